@@ -1,0 +1,46 @@
+"""Errors that a user can mend, and the exit codes of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USER = 2
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
+
+
+class BayesloraError(Exception):
+    """A known failure: one message on stderr, no traceback."""
+
+    exit_code = EXIT_FAILED
+
+
+class UserError(BayesloraError):
+    """Something the user can mend. The message names the option or file, the value and the fix."""
+
+    exit_code = EXIT_USER
+
+
+class ConfigError(UserError):
+    """Every problem of one configuration, reported together."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(UserError):
+    """A file or table that cannot be read as a data set."""
+
+
+class ModelError(UserError):
+    """A backbone that cannot be loaded or adapted as asked."""
+
+
+class RunDirError(UserError):
+    """A run directory that cannot be read or written as asked."""
+
+
+class NonFiniteError(BayesloraError):
+    """The loss, a gradient or a score was not finite; the last good state is kept."""

@@ -1,0 +1,74 @@
+"""Forward passes of the adapters, and the one form that all of them can be folded to."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+RANK_EPSILON = 1e-5  # PEFT divides by (r_init + 1e-5): forward, merging and folding must agree
+ADALORA_STD = 0.02  # of A and B at the start; E starts at 0 (PEFT's AdaLoRA)
+
+
+def _features(base: nn.Module) -> tuple[int, int]:
+    """(in, out) of a Linear, whose weight is (out, in), or a Conv1D, whose weight is (in, out)."""
+    weight = base.weight
+    assert isinstance(weight, Tensor)
+    rows, columns = weight.shape
+    return (columns, rows) if isinstance(base, nn.Linear) else (rows, columns)
+
+
+class LowRankLinear(nn.Module):
+    """A frozen linear layer plus scale * B diag(E) A; without E, plain LoRA.
+
+    The scale is folded into the (r, 1) or (r, in) factor, so that nothing of the output's size is
+    touched but by the last product, which adds into the base layer's output.
+    """
+
+    def __init__(self, base: nn.Module, rank: int, scale: float, *, singular_values: bool) -> None:
+        super().__init__()
+        width, height = _features(base)
+        self.base_layer = base
+        self.rank = rank
+        self.scale = scale
+        self.lora_A = nn.Parameter(torch.zeros(rank, width))
+        self.lora_E = nn.Parameter(torch.zeros(rank, 1)) if singular_values else None
+        self.lora_B = nn.Parameter(torch.zeros(height, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        rows = x.flatten(0, -2)
+        out: Tensor = self.base_layer(rows)
+        a = self.lora_A * (self.scale if self.lora_E is None else self.lora_E * self.scale)
+        h = F.linear(rows, a)  # (rows, r)
+        # in place: a linear layer's output is not needed for its gradient, and nobody else has it
+        return out.addmm_(h, self.lora_B.t()).view(*x.shape[:-1], -1)
+
+    @torch.no_grad()
+    def delta_weight(self, a: Tensor, e: Tensor | None, b: Tensor) -> Tensor:
+        """What to add to the base weight, in the base weight's own orientation."""
+        delta = self.scale * b @ (a if e is None else a * e)  # (out, in)
+        return delta if isinstance(self.base_layer, nn.Linear) else delta.t()
+
+
+def adalora_linear(
+    base: nn.Module, rank: int, alpha: float, generator: torch.Generator
+) -> LowRankLinear:
+    """AdaLoRA's adapter at its start: A, B ~ N(0, 0.02^2), E = 0, scale alpha / (r + 1e-5)."""
+    layer = LowRankLinear(base, rank, alpha / (rank + RANK_EPSILON), singular_values=True)
+    with torch.no_grad():
+        layer.lora_A.normal_(std=ADALORA_STD, generator=generator)
+        layer.lora_B.normal_(std=ADALORA_STD, generator=generator)
+    return layer
+
+
+def lora_linear(
+    base: nn.Module, rank: int, alpha: float, generator: torch.Generator
+) -> LowRankLinear:
+    """LoRA's adapter at its start: A uniform as PEFT draws it, B = 0, scale alpha / r."""
+    layer = LowRankLinear(base, rank, alpha / rank, singular_values=False)
+    with torch.no_grad():
+        nn.init.kaiming_uniform_(layer.lora_A, a=math.sqrt(5), generator=generator)
+    return layer

@@ -1,0 +1,177 @@
+"""What a run leaves behind: adapter, posterior, ranks, model card."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayeslora_cli import posterior
+from bayeslora_cli.adapter_files import save_peft_adapter
+from bayeslora_cli.config import RunConfig
+from bayeslora_cli.model import Network
+from bayeslora_cli.posterior import Posterior
+from bayeslora_cli.report import MatrixReport, RankReport, kind_of, layer_of
+from bayeslora_cli.rundir import RunDir, replacing, write_json, write_text
+
+PACKAGES = (
+    "bayeslora", "torch", "transformers", "peft", "ivon-opt", "datasets", "tokenizers",
+    "safetensors", "scikit-learn", "scipy",
+)  # fmt: skip
+
+
+def environment(device: torch.device, revision: str | None) -> dict[str, Any]:
+    """Versions, device and command line, as environment.json holds them at the start."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "model_revision": revision,
+        "command": sys.argv,
+        "start": now(),
+        "end": None,
+    }
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(kw_only=True, slots=True)
+class Snapshot:
+    """The state that a run's adapter, posterior and scores are written from."""
+
+    step: int
+    posterior: Posterior
+    scores: Tensor | None
+    """Of each triplet (n, r); None where the method scores nothing."""
+
+
+def rank_report(
+    network: Network, config: RunConfig, step: int, mask: Tensor, scores: Tensor | None
+) -> RankReport:
+    """The allocation `mask` (n, r) with the triplets' scores."""
+    kept = mask.bool().tolist()
+    values = None if scores is None else scores.tolist()
+    matrices = tuple(
+        MatrixReport(
+            name=name,
+            layer=layer_of(name),
+            kind=kind_of(name),
+            in_features=layer.lora_A.shape[1],
+            out_features=layer.lora_B.shape[0],
+            init_rank=layer.rank,
+            rank=sum(kept[index]),
+            kept=tuple(kept[index]),
+            scores=None if values is None else tuple(values[index]),
+        )
+        for index, (name, layer) in enumerate(network.adapters.items())
+    )
+    budget = sum(m.rank for m in matrices)
+    return RankReport(step=step, budget=budget, criterion=config.criterion, matrices=matrices)
+
+
+def write_artifacts(
+    run: RunDir,
+    network: Network,
+    config: RunConfig,
+    snapshot: Snapshot,
+    mask: Tensor,
+    result: Mapping[str, Any],
+) -> None:
+    """Write everything that a finished run holds; result.json last, which makes it finished.
+
+    Args:
+        snapshot: best state at the final budget.
+        mask: the final allocation (n, r).
+    """
+    network.bank.check_views()
+    with replacing(run.posterior) as path:
+        posterior.save(path, network, snapshot.posterior)
+    if network.adapters:
+        with replacing(run.adapter) as path:
+            at = snapshot.posterior
+            save_peft_adapter(network, config, at.mean, at.mask, path)
+    else:
+        _save_full(run, network, snapshot.posterior)
+    report = rank_report(network, config, result["steps"] - 1, mask, snapshot.scores)
+    write_json(run.ranks, report.to_json())
+    write_text(run.card, model_card(run, config, result))
+    write_json(run.result, dict(result))
+
+
+def _save_full(run: RunDir, network: Network, at: Posterior) -> None:
+    """The whole fine-tuned model in transformers' own format, fp32."""
+    bank = network.bank
+    state = {
+        name: bank.segments[name].view(at.mean) if name in bank.segments else value
+        for name, value in network.module.state_dict().items()
+    }
+    # cloned: safetensors refuses tensors that share the bank's storage
+    state = {n: v.detach().to("cpu", copy=True).contiguous() for n, v in state.items()}
+    with replacing(run.model) as path:
+        network.module.save_pretrained(path, state_dict=state)
+
+
+def model_card(run: RunDir, config: RunConfig, result: Mapping[str, Any]) -> str:
+    """README.md of a run, with the front matter that model hubs read."""
+    best = result["best_at_budget"]
+    rows = [
+        f"| {split} | {name} | {value:.4f} |"
+        for split, metrics in best["metrics"].items()
+        for name, value in metrics.items()
+    ]
+    method = " + ".join(p for p in (config.method, config.optimizer, config.criterion) if p)
+    if config.method == "full":
+        load = f'AutoModelForSequenceClassification.from_pretrained("{run.model.name}")'
+    else:
+        load = (
+            f'base = AutoModelForSequenceClassification.from_pretrained("{config.model}", '
+            f"num_labels={result['outputs']})\n"
+            f'model = PeftModel.from_pretrained(base, "{run.adapter.name}")'
+        )
+    imports = "from transformers import AutoModelForSequenceClassification"
+    if config.method != "full":
+        imports = "from peft import PeftModel\n" + imports
+    return f"""---
+base_model: {config.model}
+library_name: {"transformers" if config.method == "full" else "peft"}
+tags: [bayeslora, {config.method}, {config.optimizer}]
+---
+
+# {config.task} with {method}
+
+`{config.model}` fine-tuned on {config.task} with bayeslora: {method}, seed {config.seed},
+target rank {config.target_rank}, {result["steps"]} steps of {config.batch_size} examples.
+All settings: `config.toml`; the allocation of the ranks: `ranks.json`.
+
+Metrics at step {best["step"]}, the best evaluation at the final rank budget:
+
+| split | metric | value |
+|---|---|---|
+{chr(10).join(rows)}
+
+```python
+{imports}
+
+{load}
+```
+"""

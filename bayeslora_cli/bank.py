@@ -1,0 +1,306 @@
+"""`AdapterBank`: every trainable parameter in one flat fp32 buffer, and the views of it.
+
+Layout of the buffer, each block starting at a multiple of 256 bytes:
+
+    E (n, r)                         all singular values, matrices in the model's order
+    A (G, r, in), B (G, out, r)      a pair for each group of equal shapes, in the model's order
+    full                             backbone weights that are trained themselves
+    head                             always computed in fp32
+
+The singular values of all matrices are neighbours so that a mask, a score and a sort over all
+triplets need no gathering; the rest is grouped by shape so that a batched product serves a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+ALIGNMENT = 256 // 4  # elements of fp32: cuBLAS and vectorised kernels like 256-byte starts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Matrix:
+    """One adapted matrix's own parameters: W0 + scale B diag(E) A."""
+
+    name: str
+    a: nn.Parameter  # (r, in)
+    b: nn.Parameter  # (out, r)
+    e: nn.Parameter | None = None  # (r, 1); None for plain LoRA
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """Where one parameter lies in the buffers."""
+
+    name: str
+    role: str
+    """adapter, full or head (gate and range are B-LoRA's)."""
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def stop(self) -> int:
+        """First element after the segment."""
+        return self.offset + torch.Size(self.shape).numel()
+
+    def view(self, buffer: Tensor) -> Tensor:
+        """This segment of a flat buffer (N,), in its own shape, without a copy."""
+        return buffer[self.offset : self.stop].view(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShapeGroup:
+    """Matrices of one shape: where their stacked A and B lie."""
+
+    members: tuple[int, ...]
+    """Indices into the bank's matrices, in the model's order."""
+    a: tuple[tuple[int, ...], tuple[int, ...], int]
+    """Size, stride and offset of A, (G, r, in)."""
+    b: tuple[tuple[int, ...], tuple[int, ...], int]
+    """Size, stride and offset of B, (G, out, r)."""
+
+    def view_a(self, buffer: Tensor) -> Tensor:
+        """All A of the group in a flat buffer: (G, r, in), no copy."""
+        return buffer.as_strided(*self.a)
+
+    def view_b(self, buffer: Tensor) -> Tensor:
+        """All B of the group in a flat buffer: (G, out, r), no copy."""
+        return buffer.as_strided(*self.b)
+
+
+def _aligned(elements: int) -> int:
+    return -(-elements // ALIGNMENT) * ALIGNMENT
+
+
+class AdapterBank:
+    """The flat buffers of a run.
+
+    theta (N,): what the modules see; mean (N,): the posterior's mean, the same tensor without a
+    posterior; noise (N,): theta - mean, with a posterior; local (N,): gradient of one backward
+    pass; grad (2, N) or (1, N): the step's average of g and of noise * g; mask (n, r): 1 for a kept
+    triplet, 0 for a pruned one.
+    """
+
+    def __init__(
+        self,
+        matrices: Sequence[Matrix],
+        others: Sequence[tuple[str, str, nn.Parameter]],
+        *,
+        posterior: bool,
+        device: torch.device | str = "cpu",
+        compute_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Move the parameters into flat buffers and leave views of those in their place.
+
+        Args:
+            matrices: adapted matrices, all of one rank, in the model's order.
+            others: (name, role, parameter), roles full and head; a parameter counts once.
+            posterior: keep a mean apart from theta, and noise.
+            device: where the buffers live; the modules must be there already.
+            compute_dtype: of the views of adapters and backbone weights; the head's are fp32.
+        """
+        self.matrices = tuple(matrices)
+        self.rank = matrices[0].a.shape[0] if matrices else 0
+        self.adaptive = bool(matrices) and all(m.e is not None for m in matrices)
+        assert all(m.a.shape[0] == m.b.shape[1] == self.rank for m in matrices)
+
+        self.segments: dict[str, Segment] = {}
+        self.groups: tuple[ShapeGroup, ...] = ()
+        parameters: dict[str, nn.Parameter] = {}
+        end = self._lay_out_matrices(parameters)
+        self.adapter_end = end
+        for role in ("full", "head"):
+            if role == "head":
+                self._low_end = end if compute_dtype != torch.float32 else 0
+            for name, its_role, parameter in others:
+                if its_role == role:
+                    parameters[name] = parameter
+                    end = self._append(name, role, tuple(parameter.shape), end)
+        assert len({id(p) for p in parameters.values()}) == len(parameters), "a parameter twice"
+        self.size = end
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(*shape, device=device, dtype=dtype)
+
+        self.theta = zeros(end)
+        for name, parameter in parameters.items():
+            self.segments[name].view(self.theta).copy_(parameter.data)
+        self.mean = self.theta.clone() if posterior else self.theta
+        self.noise = zeros(end if posterior else 0)
+        self.local = zeros(end)
+        self.grad = zeros(2 if posterior else 1, end)
+        self.mask = torch.ones(len(self.matrices), self.rank, device=device)
+        self._low_theta = zeros(self._low_end, dtype=compute_dtype)
+        self._low_local = zeros(self._low_end, dtype=compute_dtype)
+        self._score_order = self._order_of_scores().to(device)
+        self._parameters = parameters
+        for name, parameter in parameters.items():
+            parameter.data = self._seen(self.segments[name], self.theta, self._low_theta)
+            parameter.grad = self._seen(self.segments[name], self.local, self._low_local)
+        self.publish()
+
+    # ---- layout
+
+    def _append(self, name: str, role: str, shape: tuple[int, ...], offset: int) -> int:
+        assert name not in self.segments, f"two parameters named {name}"
+        segment = Segment(name=name, role=role, shape=shape, offset=offset)
+        self.segments[name] = segment
+        return _aligned(segment.stop)
+
+    def _lay_out_matrices(self, parameters: dict[str, nn.Parameter]) -> int:
+        end = 0
+        if self.adaptive:
+            for index, matrix in enumerate(self.matrices):
+                name, offset = f"{matrix.name}.lora_E", index * self.rank
+                self._append(name, "adapter", (self.rank, 1), offset)
+                assert matrix.e is not None
+                parameters[name] = matrix.e
+            end = _aligned(len(self.matrices) * self.rank)
+
+        def shape_of(index: int) -> tuple[int, int]:
+            return self.matrices[index].a.shape[1], self.matrices[index].b.shape[0]
+
+        groups = []
+        for (width, height), found in groupby(
+            sorted(range(len(self.matrices)), key=shape_of), key=shape_of
+        ):
+            members = tuple(found)
+            blocks = []
+            for part, shape in (("A", (self.rank, width)), ("B", (height, self.rank))):
+                blocks.append(
+                    (
+                        (len(members), *shape),
+                        (_aligned(shape[0] * shape[1]), shape[1], 1),
+                        end,
+                    )
+                )
+                for index in members:
+                    matrix = self.matrices[index]
+                    name = f"{matrix.name}.lora_{part}"
+                    parameters[name] = matrix.a if part == "A" else matrix.b
+                    end = self._append(name, "adapter", shape, end)
+            groups.append(ShapeGroup(members=members, a=blocks[0], b=blocks[1]))
+        self.groups = tuple(groups)
+        return end
+
+    def _order_of_scores(self) -> Tensor:
+        """Where each matrix (model's order) stands in the concatenation of the groups: (n,)."""
+        by_group = [index for group in self.groups for index in group.members]
+        order = torch.empty(len(by_group), dtype=torch.long)
+        order[torch.tensor(by_group, dtype=torch.long)] = torch.arange(len(by_group))
+        return order
+
+    def _seen(self, segment: Segment, full: Tensor, low: Tensor) -> Tensor:
+        return segment.view(low if segment.stop <= self._low_end else full)
+
+    # ---- views
+
+    def singular_values(self, buffer: Tensor) -> Tensor:
+        """E of all matrices in a flat buffer (N,): (n, r), the model's order, no copy."""
+        assert self.adaptive
+        return buffer[: self.mask.numel()].view(self.mask.shape)
+
+    def adapters(self, buffer: Tensor) -> Tensor:
+        """The adapters' part of a flat buffer, (..., N) -> (..., adapter_end)."""
+        return buffer[..., : self.adapter_end]
+
+    def triplet_scores(self, scores: Tensor) -> Tensor:
+        """S = s(E) + mean_j s(A_ij) + mean_k s(B_ki): element scores (N,) -> (n, r)."""
+        vectors = torch.cat(
+            [g.view_a(scores).mean(-1) + g.view_b(scores).mean(-2) for g in self.groups]
+        )
+        return self.singular_values(scores) + vectors[self._score_order]
+
+    # ---- what happens in a step
+
+    def publish(self) -> None:
+        """Make the modules see theta (only a copy where they compute in another precision)."""
+        self._low_theta.copy_(self.theta[: self._low_end])
+
+    def perturb(self, noise: Tensor, *, masked: bool) -> None:
+        """theta = mean + noise (N,); `masked`: the E of pruned triplets get none."""
+        assert self.noise.numel(), "a bank without a posterior has no noise"
+        self.noise.copy_(noise)
+        if masked and self.adaptive:
+            self.singular_values(self.noise).mul_(self.mask)
+        torch.add(self.mean, self.noise, out=self.theta)
+        self.publish()
+
+    def zero_local(self) -> None:
+        """Zero the gradient that the next backward pass adds to."""
+        self.local.zero_()
+        self._low_local.zero_()
+
+    def collect(self) -> None:
+        """Bring the gradients of one backward pass into `local` (fp32)."""
+        self.local[: self._low_end].copy_(self._low_local)
+
+    def accumulate(self, weight: float, *, first: bool) -> None:
+        """grad += weight * [local, noise * local]; the first pass of a step overwrites it."""
+        if first:
+            torch.mul(self.local, weight, out=self.grad[0])
+        else:
+            self.grad[0].add_(self.local, alpha=weight)
+        if self.grad.shape[0] == 2:
+            if first:
+                torch.mul(self.noise, self.local, out=self.grad[1]).mul_(weight)
+            else:
+                self.grad[1].addcmul_(self.noise, self.local, value=weight)
+
+    @contextmanager
+    def at_mean(self) -> Iterator[None]:
+        """Show the modules the mean with the current mask applied, as evaluation must see it."""
+        kept = self.singular_values(self.mean).clone() if self.adaptive else None
+        if self.theta is not self.mean:
+            self.theta.copy_(self.mean)
+        if kept is not None:
+            self.singular_values(self.theta).mul_(self.mask)
+        self.publish()
+        try:
+            yield
+        finally:
+            if kept is not None:
+                self.singular_values(self.theta).copy_(kept)
+                self.publish()
+
+    # ---- state
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that the future depends on, unpruned."""
+        return {"mean": self.mean, "mask": self.mask}
+
+    def scalars(self) -> dict[str, int]:
+        """Nothing: the buffers are all the state."""
+        return {}
+
+    def load_scalars(self, scalars: dict[str, int]) -> None:
+        """Nothing to take."""
+
+    def trainable(self) -> int:
+        """Number of trained elements at the initial rank, padding not counted."""
+        return sum(s.stop - s.offset for s in self.segments.values())
+
+    def kept(self) -> int:
+        """Number of trained elements without those of pruned triplets."""
+        sizes = torch.tensor([m.a.shape[1] + m.b.shape[0] + 1 for m in self.matrices])
+        pruned = (1 - self.mask).sum(1).round().long().cpu()
+        return self.trainable() - int((pruned * sizes).sum())
+
+    def check_views(self) -> None:
+        """Fail if something moved a parameter out of the buffers.
+
+        `.to(dtype)`, `zero_grad()` and `load_state_dict(assign=True)` do that silently.
+        """
+        for name, parameter in self._parameters.items():
+            segment = self.segments[name]
+            seen = self._seen(segment, self.theta, self._low_theta)
+            grad = self._seen(segment, self.local, self._low_local)
+            assert parameter.data_ptr() == seen.data_ptr(), f"{name} left the bank"
+            assert parameter.grad is not None, f"{name} lost its gradient"
+            assert parameter.grad.data_ptr() == grad.data_ptr(), f"{name}'s gradient left the bank"

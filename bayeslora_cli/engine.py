@@ -1,0 +1,324 @@
+"""The one training loop: every method, optimizer and criterion."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayeslora_cli import checkpoint
+from bayeslora_cli.allocator import RankAllocator
+from bayeslora_cli.artifacts import Snapshot, environment, now, write_artifacts
+from bayeslora_cli.bank import AdapterBank
+from bayeslora_cli.config import Resolved, RunConfig, run_name, scale_schedule
+from bayeslora_cli.criteria import CRITERIA
+from bayeslora_cli.data import (
+    TASKS,
+    Examples,
+    Task,
+    TokenisedSplit,
+    TrainOrder,
+    load_task,
+    steps_per_epoch,
+    tokenise,
+)
+from bayeslora_cli.device import peak_memory, pick_device, set_precision
+from bayeslora_cli.errors import ConfigError, NonFiniteError
+from bayeslora_cli.evaluate import Metrics, evaluate_splits
+from bayeslora_cli.model import (
+    METHODS,
+    Labels,
+    build_network,
+    load_tokenizer,
+    usable_length,
+)
+from bayeslora_cli.optim import OPTIMIZERS
+from bayeslora_cli.posterior import Posterior
+from bayeslora_cli.rundir import RunDir, write_json
+from bayeslora_cli.schedules import LearningRate, RankBudget
+from bayeslora_cli.state import BestSoFar, Generators, Loop
+from bayeslora_cli.step import TrainStep
+
+logger = logging.getLogger("bayeslora")
+
+
+def train(resolved: Resolved) -> RunDir:
+    """Train a run, or say that it is done; returns its directory.
+
+    Raises:
+        UserError: options, data or model that the user can mend.
+        NonFiniteError: the run diverged.
+    """
+    task = TASKS[resolved.config.task]
+    data = resolved.config.data
+    examples = load_task(
+        task.name, None if data is None else Path(data), ("train", *task.validation_splits)
+    )
+    config, notice = scale_schedule(resolved, total_steps(resolved.config, len(examples["train"])))
+    tokenizer = load_tokenizer(config.model)
+    limit = usable_length(config.model, tokenizer)
+    length_typed = resolved.sources["max_length"] == "command line"
+    config = replace(config, max_length=input_length(config, limit, typed=length_typed))
+    run = RunDir(Path(config.output) / run_name(resolved))
+    run.begin(config, overwrite=config.overwrite)
+    if run.finished:
+        logger.info("already trained, nothing to do: %s (--overwrite trains it again)", run.path)
+        return run
+    if notice:
+        logger.info("%s", notice)
+    Session(config, task, examples, tokenizer, run).train()
+    return run
+
+
+def total_steps(config: RunConfig, train_size: int) -> int:
+    """Optimisation steps of a run on `train_size` examples."""
+    if config.max_steps is not None:
+        return config.max_steps
+    return max(1, round(config.epochs * steps_per_epoch(train_size, config.batch_size)))
+
+
+class Session:
+    """What a run works with, from the loaded backbone to the files it leaves."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task,
+        examples: Mapping[str, Examples],
+        tokenizer: Any,
+        run: RunDir,
+    ) -> None:
+        """`config` with its schedule final; `run` claimed for it."""
+        assert config.schedule_steps is not None
+        self.config, self.task, self.run = config, task, run
+        self.total = config.schedule_steps
+        self.device = pick_device(config.device)
+        set_precision(config.precision)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+        maker = OPTIMIZERS[config.optimizer]
+        self.network = build_network(
+            config,
+            Labels(classes=task.classes),
+            tokenizer,
+            posterior=maker.posterior,
+            device=self.device,
+        )
+        self.splits = {
+            name: tokenise(found, tokenizer, config.max_length, regression=task.regression)
+            for name, found in examples.items()
+        }
+        train_split = self.splits.pop("train")
+        self.train_split: TokenisedSplit = train_split
+        self.order = TrainOrder(len(train_split), config.batch_size, config.seed)
+        self.steps_per_epoch = steps_per_epoch(len(train_split), config.batch_size)
+
+        noise = torch.Generator(self.device).manual_seed(config.seed)
+        self.optimizer = maker.build(config, self.network.bank, len(train_split), noise)
+        self.allocator = _allocator(config, self.network.bank, self.total)
+        self.step = TrainStep(
+            self.network,
+            self.optimizer,
+            self.allocator,
+            learning_rate=LearningRate(
+                peak=config.lr,
+                total=self.total,
+                warmup=config.warmup_steps,
+                boost=config.boost_lr if config.lr_schedule == "boost" else None,
+                boost_until=config.boost_until_step,
+            ),
+            orth_reg=config.orth_reg if METHODS[config.method].adaptive else 0.0,
+            samples=config.train_samples,
+        )
+        self.loop = Loop()
+        self.best = BestSoFar(self.network.bank, posterior=maker.posterior)
+        self.parts: dict[str, checkpoint.Stateful] = {
+            "bank": self.network.bank,
+            "optimizer": self.optimizer,
+            "step": self.step,
+            "generators": Generators(self.device, noise),
+            "loop": self.loop,
+            "best": self.best,
+        }
+        if self.allocator is not None:
+            self.parts["allocator"] = self.allocator
+
+    # ---- the loop
+
+    def train(self) -> None:
+        """Train from the checkpoint, or from the start, to the end, and write the artifacts."""
+        self._start()
+        for step in range(self.loop.step, self.total):
+            self.step(step, self._batch(step))
+            self.loop.step = step + 1
+            if self._log_is_due(step):
+                self._log(step)
+            if self._evaluation_is_due(step):
+                self._evaluate(step)
+                checkpoint.save(self.run.checkpoint, self.parts)
+        self._finish()
+
+    def _start(self) -> None:
+        torch.manual_seed(self.config.seed)  # dropout; noise has a generator of its own
+        self.network.module.train()
+        self.network.bank.check_views()
+        if self.run.checkpoint.is_dir():
+            checkpoint.load(self.run.checkpoint, self.parts)
+            logger.info("resuming at step %d of %d", self.loop.step, self.total)
+        for path in (self.run.metrics, self.run.ranks_history):
+            self.run.cut(path, lambda line: line["step"] < self.loop.step)
+        revision = getattr(self.network.module.config, "_commit_hash", None)
+        write_json(self.run.environment, environment(self.device, revision))
+        self._clock = time.perf_counter()
+        self._tokens = 0
+
+    def _batch(self, step: int) -> list[dict[str, Tensor]]:
+        """The micro-batches of a step, on the device."""
+        parts = []
+        for indices in self.order.indices(step).tensor_split(self.config.grad_accum):
+            if len(indices):
+                batch = self.train_split.batch(indices)
+                self._tokens += int(self.train_split.lengths[indices].sum())
+                parts.append({k: v.to(self.device, non_blocking=True) for k, v in batch.items()})
+        return parts
+
+    # ---- what happens once in a while
+
+    def _log_is_due(self, step: int) -> bool:
+        return (step + 1) % self.config.log_every == 0 or self._evaluation_is_due(step)
+
+    def _evaluation_is_due(self, step: int) -> bool:
+        done, every = step + 1, self.config.eval_every
+        if done == self.total or done % self.steps_per_epoch == 0:
+            return True
+        return every is not None and done > self.steps_per_epoch and done % every == 0
+
+    def _log(self, step: int) -> None:
+        progress = self.step.progress()
+        if progress.bad_step is not None:
+            raise NonFiniteError(
+                f"step {progress.bad_step}: the loss, a gradient or a score is not finite. "
+                f"{self.run.path} keeps the last good checkpoint; lower --lr, or try "
+                "--precision fp32"
+            )
+        elapsed, self._clock = time.perf_counter() - self._clock, time.perf_counter()
+        self.loop.train_seconds += elapsed
+        line = {
+            "step": step,
+            "epoch": (step + 1) / self.steps_per_epoch,
+            "loss": progress.loss,
+            "penalty": progress.penalty,
+            "lr": self.step.learning_rate(step),
+            "tokens_per_second": round(self._tokens / elapsed, 1),
+        }
+        self._tokens = 0
+        if self.allocator is not None:
+            line["budget"] = self.allocator.budget(step)
+            self._log_allocations(self.allocator)
+        self.run.append(self.run.metrics, [line])
+        logger.info(
+            "step %d/%d  loss %.4f  lr %.3g", step + 1, self.total, progress.loss, line["lr"]
+        )
+
+    def _log_allocations(self, allocator: RankAllocator) -> None:
+        lines: list[Mapping[str, Any]] = []
+        names = list(self.network.adapters)
+        for step, budget, ranks in allocator.fetch_history():
+            if ranks != self.loop.ranks:
+                self.loop.ranks = ranks
+                lines.append(
+                    {"step": step, "budget": budget, "ranks": dict(zip(names, ranks, strict=True))}
+                )
+        if lines:
+            self.run.append(self.run.ranks_history, lines)
+
+    def _evaluate(self, step: int) -> None:
+        start = time.perf_counter()
+        metrics = evaluate_splits(self.network, self.task, self.splits, self.config.eval_batch_size)
+        found = {"step": step, "epoch": (step + 1) / self.steps_per_epoch, "metrics": metrics}
+        self.run.append(self.run.metrics, [found])
+        value = metrics[self.task.validation_splits[0]][self.task.selecting]
+        at_budget = self.allocator is None or step >= self.allocator.budget.final_step
+        if self.best.offer(found, value, at_budget=at_budget):
+            self._snapshot(step)
+        logger.info("step %d/%d  %s", step + 1, self.total, describe(metrics))
+        self._clock = time.perf_counter()
+        self.loop.evaluation_seconds += self._clock - start
+
+    def _snapshot(self, step: int) -> None:
+        """Keep the present posterior and scores: the best at the final budget so far."""
+        bank, sigma = self.network.bank, self.optimizer.sigma()
+        scores = None if self.allocator is None else self.allocator.scores(sigma)
+        self.best.keep(bank.mean, sigma, bank.mask, scores)
+
+    def _finish(self) -> None:
+        loop, bank = self.loop, self.network.bank
+        ranks = bank.mask.sum(1).round().long().tolist()
+        result = {
+            **self.best.records,
+            "selecting": self.task.selecting,
+            "task": self.task.name,
+            "outputs": self.network.labels.outputs,
+            "steps": self.total,
+            "seconds": round(loop.train_seconds + loop.evaluation_seconds, 3),
+            "train_seconds": round(loop.train_seconds, 3),
+            "steps_per_second": round(self.total / loop.train_seconds, 3),
+            "trainable_parameters": bank.trainable(),
+            "kept_parameters": bank.kept(),
+            "ranks": dict(zip(self.network.adapters, ranks, strict=True)),
+            "peak_memory_bytes": peak_memory(self.device),
+        }
+        best = self.best
+        snapshot = Snapshot(
+            step=best.records["best_at_budget"]["step"],
+            posterior=Posterior(mean=best.mean, sigma=best.sigma, mask=best.mask),
+            scores=None if self.allocator is None else best.scores,
+        )
+        started = self.run.read_json(self.run.environment)
+        write_json(self.run.environment, {**started, "end": now()})
+        write_artifacts(self.run, self.network, self.config, snapshot, bank.mask, result)
+
+
+def input_length(config: RunConfig, limit: int | None, *, typed: bool) -> int:
+    """Tokens an example at the most: the preset's number within the backbone's positions.
+
+    Raises:
+        ConfigError: a typed length that the backbone has no positions for.
+    """
+    if limit is None or config.max_length <= limit:
+        return config.max_length
+    if typed:
+        raise ConfigError([f"--max-length {config.max_length}: the backbone takes {limit} tokens"])
+    logger.info("--max-length lowered to the backbone's %d tokens", limit)
+    return limit
+
+
+def _allocator(config: RunConfig, bank: AdapterBank, total: int) -> RankAllocator | None:
+    """The allocator of a method that has one."""
+    if config.criterion is None:
+        return None
+    matrices = len(bank.matrices)
+    budget = RankBudget(
+        initial=config.init_rank * matrices,
+        target=config.target_rank * matrices,
+        t_init=config.t_init,
+        t_final=config.t_final,
+        delta_t=config.delta_t,
+        total=total,
+    )
+    return RankAllocator(bank, CRITERIA[config.criterion], budget)
+
+
+def describe(metrics: Metrics) -> str:
+    """Metrics on one line."""
+    return "  ".join(
+        f"{split} " + " ".join(f"{name} {value:.4f}" for name, value in values.items())
+        for split, values in metrics.items()
+    )

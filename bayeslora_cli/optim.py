@@ -1,0 +1,202 @@
+"""IVON and AdamW on the flat bank; the only importer of `ivon`.
+
+Both optimizers have one interface, `BankOptimizer`, and touch nothing but flat tensors. An update
+is guarded by a device flag: where it is false every tensor keeps its value, and nobody reads it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ivon
+import torch
+from torch import Tensor
+
+from bayeslora_cli.bank import AdapterBank
+from bayeslora_cli.config import RunConfig
+
+
+class BankOptimizer(ABC):
+    """What the step asks of an optimizer."""
+
+    posterior: bool
+    """Whether it keeps a posterior, so that theta is sampled and sigma known."""
+
+    @abstractmethod
+    def sample(self, *, masked: bool) -> None:
+        """Draw theta for one pass; `masked`: pruned triplets stay at their mean."""
+
+    @abstractmethod
+    def update(self, learning_rate: float, good: Tensor) -> None:
+        """One step from `bank.grad`, wherever the scalar bool `good` is true."""
+
+    @abstractmethod
+    def sigma(self) -> Tensor | None:
+        """Standard deviation of each element (N,), or None for a point estimate."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """State tensors, in place."""
+
+    @abstractmethod
+    def scalars(self) -> dict[str, int]:
+        """State that is no tensor."""
+
+    @abstractmethod
+    def load_scalars(self, scalars: dict[str, int]) -> None:
+        """Take `scalars()` of an earlier process."""
+
+
+class BankIVON(ivon.IVON, BankOptimizer):  # type: ignore[misc]
+    """IVON (Shen et al., ICML 2024), the official formulas on flat buffers.
+
+    The constructor's checks and the update's mathematics are `ivon-opt`'s; sampling, storage and
+    the debiasing's step count (which `ivon-opt` leaves out of its state) are the bank's.
+    """
+
+    posterior = True
+
+    def __init__(
+        self, bank: AdapterBank, *, generator: torch.Generator, **hyperparameters: Any
+    ) -> None:
+        """See `ivon.IVON` for the hyperparameters; `generator` draws the noise and nothing else."""
+        self.bank = bank
+        self.generator = generator
+        super().__init__([bank.mean], **hyperparameters)
+
+    def _init_buffers(self) -> None:
+        group = self.param_groups[0]
+        group["momentum"] = torch.zeros_like(self.bank.mean)
+        group["hess"] = torch.full_like(self.bank.mean, group["hess_init"])
+
+    def sigma(self) -> Tensor:
+        """1 / sqrt(ess (h + delta)): (N,)."""
+        group = self.param_groups[0]
+        hessian: Tensor = group["hess"]
+        precision: Tensor = group["ess"] * (hessian + group["weight_decay"])
+        return precision.rsqrt()
+
+    def sample(self, *, masked: bool) -> None:
+        noise = torch.empty_like(self.bank.mean).normal_(generator=self.generator)
+        self.bank.perturb(noise.mul_(self.sigma()), masked=masked)
+
+    @torch.no_grad()
+    def update(self, learning_rate: float, good: Tensor) -> None:
+        self.current_step += 1
+        group = self.param_groups[0]
+        ess, decay, initial = group["ess"], group["weight_decay"], group["hess_init"]
+        momentum = self._new_momentum(self.bank.grad[0], group["momentum"], group["beta1"])
+        hessian = self._new_hess(
+            "price", group["hess"], self.bank.grad[1], None, slice(None), ess, group["beta2"], decay
+        )
+        mean = self._new_param_averages(
+            self.bank.mean,
+            hessian,
+            momentum,
+            learning_rate * (initial + decay),
+            decay,
+            group["clip_radius"],
+            1.0 - group["beta1"] ** self.current_step,
+            initial,
+        )
+        for old, new in (
+            (group["momentum"], momentum),
+            (group["hess"], hessian),
+            (self.bank.mean, mean),
+        ):
+            torch.where(good, new, old, out=old)
+
+    def tensors(self) -> dict[str, Tensor]:
+        group = self.param_groups[0]
+        return {
+            "momentum": group["momentum"],
+            "hessian": group["hess"],
+        }
+
+    def scalars(self) -> dict[str, int]:
+        return {"step": self.current_step}
+
+    def load_scalars(self, scalars: dict[str, int]) -> None:
+        self.current_step = scalars["step"]
+
+
+class BankAdamW(BankOptimizer):
+    """torch's fused AdamW (Loshchilov & Hutter, ICLR 2019) on the one flat parameter."""
+
+    posterior = False
+
+    def __init__(self, bank: AdapterBank, *, weight_decay: float) -> None:
+        self.bank = bank
+        mean = bank.mean
+        self.adamw = torch.optim.AdamW([mean], lr=0.0, weight_decay=weight_decay, fused=True)
+        mean.grad = bank.grad[0]
+        # torch makes its state at the first step; made now it can be saved and restored before
+        self.adamw.state[mean] = {
+            "step": torch.zeros((), device=mean.device),
+            "exp_avg": torch.zeros_like(mean),
+            "exp_avg_sq": torch.zeros_like(mean),
+        }
+
+    def sample(self, *, masked: bool) -> None:
+        self.bank.publish()
+
+    def sigma(self) -> None:
+        return None
+
+    @torch.no_grad()
+    def update(self, learning_rate: float, good: Tensor) -> None:
+        # the fused kernel's own guard, made for gradient scalers: nothing moves where it is 1
+        self.adamw.found_inf = (~good).float()  # type: ignore[attr-defined]
+        self.adamw.param_groups[0]["lr"] = learning_rate
+        self.adamw.step()
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.adamw.state[self.bank.mean])
+
+    def scalars(self) -> dict[str, int]:
+        return {}
+
+    def load_scalars(self, scalars: dict[str, int]) -> None:
+        assert not scalars
+
+
+def _ivon(
+    config: RunConfig, bank: AdapterBank, train_size: int, noise: torch.Generator
+) -> BankOptimizer:
+    return BankIVON(
+        bank,
+        generator=noise,
+        lr=config.lr,
+        ess=config.ess or float(train_size),
+        hess_init=config.hess_init,
+        beta1=config.ivon_beta1,
+        beta2=config.ivon_beta2,
+        weight_decay=config.weight_decay,
+        clip_radius=config.clip_radius,
+        mc_samples=config.train_samples,
+    )
+
+
+def _adamw(
+    config: RunConfig, bank: AdapterBank, train_size: int, noise: torch.Generator
+) -> BankOptimizer:
+    return BankAdamW(bank, weight_decay=config.weight_decay)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerMaker:
+    """How to build an optimizer on a bank."""
+
+    posterior: bool
+    """What the bank must be built for."""
+    build: Callable[[RunConfig, AdapterBank, int, torch.Generator], BankOptimizer]
+    """(configuration, bank, number of training examples, noise generator)."""
+
+
+OPTIMIZERS: dict[str, OptimizerMaker] = {
+    "ivon": OptimizerMaker(posterior=True, build=_ivon),
+    "adamw": OptimizerMaker(posterior=False, build=_adamw),
+}

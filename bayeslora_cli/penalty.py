@@ -1,0 +1,33 @@
+"""AdaLoRA's orthogonality penalty, a batched Gram matrix a shape group."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bayeslora_cli.bank import AdapterBank
+
+
+def orthogonality(bank: AdapterBank, weight: float) -> Tensor:
+    """Add the penalty's gradient at theta to `bank.local`; return its value, weight included.
+
+    R = weight * mean over all A and B of ||A A' - I||_F, ||B' B - I||_F: the norm itself, not its
+    square, pruned triplets included (AdaLoRA, eq. 4, as PEFT computes it). With G = A A' - I the
+    gradient is 2 G A / ||G||_F, and 0 where the norm is. fp32 throughout.
+
+    Returns:
+        The penalty, a scalar tensor.
+    """
+    identity = torch.eye(bank.rank, device=bank.theta.device)
+    norms = []
+    share = weight / (2 * len(bank.matrices))
+    for group in bank.groups:
+        a, b = group.view_a(bank.theta), group.view_b(bank.theta)
+        grad_a, grad_b = group.view_a(bank.local), group.view_b(bank.local)
+        for rows, grad in ((a, grad_a), (b.mT, grad_b.mT)):  # (G, r, in), (G, r, out)
+            gram = rows @ rows.mT - identity  # (G, r, r)
+            norm = torch.linalg.matrix_norm(gram)  # (G,)
+            slope = gram * torch.where(norm > 0, 2 * share / norm, 0)[:, None, None]
+            grad.add_(slope @ rows)
+            norms.append(norm)
+    return torch.cat(norms).sum() * share

@@ -1,0 +1,113 @@
+"""The posterior as a file: mean and sigma of every kept element, and what the run drew itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bayeslora_cli.bank import AdapterBank, Segment
+from bayeslora_cli.errors import RunDirError
+from bayeslora_cli.model import Network
+
+FORMAT = "bayeslora-posterior-1"
+
+
+@dataclass(kw_only=True, slots=True)
+class Posterior:
+    """A factorised Gaussian over the bank's elements, or a point estimate."""
+
+    mean: Tensor
+    """(N,)."""
+    sigma: Tensor | None
+    """(N,); None for a point estimate."""
+    mask: Tensor
+    """Kept triplets (n, r), 0 or 1."""
+
+    def apply(self, bank: AdapterBank) -> None:
+        """Make this the bank's mean and mask."""
+        bank.mean.copy_(self.mean)
+        bank.mask.copy_(self.mask)
+
+
+def _kept(bank: AdapterBank, segment: Segment, mask: Tensor) -> tuple[Tensor, int] | None:
+    """Which rows (dim 0) or columns (dim 1) of an adapter's segment are kept; None: all."""
+    name, _, part = segment.name.rpartition(".lora_")
+    if segment.role != "adapter" or not bank.adaptive:
+        return None
+    index = next(i for i, m in enumerate(bank.matrices) if m.name == name)
+    return mask[index].bool().cpu(), 1 if part == "B" else 0
+
+
+def save(path: Path, network: Network, posterior: Posterior) -> None:
+    """Write the file; pruned triplets are left out, the mask says which.
+
+    Tensors: kept (n, r) uint8; mean/NAME and sigma/NAME a parameter; drawn/NAME a frozen tensor
+    that the backbone's checkpoint lacks.
+    """
+    bank = network.bank
+    tensors = {"kept": posterior.mask.to("cpu", torch.uint8)}
+    for kind, flat in (("mean", posterior.mean), ("sigma", posterior.sigma)):
+        if flat is None:
+            continue
+        host = flat.cpu()
+        for name, segment in bank.segments.items():
+            value = segment.view(host)
+            found = _kept(bank, segment, posterior.mask)
+            if found is not None:
+                kept, dim = found
+                value = value[kept] if dim == 0 else value[:, kept]
+            tensors[f"{kind}/{name}"] = value.clone().contiguous()
+    tensors |= {f"drawn/{name}": value.cpu().contiguous() for name, value in network.drawn.items()}
+    save_file(tensors, path, metadata={"format": FORMAT})
+
+
+def load(path: Path, network: Network) -> Posterior:
+    """Read the file for a network of the same structure; its drawn tensors are set to the file's.
+
+    Raises:
+        RunDirError: missing, corrupt, of another format, or of another network.
+    """
+    bank = network.bank
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("format") != FORMAT:
+                raise RunDirError(f"{path} is not a posterior of this version")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise RunDirError(f"{path} is missing: the run has not finished") from error
+    except (SafetensorError, OSError) as error:
+        raise RunDirError(f"{path} is corrupt: {error}") from error
+
+    expected = {f"mean/{name}" for name in bank.segments} | {"kept"}
+    if not expected <= tensors.keys() or tensors["kept"].shape != bank.mask.shape:
+        raise RunDirError(f"{path} belongs to another model or other target modules")
+    mask = tensors["kept"].to(bank.mask.dtype)
+    flats: dict[str, Tensor] = {}
+    for kind in ("mean", "sigma"):
+        if not any(name.startswith(f"{kind}/") for name in tensors):
+            continue
+        flat = torch.zeros(bank.size)
+        for name, segment in bank.segments.items():
+            view, value = segment.view(flat), tensors.get(f"{kind}/{name}")
+            found = _kept(bank, segment, mask)
+            expected_shape = list(view.shape)
+            if found is not None:
+                expected_shape[found[1]] = int(found[0].sum())
+            if value is None or list(value.shape) != expected_shape:
+                raise RunDirError(f"{path}: {kind}/{name} does not fit this model")
+            if found is None:
+                view.copy_(value)
+            elif found[1] == 0:
+                view[found[0]] = value
+            else:
+                view[:, found[0]] = value
+        flats[kind] = flat.to(bank.mean.device)
+    for name, value in tensors.items():
+        if name.startswith("drawn/"):
+            network.set_drawn(name.removeprefix("drawn/"), value)
+    return Posterior(mean=flats["mean"], sigma=flats.get("sigma"), mask=mask.to(bank.mask.device))

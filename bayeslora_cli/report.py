@@ -1,0 +1,93 @@
+"""`RankReport`: where the ranks went, read and written without torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bayeslora_cli.errors import RunDirError
+
+SCHEMA = 1
+# the paper's names of the matrices (its figure 1), by the layer's name; the first match counts
+KINDS: tuple[tuple[str, str], ...] = (
+    (r"(query_proj|query|q_proj|q_lin|attn\.q|\.q)$", "W_q"),
+    (r"(key_proj|key|k_proj|k_lin|attn\.k|\.k)$", "W_k"),
+    (r"(value_proj|value|v_proj|v_lin|attn\.v|\.v)$", "W_v"),
+    (r"(attention\.output\.dense|o_proj|out_proj|out_lin|attn\.o|\.o)$", "W_o"),
+    (r"(intermediate\.dense|ffn\.lin1|fc1|up_proj)$", "W_f1"),
+    (r"(output\.dense|ffn\.lin2|fc2|down_proj)$", "W_f2"),
+    (r"gate_proj$", "W_gate"),
+    (r"pooler\.dense$", "W_pool"),
+)
+
+
+def kind_of(name: str) -> str:
+    """The paper's name of a matrix, or the last part of the layer's own."""
+    for pattern, kind in KINDS:
+        if re.search(pattern, name):
+            return kind
+    return name.rpartition(".")[2]
+
+
+def layer_of(name: str) -> int | None:
+    """Number of the layer that a module belongs to, counted from 0; None outside the layers."""
+    found = re.search(r"\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatrixReport:
+    """One adapted matrix."""
+
+    name: str
+    layer: int | None
+    kind: str
+    in_features: int
+    out_features: int
+    init_rank: int
+    rank: int
+    kept: tuple[bool, ...]
+    """Of each triplet, whether it is kept."""
+    scores: tuple[float, ...] | None
+    """Of each triplet, at the end; None where the method scores nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankReport:
+    """The allocation at one step."""
+
+    step: int
+    budget: int
+    """Triplets over all matrices."""
+    criterion: str | None
+    matrices: tuple[MatrixReport, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object, the schema's number first."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], name: str) -> RankReport:
+        """Read `to_json`'s form back.
+
+        Raises:
+            RunDirError: another schema, or missing or superfluous keys; `name` says which file.
+        """
+        if value.get("schema") != SCHEMA:
+            raise RunDirError(f"{name}: rank report of schema {value.get('schema')}, not {SCHEMA}")
+        try:
+            rest = {k: v for k, v in value.items() if k not in ("schema", "matrices")}
+            matrices = tuple(
+                MatrixReport(
+                    **{
+                        **m,
+                        "kept": tuple(m["kept"]),
+                        "scores": None if m["scores"] is None else tuple(m["scores"]),
+                    }
+                )
+                for m in value["matrices"]
+            )
+            return cls(matrices=matrices, **rest)
+        except (TypeError, KeyError) as error:
+            raise RunDirError(f"{name} is corrupt: {error}") from error

@@ -1,0 +1,83 @@
+"""Schedules over the steps of a run: step -> learning rate, step -> rank budget.
+
+Steps are counted from 0 to `total` - 1. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearningRate:
+    """Warm-up, an optional plateau of its own height, then linear decay to 0 at step `total`."""
+
+    peak: float
+    """Learning rate from which the decay starts."""
+    total: int
+    """T, steps of the run."""
+    warmup: int
+    """w, steps from 0 to the first height."""
+    boost: float | None = None
+    """Height of the plateau that the warm-up leads to; None: no plateau."""
+    boost_until: int = 0
+    """s, the step at which the plateau ends and the decay starts."""
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of `step`.
+
+        linear: peak t/w for t < w, then peak (T - t)/(T - w);
+        boost: boost t/w for t < w, boost for t < s, then peak (T - t)/(T - s).
+        """
+        height = self.peak if self.boost is None else self.boost
+        start = self.warmup if self.boost is None else max(self.warmup, self.boost_until)
+        if step < self.warmup:
+            return height * step / self.warmup
+        if step < start:
+            return height
+        return self.peak * (self.total - step) / (self.total - start)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankBudget:
+    """AdaLoRA's cubic budget (Zhang et al., ICLR 2023, eq. 12), in triplets over all matrices."""
+
+    initial: int
+    """b0 = initial rank * number of matrices."""
+    target: int
+    """bT = target rank * number of matrices."""
+    t_init: int
+    """Steps up to which the budget stays at b0."""
+    t_final: int
+    """Steps at the end with the allocation fixed."""
+    delta_t: int
+    """Steps between two allocations."""
+    total: int
+    """T, steps of the run."""
+
+    @property
+    def final_step(self) -> int:
+        """The step of the last allocation, T - t_final: afterwards the masks are fixed."""
+        return self.total - self.t_final
+
+    def __call__(self, step: int) -> int:
+        """The budget b(t), whether or not an allocation happens at `step`."""
+        if step <= self.t_init:
+            return self.initial
+        if step > self.final_step:
+            return self.target
+        remaining = 1 - (step - self.t_init) / (self.final_step - self.t_init)
+        return int((self.initial - self.target) * remaining**3 + self.target)
+
+    def observes(self, step: int) -> bool:
+        """Whether gradient statistics are averaged at `step`: before the final phase only."""
+        return step < self.final_step
+
+    def allocates(self, step: int) -> bool:
+        """Whether the budget is applied at `step`: every delta_t-th, and always at T - t_final."""
+        between = self.t_init < step < self.final_step and step % self.delta_t == 0
+        return between or step == self.final_step
+
+    def holds(self, step: int) -> bool:
+        """Whether the allocation is fixed at `step`, so that pruned triplets stay pruned."""
+        return step > self.final_step

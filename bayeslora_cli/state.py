@@ -1,0 +1,117 @@
+"""The parts of a run's state that belong to the loop itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayeslora_cli.bank import AdapterBank
+
+
+@dataclass(kw_only=True, slots=True)
+class Loop:
+    """Where the loop stands. The data's order follows from the seed and the step alone."""
+
+    step: int = 0
+    """Steps done."""
+    train_seconds: float = 0.0
+    """Time in steps."""
+    evaluation_seconds: float = 0.0
+    """Time in evaluations."""
+    ranks: list[int] = field(default_factory=list)
+    """The last allocation written to ranks.jsonl."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def scalars(self) -> dict[str, Any]:
+        """All of it."""
+        return asdict(self)
+
+    def load_scalars(self, scalars: dict[str, Any]) -> None:
+        """Take `scalars()` of an earlier process."""
+        for name, value in scalars.items():
+            setattr(self, name, value)
+
+
+class Generators:
+    """The random generators: torch's own on the CPU and the device (dropout), and the noise's."""
+
+    def __init__(self, device: torch.device, noise: torch.Generator) -> None:
+        self.noise = noise
+        self.default = {"cpu": torch.default_generator}
+        if device.type == "cuda":
+            index = device.index or 0
+            self.default["cuda"] = torch.cuda.default_generators[index]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """None: a generator's state is not written through a view."""
+        return {}
+
+    def scalars(self) -> dict[str, str]:
+        """States in hexadecimal."""
+        generators = {**self.default, "noise": self.noise}
+        return {name: g.get_state().numpy().tobytes().hex() for name, g in generators.items()}
+
+    def load_scalars(self, scalars: dict[str, str]) -> None:
+        """Take `scalars()` of an earlier process on the same kind of device."""
+        for name, generator in {**self.default, "noise": self.noise}.items():
+            state = bytearray(bytes.fromhex(scalars[name]))
+            generator.set_state(torch.frombuffer(state, dtype=torch.uint8))
+
+
+class BestSoFar:
+    """The best evaluations, and the state of the best one at the final budget, on the CPU."""
+
+    def __init__(self, bank: AdapterBank, *, posterior: bool) -> None:
+        self.records: dict[str, dict[str, Any]] = {}
+        """best, best_at_budget and last: the evaluation's step, epoch, metrics and value."""
+        self.mean = torch.zeros(bank.size)
+        self.sigma = torch.zeros(bank.size) if posterior else None
+        self.mask = torch.ones(bank.mask.shape)
+        self.scores = torch.zeros(bank.mask.shape)
+
+    def offer(self, record: Mapping[str, Any], value: float, *, at_budget: bool) -> bool:
+        """Take note of an evaluation; the earlier of two equal ones stays the best.
+
+        Args:
+            value: the selecting metric, larger is better.
+            at_budget: whether the final budget was in force.
+        Returns:
+            Whether it is the new best at the final budget.
+        """
+        entry = {**record, "value": value}
+        better = [
+            name
+            for name in (("best", "best_at_budget") if at_budget else ("best",))
+            if name not in self.records or value > self.records[name]["value"]
+        ]
+        self.records |= dict.fromkeys(better, entry) | {"last": entry}
+        return "best_at_budget" in better
+
+    def keep(self, mean: Tensor, sigma: Tensor | None, mask: Tensor, scores: Tensor | None) -> None:
+        """Copy the present state."""
+        self.mean.copy_(mean)
+        self.mask.copy_(mask)
+        if self.sigma is not None and sigma is not None:
+            self.sigma.copy_(sigma)
+        if scores is not None:
+            self.scores.copy_(scores)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The kept state."""
+        found = {"mean": self.mean, "mask": self.mask, "scores": self.scores}
+        return found if self.sigma is None else found | {"sigma": self.sigma}
+
+    def scalars(self) -> dict[str, Any]:
+        """The records."""
+        return self.records
+
+    def load_scalars(self, scalars: dict[str, Any]) -> None:
+        """Take `scalars()` of an earlier process."""
+        self.records = dict(scalars)

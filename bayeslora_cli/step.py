@@ -1,0 +1,132 @@
+"""One optimisation step. Nothing in it asks the device for a value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bayeslora_cli.allocator import RankAllocator
+from bayeslora_cli.model import Network
+from bayeslora_cli.optim import BankOptimizer
+from bayeslora_cli.penalty import orthogonality
+from bayeslora_cli.schedules import LearningRate
+
+
+def task_loss(logits: Tensor, labels: Tensor, *, regression: bool) -> Tensor:
+    """Mean cross entropy in nats, or mean squared error; logits (batch, outputs)."""
+    if regression:
+        return F.mse_loss(logits.squeeze(-1), labels)
+    return F.cross_entropy(logits, labels)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Means over the steps since the last reading."""
+
+    loss: float
+    """The task's loss, without the penalty."""
+    penalty: float
+    """The orthogonality penalty, weight included."""
+    bad_step: int | None
+    """The first step whose loss, gradient or scores were not finite."""
+
+
+class TrainStep:
+    """Sample, forward, backward, penalty, update, allocate: one step at a call.
+
+    After a step that was not finite nothing changes any more: a flag on the device guards every
+    write, and the state stays that of the step before until someone reads `progress`.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        optimizer: BankOptimizer,
+        allocator: RankAllocator | None,
+        *,
+        learning_rate: LearningRate,
+        orth_reg: float,
+        samples: int,
+    ) -> None:
+        """`samples`: posterior samples a micro-batch; `orth_reg`: 0 for no penalty."""
+        self.network = network
+        self.optimizer = optimizer
+        self.allocator = allocator
+        self.learning_rate = learning_rate
+        self.orth_reg = orth_reg
+        self.samples = samples
+        device = network.bank.theta.device
+        self.good = torch.ones((), dtype=torch.bool, device=device)
+        self.bad_step = torch.full((), -1, device=device)
+        self._sums = torch.zeros(2, device=device)  # task loss, penalty
+        self._count = 0
+
+    def __call__(self, step: int, micro_batches: Sequence[dict[str, Tensor]]) -> None:
+        """Step number `step`, counted from 0, on one batch in micro-batches."""
+        bank, optimizer, allocator = self.network.bank, self.optimizer, self.allocator
+        holds = allocator is not None and allocator.budget.holds(step)
+        rows = sum(len(batch["labels"]) for batch in micro_batches)
+        loss = torch.zeros_like(self._sums)
+        first = True
+        for batch in micro_batches:
+            weight = len(batch["labels"]) / (rows * self.samples)
+            for _ in range(self.samples):
+                optimizer.sample(masked=holds)
+                loss.add_(self._gradient(batch), alpha=weight)
+                bank.accumulate(weight, first=first)
+                first = False
+
+        with torch.no_grad():
+            good = self.good & loss.isfinite().all() & bank.grad.isfinite().all()
+            optimizer.update(self.learning_rate(step), good)
+            if allocator is not None:
+                # sigma costs a pass over all elements: only where scores are taken
+                sigma = optimizer.sigma() if allocator.budget.allocates(step) else None
+                good = allocator.after_update(step, sigma, good)
+            self.bad_step.masked_fill_(self.good & ~good, step)
+            self.good.copy_(good)
+            self._sums.add_(loss)
+        self._count += 1
+
+    def _gradient(self, batch: dict[str, Tensor]) -> Tensor:
+        """Gradient at theta into `bank.local`; returns (task loss, penalty)."""
+        bank, network = self.network.bank, self.network
+        bank.zero_local()
+        loss = task_loss(
+            network.logits(batch), batch["labels"], regression=network.labels.regression
+        )
+        loss.backward()  # type: ignore[no-untyped-call]
+        bank.collect()
+        with torch.no_grad():
+            penalty = (
+                orthogonality(bank, self.orth_reg) if self.orth_reg else torch.zeros_like(loss)
+            )
+            return torch.stack((loss.detach(), penalty))
+
+    def progress(self) -> Progress:
+        """Means since the last call; this reads the device."""
+        *sums, bad_step = torch.cat((self._sums, self.bad_step[None].float())).tolist()
+        count = max(1, self._count)
+        self._sums.zero_()
+        self._count = 0
+        return Progress(
+            loss=sums[0] / count,
+            penalty=sums[1] / count,
+            bad_step=None if bad_step < 0 else int(bad_step),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """State that a checkpoint keeps: the sums of the log interval under way."""
+        return {"sums": self._sums}
+
+    def scalars(self) -> dict[str, int]:
+        """State that is no tensor."""
+        return {"count": self._count}
+
+    def load_scalars(self, scalars: dict[str, int]) -> None:
+        """Take `scalars()` of an earlier process."""
+        self._count = scalars["count"]

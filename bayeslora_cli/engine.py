@@ -16,21 +16,14 @@ from bayeslora_cli import checkpoint
 from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.artifacts import Snapshot, environment, now, write_artifacts
 from bayeslora_cli.bank import AdapterBank
+from bayeslora_cli.batches import TokenisedSplit, TrainOrder, steps_per_epoch, tokenise
 from bayeslora_cli.config import Resolved, RunConfig, run_name, scale_schedule
 from bayeslora_cli.criteria import CRITERIA
-from bayeslora_cli.data import (
-    TASKS,
-    Examples,
-    Task,
-    TokenisedSplit,
-    TrainOrder,
-    load_task,
-    steps_per_epoch,
-    tokenise,
-)
+from bayeslora_cli.data import load_task
 from bayeslora_cli.device import peak_memory, pick_device, set_precision
 from bayeslora_cli.errors import ConfigError, NonFiniteError
 from bayeslora_cli.evaluate import Metrics, evaluate_splits
+from bayeslora_cli.glue import TASKS, Examples, Task
 from bayeslora_cli.model import (
     METHODS,
     Labels,

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli import posterior
+from bayeslora_cli.batches import TokenisedSplit, evaluation_order, tokenise
 from bayeslora_cli.config import RunConfig
-from bayeslora_cli.data import TASKS, Task, TokenisedSplit, evaluation_order, load_task, tokenise
+from bayeslora_cli.data import load_task
 from bayeslora_cli.device import pick_device, set_precision
 from bayeslora_cli.errors import DataError, NonFiniteError
+from bayeslora_cli.glue import TASKS, Task
 from bayeslora_cli.metrics import task_metrics
 from bayeslora_cli.model import Labels, Network, build_network, load_tokenizer
 from bayeslora_cli.rundir import RunDir

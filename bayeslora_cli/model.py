@@ -164,9 +164,6 @@ def _check_checkpoint(
     name: str, module: Any, missing: set[str], mismatched: set[str], head: Sequence[str]
 ) -> None:
     """Refuse a checkpoint that does not hold the backbone, which would train a random one."""
-    wrong = sorted(n for n in mismatched if not inside(n, head))
-    if wrong:
-        raise ModelError(f"--model {name}: {wrong[0]} in the checkpoint has another shape")
     backbone = [n for n in module.state_dict() if not inside(n, head)]
     absent = [n for n in backbone if n in missing]
     if 2 * len(absent) > len(backbone):
@@ -174,6 +171,9 @@ def _check_checkpoint(
             f"--model {name}: the checkpoint lacks {len(absent)} of {len(backbone)} tensors of "
             f"{type(module).__name__}, {absent[0]} for one; it is no checkpoint of this backbone"
         )
+    wrong = sorted(n for n in mismatched if not inside(n, head))
+    if wrong:
+        raise ModelError(f"--model {name}: {wrong[0]} in the checkpoint has another shape")
     if absent:
         logger.info("the checkpoint lacks %s: drawn from the seed, and kept with the run",
                     ", ".join(absent))  # fmt: skip
@@ -300,7 +300,9 @@ def build_network(
         part = module.get_submodule(name).float()
         part.register_forward_pre_hook(_inputs_to_float)
     if config.gradient_checkpointing:
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers 5.23 renamed the method; older ones know the old name alone
+        renamed = getattr(module, "activation_checkpointing_enable", None)
+        (renamed or module.gradient_checkpointing_enable)({"use_reentrant": False})
     module.config.use_cache = False
 
     matrices = [Matrix(name=n, a=m.lora_A, b=m.lora_B, e=m.lora_E) for n, m in adapters.items()]

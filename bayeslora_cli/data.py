@@ -1,0 +1,197 @@
+"""Loading a task's examples: TSV files, a saved data set, or the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from bayeslora_cli.errors import DataError, UserError
+from bayeslora_cli.glue import SCORE_RANGE, TASKS, Examples, Task, read_tsv, tsv_file
+
+HUB_DATASET = "nyu-mll/glue"
+_HUB_NO_LABEL = -1  # what the hub's test splits hold in place of a label
+
+
+def load_task(
+    name: str, data: Path | None, splits: Sequence[str] | None = None
+) -> dict[str, Examples]:
+    """Load splits of a GLUE task.
+
+    Args:
+        name: a key of `TASKS`.
+        data: a directory, or None for the hub's `nyu-mll/glue` (or its copy in the local cache).
+            The directory holds the official TSV layout (`DIR/RTE/train.tsv`, or `train.tsv`
+            itself), or is a `DatasetDict` written by `save_to_disk`, or holds it as `DIR/<name>`.
+        splits: the splits to load, each of which must exist. None loads `train`, the validation
+            split or splits, and such test splits as there are.
+
+    Returns:
+        Examples by split: `train`, `validation`, `test`; for MNLI `validation_matched`,
+        `validation_mismatched`, `test_matched` and `test_mismatched` in the place of the last two.
+
+    Raises:
+        DataError: the directory, a file or a row is not as expected.
+        UserError: no such task, or the hub cannot be reached.
+    """
+    task = TASKS.get(name)
+    if task is None:
+        raise UserError(f"--task {name}: no such task; choose one of {', '.join(TASKS)}")
+    if data is None:
+        return _from_datasets(task, _load_from_hub(task), f"{HUB_DATASET}, {name}", splits)
+    if not data.is_dir():
+        raise DataError(f"--data {data}: no such directory")
+    for folder in (data, data / name):
+        if (folder / "dataset_dict.json").is_file():
+            return _from_datasets(task, _load_from_disk(folder), str(folder), splits)
+    if (data / task.folder).is_dir():
+        return _from_tsv(task, data / task.folder, splits)
+    if any((data / tsv_file(split)).is_file() for split in task.splits):
+        return _from_tsv(task, data, splits)
+    raise DataError(
+        f"--data {data}: holds no data for task {name}; expected {task.folder}/train.tsv or "
+        f"train.tsv (the official TSV layout), or dataset_dict.json or {name}/dataset_dict.json "
+        "(a DatasetDict written by save_to_disk)"
+    )
+
+
+def _splits_to_read(
+    task: Task,
+    splits: Sequence[str] | None,
+    present: Collection[str],
+    missing: Callable[[str], str],
+) -> list[str]:
+    """The splits to read; `missing` words the error for one that is wanted and not present."""
+    if splits is None:
+        splits = [*task.required_splits, *(s for s in task.test_splits if s in present)]
+    for split in splits:
+        if split not in task.splits:
+            raise DataError(
+                f"task {task.name} has no split {split!r}; it has {', '.join(task.splits)}"
+            )
+        if split not in present:
+            raise DataError(missing(split))
+    return list(splits)
+
+
+def _from_tsv(task: Task, folder: Path, splits: Sequence[str] | None) -> dict[str, Examples]:
+    present = [split for split in task.splits if (folder / tsv_file(split)).is_file()]
+
+    def missing(split: str) -> str:
+        return f"{folder / tsv_file(split)}: no such file; task {task.name} needs it for {split!r}"
+
+    return {
+        split: read_tsv(folder / tsv_file(split), task, labelled=split not in task.test_splits)
+        for split in _splits_to_read(task, splits, present, missing)
+    }
+
+
+def _import_datasets() -> Any:
+    try:
+        import datasets  # slow, and not needed for TSV files
+    except ImportError as error:
+        raise UserError(
+            f"the package 'datasets' cannot be imported ({error}): install it, or give the "
+            "official TSV files by --data DIR"
+        ) from error
+    return datasets
+
+
+def _load_from_hub(task: Task) -> Any:
+    datasets = _import_datasets()
+    try:
+        return datasets.load_dataset(HUB_DATASET, task.name)
+    # Offline mode, no network, no cached copy, a broken download: OSError, ValueError, the HTTP
+    # client's and the library's own classes, by version. The call contains no code of ours.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{HUB_DATASET} ({task.name}) cannot be loaded from the Hugging Face hub or its "
+            f"cache: {reason}. Give a local copy by --data DIR, which holds "
+            f"{task.folder}/train.tsv and so on, or a folder written by save_to_disk"
+        ) from error
+
+
+def _load_from_disk(folder: Path) -> Any:
+    datasets = _import_datasets()
+    try:
+        return datasets.load_from_disk(str(folder))
+    except Exception as error:  # a damaged folder: JSON, Arrow and OS errors, none of them ours
+        raise DataError(
+            f"--data {folder}: cannot be read as a DatasetDict ({type(error).__name__}: {error}); "
+            "write it again with save_to_disk"
+        ) from error
+
+
+def _from_datasets(
+    task: Task, tables: Any, where: str, splits: Sequence[str] | None
+) -> dict[str, Examples]:
+    """Examples from a `DatasetDict` with the hub's columns."""
+    present = list(tables)
+
+    def missing(split: str) -> str:
+        return f"{where}: found the splits {', '.join(present)}; expected {split!r} as well"
+
+    return {
+        split: _from_table(
+            task, tables[split], f"{where}, {split}", labelled=split not in task.test_splits
+        )
+        for split in _splits_to_read(task, splits, present, missing)
+    }
+
+
+def _from_table(task: Task, table: Any, where: str, *, labelled: bool) -> Examples:
+    needed = (*task.hub_text, "label") if labelled else task.hub_text
+    absent = [name for name in needed if name not in table.column_names]
+    if absent:
+        raise DataError(
+            f"{where}: found the columns {', '.join(table.column_names)}; "
+            f"task {task.name} expects {', '.join(needed)}"
+        )
+    if len(table) == 0:
+        raise DataError(f"{where}: found no rows; expected at least one")
+    has_label = "label" in table.column_names
+    columns = [*task.hub_text, "label"] if has_label else [*task.hub_text]
+    rows = table.with_format(None).select_columns(columns)[:]
+    for name in task.hub_text:
+        for row, text in enumerate(rows[name]):
+            if not isinstance(text, str):
+                raise DataError(f"{where}, row {row}: found {text!r} in {name!r}; expected text")
+    labels = None
+    if labelled or (has_label and any(label != _HUB_NO_LABEL for label in rows["label"])):
+        labels = _labels(task, rows["label"], table.features["label"], where)
+    return Examples(
+        first=rows[task.hub_text[0]],
+        second=rows[task.hub_text[1]] if len(task.hub_text) == 2 else None,
+        labels=labels,
+    )
+
+
+def _labels(task: Task, values: list[Any], feature: Any, where: str) -> list[int] | list[float]:
+    """Class indices in the order of `task.classes`, or scores."""
+    index_of: dict[str | int, int] | None = None
+    if task.regression:
+        low, high = SCORE_RANGE
+        expected = f"a number from {low:g} to {high:g}"
+    else:
+        # a saved set may number its classes in another order than the hub's
+        names = getattr(feature, "names", None) or task.classes
+        if set(names) != set(task.classes):
+            raise DataError(
+                f"{where}: found the classes {', '.join(names)}; "
+                f"task {task.name} expects {', '.join(task.classes)}"
+            )
+        expected = f"one of {', '.join(task.classes)}, or its index"
+        index_of = {name: index for index, name in enumerate(task.classes)}
+        index_of |= {place: task.classes.index(name) for place, name in enumerate(names)}
+    labels: list[Any] = []
+    for row, value in enumerate(values):
+        label: int | float | None
+        if index_of is not None:
+            label = index_of.get(value)
+        else:
+            label = value if isinstance(value, int | float) and low <= value <= high else None
+        if label is None:
+            raise DataError(f"{where}, row {row}: found the label {value!r}; expected {expected}")
+        labels.append(label)
+    return labels

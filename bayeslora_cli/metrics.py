@@ -1,0 +1,170 @@
+"""The metrics of GLUE's tasks, and negative log likelihoods in nats an example.
+
+Every function takes tensors on any device, in any floating-point type, of n >= 1 examples, and
+computes in float64. Logits or scores that are not finite make likelihoods and correlations NaN.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+
+def accuracy(predictions: Tensor, labels: Tensor) -> float:
+    """The share of examples whose predicted class is the label, from 0 to 1.
+
+    Args:
+        predictions: (n,) class indices.
+        labels: (n,) class indices.
+    """
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(_array(labels), _array(predictions)))
+
+
+def f1(predictions: Tensor, labels: Tensor) -> float:
+    """F1 of class 1 against class 0: 2 tp / (2 tp + fp + fn), from 0 to 1.
+
+    It is 0.0 when nothing is positive, neither in the predictions nor in the labels.
+
+    Args:
+        predictions: (n,) class indices, 0 or 1.
+        labels: (n,) class indices, 0 or 1.
+    """
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(_array(labels), _array(predictions), pos_label=1, zero_division=0.0))
+
+
+def matthews(predictions: Tensor, labels: Tensor) -> float:
+    """Matthews' correlation coefficient, from -1 to 1 (Biochim. Biophys. Acta 405, 1975).
+
+    It is 0.0 when all predictions or all labels are one class, where it is 0/0.
+
+    Args:
+        predictions: (n,) class indices.
+        labels: (n,) class indices.
+    """
+    from sklearn.metrics import matthews_corrcoef
+
+    if _constant(predictions) or _constant(labels):
+        return 0.0  # and no warning about a confusion matrix of one cell
+    return float(matthews_corrcoef(_array(labels), _array(predictions)))
+
+
+def pearson(predictions: Tensor, labels: Tensor) -> float:
+    """Pearson's correlation coefficient, from -1 to 1.
+
+    It is 0.0 when all predictions or all labels are the same, where it is 0/0.
+
+    Args:
+        predictions: (n,) scores.
+        labels: (n,) scores.
+    """
+    from scipy.stats import pearsonr
+
+    return _correlation(pearsonr, predictions, labels)
+
+
+def spearman(predictions: Tensor, labels: Tensor) -> float:
+    """Spearman's rank correlation, from -1 to 1; ties take their mean rank.
+
+    It is 0.0 when all predictions or all labels are the same, where it is 0/0.
+
+    Args:
+        predictions: (n,) scores.
+        labels: (n,) scores.
+    """
+    from scipy.stats import spearmanr
+
+    return _correlation(spearmanr, predictions, labels)
+
+
+METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "matthews": matthews,
+    "pearson": pearson,
+    "spearman": spearman,
+}
+"""The official metrics by the names that tasks use for them."""
+
+
+def nll(logits: Tensor, labels: Tensor) -> float:
+    """Mean negative log likelihood of the labels under softmax(logits), in nats an example.
+
+    Args:
+        logits: (n, classes); log probabilities serve as well.
+        labels: (n,) class indices.
+    """
+    return float(cross_entropy(_float64(logits), labels.detach().cpu().long()))
+
+
+def gaussian_nll(predictions: Tensor, labels: Tensor, variance: float = 0.5) -> float:
+    """Mean negative log likelihood of scores under N(prediction, variance), in nats an example.
+
+    log(2 pi variance) / 2 + mean((label - prediction)^2) / (2 variance). With the variance 1/2 it
+    is the mean squared error plus log(pi) / 2: the likelihood that training with mean squared
+    error stands for, and that IVON's ess times the loss takes for the data's.
+
+    Args:
+        predictions: (n,) or (n, 1) scores.
+        labels: (n,) scores.
+        variance: of the observation noise, in squared units of the score.
+    """
+    residual = _float64(labels).reshape(-1) - _float64(predictions).reshape(-1)
+    squared_error = float(residual.square().mean())
+    return 0.5 * math.log(2 * math.pi * variance) + squared_error / (2 * variance)
+
+
+def task_metrics(
+    names: Sequence[str], logits: Tensor, labels: Tensor, *, regression: bool
+) -> dict[str, float]:
+    """Every metric of a task, by name, with `nll` (in nats) and, where both correlations are
+    asked for, their mean `pearson_spearman`.
+
+    Args:
+        names: keys of `METRICS`.
+        logits: (n, classes); for regression scores (n, 1) or (n,).
+        labels: (n,) class indices; for regression scores.
+        regression: whether labels are scores.
+    """
+    predictions = _float64(logits).reshape(-1) if regression else logits.argmax(dim=-1)
+    result = {name: METRICS[name](predictions, labels) for name in names}
+    if "pearson" in result and "spearman" in result:
+        result["pearson_spearman"] = (result["pearson"] + result["spearman"]) / 2
+    result["nll"] = gaussian_nll(predictions, labels) if regression else nll(logits, labels)
+    return result
+
+
+def _float64(values: Tensor) -> Tensor:
+    return values.detach().to("cpu", torch.float64)
+
+
+def _array(values: Tensor) -> NDArray[np.generic]:
+    return np.asarray(values.detach().cpu())
+
+
+def _constant(values: Tensor) -> bool:
+    return bool((values == values[0]).all())
+
+
+def _correlation(
+    correlate: Callable[..., tuple[float, float]], predictions: Tensor, labels: Tensor
+) -> float:
+    x, y = _float64(predictions), _float64(labels)
+    if not (x.isfinite().all() and y.isfinite().all()):
+        return math.nan
+    if _constant(x) or _constant(y):
+        return 0.0
+    with warnings.catch_warnings():
+        # values that differ in their last bits alone: the correlation is what rounding left
+        warnings.filterwarnings("ignore", message="An input array is nearly constant")
+        return float(correlate(x.numpy(), y.numpy())[0])

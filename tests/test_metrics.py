@@ -1,0 +1,211 @@
+"""Metrics against slow, obvious twins in plain Python floats, and at their degenerate points."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from bayeslora_cli.metrics import METRICS, gaussian_nll, nll, task_metrics
+
+
+def slow_accuracy(predictions, labels):
+    return sum(p == l for p, l in zip(predictions, labels, strict=True)) / len(labels)
+
+
+def slow_f1(predictions, labels):
+    pairs = list(zip(predictions, labels, strict=True))
+    tp = pairs.count((1, 1))
+    wrong = pairs.count((1, 0)) + pairs.count((0, 1))
+    return 2 * tp / (2 * tp + wrong) if tp + wrong else 0.0
+
+
+def slow_pearson(x, y):
+    mean_x, mean_y = math.fsum(x) / len(x), math.fsum(y) / len(y)
+    dx, dy = [a - mean_x for a in x], [b - mean_y for b in y]
+    norm = math.sqrt(math.fsum(a * a for a in dx)) * math.sqrt(math.fsum(b * b for b in dy))
+    return math.fsum(a * b for a, b in zip(dx, dy, strict=True)) / norm
+
+
+def slow_ranks(x):
+    """1 + the number of smaller values + half the number of other equal ones."""
+    return [1 + sum(b < a for b in x) + (sum(b == a for b in x) - 1) / 2 for a in x]
+
+
+def slow_matthews(predictions, labels):
+    """For k classes: the correlation of the two one-hot codings (Gorodkin, 2004)."""
+    classes = sorted({*predictions, *labels})
+
+    def covariance(a, b):
+        total = 0.0
+        for c in classes:
+            x, y = [float(v == c) for v in a], [float(v == c) for v in b]
+            mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+            total += sum((s - mean_x) * (t - mean_y) for s, t in zip(x, y, strict=True))
+        return total
+
+    norm = math.sqrt(covariance(predictions, predictions) * covariance(labels, labels))
+    return covariance(predictions, labels) / norm if norm else 0.0
+
+
+def slow_nll(logits, labels):
+    total = 0.0
+    for row, label in zip(logits, labels, strict=True):
+        top = max(row)
+        total += top + math.log(math.fsum(math.exp(v - top) for v in row)) - row[label]
+    return total / len(labels)
+
+
+def pairs(values, min_size=1):
+    """Two lists of the same length."""
+    both = st.lists(st.tuples(values, values), min_size=min_size, max_size=30)
+    return both.map(lambda rows: tuple(map(list, zip(*rows, strict=True))))
+
+
+BINARY = pairs(st.integers(0, 1))
+CLASSES = pairs(st.integers(0, 2))
+# multiples of 1/8: ties are frequent, and the twins lose nothing to cancellation
+SCORES = pairs(st.integers(-40, 40).map(lambda k: k / 8), min_size=2)
+
+
+@settings(deadline=None)
+@given(CLASSES)
+def test_accuracy(both):
+    assert METRICS["accuracy"](*map(torch.tensor, both)) == pytest.approx(slow_accuracy(*both))
+
+
+@settings(deadline=None)
+@given(BINARY)
+def test_f1(both):
+    assert METRICS["f1"](*map(torch.tensor, both)) == pytest.approx(slow_f1(*both))
+
+
+@settings(deadline=None)
+@given(CLASSES)
+def test_matthews(both):
+    expected = slow_matthews(*both)
+    assert METRICS["matthews"](*map(torch.tensor, both)) == pytest.approx(expected, abs=1e-9)
+
+
+@settings(deadline=None)
+@given(SCORES)
+def test_correlations(both):
+    x, y = both
+    assume(len(set(x)) > 1 and len(set(y)) > 1)
+    got = METRICS["pearson"](torch.tensor(x), torch.tensor(y))
+    assert got == pytest.approx(slow_pearson(x, y), abs=1e-9)
+    got = METRICS["spearman"](torch.tensor(x), torch.tensor(y))
+    assert got == pytest.approx(slow_pearson(slow_ranks(x), slow_ranks(y)), abs=1e-9)
+
+
+def test_f1_and_matthews_count_errors_on_the_right_side():
+    predictions, labels = torch.tensor([1, 1, 1, 0, 0]), torch.tensor([1, 1, 0, 1, 0])
+    assert METRICS["f1"](predictions, labels) == pytest.approx(2 / 3)
+    assert METRICS["f1"](1 - predictions, 1 - labels) == pytest.approx(1 / 2)
+    assert METRICS["matthews"](predictions, labels) == pytest.approx(1 / 6)
+
+
+@pytest.mark.parametrize("name", ["matthews", "pearson", "spearman"])
+@pytest.mark.parametrize(
+    ("predictions", "labels"),
+    [([1, 1, 1], [0, 1, 1]), ([0, 1, 1], [0, 0, 0]), ([1, 1], [1, 1]), ([1], [0])],
+)
+def test_constant_input_scores_zero_without_warnings(name, predictions, labels):
+    score = METRICS[name](torch.tensor(predictions), torch.tensor(labels))
+    assert score == 0.0
+
+
+@pytest.mark.parametrize("labels", [[0, 0], [1, 0]])
+def test_f1_without_positive_predictions_is_zero(labels):
+    assert METRICS["f1"](torch.tensor([0, 0]), torch.tensor(labels)) == 0.0
+
+
+def test_nearly_constant_scores_raise_no_warning():
+    predictions = 1 + torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=torch.float64) * 2.3e-16
+    score = METRICS["pearson"](predictions, torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    assert 0.5 < score <= 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_non_finite_values_give_nan(bad):
+    labels = torch.tensor([1.0, 2.0, 3.0])
+    for name in ("pearson", "spearman"):
+        assert math.isnan(METRICS[name](torch.tensor([1.0, bad, 2.0]), labels))
+    assert math.isnan(nll(torch.tensor([[0.0, bad]]), torch.tensor([1])))
+
+
+LOGITS = st.integers(1, 3).flatmap(
+    lambda extra: st.lists(
+        st.tuples(
+            st.lists(st.floats(-50, 50, width=32), min_size=extra + 1, max_size=extra + 1),
+            st.integers(0, extra),
+        ),
+        min_size=1,
+        max_size=10,
+    )
+)
+
+
+@settings(deadline=None)
+@given(LOGITS)
+def test_nll(rows):
+    logits, labels = [row for row, _ in rows], [label for _, label in rows]
+    got = nll(torch.tensor(logits), torch.tensor(labels))
+    assert got == pytest.approx(slow_nll(logits, labels), rel=1e-12, abs=1e-12)
+
+
+def test_nll_is_in_nats_and_in_float64():
+    assert nll(torch.zeros(5, 3), torch.tensor([0, 1, 2, 0, 1])) == pytest.approx(math.log(3))
+    # log1p(exp(-20)) is 2e-9: float32 gives 0
+    got = nll(torch.tensor([[20.0, 0.0]], dtype=torch.bfloat16), torch.tensor([0]))
+    assert got == pytest.approx(math.log1p(math.exp(-20)), rel=1e-6)
+
+
+@settings(deadline=None)
+@given(SCORES, st.sampled_from([0.5, 0.1, 3.0]))
+def test_gaussian_nll(both, variance):
+    x, y = both
+    density = [
+        -math.log(math.exp(-((a - b) ** 2) / (2 * variance)) / math.sqrt(2 * math.pi * variance))
+        for a, b in zip(x, y, strict=True)
+        if (a - b) ** 2 / variance < 1000  # exp underflows beyond
+    ]
+    assume(len(density) == len(x))
+    got = gaussian_nll(torch.tensor(x)[:, None], torch.tensor(y), variance)
+    assert got == pytest.approx(sum(density) / len(density), abs=1e-9)
+
+
+def test_gaussian_nll_is_squared_error_up_to_a_constant():
+    x, y = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.5, 2.0, 1.0])
+    expected = (0.25 + 0 + 9) / 3 + math.log(math.pi) / 2
+    assert gaussian_nll(x, y) == pytest.approx(expected)
+
+
+def test_task_metrics_of_a_classification():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
+    labels = torch.tensor([0, 1, 0, 1])
+    got = task_metrics(["accuracy", "f1"], logits, labels, regression=False)
+    assert list(got) == ["accuracy", "f1", "nll"]
+    assert got["accuracy"] == 0.5
+    assert got["f1"] == 0.5
+    assert got["nll"] == pytest.approx(slow_nll(logits.tolist(), labels.tolist()))
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_task_metrics_of_a_regression(shape):
+    x, y = [0.5, 2.0, 1.0, 4.0], [0.0, 1.0, 2.0, 5.0]
+    scores = torch.tensor(x).reshape(shape).requires_grad_()
+    got = task_metrics(["pearson", "spearman"], scores, torch.tensor(y), regression=True)
+    pearson, spearman = slow_pearson(x, y), slow_pearson(slow_ranks(x), slow_ranks(y))
+    assert pearson != pytest.approx(spearman)
+    assert got == pytest.approx(
+        {
+            "pearson": pearson,
+            "spearman": spearman,
+            "pearson_spearman": (pearson + spearman) / 2,
+            "nll": (0.25 + 1 + 1 + 1) / 4 + math.log(math.pi) / 2,
+        }
+    )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -59,10 +59,11 @@ def train(resolved: Resolved) -> RunDir:
     length_typed = resolved.sources["max_length"] == "command line"
     config = replace(config, max_length=input_length(config, limit, typed=length_typed))
     run = RunDir(Path(config.output) / run_name(resolved))
-    run.begin(config, overwrite=config.overwrite)
-    if run.finished:
-        logger.info("already trained, nothing to do: %s (--overwrite trains it again)", run.path)
-        return run
+    if not config.overwrite:
+        run.check(config)
+        if run.finished:
+            logger.info("already trained: %s (--overwrite trains it again)", run.path)
+            return run
     if notice:
         logger.info("%s", notice)
     Session(config, task, examples, tokenizer, run).train()
@@ -87,7 +88,7 @@ class Session:
         tokenizer: Any,
         run: RunDir,
     ) -> None:
-        """`config` with its schedule final; `run` claimed for it."""
+        """`config` with its schedule final; nothing is written before `train`."""
         assert config.schedule_steps is not None
         self.config, self.task, self.run = config, task, run
         self.total = config.schedule_steps
@@ -159,6 +160,7 @@ class Session:
         self._finish()
 
     def _start(self) -> None:
+        self.run.begin(self.config, overwrite=self.config.overwrite)
         torch.manual_seed(self.config.seed)  # dropout; noise has a generator of its own
         self.network.module.train()
         self.network.bank.check_views()
@@ -196,11 +198,7 @@ class Session:
     def _log(self, step: int) -> None:
         progress = self.step.progress()
         if progress.bad_step is not None:
-            raise NonFiniteError(
-                f"step {progress.bad_step}: the loss, a gradient or a score is not finite. "
-                f"{self.run.path} keeps the last good checkpoint; lower --lr, or try "
-                "--precision fp32"
-            )
+            self._stop_at(progress.bad_step)
         elapsed, self._clock = time.perf_counter() - self._clock, time.perf_counter()
         self.loop.train_seconds += elapsed
         line = {
@@ -220,11 +218,22 @@ class Session:
             "step %d/%d  loss %.4f  lr %.3g", step + 1, self.total, progress.loss, line["lr"]
         )
 
-    def _log_allocations(self, allocator: RankAllocator) -> None:
+    def _stop_at(self, bad_step: int) -> NoReturn:
+        """Leave the state before a step that was not finite; the device has kept it."""
+        self.loop.step = bad_step
+        if self.allocator is not None:
+            self._log_allocations(self.allocator, before=bad_step)
+        checkpoint.save(self.run.checkpoint, self.parts)
+        raise NonFiniteError(
+            f"step {bad_step}: the loss, a gradient or a score is not finite; lower --lr, or try "
+            f"--precision fp32. The state before that step is in {self.run.checkpoint}"
+        )
+
+    def _log_allocations(self, allocator: RankAllocator, before: int | None = None) -> None:
         lines: list[Mapping[str, Any]] = []
         names = list(self.network.adapters)
         for step, budget, ranks in allocator.fetch_history():
-            if ranks != self.loop.ranks:
+            if ranks != self.loop.ranks and (before is None or step < before):
                 self.loop.ranks = ranks
                 lines.append(
                     {"step": step, "budget": budget, "ranks": dict(zip(names, ranks, strict=True))}

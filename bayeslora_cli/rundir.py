@@ -140,14 +140,12 @@ class RunDir:
         """Whether a run was completed here: result.json is written last."""
         return self.result.is_file()
 
-    def begin(self, config: RunConfig, *, overwrite: bool) -> None:
-        """Claim the directory for `config`, whose schedule is final.
+    def check(self, config: RunConfig) -> None:
+        """Whether the directory can be `config`'s, whose schedule is final; touches nothing.
 
         Raises:
             RunDirError: it holds a run of another configuration, or files that are no run's.
         """
-        if overwrite and self.started:
-            _remove(self.path)
         if self.started:
             old, new = affecting(self.read_config()), affecting(config)
             different = [f"{flag(n)} {old[n]} there, {new[n]} now" for n in new if old[n] != new[n]]
@@ -156,10 +154,20 @@ class RunDir:
                     f"{self.path} holds a run with other settings: {'; '.join(different)}. "
                     "Use --overwrite to replace it, or another --output"
                 )
-            return
-        if self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(self.path.iterdir()):
             raise RunDirError(f"{self.path} is not empty and is no run; give another --output")
-        write_text(self.config, to_toml(config))
+
+    def begin(self, config: RunConfig, *, overwrite: bool) -> None:
+        """Claim the directory for `config`, whose schedule is final.
+
+        Raises:
+            RunDirError: as `check` does; with `overwrite` an earlier run goes instead.
+        """
+        if overwrite and self.started:
+            _remove(self.path)
+        self.check(config)
+        if not self.started:
+            write_text(self.config, to_toml(config))
 
     def append(self, path: Path, lines: list[Mapping[str, Any]]) -> None:
         """Append lines to one of the run's JSON Lines files."""

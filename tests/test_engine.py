@@ -1,0 +1,292 @@
+"""Whole runs: every method through the one loop, files, resuming, divergence."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from bayeslora_cli import checkpoint, engine
+from bayeslora_cli.config import resolve
+from bayeslora_cli.data import load_task
+from bayeslora_cli.engine import train
+from bayeslora_cli.errors import ConfigError, ModelError, NonFiniteError, RunDirError
+from bayeslora_cli.evaluate import evaluate_run, predict
+from bayeslora_cli.model import load_tokenizer
+from bayeslora_cli.report import RankReport
+
+METHODS = [
+    ("adalora", "ivon", "sensitivity"),
+    ("adalora", "ivon", "snr"),
+    ("adalora", "ivon", "snr-abs"),
+    ("adalora", "ivon", "magnitude"),
+    ("adalora", "ivon", "precision"),
+    ("adalora", "adamw", "sensitivity"),
+    ("adalora", "adamw", "magnitude"),
+    ("lora", "adamw", None),
+    ("lora", "ivon", None),
+    ("full", "adamw", None),
+    ("full", "ivon", None),
+]
+
+
+def options(backbone, rte, output, **changes):
+    typed = {
+        "task": "rte", "data": rte, "model": backbone("bert", 0.1), "output": str(output),
+        "max_steps": 13, "batch_size": 16, "log_every": 3, "max_length": 16, "device": "cpu",
+        "eval_every": 100,
+    } | changes  # fmt: skip
+    return {k: v for k, v in typed.items() if v is not None}
+
+
+def run_of(backbone, rte, output, **changes):
+    return train(resolve(options(backbone, rte, output, **changes)))
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("method", "optimizer", "criterion"), METHODS)
+def test_every_method(method, optimizer, criterion, backbone, rte, tmp_path):
+    run = run_of(backbone, rte, tmp_path, method=method, optimizer=optimizer, criterion=criterion)
+    name = f"{method}-{optimizer}-{criterion}" if criterion else f"{method}-{optimizer}"
+    assert run.path.parent.name.startswith(f"rte-{name}")
+    assert run.path.name == "seed-2021"
+    result = run.read_json(run.result)
+    assert result["steps"] == 13
+    for record in ("best", "best_at_budget", "last"):
+        assert set(result[record]["metrics"]["validation"]) == {"accuracy", "nll"}
+    # read back, the run is its best evaluation at the final budget
+    found = evaluate_run(run.path, device="cpu")["metrics"]["validation"]
+    expected = result["best_at_budget"]["metrics"]["validation"]
+    assert found["accuracy"] == expected["accuracy"]
+    assert found["nll"] == pytest.approx(expected["nll"], abs=1e-6)
+
+    report = RankReport.from_json(run.read_json(run.ranks), "ranks.json")
+    assert {m.name: m.rank for m in report.matrices} == result["ranks"]
+    if method == "adalora":
+        assert report.budget == 2 * len(report.matrices)
+        assert all(m.init_rank == 3 for m in report.matrices)
+        assert lines(run.ranks_history)[-1]["ranks"] == result["ranks"]
+    with safe_open(run.posterior, "pt") as file:
+        names = list(file.keys())
+    assert any(n.startswith("sigma/") for n in names) == (optimizer == "ivon")
+    steps = [line["step"] for line in lines(run.metrics) if "loss" in line]
+    assert steps == [2, 3, 5, 7, 8, 11, 12]
+    assert run.read_json(run.environment)["end"] is not None
+
+
+@pytest.mark.parametrize("method", ["adalora", "full"])
+def test_the_adapter_opens_without_us(method, backbone, rte, tmp_path):
+    """In plain PEFT, or in plain transformers: the logits that `eval` sees."""
+    criterion = "snr" if method == "adalora" else None
+    run = run_of(
+        backbone, rte, tmp_path, model=backbone("deberta-v2"), method=method, optimizer="ivon",
+        criterion=criterion,
+    )  # fmt: skip
+    torch.manual_seed(5)
+    if method == "full":
+        model = AutoModelForSequenceClassification.from_pretrained(run.model)
+    else:
+        base = AutoModelForSequenceClassification.from_pretrained(
+            backbone("deberta-v2"), num_labels=2
+        )
+        model = PeftModel.from_pretrained(base, run.adapter)
+    model.eval()
+    tokenizer = load_tokenizer(backbone("deberta-v2"))
+    examples = load_task("rte", rte_path(rte), ("validation",))["validation"]
+    batch = tokenizer(examples.first, examples.second, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**batch).logits
+    accuracy = (logits.argmax(-1) == torch.tensor(examples.labels)).double().mean().item()
+    nll = torch.nn.functional.cross_entropy(logits.double(), torch.tensor(examples.labels)).item()
+    expected = run.read_json(run.result)["best_at_budget"]["metrics"]["validation"]
+    assert accuracy == pytest.approx(expected["accuracy"])
+    assert nll == pytest.approx(expected["nll"], abs=1e-5)
+
+
+def rte_path(rte):
+    from pathlib import Path
+
+    return Path(rte)
+
+
+def test_the_posterior_holds_what_is_kept_and_the_head(backbone, rte, tmp_path):
+    run = run_of(backbone, rte, tmp_path, model=backbone("deberta-v2"))
+    tensors = load_file(run.posterior)
+    report = RankReport.from_json(run.read_json(run.ranks), "ranks.json")
+    for m in report.matrices:
+        assert tensors[f"mean/{m.name}.lora_A"].shape == (m.rank, m.in_features)
+        assert tensors[f"sigma/{m.name}.lora_B"].shape == (m.out_features, m.rank)
+        assert tensors[f"sigma/{m.name}.lora_E"].shape == (m.rank, 1)
+        assert sum(m.kept) == m.rank
+        assert len(m.scores) == m.init_rank
+    assert tensors["sigma/classifier.weight"].shape == (2, 32)
+    assert bool((tensors["sigma/classifier.weight"] > 0).all())
+    assert "drawn/pooler.dense.weight" in tensors
+
+
+def test_scores_and_ranks_agree(backbone, rte, tmp_path):
+    """Kept triplets outscore pruned ones when the best evaluation is the last allocation's."""
+    run = run_of(backbone, rte, tmp_path, criterion="sensitivity", optimizer="adamw")
+    report = RankReport.from_json(run.read_json(run.ranks), "ranks.json")
+    # sensitivity averages rest in the final phase: the scores are those of the last allocation
+    pairs = [(s, k) for m in report.matrices for s, k in zip(m.scores, m.kept, strict=True)]
+    assert min(s for s, k in pairs if k) >= max(s for s, k in pairs if not k)
+
+
+def test_a_finished_run_is_not_trained_again(backbone, rte, tmp_path, caplog):
+    run = run_of(backbone, rte, tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*")}
+    with caplog.at_level(logging.INFO, "bayeslora"):
+        again = run_of(backbone, rte, tmp_path)
+    assert again.path == run.path
+    assert "already trained" in caplog.text
+    assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*")} == before
+    run_of(backbone, rte, tmp_path, overwrite=True)
+    assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*")} != before
+
+
+def test_config_toml_gives_the_run_again(backbone, rte, tmp_path):
+    """With its numbers typed out: same directory contents but for times."""
+    run = run_of(backbone, rte, tmp_path)
+    config = run.read_config()
+    typed = {
+        n: getattr(config, n)
+        for n in ("warmup_steps", "boost_until_step", "t_init", "t_final", "delta_t")
+    }
+    other = run_of(backbone, rte, tmp_path / "again", **typed)
+    assert torch.equal(
+        load_file(run.posterior)["mean/classifier.weight"],
+        load_file(other.posterior)["mean/classifier.weight"],
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["ivon", "adamw"])
+@pytest.mark.parametrize("crash", [6, 11])
+def test_resuming_repeats_the_run(optimizer, crash, backbone, rte, tmp_path, monkeypatch):
+    """Stopped at a step and started again by the same command: to the bit, but for times."""
+    changes = {"optimizer": optimizer, "criterion": "sensitivity"}
+    whole = run_of(backbone, rte, tmp_path / "whole", **changes)
+
+    class Killed(BaseException):
+        pass
+
+    original = engine.TrainStep.__call__
+
+    def killed(self, step, micro_batches):
+        if step == crash:
+            raise Killed
+        original(self, step, micro_batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.TrainStep, "__call__", killed)
+        with pytest.raises(Killed):
+            run_of(backbone, rte, tmp_path / "parts", **changes)
+    resumed = run_of(backbone, rte, tmp_path / "parts", **changes)
+
+    for name in ("posterior.safetensors", "adapter/adapter_model.safetensors"):
+        ours, theirs = load_file(resumed.path / name), load_file(whole.path / name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[k], theirs[k]) for k in ours), name
+    assert resumed.ranks.read_text() == whole.ranks.read_text()
+    assert resumed.ranks_history.read_text() == whole.ranks_history.read_text()
+
+    def timeless(run):
+        return [
+            {k: v for k, v in line.items() if k != "tokens_per_second"}
+            for line in lines(run.metrics)
+        ]
+
+    assert timeless(resumed) == timeless(whole)
+    times = {"seconds", "train_seconds", "steps_per_second", "peak_memory_bytes"}
+    a, b = (r.read_json(r.result) for r in (resumed, whole))
+    assert {k: v for k, v in a.items() if k not in times} == {
+        k: v for k, v in b.items() if k not in times
+    }
+
+
+def test_other_settings_in_the_same_directory_are_refused(backbone, rte, tmp_path):
+    run = run_of(backbone, rte, tmp_path)
+    shutil.copytree(run.path, tmp_path / "other")
+    text = run.config.read_text().replace("lr = 0.5", "lr = 0.25")
+    run.config.write_text(text)
+    with pytest.raises(RunDirError, match=r"--lr 0\.25 there, 0\.5 now"):
+        run_of(backbone, rte, tmp_path)
+
+
+def test_divergence_is_named_and_the_checkpoint_kept(backbone, rte, tmp_path):
+    """An absurd learning rate overflows after a while; the state before is on disk."""
+    with pytest.raises(NonFiniteError, match=r"step \d+: .*not finite.*lower --lr|diverged"):
+        run_of(
+            backbone, rte, tmp_path, optimizer="adamw", criterion="sensitivity", lr=1e12,
+            warmup_steps=6,
+        )  # fmt: skip
+    (directory,) = tmp_path.glob("*/*/seed-2021")
+    tensors = load_file(directory / "checkpoint" / checkpoint.TENSORS)
+    assert all(bool(t.isfinite().all()) for t in tensors.values())
+    assert not (directory / "result.json").exists()
+    assert not list(directory.glob(".*tmp"))
+
+
+def test_a_wrong_model_or_target_leaves_nothing_behind(backbone, rte, tmp_path):
+    for changes in ({"model": "no/such-model"}, {"target_modules": ("nonsense",)}):
+        with pytest.raises(ModelError):
+            run_of(backbone, rte, tmp_path / "out", **changes)
+        assert not list((tmp_path / "out").rglob("*.toml"))
+
+
+def test_max_length(backbone, rte, tmp_path, caplog):
+    with pytest.raises(ConfigError, match="--max-length 300: the backbone takes 66 tokens"):
+        run_of(backbone, rte, tmp_path, max_length=300)
+    with caplog.at_level(logging.INFO, "bayeslora"):
+        run = run_of(backbone, rte, tmp_path, max_length=None, max_steps=2)
+    assert run.read_config().max_length == 66
+    assert "lowered" in caplog.text
+
+
+def test_seeds_differ_and_repeat(backbone, rte, tmp_path):
+    def head(output, seed):
+        run = run_of(backbone, rte, tmp_path / output, seed=seed)
+        return load_file(run.posterior)["mean/classifier.weight"]
+
+    first = head("a", 1)
+    assert torch.equal(first, head("b", 1))
+    assert not torch.equal(first, head("c", 2))
+
+
+def test_evaluation_leaves_the_training_alone(backbone, rte, tmp_path):
+    """More evaluations, the same parameters: no generator is touched and no triplet pruned."""
+    heads = []
+    for every in (1, 50):
+        run = run_of(backbone, rte, tmp_path / str(every), eval_every=every)
+        heads.append(load_file(run.path / "checkpoint" / checkpoint.TENSORS)["bank/mean"])
+    assert torch.equal(*heads)
+
+
+def test_prediction_does_not_depend_on_the_batch_size(backbone, rte, tmp_path):
+    run = run_of(backbone, rte, tmp_path)
+    one, many = (evaluate_run(run.path, device="cpu", batch_size=n)["metrics"] for n in (1, 40))
+    assert one["validation"]["nll"] == pytest.approx(many["validation"]["nll"], abs=1e-6)
+
+
+def test_predictions_that_are_not_finite_are_an_error(backbone, rte, tmp_path):
+    from bayeslora_cli.batches import tokenise
+    from bayeslora_cli.evaluate import load_run
+    from bayeslora_cli.model import Labels
+
+    run = run_of(backbone, rte, tmp_path, max_steps=2)
+    network, tokenizer = load_run(run, run.read_config(), Labels(classes=("a", "b")), "cpu")
+    examples = load_task("rte", rte_path(rte), ("validation",))["validation"]
+    split = tokenise(examples, tokenizer, 16, regression=False)
+    network.bank.mean.fill_(float("nan"))
+    with network.bank.at_mean(), pytest.raises(NonFiniteError):
+        predict(network, split, 8)

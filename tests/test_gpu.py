@@ -1,0 +1,99 @@
+"""The same engine on a CUDA device: `pytest -m gpu tests/test_gpu.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from bayeslora_cli.config import resolve
+from bayeslora_cli.engine import train
+from bayeslora_cli.evaluate import evaluate_run
+from bayeslora_cli.model import Network
+from bayeslora_cli.step import TrainStep
+
+from .test_step import METHODS, T_FINAL, T_INIT, TOTAL, batches, make_step
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def _needs_a_gpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.fail("marked gpu, but there is no CUDA device")
+
+
+@pytest.fixture
+def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """CUDA synchronisations are errors in all of the step but the backbone's forward pass.
+
+    What the backbone does is not ours: BERT's attention asks whether its mask is all ones.
+    """
+    original = Network.logits
+
+    def logits(self, batch):
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            return original(self, batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("error")
+
+    monkeypatch.setattr(Network, "logits", logits)
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def to_gpu(batch):
+    return {k: v.cuda() for k, v in batch.items()}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("method", "optimizer", "criterion"), METHODS)
+def test_the_step_never_waits(method, optimizer, criterion, precision, backbone, strict):
+    step = make_step(
+        backbone("bert"), optimizer, criterion, method=method, device="cuda", precision=precision
+    )
+    data = [to_gpu(b) for b in batches()]
+    step(0, [data[0]])
+    torch.cuda.set_sync_debug_mode("error")
+    for t in (T_INIT + 2, TOTAL - T_FINAL, TOTAL - 1):
+        step(t, [data[t]])
+    torch.cuda.set_sync_debug_mode("default")
+    assert step.progress().bad_step is None
+
+
+@pytest.mark.parametrize("kind", ["deberta-v2", "bert"])
+def test_fp32_follows_the_cpu(kind, backbone):
+    """AdamW and sensitivity, dropout off: losses and the final masks."""
+    losses: dict[str, list[float]] = {}
+    masks = {}
+    for device in ("cpu", "cuda"):
+        step: TrainStep = make_step(backbone(kind), "adamw", "sensitivity", device=device)
+        losses[device] = []
+        for t, batch in enumerate(batches()):
+            step(t, [{k: v.to(device) for k, v in batch.items()}])
+            losses[device].append(step.progress().loss)
+        masks[device] = step.network.bank.mask.cpu()
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-4)
+    assert torch.equal(masks["cpu"], masks["cuda"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("optimizer", ["adamw", "ivon"])
+def test_a_run_and_its_evaluation(precision, optimizer, backbone, rte, tmp_path):
+    run = train(
+        resolve(
+            {
+                "task": "rte", "data": rte, "model": backbone("deberta-v2", 0.1),
+                "output": str(tmp_path), "max_steps": 13, "batch_size": 16, "max_length": 16,
+                "device": "cuda", "precision": precision, "optimizer": optimizer,
+            }
+        )
+    )  # fmt: skip
+    expected = run.read_json(run.result)["best_at_budget"]["metrics"]["validation"]["nll"]
+    found = evaluate_run(run.path, device="cuda")["metrics"]["validation"]["nll"]
+    # bf16 products round differently for other batch shapes
+    assert found == pytest.approx(expected, abs=1e-5 if precision == "fp32" else 2e-2)
+    on_cpu = evaluate_run(run.path, device="cpu")["metrics"]["validation"]["nll"]
+    assert on_cpu == pytest.approx(expected, abs=1e-4 if precision == "fp32" else 5e-2)

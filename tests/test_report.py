@@ -1,0 +1,199 @@
+"""`RankReport`: its JSON, and the names of the matrices of the usual backbones."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from bayeslora_cli.errors import RunDirError
+from bayeslora_cli.report import SCHEMA, MatrixReport, RankReport, kind_of, layer_of
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@st.composite
+def matrices(draw):
+    kept = draw(st.lists(st.booleans(), max_size=6))
+    size = len(kept)
+    return MatrixReport(
+        name=draw(st.text(max_size=20)),
+        layer=draw(st.none() | st.integers(0, 99)),
+        kind=draw(st.text(max_size=5)),
+        in_features=draw(st.integers(1, 9999)),
+        out_features=draw(st.integers(1, 9999)),
+        init_rank=size,
+        rank=sum(kept),
+        kept=tuple(kept),
+        scores=draw(st.none() | st.lists(finite, min_size=size, max_size=size).map(tuple)),
+    )
+
+
+reports = st.builds(
+    RankReport,
+    step=st.integers(0, 10**6),
+    budget=st.integers(0, 10**6),
+    criterion=st.none() | st.text(max_size=9),
+    matrices=st.lists(matrices(), max_size=3).map(tuple),
+)
+MATRIX = MatrixReport(
+    name="encoder.layer.0.attention.self.query_proj", layer=0, kind="W_q", in_features=8,
+    out_features=4, init_rank=3, rank=2, kept=(True, False, True), scores=(1.5, 0.0, 2.0),
+)  # fmt: skip
+REPORT = RankReport(step=7, budget=2, criterion="snr", matrices=(MATRIX,))
+
+
+def written(report):
+    """As it lies on the disk and comes back."""
+    return json.loads(json.dumps(report.to_json(), allow_nan=False))
+
+
+@settings(max_examples=80, deadline=None)
+@given(reports)
+def test_round_trip(report):
+    assert RankReport.from_json(written(report), "ranks.json") == report
+
+
+def test_keys():
+    """Schema 1, for readers that are not this package: a change of keys is another schema."""
+    found = written(REPORT)
+    assert SCHEMA == 1
+    assert list(found) == ["schema", "step", "budget", "criterion", "matrices"]
+    assert list(found["matrices"][0]) == [
+        "name", "layer", "kind", "in_features", "out_features", "init_rank", "rank", "kept",
+        "scores",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", [None, 0, 2, "1"])
+def test_other_schemas_are_refused(schema):
+    value = written(REPORT) | {"schema": schema}
+    with pytest.raises(RunDirError, match=f"there/ranks.json.*schema {schema}, not 1"):
+        RankReport.from_json(value, "there/ranks.json")
+
+
+def test_no_schema_is_refused():
+    with pytest.raises(RunDirError, match=r"there/ranks.json.*schema None"):
+        RankReport.from_json({}, "there/ranks.json")
+
+
+def damaged():
+    """Every key of both levels missing, one too many, and containers that are none."""
+    for key in list(written(REPORT))[1:]:
+        yield f"no {key}", lambda v, m, key=key: v.pop(key)
+    for key in written(REPORT)["matrices"][0]:
+        yield f"no matrix {key}", lambda v, m, key=key: m.pop(key)
+    yield "extra", lambda v, m: v.update(extra=1)
+    yield "extra in a matrix", lambda v, m: m.update(extra=1)
+    for wrong in (None, 3, "text", [3], [None], ["text"]):
+        yield f"matrices {wrong}", lambda v, m, wrong=wrong: v.update(matrices=wrong)
+    for wrong in (None, 3):
+        yield f"kept {wrong}", lambda v, m, wrong=wrong: m.update(kept=wrong)
+    yield "scores 3", lambda v, m: m.update(scores=3)
+
+
+@pytest.mark.parametrize("damage", [pytest.param(d, id=name) for name, d in damaged()])
+def test_corrupt_reports_are_refused(damage):
+    value = written(REPORT)
+    damage(value, value["matrices"][0])
+    with pytest.raises(RunDirError, match=r"there/ranks.json is corrupt"):
+        RankReport.from_json(value, "there/ranks.json")
+
+
+# ---- names, of the libraries' own models so that a renamed layer shows
+
+SMALL = {
+    "vocab_size": 50, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 16, "pad_token_id": 0,
+}  # fmt: skip
+SIX = ["W_q", "W_k", "W_v", "W_o", "W_f1", "W_f2"]
+BACKBONES = {
+    "deberta-v2": SMALL  # as in microsoft/deberta-v3-base
+    | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True},
+    "bert": SMALL,
+    "roberta": SMALL,
+    "mpnet": SMALL,
+    "distilbert": {"vocab_size": 50, "dim": 8, "n_layers": 2, "n_heads": 2, "hidden_dim": 16},
+    "electra": SMALL,
+    "llama": SMALL,
+}
+OUTSIDE = {
+    "deberta-v2": {"pooler.dense": "W_pool"},
+    "bert": {"bert.pooler.dense": "W_pool"},
+    "llama": {},
+}
+
+
+def linear_names(kind):
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(
+            AutoConfig.for_model(kind, **BACKBONES[kind])
+        )
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_each_matrix_of_a_layer_has_its_kind(kind):
+    """Every kind once a layer: two matrices in one cell of the heatmap would hide each other."""
+    names = linear_names(kind)
+    wanted = [*SIX, "W_gate"] if kind == "llama" else SIX
+    inside = [name for name in names if layer_of(name) is not None]
+    found = Counter((layer_of(name), kind_of(name)) for name in inside)
+    assert found == Counter((layer, k) for layer in (0, 1) for k in wanted)
+    # in the order of the layer: query before key before value
+    first = [kind_of(name) for name in inside if layer_of(name) == 0]
+    assert [k for k in first if k in SIX[:3]] == SIX[:3] or kind == "mpnet"
+    # the head is trained in full: no matrix of it is ever in a report
+    heads = ("classifier", "score")
+    outside = {n: kind_of(n) for n in names if layer_of(n) is None and not n.startswith(heads)}
+    assert not set(outside.values()) & set(wanted)
+    assert outside.items() >= OUTSIDE.get(kind, {}).items()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "layer"),
+    [
+        ("deberta.encoder.layer.11.attention.self.query_proj", "W_q", 11),
+        ("deberta.encoder.layer.0.attention.self.key_proj", "W_k", 0),
+        ("deberta.encoder.layer.7.attention.self.value_proj", "W_v", 7),
+        ("deberta.encoder.layer.3.attention.output.dense", "W_o", 3),
+        ("deberta.encoder.layer.3.intermediate.dense", "W_f1", 3),
+        ("deberta.encoder.layer.3.output.dense", "W_f2", 3),
+        ("pooler.dense", "W_pool", None),
+        ("bert.encoder.layer.10.attention.self.query", "W_q", 10),
+        ("roberta.encoder.layer.1.attention.self.key", "W_k", 1),
+        ("electra.encoder.layer.1.attention.self.value", "W_v", 1),
+        ("mpnet.encoder.layer.5.attention.attn.q", "W_q", 5),
+        ("mpnet.encoder.layer.5.attention.attn.o", "W_o", 5),
+        ("distilbert.transformer.layer.4.attention.q_lin", "W_q", 4),
+        ("distilbert.transformer.layer.4.attention.out_lin", "W_o", 4),
+        ("distilbert.transformer.layer.4.ffn.lin1", "W_f1", 4),
+        ("distilbert.transformer.layer.4.ffn.lin2", "W_f2", 4),
+        ("model.layers.31.self_attn.o_proj", "W_o", 31),
+        ("model.layers.31.mlp.gate_proj", "W_gate", 31),
+        ("model.layers.31.mlp.up_proj", "W_f1", 31),
+        ("model.layers.31.mlp.down_proj", "W_f2", 31),
+    ],
+)
+def test_names_by_hand(name, kind, layer):
+    assert (kind_of(name), layer_of(name)) == (kind, layer)
+
+
+@pytest.mark.xfail(strict=True, reason="names match at their end, not from a dot on")
+def test_longer_names_are_other_matrices():
+    """DeBERTa-v2 without share_att_key, adapted by --target-modules all-linear."""
+    prefix = "deberta.encoder.layer.0.attention.self"
+    assert kind_of(f"{prefix}.pos_query_proj") != kind_of(f"{prefix}.query_proj")
+
+
+def test_unknown_layers_keep_their_own_name():
+    assert kind_of("classifier") == "classifier"
+    assert kind_of("encoder.layer.0.mixer.in_proj") == "in_proj"
+    assert layer_of("head.2") is None  # a number at the end is no layer
+    assert layer_of("layers.0.experts.5.w1") == 0  # the outermost counts

@@ -15,7 +15,10 @@ from bayeslora_cli.step import TrainStep
 
 from .test_step import METHODS, T_FINAL, T_INIT, TOTAL, batches, make_step
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -175,6 +175,7 @@ def test_each_matrix_of_a_layer_has_its_kind(kind):
         ("distilbert.transformer.layer.4.attention.out_lin", "W_o", 4),
         ("distilbert.transformer.layer.4.ffn.lin1", "W_f1", 4),
         ("distilbert.transformer.layer.4.ffn.lin2", "W_f2", 4),
+        ("transformer.encoder.block.3.layer.0.SelfAttention.o", "W_o", 3),  # T5
         ("model.layers.31.self_attn.o_proj", "W_o", 31),
         ("model.layers.31.mlp.gate_proj", "W_gate", 31),
         ("model.layers.31.mlp.up_proj", "W_f1", 31),

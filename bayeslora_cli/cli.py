@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from bayeslora_cli import __version__
-from bayeslora_cli.config import resolve
 from bayeslora_cli.errors import BayesloraError
+from bayeslora_cli.presets import resolve
 
 app = typer.Typer(
     name="bayeslora",

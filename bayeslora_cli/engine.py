@@ -17,7 +17,7 @@ from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.artifacts import Snapshot, environment, now, write_artifacts
 from bayeslora_cli.bank import AdapterBank
 from bayeslora_cli.batches import TokenisedSplit, TrainOrder, steps_per_epoch, tokenise
-from bayeslora_cli.config import Resolved, RunConfig, run_name, scale_schedule
+from bayeslora_cli.config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.data import load_task
 from bayeslora_cli.device import peak_memory, pick_device, set_precision
@@ -33,7 +33,8 @@ from bayeslora_cli.model import (
 )
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.posterior import Posterior
-from bayeslora_cli.rundir import RunDir, write_json
+from bayeslora_cli.presets import Resolved, run_name, scale_schedule
+from bayeslora_cli.rundir import RunDir, recover, write_json
 from bayeslora_cli.schedules import LearningRate, RankBudget
 from bayeslora_cli.state import BestSoFar, Generators, Loop
 from bayeslora_cli.step import TrainStep
@@ -164,6 +165,7 @@ class Session:
         torch.manual_seed(self.config.seed)  # dropout; noise has a generator of its own
         self.network.module.train()
         self.network.bank.check_views()
+        recover(self.run.checkpoint)
         if self.run.checkpoint.is_dir():
             checkpoint.load(self.run.checkpoint, self.parts)
             logger.info("resuming at step %d of %d", self.loop.step, self.total)

@@ -11,21 +11,21 @@ from bayeslora_cli.errors import RunDirError
 SCHEMA = 1
 # the paper's names of the matrices (its figure 1), by the layer's name; the first match counts
 KINDS: tuple[tuple[str, str], ...] = (
-    (r"(query_proj|query|q_proj|q_lin|attn\.q|\.q)$", "W_q"),
-    (r"(key_proj|key|k_proj|k_lin|attn\.k|\.k)$", "W_k"),
-    (r"(value_proj|value|v_proj|v_lin|attn\.v|\.v)$", "W_v"),
-    (r"(attention\.output\.dense|o_proj|out_proj|out_lin|attn\.o|\.o)$", "W_o"),
-    (r"(intermediate\.dense|ffn\.lin1|fc1|up_proj)$", "W_f1"),
-    (r"(output\.dense|ffn\.lin2|fc2|down_proj)$", "W_f2"),
-    (r"gate_proj$", "W_gate"),
-    (r"pooler\.dense$", "W_pool"),
+    (r"query_proj|query|q_proj|q_lin|q", "W_q"),
+    (r"key_proj|key|k_proj|k_lin|k", "W_k"),
+    (r"value_proj|value|v_proj|v_lin|v", "W_v"),
+    (r"attention\.output\.dense|o_proj|out_proj|out_lin|o", "W_o"),
+    (r"intermediate\.dense|ffn\.lin1|fc1|up_proj", "W_f1"),
+    (r"output\.dense|ffn\.lin2|fc2|down_proj", "W_f2"),
+    (r"gate_proj", "W_gate"),
+    (r"pooler\.dense", "W_pool"),
 )
 
 
 def kind_of(name: str) -> str:
     """The paper's name of a matrix, or the last part of the layer's own."""
     for pattern, kind in KINDS:
-        if re.search(pattern, name):
+        if re.search(rf"(^|\.)({pattern})$", name):
             return kind
     return name.rpartition(".")[2]
 

@@ -28,10 +28,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, a file or a directory to be; renamed to it on success.
 
     Whoever looks sees the old thing or the new one, whole. A directory cannot be exchanged in one
-    call, so the old one steps aside just before.
+    call: the old one steps aside just before, and `recover` brings it back after a kill in between.
     """
+    recover(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary, old = _aside(path, "tmp"), _aside(path, "old")
     _remove(temporary)
     try:
         yield temporary
@@ -39,15 +40,30 @@ def replacing(path: Path) -> Iterator[Path]:
             for child in temporary.rglob("*"):
                 _sync(child)
         _sync(temporary)
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
         if path.is_dir():
             path.rename(old)
         temporary.rename(path)
         _sync(path.parent)
         _remove(old)
     except BaseException:
+        recover(path)
         _remove(temporary)
         raise
+
+
+def recover(path: Path) -> None:
+    """Undo what a kill inside `replacing` left: the old directory comes back, or goes for good."""
+    old = _aside(path, "old")
+    if not old.is_dir():
+        return
+    if path.exists():
+        _remove(old)
+    else:
+        old.rename(path)
+
+
+def _aside(path: Path, ending: str) -> Path:
+    return path.with_name(f".{path.name}.{ending}")
 
 
 def _remove(path: Path) -> None:
@@ -112,7 +128,11 @@ class RunDir:
         Raises:
             UserError: unreadable, or of another version.
         """
-        return from_toml(self.config.read_text(encoding="utf-8"), str(self.config))
+        try:
+            text = self.config.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise RunDirError(f"{self.config} is corrupt: {error}") from error
+        return from_toml(text, str(self.config))
 
     def read_json(self, path: Path) -> dict[str, Any]:
         """One of the run's JSON objects.
@@ -154,7 +174,9 @@ class RunDir:
                     f"{self.path} holds a run with other settings: {'; '.join(different)}. "
                     "Use --overwrite to replace it, or another --output"
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(
+            p != _aside(self.config, "tmp") for p in self.path.iterdir()
+        ):
             raise RunDirError(f"{self.path} is not empty and is no run; give another --output")
 
     def begin(self, config: RunConfig, *, overwrite: bool) -> None:
@@ -166,8 +188,12 @@ class RunDir:
         if overwrite and self.started:
             _remove(self.path)
         self.check(config)
-        if not self.started:
+        if self.started:
+            return
+        try:
             write_text(self.config, to_toml(config))
+        except OSError as error:
+            raise RunDirError(f"--output: cannot write {self.path}: {error}") from error
 
     def append(self, path: Path, lines: list[Mapping[str, Any]]) -> None:
         """Append lines to one of the run's JSON Lines files."""

@@ -27,7 +27,7 @@ class LearningRate:
         """Learning rate of `step`.
 
         linear: peak t/w for t < w, then peak (T - t)/(T - w);
-        boost: boost t/w for t < w, boost for t < s, then peak (T - t)/(T - s).
+        boost: boost t/w for t < w, boost for t < s, then peak (T - t)/(T - max(s, w)).
         """
         height = self.peak if self.boost is None else self.boost
         start = self.warmup if self.boost is None else max(self.warmup, self.boost_until)
@@ -62,10 +62,10 @@ class RankBudget:
 
     def __call__(self, step: int) -> int:
         """The budget b(t), whether or not an allocation happens at `step`."""
+        if step >= self.final_step:
+            return self.target
         if step <= self.t_init:
             return self.initial
-        if step > self.final_step:
-            return self.target
         remaining = 1 - (step - self.t_init) / (self.final_step - self.t_init)
         return int((self.initial - self.target) * remaining**3 + self.target)
 

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from bayeslora_cli import checkpoint, engine
-from bayeslora_cli.config import resolve
 from bayeslora_cli.data import load_task
 from bayeslora_cli.engine import train
 from bayeslora_cli.errors import ConfigError, ModelError, NonFiniteError, RunDirError
 from bayeslora_cli.evaluate import evaluate_run, predict
 from bayeslora_cli.model import load_tokenizer
+from bayeslora_cli.presets import resolve
 from bayeslora_cli.report import RankReport
 
 from .test_step import METHODS

@@ -8,13 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bayeslora_cli.config import (
-    FIELDS,
-    GLUE_TASKS,
-    check_schedule,
-    presets_directory,
-    resolve,
-)
+from bayeslora_cli.config import FIELDS, GLUE_TASKS, check_schedule
+from bayeslora_cli.presets import presets_directory, resolve
 
 PAPER = Path(__file__).parents[2] / "shared" / "paper" / "hyperparameters.json"
 CRITERIA = {

@@ -55,33 +55,34 @@ def train(
     ] = None,
     model: Annotated[
         str | None,
-        _option("Backbone: hub name or directory [microsoft/deberta-v3-base].", WHAT),
+        _option("Backbone: hub name or directory (default: microsoft/deberta-v3-base).", WHAT),
     ] = None,
     method: Annotated[
-        str | None, _option("adalora, lora (fixed rank) or full [adalora].", METHOD)
+        str | None, _option("adalora, lora (fixed rank) or full (default: adalora).", METHOD)
     ] = None,
     optimizer: Annotated[
-        str | None, _option("ivon or adamw [ivon for adalora, else adamw].", METHOD)
+        str | None, _option("ivon or adamw (default: ivon for adalora, else adamw).", METHOD)
     ] = None,
     criterion: Annotated[
         str | None,
         _option(
             "Importance of a triplet: snr, snr-abs, precision (ivon alone), sensitivity, "
-            "magnitude [snr; sensitivity with adamw].",
+            "magnitude (default: snr; sensitivity with adamw).",
             METHOD,
         ),
     ] = None,
     target_rank: Annotated[
-        int | None, _option("Mean rank of a matrix at the end; the rank of lora [2].", RANKS)
+        int | None,
+        _option("Mean rank of a matrix at the end; the rank of lora (default: 2).", RANKS),
     ] = None,
     init_rank: Annotated[
-        int | None, _option("Rank of each matrix at the start [1.5 x target].", RANKS)
+        int | None, _option("Rank of each matrix at the start (default: 1.5 x target).", RANKS)
     ] = None,
     target_modules: Annotated[
         str | None,
         _option(
-            "Endings of layer names to adapt, comma-separated, or all-linear [PEFT's for the "
-            "backbone].",
+            "Endings of layer names to adapt, comma-separated, or all-linear (default: PEFT's for "
+            "the backbone).",
             RANKS,
         ),
     ] = None,
@@ -97,10 +98,11 @@ def train(
         int | None, _option("Optimisation steps, instead of epochs.", LENGTH)
     ] = None,
     batch_size: Annotated[
-        int | None, _option("Examples a step, over all micro-batches [32].", LENGTH)
+        int | None, _option("Examples a step, over all micro-batches (default: 32).", LENGTH)
     ] = None,
     grad_accum: Annotated[
-        int | None, _option("Micro-batches that a batch is split into, to save memory [1].", LENGTH)
+        int | None,
+        _option("Micro-batches that a batch is split into, to save memory (default: 1).", LENGTH),
     ] = None,
     max_length: Annotated[int | None, _option("Tokens an example at the most.", LENGTH)] = None,
     eval_every: Annotated[
@@ -122,42 +124,50 @@ def train(
     ] = None,
     weight_decay: Annotated[
         float | None,
-        _option("AdamW: decoupled decay [0]; IVON: delta, added to the Hessian [1e-8].", RATES),
+        _option("AdamW: decoupled decay (0); IVON: delta, added to the Hessian (1e-8).", RATES),
     ] = None,
     ess: Annotated[
-        float | None, _option("Effective sample size [number of training examples].", POSTERIOR)
+        float | None,
+        _option("Effective sample size (default: number of training examples).", POSTERIOR),
     ] = None,
     train_samples: Annotated[
-        int | None, _option("Posterior samples a step [1].", POSTERIOR)
+        int | None, _option("Posterior samples a step (default: 1).", POSTERIOR)
     ] = None,
-    hess_init: Annotated[float | None, _option("h0, the initial Hessian [1].", POSTERIOR)] = None,
+    hess_init: Annotated[
+        float | None, _option("h0, the initial Hessian (default: 1).", POSTERIOR)
+    ] = None,
     ivon_beta1: Annotated[
-        float | None, _option("Average of the gradient [0.9].", POSTERIOR)
+        float | None, _option("Average of the gradient (default: 0.9).", POSTERIOR)
     ] = None,
     ivon_beta2: Annotated[
-        float | None, _option("Average of the Hessian [0.99999].", POSTERIOR)
+        float | None, _option("Average of the Hessian (default: 0.99999).", POSTERIOR)
     ] = None,
     clip_radius: Annotated[
-        float | None, _option("Bound of a preconditioned gradient element [0.001].", POSTERIOR)
+        float | None,
+        _option("Bound of a preconditioned gradient element (default: 0.001).", POSTERIOR),
     ] = None,
     seed: Annotated[
-        int | None, _option("Of initialisation, order, dropout and noise [2021].", MACHINE)
+        int | None, _option("Of initialisation, order, dropout and noise (default: 2021).", MACHINE)
     ] = None,
     precision: Annotated[
-        str | None, _option("fp32, tf32, or bf16 (adapters stay fp32) [fp32].", MACHINE)
+        str | None, _option("fp32, tf32, or bf16 (adapters stay fp32) (default: fp32).", MACHINE)
     ] = None,
-    device: Annotated[str | None, _option("cpu, cuda, cuda:N or auto [auto].", MACHINE)] = None,
+    device: Annotated[
+        str | None, _option("cpu, cuda, cuda:N or auto (default: auto).", MACHINE)
+    ] = None,
     gradient_checkpointing: Annotated[
-        bool | None, _option("Trade time for activation memory.", MACHINE)
+        bool | None,
+        _option("Trade time for activation memory.", MACHINE, "--gradient-checkpointing"),
     ] = None,
     eval_batch_size: Annotated[
-        int | None, _option("Examples a forward pass of an evaluation [64].", MACHINE)
+        int | None, _option("Examples a forward pass of an evaluation (default: 64).", MACHINE)
     ] = None,
     log_every: Annotated[
-        int | None, _option("Steps between two lines of metrics.jsonl [50].", MACHINE)
+        int | None, _option("Steps between two lines of metrics.jsonl (default: 50).", MACHINE)
     ] = None,
     output: Annotated[
-        str | None, _option("Directory under which run directories are made [runs].", MACHINE)
+        str | None,
+        _option("Directory under which run directories are made (default: runs).", MACHINE),
     ] = None,
     overwrite: Annotated[
         bool | None,
@@ -190,11 +200,11 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
     data: Annotated[
         str | None,
-        typer.Option(help="Directory of the data [the one that the run was trained on]."),
+        typer.Option(help="Directory of the data (default: the one that the run was trained on)."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Examples a forward pass [as in training].")
+        int | None, typer.Option(min=1, help="Examples a forward pass (default: as in training).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -212,7 +222,7 @@ def main() -> None:
     logger.setLevel(logging.INFO)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.addHandler(handler)
+    logger.handlers = [handler]
     try:
         app()
     except BayesloraError as error:

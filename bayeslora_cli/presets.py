@@ -134,7 +134,7 @@ def scale_schedule(resolved: Resolved, total: int) -> tuple[RunConfig, str | Non
     if not changed:
         return config, None
     listed = ", ".join(f"{flag(name)} {value}" for name, value in changed.items())
-    return config, f"schedule scaled from {planned} to {total} steps: {listed}"
+    return config, f"schedule scaled from {planned} to {total} steps, --lr not: {listed}"
 
 
 def run_name(resolved: Resolved) -> Path:

@@ -41,7 +41,7 @@ def test_train_prints_data_on_stdout_and_progress_on_stderr(run):
     assert [line.split()[0] for line in done.stdout.splitlines()[:-1]] == [
         "best", "best_at_budget", "last",
     ]  # fmt: skip
-    assert "schedule scaled from 3900 to 6 steps" in done.stderr
+    assert "schedule scaled from 3900 to 6 steps, --lr not: " in done.stderr
     assert "step 6/6" in done.stderr
     assert "\x1b" not in done.stdout + done.stderr
 

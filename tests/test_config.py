@@ -426,7 +426,10 @@ def test_presets_fit_any_run(task, row, total):
     assert rest <= {*SCHEDULED, "schedule_steps"}
     assert config.schedule_steps == total
     if changed:
-        assert notice == f"schedule scaled from {planned} to {total} steps: " + ", ".join(changed)
+        assert (
+            notice
+            == f"schedule scaled from {planned} to {total} steps, --lr not: {', '.join(changed)}"
+        )
     else:
         assert notice is None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_the_adapter_opens_without_us(method, backbone, rte, tmp_path):
         model = PeftModel.from_pretrained(base, run.adapter)
     model.eval()
     tokenizer = load_tokenizer(backbone("deberta-v2"))
-    examples = load_task("rte", rte_path(rte), ("validation",))["validation"]
+    examples = load_task("rte", Path(rte), ("validation",))["validation"]
     batch = tokenizer(examples.first, examples.second, padding=True, return_tensors="pt")
     with torch.no_grad():
         logits = model(**batch).logits
@@ -99,12 +100,6 @@ def test_the_adapter_opens_without_us(method, backbone, rte, tmp_path):
     expected = run.read_json(run.result)["best_at_budget"]["metrics"]["validation"]
     assert accuracy == pytest.approx(expected["accuracy"])
     assert nll == pytest.approx(expected["nll"], abs=1e-5)
-
-
-def rte_path(rte):
-    from pathlib import Path
-
-    return Path(rte)
 
 
 def test_the_posterior_holds_what_is_kept_and_the_head(backbone, rte, tmp_path):
@@ -273,8 +268,60 @@ def test_predictions_that_are_not_finite_are_an_error(backbone, rte, tmp_path):
 
     run = run_of(backbone, rte, tmp_path, max_steps=2)
     network, tokenizer = load_run(run, run.read_config(), Labels(classes=("a", "b")), "cpu")
-    examples = load_task("rte", rte_path(rte), ("validation",))["validation"]
+    examples = load_task("rte", Path(rte), ("validation",))["validation"]
     split = tokenise(examples, tokenizer, 16, regression=False)
     network.bank.mean.fill_(float("nan"))
     with network.bank.at_mean(), pytest.raises(NonFiniteError):
         predict(network, split, 8)
+
+
+GLUE_FILES = Path(__file__).parents[2] / "shared"
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("task", "folder", "expected"),
+    [
+        ("cola", "glue", {"validation": {"matthews", "nll"}}),
+        ("mrpc", "glue", {"validation": {"accuracy", "f1", "nll"}}),
+        ("sst2", "glue", {"validation": {"accuracy", "nll"}}),
+        ("stsb", "glue", {"validation": {"pearson", "spearman", "pearson_spearman", "nll"}}),
+        ("qnli", "glue-sub", {"validation": {"accuracy", "nll"}}),
+        (
+            "mnli",
+            "glue-sub",
+            {
+                "validation_matched": {"accuracy", "nll"},
+                "validation_mismatched": {"accuracy", "nll"},
+            },
+        ),
+    ],
+)
+def test_real_tasks_end_to_end(task, folder, expected, backbone, tmp_path):
+    """Three steps of a tiny backbone: reading, metrics by split, and the run read back."""
+    data = GLUE_FILES / folder
+    if not data.is_dir():
+        pytest.skip("no real GLUE files")
+    changes = {"task": task, "max_steps": 3, "eval_batch_size": 512}
+    run = run_of(backbone, str(data), tmp_path, **changes)
+    found = evaluate_run(run.path, device="cpu")["metrics"]
+    assert {split: set(metrics) for split, metrics in found.items()} == expected
+    best = run.read_json(run.result)["best_at_budget"]["metrics"]
+    for split, metrics in found.items():
+        assert metrics == pytest.approx(best[split], abs=1e-5)
+
+
+@pytest.mark.realdata
+def test_minilm_learns_sentiment(minilm, tmp_path):
+    """Forty steps on SST-2 take a real encoder from chance to well above it."""
+    data = GLUE_FILES / "glue"
+    if not data.is_dir():
+        pytest.skip("no real GLUE files")
+    typed = {
+        "task": "sst2", "data": str(data), "model": minilm, "output": str(tmp_path),
+        "optimizer": "adamw", "lr": 5e-3, "max_steps": 40, "batch_size": 16, "max_length": 32,
+        "target_modules": ("query", "key", "value", "dense"), "device": "cpu",
+    }  # fmt: skip
+    run = train(resolve(typed))
+    best = run.read_json(run.result)["best_at_budget"]
+    assert best["metrics"]["validation"]["accuracy"] > 0.65

@@ -114,7 +114,8 @@ def _peft_config(
         tinit=config.t_init,
         tfinal=config.t_final,
         deltaT=config.delta_t,
-        total_step=config.schedule_steps,
+        # PEFT refuses a schedule without a pruning phase, which a run of one step has
+        total_step=max(config.schedule_steps or 0, config.t_init + config.t_final + 1),
         orth_reg_weight=config.orth_reg,
         rank_pattern=pattern,
         **common,

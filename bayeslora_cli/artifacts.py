@@ -59,7 +59,6 @@ def now() -> str:
 class Snapshot:
     """The state that a run's adapter, posterior and scores are written from."""
 
-    step: int
     posterior: Posterior
     scores: Tensor | None
     """Of each triplet (n, r); None where the method scores nothing."""
@@ -121,8 +120,10 @@ def write_artifacts(
 def _save_full(run: RunDir, network: Network, at: Posterior) -> None:
     """The whole fine-tuned model in transformers' own format, fp32."""
     bank = network.bank
+    # by address: a tied weight has a second name, which the bank does not know
+    segments = {bank.parameters[n].data_ptr(): s for n, s in bank.segments.items()}
     state = {
-        name: bank.segments[name].view(at.mean) if name in bank.segments else value
+        name: segments[value.data_ptr()].view(at.mean) if value.data_ptr() in segments else value
         for name, value in network.module.state_dict().items()
     }
     # cloned: safetensors refuses tensors that share the bank's storage
@@ -163,7 +164,7 @@ tags: [bayeslora, {config.method}, {config.optimizer}]
 target rank {config.target_rank}, {result["steps"]} steps of {config.batch_size} examples.
 All settings: `config.toml`; the allocation of the ranks: `ranks.json`.
 
-Metrics at step {best["step"]}, the best evaluation at the final rank budget:
+Metrics after {best["step"] + 1} steps, the best evaluation at the final rank budget:
 
 | split | metric | value |
 |---|---|---|

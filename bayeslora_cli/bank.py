@@ -139,7 +139,7 @@ class AdapterBank:
         self._low_theta = zeros(self._low_end, dtype=compute_dtype)
         self._low_local = zeros(self._low_end, dtype=compute_dtype)
         self._score_order = self._order_of_scores().to(device)
-        self._parameters = parameters
+        self.parameters = parameters
         for name, parameter in parameters.items():
             parameter.data = self._seen(self.segments[name], self.theta, self._low_theta)
             parameter.grad = self._seen(self.segments[name], self.local, self._low_local)
@@ -223,10 +223,9 @@ class AdapterBank:
         """Make the modules see theta (only a copy where they compute in another precision)."""
         self._low_theta.copy_(self.theta[: self._low_end])
 
-    def perturb(self, noise: Tensor, *, masked: bool) -> None:
-        """theta = mean + noise (N,); `masked`: the E of pruned triplets get none."""
+    def perturb(self, *, masked: bool) -> None:
+        """theta = mean + noise; `masked`: the E of pruned triplets get none."""
         assert self.noise.numel(), "a bank without a posterior has no noise"
-        self.noise.copy_(noise)
         if masked and self.adaptive:
             self.singular_values(self.noise).mul_(self.mask)
         torch.add(self.mean, self.noise, out=self.theta)
@@ -297,7 +296,7 @@ class AdapterBank:
 
         `.to(dtype)`, `zero_grad()` and `load_state_dict(assign=True)` do that silently.
         """
-        for name, parameter in self._parameters.items():
+        for name, parameter in self.parameters.items():
             segment = self.segments[name]
             seen = self._seen(segment, self.theta, self._low_theta)
             grad = self._seen(segment, self.local, self._low_local)

@@ -34,7 +34,7 @@ class Stateful(Protocol):
 def save(directory: Path, parts: Mapping[str, Stateful]) -> None:
     """Write all parts, whole or not at all."""
     tensors = {
-        f"{part}/{name}": tensor.detach().cpu().contiguous().clone()
+        f"{part}/{name}": tensor.detach().cpu().contiguous()
         for part, stateful in parts.items()
         for name, tensor in stateful.tensors().items()
     }

@@ -186,10 +186,13 @@ def _problems(c: RunConfig) -> list[str]:
         value = getattr(c, name)
         expect(value is None or 0 < value < math.inf, name, "must be positive and finite")
     expect(c.clip_radius > 0, "clip_radius", "must be positive")  # infinite: no clipping
+    expect(c.seed < 2**63, "seed", "must be below 2^63")
     for name in ("ivon_beta1", "ivon_beta2"):
         expect(0 <= getattr(c, name) < 1, name, "must be at least 0 and below 1")
     expect(c.target_rank <= c.init_rank, "target_rank",
            f"must not exceed the initial rank ({c.init_rank}): raise --init-rank")  # fmt: skip
+    expect(c.method != "lora" or c.init_rank == c.target_rank, "init_rank",
+           f"--method lora keeps one rank, --target-rank ({c.target_rank})")  # fmt: skip
     expect(c.grad_accum < 1 or c.batch_size % c.grad_accum == 0, "grad_accum",
            f"must divide --batch-size ({c.batch_size})")  # fmt: skip
     expect(c.train_samples == 1 or c.optimizer == "ivon", "train_samples",

@@ -34,12 +34,6 @@ def set_precision(precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for the device, so that a clock read next counts its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def peak_memory(device: torch.device) -> int:
     """Bytes: the allocator's peak on a GPU, the process's peak resident size on a CPU."""
     if device.type == "cuda":

@@ -57,16 +57,18 @@ def train(resolved: Resolved) -> RunDir:
     config, notice = scale_schedule(resolved, total_steps(resolved.config, len(examples["train"])))
     tokenizer = load_tokenizer(config.model)
     limit = usable_length(config.model, tokenizer)
+    special = tokenizer.num_special_tokens_to_add(pair=True)
     length_typed = resolved.sources["max_length"] == "command line"
-    config = replace(config, max_length=input_length(config, limit, typed=length_typed))
+    config = replace(config, max_length=input_length(config, limit, special, typed=length_typed))
     run = RunDir(Path(config.output) / run_name(resolved))
     if not config.overwrite:
         run.check(config)
         if run.finished:
             logger.info("already trained: %s (--overwrite trains it again)", run.path)
             return run
-    if notice:
-        logger.info("%s", notice)
+    for line in (*resolved.notices, notice):
+        if line:
+            logger.info("%s", line)
     Session(config, task, examples, tokenizer, run).train()
     return run
 
@@ -158,6 +160,7 @@ class Session:
             if self._evaluation_is_due(step):
                 self._evaluate(step)
                 checkpoint.save(self.run.checkpoint, self.parts)
+                self._clock = time.perf_counter()
         self._finish()
 
     def _start(self) -> None:
@@ -172,7 +175,11 @@ class Session:
         for path in (self.run.metrics, self.run.ranks_history):
             self.run.cut(path, lambda line: line["step"] < self.loop.step)
         revision = getattr(self.network.module.config, "_commit_hash", None)
-        write_json(self.run.environment, environment(self.device, revision))
+        found = environment(self.device, revision)
+        if self.run.environment.is_file():  # a resumed run: keep the first process's record
+            first = self.run.read_json(self.run.environment)
+            found = {**first, "resumed": [*first.get("resumed", []), found]}
+        write_json(self.run.environment, found)
         self._clock = time.perf_counter()
         self._tokens = 0
 
@@ -182,7 +189,7 @@ class Session:
         for indices in self.order.indices(step).tensor_split(self.config.grad_accum):
             if len(indices):
                 batch = self.train_split.batch(indices)
-                self._tokens += int(self.train_split.lengths[indices].sum())
+                self._tokens += int(batch["attention_mask"].sum())
                 parts.append({k: v.to(self.device, non_blocking=True) for k, v in batch.items()})
         return parts
 
@@ -227,8 +234,9 @@ class Session:
             self._log_allocations(self.allocator, before=bad_step)
         checkpoint.save(self.run.checkpoint, self.parts)
         raise NonFiniteError(
-            f"step {bad_step}: the loss, a gradient or a score is not finite; lower --lr, or try "
-            f"--precision fp32. The state before that step is in {self.run.checkpoint}"
+            f"step {bad_step}: the loss, a gradient or a score is not finite; lower --lr (and "
+            "--boost-lr), or try --precision fp32. The state before that step is in "
+            f"{self.run.checkpoint}"
         )
 
     def _log_allocations(self, allocator: RankAllocator, before: int | None = None) -> None:
@@ -253,8 +261,7 @@ class Session:
         if self.best.offer(found, value, at_budget=at_budget):
             self._snapshot(step)
         logger.info("step %d/%d  %s", step + 1, self.total, describe(metrics))
-        self._clock = time.perf_counter()
-        self.loop.evaluation_seconds += self._clock - start
+        self.loop.evaluation_seconds += time.perf_counter() - start
 
     def _snapshot(self, step: int) -> None:
         """Keep the present posterior and scores: the best at the final budget so far."""
@@ -281,7 +288,6 @@ class Session:
         }
         best = self.best
         snapshot = Snapshot(
-            step=best.records["best_at_budget"]["step"],
             posterior=Posterior(mean=best.mean, sigma=best.sigma, mask=best.mask),
             scores=None if self.allocator is None else best.scores,
         )
@@ -290,12 +296,19 @@ class Session:
         write_artifacts(self.run, self.network, self.config, snapshot, bank.mask, result)
 
 
-def input_length(config: RunConfig, limit: int | None, *, typed: bool) -> int:
+def input_length(config: RunConfig, limit: int | None, special: int, *, typed: bool) -> int:
     """Tokens an example at the most: the preset's number within the backbone's positions.
 
+    Args:
+        limit: the backbone's positions; None: no limit known.
+        special: tokens that the tokenizer adds to a pair.
     Raises:
-        ConfigError: a typed length that the backbone has no positions for.
+        ConfigError: a typed length that the backbone has no positions for, or no room for text.
     """
+    if config.max_length <= special:
+        raise ConfigError(
+            [f"--max-length {config.max_length}: the special tokens alone take {special}"]
+        )
     if limit is None or config.max_length <= limit:
         return config.max_length
     if typed:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USER = 2
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
 
 
 class BayesloraError(Exception):

@@ -24,7 +24,12 @@ from bayeslora_cli.bank import AdapterBank, Matrix
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.errors import ModelError
 
-HEADS = ("classifier", "score")  # PEFT's names of a sequence classifier's head
+HEADS = ("classifier", "score", "classification_head")  # what transformers calls them
+# RoBERTa's kin count positions from behind the padding token's index, 1: two are never used
+POSITIONS_FROM_PADDING = (
+    "camembert", "data2vec-text", "longformer", "mpnet", "roberta", "roberta-prelayernorm",
+    "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
 logger = logging.getLogger("bayeslora")
 # what transformers raises for a name or directory that it cannot load
 LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError)
@@ -116,8 +121,7 @@ def usable_length(name: str, tokenizer: Any) -> int | None:
     limits = [n for n in (tokenizer.model_max_length,) if n < 10**6]
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
-        # RoBERTa and MPNet count positions from the padding token's index on
-        offset = 2 if config.model_type in ("roberta", "xlm-roberta", "mpnet") else 0
+        offset = 2 if config.model_type in POSITIONS_FROM_PADDING else 0
         limits.append(positions - offset)
     return min(limits) if limits else None
 
@@ -151,8 +155,8 @@ def load_backbone(
         )
     except LOADING_ERRORS as error:
         raise ModelError(_cannot_load(config.model, "sequence classifier", error)) from error
-    if module.config.pad_token_id is None:
-        module.config.pad_token_id = tokenizer.pad_token_id
+    # a decoder's classifier looks for the last token before the padding that it knows
+    module.config.pad_token_id = tokenizer.pad_token_id
     head = head_modules(module)
     missing = set(loading["missing_keys"])
     mismatched = {entry[0] for entry in loading.get("mismatched_keys", ())}
@@ -183,13 +187,13 @@ def head_modules(module: Any) -> tuple[str, ...]:
     """Names of the head's modules.
 
     Raises:
-        ModelError: a classifier whose head has another name than PEFT knows.
+        ModelError: a classifier whose head has another name.
     """
     found = tuple(name for name, _ in module.named_children() if name in HEADS)
     if not found:
         raise ModelError(
-            f"{type(module).__name__} has no head named {' or '.join(HEADS)}, the names that PEFT "
-            "saves; choose another backbone"
+            f"{type(module).__name__} has no head named {' or '.join(HEADS)}; choose "
+            "another backbone"
         )
     return found
 
@@ -294,7 +298,9 @@ def build_network(
             adapters[name] = layer
 
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    module.to(device=device, dtype=dtype)
+    module.to(device)
+    for parameter in module.parameters():  # and no buffer: rotary angles want fp32
+        parameter.data = parameter.data.to(dtype)
     for name in head:
         # logits are worth fp32: a bf16 regression output has three digits
         part = module.get_submodule(name).float()
@@ -302,7 +308,11 @@ def build_network(
     if config.gradient_checkpointing:
         # transformers 5.23 renamed the method; older ones know the old name alone
         renamed = getattr(module, "activation_checkpointing_enable", None)
-        (renamed or module.gradient_checkpointing_enable)({"use_reentrant": False})
+        try:
+            (renamed or module.gradient_checkpointing_enable)({"use_reentrant": False})
+        except ValueError as error:
+            kind = type(module).__name__
+            raise ModelError(f"--gradient-checkpointing: {kind} does not support it") from error
     module.config.use_cache = False
 
     matrices = [Matrix(name=n, a=m.lora_A, b=m.lora_B, e=m.lora_E) for n, m in adapters.items()]

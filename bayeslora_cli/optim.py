@@ -30,8 +30,8 @@ class BankOptimizer(ABC):
         """Draw theta for one pass; `masked`: pruned triplets stay at their mean."""
 
     @abstractmethod
-    def update(self, learning_rate: float, good: Tensor) -> None:
-        """One step from `bank.grad`, wherever the scalar bool `good` is true."""
+    def update(self, step: int, learning_rate: float, good: Tensor) -> None:
+        """Step number `step`, from 0, from `bank.grad`, wherever the scalar bool `good` is true."""
 
     @abstractmethod
     def sigma(self) -> Tensor | None:
@@ -41,20 +41,19 @@ class BankOptimizer(ABC):
     def tensors(self) -> dict[str, Tensor]:
         """State tensors, in place."""
 
-    @abstractmethod
     def scalars(self) -> dict[str, int]:
-        """State that is no tensor."""
+        """Nothing: the step count is the loop's."""
+        return {}
 
-    @abstractmethod
-    def load_scalars(self, scalars: dict[str, int]) -> None:
-        """Take `scalars()` of an earlier process."""
+    def load_scalars(self, scalars: dict[str, int]) -> None:  # noqa: B027
+        """Nothing to take."""
 
 
 class BankIVON(ivon.IVON, BankOptimizer):  # type: ignore[misc]
     """IVON (Shen et al., ICML 2024), the official formulas on flat buffers.
 
-    The constructor's checks and the update's mathematics are `ivon-opt`'s; sampling, storage and
-    the debiasing's step count (which `ivon-opt` leaves out of its state) are the bank's.
+    The constructor's checks and the update's mathematics are `ivon-opt`'s; sampling and storage are
+    the bank's. The debiasing's step count, which `ivon-opt` leaves out of its state, is the loop's.
     """
 
     posterior = True
@@ -80,12 +79,11 @@ class BankIVON(ivon.IVON, BankOptimizer):  # type: ignore[misc]
         return precision.rsqrt()
 
     def sample(self, *, masked: bool) -> None:
-        noise = torch.empty_like(self.bank.mean).normal_(generator=self.generator)
-        self.bank.perturb(noise.mul_(self.sigma()), masked=masked)
+        self.bank.noise.normal_(generator=self.generator).mul_(self.sigma())
+        self.bank.perturb(masked=masked)
 
     @torch.no_grad()
-    def update(self, learning_rate: float, good: Tensor) -> None:
-        self.current_step += 1
+    def update(self, step: int, learning_rate: float, good: Tensor) -> None:
         group = self.param_groups[0]
         ess, decay, initial = group["ess"], group["weight_decay"], group["hess_init"]
         momentum = self._new_momentum(self.bank.grad[0], group["momentum"], group["beta1"])
@@ -99,7 +97,7 @@ class BankIVON(ivon.IVON, BankOptimizer):  # type: ignore[misc]
             learning_rate * (initial + decay),
             decay,
             group["clip_radius"],
-            1.0 - group["beta1"] ** self.current_step,
+            1.0 - group["beta1"] ** (step + 1),
             initial,
         )
         for old, new in (
@@ -115,12 +113,6 @@ class BankIVON(ivon.IVON, BankOptimizer):  # type: ignore[misc]
             "momentum": group["momentum"],
             "hessian": group["hess"],
         }
-
-    def scalars(self) -> dict[str, int]:
-        return {"step": self.current_step}
-
-    def load_scalars(self, scalars: dict[str, int]) -> None:
-        self.current_step = scalars["step"]
 
 
 class BankAdamW(BankOptimizer):
@@ -147,7 +139,7 @@ class BankAdamW(BankOptimizer):
         return None
 
     @torch.no_grad()
-    def update(self, learning_rate: float, good: Tensor) -> None:
+    def update(self, step: int, learning_rate: float, good: Tensor) -> None:
         # the fused kernel's own guard, made for gradient scalers: nothing moves where it is 1
         self.adamw.found_inf = (~good).float()  # type: ignore[attr-defined]
         self.adamw.param_groups[0]["lr"] = learning_rate
@@ -155,12 +147,6 @@ class BankAdamW(BankOptimizer):
 
     def tensors(self) -> dict[str, Tensor]:
         return dict(self.adamw.state[self.bank.mean])
-
-    def scalars(self) -> dict[str, int]:
-        return {}
-
-    def load_scalars(self, scalars: dict[str, int]) -> None:
-        assert not scalars
 
 
 def _ivon(

@@ -23,6 +23,8 @@ from bayeslora_cli.errors import ConfigError
 
 # step numbers that a preset states for its own total and that scale with another
 SCHEDULED = ("warmup_steps", "boost_until_step", "t_init", "t_final", "delta_t", "eval_every")
+# an evaluation costs what it costs: short runs are not to spend most of their time on them
+EVAL_EVERY_AT_LEAST = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +36,36 @@ class Resolved:
     """Field name -> default, preset or command line."""
     changed: Mapping[str, Any]
     """Typed values that affect the result otherwise than the preset's do."""
+    notices: tuple[str, ...] = ()
+    """Typed options without effect, a sentence each."""
+
+
+def without_effect(method: str, optimizer: str, values: Mapping[str, Any]) -> dict[str, str]:
+    """Options that do nothing beside the others: field name -> why.
+
+    Args:
+        values: what was typed over the preset.
+    """
+    groups = (
+        (method != "adalora", ("t_init", "t_final", "delta_t", "orth_reg"), f"--method {method}"),
+        (
+            method == "full",
+            ("target_rank", "init_rank", "alpha", "target_modules"),
+            "--method full",
+        ),
+        (
+            optimizer != "ivon",
+            ("ess", "hess_init", "ivon_beta1", "ivon_beta2", "clip_radius", "train_samples"),
+            f"--optimizer {optimizer}",
+        ),
+        (
+            values.get("lr_schedule", "linear") != "boost",
+            ("boost_lr", "boost_until_step"),
+            "--lr-schedule linear",
+        ),
+        (values.get("max_steps") is not None, ("epochs",), "--max-steps"),
+    )
+    return {name: why for holds, names, why in groups if holds for name in names}
 
 
 def presets_directory() -> Path:
@@ -82,10 +114,17 @@ def resolve(typed: Mapping[str, Any]) -> Resolved:
     path = presets_directory() / f"{typed.get('task', 'rte')}.toml"
     if typed.get("task") in GLUE_TASKS and path.is_file():
         preset = preset_layers(path, method, optimizer, criterion)
+    idle = without_effect(method, optimizer, preset | typed)
+    notices = tuple(f"{flag(n)} has no effect with {idle[n]}" for n in typed if n in idle)
+    typed = {name: value for name, value in typed.items() if name not in idle}
     target_rank = typed.get("target_rank", preset.get("target_rank", 2))
     # 3 for 2 and 6 for 4, as in all of the paper's runs; a fixed rank starts where it ends
     base["init_rank"] = -(-3 * target_rank // 2) if method == "adalora" else target_rank
 
+    data = typed.get("data")
+    if data is not None and not Path(data).expanduser().is_dir():
+        what = "is no directory" if Path(data).expanduser().exists() else "no such directory"
+        raise ConfigError([f"--data {data}: {what}; give GLUE's TSV layout or a saved data set"])
     for key in ("data", "model", "output"):
         if typed.get(key) is not None and Path(typed[key]).expanduser().is_dir():
             typed[key] = str(Path(typed[key]).expanduser().resolve())
@@ -107,7 +146,7 @@ def resolve(typed: Mapping[str, Any]) -> Resolved:
         # a typed step number does not scale, the preset's equal one does
         and (name in scaling or getattr(config, name) != without[name])
     }
-    return Resolved(config=config, sources=sources, changed=changed)
+    return Resolved(config=config, sources=sources, changed=changed, notices=notices)
 
 
 def scale_schedule(resolved: Resolved, total: int) -> tuple[RunConfig, str | None]:
@@ -125,10 +164,10 @@ def scale_schedule(resolved: Resolved, total: int) -> tuple[RunConfig, str | Non
         value = getattr(config, name)
         if value is None or resolved.sources[name] == "command line" or planned == total:
             continue
-        scaled = value * total // planned
-        at_least_one = name in ("t_final", "delta_t", "eval_every")
-        values[name] = max(1, scaled) if at_least_one else scaled
-    changed = {n: v for n, v in values.items() if v != getattr(config, n)}
+        least = {"t_final": 1, "delta_t": 1, "eval_every": min(value, EVAL_EVERY_AT_LEAST)}
+        values[name] = max(least.get(name, 0), value * total // planned)
+    idle = without_effect(config.method, config.optimizer, {"lr_schedule": config.lr_schedule})
+    changed = {n: v for n, v in values.items() if v != getattr(config, n) and n not in idle}
     config = replace(config, schedule_steps=total, **values)
     check_schedule(config, total)
     if not changed:

@@ -50,7 +50,7 @@ class MatrixReport:
     kept: tuple[bool, ...]
     """Of each triplet, whether it is kept."""
     scores: tuple[float, ...] | None
-    """Of each triplet, at the end; None where the method scores nothing."""
+    """Of each triplet, where the run's adapter comes from; None: the method scores nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

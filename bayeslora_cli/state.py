@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.bank import AdapterBank
+from bayeslora_cli.errors import RunDirError
 
 
 @dataclass(kw_only=True, slots=True)
@@ -60,7 +61,14 @@ class Generators:
 
     def load_scalars(self, scalars: dict[str, str]) -> None:
         """Take `scalars()` of an earlier process on the same kind of device."""
-        for name, generator in {**self.default, "noise": self.noise}.items():
+        generators = {**self.default, "noise": self.noise}
+        if scalars.keys() != generators.keys():
+            kind = "cuda" if "cuda" in scalars else "cpu"
+            raise RunDirError(
+                f"--device: the checkpoint is of a run on {kind}, whose random streams only that "
+                "kind of device continues; use it, or --overwrite"
+            )
+        for name, generator in generators.items():
             state = bytearray(bytes.fromhex(scalars[name]))
             generator.set_state(torch.frombuffer(state, dtype=torch.uint8))
 

@@ -82,7 +82,7 @@ class TrainStep:
 
         with torch.no_grad():
             good = self.good & loss.isfinite().all() & bank.grad.isfinite().all()
-            optimizer.update(self.learning_rate(step), good)
+            optimizer.update(step, self.learning_rate(step), good)
             if allocator is not None:
                 # sigma costs a pass over all elements: only where scores are taken
                 sigma = optimizer.sigma() if allocator.budget.allocates(step) else None

@@ -54,6 +54,16 @@ KINDS = {
     },
     "electra": {**SIZES, "embedding_size": 16},
 }
+DECODERS = {
+    "gpt2": {
+        "vocab_size": VOCABULARY,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 64,
+    },
+    "llama": {**SIZES, "num_key_value_heads": 1, "pad_token_id": 1},  # not the tokenizer's
+}
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -81,8 +91,10 @@ def save_backbone(directory: Path, kind: str, *, dropout: float = 0.0, seed: int
     """A random encoder without its head (nor DeBERTa's pooler) and its tokenizer."""
     names = {
         "distilbert": ("dropout", "attention_dropout", "seq_classif_dropout"),
+        "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+        "llama": ("attention_dropout",),
     }.get(kind, ("hidden_dropout_prob", "attention_probs_dropout_prob"))
-    config = AutoConfig.for_model(kind, **KINDS[kind], **dict.fromkeys(names, dropout))
+    config = AutoConfig.for_model(kind, **(KINDS | DECODERS)[kind], **dict.fromkeys(names, dropout))
     torch.manual_seed(seed)
     AutoModel.from_config(config).save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)

@@ -103,7 +103,8 @@ def test_layers_of_one_block_are_neighbours():
 def test_evaluation_sees_the_mean_with_the_mask_and_leaves_no_trace(posterior):
     bank, matrices, _ = build([(5, 4), (4, 5)], 3, posterior=posterior)
     if posterior:
-        bank.perturb(torch.ones(bank.size), masked=False)
+        bank.noise.fill_(1)
+        bank.perturb(masked=False)
     bank.mask[0, 1] = 0
     mean = bank.mean.clone()
     with bank.at_mean():
@@ -122,15 +123,15 @@ def test_bf16_computes_on_copies_and_keeps_the_master_in_fp32():
     )
     assert bank.theta.dtype == bank.mean.dtype == torch.float32
     assert matrices[0].a.dtype == torch.bfloat16
-    head = bank._parameters["head.0"]
+    head = bank.parameters["head.0"]
     assert head.dtype == torch.float32
     bank.mean.fill_(1 + 2**-12)  # bf16 has 8 bits
-    bank.perturb(torch.zeros(bank.size), masked=False)
+    bank.perturb(masked=False)
     assert bool((matrices[0].a == 1).all())
     assert bool((head == 1 + 2**-12).all())
     bank.zero_local()
     (
-        (matrices[0].a * 3).sum() + (head * 5).sum() + (bank._parameters["full.0"] * 7).sum()
+        (matrices[0].a * 3).sum() + (head * 5).sum() + (bank.parameters["full.0"] * 7).sum()
     ).backward()
     bank.collect()
     assert bool((bank.segments["layer.0.dense.lora_A"].view(bank.local) == 3).all())
@@ -154,7 +155,8 @@ def test_accumulation_averages_gradients_and_their_products_with_the_noise():
     bank, _, _ = build([(5, 4)], 2, posterior=True)
     noise, gradients = torch.randn(3, bank.size), torch.randn(3, bank.size)
     for i, weight in enumerate((0.5, 0.3, 0.2)):
-        bank.perturb(noise[i], masked=False)
+        bank.noise.copy_(noise[i])
+        bank.perturb(masked=False)
         bank.local.copy_(gradients[i])
         bank.accumulate(weight, first=i == 0)
     weights = torch.tensor([[0.5], [0.3], [0.2]])

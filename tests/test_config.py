@@ -27,12 +27,14 @@ from bayeslora_cli.config import (
 )
 from bayeslora_cli.errors import ConfigError, UserError
 from bayeslora_cli.presets import (
+    EVAL_EVERY_AT_LEAST,
     SCHEDULED,
     Resolved,
     presets_directory,
     resolve,
     run_name,
     scale_schedule,
+    without_effect,
 )
 
 # the product's table, written out once more: method, optimizer -> criteria, the default first
@@ -102,7 +104,7 @@ def configs(draw):
         "optimizer": optimizer,
         "criterion": criterion,
         "target_rank": target_rank,
-        "init_rank": target_rank + draw(st.integers(0, 64)),
+        "init_rank": target_rank + (0 if method == "lora" else draw(st.integers(0, 64))),
         "grad_accum": grad_accum,
         "batch_size": grad_accum * draw(st.integers(1, 64)),
         "train_samples": draw(st.integers(1, 4)) if optimizer == "ivon" else 1,
@@ -162,6 +164,9 @@ def test_typed_wins_over_preset_wins_over_default(task, row, typed):
     head = {"task": task, "method": method, "optimizer": optimizer, "criterion": criterion}
     resolved = resolve(head | typed)
     preset = slow_preset(task, *row)
+    idle = without_effect(method, optimizer, preset | typed)
+    assert len(resolved.notices) == len(typed.keys() & idle.keys())
+    typed = {name: value for name, value in typed.items() if name not in idle}
     for name, f in FIELDS.items():
         got, source = getattr(resolved.config, name), resolved.sources[name]
         if name in head | typed:
@@ -338,7 +343,7 @@ def test_every_problem_is_in_the_message():
         ({"target_rank": 4, "init_rank": 3}, "target_rank", "--init-rank"),
         ({"grad_accum": 5}, "grad_accum", "--batch-size"),
         (
-            {"method": "lora", "optimizer": "adamw", "criterion": None, "train_samples": 2},
+            {"method": "full", "optimizer": "adamw", "criterion": None, "train_samples": 2},
             "train_samples",
             "--optimizer ivon",
         ),
@@ -387,7 +392,9 @@ def test_schedules_that_do_not_fit(values, total, named):
 
 
 def test_phases_that_a_method_has_not_are_not_checked():
-    config = RunConfig(method="lora", optimizer="adamw", criterion=None, t_init=99, t_final=99)
+    config = RunConfig(
+        method="lora", optimizer="adamw", criterion=None, init_rank=2, t_init=99, t_final=99
+    )
     check_schedule(config, 10)
     check_schedule(RunConfig(boost_until_step=99), 10)
 
@@ -417,9 +424,11 @@ def test_presets_fit_any_run(task, row, total):
             assert new is None
             continue
         exact = old * total / planned
-        lowest = 1 if name in ("t_final", "delta_t", "eval_every") else 0
+        lowest = {"t_final": 1, "delta_t": 1, "eval_every": min(old, EVAL_EVERY_AT_LEAST)}
+        lowest = lowest.get(name, 0)
         assert max(lowest, exact - 1) <= new <= max(lowest, exact)
-        if new != old:
+        idle = without_effect(method, optimizer, {"lr_schedule": config.lr_schedule})
+        if new != old and name not in idle:
             changed.append(f"{flag(name)} {new}")
     # nothing else moves, and one line tells it all
     rest = {n for n in FIELDS if getattr(before, n) != getattr(config, n)}
@@ -458,6 +467,7 @@ def test_no_notice_at_the_presets_own_length(task):
 )
 def test_typed_numbers_are_never_scaled(task, total, typed):
     resolved = resolve({"task": task} | typed)
+    typed = {n: v for n, v in typed.items() if resolved.sources[n] == "command line"}  # not idle
     refused, config, notice = "", None, None
     try:
         config, notice = scale_schedule(resolved, total)
@@ -511,7 +521,7 @@ def hashed(typed):
         ({"lr": 0.4}, True),
         ({"max_steps": 100}, True),
         ({"init_rank": 4}, True),
-        ({"data": "somewhere"}, True),
+        ({"data": "."}, True),
         ({"target_modules": ("query_proj",)}, True),
         ({"precision": "bf16"}, True),
     ],
@@ -661,3 +671,23 @@ def test_resolved_is_frozen():
     assert isinstance(resolved, Resolved)
     with pytest.raises(AttributeError):
         resolved.config.lr = 1.0
+
+
+@pytest.mark.parametrize(
+    ("typed", "idle"),
+    [
+        ({"method": "lora", "t_init": 5, "orth_reg": 0.5}, {"t_init", "orth_reg"}),
+        ({"method": "full", "target_rank": 4, "alpha": 8.0}, {"target_rank", "alpha"}),
+        ({"optimizer": "adamw", "ess": 10.0, "train_samples": 3}, {"ess", "train_samples"}),
+        ({"lr_schedule": "linear", "boost_lr": 3.0}, {"boost_lr"}),
+        ({"max_steps": 5, "epochs": 2.0}, {"epochs"}),
+        ({"boost_lr": 3.0}, set()),  # RTE's preset has a plateau
+    ],
+)
+def test_options_without_effect_are_said_and_make_no_other_run(typed, idle):
+    resolved = resolve({"task": "rte"} | typed)
+    assert {n for n in typed if any(flag(n) + " has" in line for line in resolved.notices)} == idle
+    without = {name: value for name, value in typed.items() if name not in idle}
+    plain = resolve({"task": "rte"} | without)
+    assert plain.config == resolved.config
+    assert run_name(plain) == run_name(resolved)

@@ -313,15 +313,61 @@ def test_real_tasks_end_to_end(task, folder, expected, backbone, tmp_path):
 
 @pytest.mark.realdata
 def test_minilm_learns_sentiment(minilm, tmp_path):
-    """Forty steps on SST-2 take a real encoder from chance to well above it."""
+    """Sixty steps on SST-2 take a real encoder from chance to well above it."""
     data = GLUE_FILES / "glue"
     if not data.is_dir():
         pytest.skip("no real GLUE files")
     typed = {
         "task": "sst2", "data": str(data), "model": minilm, "output": str(tmp_path),
-        "optimizer": "adamw", "lr": 5e-3, "max_steps": 40, "batch_size": 16, "max_length": 32,
+        "optimizer": "adamw", "lr": 5e-3, "max_steps": 60, "batch_size": 16, "max_length": 32,
         "target_modules": ("query", "key", "value", "dense"), "device": "cpu",
     }  # fmt: skip
     run = train(resolve(typed))
     best = run.read_json(run.result)["best_at_budget"]
     assert best["metrics"]["validation"]["accuracy"] > 0.65
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_steps": 1},
+        {"max_steps": 9, "t_init": 4, "t_final": 5},
+        {"max_steps": 3, "batch_size": 200},
+        {"max_steps": None, "epochs": 0.01},
+        {"max_steps": 4, "grad_accum": 8, "train_samples": 2},
+        {"max_steps": 4, "init_rank": 5, "target_rank": 5},
+    ],
+)
+def test_odd_lengths_and_ranks(changes, backbone, rte, tmp_path):
+    """Each ends with an adapter that PEFT opens; the budget is met even in a single step."""
+    run = run_of(backbone, rte, tmp_path, **changes)
+    base = AutoModelForSequenceClassification.from_pretrained(backbone("bert", 0.1), num_labels=2)
+    PeftModel.from_pretrained(base, run.adapter)
+    ranks = run.read_json(run.result)["ranks"]
+    assert sum(ranks.values()) == changes.get("target_rank", 2) * len(ranks)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("method", ["adalora", "lora"])
+def test_decoders(kind, method, backbone, rte, tmp_path):
+    """Conv1D layers, causal pooling at the last token before the padding, no pad token of its own.
+
+    The result must not depend on how much padding a batch happens to have.
+    """
+    criterion = "snr" if method == "adalora" else None
+    run = run_of(
+        backbone, rte, tmp_path, model=backbone(kind), method=method, criterion=criterion,
+        target_modules=("all-linear",),
+    )  # fmt: skip
+    one, many = (evaluate_run(run.path, device="cpu", batch_size=n)["metrics"] for n in (1, 40))
+    assert one["validation"]["nll"] == pytest.approx(many["validation"]["nll"], abs=1e-5)
+    base = AutoModelForSequenceClassification.from_pretrained(backbone(kind), num_labels=2)
+    base.config.pad_token_id = 0
+    model = PeftModel.from_pretrained(base, run.adapter).eval()
+    tokenizer = load_tokenizer(backbone(kind))
+    examples = load_task("rte", Path(rte), ("validation",))["validation"]
+    batch = tokenizer(examples.first, examples.second, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**batch).logits
+    nll = torch.nn.functional.cross_entropy(logits.double(), torch.tensor(examples.labels)).item()
+    assert nll == pytest.approx(one["validation"]["nll"], abs=1e-5)

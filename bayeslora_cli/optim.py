@@ -18,6 +18,8 @@ from torch import Tensor
 from bayeslora_cli.bank import AdapterBank
 from bayeslora_cli.config import RunConfig
 
+CPU_PART = 2**15  # elements of an update at a time on a CPU: the most that torch gives one thread
+
 
 class BankOptimizer(ABC):
     """What the step asks of an optimizer."""
@@ -64,6 +66,10 @@ class BankIVON(ivon.IVON, BankOptimizer):  # type: ignore[misc]
         """See `ivon.IVON` for the hyperparameters; `generator` draws the noise and nothing else."""
         self.bank = bank
         self.generator = generator
+        # the formulas make a dozen temporaries: on a CPU a part's stay in the cache (22M elements:
+        # 0.28 s a step for 2.1 s at once, MiniLM in full on two busy cores)
+        size = CPU_PART if bank.mean.device.type == "cpu" else bank.size
+        self._parts = [slice(i, min(i + size, bank.size)) for i in range(0, bank.size, size)]
         super().__init__([bank.mean], **hyperparameters)
 
     def _init_buffers(self) -> None:
@@ -86,26 +92,25 @@ class BankIVON(ivon.IVON, BankOptimizer):  # type: ignore[misc]
     def update(self, step: int, learning_rate: float, good: Tensor) -> None:
         group = self.param_groups[0]
         ess, decay, initial = group["ess"], group["weight_decay"], group["hess_init"]
-        momentum = self._new_momentum(self.bank.grad[0], group["momentum"], group["beta1"])
-        hessian = self._new_hess(
-            "price", group["hess"], self.bank.grad[1], None, slice(None), ess, group["beta2"], decay
-        )
-        mean = self._new_param_averages(
-            self.bank.mean,
-            hessian,
-            momentum,
-            learning_rate * (initial + decay),
-            decay,
-            group["clip_radius"],
-            1.0 - group["beta1"] ** (step + 1),
-            initial,
-        )
-        for old, new in (
-            (group["momentum"], momentum),
-            (group["hess"], hessian),
-            (self.bank.mean, mean),
-        ):
-            torch.where(good, new, old, out=old)
+        for part in self._parts:
+            old = (group["momentum"][part], group["hess"][part], self.bank.mean[part])
+            gradient, noise_gradient = self.bank.grad[:, part]
+            momentum = self._new_momentum(gradient, old[0], group["beta1"])
+            hessian = self._new_hess(
+                "price", old[1], noise_gradient, None, slice(None), ess, group["beta2"], decay
+            )
+            mean = self._new_param_averages(
+                old[2],
+                hessian,
+                momentum,
+                learning_rate * (initial + decay),
+                decay,
+                group["clip_radius"],
+                1.0 - group["beta1"] ** (step + 1),
+                initial,
+            )
+            for before, after in zip(old, (momentum, hessian, mean), strict=True):
+                torch.where(good, after, before, out=before)
 
     def tensors(self) -> dict[str, Tensor]:
         group = self.param_groups[0]

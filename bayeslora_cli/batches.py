@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.glue import Examples
+from bayeslora_cli.tasks import Examples
 
 _ROWS_A_CALL = 1000  # enough to keep a fast tokenizer busy, few enough for its objects to be small
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora_cli.errors import DataError, UserError
-from bayeslora_cli.glue import SCORE_RANGE, TASKS, Examples, Task, read_tsv, tsv_file
+from bayeslora_cli.glue import SCORE_RANGE, TASKS, GlueTask, read_tsv, tsv_file
+from bayeslora_cli.tasks import Examples
 
 HUB_DATASET = "nyu-mll/glue"
 _HUB_NO_LABEL = -1  # what the hub's test splits hold in place of a label
@@ -56,7 +57,7 @@ def load_task(
 
 
 def _splits_to_read(
-    task: Task,
+    task: GlueTask,
     splits: Sequence[str] | None,
     present: Collection[str],
     missing: Callable[[str], str],
@@ -74,7 +75,7 @@ def _splits_to_read(
     return list(splits)
 
 
-def _from_tsv(task: Task, folder: Path, splits: Sequence[str] | None) -> dict[str, Examples]:
+def _from_tsv(task: GlueTask, folder: Path, splits: Sequence[str] | None) -> dict[str, Examples]:
     present = [split for split in task.splits if (folder / tsv_file(split)).is_file()]
 
     def missing(split: str) -> str:
@@ -97,7 +98,7 @@ def _import_datasets() -> Any:
     return datasets
 
 
-def _load_from_hub(task: Task) -> Any:
+def _load_from_hub(task: GlueTask) -> Any:
     datasets = _import_datasets()
     try:
         return datasets.load_dataset(HUB_DATASET, task.name)
@@ -124,7 +125,7 @@ def _load_from_disk(folder: Path) -> Any:
 
 
 def _from_datasets(
-    task: Task, tables: Any, where: str, splits: Sequence[str] | None
+    task: GlueTask, tables: Any, where: str, splits: Sequence[str] | None
 ) -> dict[str, Examples]:
     """Examples from a `DatasetDict` with the hub's columns."""
     present = list(tables)
@@ -140,8 +141,8 @@ def _from_datasets(
     }
 
 
-def _from_table(task: Task, table: Any, where: str, *, labelled: bool) -> Examples:
-    needed = (*task.hub_text, "label") if labelled else task.hub_text
+def _from_table(task: GlueTask, table: Any, where: str, *, labelled: bool) -> Examples:
+    needed = (*task.text_columns, "label") if labelled else task.text_columns
     absent = [name for name in needed if name not in table.column_names]
     if absent:
         raise DataError(
@@ -151,9 +152,9 @@ def _from_table(task: Task, table: Any, where: str, *, labelled: bool) -> Exampl
     if len(table) == 0:
         raise DataError(f"{where}: found no rows; expected at least one")
     has_label = "label" in table.column_names
-    columns = [*task.hub_text, "label"] if has_label else [*task.hub_text]
+    columns = [*task.text_columns, "label"] if has_label else [*task.text_columns]
     rows = table.with_format(None).select_columns(columns)[:]
-    for name in task.hub_text:
+    for name in task.text_columns:
         for row, text in enumerate(rows[name]):
             if not isinstance(text, str):
                 raise DataError(f"{where}, row {row}: found {text!r} in {name!r}; expected text")
@@ -161,13 +162,13 @@ def _from_table(task: Task, table: Any, where: str, *, labelled: bool) -> Exampl
     if labelled or (has_label and any(label != _HUB_NO_LABEL for label in rows["label"])):
         labels = _labels(task, rows["label"], table.features["label"], where)
     return Examples(
-        first=rows[task.hub_text[0]],
-        second=rows[task.hub_text[1]] if len(task.hub_text) == 2 else None,
+        first=rows[task.text_columns[0]],
+        second=rows[task.text_columns[1]] if len(task.text_columns) == 2 else None,
         labels=labels,
     )
 
 
-def _labels(task: Task, values: list[Any], feature: Any, where: str) -> list[int] | list[float]:
+def _labels(task: GlueTask, values: list[Any], feature: Any, where: str) -> list[int] | list[float]:
     """Class indices in the order of `task.classes`, or scores."""
     index_of: dict[str | int, int] | None = None
     if task.regression:

@@ -23,7 +23,7 @@ from bayeslora_cli.data import load_task
 from bayeslora_cli.device import peak_memory, pick_device, set_precision
 from bayeslora_cli.errors import ConfigError, NonFiniteError
 from bayeslora_cli.evaluate import Metrics, evaluate_splits
-from bayeslora_cli.glue import TASKS, Examples, Task
+from bayeslora_cli.glue import TASKS
 from bayeslora_cli.model import (
     METHODS,
     Labels,
@@ -38,6 +38,7 @@ from bayeslora_cli.rundir import RunDir, recover, write_json
 from bayeslora_cli.schedules import LearningRate, RankBudget
 from bayeslora_cli.state import BestSoFar, Generators, Loop
 from bayeslora_cli.step import TrainStep
+from bayeslora_cli.tasks import Examples, Task
 
 logger = logging.getLogger("bayeslora")
 

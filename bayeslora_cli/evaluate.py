@@ -14,10 +14,11 @@ from bayeslora_cli.config import RunConfig
 from bayeslora_cli.data import load_task
 from bayeslora_cli.device import pick_device, set_precision
 from bayeslora_cli.errors import DataError, NonFiniteError
-from bayeslora_cli.glue import TASKS, Task
+from bayeslora_cli.glue import TASKS
 from bayeslora_cli.metrics import task_metrics
 from bayeslora_cli.model import Labels, Network, build_network, load_tokenizer
 from bayeslora_cli.rundir import RunDir
+from bayeslora_cli.tasks import Task
 
 Metrics = dict[str, dict[str, float]]
 """Split -> metric -> value."""

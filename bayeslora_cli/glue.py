@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bayeslora_cli.errors import DataError
+from bayeslora_cli.tasks import Examples, Task
 
 logger = logging.getLogger("bayeslora")
 
@@ -21,31 +22,21 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # MRPC's official train and dev files start 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
-    """One task of GLUE: where its columns are, what its labels mean, what it is measured by."""
+class GlueTask(Task):
+    """One task of GLUE. Its text columns are those of the hub's data set, `nyu-mll/glue`."""
 
-    name: str
-    """The hub's configuration name, and the value of --task."""
     folder: str
     """The task's folder in the official TSV layout."""
     tsv_text: tuple[str, ...]
-    """One or two text columns in the TSV files."""
-    hub_text: tuple[str, ...]
-    """The same columns in the hub's data set, `nyu-mll/glue`; its label column is `label`."""
+    """The text columns in the TSV files."""
     tsv_label: str
     """The label's column in the TSV files."""
-    classes: tuple[str, ...]
-    """The classes' names in the hub's order, a class's place being its index; () for regression."""
     tsv_labels: tuple[str, ...]
     """The labels as the TSV files spell them, in the order of `classes`."""
-    metrics: tuple[str, ...]
-    """The official metrics: keys of `bayeslora_cli.metrics.METRICS`."""
-    selecting: str
-    """The metric that picks the best evaluation; on MNLI, on the first of `validation_splits`."""
     train_size: int
     """Rows of the official training split, as on the hub."""
-    validation_splits: tuple[str, ...] = ("validation",)
-    """Labelled splits to evaluate on."""
+    label_column: str = "label"
+    """The label's column in the hub's data set."""
     test_splits: tuple[str, ...] = ("test",)
     """Splits whose labels GLUE keeps to itself."""
     implied_header: tuple[str, ...] = ()
@@ -54,32 +45,17 @@ class Task:
     """Whether labelled rows with missing fields or an empty label are left out (QQP), as the
     hub's loader does; everywhere else they are errors."""
 
-    @property
-    def regression(self) -> bool:
-        """Whether the label is a score and not a class."""
-        return not self.classes
-
-    @property
-    def required_splits(self) -> tuple[str, ...]:
-        """The splits without which nothing can be trained."""
-        return ("train", *self.validation_splits)
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Every split that the task has."""
-        return (*self.required_splits, *self.test_splits)
-
 
 _PAIR = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
 _DIGITS = ("0", "1")
 
 _ALL = (
-    Task(
+    GlueTask(
         name="cola",
         folder="CoLA",
         tsv_text=("sentence",),
-        hub_text=("sentence",),
+        text_columns=("sentence",),
         tsv_label="label",
         classes=("unacceptable", "acceptable"),
         tsv_labels=_DIGITS,
@@ -88,11 +64,11 @@ _ALL = (
         train_size=8551,
         implied_header=("source", "label", "mark", "sentence"),
     ),
-    Task(
+    GlueTask(
         name="sst2",
         folder="SST-2",
         tsv_text=("sentence",),
-        hub_text=("sentence",),
+        text_columns=("sentence",),
         tsv_label="label",
         classes=("negative", "positive"),
         tsv_labels=_DIGITS,
@@ -100,11 +76,11 @@ _ALL = (
         selecting="accuracy",
         train_size=67349,
     ),
-    Task(
+    GlueTask(
         name="mrpc",
         folder="MRPC",
         tsv_text=("#1 String", "#2 String"),
-        hub_text=_PAIR,
+        text_columns=_PAIR,
         tsv_label="Quality",
         classes=("not_equivalent", "equivalent"),
         tsv_labels=_DIGITS,
@@ -112,11 +88,11 @@ _ALL = (
         selecting="accuracy",
         train_size=3668,
     ),
-    Task(
+    GlueTask(
         name="qqp",
         folder="QQP",
         tsv_text=("question1", "question2"),
-        hub_text=("question1", "question2"),
+        text_columns=("question1", "question2"),
         tsv_label="is_duplicate",
         classes=("not_duplicate", "duplicate"),
         tsv_labels=_DIGITS,
@@ -125,11 +101,11 @@ _ALL = (
         train_size=363846,
         drops_corrupted=True,
     ),
-    Task(
+    GlueTask(
         name="stsb",
         folder="STS-B",
         tsv_text=_PAIR,
-        hub_text=_PAIR,
+        text_columns=_PAIR,
         tsv_label="score",
         classes=(),
         tsv_labels=(),
@@ -137,11 +113,11 @@ _ALL = (
         selecting="pearson_spearman",
         train_size=5749,
     ),
-    Task(
+    GlueTask(
         name="mnli",
         folder="MNLI",
         tsv_text=_PAIR,
-        hub_text=("premise", "hypothesis"),
+        text_columns=("premise", "hypothesis"),
         tsv_label="gold_label",
         classes=("entailment", "neutral", "contradiction"),
         tsv_labels=("entailment", "neutral", "contradiction"),
@@ -151,11 +127,11 @@ _ALL = (
         validation_splits=("validation_matched", "validation_mismatched"),
         test_splits=("test_matched", "test_mismatched"),
     ),
-    Task(
+    GlueTask(
         name="qnli",
         folder="QNLI",
         tsv_text=("question", "sentence"),
-        hub_text=("question", "sentence"),
+        text_columns=("question", "sentence"),
         tsv_label="label",
         classes=_ENTAILMENT,
         tsv_labels=_ENTAILMENT,
@@ -163,11 +139,11 @@ _ALL = (
         selecting="accuracy",
         train_size=104743,
     ),
-    Task(
+    GlueTask(
         name="rte",
         folder="RTE",
         tsv_text=_PAIR,
-        hub_text=_PAIR,
+        text_columns=_PAIR,
         tsv_label="label",
         classes=_ENTAILMENT,
         tsv_labels=_ENTAILMENT,
@@ -175,11 +151,11 @@ _ALL = (
         selecting="accuracy",
         train_size=2490,
     ),
-    Task(
+    GlueTask(
         name="wnli",
         folder="WNLI",
         tsv_text=_PAIR,
-        hub_text=_PAIR,
+        text_columns=_PAIR,
         tsv_label="label",
         classes=("not_entailment", "entailment"),
         tsv_labels=_DIGITS,
@@ -189,22 +165,7 @@ _ALL = (
     ),
 )
 
-TASKS: dict[str, Task] = {task.name: task for task in _ALL}
-
-
-@dataclass(slots=True)
-class Examples:
-    """The rows of one split, as text."""
-
-    first: list[str]
-    """The first (or only) sentence of each row."""
-    second: list[str] | None
-    """The second sentence of each row; None when the task has single sentences."""
-    labels: list[int] | list[float] | None
-    """Class indices, or scores for regression; None when the split has no labels."""
-
-    def __len__(self) -> int:
-        return len(self.first)
+TASKS: dict[str, GlueTask] = {task.name: task for task in _ALL}
 
 
 def tsv_file(split: str) -> str:
@@ -212,7 +173,7 @@ def tsv_file(split: str) -> str:
     return split.replace("validation", "dev") + ".tsv"
 
 
-def read_tsv(path: Path, task: Task, *, labelled: bool) -> Examples:
+def read_tsv(path: Path, task: GlueTask, *, labelled: bool) -> Examples:
     r"""Read one file of the official layout.
 
     A line ends at "\n" and nowhere else (U+2028 and U+0085 occur inside sentences), a field at a
@@ -312,7 +273,7 @@ def _score(field: str) -> float | None:
     return score if low <= score <= high else None  # NaN compares false
 
 
-def _expected_label(task: Task) -> str:
+def _expected_label(task: GlueTask) -> str:
     if task.regression:
         return "a number from {:g} to {:g}".format(*SCORE_RANGE)
     return "one of " + _shown(task.tsv_labels)

@@ -18,7 +18,18 @@ LONGEST = 350  # lines; a file has one job
 
 HEAVY = {"torch", "transformers", "peft", "datasets", "sklearn", "scipy", "numpy", "safetensors"}
 # modules that answer without the heavy libraries, so that `bayeslora --help` is there at once
-LIGHT = {"__init__", "__main__", "errors", "config", "rundir", "schedules", "report", "glue", "cli"}
+LIGHT = {
+    "__init__",
+    "__main__",
+    "errors",
+    "config",
+    "rundir",
+    "schedules",
+    "report",
+    "glue",
+    "cli",
+    "tasks",
+}
 # library -> its only importers, function bodies included
 ONLY = {
     "transformers": {"model"},
@@ -41,12 +52,13 @@ MAY_IMPORT = {
     "adapters": set(),
     "bank": set(),
     "config": {"errors"},
-    "glue": {"errors"},
+    "tasks": {"errors"},
+    "glue": {"errors", "tasks"},
     "device": {"errors"},
     "rundir": {"errors", "config"},
     "report": {"errors", "rundir"},
     "checkpoint": {"errors", "rundir"},
-    "data": {"errors", "config", "glue"},
+    "data": {"errors", "config", "glue", "tasks"},
     "model": {"errors", "config", "adapters", "bank"},
     "optim": {"bank", "config"},
     "penalty": {"bank"},

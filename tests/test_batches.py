@@ -18,7 +18,7 @@ from bayeslora_cli.batches import (
     tokenise,
 )
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.glue import Examples
+from bayeslora_cli.tasks import Examples
 
 # --- tokens ------------------------------------------------------------------------------------
 

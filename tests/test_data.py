@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from bayeslora_cli.data import load_task
 from bayeslora_cli.errors import DataError, UserError
-from bayeslora_cli.glue import TASKS, Examples, read_tsv
+from bayeslora_cli.glue import TASKS, read_tsv
 from bayeslora_cli.metrics import METRICS
+from bayeslora_cli.tasks import Examples
 
 GLUE = Path(
     os.environ.get("BAYESLORA_GLUE") or Path(__file__).parents[2] / "shared" / "glue"
@@ -109,7 +110,7 @@ def test_task_table(name):
     assert set(task.metrics) <= set(METRICS)
     assert task.selecting in {*task.metrics, "pearson_spearman"}
     assert task.regression == (name == "stsb")
-    assert len(task.tsv_text) == len(task.hub_text)
+    assert len(task.tsv_text) == len(task.text_columns)
     assert dict(zip(task.tsv_labels, range(9), strict=False)) == (
         {} if task.regression else LABELS[name]
     )
@@ -285,12 +286,12 @@ def hub_tables(name, label=None):
             if task.regression
             else datasets.ClassLabel(names=list(task.classes))
         )
-    features = {column: datasets.Value("string") for column in task.hub_text}
+    features = {column: datasets.Value("string") for column in task.text_columns}
     features = datasets.Features(features | {"label": label, "idx": datasets.Value("int32")})
 
     def table(labels):
         n = len(labels)
-        texts = {c: [f"{c} {i}" for i in range(n)] for c in task.hub_text}
+        texts = {c: [f"{c} {i}" for i in range(n)] for c in task.text_columns}
         rows = texts | {"label": labels, "idx": list(range(n))}
         return datasets.Dataset.from_dict(rows, features=features)
 
@@ -307,11 +308,11 @@ def check_hub_examples(name, loaded):
     for split in task.required_splits:
         n = len(LABELS[name])
         assert loaded[split].labels == list(LABELS[name].values())
-        assert loaded[split].first == [f"{task.hub_text[0]} {i}" for i in range(n)]
-        if len(task.hub_text) == 1:
+        assert loaded[split].first == [f"{task.text_columns[0]} {i}" for i in range(n)]
+        if len(task.text_columns) == 1:
             assert loaded[split].second is None
         else:
-            assert loaded[split].second == [f"{task.hub_text[1]} {i}" for i in range(n)]
+            assert loaded[split].second == [f"{task.text_columns[1]} {i}" for i in range(n)]
     assert all(loaded[split].labels is None for split in task.test_splits)
 
 

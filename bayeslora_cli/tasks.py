@@ -1,0 +1,81 @@
+"""What a task predicts and is measured by, and the rows of its splits, as text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from bayeslora_cli.errors import RunDirError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """What a task predicts, from which columns, and what it is measured by."""
+
+    name: str
+    """The value of --task; `custom` for a user's own files."""
+    text_columns: tuple[str, ...]
+    """One or two text columns of its tables."""
+    label_column: str
+    """The label's column of its tables."""
+    classes: tuple[str, ...]
+    """The classes' names, a class's place being its index; () for regression."""
+    metrics: tuple[str, ...]
+    """Keys of `bayeslora_cli.metrics.METRICS`."""
+    selecting: str
+    """The metric that picks the best evaluation, on the first of `validation_splits`."""
+    validation_splits: tuple[str, ...] = ("validation",)
+    """Labelled splits to evaluate on."""
+    test_splits: tuple[str, ...] = ()
+    """Splits whose labels the task's authors keep to themselves."""
+    ood_splits: tuple[str, ...] = ()
+    """Labelled splits out of the distribution of the others."""
+
+    @property
+    def regression(self) -> bool:
+        """Whether the label is a score and not a class."""
+        return not self.classes
+
+    @property
+    def required_splits(self) -> tuple[str, ...]:
+        """The splits without which nothing can be trained."""
+        return ("train", *self.validation_splits)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Every split that the task has."""
+        return (*self.required_splits, *self.test_splits, *self.ood_splits)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object: the fields of this class."""
+        return {name: getattr(self, name) for name in Task.__dataclass_fields__}
+
+    @staticmethod
+    def from_json(value: dict[str, Any], name: str) -> Task:
+        """Read `to_json`'s form back.
+
+        Raises:
+            RunDirError: missing or superfluous keys; `name` says which file.
+        """
+        try:
+            fields: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
+            }
+            return Task(**fields)
+        except TypeError as error:
+            raise RunDirError(f"{name} is corrupt: {error}") from error
+
+
+@dataclass(slots=True)
+class Examples:
+    """The rows of one split, as text."""
+
+    first: list[str]
+    """The first (or only) text of each row."""
+    second: list[str] | None
+    """The second text of each row; None when the task has single texts."""
+    labels: list[int] | list[float] | None
+    """Class indices, or scores for regression; None when the split has no labels."""
+
+    def __len__(self) -> int:
+        return len(self.first)

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bayeslora_cli.adapters import LowRankLinear
+from bayeslora_cli.backbone import backbone_path, inside
 from bayeslora_cli.config import RunConfig
-from bayeslora_cli.model import METHODS, Network, inside
+from bayeslora_cli.model import METHODS, Network
 
 
 @torch.no_grad()
@@ -66,6 +67,7 @@ def save_peft_adapter(
     )
     directory.mkdir(parents=True)
     peft.save_pretrained(str(directory))
+    module.config.save_pretrained(directory)  # the classes' names, which PEFT's own file lacks
     state = {
         k: v.detach().to("cpu", torch.float32, copy=True).contiguous() for k, v in state.items()
     }
@@ -100,7 +102,7 @@ def _peft_config(
 ) -> PeftConfig:
     common: dict[str, Any] = {
         "task_type": TaskType.SEQ_CLS,
-        "base_model_name_or_path": config.model,
+        "base_model_name_or_path": backbone_path(config.model),
         "inference_mode": True,
         "lora_alpha": config.alpha,
         "target_modules": targets,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bayeslora_cli import posterior
 from bayeslora_cli.adapter_files import save_peft_adapter
+from bayeslora_cli.backbone import backbone_path
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.model import Network
 from bayeslora_cli.posterior import Posterior
@@ -145,13 +146,17 @@ def model_card(run: RunDir, config: RunConfig, result: Mapping[str, Any]) -> str
         load = f'AutoModelForSequenceClassification.from_pretrained("{run.model.name}")'
     else:
         load = (
-            f'base = AutoModelForSequenceClassification.from_pretrained("{config.model}", '
-            f"num_labels={result['outputs']})\n"
+            f'config = AutoConfig.from_pretrained("{run.adapter.name}")  # the classes\' names\n'
+            f"base = AutoModelForSequenceClassification.from_pretrained(\n"
+            f'    "{backbone_path(config.model)}", config=config\n)\n'
             f'model = PeftModel.from_pretrained(base, "{run.adapter.name}")'
         )
     imports = "from transformers import AutoModelForSequenceClassification"
     if config.method != "full":
-        imports = "from peft import PeftModel\n" + imports
+        imports = (
+            "from peft import PeftModel\n"
+            "from transformers import AutoConfig, AutoModelForSequenceClassification"
+        )
     return f"""---
 base_model: {config.model}
 library_name: {"transformers" if config.method == "full" else "peft"}

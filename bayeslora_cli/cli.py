@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from bayeslora_cli import __version__
+from bayeslora_cli import __version__, presets
+from bayeslora_cli import options as o
+from bayeslora_cli.config import FIELDS
+from bayeslora_cli.console import Progress, closing_table, set_up_logging
 from bayeslora_cli.errors import BayesloraError
-from bayeslora_cli.presets import resolve
+from bayeslora_cli.report import RankReport
+from bayeslora_cli.resolve import resolve
 
 app = typer.Typer(
     name="bayeslora",
@@ -21,13 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-WHAT, METHOD, RANKS, LENGTH = "What to train", "Method", "Ranks", "How long"
-RATES, POSTERIOR, MACHINE = "Learning rates", "Posterior (IVON)", "Machine and output"
-
-
-def _option(text: str, panel: str, *names: str) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False)
 
 
 def _show_version(value: bool) -> None:
@@ -48,159 +44,116 @@ def bayeslora(
 
 @app.command()
 def train(
-    task: Annotated[str, _option("cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli.", WHAT)],
-    data: Annotated[
-        str | None,
-        _option("Directory in GLUE's TSV layout or saved by datasets; else the hub.", WHAT),
-    ] = None,
-    model: Annotated[
-        str | None,
-        _option("Backbone: hub name or directory (default: microsoft/deberta-v3-base).", WHAT),
-    ] = None,
-    method: Annotated[
-        str | None, _option("adalora, lora (fixed rank) or full (default: adalora).", METHOD)
-    ] = None,
-    optimizer: Annotated[
-        str | None, _option("ivon or adamw (default: ivon for adalora, else adamw).", METHOD)
-    ] = None,
-    criterion: Annotated[
-        str | None,
-        _option(
-            "Importance of a triplet: snr, snr-abs, precision (ivon alone), sensitivity, "
-            "magnitude (default: snr; sensitivity with adamw).",
-            METHOD,
-        ),
-    ] = None,
-    target_rank: Annotated[
-        int | None,
-        _option("Mean rank of a matrix at the end; the rank of lora (default: 2).", RANKS),
-    ] = None,
-    init_rank: Annotated[
-        int | None, _option("Rank of each matrix at the start (default: 1.5 x target).", RANKS)
-    ] = None,
-    target_modules: Annotated[
-        str | None,
-        _option(
-            "Endings of layer names to adapt, comma-separated, or all-linear (default: PEFT's for "
-            "the backbone).",
-            RANKS,
-        ),
-    ] = None,
-    alpha: Annotated[float | None, _option("Scale: alpha / initial rank.", RANKS)] = None,
-    orth_reg: Annotated[
-        float | None, _option("Weight of the orthogonality penalty (adalora).", RANKS)
-    ] = None,
-    t_init: Annotated[int | None, _option("Steps before the first pruning.", RANKS)] = None,
-    t_final: Annotated[int | None, _option("Steps at the end with the ranks fixed.", RANKS)] = None,
-    delta_t: Annotated[int | None, _option("Steps between two allocations.", RANKS)] = None,
-    epochs: Annotated[float | None, _option("Passes over the training data.", LENGTH)] = None,
-    max_steps: Annotated[
-        int | None, _option("Optimisation steps, instead of epochs.", LENGTH)
-    ] = None,
-    batch_size: Annotated[
-        int | None, _option("Examples a step, over all micro-batches (default: 32).", LENGTH)
-    ] = None,
-    grad_accum: Annotated[
-        int | None,
-        _option("Micro-batches that a batch is split into, to save memory (default: 1).", LENGTH),
-    ] = None,
-    max_length: Annotated[int | None, _option("Tokens an example at the most.", LENGTH)] = None,
-    eval_every: Annotated[
-        int | None,
-        _option(
-            "Steps between evaluations from the second epoch on, besides epochs' ends.", LENGTH
-        ),
-    ] = None,
-    lr: Annotated[float | None, _option("Learning rate that decays to 0.", RATES)] = None,
-    lr_schedule: Annotated[
-        str | None, _option("linear, or boost: a plateau of its own height first.", RATES)
-    ] = None,
-    boost_lr: Annotated[float | None, _option("Learning rate of the plateau.", RATES)] = None,
-    boost_until_step: Annotated[
-        int | None, _option("Step at which the plateau ends.", RATES)
-    ] = None,
-    warmup_steps: Annotated[
-        int | None, _option("Steps of rising learning rate at the start.", RATES)
-    ] = None,
-    weight_decay: Annotated[
-        float | None,
-        _option("AdamW: decoupled decay (0); IVON: delta, added to the Hessian (1e-8).", RATES),
-    ] = None,
-    ess: Annotated[
-        float | None,
-        _option("Effective sample size (default: number of training examples).", POSTERIOR),
-    ] = None,
-    train_samples: Annotated[
-        int | None, _option("Posterior samples a step (default: 1).", POSTERIOR)
-    ] = None,
-    hess_init: Annotated[
-        float | None, _option("h0, the initial Hessian (default: 1).", POSTERIOR)
-    ] = None,
-    ivon_beta1: Annotated[
-        float | None, _option("Average of the gradient (default: 0.9).", POSTERIOR)
-    ] = None,
-    ivon_beta2: Annotated[
-        float | None, _option("Average of the Hessian (default: 0.99999).", POSTERIOR)
-    ] = None,
-    clip_radius: Annotated[
-        float | None,
-        _option("Bound of a preconditioned gradient element (default: 0.001).", POSTERIOR),
-    ] = None,
-    seed: Annotated[
-        int | None, _option("Of initialisation, order, dropout and noise (default: 2021).", MACHINE)
-    ] = None,
-    precision: Annotated[
-        str | None, _option("fp32, tf32, or bf16 (adapters stay fp32) (default: fp32).", MACHINE)
-    ] = None,
-    device: Annotated[
-        str | None, _option("cpu, cuda, cuda:N or auto (default: auto).", MACHINE)
-    ] = None,
-    gradient_checkpointing: Annotated[
-        bool | None,
-        _option("Trade time for activation memory.", MACHINE, "--gradient-checkpointing"),
-    ] = None,
-    eval_batch_size: Annotated[
-        int | None, _option("Examples a forward pass of an evaluation (default: 64).", MACHINE)
-    ] = None,
-    log_every: Annotated[
-        int | None, _option("Steps between two lines of metrics.jsonl (default: 50).", MACHINE)
-    ] = None,
-    output: Annotated[
-        str | None,
-        _option("Directory under which run directories are made (default: runs).", MACHINE),
-    ] = None,
-    overwrite: Annotated[
-        bool | None,
-        _option("Replace what an earlier run left.", MACHINE, "--overwrite"),
-    ] = None,
+    task: o.TaskName = None,
+    preset: o.Preset = None,
+    list_presets: o.ListPresets = False,
+    data: o.Data = None,
+    model: o.Model = None,
+    trust_remote_code: o.TrustRemoteCode = None,
+    train_file: o.TrainFile = None,
+    eval_file: o.EvalFile = None,
+    text_columns: o.TextColumns = None,
+    label_column: o.LabelColumn = None,
+    method: o.MethodName = None,
+    optimizer: o.Optimizer = None,
+    criterion: o.Criterion = None,
+    target_rank: o.TargetRank = None,
+    init_rank: o.InitRank = None,
+    target_modules: o.TargetModules = None,
+    alpha: o.Alpha = None,
+    orth_reg: o.OrthReg = None,
+    t_init: o.TInit = None,
+    t_final: o.TFinal = None,
+    delta_t: o.DeltaT = None,
+    epochs: o.Epochs = None,
+    max_steps: o.MaxSteps = None,
+    batch_size: o.BatchSize = None,
+    grad_accum: o.GradAccum = None,
+    max_length: o.MaxLength = None,
+    dropout: o.Dropout = None,
+    eval_every: o.EvalEvery = None,
+    lr: o.Lr = None,
+    lr_schedule: o.LrSchedule = None,
+    boost_lr: o.BoostLr = None,
+    boost_until_step: o.BoostUntilStep = None,
+    warmup_steps: o.WarmupSteps = None,
+    weight_decay: o.WeightDecay = None,
+    ess: o.Ess = None,
+    ess_per_example: o.EssPerExample = None,
+    train_samples: o.TrainSamples = None,
+    hess_init: o.HessInit = None,
+    ivon_beta1: o.IvonBeta1 = None,
+    ivon_beta2: o.IvonBeta2 = None,
+    clip_radius: o.ClipRadius = None,
+    seed: o.Seed = None,
+    precision: o.Precision = None,
+    device: o.Device = None,
+    gradient_checkpointing: o.GradientCheckpointing = None,
+    eval_batch_size: o.EvalBatchSize = None,
+    output: o.Output = None,
+    overwrite: o.Overwrite = None,
+    dry_run: o.DryRun = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    log_every: o.LogEvery = None,
 ) -> None:
     """Train a run and leave its directory: adapter, posterior, ranks, metrics.
 
-    Values not given come from the task's preset, the paper's settings; step numbers of a preset
-    scale with the run's length. The last line printed is the run's directory.
+    Values not given come from the task's preset, the paper's settings.
+    Step numbers of a preset scale with the run's length.
+    The last line printed is the run's directory.
     """
-    typed = {name: value for name, value in locals().items() if value is not None}
-    if target_modules is not None:
-        typed["target_modules"] = tuple(t for t in target_modules.split(",") if t)
-    resolved = resolve(typed)
-    from bayeslora_cli.engine import describe
+    typed = {n: v for n, v in locals().items() if n in FIELDS and v is not None}
+    if list_presets:
+        for name, what in presets.list_presets().items():
+            print(f"{name:12} {what}")
+        return
+    for name in ("target_modules", "text_columns"):
+        if name in typed:
+            typed[name] = tuple(part for part in typed[name].split(",") if part)
+    console = set_up_logging(quiet=quiet, verbose=verbose)
+    resolved = resolve(typed, preset)
+    if dry_run:
+        from bayeslora_cli.plan import describe_plan, plan
+        from bayeslora_cli.prepare import prepare
+
+        found = plan(prepare(resolved), resolved)
+        print(json.dumps(found, allow_nan=False) if as_json else describe_plan(found))
+        return
+    from rich.console import Console
+
     from bayeslora_cli.engine import train as run_training
 
-    run = run_training(resolved)
+    run = run_training(resolved, Progress(console))
     result = run.read_json(run.result)
-    for name in ("best", "best_at_budget", "last"):
-        found = result[name]
-        print(f"{name:15} step {found['step'] + 1:6}  {describe(found['metrics'])}")
+    if as_json:
+        print(json.dumps({"run": str(run.path), **result}, allow_nan=False))
+        return
+    report = RankReport.from_json(run.read_json(run.ranks), str(run.ranks))
+    closing_table(result, report, Console())
     print(run.path)
 
 
 @app.command("eval")
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Directory of a finished run.")],
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
+    run: o.RunPath,
+    split: Annotated[str, typer.Option(help="train, validation, test or ood.")] = "validation",
     data: Annotated[
         str | None,
         typer.Option(help="Directory of the data (default: the one that the run was trained on)."),
+    ] = None,
+    eval_file: Annotated[
+        str | None,
+        typer.Option(help="Rows of one's own instead: a file or hub data set, as for train."),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(help="Write a row an example: FILE.csv, .tsv or .jsonl. No labels needed."),
+    ] = None,
+    submission: Annotated[
+        Path | None,
+        typer.Option(help="Directory for the files that gluebenchmark.com takes (--split test)."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     batch_size: Annotated[
@@ -208,21 +161,32 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Evaluate a finished run at its posterior mean."""
-    from bayeslora_cli.engine import describe
-    from bayeslora_cli.evaluate import evaluate_run
+    """Evaluate a finished run at its posterior mean, or write what it predicts."""
+    set_up_logging(quiet=False, verbose=False)
+    from bayeslora_cli.evaluate import describe, evaluate_run
 
-    found = evaluate_run(run, split=split, data=data, device=device, batch_size=batch_size)
-    print(json.dumps(found, allow_nan=False) if as_json else describe(found["metrics"]))
+    found = evaluate_run(
+        run,
+        split=split,
+        data=data,
+        file=eval_file,
+        predictions=predictions,
+        submission=submission,
+        device=device,
+        batch_size=batch_size,
+    )
+    if as_json:
+        print(json.dumps(found, allow_nan=False))
+        return
+    if found["metrics"]:
+        print(describe(found["metrics"]))
+    for path in (predictions, submission):
+        if path is not None:
+            print(path)
 
 
 def main() -> None:
     """The entry point: known errors are one message and their exit code, bugs are tracebacks."""
-    logger = logging.getLogger("bayeslora")
-    logger.setLevel(logging.INFO)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.handlers = [handler]
     try:
         app()
     except BayesloraError as error:

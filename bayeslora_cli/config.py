@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import math
 import tomllib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from bayeslora_cli.errors import ConfigError, UserError
 
 GLUE_TASKS = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli")
+TASK_NAMES = (*GLUE_TASKS, "demo", "custom")  # custom: a user's own files
 # criterion by method and optimizer, the default first; none: the method allocates nothing
 COMBINATIONS: dict[tuple[str, str], tuple[str, ...]] = {
     ("adalora", "ivon"): ("snr", "sensitivity", "snr-abs", "magnitude", "precision"),
@@ -40,6 +42,14 @@ class RunConfig:
     """Name of the task."""
     data: str | None = _option(None, "--data")
     """Directory of the task's data; None: the hub."""
+    train_file: str | None = _option(None, "--train-file")
+    """File or hub data set of the task `custom`."""
+    eval_file: str | None = _option(None, "--eval-file")
+    """Labelled file or hub data set to evaluate on; None: the hub's validation split."""
+    text_columns: tuple[str, ...] | None = _option(None, "--text-columns")
+    """One or two columns of `train_file`; None: known names."""
+    label_column: str | None = _option(None, "--label-column")
+    """Column of `train_file`; None: a known name."""
     model: str = _option("microsoft/deberta-v3-base", "--model")
     """Hub name or directory of the backbone."""
     method: str = _option("adalora", "--method")
@@ -74,6 +84,8 @@ class RunConfig:
     """Micro-batches that a batch is split into."""
     max_length: int = _option(128, "--max-length")
     """Tokens an example at the most."""
+    dropout: float | None = _option(None, "--dropout")
+    """Probability of every dropout of the backbone; None: the backbone's own."""
     lr: float = _option(1e-3, "--lr")
     """Learning rate that decays to 0."""
     lr_schedule: str = _option("linear", "--lr-schedule")
@@ -87,7 +99,9 @@ class RunConfig:
     weight_decay: float = _option(0.0, "--weight-decay")
     """AdamW's decoupled decay, or delta, IVON's prior precision over ess."""
     ess: float | None = _option(None, "--ess")
-    """IVON's effective sample size; None: the number of training examples."""
+    """IVON's effective sample size; None: `ess_per_example` times the training examples."""
+    ess_per_example: float = _option(1.0, "--ess-per-example")
+    """IVON's effective sample size over the number of training examples."""
     hess_init: float = _option(1.0, "--hess-init")
     """IVON's h0."""
     ivon_beta1: float = _option(0.9, "--ivon-beta1")
@@ -102,7 +116,7 @@ class RunConfig:
     """Seed of initialisation, data order, dropout and noise."""
     precision: str = _option("fp32", "--precision")
     """fp32, tf32, or bf16 for the frozen weights and the computation."""
-    schedule_steps: int | None = _option(None, "(preset)")
+    schedule_steps: int | None = _option(None, "(schedule_steps)")
     """Total steps that the step numbers belong to; they scale to the run's own."""
     eval_every: int | None = _option(None, "--eval-every")
     """Steps between evaluations from the second epoch on, besides the epochs' ends."""
@@ -116,6 +130,8 @@ class RunConfig:
     """Recompute activations in the backward pass to save memory."""
     output: str = _option("runs", "--output", affects_result=False)
     """Directory under which run directories are made."""
+    trust_remote_code: bool = _option(False, "--trust-remote-code", affects_result=False)
+    """Run Python code that comes with the model."""
     overwrite: bool = _option(False, "--overwrite", affects_result=False)
     """Replace what an earlier run left in the run directory."""
 
@@ -133,6 +149,30 @@ def flag(name: str) -> str:
     return str(FIELDS[name].metadata["flag"])
 
 
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "true or false"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "a string"),
+    "tuple[str, ...]": ((list,), "a list of strings"),
+}
+
+
+def from_file(name: str, value: Any) -> Any:
+    """A field's value as TOML has it: a list becomes a tuple, an integer for a real a float.
+
+    Raises:
+        TypeError: a value of another type; the message says what it must be.
+    """
+    kind = str(FIELDS[name].type).removesuffix(" | None")
+    types, expected = _KINDS[kind]
+    items = value if isinstance(value, list) else []
+    right = isinstance(value, types) and isinstance(value, bool) == (kind == "bool")
+    if not right or not all(isinstance(item, str) for item in items):
+        raise TypeError(f"{name} = {value!r}: must be {expected}")
+    return float(value) if kind == "float" else tuple(value) if kind.startswith("tuple") else value
+
+
 def affecting(config: RunConfig) -> dict[str, Any]:
     """The values that decide the result, by field name."""
     values = asdict(config)
@@ -140,6 +180,12 @@ def affecting(config: RunConfig) -> dict[str, Any]:
 
 
 # ---- validation
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at what may have been meant, to end a message with; empty if nothing is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _problems(c: RunConfig) -> list[str]:
@@ -154,12 +200,11 @@ def _problems(c: RunConfig) -> list[str]:
         value = getattr(c, name)
         if value in allowed:
             return True
-        near = difflib.get_close_matches(str(value), allowed, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = nearest(str(value), allowed)
         found.append(f"{flag(name)} {value}: choose one of {', '.join(allowed)}{hint}")
         return False
 
-    one_of("task", GLUE_TASKS)
+    one_of("task", TASK_NAMES)
     one_of("precision", PRECISIONS)
     one_of("lr_schedule", LR_SCHEDULES)
     methods_known = one_of("method", METHODS) & one_of("optimizer", OPTIMIZERS)
@@ -173,6 +218,13 @@ def _problems(c: RunConfig) -> list[str]:
         else:
             one_of("criterion", allowed)
 
+    expect(
+        (c.task == "custom") == (c.train_file is not None),
+        "train_file",
+        "--task custom takes its examples from --train-file, other tasks have their own",
+    )
+    expect(c.train_file is not None or c.eval_file is None, "eval_file", "needs --train-file")
+    expect(c.dropout is None or 0 <= c.dropout < 1, "dropout", "must be at least 0 and below 1")
     for name in (
         "target_rank", "init_rank", "delta_t", "t_final", "batch_size", "grad_accum",
         "train_samples", "max_length", "eval_batch_size", "log_every",
@@ -180,7 +232,7 @@ def _problems(c: RunConfig) -> list[str]:
         expect(getattr(c, name) >= 1, name, "must be at least 1")
     for name in ("t_init", "warmup_steps", "boost_until_step", "orth_reg", "weight_decay", "seed"):
         expect(0 <= getattr(c, name) < math.inf, name, "must be finite and not negative")
-    for name in ("alpha", "lr", "epochs", "hess_init"):
+    for name in ("alpha", "lr", "epochs", "hess_init", "ess_per_example"):
         expect(0 < getattr(c, name) < math.inf, name, "must be positive and finite")
     for name in ("max_steps", "ess", "eval_every", "boost_lr"):
         value = getattr(c, name)
@@ -241,8 +293,7 @@ def from_toml(text: str, name: str) -> RunConfig:
     """
     try:
         values = tomllib.loads(text)
-        if "target_modules" in values:
-            values["target_modules"] = tuple(values["target_modules"])
+        values = {k: from_file(k, v) if k in FIELDS else v for k, v in values.items()}
         nothing = {"criterion": None}  # None is left out of the file, but is not the default
         return RunConfig(**(nothing | values))
     except (tomllib.TOMLDecodeError, TypeError) as error:

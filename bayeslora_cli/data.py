@@ -1,4 +1,4 @@
-"""Loading a task's examples: TSV files, a saved data set, or the hub."""
+"""Loading a task's examples: GLUE from TSV files, a saved data set or the hub; one's own files."""
 
 from __future__ import annotations
 
@@ -6,12 +6,73 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from bayeslora_cli.config import RunConfig
+from bayeslora_cli.demo import DEMO, demo_examples
 from bayeslora_cli.errors import DataError, UserError
 from bayeslora_cli.glue import SCORE_RANGE, TASKS, GlueTask, read_tsv, tsv_file
-from bayeslora_cli.tasks import Examples
+from bayeslora_cli.own_data import custom_task, table_examples
+from bayeslora_cli.tables import Table, read_table
+from bayeslora_cli.tasks import Examples, Task
 
 HUB_DATASET = "nyu-mll/glue"
 _HUB_NO_LABEL = -1  # what the hub's test splits hold in place of a label
+
+
+def load_examples(
+    config: RunConfig, splits: Sequence[str] | None = None, *, task: Task | None = None
+) -> tuple[Task, dict[str, Examples]]:
+    """A configuration's task and splits of it.
+
+    Args:
+        splits: None for the training split and those to evaluate on.
+        task: of an earlier run; None: a user's own task is made from the training file.
+    Raises:
+        UserError: no such task, split, file or hub data set, or rows that are not as expected.
+    """
+    if config.train_file is not None:
+        return _own_examples(config, splits, task)
+    if config.task == DEMO.name:
+        made = demo_examples()
+        return DEMO, {split: made[split] for split in splits or DEMO.required_splits}
+    glue = TASKS[config.task]
+    data = None if config.data is None else Path(config.data)
+    return glue, load_task(glue.name, data, splits or glue.required_splits)
+
+
+def _own_examples(
+    config: RunConfig, splits: Sequence[str] | None, task: Task | None
+) -> tuple[Task, dict[str, Examples]]:
+    assert config.train_file is not None
+    tables: dict[str, Table] = {}
+    if task is None or splits is None or "train" in splits:
+        tables["train"] = read_table(config.train_file, "--train-file", split="train")
+    if task is None:
+        task = custom_task(
+            tables["train"], text_columns=config.text_columns, label_column=config.label_column
+        )
+    found: dict[str, Examples] = {}
+    for split in splits or task.required_splits:
+        option = "--train-file" if split == "train" else "--eval-file"
+        if split not in tables:
+            # a hub data set has its own validation split, a file has none
+            source = config.eval_file or config.train_file.partition("@")[0]
+            if config.eval_file is None and Path(config.train_file).exists():
+                raise DataError(
+                    f"--eval-file: give examples to evaluate on beside --train-file {source}"
+                )
+            tables[split] = read_table(source, option, split="validation")
+        found[split] = table_examples(tables[split], task, labelled=True)
+    return task, found
+
+
+def load_file(source: str, task: Task) -> dict[str, Examples]:
+    """A file or hub data set with a task's text columns, with its labels where it has them.
+
+    Raises:
+        UserError: as `tables.read_table` and `tables.table_examples` do.
+    """
+    table = read_table(source, "--eval-file", split="validation")
+    return {"file": table_examples(table, task, labelled=None)}
 
 
 def load_task(

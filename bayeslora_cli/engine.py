@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -15,86 +13,58 @@ from torch import Tensor
 from bayeslora_cli import checkpoint
 from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.artifacts import Snapshot, environment, now, write_artifacts
+from bayeslora_cli.backbone import Labels
 from bayeslora_cli.bank import AdapterBank
 from bayeslora_cli.batches import TokenisedSplit, TrainOrder, steps_per_epoch, tokenise
 from bayeslora_cli.config import RunConfig
+from bayeslora_cli.console import Reporter
 from bayeslora_cli.criteria import CRITERIA
-from bayeslora_cli.data import load_task
 from bayeslora_cli.device import peak_memory, pick_device, set_precision
-from bayeslora_cli.errors import ConfigError, NonFiniteError
-from bayeslora_cli.evaluate import Metrics, evaluate_splits
-from bayeslora_cli.glue import TASKS
-from bayeslora_cli.model import (
-    METHODS,
-    Labels,
-    build_network,
-    load_tokenizer,
-    usable_length,
-)
+from bayeslora_cli.errors import NonFiniteError
+from bayeslora_cli.evaluate import describe, evaluate_splits
+from bayeslora_cli.model import METHODS, build_network
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.posterior import Posterior
-from bayeslora_cli.presets import Resolved, run_name, scale_schedule
+from bayeslora_cli.prepare import Prepared, learning_rate, prepare, rank_budget
+from bayeslora_cli.resolve import Resolved
 from bayeslora_cli.rundir import RunDir, recover, write_json
-from bayeslora_cli.schedules import LearningRate, RankBudget
 from bayeslora_cli.state import BestSoFar, Generators, Loop
 from bayeslora_cli.step import TrainStep
-from bayeslora_cli.tasks import Examples, Task
 
 logger = logging.getLogger("bayeslora")
 
 
-def train(resolved: Resolved) -> RunDir:
+def train(resolved: Resolved, progress: Reporter | None = None) -> RunDir:
     """Train a run, or say that it is done; returns its directory.
 
+    Args:
+        progress: told of each step; None: nobody is.
     Raises:
         UserError: options, data or model that the user can mend.
         NonFiniteError: the run diverged.
     """
-    task = TASKS[resolved.config.task]
-    data = resolved.config.data
-    examples = load_task(
-        task.name, None if data is None else Path(data), ("train", *task.validation_splits)
-    )
-    config, notice = scale_schedule(resolved, total_steps(resolved.config, len(examples["train"])))
-    tokenizer = load_tokenizer(config.model)
-    limit = usable_length(config.model, tokenizer)
-    special = tokenizer.num_special_tokens_to_add(pair=True)
-    length_typed = resolved.sources["max_length"] == "command line"
-    config = replace(config, max_length=input_length(config, limit, special, typed=length_typed))
-    run = RunDir(Path(config.output) / run_name(resolved))
-    if not config.overwrite:
-        run.check(config)
-        if run.finished:
-            logger.info("already trained: %s (--overwrite trains it again)", run.path)
-            return run
-    for line in (*resolved.notices, notice):
-        if line:
-            logger.info("%s", line)
-    Session(config, task, examples, tokenizer, run).train()
+    prepared = prepare(resolved)
+    run, overwrite = prepared.run, prepared.config.overwrite
+    if run.finished and not overwrite:
+        logger.info("already trained: %s (--overwrite trains it again)", run.path)
+        return run
+    progress = progress or Reporter()
+    try:
+        Session(prepared, progress).train()
+    finally:
+        progress.stop()
     return run
-
-
-def total_steps(config: RunConfig, train_size: int) -> int:
-    """Optimisation steps of a run on `train_size` examples."""
-    if config.max_steps is not None:
-        return config.max_steps
-    return max(1, round(config.epochs * steps_per_epoch(train_size, config.batch_size)))
 
 
 class Session:
     """What a run works with, from the loaded backbone to the files it leaves."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        task: Task,
-        examples: Mapping[str, Examples],
-        tokenizer: Any,
-        run: RunDir,
-    ) -> None:
-        """`config` with its schedule final; nothing is written before `train`."""
+    def __init__(self, prepared: Prepared, progress: Reporter) -> None:
+        """Nothing is written before `train`."""
+        config, task, tokenizer = prepared.config, prepared.task, prepared.tokenizer
         assert config.schedule_steps is not None
-        self.config, self.task, self.run = config, task, run
+        self.config, self.task, self.run = config, task, prepared.run
+        self.progress = progress
         self.total = config.schedule_steps
         self.device = pick_device(config.device)
         set_precision(config.precision)
@@ -111,7 +81,7 @@ class Session:
         )
         self.splits = {
             name: tokenise(found, tokenizer, config.max_length, regression=task.regression)
-            for name, found in examples.items()
+            for name, found in prepared.examples.items()
         }
         train_split = self.splits.pop("train")
         self.train_split: TokenisedSplit = train_split
@@ -120,18 +90,12 @@ class Session:
 
         noise = torch.Generator(self.device).manual_seed(config.seed)
         self.optimizer = maker.build(config, self.network.bank, len(train_split), noise)
-        self.allocator = _allocator(config, self.network.bank, self.total)
+        self.allocator = _allocator(config, self.network.bank)
         self.step = TrainStep(
             self.network,
             self.optimizer,
             self.allocator,
-            learning_rate=LearningRate(
-                peak=config.lr,
-                total=self.total,
-                warmup=config.warmup_steps,
-                boost=config.boost_lr if config.lr_schedule == "boost" else None,
-                boost_until=config.boost_until_step,
-            ),
+            learning_rate=learning_rate(config),
             orth_reg=config.orth_reg if METHODS[config.method].adaptive else 0.0,
             samples=config.train_samples,
         )
@@ -156,6 +120,7 @@ class Session:
         for step in range(self.loop.step, self.total):
             self.step(step, self._batch(step))
             self.loop.step = step + 1
+            self.progress.step(step + 1)
             if self._log_is_due(step):
                 self._log(step)
             if self._evaluation_is_due(step):
@@ -165,7 +130,7 @@ class Session:
         self._finish()
 
     def _start(self) -> None:
-        self.run.begin(self.config, overwrite=self.config.overwrite)
+        self.run.begin(self.config, self.task, overwrite=self.config.overwrite)
         torch.manual_seed(self.config.seed)  # dropout; noise has a generator of its own
         self.network.module.train()
         self.network.bank.check_views()
@@ -181,6 +146,7 @@ class Session:
             first = self.run.read_json(self.run.environment)
             found = {**first, "resumed": [*first.get("resumed", []), found]}
         write_json(self.run.environment, found)
+        self.progress.start(done=self.loop.step, total=self.total)
         self._clock = time.perf_counter()
         self._tokens = 0
 
@@ -224,9 +190,7 @@ class Session:
             line["budget"] = self.allocator.budget(step)
             self._log_allocations(self.allocator)
         self.run.append(self.run.metrics, [line])
-        logger.info(
-            "step %d/%d  loss %.4f  lr %.3g", step + 1, self.total, progress.loss, line["lr"]
-        )
+        self.progress.log(step + 1, line)
 
     def _stop_at(self, bad_step: int) -> NoReturn:
         """Leave the state before a step that was not finite; the device has kept it."""
@@ -259,9 +223,11 @@ class Session:
         self.run.append(self.run.metrics, [found])
         value = metrics[self.task.validation_splits[0]][self.task.selecting]
         at_budget = self.allocator is None or step >= self.allocator.budget.final_step
+        best_before = self.best.records.get("best")
         if self.best.offer(found, value, at_budget=at_budget):
             self._snapshot(step)
-        logger.info("step %d/%d  %s", step + 1, self.total, describe(metrics))
+        is_best = self.best.records["best"] is not best_before
+        self.progress.evaluation(step + 1, describe(metrics), best=is_best)
         self.loop.evaluation_seconds += time.perf_counter() - start
 
     def _snapshot(self, step: int) -> None:
@@ -297,46 +263,8 @@ class Session:
         write_artifacts(self.run, self.network, self.config, snapshot, bank.mask, result)
 
 
-def input_length(config: RunConfig, limit: int | None, special: int, *, typed: bool) -> int:
-    """Tokens an example at the most: the preset's number within the backbone's positions.
-
-    Args:
-        limit: the backbone's positions; None: no limit known.
-        special: tokens that the tokenizer adds to a pair.
-    Raises:
-        ConfigError: a typed length that the backbone has no positions for, or no room for text.
-    """
-    if config.max_length <= special:
-        raise ConfigError(
-            [f"--max-length {config.max_length}: the special tokens alone take {special}"]
-        )
-    if limit is None or config.max_length <= limit:
-        return config.max_length
-    if typed:
-        raise ConfigError([f"--max-length {config.max_length}: the backbone takes {limit} tokens"])
-    logger.info("--max-length lowered to the backbone's %d tokens", limit)
-    return limit
-
-
-def _allocator(config: RunConfig, bank: AdapterBank, total: int) -> RankAllocator | None:
+def _allocator(config: RunConfig, bank: AdapterBank) -> RankAllocator | None:
     """The allocator of a method that has one."""
     if config.criterion is None:
         return None
-    matrices = len(bank.matrices)
-    budget = RankBudget(
-        initial=config.init_rank * matrices,
-        target=config.target_rank * matrices,
-        t_init=config.t_init,
-        t_final=config.t_final,
-        delta_t=config.delta_t,
-        total=total,
-    )
-    return RankAllocator(bank, CRITERIA[config.criterion], budget)
-
-
-def describe(metrics: Metrics) -> str:
-    """Metrics on one line."""
-    return "  ".join(
-        f"{split} " + " ".join(f"{name} {value:.4f}" for name, value in values.items())
-        for split, values in metrics.items()
-    )
+    return RankAllocator(bank, CRITERIA[config.criterion], rank_budget(config, len(bank.matrices)))

@@ -1,4 +1,4 @@
-"""The metrics of GLUE's tasks, and negative log likelihoods in nats an example.
+"""The metrics of tasks, and negative log likelihoods in nats an example.
 
 Every function takes tensors on any device, in any floating-point type, of n >= 1 examples, and
 computes in float64. Logits or scores that are not finite make likelihoods and correlations NaN.
@@ -41,6 +41,18 @@ def f1(predictions: Tensor, labels: Tensor) -> float:
     from sklearn.metrics import f1_score
 
     return float(f1_score(_array(labels), _array(predictions), pos_label=1, zero_division=0.0))
+
+
+def macro_f1(predictions: Tensor, labels: Tensor) -> float:
+    """Mean over the classes of their F1, from 0 to 1; a class that nobody names counts as no class.
+
+    Args:
+        predictions: (n,) class indices.
+        labels: (n,) class indices.
+    """
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(_array(labels), _array(predictions), average="macro", zero_division=0.0))
 
 
 def matthews(predictions: Tensor, labels: Tensor) -> float:
@@ -90,11 +102,12 @@ def spearman(predictions: Tensor, labels: Tensor) -> float:
 METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
     "accuracy": accuracy,
     "f1": f1,
+    "macro_f1": macro_f1,
     "matthews": matthews,
     "pearson": pearson,
     "spearman": spearman,
 }
-"""The official metrics by the names that tasks use for them."""
+"""The metrics by the names that tasks use for them."""
 
 
 def nll(logits: Tensor, labels: Tensor) -> float:

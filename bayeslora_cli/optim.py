@@ -161,7 +161,7 @@ def _ivon(
         bank,
         generator=noise,
         lr=config.lr,
-        ess=config.ess or float(train_size),
+        ess=config.ess or config.ess_per_example * train_size,
         hess_init=config.hess_init,
         beta1=config.ivon_beta1,
         beta2=config.ivon_beta2,

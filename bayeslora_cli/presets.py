@@ -1,71 +1,27 @@
-"""Preset + command line -> a resolved configuration, and the name of its run directory."""
+"""presets/*.toml: read, composed and checked."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.config import (
-    COMBINATIONS,
-    DEFAULT_OPTIMIZER,
-    FIELDS,
-    GLUE_TASKS,
-    RunConfig,
-    check_schedule,
-    flag,
-)
+from bayeslora_cli.config import COMBINATIONS, FIELDS, from_file, nearest
 from bayeslora_cli.errors import ConfigError
 
-# step numbers that a preset states for its own total and that scale with another
-SCHEDULED = ("warmup_steps", "boost_until_step", "t_init", "t_final", "delta_t", "eval_every")
-# an evaluation costs what it costs: short runs are not to spend most of their time on them
-EVAL_EVERY_AT_LEAST = 50
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Resolved:
-    """A configuration and where each of its values came from."""
-
-    config: RunConfig
-    sources: Mapping[str, str]
-    """Field name -> default, preset or command line."""
-    changed: Mapping[str, Any]
-    """Typed values that affect the result otherwise than the preset's do."""
-    notices: tuple[str, ...] = ()
-    """Typed options without effect, a sentence each."""
-
-
-def without_effect(method: str, optimizer: str, values: Mapping[str, Any]) -> dict[str, str]:
-    """Options that do nothing beside the others: field name -> why.
-
-    Args:
-        values: what was typed over the preset.
-    """
-    groups = (
-        (method != "adalora", ("t_init", "t_final", "delta_t", "orth_reg"), f"--method {method}"),
-        (
-            method == "full",
-            ("target_rank", "init_rank", "alpha", "target_modules"),
-            "--method full",
-        ),
-        (
-            optimizer != "ivon",
-            ("ess", "hess_init", "ivon_beta1", "ivon_beta2", "clip_radius", "train_samples"),
-            f"--optimizer {optimizer}",
-        ),
-        (
-            values.get("lr_schedule", "linear") != "boost",
-            ("boost_lr", "boost_until_step"),
-            "--lr-schedule linear",
-        ),
-        (values.get("max_steps") is not None, ("epochs",), "--max-steps"),
+SECTIONS = tuple(
+    dict.fromkeys(
+        name
+        for (method, optimizer), criteria in COMBINATIONS.items()
+        for name in (
+            method,
+            f"{method}-{optimizer}",
+            *(f"{method}-{optimizer}-{criterion}" for criterion in criteria),
+        )
     )
-    return {name: why for holds, names, why in groups if holds for name in names}
+)
 
 
 def presets_directory() -> Path:
@@ -75,122 +31,131 @@ def presets_directory() -> Path:
     return installed if installed.is_dir() else package.parent / "presets"
 
 
-def preset_layers(path: Path, method: str, optimizer: str, criterion: str | None) -> dict[str, Any]:
-    """A preset's values for one method row.
-
-    The file's top level holds what all rows share; tables [method], [method-optimizer] and
-    [method-optimizer-criterion] follow one another, the more special winning.
-
-    Raises:
-        ConfigError: a key that is no option.
-    """
-    with path.open("rb") as file:
-        table = tomllib.load(file)
-    values: dict[str, Any] = {k: v for k, v in table.items() if not isinstance(v, dict)}
-    for section in (method, f"{method}-{optimizer}", f"{method}-{optimizer}-{criterion}"):
-        values.update(table.get(section, {}))
-    unknown = [f"preset {path.name}: {key} is no option" for key in values if key not in FIELDS]
-    if unknown:
-        raise ConfigError(unknown)
-    return values
+def list_presets() -> dict[str, str]:
+    """Names of the built-in presets, and the beginning of each one's comment."""
+    found = {}
+    for path in sorted(presets_directory().glob("*.toml")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        comment = " ".join(line.lstrip("# ") for line in lines[: _first(lines)])
+        found[path.stem] = re.split(r"\. | \(|, for rank", comment)[0].rstrip(".")
+    return found
 
 
-def resolve(typed: Mapping[str, Any]) -> Resolved:
-    """Defaults, then the task's preset, then what was typed.
+def _first(lines: list[str]) -> int:
+    return next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+
+
+def preset_file(name: str, beside: Path | None = None) -> Path:
+    """The file that `--preset NAME|FILE` or `extends` names.
 
     Args:
-        typed: field name -> value, only what the user gave.
+        beside: the extending file, in whose directory a relative path is looked for.
     Raises:
-        ConfigError: all problems of the outcome together.
+        ConfigError: no such preset.
     """
-    typed = dict(typed)
-    method = typed.get("method", "adalora")
-    optimizer = typed.get("optimizer", DEFAULT_OPTIMIZER.get(method, "ivon"))
-    allowed = COMBINATIONS.get((method, optimizer), ())
-    criterion = typed.get("criterion", allowed[0] if allowed else None)
-    base: dict[str, Any] = {"method": method, "optimizer": optimizer, "criterion": criterion}
-
-    preset: dict[str, Any] = {}
-    path = presets_directory() / f"{typed.get('task', 'rte')}.toml"
-    if typed.get("task") in GLUE_TASKS and path.is_file():
-        preset = preset_layers(path, method, optimizer, criterion)
-    idle = without_effect(method, optimizer, preset | typed)
-    notices = tuple(f"{flag(n)} has no effect with {idle[n]}" for n in typed if n in idle)
-    typed = {name: value for name, value in typed.items() if name not in idle}
-    target_rank = typed.get("target_rank", preset.get("target_rank", 2))
-    # 3 for 2 and 6 for 4, as in all of the paper's runs; a fixed rank starts where it ends
-    base["init_rank"] = -(-3 * target_rank // 2) if method == "adalora" else target_rank
-
-    data = typed.get("data")
-    if data is not None and not Path(data).expanduser().is_dir():
-        what = "is no directory" if Path(data).expanduser().exists() else "no such directory"
-        raise ConfigError([f"--data {data}: {what}; give GLUE's TSV layout or a saved data set"])
-    for key in ("data", "model", "output"):
-        if typed.get(key) is not None and Path(typed[key]).expanduser().is_dir():
-            typed[key] = str(Path(typed[key]).expanduser().resolve())
-    merged = base | preset | typed
-    for key, value in merged.items():
-        if isinstance(value, int) and str(FIELDS[key].type).startswith("float"):
-            merged[key] = float(value)
-    config = RunConfig(**merged)
-    sources = {
-        name: "command line" if name in typed else "preset" if name in preset else "default"
-        for name in FIELDS
-    }
-    without = {name: f.default for name, f in FIELDS.items()} | base | preset
-    scaling = preset.keys() & set(SCHEDULED)
-    changed = {
-        name: getattr(config, name)
-        for name in typed
-        if FIELDS[name].metadata["affects_result"]
-        # a typed step number does not scale, the preset's equal one does
-        and (name in scaling or getattr(config, name) != without[name])
-    }
-    return Resolved(config=config, sources=sources, changed=changed, notices=notices)
+    path = Path(name).expanduser()
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        path = path if beside is None else beside.parent / path
+    else:
+        path = presets_directory() / f"{name}.toml"
+    if not path.is_file():
+        known = list_presets()
+        where = "" if beside is None else f"{beside}: extends "
+        raise ConfigError(
+            [f"{where or '--preset '}{name}: no such preset{nearest(name, known)}; give a .toml "
+             f"file or one of {', '.join(known)}"]
+        )  # fmt: skip
+    return path
 
 
-def scale_schedule(resolved: Resolved, total: int) -> tuple[RunConfig, str | None]:
-    """Fit a preset's step numbers to a run of `total` steps; typed numbers stay as they are.
+def read_preset(path: Path) -> dict[str, Any]:
+    """A preset's table, checked; a list becomes a tuple, an integer for a real number a float.
 
-    Returns:
-        The configuration with its final numbers, and one notice if any of them changed.
     Raises:
-        ConfigError: numbers that do not fit.
+        ConfigError: not TOML, unknown sections or keys (the nearest name is suggested), values of
+            another type than the option's: all problems together.
     """
-    config = resolved.config
-    planned = config.schedule_steps or total
-    values: dict[str, Any] = {}
-    for name in SCHEDULED:
-        value = getattr(config, name)
-        if value is None or resolved.sources[name] == "command line" or planned == total:
-            continue
-        least = {"t_final": 1, "delta_t": 1, "eval_every": min(value, EVAL_EVERY_AT_LEAST)}
-        values[name] = max(least.get(name, 0), value * total // planned)
-    idle = without_effect(config.method, config.optimizer, {"lr_schedule": config.lr_schedule})
-    changed = {n: v for n, v in values.items() if v != getattr(config, n) and n not in idle}
-    config = replace(config, schedule_steps=total, **values)
-    check_schedule(config, total)
-    if not changed:
-        return config, None
-    listed = ", ".join(f"{flag(name)} {value}" for name, value in changed.items())
-    return config, f"schedule scaled from {planned} to {total} steps, --lr not: {listed}"
+    try:
+        with path.open("rb") as file:
+            table = tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError([f"preset {path}: cannot be read: {error}"]) from error
+    problems: list[str] = []
+    checked: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            if key not in SECTIONS:
+                hint = nearest(key, SECTIONS)
+                problems.append(f"preset {path}: [{key}] is no method row{hint}")
+            problems += [
+                f"preset {path}: [{key}] {k}: belongs to the top of the file"
+                for k in ("method", "optimizer", "criterion")
+                if k in value
+            ]
+            checked[key] = {k: _checked(path, k, v, problems) for k, v in value.items()}
+        elif key == "extends" and isinstance(value, str):
+            checked[key] = value
+        else:
+            checked[key] = _checked(path, key, value, problems)
+    if problems:
+        raise ConfigError(problems)
+    return checked
 
 
-def run_name(resolved: Resolved) -> Path:
-    """Relative directory of a run: model / task-method-optimizer[-criterion]-rR[-hash] / seed-S."""
-    config = resolved.config
-    model = Path(config.model)
-    slug = model.name if model.is_dir() else config.model.replace("/", "--")
-    if slug.lower() in ("model", "checkpoint", "final") and model.parent.name:
-        slug = f"{model.parent.name}-{slug}"
-    parts = [config.task, config.method, config.optimizer, config.criterion]
-    if config.method != "full":
-        parts.append(f"r{config.target_rank}")
-    named = {"task", "method", "optimizer", "criterion", "target_rank", "seed"}
-    if not model.is_dir():
-        named.add("model")
-    others = {name: value for name, value in resolved.changed.items() if name not in named}
-    if others:
-        text = json.dumps(others, sort_keys=True)
-        parts.append(hashlib.sha256(text.encode()).hexdigest()[:8])
-    return Path(slug) / "-".join(p for p in parts if p) / f"seed-{config.seed}"
+def _checked(path: Path, key: str, value: Any, problems: list[str]) -> Any:
+    if key not in FIELDS:
+        problems.append(f"preset {path}: {key} is no option{nearest(key, FIELDS)}")
+        return value
+    try:
+        return from_file(key, value)
+    except TypeError as error:
+        problems.append(f"preset {path}: {error}")
+        return value
+
+
+def preset_chain(name: str) -> list[tuple[str, dict[str, Any]]]:
+    """A preset and what it extends, the most general first: (name to show, table).
+
+    Raises:
+        ConfigError: as `preset_file` and `read_preset` do, or presets that extend one another.
+    """
+    chain: list[tuple[str, dict[str, Any]]] = []
+    seen: list[Path] = []
+    path: Path | None = preset_file(name)
+    while path is not None:
+        if path.resolve() in seen:
+            raise ConfigError([f"preset {path}: extends itself, by way of what it extends"])
+        seen.append(path.resolve())
+        table = read_preset(path)
+        built_in = path.resolve().parent == presets_directory()
+        chain.insert(0, (path.stem if built_in else str(path), table))
+        path = preset_file(table["extends"], beside=path) if "extends" in table else None
+    return chain
+
+
+def task_chain(task: str) -> list[tuple[str, dict[str, Any]]]:
+    """The task's own preset and what it extends; empty if it has none.
+
+    Raises:
+        ConfigError: as `read_preset` does.
+    """
+    return preset_chain(task) if (presets_directory() / f"{task}.toml").is_file() else []
+
+
+def top_level(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What a preset says of all method rows."""
+    return {k: v for k, v in table.items() if k != "extends" and not isinstance(v, dict)}
+
+
+def row_values(
+    table: Mapping[str, Any], method: str, optimizer: str, criterion: str | None
+) -> dict[str, Any]:
+    """A preset's values for one method row.
+
+    The top level holds what all rows share; tables [method], [method-optimizer] and
+    [method-optimizer-criterion] follow one another, the more special winning.
+    """
+    values = top_level(table)
+    for section in (method, f"{method}-{optimizer}", f"{method}-{optimizer}-{criterion}"):
+        values.update(table.get(section, {}))
+    return values

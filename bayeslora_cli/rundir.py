@@ -12,6 +12,7 @@ from typing import Any
 
 from bayeslora_cli.config import RunConfig, affecting, flag, from_toml, to_toml
 from bayeslora_cli.errors import RunDirError
+from bayeslora_cli.tasks import Task
 
 
 def _sync(path: Path) -> None:
@@ -95,6 +96,7 @@ class RunDir:
         """`path` need not exist yet."""
         self.path = path
         self.config = path / "config.toml"
+        self.task = path / "task.json"
         self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
         self.ranks_history = path / "ranks.jsonl"
@@ -133,6 +135,14 @@ class RunDir:
         except UnicodeDecodeError as error:
             raise RunDirError(f"{self.config} is corrupt: {error}") from error
         return from_toml(text, str(self.config))
+
+    def read_task(self) -> Task:
+        """The run's task.
+
+        Raises:
+            RunDirError: missing or corrupt.
+        """
+        return Task.from_json(self.read_json(self.task), str(self.task))
 
     def read_json(self, path: Path) -> dict[str, Any]:
         """One of the run's JSON objects.
@@ -179,8 +189,8 @@ class RunDir:
         ):
             raise RunDirError(f"{self.path} is not empty and is no run; give another --output")
 
-    def begin(self, config: RunConfig, *, overwrite: bool) -> None:
-        """Claim the directory for `config`, whose schedule is final.
+    def begin(self, config: RunConfig, task: Task, *, overwrite: bool) -> None:
+        """Claim the directory for `config`, whose schedule is final, and its task.
 
         Raises:
             RunDirError: as `check` does; with `overwrite` an earlier run goes instead.
@@ -188,10 +198,11 @@ class RunDir:
         if overwrite and self.started:
             _remove(self.path)
         self.check(config)
-        if self.started:
-            return
         try:
-            write_text(self.config, to_toml(config))
+            if not self.started:
+                write_text(self.config, to_toml(config))
+            if not self.task.is_file():
+                write_json(self.task, task.to_json())
         except OSError as error:
             raise RunDirError(f"--output: cannot write {self.path}: {error}") from error
 

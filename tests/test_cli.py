@@ -38,9 +38,9 @@ def run(backbone, rte, tmp_path_factory):
 def test_train_prints_data_on_stdout_and_progress_on_stderr(run):
     directory, done = run
     assert directory.is_dir()
-    assert [line.split()[0] for line in done.stdout.splitlines()[:-1]] == [
-        "best", "best_at_budget", "last",
-    ]  # fmt: skip
+    printed = done.stdout.splitlines()
+    assert [line.split()[0] for line in printed[:4]] == ["step", "best", "best_at_budget", "last"]
+    assert "kept (67%), mean rank 2.00 of 11 matrices" in printed[-2]
     assert "schedule scaled from 3900 to 6 steps, --lr not: " in done.stderr
     assert "step 6/6" in done.stderr
     assert "\x1b" not in done.stdout + done.stderr

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from bayeslora_cli import checkpoint, engine
+from bayeslora_cli.backbone import load_tokenizer
 from bayeslora_cli.data import load_task
 from bayeslora_cli.engine import train
 from bayeslora_cli.errors import ConfigError, ModelError, NonFiniteError, RunDirError
 from bayeslora_cli.evaluate import evaluate_run, predict
-from bayeslora_cli.model import load_tokenizer
-from bayeslora_cli.presets import resolve
 from bayeslora_cli.report import RankReport
+from bayeslora_cli.resolve import resolve
 
 from .test_step import METHODS
 
@@ -262,9 +262,9 @@ def test_prediction_does_not_depend_on_the_batch_size(backbone, rte, tmp_path):
 
 
 def test_predictions_that_are_not_finite_are_an_error(backbone, rte, tmp_path):
+    from bayeslora_cli.backbone import Labels
     from bayeslora_cli.batches import tokenise
     from bayeslora_cli.evaluate import load_run
-    from bayeslora_cli.model import Labels
 
     run = run_of(backbone, rte, tmp_path, max_steps=2)
     network, tokenizer = load_run(run, run.read_config(), Labels(classes=("a", "b")), "cpu")

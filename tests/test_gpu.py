@@ -10,7 +10,7 @@ import torch
 from bayeslora_cli.engine import train
 from bayeslora_cli.evaluate import evaluate_run
 from bayeslora_cli.model import Network
-from bayeslora_cli.presets import resolve
+from bayeslora_cli.resolve import resolve
 from bayeslora_cli.step import TrainStep
 
 from .test_step import METHODS, T_FINAL, T_INIT, TOTAL, batches, make_step

@@ -10,9 +10,10 @@ from peft import AdaLoraConfig, LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from bayeslora_cli.adapter_files import save_peft_adapter
+from bayeslora_cli.backbone import Labels, load_tokenizer, match_targets
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.errors import ModelError
-from bayeslora_cli.model import Labels, build_network, load_tokenizer, match_targets
+from bayeslora_cli.model import build_network
 
 from .conftest import KINDS
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from bayeslora_cli.config import FIELDS, GLUE_TASKS, check_schedule
-from bayeslora_cli.presets import presets_directory, resolve
+from bayeslora_cli.config import FIELDS, GLUE_TASKS, TASK_NAMES, check_schedule
+from bayeslora_cli.errors import ConfigError
+from bayeslora_cli.presets import list_presets, presets_directory
+from bayeslora_cli.resolve import resolve
 
 PAPER = Path(__file__).parents[2] / "shared" / "paper" / "hyperparameters.json"
 CRITERIA = {
@@ -28,8 +30,9 @@ SECTIONS = (
 )
 # what the command line alone decides: a preset that set them would surprise
 NEVER_IN_PRESETS = {
-    "task", "data", "model", "method", "optimizer", "criterion", "target_rank", "init_rank",
-    "target_modules", "max_steps", "seed", "precision", "device", "output", "overwrite",
+    "data", "model", "train_file", "eval_file", "method", "optimizer", "criterion", "target_rank",
+    "init_rank", "target_modules", "max_steps", "seed", "precision", "device", "output",
+    "overwrite",
 }  # fmt: skip
 
 
@@ -45,8 +48,95 @@ def chosen(task, method, optimizer, criterion):
 # ---- without the paper's file
 
 
+@pytest.fixture
+def write(tmp_path):
+    """Write a preset: its path, as it would be typed."""
+
+    def make(name, text):
+        path = tmp_path / f"{name}.toml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return make
+
+
+def test_a_preset_lies_over_the_tasks_own(write):
+    """Its top level over all rows of what it lies over, its own sections over its top level."""
+    name = write("mine", 'task = "rte"\nlr = 7\n[adalora]\nalpha = 8.5\n[adalora-adamw]\nlr = 3\n')
+    ivon = resolve({}, name)
+    assert (ivon.config.task, ivon.config.lr, ivon.config.alpha) == ("rte", 7.0, 8.5)
+    assert ivon.config.epochs == 50
+    assert ivon.sources["lr"] == f"preset {name}"
+    assert ivon.sources["epochs"] == "preset rte"
+    assert ivon.changed == {"lr": 7.0, "alpha": 8.5}
+    assert resolve({"optimizer": "adamw"}, name).config.lr == 3.0
+    assert resolve({"lr": 0.5, "task": "cola"}, name).config.lr == 0.5
+    assert resolve({"task": "cola"}, name).config.epochs == 25
+
+
+def test_a_preset_extends_another_by_name_or_file(write):
+    write("base", 'extends = "mrpc"\ntask = "cola"\nepochs = 2\nseed = 9\n')
+    resolved = resolve({}, write("top", 'extends = "base.toml"\nseed = 10\nmethod = "lora"\n'))
+    config = resolved.config
+    assert (config.task, config.method, config.optimizer) == ("cola", "lora", "adamw")
+    assert (config.epochs, config.seed, config.t_init) == (2.0, 10, 0)
+    assert config.max_length == 320  # MRPC's, not CoLA's
+    assert config.lr == 0.0002
+    assert resolved.sources["max_length"] == "preset mrpc"
+
+
+def test_the_built_in_name_is_the_tasks_own():
+    named, own = resolve({}, "rte"), resolve({"task": "rte"})
+    assert (named.config, named.changed) == (own.config, own.changed)
+    assert resolve({}, "quickstart").config.task == "demo"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("leraning_rate = 1", r"leraning_rate is no option"),
+        ("batchsize = 1", r"batchsize is no option \(did you mean batch_size\?\)"),
+        ("[adalora-adamv]\nlr = 1.0", r"\[adalora-adamv\] is no method row .*adalora-adamw\?"),
+        ("[adalora]\nlrr = 1.0", r"lrr is no option \(did you mean lr\?\)"),
+        ("[adalora]\nmethod = 'lora'", r"\[adalora\] method: belongs to the top"),
+        ("lr = 'fast'", r"lr = 'fast': must be a number"),
+        ("epochs = true", r"epochs = True: must be a number"),
+        ("seed = 1.5", r"seed = 1.5: must be a whole number"),
+        ("overwrite = 1", r"overwrite = 1: must be true or false"),
+        ("target_modules = 'query'", r"target_modules = 'query': must be a list of strings"),
+        ("target_modules = [1]", r"target_modules = \[1\]: must be a list of strings"),
+        ("lr = ", r"cannot be read"),
+        ("extends = 'quikstart'", r"extends quikstart: no such preset \(did you mean quickstart"),
+        ("extends = 'bad.toml'", r"extends itself"),
+    ],
+)
+def test_what_is_wrong_with_a_preset(write, text, problem):
+    name = write("bad", text)
+    with pytest.raises(ConfigError, match=problem) as caught:
+        resolve({"task": "rte"}, name)
+    assert name in str(caught.value)
+
+
+def test_all_problems_of_a_preset_at_once(write):
+    with pytest.raises(ConfigError) as caught:
+        resolve({"task": "rte"}, write("bad", "lrr = 1\nepoch = 2\n[adalora]\nlr = 'x'\n"))
+    assert len(caught.value.problems) == 3
+
+
+def test_presets_that_do_not_exist():
+    for name in ("quickstrat", "no/such.toml"):
+        with pytest.raises(ConfigError, match=f"--preset {name}: no such preset"):
+            resolve({}, name)
+
+
+def test_every_built_in_preset_is_listed_with_a_word_on_it():
+    found = list_presets()
+    assert found.keys() == {*TASK_NAMES, "quickstart"}
+    assert all(10 < len(text) < 120 for text in found.values())
+
+
 def test_one_file_a_task():
-    assert {path.stem for path in presets_directory().glob("*")} == set(GLUE_TASKS)
+    assert {path.stem for path in presets_directory().glob("*")} == {*TASK_NAMES, "quickstart"}
 
 
 @pytest.mark.parametrize("task", GLUE_TASKS)
@@ -61,18 +151,19 @@ def test_sections_and_keys_are_known(task):
         assert not any(isinstance(value, dict | list) for value in values.values())
 
 
-@pytest.mark.parametrize("task", GLUE_TASKS)
+@pytest.mark.parametrize("task", TASK_NAMES)
 @pytest.mark.parametrize(("method", "optimizer", "criterion"), COMBINATIONS)
 def test_every_row_resolves(task, method, optimizer, criterion):
     """Into a schedule that fits its own length, with a learning rate that somebody chose."""
-    resolved = resolve(chosen(task, method, optimizer, criterion))
+    typed = chosen(task, method, optimizer, criterion)
+    resolved = resolve(typed | ({"train_file": "a", "eval_file": "b"} if task == "custom" else {}))
     config = resolved.config
     check_schedule(config, config.schedule_steps)
     expected = {"lr", "epochs", "batch_size", "max_length", "schedule_steps"}
     expected |= {"weight_decay"} if optimizer == "ivon" else set()
     expected |= {"alpha"} if method != "full" else set()
     expected |= {"t_init", "t_final", "delta_t", "orth_reg"} if method == "adalora" else set()
-    assert {name for name in expected if resolved.sources[name] != "preset"} == set()
+    assert {name for name in expected if resolved.sources[name] != f"preset {task}"} == set()
     # the values' types are the fields': TOML's 3 and 3.0 differ
     for name, field in FIELDS.items():
         value, kinds = getattr(config, name), str(field.type)
@@ -150,6 +241,7 @@ def test_presets_are_the_reference_runs(task, method, optimizer, criterion, rank
         ivon = meta["ivon"]
         wanted |= {
             "ess": None,  # the number of training examples
+            "ess_per_example": 1.0,
             "hess_init": ivon["hess_init"],
             "ivon_beta1": ivon["beta1"],
             "ivon_beta2": ivon["beta2"],

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from bayeslora_cli import rundir
 from bayeslora_cli.config import RunConfig, flag
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.presets import resolve
+from bayeslora_cli.glue import TASKS
+from bayeslora_cli.resolve import resolve
 from bayeslora_cli.rundir import RunDir, replacing, write_json, write_text
 
 CONFIG = RunConfig()
@@ -176,18 +177,18 @@ def test_json_is_strict(tmp_path, value):
 def test_begin_claims_once(tmp_path):
     run = RunDir(tmp_path / "model" / "name" / "seed-1")
     assert not run.started
-    run.begin(CONFIG, overwrite=False)
+    run.begin(CONFIG, TASKS["rte"], overwrite=False)
     assert run.started
     assert not run.finished
     assert run.read_config() == CONFIG
     assert RunDir.open(run.path).read_config() == CONFIG
     there = tree(run.path)
-    run.begin(CONFIG, overwrite=False)  # a resume
+    run.begin(CONFIG, TASKS["rte"], overwrite=False)  # a resume
     assert tree(run.path) == there
 
 
 def test_begin_takes_an_empty_directory(tmp_path):
-    RunDir(tmp_path).begin(CONFIG, overwrite=False)
+    RunDir(tmp_path).begin(CONFIG, TASKS["rte"], overwrite=False)
     assert RunDir.open(tmp_path).started
 
 
@@ -210,16 +211,16 @@ INDIFFERENT = {
 def test_begin_names_each_difference(tmp_path_factory, changed, indifferent):
     """With the flag and both values; and only what decides the result counts."""
     run = RunDir(tmp_path_factory.mktemp("run"))
-    run.begin(CONFIG, overwrite=False)
+    run.begin(CONFIG, TASKS["rte"], overwrite=False)
     there = tree(run.path)
     now = replace(
         CONFIG, **{n: OTHERS[n] for n in changed}, **{n: INDIFFERENT[n] for n in indifferent}
     )
     if not changed:
-        run.begin(now, overwrite=False)
+        run.begin(now, TASKS["rte"], overwrite=False)
     else:
         with pytest.raises(RunDirError) as caught:
-            run.begin(now, overwrite=False)
+            run.begin(now, TASKS["rte"], overwrite=False)
         message = str(caught.value)
         for name in changed:
             assert f"{flag(name)} {getattr(CONFIG, name)} there, {OTHERS[name]} now" in message
@@ -235,27 +236,27 @@ def test_begin_refuses_what_is_no_run(tmp_path, overwrite):
     (tmp_path / "thesis.tex").write_text("irreplaceable")
     there = tree(tmp_path)
     with pytest.raises(RunDirError, match="not empty and is no run"):
-        RunDir(tmp_path).begin(CONFIG, overwrite=overwrite)
+        RunDir(tmp_path).begin(CONFIG, TASKS["rte"], overwrite=overwrite)
     assert tree(tmp_path) == there
 
 
 def test_overwrite_clears(tmp_path):
     """Nothing of the old run may mix with the new one: not even an unfinished checkpoint."""
     run = RunDir(tmp_path / "run")
-    run.begin(CONFIG, overwrite=False)
+    run.begin(CONFIG, TASKS["rte"], overwrite=False)
     put(run.checkpoint, "directory", "state")
     run.append(run.metrics, [{"step": 1}])
     write_json(run.result, {})
     assert run.finished
     other = replace(CONFIG, lr=0.5)
-    run.begin(other, overwrite=True)
+    run.begin(other, TASKS["rte"], overwrite=True)
     assert set(tree(run.path)) == {"config.toml"}
     assert run.read_config() == other
     assert not run.finished
 
 
 def test_overwrite_of_nothing_begins(tmp_path):
-    RunDir(tmp_path / "run").begin(CONFIG, overwrite=True)
+    RunDir(tmp_path / "run").begin(CONFIG, TASKS["rte"], overwrite=True)
     assert RunDir.open(tmp_path / "run").read_config() == CONFIG
 
 
@@ -264,19 +265,19 @@ def test_a_resolved_configuration_is_accepted_again(tmp_path):
     for i, typed in enumerate(({"method": "lora"}, {"target_modules": ("a", "b")}, {"lr": 1.0})):
         run = RunDir(tmp_path / str(i))
         for _ in range(2):
-            run.begin(resolve({"task": "rte"} | typed).config, overwrite=False)
+            run.begin(resolve({"task": "rte"} | typed).config, TASKS["rte"], overwrite=False)
 
 
 def test_begin_after_a_kill_while_claiming(tmp_path):
     """The same command again must work: config.toml's temporary is ours, not somebody's file."""
     (tmp_path / ".config.toml.tmp").write_text('task = "rt')
-    RunDir(tmp_path).begin(CONFIG, overwrite=False)
+    RunDir(tmp_path).begin(CONFIG, TASKS["rte"], overwrite=False)
 
 
 def test_a_file_in_the_way_is_the_users_to_mend(tmp_path):
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(UserError, match="runs"):
-        RunDir(tmp_path / "runs" / "model" / "seed-1").begin(CONFIG, overwrite=False)
+        RunDir(tmp_path / "runs" / "model" / "seed-1").begin(CONFIG, TASKS["rte"], overwrite=False)
 
 
 # ---- reading

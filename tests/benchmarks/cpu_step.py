@@ -22,9 +22,10 @@ import torch
 from peers import Step, peft_adalora_adamw, peft_adalora_ivon
 
 from bayeslora_cli.allocator import RankAllocator
+from bayeslora_cli.backbone import Labels, load_tokenizer
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
-from bayeslora_cli.model import Labels, build_network, load_tokenizer
+from bayeslora_cli.model import build_network
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.schedules import LearningRate, RankBudget
 from bayeslora_cli.step import TrainStep

@@ -1,0 +1,252 @@
+"""The terminal side of training: log lines, the progress bar and the closing table."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from bayeslora_cli.report import RankReport
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+
+logger = logging.getLogger("bayeslora")
+
+REDRAW = 0.1
+"""Seconds between two looks at the steps."""
+LOOKS = 100
+"""Looks that the pace is averaged over: ten seconds, or a hundred slow steps."""
+MARGIN = 3
+"""Columns right of the bar: a terminal's echo of ^C would break a full line, and double the bar."""
+# what a terminal would obey, in file names and other people's messages
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+
+
+def set_up_logging(*, quiet: bool, verbose: bool) -> Console:
+    """Let the package's logger write to stderr; returns the console that it writes through.
+
+    Information is shown, with `quiet` warnings alone, else with `verbose` everything.
+    """
+    from rich.console import Console
+
+    # FORCE_COLOR would have rich take a pipe for a terminal, and fill it with cursor movements
+    console = Console(stderr=True, force_terminal=sys.stderr.isatty())
+    logger.handlers = [_Handler(console)]
+    logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    return console
+
+
+class _Handler(logging.Handler):
+    """Prints records through a console, above its progress bar if it has one."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+            _print(self.console, prefix + self.format(record))
+        except Exception:
+            self.handleError(record)
+
+
+def _print(console: Console, text: str) -> None:
+    """Print lines as they are: no markup, no colours, no line breaks, no control characters."""
+    console.print(
+        text.translate(_CONTROL), markup=False, emoji=False, highlight=False, soft_wrap=True
+    )
+
+
+class Reporter:
+    """Hears how a training goes; this one says nothing. `done` is the number of steps done."""
+
+    def start(self, *, done: int, total: int) -> None:
+        """The steps begin; `done` is above 0 in a resumed run."""
+
+    def step(self, done: int) -> None:
+        """A step is done."""
+
+    def log(self, done: int, line: Mapping[str, Any]) -> None:
+        """A log interval is over; `line` goes into metrics.jsonl."""
+
+    def evaluation(self, done: int, text: str, *, best: bool) -> None:
+        """An evaluation is over, begun after the last `step` or `log`."""
+
+    def stop(self) -> None:
+        """The training is over or has failed; calling it again does nothing."""
+
+
+class Progress(Reporter):
+    """Shows a bar on a terminal, and writes a line a log interval elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        """`console` is `set_up_logging`'s; there is no bar where the logger is quiet."""
+        self._console = console
+        self._live: Live | None = None
+
+    def start(self, *, done: int, total: int) -> None:
+        """Show the bar."""
+        self._done, self._total = done, total
+        self._line: Mapping[str, Any] = {}
+        self._pace = _Pace(done)
+        self._last = self._looked = perf_counter()
+        is_terminal = self._console.is_terminal and self._console.is_interactive
+        if is_terminal and logger.isEnabledFor(logging.INFO):
+            from rich.live import Live
+
+            # no thread redraws: the training's own steps do; stdout is not the bar's to touch
+            self._live = Live(
+                self._bar(), console=self._console, auto_refresh=False, redirect_stdout=False
+            )
+            self._live.start(refresh=True)
+
+    def step(self, done: int) -> None:
+        """Take note of a step: microseconds, but for ten times a second."""
+        self._done = done
+        self._last = perf_counter()
+        if self._last - self._looked >= REDRAW:
+            self._look()
+
+    def log(self, done: int, line: Mapping[str, Any]) -> None:
+        """Show loss, learning rate and budget; off the terminal as a line."""
+        self._done, self._line = done, line
+        self._last = perf_counter()
+        self._look()
+        level = logging.INFO if self._live is None else logging.DEBUG
+        logger.log(level, "%s", "  ".join([f"step {done}/{self._total}", *self._facts()]))
+
+    def evaluation(self, done: int, text: str, *, best: bool) -> None:
+        """Write an evaluation's line; its time does not count as the steps'."""
+        now = perf_counter()
+        self._pace.skip(now - self._last)
+        self._last = now
+        logger.info("step %d/%d  %s%s", done, self._total, text, "  (best)" if best else "")
+
+    def stop(self) -> None:
+        """Leave the bar as it stands and give the terminal back."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.update(self._bar())
+            live.stop()
+
+    def _look(self) -> None:
+        self._looked = self._last
+        self._pace.look(self._last, self._done)
+        if self._live is not None:
+            self._live.update(self._bar(), refresh=True)
+
+    def _facts(self) -> Iterator[str]:
+        """What is known, for the bar and the line."""
+        if self._line:
+            yield f"loss {self._line['loss']:.4f}"
+            yield f"lr {self._line['lr']:.3g}"
+        if "budget" in self._line:
+            yield f"budget {self._line['budget']}"
+        if self._pace.rate:
+            yield f"{_short(self._pace.rate)} steps/s"
+            yield f"{duration(self._pace.seconds(self._total - self._done))} left"
+
+    def _bar(self) -> Table:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        line = Table.grid(padding=(0, 1))
+        line.width = max(1, self._console.width - MARGIN)
+        line.add_column(ratio=1)
+        line.add_column(no_wrap=True)
+        line.add_row(
+            ProgressBar(self._total, self._done),
+            "  ".join([f"{self._done}/{self._total}", *self._facts()]),
+        )
+        return line
+
+
+class _Pace:
+    """Steps a second over the last looks at them, without the evaluations in between."""
+
+    def __init__(self, done: int) -> None:
+        self._looks = deque([(perf_counter(), done)], maxlen=LOOKS)
+        self._first, self._done = done, done
+        self._skipped = 0.0
+        self.rate: float | None = None
+        """None until a step is done."""
+
+    def look(self, now: float, done: int) -> None:
+        """Take note that `done` steps are done."""
+        self._done = done
+        self._looks.append((now, done))
+        then, before = self._looks[0]
+        if now > then and done > before:
+            self.rate = (done - before) / (now - then)
+
+    def skip(self, seconds: float) -> None:
+        """Leave out the last `seconds`, as if the looks before had been later."""
+        self._looks = deque(((then + seconds, done) for then, done in self._looks), maxlen=LOOKS)
+        self._skipped += seconds
+
+    def seconds(self, steps: int) -> float:
+        """Time that `steps` will take, with evaluations as frequent as so far."""
+        assert self.rate is not None
+        return steps * (1 / self.rate + self._skipped / (self._done - self._first))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 45s, 2m10s or 3h05m."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60}h{minutes % 60:02}m"
+    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
+
+
+def _short(rate: float) -> str:
+    """Three digits, never an exponent for the large."""
+    return f"{rate:.3g}" if rate < 999.5 else f"{rate:.0f}"
+
+
+def closing_table(result: Mapping[str, Any], report: RankReport | None, console: Console) -> None:
+    """Print what a finished run has come to.
+
+    Args:
+        result: the run's result.json.
+        report: its ranks, drawn where the method allocates them; None: a run without adapters.
+        console: of stdout.
+    """
+    splits = result["last"]["metrics"]
+    # one split is named below; of several the names must leave room on 80 columns
+    prefixes = {s: f"{s.removeprefix('validation_')} " if len(splits) > 1 else "" for s in splits}
+    rows = [["", "step", *(prefixes[split] + name for split in splits for name in splits[split])]]
+    for name in ("best", "best_at_budget", "last"):
+        metrics = result[name]["metrics"]
+        values = [f"{value:.4f}" for split in splits for value in metrics[split].values()]
+        rows.append([name, str(result[name]["step"] + 1), *values])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *rest in rows:
+        cells = (f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
+        _print(console, "  ".join([f"{first:{widths[0]}}", *cells]))
+
+    memory = result["peak_memory_bytes"]
+    facts = {
+        "best by": f"{result['selecting']} on {next(iter(splits))}",
+        "trainable parameters": f"{result['trainable_parameters']:,}",
+        "kept parameters": f"{result['kept_parameters']:,}",
+        "training time": f"{duration(result['train_seconds'])}, "
+        f"with evaluations {duration(result['seconds'])}",
+        "steps a second": _short(result["steps_per_second"]),
+        **({} if memory is None else {"peak memory": f"{memory / 1e9:.2f} GB"}),
+    }
+    _print(console, "")
+    for name, fact in facts.items():
+        _print(console, f"{name:{max(map(len, facts))}}  {fact}")
+
+    if report is not None and report.criterion is not None:
+        from bayeslora_cli.heatmap import print_heatmap
+
+        _print(console, "")
+        print_heatmap(report, console)

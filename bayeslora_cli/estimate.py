@@ -1,0 +1,156 @@
+"""What a run will need, counted on its shapes alone: no weights are read, nothing is trained.
+
+The network is the one that `build_network` makes on torch's meta device. Its forward pass runs on
+fake tensors, which have a device and take its kernels' decisions but have no memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+
+from bayeslora_cli.allocator import RankAllocator
+from bayeslora_cli.bank import AdapterBank
+from bayeslora_cli.config import RunConfig
+from bayeslora_cli.criteria import CRITERIA
+from bayeslora_cli.model import Network
+from bayeslora_cli.optim import OPTIMIZERS
+from bayeslora_cli.schedules import RankBudget
+from bayeslora_cli.step import task_loss
+
+logger = logging.getLogger("bayeslora")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """Sizes of a run. A step's peak is above the sum of the bytes by its temporary tensors."""
+
+    parameters: int
+    """Elements of the backbone, its head included, adapters not."""
+    trainable: int
+    """Trained elements at the initial rank, the head's included."""
+    matrices: tuple[tuple[str, int, int], ...]
+    """Adapted matrices in the model's order: name, inputs, outputs."""
+    weights: int
+    """Bytes of the frozen weights and the backbone's buffers, in the run's precision."""
+    trained: int
+    """Bytes of the bank, which holds all that is trained, the optimizer's and the allocator's."""
+    activations: int | None
+    """Bytes that a forward pass keeps for the backward pass; None: it cannot run on fake tensors.
+    With checkpointing the backward pass makes a layer's activations again: those are not in it."""
+
+
+def estimate(
+    network: Network,
+    config: RunConfig,
+    *,
+    rows: int,
+    tokens: int,
+    token_types: bool,
+    device: torch.device,
+) -> Estimate:
+    """Count what a run keeps in memory.
+
+    Args:
+        network: as `build_network` makes it on the meta device.
+        rows: examples of the largest micro-batch.
+        tokens: length of its longest example.
+        token_types: whether the tokenizer makes token types.
+        device: where the run would be; attention keeps other tensors on a CPU than on a GPU.
+    """
+    bank = network.bank
+    network.module.train()
+    with FakeTensorMode():
+        try:
+            activations = saved_bytes(*_fake(network, rows, tokens, token_types, device))
+        except RuntimeError as error:  # an operation that needs a value, or has no fake kernel
+            logger.info("no estimate of the activations: %s", str(error).partition("\n")[0])
+            activations = None
+        state = _state(config, bank, device)
+    banked = [t for t in vars(bank).values() if isinstance(t, Tensor)]
+    module = [*network.module.parameters(), *network.module.buffers()]
+    adapters = sum(s.stop - s.offset for s in bank.segments.values() if s.role == "adapter")
+    return Estimate(
+        parameters=sum(p.numel() for p in network.module.parameters()) - adapters,
+        trainable=bank.trainable(),
+        matrices=tuple(
+            (name, layer.lora_A.shape[1], layer.lora_B.shape[0])
+            for name, layer in network.adapters.items()
+        ),
+        weights=distinct_bytes(module, but=banked),
+        trained=distinct_bytes([*banked, *state]),
+        activations=activations,
+    )
+
+
+def distinct_bytes(tensors: Iterable[Tensor], *, but: Iterable[Tensor] = ()) -> int:
+    """Bytes of the tensors' storages, each counted once, those of `but` left out."""
+    excluded = {t.untyped_storage()._cdata for t in but}
+    storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}
+    return sum(storage.nbytes() for key, storage in storages.items() if key not in excluded)
+
+
+def saved_bytes(network: Network, own: Iterable[Tensor], batch: dict[str, Tensor]) -> int:
+    """Bytes that the forward pass of a training step keeps for its backward pass.
+
+    Args:
+        own: the network's tensors, which are not counted; the batch's are not either.
+    """
+    kept: list[Tensor] = []  # all of them to the end: what is freed lends its address to the next
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = network.logits(batch)
+        loss = task_loss(logits, batch["labels"], regression=network.labels.regression)
+    assert loss.requires_grad
+    return distinct_bytes(kept, but=[*own, *batch.values()])
+
+
+def _fake(
+    network: Network, rows: int, tokens: int, token_types: bool, device: torch.device
+) -> tuple[Network, list[Tensor], dict[str, Tensor]]:
+    """A meta network on `device`, its tensors there, and a batch; under a FakeTensorMode."""
+    module = network.module
+    own = {
+        name: torch.empty(t.shape, dtype=t.dtype, device=device, requires_grad=t.requires_grad)
+        for name, t in (*module.named_parameters(), *module.named_buffers())
+    }
+    names = ("input_ids", "attention_mask", *(("token_type_ids",) if token_types else ()))
+    batch = {name: torch.ones(rows, tokens, dtype=torch.long, device=device) for name in names}
+    kind = torch.float32 if network.labels.regression else torch.long
+    batch["labels"] = torch.zeros(rows, dtype=kind, device=device)
+
+    def forward(**inputs: Tensor) -> Any:
+        return functional_call(module, own, (), inputs)
+
+    return replace(network, module=forward), list(own.values()), batch
+
+
+def _state(config: RunConfig, bank: AdapterBank, device: torch.device) -> list[Tensor]:
+    """What optimizer and allocator keep besides the bank; under a FakeTensorMode.
+
+    They are the run's own, so that no table here can fall behind them. The bank that they get is
+    fake, since torch's fused AdamW refuses the meta device.
+    """
+    fake = copy.copy(bank)
+    for name, tensor in vars(bank).items():
+        if isinstance(tensor, Tensor):
+            setattr(fake, name, torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
+    maker = OPTIMIZERS[config.optimizer]
+    found = [*maker.build(config, fake, 1, torch.Generator()).tensors().values()]
+    if config.criterion is not None:
+        any_budget = RankBudget(initial=1, target=1, t_init=0, t_final=1, delta_t=1, total=1)
+        allocator = RankAllocator(fake, CRITERIA[config.criterion], any_budget)
+        found += allocator.tensors().values()
+    return found

@@ -1,0 +1,136 @@
+"""The options of `bayeslora train`: what each value does, its unit and its default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+WHAT, OWN, METHOD, RANKS = "What to train", "Your own data", "Method", "Ranks"
+LENGTH, RATES, POSTERIOR = "How long", "Learning rates", "Posterior (IVON)"
+MACHINE, PRINTED = "Machine and output", "What is printed"
+
+
+def _option(kind: Any, text: str, panel: str, *names: str) -> Any:
+    return Annotated[
+        kind | None, typer.Option(*names, help=text, rich_help_panel=panel, show_default=False)
+    ]
+
+
+def _switch(text: str, panel: str, name: str) -> Any:
+    return Annotated[bool, typer.Option(name, help=text, rich_help_panel=panel)]
+
+
+Preset = _option(str, "Settings to start from: a name of --list-presets, or a .toml file.", WHAT)
+ListPresets = _switch("Name the built-in presets and leave.", WHAT, "--list-presets")
+TaskName = _option(
+    str, "cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, or demo, which is built in.", WHAT,
+    "--task",
+)  # fmt: skip
+Data = _option(
+    str, "Directory of the task in GLUE's TSV layout or saved by datasets; else the hub.", WHAT
+)
+Model = _option(
+    str,
+    "Backbone: hub name, directory, or package:NAME/PATH, a directory in an installed package "
+    "(default: microsoft/deberta-v3-base).",
+    WHAT,
+)
+TrustRemoteCode = _option(
+    bool, "Run Python code that comes with the model.", WHAT, "--trust-remote-code"
+)
+
+TrainFile = _option(
+    str,
+    "Training examples: .csv, .tsv, .jsonl, .parquet, or a hub data set, NAME:CONFIG@SPLIT.",
+    OWN,
+)
+EvalFile = _option(
+    str, "Labelled examples to evaluate on (default: the hub data set's validation split).", OWN
+)
+TextColumns = _option(str, "One or two columns, comma-separated (default: well-known names).", OWN)
+LabelColumn = _option(
+    str,
+    "Column of the label: strings or integers are classes, reals are scores to predict "
+    "(default: label and the like).",
+    OWN,
+)
+
+MethodName = _option(
+    str, "adalora, lora (fixed rank) or full (default: adalora).", METHOD, "--method"
+)
+Optimizer = _option(str, "ivon or adamw (default: ivon for adalora, else adamw).", METHOD)
+Criterion = _option(
+    str,
+    "Importance of a triplet: snr, snr-abs, precision (ivon alone), sensitivity, magnitude "
+    "(default: snr; sensitivity with adamw).",
+    METHOD,
+)
+
+TargetRank = _option(int, "Mean rank of a matrix at the end; the rank of lora (default: 2).", RANKS)
+InitRank = _option(int, "Rank of each matrix at the start (default: 1.5 x target).", RANKS)
+TargetModules = _option(
+    str,
+    "Endings of layer names to adapt, comma-separated, or all-linear (default: PEFT's for the "
+    "backbone).",
+    RANKS,
+)
+Alpha = _option(float, "Scale: alpha / initial rank (default: 32).", RANKS)
+OrthReg = _option(float, "Weight of the orthogonality penalty, adalora (default: 0.1).", RANKS)
+TInit = _option(int, "Steps before the first pruning.", RANKS)
+TFinal = _option(int, "Steps at the end with the ranks fixed.", RANKS)
+DeltaT = _option(int, "Steps between two allocations.", RANKS)
+
+Epochs = _option(float, "Passes over the training data.", LENGTH)
+MaxSteps = _option(int, "Optimisation steps, instead of epochs.", LENGTH)
+BatchSize = _option(int, "Examples a step, over all micro-batches (default: 32).", LENGTH)
+GradAccum = _option(
+    int, "Micro-batches that a batch is split into, to save memory (default: 1).", LENGTH
+)
+MaxLength = _option(int, "Tokens an example at the most.", LENGTH)
+Dropout = _option(
+    float, "Probability of all of the backbone's dropouts (default: the backbone's own).", LENGTH
+)
+EvalEvery = _option(
+    int, "Steps between evaluations from the second epoch on, besides epochs' ends.", LENGTH
+)
+
+Lr = _option(float, "Learning rate that decays to 0.", RATES)
+LrSchedule = _option(str, "linear, or boost: a plateau of its own height first.", RATES)
+BoostLr = _option(float, "Learning rate of the plateau.", RATES)
+BoostUntilStep = _option(int, "Step at which the plateau ends.", RATES)
+WarmupSteps = _option(int, "Steps of rising learning rate at the start.", RATES)
+WeightDecay = _option(
+    float, "AdamW: decoupled decay (0); IVON: delta, added to the Hessian (1e-8).", RATES
+)
+
+Ess = _option(float, "Effective sample size in examples (default: as the next says).", POSTERIOR)
+EssPerExample = _option(
+    float, "Effective sample size over the number of training examples (default: 1).", POSTERIOR
+)
+TrainSamples = _option(int, "Posterior samples a step (default: 1).", POSTERIOR)
+HessInit = _option(float, "h0, the initial Hessian (default: 1).", POSTERIOR)
+IvonBeta1 = _option(float, "Average of the gradient (default: 0.9).", POSTERIOR)
+IvonBeta2 = _option(float, "Average of the Hessian (default: 0.99999).", POSTERIOR)
+ClipRadius = _option(
+    float, "Bound of a preconditioned gradient element (default: 0.001).", POSTERIOR
+)
+
+Seed = _option(int, "Of initialisation, order, dropout and noise (default: 2021).", MACHINE)
+Precision = _option(str, "fp32, tf32, or bf16 (adapters stay fp32) (default: fp32).", MACHINE)
+Device = _option(str, "cpu, cuda, cuda:N or auto (default: auto).", MACHINE)
+GradientCheckpointing = _option(
+    bool, "Trade time for activation memory.", MACHINE, "--gradient-checkpointing"
+)
+EvalBatchSize = _option(int, "Examples a forward pass of an evaluation (default: 64).", MACHINE)
+Output = _option(str, "Directory under which run directories are made (default: runs).", MACHINE)
+Overwrite = _option(bool, "Replace what an earlier run left.", MACHINE, "--overwrite")
+
+DryRun = _switch("Say what would be done, and what it needs, and leave.", PRINTED, "--dry-run")
+AsJson = _switch("Print the result, one JSON object, and nothing else.", PRINTED, "--json")
+Quiet = _switch("Warnings alone beside the result.", PRINTED, "--quiet")
+Verbose = _switch("All there is to say.", PRINTED, "--verbose")
+LogEvery = _option(int, "Steps between two lines of metrics.jsonl (default: 50).", PRINTED)
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a finished run.")]

@@ -1,0 +1,115 @@
+"""What is known of a run before any weight is read: data, final schedule, directory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bayeslora_cli.backbone import load_tokenizer, usable_length
+from bayeslora_cli.batches import steps_per_epoch
+from bayeslora_cli.config import RunConfig
+from bayeslora_cli.data import load_examples
+from bayeslora_cli.errors import ConfigError, RunDirError
+from bayeslora_cli.resolve import Resolved, run_name, scale_schedule
+from bayeslora_cli.rundir import RunDir
+from bayeslora_cli.schedules import LearningRate, RankBudget
+from bayeslora_cli.tasks import Examples, Task
+
+logger = logging.getLogger("bayeslora")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A run ready to begin."""
+
+    config: RunConfig
+    """With its schedule final."""
+    task: Task
+    examples: Mapping[str, Examples]
+    tokenizer: Any
+    run: RunDir
+
+
+def prepare(resolved: Resolved) -> Prepared:
+    """Read the data and fix the schedule; writes nothing.
+
+    Raises:
+        UserError: options, data or model that the user can mend, or a directory with another run.
+    """
+    for idle in resolved.notices:
+        logger.warning("%s", idle)
+    task, examples = load_examples(resolved.config)
+    config, notice = scale_schedule(resolved, total_steps(resolved.config, len(examples["train"])))
+    if notice:
+        logger.info("%s", notice)
+    trust = config.trust_remote_code
+    tokenizer = load_tokenizer(config.model, trust_remote_code=trust)
+    limit = usable_length(config.model, tokenizer, trust_remote_code=trust)
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    length_typed = resolved.sources["max_length"] == "command line"
+    config = replace(config, max_length=input_length(config, limit, special, typed=length_typed))
+    run = RunDir(Path(config.output) / run_name(resolved))
+    if not config.overwrite:
+        run.check(config)
+        if run.task.is_file() and run.read_task() != Task.from_json(task.to_json(), task.name):
+            raise RunDirError(
+                f"{run.path} holds a run on other columns or classes of these files. "
+                "Use --overwrite to replace it, or another --output"
+            )
+    return Prepared(config=config, task=task, examples=examples, tokenizer=tokenizer, run=run)
+
+
+def total_steps(config: RunConfig, train_size: int) -> int:
+    """Optimisation steps of a run on `train_size` examples."""
+    if config.max_steps is not None:
+        return config.max_steps
+    return max(1, round(config.epochs * steps_per_epoch(train_size, config.batch_size)))
+
+
+def input_length(config: RunConfig, limit: int | None, special: int, *, typed: bool) -> int:
+    """Tokens an example at the most: the preset's number within the backbone's positions.
+
+    Args:
+        limit: the backbone's positions; None: no limit known.
+        special: tokens that the tokenizer adds to a pair.
+    Raises:
+        ConfigError: a typed length that the backbone has no positions for, or no room for text.
+    """
+    if config.max_length <= special:
+        raise ConfigError(
+            [f"--max-length {config.max_length}: the special tokens alone take {special}"]
+        )
+    if limit is None or config.max_length <= limit:
+        return config.max_length
+    if typed:
+        raise ConfigError([f"--max-length {config.max_length}: the backbone takes {limit} tokens"])
+    logger.info("--max-length lowered to the backbone's %d tokens", limit)
+    return limit
+
+
+def learning_rate(config: RunConfig) -> LearningRate:
+    """The learning rate of each step; `config` with its schedule final."""
+    assert config.schedule_steps is not None
+    return LearningRate(
+        peak=config.lr,
+        total=config.schedule_steps,
+        warmup=config.warmup_steps,
+        boost=config.boost_lr if config.lr_schedule == "boost" else None,
+        boost_until=config.boost_until_step,
+    )
+
+
+def rank_budget(config: RunConfig, matrices: int) -> RankBudget:
+    """The rank budget of each step over all matrices; `config` with its schedule final."""
+    assert config.schedule_steps is not None
+    return RankBudget(
+        initial=config.init_rank * matrices,
+        target=config.target_rank * matrices,
+        t_init=config.t_init,
+        t_final=config.t_final,
+        delta_t=config.delta_t,
+        total=config.schedule_steps,
+    )

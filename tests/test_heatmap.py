@@ -1,0 +1,303 @@
+"""The heatmap: its grid against the report, what is drawn against the grid, colours, consoles."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.color import Color, ColorSystem
+from rich.console import Console
+
+from bayeslora_cli.heatmap import (
+    RAMP,
+    ROWS,
+    SHADES,
+    Grid,
+    draw,
+    heatmap,
+    print_heatmap,
+    rank_grid,
+)
+from bayeslora_cli.report import MatrixReport, RankReport
+
+TERMINAL = {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
+KINDS = (*ROWS, "W_gate", "in_proj", "x")
+
+
+def matrix(kind, layer, rank, init_rank=None):
+    size = max(rank, init_rank or 0)
+    return MatrixReport(
+        name=f"{layer}.{kind}", layer=layer, kind=kind, in_features=8, out_features=8,
+        init_rank=size, rank=rank, kept=tuple(i < rank for i in range(size)), scores=None,
+    )  # fmt: skip
+
+
+def report(matrices):
+    budget = sum(m.rank for m in matrices)
+    return RankReport(step=9, budget=budget, criterion="snr", matrices=tuple(matrices))
+
+
+def full_report(layers, kinds=ROWS, rank=lambda kind, layer: layer % 12):
+    return report([matrix(k, layer, rank(k, layer), 12) for layer in range(layers) for k in kinds])
+
+
+reports = st.lists(
+    st.builds(
+        matrix,
+        st.sampled_from([*KINDS, "W_pool"]),
+        st.none() | st.integers(0, 60),
+        st.integers(0, 300),
+        st.integers(1, 300),
+    ),
+    max_size=60,
+).map(report)
+
+
+# ---- the grid
+
+
+@settings(max_examples=80, deadline=None)
+@given(reports)
+def test_the_grid_holds_every_rank(ranks):
+    grid = rank_grid(ranks)
+    for kind, row in zip(grid.kinds, grid.values, strict=True):
+        for layer, value in zip(grid.layers, row, strict=True):
+            there = [m.rank for m in ranks.matrices if (m.kind, m.layer) == (kind, layer)]
+            assert value == (sum(there) if there else None)
+    for kind, value in grid.outside:
+        assert value == sum(m.rank for m in ranks.matrices if (m.kind, m.layer) == (kind, None))
+    inside = sum(v or 0 for row in grid.values for v in row)
+    assert inside + sum(v for _, v in grid.outside) == ranks.budget
+    assert list(grid.layers) == sorted(set(grid.layers))
+
+
+def test_rows_are_in_the_papers_order():
+    """Then what the paper has not, as the model has it."""
+    kinds = ("zeta", "W_f2", "W_gate", "W_k", "alpha", "W_q", "W_f1", "W_v", "W_o")
+    assert rank_grid(full_report(2, kinds)).kinds == (*ROWS, "zeta", "W_gate", "alpha")
+
+
+def test_the_budget_is_told():
+    ranks = report([matrix("W_q", 0, 1, 3), matrix("W_k", 0, 2, 3), matrix("W_pool", None, 0, 3)])
+    assert rank_grid(ranks).caption == "3 of 9 triplets kept (33%), mean rank 1.00 of 3 matrices"
+
+
+# ---- the drawing, read back
+
+
+def read(text, grid):
+    """Numbers of a drawing: (cells, sums by row, sums by column, outside, grand total)."""
+    cells, rows, columns, outside, layers, total = {}, {}, {}, {}, [], None
+    for line in re.sub(f"[{SHADES.strip()}]", " ", text).splitlines()[:-1]:
+        name, *words = line.split() or [""]
+        if name == "layer":
+            last = words[-1] == "sum"
+            layers = [int(w) for w in (words[:-1] if last else words)]
+        elif name == "sum":
+            *values, total = words if last else [*words, total]
+            columns |= dict(zip(layers, map(float, values), strict=True))
+        elif name in grid.kinds and layers:
+            *values, rows[name] = words if last else [*words, None]
+            found = [None if v == "-" else float(v) for v in values]
+            cells |= {(name, n): v for n, v in zip(layers, found, strict=True)}
+        elif name == "":
+            layers = []
+        elif name != "rank":
+            outside[name] = float(words[0])
+    return cells, {k: float(v) for k, v in rows.items()}, columns, outside, total
+
+
+@settings(max_examples=80, deadline=None)
+@given(reports, st.integers(40, 220), st.booleans(), st.booleans())
+def test_the_drawing_says_what_the_grid_holds(ranks, width, colour, unicode):
+    grid = rank_grid(ranks)
+    text = heatmap(ranks, width=width, colour=colour, unicode=unicode).plain
+    cells, rows, columns, outside, total = read(text, grid)
+    assert outside == dict(grid.outside)
+    assert cells == {
+        (kind, layer): value
+        for kind, row in zip(grid.kinds, grid.values, strict=True)
+        for layer, value in zip(grid.layers, row, strict=True)
+    }
+    assert rows == {k: sum(v or 0 for v in r) for k, r in zip(grid.kinds, grid.values, strict=True)}
+    assert list(columns) == list(grid.layers)
+    for layer in grid.layers:
+        assert columns[layer] == sum(cells[kind, layer] or 0 for kind in grid.kinds)
+    assert total is None or float(total) == sum(rows.values())
+    assert text.splitlines()[-1] == grid.caption
+
+
+@settings(max_examples=80, deadline=None)
+@given(reports, st.integers(40, 220), st.booleans(), st.booleans())
+def test_a_drawing_is_within_its_width(ranks, width, colour, unicode):
+    """But for the caption, which is prose and may wrap."""
+    lines = heatmap(ranks, width=width, colour=colour, unicode=unicode).plain.splitlines()[:-1]
+    assert max(map(len, lines), default=0) <= width
+    if not colour:
+        assert all(line == line.rstrip() for line in lines)
+    if not unicode:
+        assert all(line.isascii() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "blocks"),
+    [(6, 80, [6]), (12, 80, [12]), (48, 80, [16] * 3), (48, 200, [48]), (33, 80, [17, 16])],
+)
+def test_blocks_of_layers_are_about_as_wide(layers, width, blocks):
+    lines = heatmap(full_report(layers), width=width, colour=True, unicode=True).plain.splitlines()
+    heads = [line.removesuffix("sum").split()[1:] for line in lines if line.startswith("layer")]
+    assert [len(head) for head in heads] == blocks
+    assert [int(n) for head in heads for n in head] == list(range(layers))
+    assert [line.endswith("sum") for line in lines if line.startswith("layer")] == [
+        *[False] * (len(blocks) - 1),
+        True,
+    ]
+
+
+def test_columns_are_aligned():
+    """Every number ends where its layer's number ends."""
+    lines = heatmap(full_report(12), width=80, colour=False, unicode=False).plain.splitlines()
+    table = lines[: len(ROWS) + 2]
+    assert len({tuple(m.end() for m in re.finditer(r"\d+|sum$", x[6:])) for x in table}) == 1
+
+
+def test_means_have_a_decimal():
+    grid = Grid(
+        kinds=("W_q", "W_k"), layers=(0, 1), values=((1.5, 2.0), (0.25, None)),
+        outside=(("W_pool", 1.0),), caption="mean of 4 runs",
+    )  # fmt: skip
+    lines = draw(grid, width=80, colour=False, unicode=False).plain.splitlines()
+    assert [line.split() for line in lines] == [
+        ["layer", "0", "1", "sum"],
+        ["W_q", "1.5", "2.0", "3.5"],
+        ["W_k", "0.2", "-", "0.2"],
+        ["sum", "1.8", "2.0", "3.8"],
+        [],
+        ["W_pool", "1.0"],
+        ["mean", "of", "4", "runs"],
+    ]
+
+
+def test_nothing_adapted():
+    """Full fine-tuning; and only a matrix outside the layers."""
+    assert heatmap(report([]), width=80, colour=True, unicode=True).plain == "no adapted matrices"
+    alone = heatmap(report([matrix("W_pool", None, 2, 3)]), width=80, colour=False, unicode=False)
+    assert alone.plain.splitlines()[0].split() == ["W_pool", "2"]
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_everything_pruned(colour):
+    ranks = full_report(3, rank=lambda kind, layer: 0)
+    text = heatmap(ranks, width=80, colour=colour, unicode=True)
+    assert not set(text.plain) & set(SHADES.strip())
+    assert "0 of 216 triplets kept (0%), mean rank 0.00" in text.plain
+
+
+# ---- shades
+
+
+def luminance(colour):
+    """Of sRGB, as WCAG defines it."""
+    parts = [c / 255 for c in Color.parse(colour).get_truecolor()]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_the_ramp_gets_lighter_evenly():
+    """In CIE lightness, of which the eye tells some 2 apart."""
+    lightness = [116 * luminance(background) ** (1 / 3) - 16 for background, _ in RAMP]
+    steps = [b - a for a, b in itertools.pairwise(lightness)]
+    assert min(steps) > 10
+    assert max(steps) < 20
+
+
+def test_numbers_are_readable_on_every_shade():
+    for pair in RAMP:
+        dark, light = sorted(luminance(colour) for colour in pair)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, pair
+
+
+def test_256_colours_are_enough():
+    for colour in (c for pair in RAMP for c in pair):
+        fewer = Color.parse(colour).downgrade(ColorSystem.EIGHT_BIT)
+        assert fewer.get_truecolor() == Color.parse(colour).get_truecolor()
+
+
+def shades_of(text):
+    """Background and number of each cell of a coloured drawing."""
+    for span in text.spans:
+        if " on " in str(span.style):
+            yield str(span.style).split(" on ")[1], text.plain[span.start : span.end]
+
+
+@settings(max_examples=60, deadline=None)
+@given(reports)
+def test_a_larger_rank_is_never_darker(ranks):
+    grid = rank_grid(ranks)
+    order = [background for background, _ in RAMP]
+    shades = list(shades_of(heatmap(ranks, width=200, colour=True, unicode=True)))
+    found = sorted((float(number), order.index(shade)) for shade, number in shades)
+    shown = [v for row in grid.values for v in row if v is not None]
+    assert len(found) == len(shown) + len(grid.outside)
+    assert [shade for _, shade in found] == sorted(shade for _, shade in found)
+    assert all((shade == 0) == (number == 0) for number, shade in found)
+    if ranks.budget:
+        assert found[-1][1] == len(RAMP) - 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(reports)
+def test_characters_shade_as_colours_do(ranks):
+    text = heatmap(ranks, width=200, colour=False, unicode=True)
+    assert not text.spans
+    assert not text.style
+    lines = [x for x in text.plain.splitlines()[:-1] if not x.startswith("rank")]
+    pairs = [(int(n), SHADES.index(s)) for x in lines for n, s in re.findall(r"(\d+)([░▒▓█])", x)]
+    cells = [m for row in rank_grid(ranks).values for m in row]
+    cells += [v for _, v in rank_grid(ranks).outside]
+    assert sorted(n for n, _ in pairs) == sorted(v for v in cells if v)
+    assert [s for _, s in sorted(pairs)] == sorted(s for _, s in pairs)
+
+
+# ---- consoles
+
+
+def printed(*, encoding="utf-8", environ=TERMINAL, **options):
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="")
+    print_heatmap(full_report(12), Console(file=file, width=80, _environ=environ, **options))
+    file.seek(0)
+    return file.read()
+
+
+PLAIN = heatmap(full_report(12), width=80, colour=False, unicode=True).plain + "\n"
+ASCII = heatmap(full_report(12), width=80, colour=False, unicode=False).plain + "\n"
+
+
+@pytest.mark.parametrize("system", ["truecolor", "256"])
+def test_terminals_get_colours(system):
+    # rich keeps the codes of the first system that a style was printed in: 2 or 5, by the order
+    assert re.search(r"48;[25];", printed(force_terminal=True, color_system=system))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"force_terminal": True, "environ": {**TERMINAL, "NO_COLOR": "1"}},
+        {"force_terminal": True, "environ": {"TERM": "dumb"}},
+        {"force_terminal": True, "environ": {"TERM": "xterm"}},
+    ],
+    ids=["pipe", "NO_COLOR", "dumb", "16 colours"],
+)
+def test_others_get_plain_lines(options):
+    assert printed(**options) == PLAIN
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_other_encodings_get_ascii(encoding):
+    assert printed(encoding=encoding) == ASCII
+    assert printed(encoding=encoding, force_terminal=True).isascii()

@@ -15,6 +15,8 @@ from bayeslora_cli.backbone import backbone_path, inside
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.model import METHODS, Network
 
+BACKBONE = "backbone"  # subfolder of an adapter: the configuration that it was trained with
+
 
 @torch.no_grad()
 def save_peft_adapter(
@@ -24,6 +26,9 @@ def save_peft_adapter(
 
     Frozen tensors that the checkpoint lacked are saved whole (`modules_to_save`), a low-rank delta
     on one of them merged in, so that the adapter predicts the same on any copy of the checkpoint.
+
+    `AutoConfig.from_pretrained(directory, subfolder=BACKBONE)` is the backbone's configuration,
+    with the classes' names.
 
     Args:
         mean: flat parameters (N,).
@@ -67,7 +72,9 @@ def save_peft_adapter(
     )
     directory.mkdir(parents=True)
     peft.save_pretrained(str(directory))
-    module.config.save_pretrained(directory)  # the classes' names, which PEFT's own file lacks
+    # the classes' names, for which PEFT's own file has no place; beside it, transformers would take
+    # the directory for a whole model
+    module.config.save_pretrained(directory / BACKBONE)
     state = {
         k: v.detach().to("cpu", torch.float32, copy=True).contiguous() for k, v in state.items()
     }

@@ -8,19 +8,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bayeslora_cli import posterior
-from bayeslora_cli.adapter_files import save_peft_adapter
+from bayeslora_cli.adapter_files import BACKBONE, save_peft_adapter
 from bayeslora_cli.backbone import backbone_path
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.model import Network
 from bayeslora_cli.posterior import Posterior
 from bayeslora_cli.report import MatrixReport, RankReport, kind_of, layer_of
 from bayeslora_cli.rundir import RunDir, replacing, write_json, write_text
+from bayeslora_cli.tasks import Task
 
 PACKAGES = (
     "bayeslora", "torch", "transformers", "peft", "ivon-opt", "datasets", "tokenizers",
@@ -114,7 +116,7 @@ def write_artifacts(
         _save_full(run, network, snapshot.posterior)
     report = rank_report(network, config, result["steps"] - 1, mask, snapshot.scores)
     write_json(run.ranks, report.to_json())
-    write_text(run.card, model_card(run, config, result))
+    write_text(run.card, model_card(run, config, run.read_task(), result))
     write_json(run.result, dict(result))
 
 
@@ -133,20 +135,22 @@ def _save_full(run: RunDir, network: Network, at: Posterior) -> None:
         network.module.save_pretrained(path, state_dict=state)
 
 
-def model_card(run: RunDir, config: RunConfig, result: Mapping[str, Any]) -> str:
+def model_card(run: RunDir, config: RunConfig, task: Task, result: Mapping[str, Any]) -> str:
     """README.md of a run, with the front matter that model hubs read."""
+    kinds = f"the classes {', '.join(task.classes)}" if task.classes else "a score"
     best = result["best_at_budget"]
+    name = task.name if config.train_file is None else Path(config.train_file).name
     rows = [
-        f"| {split} | {name} | {value:.4f} |"
+        f"| {split} | {metric} | {value:.4f} |"
         for split, metrics in best["metrics"].items()
-        for name, value in metrics.items()
+        for metric, value in metrics.items()
     ]
     method = " + ".join(p for p in (config.method, config.optimizer, config.criterion) if p)
     if config.method == "full":
         load = f'AutoModelForSequenceClassification.from_pretrained("{run.model.name}")'
     else:
         load = (
-            f'config = AutoConfig.from_pretrained("{run.adapter.name}")  # the classes\' names\n'
+            f'config = AutoConfig.from_pretrained("{run.adapter.name}", subfolder="{BACKBONE}")\n'
             f"base = AutoModelForSequenceClassification.from_pretrained(\n"
             f'    "{backbone_path(config.model)}", config=config\n)\n'
             f'model = PeftModel.from_pretrained(base, "{run.adapter.name}")'
@@ -163,10 +167,11 @@ library_name: {"transformers" if config.method == "full" else "peft"}
 tags: [bayeslora, {config.method}, {config.optimizer}]
 ---
 
-# {config.task} with {method}
+# {name} with {method}
 
-`{config.model}` fine-tuned on {config.task} with bayeslora: {method}, seed {config.seed},
-target rank {config.target_rank}, {result["steps"]} steps of {config.batch_size} examples.
+`{config.model}` fine-tuned with bayeslora on {name}: {kinds} from
+{" and ".join(task.text_columns)}; {method}, seed {config.seed}, target rank {config.target_rank},
+{result["steps"]} steps of {config.batch_size} examples.
 All settings: `config.toml`; the allocation of the ranks: `ranks.json`.
 
 Metrics after {best["step"] + 1} steps, the best evaluation at the final rank budget:

@@ -43,26 +43,22 @@ def _own_examples(
     config: RunConfig, splits: Sequence[str] | None, task: Task | None
 ) -> tuple[Task, dict[str, Examples]]:
     assert config.train_file is not None
+    wanted = splits or ("train", "validation")
+    source = config.eval_file or config.train_file.partition("@")[0]
+    # a hub data set has its own validation split, a file has none
+    if "validation" in wanted and config.eval_file is None and Path(source).exists():
+        raise DataError(f"--eval-file: give examples to evaluate on beside --train-file {source}")
     tables: dict[str, Table] = {}
-    if task is None or splits is None or "train" in splits:
+    if task is None or "train" in wanted:
         tables["train"] = read_table(config.train_file, "--train-file", split="train")
     if task is None:
         task = custom_task(
             tables["train"], text_columns=config.text_columns, label_column=config.label_column
         )
-    found: dict[str, Examples] = {}
-    for split in splits or task.required_splits:
-        option = "--train-file" if split == "train" else "--eval-file"
-        if split not in tables:
-            # a hub data set has its own validation split, a file has none
-            source = config.eval_file or config.train_file.partition("@")[0]
-            if config.eval_file is None and Path(config.train_file).exists():
-                raise DataError(
-                    f"--eval-file: give examples to evaluate on beside --train-file {source}"
-                )
-            tables[split] = read_table(source, option, split="validation")
-        found[split] = table_examples(tables[split], task, labelled=True)
-    return task, found
+    if "validation" in wanted:
+        option = "--train-file" if config.eval_file is None else "--eval-file"
+        tables["validation"] = read_table(source, option, split="validation")
+    return task, {s: table_examples(tables[s], task, labelled=True) for s in wanted}
 
 
 def load_file(source: str, task: Task) -> dict[str, Examples]:

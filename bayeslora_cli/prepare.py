@@ -42,6 +42,11 @@ def prepare(resolved: Resolved) -> Prepared:
     for idle in resolved.notices:
         logger.warning("%s", idle)
     task, examples = load_examples(resolved.config)
+    kinds = f"{len(task.classes)} classes" if task.classes else "a score"
+    logger.info(
+        "%s: %d training rows, %s predicted from %s",
+        task.name, len(examples["train"]), kinds, " and ".join(task.text_columns),
+    )  # fmt: skip
     config, notice = scale_schedule(resolved, total_steps(resolved.config, len(examples["train"])))
     if notice:
         logger.info("%s", notice)

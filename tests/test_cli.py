@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -9,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
-from bayeslora_cli.cli import main
+from bayeslora_cli.cli import main, train
+from bayeslora_cli.config import FIELDS
 
 ROOT = Path(__file__).parents[1]
 
@@ -125,6 +128,194 @@ def test_eval_of_a_split_without_labels(run, tmp_path, typed):
     code, _, err = typed("eval", directory, "--split", "test", "--data", tmp_path)
     assert code == 2
     assert "no labels" in err
+
+
+# ---- one's own data
+
+
+@pytest.fixture
+def own(tmp_path, backbone):
+    """Write files of one's own and type a command on them: own(command, {file: text}, ...)."""
+    rows = [("w1 w2 w3", "ham"), ("w4 w5", "spam"), ("w6 w7", "eggs")]
+    text = "".join(f'"{t} {w}",{label}\n' for w in ("w8", "w9", "w10") for t, label in rows)
+    (tmp_path / "train.csv").write_text("text,kind\n" + text)
+    (tmp_path / "dev.csv").write_text("text,kind\n" + text)
+    return [
+        "train", "--train-file", tmp_path / "train.csv", "--eval-file", tmp_path / "dev.csv",
+        "--label-column", "kind", "--model", backbone("bert"), "--output", tmp_path / "out",
+        "--max-steps", 3, "--batch-size", 4, "--device", "cpu",
+    ]  # fmt: skip
+
+
+def test_a_run_on_files_of_ones_own(own, typed, tmp_path, backbone):
+    code, out, err = typed_ok(typed, *own)
+    assert "9 training rows, 3 classes predicted from text" in err
+    directory = Path(out.splitlines()[-1])
+    assert directory.parent.name.startswith("train-adalora-ivon-snr-r2-")
+    found = AutoConfig.from_pretrained(directory / "adapter", subfolder="backbone")
+    assert found.id2label == {0: "eggs", 1: "ham", 2: "spam"}
+    card = (directory / "README.md").read_text()
+    assert "# train.csv with adalora" in card
+    assert "the classes eggs, ham, spam" in card
+
+    plain = tmp_path / "unlabelled.jsonl"
+    plain.write_text('{"text": "w1 w2"}\n{"text": "w4"}\n')
+    code, out, err = typed("eval", directory, "--eval-file", plain, "--device", "cpu")
+    assert code == 2
+    assert "--predictions FILE" in err
+    written = tmp_path / "there" / "p.jsonl"
+    _, out, _ = typed_ok(
+        typed, "eval", directory, "--eval-file", plain, "--predictions", written, "--device", "cpu"
+    )
+    assert out.splitlines() == [str(written)]
+    predicted = [json.loads(line) for line in written.read_text().splitlines()]
+    assert [row["row"] for row in predicted] == [0, 1]
+    for row in predicted:
+        probabilities = {name: row[f"p({name})"] for name in ("eggs", "ham", "spam")}
+        assert sum(probabilities.values()) == pytest.approx(1)
+        assert row["prediction"] == max(probabilities, key=probabilities.get)
+
+    # the file that it was evaluated on, and other rows with labels
+    _, out, _ = typed_ok(typed, "eval", directory, "--device", "cpu", "--json")
+    result = json.loads((directory / "result.json").read_text())["best_at_budget"]
+    assert json.loads(out)["metrics"]["validation"] == pytest.approx(
+        result["metrics"]["validation"]
+    )
+    _, again, _ = typed_ok(
+        typed, "eval", directory, "--eval-file", tmp_path / "dev.csv", "--device", "cpu", "--json"
+    )
+    assert json.loads(again)["metrics"]["file"] == json.loads(out)["metrics"]["validation"]
+
+
+def typed_ok(typed, *arguments):
+    code, out, err = typed(*arguments)
+    assert not code, err
+    return code, out, err
+
+
+def test_scores_of_ones_own(own, typed, tmp_path):
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.csv").write_text("text,kind\nw1 w2,0.5\nw3,1.25\nw4 w5,-2\n")
+    _, out, err = typed_ok(typed, *own, "--json", "--quiet")
+    assert err == ""
+    result = json.loads(out)
+    assert result["outputs"] == 1
+    assert result["last"]["metrics"]["validation"].keys() == {
+        "pearson", "spearman", "pearson_spearman", "nll",
+    }  # fmt: skip
+    written = tmp_path / "p.csv"
+    typed_ok(typed, "eval", result["run"], "--predictions", written, "--device", "cpu")
+    rows = [line.split(",") for line in written.read_text().splitlines()]
+    assert rows[0] == ["row", "prediction", "label"]
+    assert [float(row[2]) for row in rows[1:]] == [0.5, 1.25, -2.0]
+
+
+def test_other_classes_of_the_same_file_are_another_run(own, typed, tmp_path):
+    typed_ok(typed, *own)
+    text = (tmp_path / "train.csv").read_text()
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.csv").write_text(text.replace("spam", "bacon"))
+    code, _, err = typed(*own)
+    assert code == 2
+    assert "other columns or classes" in err
+    typed_ok(typed, *own, "--overwrite")
+
+
+TABLE = "text,kind\nw1,a\nw2,b\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "arguments", "message"),
+    [
+        ("train.csv", "", [], "train.csv: the file is empty"),
+        ("train.csv", "text,kind\n", [], "no rows below the header"),
+        ("train.csv", TABLE + "w3,a,b\n", [], "train.csv, line 4: found 3 fields; expected 2"),
+        ("train.csv", "text,kind\nw1,a\nw2,a\n", [], "only the label 'a'"),
+        ("dev.csv", "text,kind\nw1,ham\nw2,c\n", [], "dev.csv, line 3: found the label 'c'"),
+        ("train.csv", TABLE, ["--label-column", "kid"], "no column 'kid' .*but 'kind'"),
+        ("train.csv", TABLE, ["--text-columns", "txt"], "no column 'txt' .*but 'text'"),
+        ("train.csv", TABLE, ["--text-columns", "text,kind"], "another for the label"),
+        ("train.csv", TABLE, ["--train-file", "no.csv"], "--train-file no.csv: no such file"),
+        ("train.csv", TABLE, ["--train-file", "README.md"], "suffix '.md'"),
+        ("train.csv", TABLE, ["--task", "rte"], "--train-file .*: not together with --task rte"),
+        ("j.jsonl", '{"text": 3, "kind": "a"}\n{"text": "w", "kind": "b"}\n',
+         ["--train-file", "j.jsonl"], "j.jsonl, line 1: found 3 in the column 'text'"),
+    ],
+)  # fmt: skip
+def test_files_that_a_user_can_mend(own, typed, tmp_path, name, text, arguments, message):
+    (tmp_path / "dev.csv").write_text(TABLE)
+    (tmp_path / name).write_text(text)
+    arguments = [tmp_path / a if a == "j.jsonl" else a for a in arguments]
+    code, out, err = typed(*own, *arguments)
+    assert code == 2, err
+    assert re.search(message, err), err
+    assert out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_want_files_to_evaluate_on(own, typed):
+    code, _, err = typed(*own[:3], *own[5:])
+    assert code == 2
+    assert "--eval-file: give examples to evaluate on" in err
+
+
+# ---- what is printed
+
+
+def test_dry_run_trains_nothing(own, typed, tmp_path):
+    _, out, _ = typed_ok(typed, *own, "--dry-run")
+    assert re.search(r"--max-steps +3 +command line", out)
+    assert re.search(r"--lr +1\.0 +preset custom", out)
+    assert re.search(r"--t-init +0 +preset custom, scaled", out)
+    assert re.search(r"--alpha +32\.0 +preset custom\n", out)
+    assert "Nothing was trained." in out
+    assert not (tmp_path / "out").exists()
+    _, out, _ = typed_ok(typed, *own, "--dry-run", "--json")
+    assert json.loads(out)["steps"] == 3
+
+
+def test_json_is_all_there_is_on_stdout(own, typed):
+    _, out, _ = typed_ok(typed, *own, "--json")
+    result = json.loads(out)
+    stored = json.loads((Path(result.pop("run")) / "result.json").read_text())
+    assert result == stored
+
+
+def test_verbosity(own, typed):
+    idle = ["--ess-per-example", 2, "--optimizer", "adamw"]
+    _, _, err = typed_ok(typed, *own, *idle, "--quiet")
+    assert err == "warning: --ess-per-example has no effect with --optimizer adamw\n"
+
+
+def test_presets_are_listed(typed):
+    _, out, _ = typed_ok(typed, "train", "--list-presets")
+    assert [line.split()[0] for line in out.splitlines()] == sorted(
+        ["cola", "custom", "demo", "mnli", "mrpc", "qnli", "qqp", "quickstart", "rte", "sst2",
+         "stsb", "wnli"]
+    )  # fmt: skip
+
+
+def test_a_submission_is_for_glues_test_splits(run, typed, tmp_path):
+    directory, _ = run
+    code, _, err = typed("eval", directory, "--submission", tmp_path / "s", "--device", "cpu")
+    assert code == 2
+    assert "--split test" in err
+    (tmp_path / "RTE").mkdir()
+    (tmp_path / "RTE" / "test.tsv").write_text("index\tsentence1\tsentence2\n0\tw1 w2\tw3\n")
+    typed_ok(
+        typed, "eval", directory, "--split", "test", "--data", tmp_path, "--submission",
+        tmp_path / "s", "--device", "cpu",
+    )  # fmt: skip
+    lines = (tmp_path / "s" / "RTE.tsv").read_text().splitlines()
+    assert lines[0] == "index\tprediction"
+    assert lines[1] in ("0\tentailment", "0\tnot_entailment")
+
+
+def test_every_option_of_a_run_can_be_typed():
+    """And every one that can be typed is an option of a run, or says what is printed."""
+    typed_names = set(inspect.signature(train).parameters)
+    others = {"preset", "list_presets", "dry_run", "as_json", "quiet", "verbose"}
+    assert typed_names - others == FIELDS.keys() - {"schedule_steps"}
 
 
 def test_version_and_help():

@@ -201,6 +201,11 @@ def test_a_large_backbone_takes_no_memory(tmp_path):
     assert found.activations > 10e9
 
 
+def requested():
+    """Bytes in use, without what the allocator adds to round a block up (1.5 MB of MiniLM's)."""
+    return torch.cuda.memory_stats()["requested_bytes.all.current"]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_bytes_on_a_gpu(minilm, precision):
@@ -209,7 +214,7 @@ def test_bytes_on_a_gpu(minilm, precision):
     config = config_for(minilm, precision=precision, criterion="sensitivity")
     sizes = {"rows": 32, "tokens": 128, "token_types": True}
     found = estimated(config, device=device, **sizes)
-    before = torch.cuda.memory_allocated()
+    before = requested()
     network = build(config, device)
     noise = torch.Generator(device)
     optimizer = OPTIMIZERS[config.optimizer].build(config, network.bank, 100, noise)
@@ -217,12 +222,12 @@ def test_bytes_on_a_gpu(minilm, precision):
     allocator = RankAllocator(network.bank, CRITERIA["sensitivity"], budget)
     assert optimizer.tensors()
     assert allocator.tensors()
-    built = torch.cuda.memory_allocated()
+    built = requested()
     assert found.weights + found.trained == pytest.approx(built - before, rel=0.02)
     network.module.train()
     batch = {k: v.to(device) for k, v in real_batch(network, **sizes).items()}
     task_loss(network.logits(batch), batch["labels"], regression=False)  # the kernels' workspaces
-    built = torch.cuda.memory_allocated()
+    built = requested()
     loss = task_loss(network.logits(batch), batch["labels"], regression=False)
-    assert found.activations == pytest.approx(torch.cuda.memory_allocated() - built, rel=0.05)
+    assert found.activations == pytest.approx(requested() - built, rel=0.05)
     assert loss.requires_grad

@@ -85,6 +85,19 @@ def test_f1(both):
 
 @settings(deadline=None)
 @given(CLASSES)
+def test_macro_f1(both):
+    """The mean of F1 over the classes that occur, each in turn the one that counts."""
+    predictions, labels = both
+    found = [
+        slow_f1([int(p == c) for p in predictions], [int(y == c) for y in labels])
+        for c in {*predictions, *labels}
+    ]
+    got = METRICS["macro_f1"](*map(torch.tensor, both))
+    assert got == pytest.approx(sum(found) / len(found))
+
+
+@settings(deadline=None)
+@given(CLASSES)
 def test_matthews(both):
     expected = slow_matthews(*both)
     assert METRICS["matthews"](*map(torch.tensor, both)) == pytest.approx(expected, abs=1e-9)

@@ -250,7 +250,7 @@ def test_overwrite_clears(tmp_path):
     assert run.finished
     other = replace(CONFIG, lr=0.5)
     run.begin(other, TASKS["rte"], overwrite=True)
-    assert set(tree(run.path)) == {"config.toml"}
+    assert set(tree(run.path)) == {"config.toml", "task.json"}
     assert run.read_config() == other
     assert not run.finished
 
@@ -402,6 +402,7 @@ def test_file_names():
     run = RunDir(Path("run"))
     assert {name: path.name for name, path in vars(run).items() if name != "path"} == {
         "config": "config.toml",
+        "task": "task.json",
         "environment": "environment.json",
         "metrics": "metrics.jsonl",
         "ranks_history": "ranks.jsonl",

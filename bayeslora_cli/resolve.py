@@ -111,7 +111,7 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
         "task": task, "method": method, "optimizer": optimizer, "criterion": criterion,
     }  # fmt: skip
     layers = [(name, row_values(table, method, optimizer, criterion)) for name, table in chain]
-    from_presets = {name: value for _, values in layers for name, value in values.items()}
+    from_presets = _checked_paths({n: v for _, found in layers for n, v in found.items()})
     idle = without_effect(method, optimizer, from_presets | row | typed)
     notices = tuple(f"{flag(n)} has no effect with {idle[n]}" for n in typed if n in idle)
     typed = {name: value for name, value in typed.items() if name not in idle}
@@ -165,21 +165,21 @@ def _task(values: Mapping[str, Any]) -> str:
     return "custom" if file is not None else str(task)
 
 
-def _checked_paths(typed: Mapping[str, Any]) -> dict[str, Any]:
-    """What was typed, directories and files by their absolute paths, reals as such.
+def _checked_paths(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, directories and files by their absolute paths, reals as such.
 
     Raises:
         ConfigError: no such directory of data.
     """
-    found = dict(typed)
-    data = typed.get("data")
+    found = dict(given)
+    data = given.get("data")
     if data is not None and not Path(data).expanduser().is_dir():
         what = "is no directory" if Path(data).expanduser().exists() else "no such directory"
         raise ConfigError([f"--data {data}: {what}; give GLUE's TSV layout or a saved data set"])
     for key in ("data", "model", "output", "train_file", "eval_file"):
-        if typed.get(key) is not None and Path(typed[key]).expanduser().exists():
-            found[key] = str(Path(typed[key]).expanduser().resolve())
-    for key, value in typed.items():
+        if given.get(key) is not None and Path(given[key]).expanduser().exists():
+            found[key] = str(Path(given[key]).expanduser().resolve())
+    for key, value in given.items():
         if isinstance(value, int) and str(FIELDS[key].type).startswith("float"):
             found[key] = float(value)
     return found

@@ -85,6 +85,15 @@ def test_a_preset_extends_another_by_name_or_file(write):
     assert resolved.sources["max_length"] == "preset mrpc"
 
 
+def test_files_of_a_preset_are_absolute_too(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text("text,label\n")
+    config = resolve({}, write("mine", 'train_file = "a.csv"\neval_file = "hub/name"\n')).config
+    assert (config.task, config.epochs) == ("custom", 10)
+    assert config.train_file == str(tmp_path.resolve() / "a.csv")
+    assert config.eval_file == "hub/name"
+
+
 def test_the_built_in_name_is_the_tasks_own():
     named, own = resolve({}, "rte"), resolve({"task": "rte"})
     assert (named.config, named.changed) == (own.config, own.changed)

@@ -96,7 +96,7 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
     """
     typed = _checked_paths(typed)
     chain = [] if preset is None else preset_chain(preset)
-    task = _task(_top(chain) | typed)
+    task = _task(typed, _top(chain))
     own = task_chain(task)
     if chain and chain[:1] != own[:1] and "extends" not in chain[-1][1]:
         chain = own + chain
@@ -146,23 +146,27 @@ def _top(chain: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     return {name: value for _, table in chain for name, value in top_level(table).items()}
 
 
-def _task(values: Mapping[str, Any]) -> str:
-    """The task that is named, or the user's own files.
+def _task(typed: Mapping[str, Any], preset: Mapping[str, Any]) -> str:
+    """The task that is named, or `custom` for a user's own files, whatever the preset's task is.
 
     Raises:
-        ConfigError: neither, or both.
+        ConfigError: neither, or both typed.
     """
-    task, file = values.get("task"), values.get("train_file")
-    if file is None and task is None:
-        raise ConfigError(
-            ["--task: name a task, or give --preset, or --train-file with examples of your own"]
-        )
+    task, file = typed.get("task"), typed.get("train_file")
     if file is not None and task not in (None, "custom"):
         raise ConfigError(
             [f"--train-file {file}: not together with --task {task}, which has examples of its "
              f"own; --preset {task} takes its settings alone"]
         )  # fmt: skip
-    return "custom" if file is not None else str(task)
+    if task is None:
+        task = "custom" if file is not None else preset.get("task")
+    if task is None and "train_file" in preset:
+        task = "custom"
+    if task is None:
+        raise ConfigError(
+            ["--task: name a task, or give --preset, or --train-file with examples of your own"]
+        )
+    return str(task)
 
 
 def _checked_paths(given: Mapping[str, Any]) -> dict[str, Any]:

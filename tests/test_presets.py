@@ -85,6 +85,15 @@ def test_a_preset_extends_another_by_name_or_file(write):
     assert resolved.sources["max_length"] == "preset mrpc"
 
 
+def test_files_of_ones_own_take_the_settings_of_any_preset(write):
+    files = {"train_file": "hub/name"}
+    config = resolve(files, "mnli").config
+    assert (config.task, config.epochs, config.alpha) == ("custom", 7.0, 16.0)
+    assert resolve(files, write("mine", 'extends = "quickstart"')).config.dropout == 0.0
+    with pytest.raises(ConfigError, match="not together with --task mnli"):
+        resolve(files | {"task": "mnli"})
+
+
 def test_files_of_a_preset_are_absolute_too(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.csv").write_text("text,label\n")

@@ -107,7 +107,7 @@ def train(
     typed = {n: v for n, v in locals().items() if n in FIELDS and v is not None}
     if list_presets:
         for name, what in presets.list_presets().items():
-            print(f"{name:12} {what}")
+            print(f"{name:18} {what}")
         return
     for name in ("target_modules", "text_columns"):
         if name in typed:

@@ -149,12 +149,16 @@ def test_presets_that_do_not_exist():
 
 def test_every_built_in_preset_is_listed_with_a_word_on_it():
     found = list_presets()
-    assert found.keys() == {*TASK_NAMES, "quickstart"}
+    assert found.keys() == {*TASK_NAMES, "quickstart", "learned-posterior"}
     assert all(10 < len(text) < 120 for text in found.values())
 
 
 def test_one_file_a_task():
-    assert {path.stem for path in presets_directory().glob("*")} == {*TASK_NAMES, "quickstart"}
+    assert {path.stem for path in presets_directory().glob("*")} == {
+        *TASK_NAMES,
+        "quickstart",
+        "learned-posterior",
+    }
 
 
 @pytest.mark.parametrize("task", GLUE_TASKS)

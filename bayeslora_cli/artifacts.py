@@ -26,7 +26,7 @@ from bayeslora_cli.tasks import Task
 
 PACKAGES = (
     "bayeslora", "torch", "transformers", "peft", "ivon-opt", "datasets", "tokenizers",
-    "safetensors", "scikit-learn", "scipy",
+    "safetensors", "scikit-learn", "scipy", "torchmetrics",
 )  # fmt: skip
 
 

@@ -268,6 +268,18 @@ class AdapterBank:
                 self.singular_values(self.theta).copy_(kept)
                 self.publish()
 
+    @contextmanager
+    def showing(self, theta: Tensor) -> Iterator[None]:
+        """Show the modules `theta` (N,) as it is; afterwards theta is what it was before."""
+        before = self.theta.clone()
+        self.theta.copy_(theta)
+        self.publish()
+        try:
+            yield
+        finally:
+            self.theta.copy_(before)
+            self.publish()
+
     # ---- state
 
     def tensors(self) -> dict[str, Tensor]:

@@ -12,8 +12,9 @@ import typer
 from bayeslora_cli import __version__, presets
 from bayeslora_cli import options as o
 from bayeslora_cli.config import FIELDS
-from bayeslora_cli.console import Progress, closing_table, set_up_logging
-from bayeslora_cli.errors import BayesloraError
+from bayeslora_cli.console import Progress, closing_table, logger, set_up_logging, side_by_side
+from bayeslora_cli.errors import BayesloraError, UserError
+from bayeslora_cli.reliability import check_figure, diagram, draw
 from bayeslora_cli.report import RankReport
 from bayeslora_cli.resolve import resolve
 
@@ -147,9 +148,37 @@ def evaluate(
         str | None,
         typer.Option(help="Rows of one's own instead: a file or hub data set, as for train."),
     ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Predict over this many samples of the posterior as well."),
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(help="Factor of the posterior's variance (--samples).")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the samples.")] = 0,
+    ood: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK|FILE",
+            help="Rows to tell from the split's by their uncertainty: the run's own split ood "
+            "(the default for demo, with --samples), another task, or a file with the run's text "
+            "columns.",
+        ),
+    ] = None,
+    reliability: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw a reliability diagram here and a small one on the terminal: FILE.png, .svg "
+            "or .pdf; - for the terminal alone.",
+        ),
+    ] = None,
     predictions: Annotated[
         Path | None,
-        typer.Option(help="Write a row an example: FILE.csv, .tsv or .jsonl. No labels needed."),
+        typer.Option(
+            help="Write a row an example: FILE.csv, .tsv or .jsonl, over the samples if there are "
+            "any. No labels needed."
+        ),
     ] = None,
     submission: Annotated[
         Path | None,
@@ -161,26 +190,42 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Evaluate a finished run at its posterior mean, or write what it predicts."""
+    """Evaluate a finished run at its posterior mean and over samples, or write what it predicts."""
     set_up_logging(quiet=False, verbose=False)
-    from bayeslora_cli.evaluate import describe, evaluate_run
+    figure = None if reliability == Path("-") else reliability
+    if figure is not None:
+        check_figure(figure)
+    if samples is None and temperature != 1:
+        raise UserError(f"--temperature {temperature}: it is of samples; give --samples S as well")
+    from bayeslora_cli.evaluate import Sampling, describe, evaluate_run
 
     found = evaluate_run(
         run,
         split=split,
         data=data,
         file=eval_file,
+        sampling=None if samples is None else Sampling(samples, temperature, seed),
+        ood=ood,
+        reliability=reliability is not None,
         predictions=predictions,
         submission=submission,
         device=device,
         batch_size=batch_size,
     )
+    note = (found.get("posterior") or {}).get("note")
+    if note is not None:
+        logger.warning("%s", note)
+    if figure is not None:
+        draw(figure, found["reliability"], "/".join(run.resolve().parts[-2:]))
     if as_json:
         print(json.dumps(found, allow_nan=False))
         return
-    if found["metrics"]:
-        print(describe(found["metrics"]))
-    for path in (predictions, submission):
+    if found["metrics"] or "ood" in found:
+        simple = found.keys().isdisjoint(("sampled", "ood"))
+        print(describe(found["metrics"]) if simple else side_by_side(found))
+    if reliability is not None:
+        print(diagram(found["reliability"]))
+    for path in (figure, predictions, submission):
         if path is not None:
             print(path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import textwrap
 from collections import deque
 from collections.abc import Iterator, Mapping
 from time import perf_counter
@@ -245,8 +246,38 @@ def closing_table(result: Mapping[str, Any], report: RankReport | None, console:
     for name, fact in facts.items():
         _print(console, f"{name:{max(map(len, facts))}}  {fact}")
 
+    note = (result.get("posterior") or {}).get("note")
+    if note is not None:
+        _print(console, "")
+        _print(console, textwrap.fill(f"note: {note}", console.width))
+
     if report is not None and report.criterion is not None:
         from bayeslora_cli.heatmap import print_heatmap
 
         _print(console, "")
         print_heatmap(report, console)
+
+
+def side_by_side(result: Mapping[str, Any]) -> str:
+    """What `evaluate.evaluate_run` has found, a line a number: at the mean, and over samples."""
+    columns = {"metrics": "mean"}
+    if "sampled" in result:
+        columns["sampled"] = f"{result['samples']} sample{'s' if result['samples'] > 1 else ''}"
+    blocks: dict[str, dict[str, list[float | None]]] = {}
+    for split, names in result["metrics"].items():
+        blocks[split] = {
+            name: [result[column][split][name] for column in columns] for name in names
+        }
+    if "ood" in result:
+        outside = [result["ood"][at] for at in ("mean", "sampled") if at in result["ood"]]
+        for split, names in outside[-1].items():
+            title = f"AUROC, {result['ood']['source']} against {split}"
+            blocks[title] = {name: [at[split].get(name) for at in outside] for name in names}
+    width = max(len(name) for names in blocks.values() for name in names) + 2
+    lines = [" " * width + "".join(f"{name:>12}" for name in columns.values())]
+    for title, names in blocks.items():
+        lines.append(title)
+        for name, values in names.items():
+            cells = ("-" if value is None else f"{value:.4f}" for value in values)
+            lines.append(f"  {name:{width - 2}}" + "".join(f"{cell:>12}" for cell in cells))
+    return "\n".join(lines)

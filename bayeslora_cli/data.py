@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,38 @@ def load_file(source: str, task: Task) -> dict[str, Examples]:
     """
     table = read_table(source, "--eval-file", split="validation")
     return {"file": table_examples(table, task, labelled=None)}
+
+
+def load_outside(source: str, config: RunConfig, task: Task) -> Examples:
+    """Rows to hold against a task's own, as text without labels.
+
+    Args:
+        source: `ood` or the name of the task's split out of the distribution; else a task, whose
+            (first) validation split it is, read from where GLUE's data is; else a file or hub
+            data set with the task's text columns.
+        config: of the run, with the directory of the data.
+    Raises:
+        UserError: no such split, task, file or hub data set, or other columns.
+    """
+    if source in ("ood", *task.ood_splits):
+        if not task.ood_splits:
+            raise DataError(
+                f"--ood {source}: {task.name} has no such split; give another task "
+                f"({', '.join((*TASKS, DEMO.name))}) or a file with the columns "
+                f"{', '.join(task.text_columns)}"
+            )
+        split = task.ood_splits[0] if source == "ood" else source
+        found = load_examples(config, (split,), task=task)[1][split]
+    elif source == DEMO.name:
+        found = demo_examples()[DEMO.validation_splits[0]]
+    elif source in TASKS:
+        split = TASKS[source].validation_splits[0]
+        data = None if config.data is None else Path(config.data)
+        found = load_task(source, data, (split,))[split]
+    else:
+        table = read_table(source, "--ood", split="validation")
+        return table_examples(table, task, labelled=False)
+    return replace(found, labels=None)
 
 
 def load_task(

@@ -25,6 +25,7 @@ from bayeslora_cli.evaluate import describe, evaluate_splits
 from bayeslora_cli.model import METHODS, build_network
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.posterior import Posterior
+from bayeslora_cli.posterior_summary import posterior_summary
 from bayeslora_cli.prepare import Prepared, learning_rate, prepare, rank_budget
 from bayeslora_cli.resolve import Resolved
 from bayeslora_cli.rundir import RunDir, recover, write_json
@@ -239,11 +240,14 @@ class Session:
     def _finish(self) -> None:
         loop, bank = self.loop, self.network.bank
         ranks = bank.mask.sum(1).round().long().tolist()
+        best, training_rows = self.best, len(self.train_split)
+        at_best = Posterior(mean=best.mean, sigma=best.sigma, mask=best.mask)
         result = {
-            **self.best.records,
+            **best.records,
             "selecting": self.task.selecting,
             "task": self.task.name,
             "outputs": self.network.labels.outputs,
+            "training_rows": training_rows,
             "steps": self.total,
             "seconds": round(loop.train_seconds + loop.evaluation_seconds, 3),
             "train_seconds": round(loop.train_seconds, 3),
@@ -251,12 +255,11 @@ class Session:
             "trainable_parameters": bank.trainable(),
             "kept_parameters": bank.kept(),
             "ranks": dict(zip(self.network.adapters, ranks, strict=True)),
+            "posterior": posterior_summary(bank, at_best, self.config, training_rows),
             "peak_memory_bytes": peak_memory(self.device),
         }
-        best = self.best
         snapshot = Snapshot(
-            posterior=Posterior(mean=best.mean, sigma=best.sigma, mask=best.mask),
-            scores=None if self.allocator is None else best.scores,
+            posterior=at_best, scores=None if self.allocator is None else best.scores
         )
         started = self.run.read_json(self.run.environment)
         write_json(self.run.environment, {**started, "end": now()})

@@ -1,8 +1,10 @@
-"""Predictions and their metrics at the posterior mean."""
+"""Predictions and their metrics, at the posterior mean and over samples of the posterior."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,25 @@ from bayeslora_cli import posterior
 from bayeslora_cli.backbone import Labels, load_tokenizer
 from bayeslora_cli.batches import TokenisedSplit, evaluation_order, tokenise
 from bayeslora_cli.config import RunConfig
-from bayeslora_cli.data import load_examples, load_file
+from bayeslora_cli.data import load_examples, load_file, load_outside
 from bayeslora_cli.device import pick_device, set_precision
-from bayeslora_cli.errors import DataError, NonFiniteError
+from bayeslora_cli.errors import DataError, NonFiniteError, UserError
 from bayeslora_cli.glue import TASKS
-from bayeslora_cli.metrics import task_metrics
+from bayeslora_cli.metrics import ECE_BINS, auroc, reliability_bins, task_metrics
 from bayeslora_cli.model import Network, build_network
+from bayeslora_cli.optim import OPTIMIZERS
+from bayeslora_cli.posterior import Posterior
 from bayeslora_cli.predictions import (
     Predicted,
     check_path,
     write_predictions,
     write_submission,
 )
+from bayeslora_cli.predictive import Predictive
 from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.tasks import Task
 
+_OUTSIDE = "--ood"  # no name of a split
 Metrics = dict[str, dict[str, float]]
 """Split -> metric -> value."""
 
@@ -69,30 +75,93 @@ def evaluate_splits(
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample the posterior."""
+
+    samples: int
+    temperature: float = 1.0
+    """A factor of the posterior's variance."""
+    seed: int = 0
+    """Of the noise: the same samples on any device."""
+
+
+def predict_at_mean(
+    network: Network, splits: Mapping[str, TokenisedSplit], batch_size: int
+) -> dict[str, Predictive]:
+    """Predictions of each split at the mean, with the current mask applied."""
+    found = {name: _predictive(network, split) for name, split in splits.items()}
+    with network.bank.at_mean():
+        for name, split in splits.items():
+            found[name].add(predict(network, split, batch_size))
+    return found
+
+
+def predict_over_samples(
+    network: Network,
+    at: Posterior,
+    splits: Mapping[str, TokenisedSplit],
+    batch_size: int,
+    sampling: Sampling,
+) -> dict[str, Predictive]:
+    """Predictions of each split, averaged over samples of the posterior.
+
+    All splits see the same samples, one after the other; pruned triplets stay pruned.
+
+    Args:
+        at: of this network, with a sigma, on its device.
+    """
+    generator = torch.Generator().manual_seed(sampling.seed)
+    found = {name: _predictive(network, split) for name, split in splits.items()}
+    for _ in range(sampling.samples):
+        theta = at.sample(network.bank, generator, sampling.temperature)
+        with network.bank.showing(theta):
+            for name, split in splits.items():
+                found[name].add(predict(network, split, batch_size))
+    return found
+
+
+def _predictive(network: Network, split: TokenisedSplit) -> Predictive:
+    labels = network.labels
+    return Predictive(len(split), None if labels.regression else labels.outputs)
+
+
 def evaluate_run(
     path: Path,
     *,
     split: str = "validation",
     data: str | None = None,
     file: str | None = None,
+    sampling: Sampling | None = None,
+    ood: str | None = None,
+    reliability: bool = False,
     predictions: Path | None = None,
     submission: Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
 ) -> dict[str, Any]:
-    """Read a finished run back and evaluate it at the posterior mean.
+    """Read a finished run back and evaluate it, at its posterior mean and over samples.
 
     Args:
         split: train, validation, test or ood; MNLI's validation and test are two splits each.
         data: directory of the data; None: the one that the run was trained on.
         file: rows of one's own instead of a split, with the columns of the run's task; labels are
             not needed for predictions.
-        predictions: where to write a row an example (`predictions.write_predictions`).
-        submission: directory for GLUE's own format (`predictions.write_submission`).
+        sampling: None: the mean alone.
+        ood: rows to tell from the split's by their uncertainty (`data.load_outside`); None: with
+            samples those of the task's own split, if it has one.
+        reliability: whether to count the bins of a reliability diagram.
+        predictions: where to write a row an example (`predictions.write_predictions`): with
+            samples what they average to, else what the mean predicts.
+        submission: directory for GLUE's own format (`predictions.write_submission`), likewise.
     Returns:
-        run, task, split and `metrics` by split, those with labels.
+        run, task, split, and `metrics` by split at the mean, of those with labels; for classes
+        `ece_bins`. With samples `sampled`, metrics by split over the samples; `samples`,
+        `temperature`, `seed`; `posterior`, as training has summed it up. With rows out of the
+        distribution `ood`: `source`, `rows`, and `mean` and `sampled`: by split, by kind of
+        uncertainty, the AUROC. With `reliability` that: `mean` and `sampled`, bins by split.
     Raises:
-        UserError: no run, data that is missing or has no labels, another model.
+        UserError: no run, data that is missing or has no labels, another model, no posterior.
     """
     if predictions is not None:
         check_path(predictions)
@@ -100,43 +169,115 @@ def evaluate_run(
     config, task = run.read_config(), run.read_task()
     if data is not None:
         config = replace(config, data=data)
-    if file is not None:
-        examples = load_file(file, task)
-    else:
-        _, examples = load_examples(config, split_names(task, split), task=task)
+    _check_uncertainty(config, task, sampling, ood, reliability=reliability)
     glue = TASKS.get(task.name)
+    examples = (
+        load_examples(config, split_names(task, split), task=task)[1]
+        if file is None
+        else load_file(file, task)
+    )
     if submission is not None and (glue is None or not examples.keys() <= set(task.test_splits)):
         raise DataError(f"--submission {submission}: GLUE's tasks alone have it, with --split test")
+    unlabelled_will_do = not reliability and (predictions or submission or ood) is not None
     for name, found in examples.items():
-        if found.labels is None and predictions is None and submission is None:
+        if found.labels is None and not unlabelled_will_do:
             raise DataError(
                 f"{name} of {task.name} has no labels to score; --predictions FILE writes what the "
                 "run predicts"
             )
+    if ood is None and sampling is not None and file is None and split != "ood":
+        ood = next(iter(task.ood_splits), None)
+    if ood is not None:
+        examples = {**examples, _OUTSIDE: load_outside(ood, config, task)}
 
     network, tokenizer = load_run(run, config, Labels(classes=task.classes), device)
-    metrics: Metrics = {}
-    predicted: dict[str, Predicted] = {}
-    with network.bank.at_mean():
-        for name, found in examples.items():
-            rows = tokenise(found, tokenizer, config.max_length, regression=task.regression)
-            logits = predict(network, rows, batch_size or config.eval_batch_size)
-            values = logits.squeeze(-1) if task.regression else logits.softmax(-1)
-            predicted[name] = Predicted(values=values, labels=rows.labels)
-            if rows.labels is not None:
-                metrics[name] = task_metrics(
-                    task.metrics, logits, rows.labels, regression=task.regression
-                )
+    rows = {
+        name: tokenise(found, tokenizer, config.max_length, regression=task.regression)
+        for name, found in examples.items()
+    }
+    found_at = {"mean": predict_at_mean(network, rows, batch_size or config.eval_batch_size)}
+    if sampling is not None:
+        found_at["sampled"] = predict_over_samples(
+            network,
+            posterior.load(run.posterior, network),
+            rows,
+            batch_size or config.eval_batch_size,
+            sampling,
+        )
+
+    result: dict[str, Any] = {"run": str(path), "task": task.name, "split": file or split}
+    outside = {at: p.pop(_OUTSIDE) for at, p in found_at.items() if ood is not None}
+    for at, predictives in found_at.items():
+        labelled = {n: (p, y) for n, p in predictives.items() if (y := rows[n].labels) is not None}
+        result["metrics" if at == "mean" else at] = {
+            name: predictive.metrics(task.metrics, labels)
+            for name, (predictive, labels) in labelled.items()
+        }
+        if reliability:
+            result.setdefault("reliability", {})[at] = {
+                name: reliability_bins(predictive.values, labels)
+                for name, (predictive, labels) in labelled.items()
+            }
+        if ood is not None:
+            result.setdefault("ood", {"source": ood, "rows": len(rows[_OUTSIDE])})[at] = {
+                name: _aurocs(predictive, outside[at], sampled=at == "sampled")
+                for name, predictive in predictives.items()
+            }
+    if not task.regression:
+        result["ece_bins"] = ECE_BINS
+    if sampling is not None:
+        result |= {**asdict(sampling), "posterior": run.read_json(run.result).get("posterior")}
+    _write(found_at, rows, task, predictions, submission)
+    return result
+
+
+def _check_uncertainty(
+    config: RunConfig, task: Task, sampling: Sampling | None, ood: str | None, *, reliability: bool
+) -> None:
+    """Whether the run has what is asked for, before anything is loaded."""
+    if sampling is not None and not OPTIMIZERS[config.optimizer].posterior:
+        raise UserError(
+            f"--samples {sampling.samples}: the run was trained with {config.optimizer}, which "
+            "finds a point and no posterior to sample; train with --optimizer ivon"
+        )
+    if sampling is not None and not 0 <= sampling.temperature < math.inf:
+        raise UserError(f"--temperature {sampling.temperature}: give a number of 0 or more")
+    if task.regression and reliability:
+        raise UserError(f"--reliability: {task.name} predicts a score, which has no confidence")
+    if task.regression and ood is not None and sampling is None:
+        raise UserError(f"--ood {ood}: a score's uncertainty is over samples; give --samples S")
+
+
+def _aurocs(inside: Predictive, outside: Predictive, *, sampled: bool) -> dict[str, float]:
+    """How well each kind of uncertainty tells the rows from outside from those inside."""
+    others = outside.uncertainty(sampled=sampled)
+    return {
+        kind: auroc(values, others[kind])
+        for kind, values in inside.uncertainty(sampled=sampled).items()
+    }
+
+
+def _write(
+    found_at: Mapping[str, Mapping[str, Predictive]],
+    rows: Mapping[str, TokenisedSplit],
+    task: Task,
+    predictions: Path | None,
+    submission: Path | None,
+) -> None:
+    """Write what is predicted, over samples where there are any, to the files asked for."""
+    sampled = "sampled" in found_at
+    predicted = {
+        name: Predicted(
+            values=found.values.float(),
+            labels=rows[name].labels,
+            extra={k: v.float() for k, v in found.uncertainty(sampled=sampled).items()},
+        )
+        for name, found in found_at["sampled" if sampled else "mean"].items()
+    }
     if predictions is not None:
         write_predictions(predictions, task, predicted)
-    if submission is not None and glue is not None:
-        write_submission(submission, glue, predicted)
-    return {
-        "run": str(path),
-        "task": task.name,
-        "split": file if file is not None else split,
-        "metrics": metrics,
-    }
+    if submission is not None:
+        write_submission(submission, TASKS[task.name], predicted)
 
 
 def split_names(task: Task, split: str) -> tuple[str, ...]:

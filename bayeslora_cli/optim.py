@@ -154,6 +154,11 @@ class BankAdamW(BankOptimizer):
         return dict(self.adamw.state[self.bank.mean])
 
 
+def effective_sample_size(config: RunConfig, train_size: int) -> float:
+    """IVON's ess, in examples, of a run on `train_size` of them."""
+    return config.ess or config.ess_per_example * train_size
+
+
 def _ivon(
     config: RunConfig, bank: AdapterBank, train_size: int, noise: torch.Generator
 ) -> BankOptimizer:
@@ -161,7 +166,7 @@ def _ivon(
         bank,
         generator=noise,
         lr=config.lr,
-        ess=config.ess or config.ess_per_example * train_size,
+        ess=effective_sample_size(config, train_size),
         hess_init=config.hess_init,
         beta1=config.ivon_beta1,
         beta2=config.ivon_beta2,

@@ -1,7 +1,11 @@
-"""The posterior as a file: mean and sigma of every kept element, and what the run drew itself."""
+"""The posterior as a file and as a sampler.
+
+The file holds mean and sigma of every kept element, and what the run drew itself.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +36,21 @@ class Posterior:
         """Make this the bank's mean and mask."""
         bank.mean.copy_(self.mean)
         bank.mask.copy_(self.mask)
+
+    def sample(self, bank: AdapterBank, generator: torch.Generator, temperature: float) -> Tensor:
+        """theta ~ N(mean, temperature sigma^2): (N,), the E of pruned triplets being 0.
+
+        Args:
+            bank: of this posterior's network.
+            generator: on the CPU: its noise is the same whatever device the posterior is on.
+            temperature: a factor of the variance; 0 gives the mean.
+        """
+        assert self.sigma is not None, "a point estimate has nothing to sample"
+        noise = torch.randn(self.mean.shape, generator=generator).to(self.mean.device)
+        theta = torch.addcmul(self.mean, noise, self.sigma, value=math.sqrt(temperature))
+        if bank.adaptive:
+            bank.singular_values(theta).mul_(self.mask)
+        return theta
 
 
 def _kept(bank: AdapterBank, segment: Segment, mask: Tensor) -> tuple[Tensor, int] | None:

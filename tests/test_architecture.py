@@ -16,7 +16,10 @@ PACKAGE = Path(bayeslora_cli.__file__).parent
 FILES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
 LONGEST = 350  # lines; a file has one job
 
-HEAVY = {"torch", "transformers", "peft", "datasets", "sklearn", "scipy", "numpy", "safetensors"}
+HEAVY = {
+    "torch", "transformers", "peft", "datasets", "sklearn", "scipy", "numpy", "safetensors",
+    "torchmetrics", "matplotlib",
+}  # fmt: skip
 # modules that answer without the heavy libraries, so that `bayeslora --help` is there at once
 LIGHT = {
     "__init__",
@@ -36,6 +39,7 @@ LIGHT = {
     "demo",
     "tasks",
     "predictions",
+    "reliability",
     "tables",
     "own_data",
 }
@@ -48,6 +52,8 @@ ONLY = {
     "typer": {"cli", "options"},
     "sklearn": {"metrics"},
     "scipy": {"metrics"},
+    "torchmetrics": {"metrics"},
+    "matplotlib": {"reliability"},
 }
 # module -> all that it may import of the project, function bodies included: the foundations, whose
 # independence lets them be read and tested alone; the modules above them are free but for cycles
@@ -76,6 +82,8 @@ MAY_IMPORT = {
     "own_data": {"errors", "tables", "tasks"},
     "data": {"errors", "config", "glue", "tasks", "demo", "tables", "own_data"},
     "predictions": {"errors", "rundir", "glue", "tasks"},
+    "predictive": {"metrics"},
+    "reliability": {"errors", "rundir"},
     "backbone": {"errors", "config"},
     "model": {"errors", "config", "adapters", "backbone", "bank"},
     "optim": {"bank", "config"},

@@ -56,7 +56,11 @@ def test_eval_reads_the_run_back(run):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     expected = json.loads((directory / "result.json").read_text())["best_at_budget"]["metrics"]
-    assert found["metrics"]["validation"] == pytest.approx(expected["validation"], abs=1e-6)
+    metrics = found["metrics"]["validation"]
+    assert metrics.keys() - expected["validation"].keys() == {"ece", "brier"}
+    assert {k: metrics[k] for k in expected["validation"]} == pytest.approx(
+        expected["validation"], abs=1e-6
+    )
     plain = bayeslora("eval", directory, "--split", "train", "--device", "cpu")
     assert plain.stdout.startswith("train accuracy 0.")
     assert plain.stdout.count("\n") == 1
@@ -131,6 +135,72 @@ def test_eval_of_a_split_without_labels(run, tmp_path, typed):
     assert "no labels" in err
 
 
+# ---- the posterior's use
+
+
+def test_eval_over_samples(run, typed, tmp_path):
+    """Both columns, the warning, the diagram and its file; the same again, and as JSON."""
+    directory, _ = run
+    figure = tmp_path / "r.svg"
+    command = ["eval", directory, "--samples", 2, "--seed", 3, "--device", "cpu"]
+    _, out, err = typed_ok(typed, *command, "--reliability", figure)
+    note = json.loads((directory / "result.json").read_text())["posterior"]["note"]
+    assert err == f"warning: {note}\n"
+    lines = out.splitlines()
+    assert lines[0].split() == ["mean", "2", "samples"]
+    assert lines[1] == "validation"
+    assert [line.split()[0] for line in lines[2:6]] == ["accuracy", "nll", "ece", "brier"]
+    assert lines[6] == "reliability on validation: # accuracy, | mean confidence"
+    assert lines[-1] == str(figure)
+    assert figure.read_text().startswith("<?xml")
+
+    _, again, _ = typed_ok(typed, *command, "--reliability", "-")
+    assert again.splitlines() == lines[:-1]
+    assert not Path("-").exists()
+    _, out, _ = typed_ok(typed, *command, "--json")
+    found = json.loads(out)
+    for name, line in zip(("accuracy", "nll", "ece", "brier"), lines[2:6], strict=True):
+        values = [found[at]["validation"][name] for at in ("metrics", "sampled")]
+        assert line.split()[1:] == [f"{value:.4f}" for value in values]
+    assert {k: found[k] for k in ("samples", "temperature", "seed", "ece_bins")} == {
+        "samples": 2, "temperature": 1.0, "seed": 3, "ece_bins": 15,
+    }  # fmt: skip
+    assert "reliability" not in found
+    assert "ood" not in found
+
+
+def test_eval_of_rows_from_outside(run, typed, tmp_path):
+    directory, _ = run
+    path = tmp_path / "o.csv"
+    path.write_text("sentence1,sentence2\nw1,w2\nw3 w4,w5\n")
+    arguments = ["eval", directory, "--ood", path, "--device", "cpu"]
+    _, out, _ = typed_ok(typed, *arguments)
+    lines = out.splitlines()
+    assert lines[-2] == f"AUROC, {path} against validation"
+    assert re.fullmatch(r"  entropy +[01]\.\d{4}", lines[-1])
+    _, out, _ = typed_ok(typed, *arguments, "--samples", 2)
+    assert re.fullmatch(r"  mutual_information +- +[01]\.\d{4}", out.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--samples", 0], "--samples"),
+        (["--samples", 2, "--temperature", -1], r"--temperature -1\.0: give a number of 0 or more"),
+        (["--temperature", 2], r"--temperature 2\.0: .*give --samples S as well"),
+        (["--reliability", "r.gif"], r"--reliability r\.gif: the suffix '\.gif'"),
+        (["--ood", "ood"], "--ood ood: rte has no such split"),
+        (["--ood", "README.md"], r"--ood README\.md: found a file with the suffix"),
+    ],
+)
+def test_eval_as_it_cannot_be_asked(arguments, message, run, typed):
+    directory, _ = run
+    code, out, err = typed("eval", directory, "--device", "cpu", *arguments)
+    assert (code, out) == (2, "")
+    assert re.search(message, err), err
+    assert "Traceback" not in err
+
+
 # ---- one's own data
 
 
@@ -179,9 +249,9 @@ def test_a_run_on_files_of_ones_own(own, typed, tmp_path, backbone):
     # the file that it was evaluated on, and other rows with labels
     _, out, _ = typed_ok(typed, "eval", directory, "--device", "cpu", "--json")
     result = json.loads((directory / "result.json").read_text())["best_at_budget"]
-    assert json.loads(out)["metrics"]["validation"] == pytest.approx(
-        result["metrics"]["validation"]
-    )
+    expected = result["metrics"]["validation"]
+    metrics = json.loads(out)["metrics"]["validation"]
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
     _, again, _ = typed_ok(
         typed, "eval", directory, "--eval-file", tmp_path / "dev.csv", "--device", "cpu", "--json"
     )

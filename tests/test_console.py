@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from bayeslora_cli import console as module
-from bayeslora_cli.console import Progress, Reporter, closing_table, duration, set_up_logging
+from bayeslora_cli.console import (
+    Progress,
+    Reporter,
+    closing_table,
+    duration,
+    set_up_logging,
+    side_by_side,
+)
 from bayeslora_cli.report import MatrixReport, RankReport
 
 logger = logging.getLogger("bayeslora")
@@ -481,6 +488,49 @@ def test_only_methods_that_allocate_have_a_heatmap():
 
 def test_no_memory_is_known_on_a_cpu():
     assert "memory" not in closing(RESULT | {"peak_memory_bytes": None})
+
+
+def test_the_note_on_the_posterior():
+    """Wrapped, before the heatmap; nothing for a posterior without one, or none, or older runs."""
+    note = " ".join(["sigma is almost constant:"] * 9)
+    text = closing(RESULT | {"posterior": {"note": note}})
+    before, _, after = text.partition("\nnote: ")
+    assert closing().startswith(before)
+    written, _, heatmap = after.partition("\n\n")
+    assert written.replace("\n", " ") == note
+    assert max(map(len, text.splitlines())) <= 80
+    assert closing().endswith(heatmap)
+    assert closing(RESULT | {"posterior": None}) == closing()
+    assert closing(RESULT | {"posterior": {"note": None}}) == closing()
+
+
+def test_side_by_side():
+    result = {
+        "metrics": {"validation": {"accuracy": 0.5, "nll": 1.25}},
+        "sampled": {"validation": {"accuracy": 0.625, "nll": 1.0}},
+        "samples": 16,
+        "ood": {
+            "source": "sst2",
+            "rows": 9,
+            "mean": {"validation": {"entropy": 0.75}},
+            "sampled": {"validation": {"entropy": 0.7, "mutual_information": 1.0}},
+        },
+    }
+    assert side_by_side(result).splitlines() == [
+        "                            mean  16 samples",
+        "validation",
+        "  accuracy                0.5000      0.6250",
+        "  nll                     1.2500      1.0000",
+        "AUROC, sst2 against validation",
+        "  entropy                 0.7500      0.7000",
+        "  mutual_information           -      1.0000",
+    ]
+    at_mean = {"metrics": {}, "ood": {k: v for k, v in result["ood"].items() if k != "sampled"}}
+    assert side_by_side(at_mean).splitlines() == [
+        "                 mean",
+        "AUROC, sst2 against validation",
+        "  entropy      0.7500",
+    ]
 
 
 def test_colours_on_a_terminal_alone():

@@ -305,10 +305,11 @@ def test_real_tasks_end_to_end(task, folder, expected, backbone, tmp_path):
     changes = {"task": task, "max_steps": 3, "eval_batch_size": 512}
     run = run_of(backbone, str(data), tmp_path, **changes)
     found = evaluate_run(run.path, device="cpu")["metrics"]
-    assert {split: set(metrics) for split, metrics in found.items()} == expected
     best = run.read_json(run.result)["best_at_budget"]["metrics"]
-    for split, metrics in found.items():
-        assert metrics == pytest.approx(best[split], abs=1e-5)
+    assert {split: set(metrics) for split, metrics in best.items()} == expected
+    assert found.keys() == best.keys()
+    for split, metrics in best.items():
+        assert {k: found[split][k] for k in metrics} == pytest.approx(metrics, abs=1e-5)
 
 
 @pytest.mark.realdata

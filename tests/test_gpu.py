@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bayeslora_cli.engine import train
-from bayeslora_cli.evaluate import evaluate_run
+from bayeslora_cli.evaluate import Sampling, evaluate_run
 from bayeslora_cli.model import Network
 from bayeslora_cli.resolve import resolve
 from bayeslora_cli.step import TrainStep
@@ -100,3 +100,26 @@ def test_a_run_and_its_evaluation(precision, optimizer, backbone, rte, tmp_path)
     assert found == pytest.approx(expected, abs=1e-5 if precision == "fp32" else 2e-2)
     on_cpu = evaluate_run(run.path, device="cpu")["metrics"]["validation"]["nll"]
     assert on_cpu == pytest.approx(expected, abs=1e-4 if precision == "fp32" else 5e-2)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+def test_samples_are_the_cpus(temperature, backbone, rte, tmp_path):
+    """The noise is drawn on the CPU: the seed means the same weights on every device."""
+    run = train(
+        resolve(
+            {
+                "task": "rte", "data": rte, "model": backbone("deberta-v2", 0.1),
+                "output": str(tmp_path), "max_steps": 6, "batch_size": 16, "max_length": 16,
+                "device": "cuda", "optimizer": "ivon",
+            }
+        )
+    )  # fmt: skip
+    found = [
+        evaluate_run(run.path, sampling=Sampling(8, temperature, seed=1), device=device)
+        for device in ("cpu", "cuda")
+    ]
+    for at in ("metrics", "sampled"):
+        ours, theirs = (result[at]["validation"] for result in found)
+        for name in ("nll", "brier"):  # the others jump where a probability crosses an edge
+            assert ours[name] == pytest.approx(theirs[name], abs=1e-4)
+    assert found[0]["sampled"]["validation"]["nll"] != found[0]["metrics"]["validation"]["nll"]

@@ -9,7 +9,17 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.metrics import METRICS, gaussian_nll, nll, task_metrics
+from bayeslora_cli.metrics import (
+    ECE_BINS,
+    METRICS,
+    auroc,
+    brier,
+    ece,
+    gaussian_nll,
+    nll,
+    reliability_bins,
+    task_metrics,
+)
 
 
 def slow_accuracy(predictions, labels):
@@ -222,3 +232,93 @@ def test_task_metrics_of_a_regression(shape):
             "nll": (0.25 + 1 + 1 + 1) / 4 + math.log(math.pi) / 2,
         }
     )
+
+
+# ---- calibration
+
+PROBABILITIES = st.integers(2, 4).flatmap(
+    lambda classes: st.lists(
+        st.tuples(
+            st.lists(st.integers(1, 1000), min_size=classes, max_size=classes),
+            st.integers(0, classes - 1),
+        ),
+        min_size=1,
+        max_size=30,
+    )
+)
+
+
+def normalised(rows):
+    """Probabilities (n, classes) in fp64, none at a bin's edge nor tied at the top, and labels."""
+    weights = torch.tensor([row for row, _ in rows], dtype=torch.float64)
+    probabilities = weights / weights.sum(-1, keepdim=True)
+    top = probabilities.max(-1).values * ECE_BINS
+    assume(bool(((top - top.round()).abs() > 1e-4).all()))
+    assume(all(sorted(row)[-1] > sorted(row)[-2] for row, _ in rows))
+    return probabilities, torch.tensor([label for _, label in rows])
+
+
+@settings(deadline=None)
+@given(PROBABILITIES)
+def test_ece_and_its_bins(rows):
+    probabilities, labels = normalised(rows)
+    bins = {}
+    for row, label in zip(probabilities.tolist(), labels.tolist(), strict=True):
+        place = int(max(row) * ECE_BINS)
+        bins.setdefault(place, []).append((max(row), row.index(max(row)) == label))
+    expected = 0.0
+    found = reliability_bins(probabilities, labels)
+    assert len(found) == ECE_BINS
+    for place, members in bins.items():
+        confidence = sum(c for c, _ in members) / len(members)
+        accuracy = sum(r for _, r in members) / len(members)
+        expected += abs(accuracy - confidence) * len(members) / len(rows)
+        assert found[place] == pytest.approx(
+            {"rows": len(members), "confidence": confidence, "accuracy": accuracy}
+        )
+    assert ece(probabilities, labels) == pytest.approx(expected, abs=1e-5)
+    assert sum(b["rows"] for b in found) == len(rows)
+
+
+def test_certainty_shares_the_last_bin():
+    """A confidence of 1, or a hair above, is neither a bin of its own nor a logit."""
+    top = [1.0, 1.0 + 1e-15, 0.94, 0.95]
+    probabilities = torch.tensor([[p, 1 - p] for p in top], dtype=torch.float64).clamp(min=0)
+    labels = torch.tensor([0, 1, 0, 1])
+    assert ece(probabilities, labels) == pytest.approx((1 + 1 + 0.94 + 0.95) / 4 - 0.5, abs=1e-6)
+    assert reliability_bins(probabilities, labels)[-1]["rows"] == 4
+
+
+@settings(deadline=None)
+@given(PROBABILITIES)
+def test_brier(rows):
+    probabilities, labels = normalised(rows)
+    total = 0.0
+    for row, label in zip(probabilities.tolist(), labels.tolist(), strict=True):
+        total += sum((p - (index == label)) ** 2 for index, p in enumerate(row))
+    assert brier(probabilities, labels) == pytest.approx(total / len(rows))
+    assert 0 <= brier(probabilities, labels) <= 2
+
+
+@settings(deadline=None)
+@given(SCORES, st.data())
+def test_gaussian_nll_of_many_variances(both, data):
+    """The mean of each example's own."""
+    x, y = map(torch.tensor, both)
+    spread = torch.tensor(
+        data.draw(st.lists(st.floats(0.125, 8), min_size=len(x), max_size=len(x)))
+    )
+    rows = zip(x, y, spread.tolist(), strict=True)
+    expected = [gaussian_nll(a[None], b[None], v) for a, b, v in rows]
+    assert gaussian_nll(x, y, spread) == pytest.approx(sum(expected) / len(x), rel=1e-6)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=10),
+    st.lists(st.integers(0, 5), min_size=1, max_size=10),
+)
+def test_auroc_counts_pairs(inside, outside):
+    wins = sum((b > a) + (b == a) / 2 for a in inside for b in outside)
+    got = auroc(torch.tensor(inside).double(), torch.tensor(outside).double())
+    assert got == pytest.approx(wins / (len(inside) * len(outside)))

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from bayeslora_cli import posterior
 from bayeslora_cli.errors import RunDirError
 from bayeslora_cli.posterior import Posterior
 
-from .test_model import build, randomise
+from .test_model import batch_of, build, randomise
+
+FEW = settings(
+    deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)  # each example sets what it reads of the fixture's network
 
 
 def some_posterior(network, seed=1):
@@ -81,3 +89,66 @@ def test_faults(backbone, tmp_path):
     save_file({**tensors, name: torch.zeros(1)}, path, metadata={"format": posterior.FORMAT})
     with pytest.raises(RunDirError, match="does not fit"):
         posterior.load(path, network)
+
+
+# ---- samples
+
+
+@FEW
+@given(seed=st.integers(0, 9999), temperature=st.sampled_from([0.0, 0.25, 1.0, 9.0]))
+def test_samples(seed, temperature, small):
+    """Element by element what the seed's noise says, the E of pruned triplets 0."""
+    network, at = small
+    bank = network.bank
+    at.mask.copy_(torch.randint(0, 2, at.mask.shape, generator=torch.Generator().manual_seed(seed)))
+    state = torch.get_rng_state()
+    theta = at.sample(bank, torch.Generator().manual_seed(seed), temperature)
+    assert torch.equal(torch.get_rng_state(), state)
+    noise = torch.randn(bank.size, generator=torch.Generator().manual_seed(seed)).double()
+    expected = at.mean.double() + temperature**0.5 * at.sigma.double() * noise
+    bank.singular_values(expected)[at.mask == 0] = 0
+    torch.testing.assert_close(theta.double(), expected, rtol=1e-6, atol=1e-7)
+
+
+@FEW
+@given(seed=st.integers(0, 9999))
+def test_a_pruned_triplet_has_no_say_in_a_sample(seed, small):
+    """Whatever its A, B, E and their sigma: the logits stay."""
+    network, at = small
+    bank = network.bank
+    generator = torch.Generator().manual_seed(seed)
+    at.mask.copy_(torch.randint(0, 2, at.mask.shape, generator=generator))
+    wild = Posterior(mean=at.mean.clone(), sigma=at.sigma.clone(), mask=at.mask)
+    for index, matrix in enumerate(bank.matrices):
+        pruned = at.mask[index] == 0
+        for flat in (wild.mean, wild.sigma):
+            bank.segments[f"{matrix.name}.lora_A"].view(flat)[pruned] = 5.0
+            bank.segments[f"{matrix.name}.lora_B"].view(flat)[:, pruned] = 5.0
+            bank.segments[f"{matrix.name}.lora_E"].view(flat)[pruned] = 5.0
+    found = []
+    for posterior_ in (at, wild):
+        theta = posterior_.sample(bank, torch.Generator().manual_seed(seed), 1.0)
+        with torch.no_grad(), bank.showing(theta):
+            found.append(network.logits(batch_of()))
+    assert torch.equal(*found)
+
+
+def test_showing_gives_theta_back(small):
+    network, _ = small
+    bank = network.bank
+    before = bank.theta.clone()
+    for error in (None, KeyError):
+        with contextlib.suppress(KeyError), bank.showing(before + 1):
+            assert torch.equal(bank.theta, before + 1)
+            if error is not None:
+                raise error
+        assert torch.equal(bank.theta, before)
+    bank.check_views()
+
+
+@pytest.fixture
+def small(backbone):
+    network, _ = build(backbone("bert"))
+    randomise(network)
+    network.module.eval()
+    return network, some_posterior(network)

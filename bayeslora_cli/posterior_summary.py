@@ -1,0 +1,125 @@
+"""What training has made of the posterior: whether sigma says more than the settings did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayeslora_cli.bank import AdapterBank
+from bayeslora_cli.config import RunConfig
+from bayeslora_cli.criteria import CRITERIA, ElementStatistics
+from bayeslora_cli.metrics import spearman
+from bayeslora_cli.optim import effective_sample_size
+from bayeslora_cli.posterior import Posterior
+
+NEAR = 0.1
+"""Largest share by which h/h0 of nine elements in ten differs from 1 where the Hessian has stayed.
+sigma^2 is 1/(ess h): a tenth of h does to it what a tenth of the training examples would."""
+FLAT = 1.1
+"""Largest ratio of sigma's quantiles where sigma is almost constant: what `NEAR` amounts to,
+(1.1 / 0.9)^(1/2), for a Hessian that has gone anywhere."""
+SAME_ORDER = 0.99
+"""Least rank correlation at which snr is said to rank as magnitude does."""
+
+
+def posterior_summary(
+    bank: AdapterBank, posterior: Posterior, config: RunConfig, training_rows: int
+) -> dict[str, Any] | None:
+    """How far the Hessian h has come from its initial value h0, and what follows from it.
+
+    All of kept elements (those of kept triplets, the head and trained backbone weights): a pruned
+    triplet has no say in a prediction, and the posterior's file does not hold it.
+
+    Args:
+        bank: of this posterior's network.
+        posterior: of the end of the training.
+        training_rows: number of training examples, which ess may depend on.
+    Returns:
+        For result.json: `hessian_over_h0`, quantiles of h/h0, h being 1/(ess sigma^2) - delta;
+        `sigma_ratio`, the 95% quantile of sigma over the 5% one; `snr_magnitude_correlation`,
+        Spearman's, of the scores of kept triplets (None: fewer than two, or the method has none);
+        `note`, one sentence where the posterior has learnt next to nothing, else None.
+        None for a point estimate.
+    """
+    if posterior.sigma is None:
+        return None
+    low, median, high = _quantiles(_kept(bank, posterior.sigma, posterior.mask))
+    ess = effective_sample_size(config, training_rows)
+    # sigma falls where h rises: the quantiles change places
+    ratios = {
+        name: float((1 / (ess * sigma**2) - config.weight_decay) / config.hess_init)
+        for name, sigma in (("q05", high), ("median", median), ("q95", low))
+    }
+    summary = {
+        "hessian_over_h0": ratios,
+        "sigma_ratio": float(high / low),
+        "snr_magnitude_correlation": _agreement(bank, posterior),
+    }
+    return {**summary, "note": _note(summary, config)}
+
+
+def _kept(bank: AdapterBank, flat: Tensor, mask: Tensor) -> Tensor:
+    """Elements of a flat buffer (N,) without those of pruned triplets and the padding: (k,)."""
+    keep = torch.zeros(flat.shape, dtype=torch.bool)
+    for segment in bank.segments.values():
+        segment.view(keep).fill_(True)
+    if bank.adaptive:
+        kept = mask.bool().cpu()
+        bank.singular_values(keep).copy_(kept)
+        for group in bank.groups:
+            members = kept[list(group.members)]  # (G, r)
+            group.view_a(keep).copy_(members[:, :, None])
+            group.view_b(keep).copy_(members[:, None, :])
+    return flat.cpu()[keep]
+
+
+def _quantiles(values: Tensor) -> tuple[float, float, float]:
+    """The 5% quantile, the median and the 95% one."""
+    # numpy's: torch's takes no more than 2^24 elements
+    low, median, high = np.quantile(values.numpy(), (0.05, 0.5, 0.95))
+    return float(low), float(median), float(high)
+
+
+def _agreement(bank: AdapterBank, posterior: Posterior) -> float | None:
+    """Rank correlation of the kept triplets' scores under snr and under magnitude."""
+    kept = posterior.mask.bool()
+    if not bank.adaptive or kept.sum() < 2:
+        return None
+    assert posterior.sigma is not None
+    device = bank.mean.device
+    statistics = ElementStatistics(
+        mean=bank.adapters(posterior.mean).to(device),
+        sigma=bank.adapters(posterior.sigma).to(device),
+    )
+    scores = [
+        bank.triplet_scores(CRITERIA[name].score(statistics)).cpu()[kept.cpu()]
+        for name in ("snr", "magnitude")
+    ]
+    return spearman(*scores)
+
+
+def _note(summary: dict[str, Any], config: RunConfig) -> str | None:
+    """What is to be said of a posterior that has learnt next to nothing."""
+    low, high = summary["hessian_over_h0"]["q05"], summary["hessian_over_h0"]["q95"]
+    reach = f"h/h0 {low:.3g} to {high:.3g}"
+    if low >= 1 - NEAR and high <= 1 + NEAR:
+        found = f"the Hessian has stayed near its initial value ({reach})"
+    elif summary["sigma_ratio"] <= FLAT:
+        found = f"the Hessian is nearly the same for all elements ({reach})"
+    else:
+        return None
+    follows = ["sigma is almost constant"]
+    agreement = summary["snr_magnitude_correlation"]
+    if agreement is not None and agreement >= SAME_ORDER:
+        follows.append(
+            f"snr ranks the triplets as magnitude does (rank correlation {agreement:.3f})"
+        )
+    if config.criterion == "precision":
+        follows.append("precision has next to nothing to rank them by")
+    return (
+        f"{found}: {', '.join(follows)}, and the predictive uncertainty is that of the settings "
+        "(--hess-init, --ivon-beta2, --ess), not of the data"
+    )

@@ -1,4 +1,4 @@
-"""The adapter as PEFT's own files, written from the flat bank."""
+"""The adapter as PEFT's own files, or merged, written from the flat bank."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from bayeslora_cli.adapters import LowRankLinear
 from bayeslora_cli.backbone import backbone_path, inside
 from bayeslora_cli.config import RunConfig
+from bayeslora_cli.errors import ModelError
+from bayeslora_cli.folding import fold, plain_number, uniform, without_empty
 from bayeslora_cli.model import METHODS, Network
 
 BACKBONE = "backbone"  # subfolder of an adapter: the configuration that it was trained with
@@ -34,39 +36,116 @@ def save_peft_adapter(
         mean: flat parameters (N,).
         mask: kept triplets (n, r).
     """
-    bank, module = network.bank, network.module
     saved = _modules_to_save(network)
     state: dict[str, Tensor] = {}
     pattern: dict[str, list[bool]] = {}
-    prefix = "base_model.model"
-    whole: dict[str, Tensor] = dict(network.drawn)
-    for name, segment in bank.segments.items():
-        if segment.role == "head":
-            whole[name] = segment.view(mean)
-    for index, (name, layer) in enumerate(network.adapters.items()):
-        part = {p: bank.segments.get(f"{name}.lora_{p}") for p in "AEB"}
+    targets = []
+    for index, (name, (a, e, b)) in enumerate(kept_factors(network, mean, mask).items()):
+        if inside(name, saved):
+            continue
+        targets.append(name)
+        if e is None:
+            state |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+        else:
+            pattern[f"{name}.lora_E"] = mask[index].bool().tolist()
+            state |= {f"{name}.lora_A": a, f"{name}.lora_E": e, f"{name}.lora_B": b}
+    peft = _peft_config(config, targets, saved, pattern)
+    _write(network, peft, state | _saved_whole(network, mean, mask, saved), directory)
+
+
+@torch.no_grad()
+def save_lora_adapter(
+    network: Network, config: RunConfig, mean: Tensor, mask: Tensor, directory: Path,
+    *, one_rank: bool,
+) -> None:  # fmt: skip
+    """Write the adapter as plain LoRA's, matrices that kept no rank left out.
+
+    Args:
+        mean: flat parameters (N,).
+        mask: kept triplets (n, r).
+        one_rank: pad all matrices with zeros to one rank and one alpha; else each has its own.
+    Raises:
+        ModelError: every adapted matrix is one that the checkpoint lacks.
+    """
+    saved = _modules_to_save(network)
+    factors = without_empty(
+        {
+            name: fold(*parts, network.adapters[name].scale)
+            for name, parts in kept_factors(network, mean, mask).items()
+            if not inside(name, saved)
+        }
+    )
+    if not factors:
+        raise ModelError(
+            f"all of {', '.join(network.adapters)} is saved whole, since the checkpoint lacks it: "
+            "no low-rank adapter is left, use --format merged"
+        )
+    if one_rank:
+        factors = uniform(factors, config.alpha)
+    widest = max(factors.values(), key=lambda f: f.rank)
+    ranks = {name: f.rank for name, f in factors.items()}
+    alphas = {name: plain_number(f.alpha) for name, f in factors.items()}
+    usual = plain_number(widest.alpha)
+    peft = LoraConfig(
+        r=widest.rank,
+        rank_pattern={n: r for n, r in ranks.items() if r != widest.rank},
+        alpha_pattern={n: alpha for n, alpha in alphas.items() if alpha != usual},
+        **_common(config, list(factors), saved) | {"lora_alpha": usual},
+    )
+    state = {f"{name}.lora_A.weight": f.a for name, f in factors.items()}
+    state |= {f"{name}.lora_B.weight": f.b for name, f in factors.items()}
+    _write(network, peft, state | _saved_whole(network, mean, mask, saved), directory)
+
+
+@torch.no_grad()
+def merge(network: Network, mean: Tensor, mask: Tensor) -> Any:
+    """The backbone without adapters, their deltas merged in: the network's own module, changed."""
+    for name, (a, e, b) in kept_factors(network, mean, mask).items():
+        layer = network.adapters[name]
+        base = layer.base_layer
+        assert isinstance(base.weight, Tensor)
+        base.weight += layer.delta_weight(a, e, b)
+        parent, _, last = name.rpartition(".")
+        setattr(network.module.get_submodule(parent), last, base)
+    return network.module
+
+
+def kept_factors(
+    network: Network, mean: Tensor, mask: Tensor
+) -> dict[str, tuple[Tensor, Tensor | None, Tensor]]:
+    """A (k, in), E (k, 1) or None, and B (out, k) of each adapted matrix, its k kept triplets."""
+    found = {}
+    for index, name in enumerate(network.adapters):
+        kept = mask[index].bool()
+        part = {p: network.bank.segments.get(f"{name}.lora_{p}") for p in "AEB"}
         a, e, b = (None if s is None else s.view(mean) for s in part.values())
         assert a is not None
         assert b is not None
-        kept = mask[index].bool()
+        found[name] = (a[kept], None if e is None else e[kept], b[:, kept])
+    return found
+
+
+def _saved_whole(
+    network: Network, mean: Tensor, mask: Tensor, saved: list[str]
+) -> dict[str, Tensor]:
+    """Every tensor of the modules `saved`: head, drawn tensors, deltas on them merged in."""
+    whole = dict(network.drawn)
+    for name, segment in network.bank.segments.items():
+        if segment.role == "head":
+            whole[name] = segment.view(mean)
+    for name, parts in kept_factors(network, mean, mask).items():
         if inside(name, saved):
-            whole.update(_merged(network, name, layer, a[kept], None if e is None else e[kept],
-                                 b[:, kept]))  # fmt: skip
-        elif e is None:
-            state[f"{prefix}.{name}.lora_A.weight"] = a
-            state[f"{prefix}.{name}.lora_B.weight"] = b
-        else:
-            pattern[f"{name}.lora_E"] = kept.tolist()
-            state[f"{prefix}.{name}.lora_A"] = a[kept]
-            state[f"{prefix}.{name}.lora_E"] = e[kept]
-            state[f"{prefix}.{name}.lora_B"] = b[:, kept]
-    for name, parameter in module.state_dict().items():
+            whole |= _merged(network, name, network.adapters[name], *parts)
+    state = {}
+    for name, parameter in network.module.state_dict().items():
         name = name.replace(".base_layer.", ".")
         if inside(name, saved) and ".lora_" not in name:
-            state[f"{prefix}.{name}"] = whole.get(name, parameter)
+            state[name] = whole.get(name, parameter)
+    return state
 
-    targets = [n for n in network.adapters if not inside(n, saved)]
-    peft = _peft_config(config, targets, saved, pattern)
+
+def _write(network: Network, peft: PeftConfig, state: dict[str, Tensor], directory: Path) -> None:
+    """The files of an adapter; `state` by the backbone's own names."""
     peft.fan_in_fan_out = any(
         not isinstance(m.base_layer, nn.Linear) for m in network.adapters.values()
     )
@@ -74,9 +153,10 @@ def save_peft_adapter(
     peft.save_pretrained(str(directory))
     # the classes' names, for which PEFT's own file has no place; beside it, transformers would take
     # the directory for a whole model
-    module.config.save_pretrained(directory / BACKBONE)
+    network.module.config.save_pretrained(directory / BACKBONE)
     state = {
-        k: v.detach().to("cpu", torch.float32, copy=True).contiguous() for k, v in state.items()
+        f"base_model.model.{k}": v.detach().to("cpu", torch.float32, copy=True).contiguous()
+        for k, v in state.items()
     }
     save_file(state, directory / "adapter_model.safetensors", metadata={"format": "pt"})
 
@@ -107,14 +187,7 @@ def _modules_to_save(network: Network) -> list[str]:
 def _peft_config(
     config: RunConfig, targets: list[str], saved: list[str], pattern: dict[str, list[bool]]
 ) -> PeftConfig:
-    common: dict[str, Any] = {
-        "task_type": TaskType.SEQ_CLS,
-        "base_model_name_or_path": backbone_path(config.model),
-        "inference_mode": True,
-        "lora_alpha": config.alpha,
-        "target_modules": targets,
-        "modules_to_save": saved,
-    }
+    common = _common(config, targets, saved)
     if not METHODS[config.method].adaptive:
         return LoraConfig(r=config.target_rank, **common)
     return AdaLoraConfig(
@@ -129,3 +202,15 @@ def _peft_config(
         rank_pattern=pattern,
         **common,
     )
+
+
+def _common(config: RunConfig, targets: list[str], saved: list[str]) -> dict[str, Any]:
+    """What PEFT's AdaLoraConfig and LoraConfig both have."""
+    return {
+        "task_type": TaskType.SEQ_CLS,
+        "base_model_name_or_path": backbone_path(config.model),
+        "inference_mode": True,
+        "lora_alpha": config.alpha,
+        "target_modules": targets,
+        "modules_to_save": saved,
+    }

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bayeslora_cli import posterior
+from bayeslora_cli import card, posterior
 from bayeslora_cli.adapter_files import BACKBONE, save_peft_adapter
 from bayeslora_cli.backbone import backbone_path
 from bayeslora_cli.config import RunConfig
@@ -30,27 +29,38 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def environment(device: torch.device, revision: str | None) -> dict[str, Any]:
-    """Versions, device and command line, as environment.json holds them at the start."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
+def environment(device: torch.device, revision: str | None, backbone_sha256: str) -> dict[str, Any]:
+    """Versions, device and command line, as environment.json holds them at the start.
+
+    Args:
+        revision: of the backbone on the hub; None: it is not from there.
+        backbone_sha256: `Network.backbone_sha256`, by which a later command knows the backbone.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
-        "versions": versions,
+        "versions": versions(PACKAGES),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": str(device),
         "device_name": name,
         "threads": torch.get_num_threads(),
         "model_revision": revision,
+        "backbone_sha256": backbone_sha256,
         "command": sys.argv,
         "start": now(),
         "end": None,
     }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Installed versions; None: not installed."""
+    found: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 def now() -> str:
@@ -137,52 +147,30 @@ def _save_full(run: RunDir, network: Network, at: Posterior) -> None:
 
 def model_card(run: RunDir, config: RunConfig, task: Task, result: Mapping[str, Any]) -> str:
     """README.md of a run, with the front matter that model hubs read."""
-    kinds = f"the classes {', '.join(task.classes)}" if task.classes else "a score"
     best = result["best_at_budget"]
-    name = task.name if config.train_file is None else Path(config.train_file).name
-    rows = [
-        f"| {split} | {metric} | {value:.4f} |"
-        for split, metrics in best["metrics"].items()
-        for metric, value in metrics.items()
-    ]
-    method = " + ".join(p for p in (config.method, config.optimizer, config.criterion) if p)
     if config.method == "full":
-        load = f'AutoModelForSequenceClassification.from_pretrained("{run.model.name}")'
+        load = (
+            "from transformers import AutoModelForSequenceClassification\n\n"
+            f'AutoModelForSequenceClassification.from_pretrained("{run.model.name}")'
+        )
     else:
         load = (
+            "from peft import PeftModel\n"
+            "from transformers import AutoConfig, AutoModelForSequenceClassification\n\n"
             f'config = AutoConfig.from_pretrained("{run.adapter.name}", subfolder="{BACKBONE}")\n'
             f"base = AutoModelForSequenceClassification.from_pretrained(\n"
             f'    "{backbone_path(config.model)}", config=config\n)\n'
             f'model = PeftModel.from_pretrained(base, "{run.adapter.name}")'
         )
-    imports = "from transformers import AutoModelForSequenceClassification"
-    if config.method != "full":
-        imports = (
-            "from peft import PeftModel\n"
-            "from transformers import AutoConfig, AutoModelForSequenceClassification"
-        )
-    return f"""---
-base_model: {config.model}
-library_name: {"transformers" if config.method == "full" else "peft"}
-tags: [bayeslora, {config.method}, {config.optimizer}]
----
-
-# {name} with {method}
-
-`{config.model}` fine-tuned with bayeslora on {name}: {kinds} from
-{" and ".join(task.text_columns)}; {method}, seed {config.seed}, target rank {config.target_rank},
-{result["steps"]} steps of {config.batch_size} examples.
-All settings: `config.toml`; the allocation of the ranks: `ranks.json`.
-
-Metrics after {best["step"] + 1} steps, the best evaluation at the final rank budget:
-
-| split | metric | value |
-|---|---|---|
-{chr(10).join(rows)}
-
-```python
-{imports}
-
-{load}
-```
-"""
+    return "\n".join(
+        [
+            card.front_matter(config, "transformers" if config.method == "full" else "peft"),
+            card.heading(config, task),
+            card.introduction(config, task, result["steps"]),
+            "All settings: `config.toml`; the allocation of the ranks: `ranks.json`.\n",
+            f"Metrics after {best['step'] + 1} steps, the best evaluation at the final rank "
+            "budget:\n",
+            card.metric_table(best["metrics"]),
+            card.code(load),
+        ]
+    )

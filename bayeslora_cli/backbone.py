@@ -1,5 +1,6 @@
-"""The pretrained backbone: loading, its head, its targets; sole importer of `transformers`.
+"""The pretrained backbone: loading, its head, its targets.
 
+Sole importer of `transformers`, but for `plain`, which opens exports as their users do.
 PEFT's rules match the targets, so that a name means here what it means there.
 """
 

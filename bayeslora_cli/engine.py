@@ -142,7 +142,7 @@ class Session:
         for path in (self.run.metrics, self.run.ranks_history):
             self.run.cut(path, lambda line: line["step"] < self.loop.step)
         revision = getattr(self.network.module.config, "_commit_hash", None)
-        found = environment(self.device, revision)
+        found = environment(self.device, revision, self.network.backbone_sha256)
         if self.run.environment.is_file():  # a resumed run: keep the first process's record
             first = self.run.read_json(self.run.environment)
             found = {**first, "resumed": [*first.get("resumed", []), found]}

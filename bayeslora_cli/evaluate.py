@@ -17,7 +17,7 @@ from bayeslora_cli.batches import TokenisedSplit, evaluation_order, tokenise
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.data import load_examples, load_file, load_outside
 from bayeslora_cli.device import pick_device, set_precision
-from bayeslora_cli.errors import DataError, NonFiniteError, UserError
+from bayeslora_cli.errors import DataError, ModelError, NonFiniteError, UserError
 from bayeslora_cli.glue import TASKS
 from bayeslora_cli.metrics import ECE_BINS, auroc, reliability_bins, task_metrics
 from bayeslora_cli.model import Network, build_network
@@ -302,13 +302,27 @@ def load_run(run: RunDir, config: RunConfig, labels: Labels, device: str) -> tup
     """The network of a finished run at its posterior mean, and its tokenizer.
 
     Raises:
-        UserError: as `model.build_network` and `posterior.load` do.
+        UserError: as `model.build_network` and `posterior.load` do, or another checkpoint than
+            the run was trained on.
     """
     set_precision(config.precision)
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     network = build_network(config, labels, tokenizer, posterior=False, device=pick_device(device))
+    _check_backbone(run, config, network)
     posterior.load(run.posterior, network).apply(network.bank)
     return network, tokenizer
+
+
+def _check_backbone(run: RunDir, config: RunConfig, network: Network) -> None:
+    trained_on = run.read_json(run.environment)
+    expected = trained_on.get("backbone_sha256")  # runs of earlier versions did not note it
+    if expected is not None and expected != network.backbone_sha256:
+        revision = trained_on.get("model_revision")
+        then = f"revision {revision}" if revision else "the checkpoint of then"
+        raise ModelError(
+            f"--model {config.model}: its weights are not those that {run.path} was trained on; "
+            f"put {then} in their place"
+        )
 
 
 def describe(metrics: Metrics) -> str:

@@ -14,6 +14,7 @@ from bayeslora_cli.backbone import Labels, inside, load_backbone, match_targets
 from bayeslora_cli.bank import AdapterBank, Matrix
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.errors import ModelError
+from bayeslora_cli.fingerprint import fingerprint
 
 
 @dataclass(kw_only=True, slots=True)
@@ -30,6 +31,8 @@ class Network:
     """Names of the modules that make up the head."""
     drawn: dict[str, Tensor]
     """fp32 copies of frozen tensors that the checkpoint lacked and this run drew."""
+    backbone_sha256: str
+    """`fingerprint` of what the checkpoint held, the head left out; empty without weights."""
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Forward pass: (batch, outputs) in fp32. Labels are never passed to the backbone."""
@@ -87,6 +90,12 @@ def build_network(
         ModelError: as `load_backbone` and `match_targets` do.
     """
     module, head, missing = load_backbone(config, labels, tokenizer, weights=device.type != "meta")
+    pretrained = [
+        tensor
+        for name, tensor in module.named_parameters()
+        if name not in missing and not inside(name, head)
+    ]
+    backbone_sha256 = "" if device.type == "meta" else fingerprint(pretrained)
     method = METHODS[config.method]
     module.requires_grad_(method.layer is None)
     for name in head:
@@ -133,7 +142,13 @@ def build_network(
     ]
     bank = AdapterBank(matrices, others, posterior=posterior, device=device, compute_dtype=dtype)
     return Network(
-        module=module, labels=labels, bank=bank, adapters=adapters, head=head, drawn=drawn
+        module=module,
+        labels=labels,
+        bank=bank,
+        adapters=adapters,
+        head=head,
+        drawn=drawn,
+        backbone_sha256=backbone_sha256,
     )
 
 

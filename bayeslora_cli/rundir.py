@@ -107,6 +107,7 @@ class RunDir:
         self.posterior = path / "posterior.safetensors"
         self.checkpoint = path / "checkpoint"
         self.card = path / "README.md"
+        self.exports = path / "export"
 
     @classmethod
     def open(cls, path: Path) -> RunDir:

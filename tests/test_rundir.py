@@ -413,4 +413,5 @@ def test_file_names():
         "posterior": "posterior.safetensors",
         "checkpoint": "checkpoint",
         "card": "README.md",
+        "exports": "export",
     }

@@ -1,0 +1,66 @@
+"""Parts of a model card: what a run's README.md and an export's have in common."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from bayeslora_cli.config import RunConfig
+from bayeslora_cli.tasks import Task
+
+
+def front_matter(config: RunConfig, library: str) -> str:
+    """What model hubs read.
+
+    The hub refuses a `base_model` that is no name on it, so that a directory is not named.
+    """
+    on_the_hub = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", config.model)
+    base = [f"base_model: {config.model}"] if on_the_hub and not Path(config.model).exists() else []
+    lines = [
+        "---",
+        *base,
+        f"library_name: {library}",
+        "pipeline_tag: text-classification",
+        f"tags: [bayeslora, {config.method}, {config.optimizer}]",
+        "---\n",
+    ]
+    return "\n".join(lines)
+
+
+def heading(config: RunConfig, task: Task) -> str:
+    """The task, or the file of one's own, and how it was learnt."""
+    return f"# {_name(config, task)} with {_method(config)}\n"
+
+
+def introduction(config: RunConfig, task: Task, steps: int) -> str:
+    """What was trained, on what, and for how long."""
+    kinds = f"the classes {', '.join(task.classes)}" if task.classes else "a score"
+    return (
+        f"`{config.model}` fine-tuned with bayeslora on {_name(config, task)}: {kinds} from\n"
+        f"{' and '.join(task.text_columns)}; {_method(config)}, seed {config.seed}, target rank "
+        f"{config.target_rank},\n{steps} steps of {config.batch_size} examples."
+    )
+
+
+def metric_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """A row a split and metric."""
+    rows = [
+        f"| {split} | {metric} | {value:.4f} |"
+        for split, values in metrics.items()
+        for metric, value in values.items()
+    ]
+    return "\n".join(["| split | metric | value |", "|---|---|---|", *rows, ""])
+
+
+def code(python: str) -> str:
+    """A block of Python."""
+    return f"```python\n{python}\n```\n"
+
+
+def _name(config: RunConfig, task: Task) -> str:
+    return task.name if config.train_file is None else Path(config.train_file).name
+
+
+def _method(config: RunConfig) -> str:
+    return " + ".join(p for p in (config.method, config.optimizer, config.criterion) if p)

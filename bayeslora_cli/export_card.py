@@ -1,0 +1,95 @@
+"""README.md of an export: how to load this format, in code that runs as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bayeslora_cli import card
+from bayeslora_cli.adapter_files import BACKBONE
+from bayeslora_cli.config import RunConfig
+from bayeslora_cli.onnx_file import ONNX_FILE
+from bayeslora_cli.tasks import Task
+
+LIBRARIES = {"adalora": "peft", "lora": "peft", "merged": "transformers", "onnx": "onnx"}
+_WHAT = {
+    "adalora": "This is the pruned AdaLoRA adapter, for PEFT.",
+    "lora": "This is a plain LoRA adapter with a rank and an alpha of its own for each matrix "
+    "(`rank_pattern`,\n`alpha_pattern`), for PEFT.",
+    "lora-uniform": "This is a plain LoRA adapter padded with zeros to one rank and one alpha.",
+    "merged": "This is the whole model, the adapter merged in.",
+    "onnx": "This is the whole model for ONNX Runtime; batch and sequence may have any size.",
+}
+
+
+def export_card(
+    name: str,
+    config: RunConfig,
+    task: Task,
+    backbone: str,
+    steps: int,
+    metrics: Mapping[str, Mapping[str, float]],
+    check: str,
+    target_rank: int | None = None,
+) -> str:
+    """The text.
+
+    Args:
+        name: the format; lora-uniform for the padded one.
+        backbone: what transformers loads as the base of an adapter.
+        metrics: of what is exported.
+        check: what was measured, in words.
+        target_rank: to which the run was pruned further; None: it was not.
+    """
+    pruned = "" if target_rank is None else f" Pruned to rank {target_rank} after training."
+    form = name.partition("-")[0]
+    return "\n".join(
+        [
+            card.front_matter(config, LIBRARIES[form]),
+            card.heading(config, task),
+            card.introduction(config, task, steps) + pruned + "\n",
+            f"{_WHAT[name]}\nReopened without bayeslora, {check}.\n",
+            card.metric_table(metrics),
+            card.code(snippet(form, config, task, backbone)),
+        ]
+    )
+
+
+def snippet(form: str, config: RunConfig, task: Task, backbone: str) -> str:
+    """Python that loads the export from its directory and predicts."""
+    trust = ", trust_remote_code=True" if config.trust_remote_code else ""
+    sentences = ", ".join('["…"]' for _ in task.text_columns)
+    tensors = "np" if form == "onnx" else "pt"
+    hub = "" if form == "onnx" else ", or the name of its repository on the hub"
+    prepare = [
+        f'directory = "."  # of this file{hub}',
+        f"tokenizer = AutoTokenizer.from_pretrained(directory{trust})",
+        "inputs = tokenizer(",
+        f"    {sentences}, truncation=True, max_length={config.max_length}, padding=True,",
+        f'    return_tensors="{tensors}",',
+        ")",
+    ]
+    if form == "onnx":
+        imports = ["import onnxruntime", "from transformers import AutoTokenizer"]
+        load = [
+            f'session = onnxruntime.InferenceSession(f"{{directory}}/{ONNX_FILE}")',
+            "names = {i.name for i in session.get_inputs()}",
+            'logits = session.run(["logits"], {k: v for k, v in inputs.items() if k in names})[0]',
+        ]
+    else:
+        imports = ["import torch"]
+        load = [f"model = AutoModelForSequenceClassification.from_pretrained(directory{trust})"]
+        classes = "AutoModelForSequenceClassification, AutoTokenizer"
+        if form != "merged":
+            imports.append("from peft import PeftModel")
+            classes = "AutoConfig, " + classes
+            load = [
+                f'config = AutoConfig.from_pretrained(directory, subfolder="{BACKBONE}"{trust})',
+                "base = AutoModelForSequenceClassification.from_pretrained(",
+                f'    "{backbone}", config=config{trust},',
+                "    ignore_mismatched_sizes=True,  # the adapter brings the head",
+                ")",
+                "model = PeftModel.from_pretrained(base, directory)",
+            ]
+        imports.append(f"from transformers import {classes}")
+        load += ["model.eval()", "with torch.no_grad():", "    logits = model(**inputs).logits"]
+    return "\n".join([*imports, "", *prepare, *load, "print(logits)"])

@@ -1,0 +1,52 @@
+"""Uploading a directory to the Hugging Face hub."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from bayeslora_cli.errors import BayesloraError, UserError
+
+logger = logging.getLogger("bayeslora")
+
+
+def check_name(repository: str) -> None:
+    """Refuse what cannot be a repository's name.
+
+    Raises:
+        UserError: the name is malformed.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise UserError(f"--push-to-hub {repository}: {error}") from error
+
+
+def upload(directory: Path, repository: str) -> None:
+    """Upload an export.
+
+    Raises:
+        BayesloraError: the hub refused it, or cannot be reached; the directory stays.
+    """
+    from huggingface_hub import HfApi  # imports slowly
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=directory,
+            commit_message="Export by bayeslora",
+        )
+    # no token, no network, no right to write: OSError, the HTTP client's and the hub's own classes,
+    # by version. The calls contain no code of ours.
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BayesloraError(
+            f"--push-to-hub {repository}: {first}. The export itself is complete: {directory} "
+            "(--overwrite writes and uploads it again)"
+        ) from error
+    logger.info("uploaded to %s", repository)

@@ -1,0 +1,68 @@
+"""An export opened as its user opens it: by plain transformers, with PEFT for an adapter.
+
+None of this package's model code takes part, so that agreement with the run proves something.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from bayeslora_cli.adapter_files import BACKBONE
+
+Logits = Callable[[dict[str, Tensor]], Tensor]
+"""A batch of inputs, as the tokenizer makes them -> logits (b, outputs) on the CPU."""
+
+
+def open_adapter(
+    directory: Path, backbone: str, device: torch.device, *, trust_remote_code: bool = False
+) -> Logits:
+    """A PEFT adapter on a fresh copy of its backbone.
+
+    Args:
+        backbone: hub name or directory of the checkpoint.
+    """
+    trust = {"trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(directory, subfolder=BACKBONE, **trust)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        backbone, config=config, ignore_mismatched_sizes=True, **trust
+    )
+    with warnings.catch_warnings():
+        # PEFT 0.21 warns of the keys that its own AdaLoRA writes into rank_pattern, and asks
+        # transformers 5.23 under a name that is on its way out
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
+        model = PeftModel.from_pretrained(base, str(directory))
+    return _on(model, device)
+
+
+def load_merged(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """A whole model, on the CPU."""
+    return AutoModelForSequenceClassification.from_pretrained(
+        directory, trust_remote_code=trust_remote_code
+    )
+
+
+def open_merged(
+    directory: Path, device: torch.device, *, trust_remote_code: bool = False
+) -> Logits:
+    """A whole model."""
+    return _on(load_merged(directory, trust_remote_code=trust_remote_code), device)
+
+
+def _on(model: Any, device: torch.device) -> Logits:
+    model.to(device).eval()
+
+    @torch.inference_mode()
+    def logits(batch: dict[str, Tensor]) -> Tensor:
+        found: Tensor = model(**{name: value.to(device) for name, value in batch.items()}).logits
+        return found.cpu()
+
+    return logits

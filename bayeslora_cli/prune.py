@@ -1,0 +1,37 @@
+"""Pruning a finished run further, from its scores, without training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bayeslora_cli.allocator import largest
+from bayeslora_cli.errors import RunDirError, UserError
+from bayeslora_cli.model import Network
+from bayeslora_cli.report import RankReport
+from bayeslora_cli.rundir import RunDir
+
+
+def prune(run: RunDir, network: Network, target_rank: int) -> Tensor:
+    """The mask (n, r) of the `target_rank` * n best triplets of those that the run kept.
+
+    The scores are those that the run wrote down for the state that its posterior holds.
+
+    Raises:
+        UserError: more triplets than the run kept, or scores of another network.
+    """
+    report = RankReport.from_json(run.read_json(run.ranks), str(run.ranks))
+    mask = network.bank.mask
+    wanted, kept, n = target_rank * len(mask), int(mask.sum()), len(mask)
+    if wanted > kept:
+        raise UserError(
+            f"--target-rank {target_rank}: {target_rank} x {n} matrices are {wanted} triplets, "
+            f"the run kept {kept}; give {kept // n} or less"
+        )
+    if [m.name for m in report.matrices] != list(network.adapters):
+        raise RunDirError(f"{run.ranks} belongs to another model or other target modules")
+    rows = [m.scores for m in report.matrices]
+    if any(row is None or len(row) != mask.shape[1] for row in rows):
+        raise RunDirError(f"{run.ranks} lacks a score for each triplet: it cannot be pruned by")
+    scores = torch.tensor(rows, device=mask.device).masked_fill(mask == 0, -torch.inf)
+    return largest(scores, wanted)

@@ -5,31 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from math import ceil
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from bayeslora_cli.report import MatrixReport, RankReport
+from bayeslora_cli.shades import Shading, show
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 ROWS = ("W_q", "W_k", "W_v", "W_o", "W_f1", "W_f2")
 """The paper's rows; other kinds follow in order of appearance."""
-# Background and text of a cell, from rank 0 (grey) to the largest. The colours are of the 256 of
-# xterm, so a terminal with fewer than 2^24 shows the same ones; their lightness rises evenly.
-RAMP = (
-    ("#1c1c1c", "#949494"),
-    ("#5f0087", "#ffffff"),
-    ("#005f87", "#ffffff"),
-    ("#008787", "#000000"),
-    ("#00af87", "#000000"),
-    ("#5fd787", "#000000"),
-    ("#d7ff5f", "#000000"),
-)
-SHADES = " ░▒▓█"
-LAYER, SUM, ABSENT = "layer", "sum", "-"
+LAYER, SUM, STD, ABSENT = "layer", "sum", " std", "-"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +35,38 @@ class Grid:
     """Kind and number of the matrices outside the layers."""
     caption: str
     """The line below."""
+    signed: bool = False
+    """The numbers are differences: a sign before each, colours from negative to positive."""
+    spread: Grid | None = None
+    """Standard deviations of the numbers, a grid of the same form."""
+
+    @property
+    def numbers(self) -> list[float]:
+        """All of them, those outside the layers last."""
+        inside = [value for row in self.values for value in row if value is not None]
+        return inside + [value for _, value in self.outside]
+
+    @property
+    def row_sums(self) -> list[float]:
+        """A sum a kind, of its matrices in the layers."""
+        return [sum(value or 0 for value in row) for row in self.values]
+
+    @property
+    def column_sums(self) -> list[float]:
+        """A sum a layer."""
+        columns = zip(*self.values, strict=True)
+        return [sum(value or 0 for value in column) for column in columns]
+
+    def number(self, value: float) -> str:
+        """How a number of this grid or a sum of them is written: integers have no decimals."""
+        whole = self.spread is None and all(float(v).is_integer() for v in self.numbers)
+        text = f"{value:+z.{0 if whole else 1}f}"
+        return text if self.signed and float(text) else text[1:]
+
+    @staticmethod
+    def deviation(value: float) -> str:
+        """How a standard deviation is written."""
+        return f"{value:.1f}"
 
 
 def rank_grid(report: RankReport) -> Grid:
@@ -84,18 +106,8 @@ def heatmap(report: RankReport, *, width: int, colour: bool, unicode: bool) -> T
 
 
 def print_heatmap(report: RankReport, console: Console) -> None:
-    """Print a report's ranks as the console allows.
-
-    Colours need a terminal of 256 of them and no NO_COLOR; without them the output has no control
-    characters. An encoding other than UTF-8 gets ASCII.
-    """
-    text = heatmap(
-        report,
-        width=console.width,
-        colour=not console.no_color and console.color_system in ("256", "truecolor"),
-        unicode=not console.options.ascii_only,
-    )
-    console.print(text, soft_wrap=True)
+    """Print a report's ranks as the console allows; see `show`."""
+    show(partial(heatmap, report), console)
 
 
 def draw(grid: Grid, *, width: int, colour: bool, unicode: bool) -> Text:
@@ -113,7 +125,7 @@ def draw(grid: Grid, *, width: int, colour: bool, unicode: bool) -> Text:
     for start in range(0, len(grid.layers), drawing.per_block):
         lines += [*drawing.block(start), Text()]
     lines += drawing.outside()
-    if drawing.top:
+    if drawing.shading.top:
         lines += drawing.legend()
     lines.append(Text(grid.caption))
     if not colour:  # a coloured cell may end in a space
@@ -126,21 +138,21 @@ class _Drawing:
     """A grid with the measures of its drawing."""
 
     def __init__(self, grid: Grid, *, width: int, colour: bool, shades: bool) -> None:
-        self.grid, self.colour, self.shades = grid, colour, shades
+        self.grid = grid
         self.bold, self.dim = ("bold", "dim") if colour else ("", "")
-        self.row_sums = [sum(v or 0 for v in row) for row in grid.values]
-        self.column_sums = [
-            sum(v or 0 for v in column) for column in zip(*grid.values, strict=True)
-        ]
-        values = [v for row in grid.values for v in row if v is not None]
-        values += [v for _, v in grid.outside]
-        self.top = max(values, default=0)
-        """The value of the strongest shade."""
-        self.decimals = 0 if all(float(v).is_integer() for v in values) else 1
+        self.number = lru_cache(grid.number)
+        self.row_sums, self.column_sums = grid.row_sums, grid.column_sums
+        self.shading = Shading(
+            top=max(map(abs, grid.numbers), default=0),
+            signed=grid.signed,
+            colour=colour,
+            characters=shades,
+        )
 
         # columns: of the names, of a number, of the rows' sums, of a cell
         self.names = 1 + max(len(n) for n in (LAYER, *grid.kinds, *(k for k, _ in grid.outside)))
-        texts = [*map(str, grid.layers), *map(self.number, (*values, *self.column_sums))]
+        texts = [*map(str, grid.layers), *map(self.number, (*grid.numbers, *self.column_sums))]
+        texts += map(grid.deviation, grid.spread.numbers if grid.spread else ())
         self.digits = max(map(len, texts), default=1)
         self.last = 2 + max(len(SUM), len(self.number(sum(self.row_sums))))
         # a space and the number, then the shade; a space more where it costs no further block
@@ -152,9 +164,6 @@ class _Drawing:
         self.per_block = ceil(count / max(1, blocks)) or 1
         """Layers of a block, so that all blocks are about as wide."""
 
-    def number(self, value: float) -> str:
-        return f"{value:.{self.decimals}f}"
-
     def block(self, start: int) -> list[Text]:
         """The lines of the layers from the `start`-th on; the last block has the rows' sums."""
         grid = self.grid
@@ -162,27 +171,28 @@ class _Drawing:
         is_last = part.stop >= len(grid.layers)
         head = self.plain(LAYER, [str(n) for n in grid.layers[part]], self.dim)
         lines = [self.end(head, SUM) if is_last else head]
-        for kind, row, total in zip(grid.kinds, grid.values, self.row_sums, strict=True):
+        for index, (kind, row) in enumerate(zip(grid.kinds, grid.values, strict=True)):
             line = self.shaded(kind, row[part])
-            lines.append(self.end(line, self.number(total)) if is_last else line)
+            lines.append(self.end(line, self.number(self.row_sums[index])) if is_last else line)
+            if grid.spread:
+                lines.append(self.below(row[part], grid.spread.values[index][part]))
         foot = self.plain(SUM, [self.number(v) for v in self.column_sums[part]], self.bold)
         lines.append(self.end(foot, self.number(sum(self.row_sums))) if is_last else foot)
         return lines
 
     def outside(self) -> list[Text]:
         """A line a kind of matrix outside the layers."""
-        return [self.shaded(kind, (value,)) for kind, value in self.grid.outside]
+        lines = []
+        for index, (kind, value) in enumerate(self.grid.outside):
+            lines.append(self.shaded(kind, (value,)))
+            if self.grid.spread:
+                lines.append(self.below((value,), (self.grid.spread.outside[index][1],)))
+        return lines
 
     def legend(self) -> list[Text]:
-        """The shades from 0 to the largest rank; nothing where the numbers stand alone."""
-        if not self.colour and not self.shades:
-            return []
-        line = Text(f"{'rank':{self.names}}0 ")
-        for background, _ in RAMP if self.colour else ():
-            line.append("  ", f"on {background}")
-        if self.shades:
-            line.append(SHADES.strip())
-        return [line.append(f" {self.number(self.top)}")]
+        """The shades and what they stand for; nothing where the numbers stand alone."""
+        shades = self.shading.legend(self.number)
+        return [Text(f"{'rank':{self.names}}").append_text(shades)] if shades else []
 
     def plain(self, name: str, cells: Sequence[str], style: str) -> Text:
         """A line of unshaded cells."""
@@ -193,20 +203,22 @@ class _Drawing:
         """A line of shaded cells."""
         line = Text(f"{name:{self.names}}")
         for value in values:
-            text = f"{ABSENT if value is None else self.number(value):>{1 + self.digits}}"
-            if self.shades:
-                text += SHADES[self.level(value or 0, len(SHADES))]
-            style = self.dim
-            if self.colour and value is not None:
-                background, foreground = RAMP[self.level(value, len(RAMP))]
-                style = f"{foreground} on {background}"
-            line.append(f"{text:{self.cell}}", style)
+            if value is None:
+                line.append(f"{f'{ABSENT:>{1 + self.digits}}':{self.cell}}", self.dim)
+            else:
+                text = f"{self.number(value):>{1 + self.digits}}{self.shading.mark(value)}"
+                line.append(f"{text:{self.cell}}", self.shading.style(value))
+        return line
+
+    def below(self, values: Sequence[float | None], spread: Sequence[float | None]) -> Text:
+        """The line of standard deviations below a line of shaded cells, in its colours."""
+        line = Text(f"{STD:{self.names}}", self.dim)
+        for value, deviation in zip(values, spread, strict=True):
+            text = "" if deviation is None else self.grid.deviation(deviation)
+            style = "" if value is None else self.shading.style(value)
+            line.append(f"{f'{text:>{1 + self.digits}}':{self.cell}}", style)
         return line
 
     def end(self, line: Text, text: str) -> Text:
         """The line with a sum in the last column."""
         return line.append(f"{text:>{self.last}}", self.bold)
-
-    def level(self, value: float, levels: int) -> int:
-        """Index of the shade of `value`; the first is that of 0 alone."""
-        return ceil(value / self.top * (levels - 1)) if value else 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
 
 from bayeslora_cli.errors import RunDirError
@@ -72,7 +74,8 @@ class RankReport:
         """Read `to_json`'s form back.
 
         Raises:
-            RunDirError: another schema, or missing or superfluous keys; `name` says which file.
+            RunDirError: another schema, missing or superfluous keys, or values that do not fit
+                together; `name` says which file.
         """
         if value.get("schema") != SCHEMA:
             raise RunDirError(f"{name}: rank report of schema {value.get('schema')}, not {SCHEMA}")
@@ -88,6 +91,31 @@ class RankReport:
                 )
                 for m in value["matrices"]
             )
-            return cls(matrices=matrices, **rest)
+            report = cls(matrices=matrices, **rest)
         except (TypeError, KeyError) as error:
             raise RunDirError(f"{name} is corrupt: {error}") from error
+        wrong = [m.name for m in matrices if not _is_whole(m)]
+        if wrong:
+            raise RunDirError(f"{name} is corrupt: the values of {wrong[0]} do not fit together")
+        if not _are((report.step, report.budget), int):
+            raise RunDirError(f"{name} is corrupt: step and budget are not whole numbers")
+        return report
+
+
+def _is_whole(matrix: MatrixReport) -> bool:
+    """Whether the values have their types and fit each other."""
+    sizes = (matrix.in_features, matrix.out_features, matrix.init_rank, matrix.rank)
+    scores = (0.0,) * len(matrix.kept) if matrix.scores is None else matrix.scores
+    return (
+        _are((matrix.name, matrix.kind), str)
+        and _are((0 if matrix.layer is None else matrix.layer, *sizes), int)
+        and _are(matrix.kept, bool)
+        and (len(matrix.kept), sum(matrix.kept)) == (matrix.init_rank, matrix.rank)
+        and _are(scores, (int, float))
+        and len(scores) == matrix.init_rank
+        and all(map(isfinite, scores))
+    )
+
+
+def _are(values: Iterable[object], kind: type | tuple[type, ...]) -> bool:
+    return all(isinstance(value, kind) for value in values)

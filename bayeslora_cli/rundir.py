@@ -152,14 +152,27 @@ class RunDir:
             RunDirError: missing or corrupt.
         """
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise RunDirError(f"{path} is missing: the run has not finished") from error
+            value = json.loads(self.read_text(path))
         except ValueError as error:
             raise RunDirError(f"{path} is corrupt: {error}") from error
         if not isinstance(value, dict):
             raise RunDirError(f"{path} is corrupt: not a JSON object")
         return value
+
+    def read_text(self, path: Path) -> str:
+        """One of the run's text files.
+
+        Raises:
+            RunDirError: missing, unreadable, or no text.
+        """
+        try:
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise RunDirError(f"{path} is missing: the run has not finished") from error
+        except OSError as error:
+            raise RunDirError(f"{path} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise RunDirError(f"{path} is corrupt: {error}") from error
 
     @property
     def started(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,17 +13,9 @@ from hypothesis import strategies as st
 from rich.color import Color, ColorSystem
 from rich.console import Console
 
-from bayeslora_cli.heatmap import (
-    RAMP,
-    ROWS,
-    SHADES,
-    Grid,
-    draw,
-    heatmap,
-    print_heatmap,
-    rank_grid,
-)
+from bayeslora_cli.heatmap import ROWS, Grid, draw, heatmap, print_heatmap, rank_grid
 from bayeslora_cli.report import MatrixReport, RankReport
+from bayeslora_cli.shades import RAMP, SHADES
 
 TERMINAL = {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
 KINDS = (*ROWS, "W_gate", "in_proj", "x")
@@ -180,6 +173,46 @@ def test_means_have_a_decimal():
         ["W_pool", "1.0"],
         ["mean", "of", "4", "runs"],
     ]
+
+
+numbers = st.integers(-999, 999).map(lambda n: n / 10)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.lists(st.none() | numbers, min_size=3, max_size=3), min_size=1, max_size=4),
+    st.lists(numbers, max_size=2),
+    st.booleans(),
+    st.booleans(),
+)
+def test_differences_and_deviations_are_told(rows, others, colour, unicode):
+    """Signs before the numbers, and below each the deviation."""
+    form = {
+        "kinds": KINDS[: len(rows)],
+        "layers": (0, 1, 2),
+        "outside": tuple(zip(("W_pool", "head"), others, strict=False)),
+        "caption": "",
+    }
+    deviations = tuple(tuple(v if v is None else abs(v) / 2 for v in row) for row in rows)
+    grid = Grid(**form, values=tuple(map(tuple, rows)), signed=True)
+    with_spread = Grid(
+        **form | {"outside": tuple((kind, abs(v) / 2) for kind, v in form["outside"])},
+        values=deviations,
+    )
+    grid = replace(grid, spread=with_spread)
+    text = draw(grid, width=80, colour=colour, unicode=unicode).plain
+    text = re.sub(f"[{SHADES.strip()}]", " ", text)
+    assert max(map(len, text.splitlines())) <= 80
+    below = [line.split()[1:] for line in text.splitlines() if line.startswith(" std")]
+    assert below == [
+        *([f"{v:.1f}" for v in row if v is not None] for row in deviations),
+        *([f"{v:.1f}"] for _, v in with_spread.outside),
+    ]
+    for kind, row in zip(grid.kinds, grid.values, strict=True):
+        (line,) = (x.split() for x in text.splitlines() if x.startswith(f"{kind} "))
+        shown = ["-" if v is None else f"{v:+.1f}" if v else "0.0" for v in row]
+        assert line[1:4] == shown
+        assert float(line[4]) == pytest.approx(sum(v or 0 for v in row), abs=0.051)
 
 
 def test_nothing_adapted():

@@ -106,6 +106,38 @@ def test_corrupt_reports_are_refused(damage):
         RankReport.from_json(value, "there/ranks.json")
 
 
+WRONG = (None, True, 3, -1.5, "text", [], [3], {}, float("nan"))
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=map(repr, WRONG))
+@pytest.mark.parametrize("key", list(written(REPORT)["matrices"][0]))
+def test_values_of_another_type_are_refused(key, wrong):
+    """Or are as good as the right ones: nothing that reads the report has to look again."""
+    value = written(REPORT)
+    value["matrices"][0][key] = wrong
+    try:
+        found = RankReport.from_json(value, "ranks.json").matrices[0]
+    except RunDirError:
+        return
+    allowed = {
+        "name": ("text",), "kind": ("text",), "layer": (None, True, 3), "scores": (None,),
+        "in_features": (True, 3), "out_features": (True, 3), "init_rank": (3,),
+    }  # fmt: skip
+    assert getattr(found, key) in allowed[key]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"rank": 3}, {"init_rank": 4}, {"kept": [True, False]}, {"scores": [1.0, 2.0]}],
+    ids=str,
+)
+def test_values_that_do_not_fit_together_are_refused(damage):
+    value = written(REPORT)
+    value["matrices"][0] |= damage
+    with pytest.raises(RunDirError, match=r"there/ranks.json is corrupt: .*query_proj do not fit"):
+        RankReport.from_json(value, "there/ranks.json")
+
+
 # ---- names, of the libraries' own models so that a renamed layer shows
 
 SMALL = {

@@ -1,0 +1,261 @@
+"""The commands on finished runs: parse, call one function, print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bayeslora_cli import options as o
+from bayeslora_cli.console import logger, set_up_logging, side_by_side
+from bayeslora_cli.errors import UserError
+from bayeslora_cli.export_options import ExportOptions
+from bayeslora_cli.reliability import check_figure, diagram, draw
+
+_FORM, _CHECK, _WHERE = "What to write", "How to check it", "Where to"  # panels of export's help
+
+
+def evaluate(
+    run: o.RunPath,
+    split: Annotated[str, typer.Option(help="train, validation, test or ood.")] = "validation",
+    data: Annotated[
+        str | None,
+        typer.Option(help="Directory of the data (default: the one that the run was trained on)."),
+    ] = None,
+    eval_file: Annotated[
+        str | None,
+        typer.Option(help="Rows of one's own instead: a file or hub data set, as for train."),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Predict over this many samples of the posterior as well."),
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(help="Factor of the posterior's variance (--samples).")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the samples.")] = 0,
+    ood: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK|FILE",
+            help="Rows to tell from the split's by their uncertainty: the run's own split ood "
+            "(the default for demo, with --samples), another task, or a file with the run's text "
+            "columns.",
+        ),
+    ] = None,
+    reliability: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw a reliability diagram here and a small one on the terminal: FILE.png, .svg "
+            "or .pdf; - for the terminal alone.",
+        ),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a row an example: FILE.csv, .tsv or .jsonl, over the samples if there are "
+            "any. No labels needed."
+        ),
+    ] = None,
+    submission: Annotated[
+        Path | None,
+        typer.Option(help="Directory for the files that gluebenchmark.com takes (--split test)."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Examples a forward pass (default: as in training).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Evaluate a finished run at its posterior mean and over samples, or write what it predicts."""
+    set_up_logging(quiet=False, verbose=False)
+    figure = None if reliability == Path("-") else reliability
+    if figure is not None:
+        check_figure(figure)
+    if samples is None and temperature != 1:
+        raise UserError(f"--temperature {temperature}: it is of samples; give --samples S as well")
+    from bayeslora_cli.evaluate import Sampling, describe, evaluate_run
+
+    found = evaluate_run(
+        run,
+        split=split,
+        data=data,
+        file=eval_file,
+        sampling=None if samples is None else Sampling(samples, temperature, seed),
+        ood=ood,
+        reliability=reliability is not None,
+        predictions=predictions,
+        submission=submission,
+        device=device,
+        batch_size=batch_size,
+    )
+    note = (found.get("posterior") or {}).get("note")
+    if note is not None:
+        logger.warning("%s", note)
+    if figure is not None:
+        draw(figure, found["reliability"], "/".join(run.resolve().parts[-2:]))
+    if as_json:
+        print(json.dumps(found, allow_nan=False))
+        return
+    if found["metrics"] or "ood" in found:
+        simple = found.keys().isdisjoint(("sampled", "ood"))
+        print(describe(found["metrics"]) if simple else side_by_side(found))
+    if reliability is not None:
+        print(diagram(found["reliability"]))
+    for path in (figure, predictions, submission):
+        if path is not None:
+            print(path)
+
+
+def export(
+    run: o.RunPath,
+    form: Annotated[
+        str, typer.Option("--format", help="adalora, lora, merged or onnx.", rich_help_panel=_FORM)
+    ],
+    uniform_rank: Annotated[
+        bool,
+        typer.Option(
+            "--uniform-rank",
+            help="lora: pad all matrices with zeros to one rank and one alpha, for servers that "
+            "know no patterns.",
+            rich_help_panel=_FORM,
+        ),
+    ] = False,
+    target_rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Prune further to this mean rank of a matrix, by the run's scores and without "
+            "training; prints the metrics before and after.",
+            rich_help_panel=_FORM,
+        ),
+    ] = None,
+    check_rows: Annotated[
+        int, typer.Option(min=1, help="Rows to compare logits on.", rich_help_panel=_CHECK)
+    ] = 32,
+    check_inputs: Annotated[
+        str,
+        typer.Option(
+            help="data: rows of the validation split; random: random tokens, where the data is "
+            "not at hand.",
+            rich_help_panel=_CHECK,
+        ),
+    ] = "data",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Directory of the data (default: the one that the run was trained on).",
+            rich_help_panel=_CHECK,
+        ),
+    ] = None,
+    eval_file: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows of one's own instead: a file or hub data set, as for train.",
+            rich_help_panel=_CHECK,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:N or auto.", rich_help_panel=_CHECK)
+    ] = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory to write (default: RUN/export/FORMAT, and -rR after pruning to R).",
+            rich_help_panel=_WHERE,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an export.", rich_help_panel=_WHERE)
+    ] = False,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REPO",
+            help="Upload to this repository of the Hugging Face hub when all else is done; it is "
+            "made where there is none, as visible as the account's default.",
+            rich_help_panel=_WHERE,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the manifest.", rich_help_panel=_WHERE)
+    ] = False,
+) -> None:
+    """Write a finished run in a form for elsewhere.
+
+    The export is reopened without bayeslora, and its logits are compared with the run's, before it
+    appears; a wrong one leaves nothing behind.
+    The last line printed is the export's directory.
+    """
+    set_up_logging(quiet=False, verbose=False)
+    from bayeslora_cli.export import describe_export, export_run
+
+    options = ExportOptions(
+        format=form,
+        uniform_rank=uniform_rank,
+        target_rank=target_rank,
+        check_rows=check_rows,
+        check_inputs=check_inputs,
+        data=data,
+        file=eval_file,
+        device=device,
+    )
+    directory, manifest = export_run(
+        run, options, output=output, overwrite=overwrite, push_to_hub=push_to_hub
+    )
+    if as_json:
+        print(json.dumps({"export": str(directory), **manifest}, allow_nan=False))
+        return
+    for line in describe_export(manifest):
+        print(line)
+    print(directory)
+
+
+def inspect_ranks(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            show_default=False,
+            help="Run directories, or directories that hold runs at any depth: the mean over all.",
+        ),
+    ],
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="The first RUN minus the second, each a run or many."),
+    ] = False,
+    history: Annotated[
+        bool, typer.Option("--history", help="When each matrix lost its ranks.")
+    ] = False,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="The distribution of the scores and the threshold.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_csv: Annotated[
+        bool,
+        typer.Option(
+            "--csv",
+            help="Print a table, a row a matrix, or a change, or a triplet.",
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Write a figure as well: FILE.png, .svg or .pdf (needs matplotlib)."),
+    ] = None,
+) -> None:
+    """Show where the ranks of finished runs went: kinds of matrices by layers."""
+    set_up_logging(quiet=False, verbose=False)
+    from bayeslora_cli.inspect_ranks import inspect_ranks as show
+
+    show(
+        runs,
+        compare=compare,
+        history=history,
+        scores=scores,
+        as_json=as_json,
+        as_csv=as_csv,
+        output=output,
+    )

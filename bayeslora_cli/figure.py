@@ -1,0 +1,74 @@
+"""Figures for a paper, as .png, .svg or .pdf, whole or not at all."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bayeslora_cli.allocations import difference_grid, mean_grid
+from bayeslora_cli.errors import UserError
+from bayeslora_cli.figure_curves import history_figure, scores_figure
+from bayeslora_cli.figure_heatmap import heatmap_figure
+from bayeslora_cli.figure_parts import DPI, MINUS, STYLE
+from bayeslora_cli.history import History
+from bayeslora_cli.rundir import replacing
+from bayeslora_cli.scores import Scores
+from bayeslora_cli.views import Difference, Ranks, View
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def check_figure(path: Path) -> None:
+    """Whether a figure can go to `path`, before anything is computed.
+
+    Raises:
+        UserError: a suffix that names no format, a directory, or matplotlib is missing.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(
+            f"--output {path}: the suffix {path.suffix!r} names no format of a figure; "
+            f"use one of {', '.join(SUFFIXES)}"
+        )
+    if path.is_dir():
+        raise UserError(f"--output {path}: is a directory; give the name of a file")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError(f"--output {path}: figures need matplotlib; pip install 'bayeslora[plot]'")
+
+
+def save_figure(view: View, path: Path) -> None:
+    """Draw a view and write it, whole or not at all.
+
+    Raises:
+        UserError: as `check_figure` does, or the file cannot be written.
+    """
+    check_figure(path)
+    import matplotlib
+
+    # without the date: the same view gives the same file
+    date = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[path.suffix]
+    with matplotlib.rc_context(STYLE):
+        figure = draw_figure(view)
+        try:
+            with replacing(path) as temporary:
+                figure.savefig(temporary, format=path.suffix[1:], dpi=DPI, metadata=date)
+        except OSError as error:
+            raise UserError(f"--output {path}: cannot be written: {error.strerror}") from error
+
+
+def draw_figure(view: View) -> Figure:
+    """The figure of a view, in the style that is set."""
+    match view:
+        case Ranks(group=group):
+            return heatmap_figure(mean_grid(group), [group.label, group.facts()], "rank")
+        case Difference(a=a, b=b):
+            titles = [f"A: {a.label}", a.facts(), f"B: {b.label}", b.facts()]
+            return heatmap_figure(difference_grid(a, b), titles, f"A {MINUS} B")
+        case History():
+            return history_figure(view)
+        case Scores():
+            return scores_figure(view)
+    raise AssertionError(view)

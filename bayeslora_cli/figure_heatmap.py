@@ -1,0 +1,155 @@
+"""The ranks as a figure: kinds of matrices by layers, as in the paper's figure 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import ceil
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bayeslora_cli.figure_parts import (
+    BAR,
+    COLUMN,
+    DIVERGING,
+    LEFT,
+    LINE,
+    MINUS,
+    PAGE,
+    RISING,
+    colour_bar,
+    formula,
+    new_axes,
+    new_figure,
+    wrapped,
+    write_lines,
+)
+from bayeslora_cli.heatmap import Grid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDEST = 24
+"""Layers beside each other; more go into blocks below each other."""
+LARGEST, SMALLEST = 6.5, 5.2
+"""Points of a number in a cell. Where a column has no room for it, the figure is a page wide."""
+TOTALS, ROW = 0.33, 0.2
+"""Inches of the rows' sums, and of the height of a row."""
+
+
+def heatmap_figure(grid: Grid, titles: Sequence[str], what: str) -> Figure:
+    """Kinds of matrices by layers, with sums; more layers than fit go into blocks.
+
+    Args:
+        titles: what is drawn, a line each; longer ones are broken.
+        what: the numbers' name, of some ten letters.
+    """
+    return _Heatmap(grid).figure(titles, what)
+
+
+class _Heatmap:
+    """A grid with the measures of its figure, in inches."""
+
+    def __init__(self, grid: Grid) -> None:
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+
+        self.grid = grid
+        self.number = lru_cache(lambda value: grid.number(value).replace("-", MINUS))
+        top = max(map(abs, grid.numbers)) or 1.0
+        self.colours = ScalarMappable(
+            Normalize(-top if grid.signed else 0, top), DIVERGING if grid.signed else RISING
+        )
+        self.blocks = ceil(len(grid.layers) / WIDEST) or 1
+        self.per_block = ceil(len(grid.layers) / self.blocks) or 1
+        longest = max(_ems(self.number(v)) for v in (*grid.numbers, *grid.column_sums))
+        for self.width in (COLUMN, PAGE):
+            self.cell = (self.width - LEFT - TOTALS - BAR) / self.per_block
+            self.size = min(LARGEST, 0.88 * 72 * self.cell / longest)
+            if self.size >= SMALLEST:
+                break
+        self.row = ROW if grid.spread is None else 1.4 * ROW
+
+    def figure(self, titles: Sequence[str], what: str) -> Figure:
+        """Title, blocks from the top down, caption."""
+        above, below = wrapped(titles, self.width), wrapped([self.grid.caption], self.width)
+        rows = len(self.grid.kinds) + 1.0  # with the sums
+        outside = len(self.grid.outside) + 0.3 if self.grid.outside else 0.0
+        head = 2.2 * LINE  # the layers' numbers
+        height = (len(above) + len(below) + 1.7) * LINE + outside * self.row
+        height += self.blocks * (head + rows * self.row)
+        figure = new_figure(self.width, height, above)
+        write_lines(figure, below, top=(len(below) + 0.4) * LINE)
+
+        y = height - (len(above) + 0.6) * LINE  # the top of what comes next
+        for start in range(0, max(1, len(self.grid.layers)), self.per_block):
+            part = slice(start, start + self.per_block)
+            is_last = part.stop >= len(self.grid.layers)
+            depth = rows + (outside if is_last else 0)
+            y -= head + depth * self.row
+            size = self.per_block * self.cell + TOTALS, depth * self.row
+            axes = new_axes(figure, LEFT, y, *size)
+            axes.spines[:].set_visible(False)
+            # in cells, from the upper left corner
+            axes.set(xlim=(0, size[0] / self.cell), ylim=(depth, 0))
+            self.block(axes, part, is_last=is_last)
+            if start == 0:
+                bottom, tall = y + (depth - rows + 1) * self.row, (rows - 1) * self.row
+                bar = new_axes(figure, self.width - BAR + 0.08, bottom, 0.08, max(tall, 0.5))
+                colour_bar(bar, self.colours, what)
+        return figure
+
+    def block(self, axes: Axes, part: slice, *, is_last: bool) -> None:
+        """Some layers with their sums; the last block has the rows' sums and what is outside."""
+        grid, count = self.grid, len(self.grid.kinds)
+        rows = [(i + 0.5, formula(kind)) for i, kind in enumerate(grid.kinds)]
+        columns = [(j + 0.5, str(layer)) for j, layer in enumerate(grid.layers[part])]
+        for i, row in enumerate(grid.values):
+            for j, value in enumerate(row[part]):
+                if value is not None:
+                    spread = grid.spread.values[i][part][j] if grid.spread else None
+                    self.shaded(axes, j, i, value, spread)
+        if columns:
+            rows.append((count + 0.5, "sum"))
+            for (x, _), total in zip(columns, grid.column_sums[part], strict=True):
+                self.label(axes, x, count + 0.5, self.number(total))
+            middle = len(columns) / 2 / axes.get_xlim()[1]
+            axes.set_xlabel("layer", labelpad=3.5, x=middle)
+        if columns and is_last:
+            columns.append(((len(columns) + axes.get_xlim()[1]) / 2, "sum"))
+            for i, total in enumerate((*grid.row_sums, sum(grid.row_sums))):
+                self.label(axes, columns[-1][0], i + 0.5, self.number(total))
+        for i, (kind, value) in enumerate(grid.outside if is_last else ()):
+            y = count + 1.3 + i
+            rows.append((y + 0.5, formula(kind)))
+            self.shaded(axes, 0, y, value, grid.spread.outside[i][1] if grid.spread else None)
+        axes.set_xticks([x for x, _ in columns], [name for _, name in columns])
+        axes.set_yticks([y for y, _ in rows], [name for _, name in rows])
+        axes.tick_params(length=0, pad=2, bottom=False, labelbottom=False, labeltop=True)
+        axes.xaxis.set_label_position("top")
+
+    def shaded(self, axes: Axes, x: float, y: float, value: float, spread: float | None) -> None:
+        """One cell with its number, and its standard deviation below."""
+        from matplotlib.patches import Rectangle
+
+        colour = self.colours.to_rgba(np.array(value))
+        axes.add_patch(Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.5))
+        # relative luminance (Rec. 709, about linear); at 0.18 black and white contrast alike
+        luminance = np.dot(np.power(colour[:3], 2.2), (0.2126, 0.7152, 0.0722))
+        ink = "black" if luminance > 0.18 else "white"
+        self.label(axes, x + 0.5, y + (0.5 if spread is None else 0.34), self.number(value), ink)
+        if spread is not None:
+            text = self.grid.deviation(spread)
+            self.label(axes, x + 0.5, y + 0.75, text, ink, size=0.78 * self.size)
+
+    def label(
+        self, axes: Axes, x: float, y: float, text: str, ink: str = "black", size: float = 0
+    ) -> None:
+        axes.text(x, y, text, size=size or self.size, color=ink, ha="center", va="center_baseline")
+
+
+def _ems(number: str) -> float:
+    """Width of a number in ems of DejaVu Sans."""
+    return sum({".": 0.32, MINUS: 0.84, "+": 0.84}.get(character, 0.64) for character in number)

@@ -1,0 +1,91 @@
+"""What the figures share: style, sizes, axes placed in inches, names as formulas."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+DPI = 200
+# inches: the width of a column and of a page of the usual two-column papers
+COLUMN, PAGE = 3.4, 6.9
+LEFT, BAR = 0.37, 0.46
+"""Inches of the rows' names, and of the colour bar with its numbers."""
+LINE = 0.13
+"""Inches of a line of text."""
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # which comes with matplotlib
+    "font.size": 7,
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 6.5,
+    "axes.linewidth": 0.5,
+    "xtick.major.width": 0.5,
+    "xtick.major.size": 2,
+    "xtick.minor.width": 0.4,
+    "xtick.minor.size": 1.2,
+    "ytick.major.width": 0.5,
+    "ytick.major.size": 2,
+    "mathtext.fontset": "stix",
+    "pdf.fonttype": 42,  # TrueType, which publishers ask for
+    "svg.hashsalt": "bayeslora",  # the same names in the same figure
+}
+MINUS = "\N{MINUS SIGN}"
+RISING, DIVERGING = "YlGnBu", "RdBu_r"
+"""matplotlib's colour maps of ranks and of differences: light is little, in print as well."""
+
+
+def new_figure(width: float, height: float, titles: Sequence[str]) -> Figure:
+    """A figure in inches with lines of text at its top; a $ in them is no formula."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    write_lines(figure, titles, top=height - 0.4 * LINE)
+    return figure
+
+
+def write_lines(figure: Figure, lines: Sequence[str], *, top: float) -> None:
+    """Lines of text from `top` inches downwards."""
+    width, height = figure.get_size_inches()
+    for number, line in enumerate(lines):
+        figure.text(0.1 / width, (top - number * LINE) / height, line, va="top", parse_math=False)
+
+
+def new_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Axes placed in inches, without a frame at the top and at the right."""
+    w, h = figure.get_size_inches()
+    axes = figure.add_axes((left / w, bottom / h, width / w, height / h))
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def colour_bar(axes: Axes, mappable: ScalarMappable, what: str) -> None:
+    """Fill `axes` with the colours, and write above what they stand for."""
+    from matplotlib.ticker import MaxNLocator
+
+    bar = axes.figure.colorbar(mappable, cax=axes, ticks=MaxNLocator(6, integer=True))
+    bar.outline.set_visible(False)
+    axes.tick_params(pad=1.5, labelsize=6)
+    axes.set_title(what, size=6.5, loc="left", pad=4)
+
+
+def wrapped(texts: Sequence[str], width: float) -> list[str]:
+    """Lines that fit a figure `width` inches wide, a new one for each text."""
+    columns = int(72 * (width - 0.2) / (0.53 * STYLE["font.size"]))
+    return [line for text in texts for line in wrap(text, columns)]
+
+
+def formula(kind: str) -> str:
+    """W_q as a formula; other names as they are."""
+    found = re.fullmatch(r"W_(\w+)", kind)
+    if found is None:
+        return kind.replace("$", r"\$")
+    index = found[1] if len(found[1]) <= 2 else rf"\mathrm{{{found[1]}}}"
+    return f"$W_{{{index}}}$"

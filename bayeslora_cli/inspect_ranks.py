@@ -1,0 +1,119 @@
+"""`bayeslora inspect-ranks`: which view is asked for, and in which form it is printed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bayeslora_cli.allocations import Group, check_same, load_group
+from bayeslora_cli.errors import UserError
+from bayeslora_cli.figure import check_figure, save_figure
+from bayeslora_cli.history import load_history
+from bayeslora_cli.scores import load_scores
+from bayeslora_cli.shades import show
+from bayeslora_cli.views import Difference, Ranks, View
+
+logger = logging.getLogger("bayeslora")
+
+SCHEMA = 1
+
+
+def inspect_ranks(
+    paths: Sequence[Path],
+    *,
+    compare: bool,
+    history: bool,
+    scores: bool,
+    as_json: bool,
+    as_csv: bool,
+    output: Path | None,
+) -> None:
+    """Print where the ranks of the runs at `paths` went, and write the figure `output`.
+
+    The JSON object: {"schema": 1, "view", "groups": [{"label", "kept", "initial", "runs":
+    [{"path", "step", "budget", "criterion"}]}], ...}. `view` is "ranks", "difference" (which has
+    two groups, the others one), "history" or "scores"; `kept` is the mean over the runs, `initial`
+    counts the triplets before any was pruned; the other keys are the view's own (`to_json` of
+    `Ranks`, `Difference`, `History` and `Scores`).
+
+    Raises:
+        UserError: options that exclude each other, or runs, files or a figure that do not allow
+            what is asked.
+    """
+    options = {"--compare": compare, "--history": history, "--scores": scores}
+    asked = [option for option, is_asked in options.items() if is_asked]
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(asked)}: each is a view of its own; ask for one")
+    if as_json and as_csv:
+        raise UserError("--json and --csv: both go to stdout; ask for one")
+    if output is not None:
+        check_figure(output)
+
+    groups: tuple[Group, ...]
+    view: View
+    if compare:
+        a, b = groups = _two_groups(paths)
+        name, view = "difference", Difference(a=a, b=b)
+    else:
+        groups = (load_group(paths),)
+        if history:
+            name, view = "history", load_history(groups[0])
+        elif scores:
+            name, view = "scores", load_scores(groups[0])
+        else:
+            name, view = "ranks", Ranks(group=groups[0])
+
+    if output is not None:
+        save_figure(view, output)
+        logger.info("wrote %s", output)
+    if as_json:
+        found = {"schema": SCHEMA, "view": name, "groups": [_describe(g) for g in groups]}
+        print(json.dumps(found | view.to_json(), allow_nan=False))
+    elif as_csv:
+        _print_csv(view)
+    else:
+        show(view.draw, Console())
+
+
+def _two_groups(paths: Sequence[Path]) -> tuple[Group, Group]:
+    if len(paths) != 2:
+        raise UserError(
+            f"--compare: give two RUNs, not {len(paths)}; for the mean over several runs name the "
+            "directory that holds them"
+        )
+    a, b = (load_group([path]) for path in paths)
+    check_same((a.runs[0], a.reports[0]), (b.runs[0], b.reports[0]), same_init_rank=False)
+    return a, b
+
+
+def _describe(group: Group) -> dict[str, Any]:
+    return {
+        "label": group.label,
+        "kept": float(group.ranks.sum(axis=1).mean()),
+        "initial": group.initial,
+        "runs": [
+            {
+                "path": str(run.path),
+                "step": report.step,
+                "budget": report.budget,
+                "criterion": report.criterion,
+            }
+            for run, report in zip(group.runs, group.reports, strict=True)
+        ],
+    }
+
+
+def _print_csv(view: View) -> None:
+    rows = view.rows()
+    first = next(rows)
+    writer = csv.DictWriter(sys.stdout, list(first), lineterminator="\n")
+    writer.writeheader()
+    writer.writerow(first)
+    writer.writerows(rows)

@@ -1,0 +1,190 @@
+"""What `inspect-ranks` shows: an object a question, with its drawing, JSON and table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from rich.text import Text
+
+from bayeslora_cli.allocations import (
+    Agreement,
+    Group,
+    between,
+    difference_grid,
+    mean_grid,
+    within,
+)
+from bayeslora_cli.heatmap import draw
+from bayeslora_cli.report import MatrixReport
+from bayeslora_cli.shades import printable
+
+
+class View(Protocol):
+    """An answer in its three forms."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer's own keys."""
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """A table, every row with the same columns."""
+
+    def draw(self, *, width: int, colour: bool, unicode: bool) -> Text:
+        """For a terminal of `width` columns; with neither colour nor unicode plain ASCII."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranks:
+    """The ranks of a group, or their mean."""
+
+    group: Group
+
+    def to_json(self) -> dict[str, Any]:
+        """{"matrices": [{"name", "kind", "layer", "in_features", "out_features", "init_rank",
+        "rank", "std", "ranks", "kept"}], "agreement"}.
+
+        `rank` and `std` are mean and standard deviation (n - 1; null for one run) over the runs,
+        `ranks` and `kept` have an entry a run. `agreement` is null for one run, else as
+        `Agreement.to_json` has it, of each two runs.
+        """
+        agreement = within(self.group)
+        ranks, std = self.group.ranks, _std(self.group)
+        return {
+            "matrices": [
+                {
+                    **_names(matrix),
+                    "init_rank": matrix.init_rank,
+                    "rank": float(ranks[:, i].mean()),
+                    "std": std[i],
+                    "ranks": [report.matrices[i].rank for report in self.group.reports],
+                    "kept": [list(report.matrices[i].kept) for report in self.group.reports],
+                }
+                for i, matrix in enumerate(self.group.matrices)
+            ],
+            "agreement": None if agreement is None else agreement.to_json(),
+        }
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """A row a matrix; `kept` has a digit a triplet, 1 for a kept one, and "|" between runs."""
+        for row in self.to_json()["matrices"]:
+            ranks, kept = row.pop("ranks"), row.pop("kept")
+            yield {
+                "label": self.group.label,
+                "runs": len(ranks),
+                **row,
+                "min": min(ranks),
+                "max": max(ranks),
+                "kept": "|".join("".join("01"[k] for k in of_run) for of_run in kept),
+            }
+
+    def draw(self, *, width: int, colour: bool, unicode: bool) -> Text:
+        """The heatmap, and how far the runs agree."""
+        lines = [Text(printable(self.group.title(), unicode=unicode))]
+        grid = mean_grid(self.group)
+        lines += [Text(), draw(grid, width=width, colour=colour, unicode=unicode)]
+        if (agreement := within(self.group)) is not None:
+            lines += [Text(), _table({"": agreement}, ranges=True)]
+        return Text("\n").join(lines)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """Two groups that adapt the same matrices, the second subtracted from the first."""
+
+    a: Group
+    b: Group
+
+    def to_json(self) -> dict[str, Any]:
+        """{"matrices": [{"name", "kind", "layer", "in_features", "out_features", "a", "a_std",
+        "b", "b_std", "difference"}], "agreement": {"a", "b", "between"}}.
+
+        `a` and `b` are mean ranks, `difference` is a - b; `a_std` and `b_std` are null for one
+        run. The agreements are as `Agreement.to_json` has them: of each two runs of one group
+        (null for one run), and of each run of one with each of the other.
+        """
+        ours, theirs = self.a.ranks.mean(axis=0).tolist(), self.b.ranks.mean(axis=0).tolist()
+        std = _std(self.a), _std(self.b)
+        return {
+            "matrices": [
+                {
+                    **_names(matrix),
+                    "a": ours[i],
+                    "a_std": std[0][i],
+                    "b": theirs[i],
+                    "b_std": std[1][i],
+                    "difference": ours[i] - theirs[i],
+                }
+                for i, matrix in enumerate(self.a.matrices)
+            ],
+            "agreement": {
+                name: None if agreement is None else agreement.to_json()
+                for name, agreement in self._agreements().items()
+            },
+        }
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """A row a matrix."""
+        labels = {"label_a": self.a.label, "label_b": self.b.label}
+        return ({**labels, **row} for row in self.to_json()["matrices"])
+
+    def draw(self, *, width: int, colour: bool, unicode: bool) -> Text:
+        """The heatmap of the difference, and how far the runs agree."""
+        titles = {"A": self.a.title(), "B": self.b.title()}
+        lines = [Text(printable(f"{n}: {t}", unicode=unicode)) for n, t in titles.items()]
+        grid = difference_grid(self.a, self.b)
+        lines += [Text(), draw(grid, width=width, colour=colour, unicode=unicode), Text()]
+        names = {"a": "within A", "b": "within B", "between": "A with B"}
+        found = {names[n]: a for n, a in self._agreements().items() if a is not None}
+        lines.append(_table(found, ranges=False))
+        return Text("\n").join(lines)
+
+    def _agreements(self) -> dict[str, Agreement | None]:
+        return {"a": within(self.a), "b": within(self.b), "between": between(self.a, self.b)}
+
+
+def _names(matrix: MatrixReport) -> dict[str, Any]:
+    return {
+        "name": matrix.name,
+        "kind": matrix.kind,
+        "layer": matrix.layer,
+        "in_features": matrix.in_features,
+        "out_features": matrix.out_features,
+    }
+
+
+def _std(group: Group) -> list[float | None]:
+    """Standard deviation of each matrix's rank over the runs."""
+    if len(group.runs) == 1:
+        return [None] * len(group.matrices)
+    return [float(value) for value in np.std(group.ranks, axis=0, ddof=1)]
+
+
+def _table(columns: Mapping[str, Agreement], *, ranges: bool) -> Text:
+    """Agreements beside each other, a line a measure."""
+    rows: list[list[str]] = [["", *columns]] if any(columns) else []
+    rows.append(["pairs of runs", *(str(a.pairs) for a in columns.values())])
+    found = {name: agreement.to_json() for name, agreement in columns.items()}
+    for key, name in (
+        ("rank_correlation", "rank correlation"),
+        ("in_common", "kept triplets in common"),
+        ("by_chance", "  by chance"),
+        ("by_chance_at_ranks", "  by chance at these ranks"),
+    ):
+        form = ".2f" if key == "rank_correlation" else ".0%"
+        rows.append([name, *(_cell(value[key], form, ranges=ranges) for value in found.values())])
+    width = 2 + max(len(first) for first, *_ in rows)
+    lines = (f"{first:{width}}" + "".join(f"{c:<10}" for c in rest) for first, *rest in rows)
+    return Text("\n".join(line.rstrip() for line in lines))
+
+
+def _cell(value: float | dict[str, float] | None, form: str, *, ranges: bool) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return format(value, form)
+    text = format(value["mean"], form)
+    if ranges:
+        text += f" ({format(value['min'], form)} to {format(value['max'], form)})"
+    return text

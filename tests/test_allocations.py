@@ -1,0 +1,310 @@
+"""Several runs: found on the disk, put together, compared."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from itertools import combinations, permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import ConstantInputWarning, spearmanr
+
+from bayeslora_cli.allocations import (
+    Group,
+    between,
+    check_same,
+    difference_grid,
+    load_group,
+    mean_grid,
+    spearman,
+    within,
+)
+from bayeslora_cli.errors import RunDirError, UserError
+from bayeslora_cli.heatmap import rank_grid
+from bayeslora_cli.rundir import RunDir
+from tests.ranked_runs import DECODER, allocation, constant, names, write_run, write_seeds
+
+NAMES = names(2)
+REPORT = allocation(NAMES)
+
+
+def group(reports):
+    """Runs that are nowhere."""
+    runs = tuple(RunDir(Path(f"run-{i}")) for i in range(len(reports)))
+    return Group(label="runs", runs=runs, reports=tuple(reports))
+
+
+def with_kept(report, kept):
+    """The same matrices with other triplets kept: (matrices, init_rank) of booleans."""
+    matrices = (
+        replace(m, kept=tuple(k), rank=sum(k)) for m, k in zip(report.matrices, kept, strict=True)
+    )
+    return replace(report, budget=sum(map(sum, kept)), matrices=tuple(matrices))
+
+
+kept = st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=13, max_size=13)
+reports = kept.map(lambda k: with_kept(REPORT, k))
+groups = st.lists(reports, min_size=1, max_size=4).map(group)
+
+
+def numbers(grid):
+    """Every number of a grid by what it is of; None left out."""
+    inside = {
+        (kind, layer): value
+        for kind, row in zip(grid.kinds, grid.values, strict=True)
+        for layer, value in zip(grid.layers, row, strict=True)
+    }
+    return {k: v for k, v in (inside | dict(grid.outside)).items() if v is not None}
+
+
+# ---- on the disk
+
+
+def test_runs_are_found_where_they_are(tmp_path):
+    write_seeds(tmp_path / "model" / "a", NAMES, seeds=(2021, 2022))
+    write_seeds(tmp_path / "model" / "b", NAMES, seeds=(1,))
+    a = tmp_path / "model" / "a"
+    assert [r.path for r in load_group([a]).runs] == [a / "seed-2021", a / "seed-2022"]
+    assert len(load_group([tmp_path]).runs) == 3
+    assert len(load_group([a / "seed-2022"]).runs) == 1
+    # the same run by another name counts once
+    assert len(load_group([a, a / "seed-2021", a / ".." / "a"]).runs) == 2
+
+
+def test_the_label_is_what_the_paths_share(tmp_path):
+    a = write_seeds(tmp_path / "model" / "a", NAMES, seeds=(1, 2))
+    write_seeds(tmp_path / "model" / "b", NAMES, seeds=(1,))
+    assert load_group([a]).label == "a"
+    assert load_group([a / "seed-1"]).label == "a/seed-1"
+    assert load_group([a / "seed-1", a / "seed-2"]).label == "a"
+    assert load_group([tmp_path]).label == "model"
+
+
+def test_a_label_has_no_control_characters(tmp_path):
+    path = write_seeds(tmp_path / "a\x1b[31mb", NAMES, seeds=(1, 2))
+    assert load_group([path]).label == r"a\x1b[31mb"
+
+
+def test_unfinished_runs_and_temporary_ones_are_left_out(tmp_path, caplog):
+    write_seeds(tmp_path, NAMES)
+    (tmp_path / "seed-2022" / "ranks.json").unlink()
+    (tmp_path / "seed-2023").rename(tmp_path / ".seed-2023.old")
+    assert [r.path.name for r in load_group([tmp_path]).runs] == ["seed-2021"]
+    assert re.search("seed-2022 is left out: the run has not finished", caplog.text)
+    with pytest.raises(RunDirError, match=r"ranks\.json is missing: the run has not finished"):
+        load_group([tmp_path / "seed-2022"])
+
+
+def test_what_is_no_run(tmp_path):
+    with pytest.raises(RunDirError, match="nothing: no such directory"):
+        load_group([tmp_path / "nothing"])
+    (tmp_path / "file").touch()
+    with pytest.raises(RunDirError, match="file: no such directory"):
+        load_group([tmp_path / "file"])
+    with pytest.raises(RunDirError, match="not a run directory, and there is no finished run"):
+        load_group([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"schema": 1, "mat', "is corrupt"),
+        (b"", "is corrupt"),
+        (b"[]", "not a JSON object"),
+        (b'{"schema": 2}', "rank report of schema 2, not 1"),
+        (b"\xff\xfe", "is corrupt"),
+    ],
+)
+def test_a_corrupt_file_is_named(tmp_path, content, message):
+    write_seeds(tmp_path, NAMES)
+    (tmp_path / "seed-2022" / "ranks.json").write_bytes(content)
+    with pytest.raises(RunDirError, match=rf"seed-2022/ranks\.json.*{message}"):
+        load_group([tmp_path])
+
+
+def test_a_directory_in_place_of_the_file_is_named(tmp_path):
+    run = write_run(tmp_path / "run", REPORT)
+    run.ranks.unlink()
+    run.ranks.mkdir()
+    with pytest.raises(RunDirError, match=r"ranks\.json cannot be read"):
+        load_group([run.path])
+
+
+def test_a_run_without_adapters(tmp_path):
+    write_run(tmp_path / "full", replace(constant(REPORT), budget=0, matrices=()))
+    with pytest.raises(UserError, match="full: the run has no adapters"):
+        load_group([tmp_path / "full"])
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (allocation(names(3)), r"6 matrices .*one of them alone, such as encoder\.layer\.2"),
+        (allocation(names(2, DECODER)), "26 matrices"),
+        (allocation(NAMES[:-1]), "1 matrices .*such as pooler"),
+        (
+            replace(REPORT, matrices=tuple(replace(m, in_features=9) for m in REPORT.matrices)),
+            "16 x 8 in one, 16 x 9 in the other",
+        ),
+        (replace(REPORT, matrices=REPORT.matrices[::-1]), "in different orders"),
+        (allocation(NAMES, init_rank=4), "starts with rank 3 in one, 4 in the other"),
+    ],
+)
+def test_runs_that_differ_in_their_matrices(tmp_path, other, message):
+    write_run(tmp_path / "one", REPORT)
+    write_run(tmp_path / "two", other)
+    with pytest.raises(UserError, match=message) as caught:
+        load_group([tmp_path])
+    assert f"{tmp_path / 'one'} and {tmp_path / 'two'} cannot be put together" in str(caught.value)
+
+
+def test_initial_ranks_may_differ_in_a_comparison():
+    run = RunDir(Path("x"))
+    other = allocation(NAMES, init_rank=4)
+    check_same((run, REPORT), (run, other), same_init_rank=False)
+    found = between(group([REPORT]), group([other]))
+    assert found.in_common == ()
+    assert found.by_chance is None
+    assert len(found.rank_correlation) == 1
+
+
+def test_mixed_criteria_and_budgets_are_told(tmp_path, caplog):
+    write_run(tmp_path / "a", REPORT)
+    write_run(tmp_path / "b", allocation(NAMES, criterion="sensitivity", share=0.5))
+    load_group([tmp_path])
+    assert "differ in their criterion (snr, sensitivity)" in caplog.text
+    assert "differ in their budget (26, 20)" in caplog.text
+    caplog.clear()
+    load_group([tmp_path / "a"])
+    assert not caplog.text
+
+
+# ---- means and differences
+
+
+@settings(max_examples=60, deadline=None)
+@given(groups)
+def test_means_and_deviations(some):
+    grid = mean_grid(some)
+    grids = [numbers(rank_grid(report)) for report in some.reports]
+    for key, value in numbers(grid).items():
+        values = [found[key] for found in grids]
+        assert value == pytest.approx(np.mean(values))
+        if len(values) > 1:
+            assert numbers(grid.spread)[key] == pytest.approx(np.std(values, ddof=1))
+    assert (grid.spread is None) == (len(grids) == 1)
+    assert sum(numbers(grid).values()) == pytest.approx(some.ranks.sum() / len(grids))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(reports, min_size=2, max_size=3))
+def test_the_order_of_runs_does_not_matter(some):
+    wanted = mean_grid(group(some))
+    for order in permutations(some):
+        found = mean_grid(group(order))
+        assert numbers(found) == pytest.approx(numbers(wanted))
+        assert numbers(found.spread) == pytest.approx(numbers(wanted.spread))
+        assert within(group(order)).by_chance == pytest.approx(within(group(some)).by_chance)
+
+
+@settings(max_examples=60, deadline=None)
+@given(groups, groups)
+def test_a_difference_is_antisymmetric(a, b):
+    there, back = numbers(difference_grid(a, b)), numbers(difference_grid(b, a))
+    assert there == {key: -value for key, value in back.items()}
+    means = numbers(mean_grid(a)), numbers(mean_grid(b))
+    assert there == pytest.approx({key: means[0][key] - means[1][key] for key in there})
+    assert not any(numbers(difference_grid(a, a)).values())
+
+
+def test_matrices_in_one_cell_are_summed_before_the_deviation():
+    """Experts of one layer: the deviation of their sum, not the sum of their deviations."""
+    experts = ["encoder.layer.0.experts.0.w1", "encoder.layer.0.experts.1.w1"]
+    like = allocation(experts)
+    one = with_kept(like, [[True] * 3, [False] * 3])
+    other = with_kept(like, [[False] * 3, [True] * 3])
+    grid = mean_grid(group([one, other]))
+    assert numbers(grid) == {("w1", 0): 3.0}
+    assert numbers(grid.spread) == {("w1", 0): 0.0}
+
+
+# ---- agreement
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=20))
+@pytest.mark.filterwarnings("ignore::scipy.stats.ConstantInputWarning")
+def test_spearman_is_scipys(pairs):
+    x, y = np.array(pairs, dtype=float).T
+    found, wanted = spearman(x, y), spearmanr(x, y).statistic
+    assert (found is None) == np.isnan(wanted)
+    assert found is None or found == pytest.approx(wanted)
+
+
+def test_scipy_warns_where_there_is_no_correlation():
+    """What the test above ignores is what it says."""
+    with pytest.warns(ConstantInputWarning):
+        assert np.isnan(spearmanr([1, 1], [1, 2]).statistic)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(reports, min_size=2, max_size=4))
+def test_triplets_in_common(some):
+    found = within(group(some))
+    wanted = []
+    for a, b in combinations(some, 2):
+        ours, theirs = (
+            {(m.name, i) for m in r.matrices for i, k in enumerate(m.kept) if k} for r in (a, b)
+        )
+        if ours and theirs:
+            wanted.append(2 * len(ours & theirs) / (len(ours) + len(theirs)))
+    assert found.pairs == len(some) * (len(some) - 1) // 2
+    assert list(found.in_common) == pytest.approx(wanted)
+
+
+@settings(max_examples=40, deadline=None)
+@given(reports)
+def test_a_run_agrees_with_itself(report):
+    found = between(group([report]), group([report]))
+    kept_any = report.budget > 0
+    assert found.in_common == ((1.0,) if kept_any else ())
+    assert found.rank_correlation in ((), (pytest.approx(1),))
+    if kept_any:
+        assert found.by_chance == pytest.approx(report.budget / 39)
+        assert found.by_chance - 1e-12 <= found.by_chance_at_ranks <= 1 + 1e-12
+
+
+def test_chance_levels_are_what_chance_gives():
+    """Against draws: triplets of all matrices, and triplets in each matrix at its rank."""
+    rng = np.random.default_rng(0)
+    one, two = allocation(NAMES, seed=1), allocation(NAMES, seed=2, share=0.4)
+    found = between(group([one]), group([two]))
+    anywhere, at_ranks = [], []
+    for _ in range(600):
+        masks = []
+        for report in (one, two):
+            flat = rng.permutation([k for m in report.matrices for k in m.kept])
+            masks.append(with_kept(report, flat.reshape(-1, 3).tolist()))
+        anywhere += between(group(masks[:1]), group(masks[1:])).in_common
+        masks = [
+            with_kept(r, [rng.permutation(m.kept).tolist() for m in r.matrices]) for r in (one, two)
+        ]
+        at_ranks += between(group(masks[:1]), group(masks[1:])).in_common
+    for drawn, expected in ((anywhere, found.by_chance), (at_ranks, found.by_chance_at_ranks)):
+        assert np.mean(drawn) == pytest.approx(expected, abs=4 * np.std(drawn) / len(drawn) ** 0.5)
+    assert abs(found.by_chance - found.by_chance_at_ranks) > 0.01
+
+
+def test_constant_ranks_have_no_correlation():
+    lora = constant(allocation(NAMES, share=1))
+    found = within(group([lora, lora])).to_json()
+    assert found["rank_correlation"] is None
+    assert found["in_common"] == {"mean": 1.0, "min": 1.0, "max": 1.0}
+
+
+def test_one_run_agrees_with_nobody():
+    assert within(group([REPORT])) is None

@@ -1,0 +1,253 @@
+"""Figures: files of the right kind, whole or not at all, with what the views hold."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from unittest import mock
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from bayeslora_cli import figure as figures
+from bayeslora_cli.allocations import load_group, mean_grid
+from bayeslora_cli.errors import UserError
+from bayeslora_cli.figure import check_figure, draw_figure, save_figure
+from bayeslora_cli.figure_parts import COLUMN, DPI, PAGE, formula
+from bayeslora_cli.history import load_history
+from bayeslora_cli.scores import load_scores
+from bayeslora_cli.views import Difference, Ranks
+from tests.ranked_runs import (
+    DECODER,
+    allocation,
+    constant,
+    names,
+    write_run,
+    write_seeds,
+)
+from tests.test_scores import with_scores
+
+STARTS = {".png": b"\x89PNG\r\n\x1a\n", ".pdf": b"%PDF-", ".svg": b"<?xml "}
+VIEWS = ("run", "mean", "difference", "history", "scores")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs")
+    for criterion in ("snr", "sensitivity"):
+        write_seeds(path / criterion, names(2), criterion=criterion)
+    write_seeds(path / "large", names(48, DECODER, pooler=False), init_rank=12)
+    write_seeds(path / "twelve", names(12))
+    return path
+
+
+@pytest.fixture
+def view(runs, request):
+    group = load_group([runs / "snr"])
+    match request.param:
+        case "run":
+            return Ranks(group=load_group([runs / "snr" / "seed-2021"]))
+        case "mean":
+            return Ranks(group=group)
+        case "difference":
+            return Difference(a=load_group([runs / "sensitivity"]), b=group)
+        case "history":
+            return load_history(group)
+        case "scores":
+            return load_scores(group)
+
+
+def texts(figure):
+    """Everything written in a figure's axes: its cells and the names of rows and columns."""
+    for axes in figure.axes:
+        yield from (text.get_text() for text in axes.texts)
+        yield from (text.get_text() for text in axes.get_xticklabels() + axes.get_yticklabels())
+
+
+def overlaps(figure):
+    """Pairs of texts that are drawn over each other, or beyond the figure's edges."""
+    drawn = []
+    draw = Text.draw
+
+    def note(text, renderer):
+        if text.get_visible() and text.get_text().strip():
+            drawn.append(text)
+        draw(text, renderer)
+
+    with mock.patch.object(Text, "draw", note):  # a tick beyond its axis has a text, not drawn
+        FigureCanvasAgg(figure).draw()
+    boxes = [(text.get_text(), text.get_window_extent()) for text in drawn]
+    edges = figure.bbox
+    for i, (name, box) in enumerate(boxes):
+        if box.x0 < edges.x0 - 1 or box.x1 > edges.x1 + 1:
+            yield name, "left or right edge"
+        if box.y0 < edges.y0 - 1 or box.y1 > edges.y1 + 1:
+            yield name, "upper or lower edge"
+        for other, its_box in boxes[:i]:
+            width = min(box.x1, its_box.x1) - max(box.x0, its_box.x0)
+            height = min(box.y1, its_box.y1) - max(box.y0, its_box.y0)
+            if width > 1 and height > 2 and name != other:
+                yield name, other
+
+
+@pytest.mark.parametrize("view", VIEWS, indirect=True)
+@pytest.mark.parametrize("suffix", STARTS)
+def test_files_are_of_their_kind(view, suffix, tmp_path):
+    path = tmp_path / "new" / f"figure{suffix}"
+    save_figure(view, path)
+    assert path.read_bytes().startswith(STARTS[suffix])
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    first = path.read_bytes()
+    save_figure(view, path)
+    assert path.read_bytes() == first, "the same view gives the same file"
+    if suffix == ".png":
+        with Image.open(path) as image:
+            assert image.width == pytest.approx(COLUMN * DPI, abs=1)
+            assert len(image.convert("RGB").getcolors(2**24)) > 20
+    if suffix == ".svg":
+        assert path.read_text().rstrip().endswith("</svg>")
+
+
+@pytest.mark.parametrize("view", VIEWS, indirect=True)
+def test_nothing_is_drawn_over_anything_else(view):
+    with matplotlib.rc_context(figures.STYLE):
+        figure = draw_figure(view)
+        assert list(overlaps(figure)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [("twelve", COLUMN), ("twelve/seed-2021", COLUMN), ("large", PAGE)]
+)
+def test_large_ones_neither(runs, name, width):
+    with matplotlib.rc_context(figures.STYLE):
+        figure = draw_figure(Ranks(group=load_group([runs / name])))
+        assert list(overlaps(figure)) == []
+    assert figure.get_size_inches()[0] == width
+
+
+@pytest.mark.parametrize("load", [load_history, load_scores])
+def test_nor_large_numbers(runs, load):
+    """Thousands of triplets: the widest numbers beside an axis."""
+    with matplotlib.rc_context(figures.STYLE):
+        assert list(overlaps(draw_figure(load(load_group([runs / "large"]))))) == []
+
+
+def test_overlaps_are_seen():
+    """What the tests above rest on."""
+    figure = Figure()
+    figure.text(0.5, 0.5, "one")
+    figure.text(0.5, 0.5, "two")
+    figure.text(0.99, 0.1, "beyond")
+    assert set(overlaps(figure)) == {("two", "one"), ("beyond", "left or right edge")}
+
+
+@pytest.mark.parametrize("view", ["run", "mean", "difference"], indirect=True)
+def test_cells_are_the_grids(view):
+    """Each number of the grid, as often as it is there, with the sums."""
+    grid = mean_grid(view.group) if isinstance(view, Ranks) else figures.difference_grid(
+        view.a, view.b
+    )  # fmt: skip
+    with matplotlib.rc_context(figures.STYLE):
+        found = list(texts(draw_figure(view)))
+    for kind in (*grid.kinds, *(kind for kind, _ in grid.outside)):
+        assert formula(kind) in found
+    wanted = [*grid.numbers, *grid.row_sums, *grid.column_sums, sum(grid.row_sums)]
+    shown = [grid.number(value) for value in wanted]
+    shown += [grid.deviation(v) for v in (grid.spread.numbers if grid.spread else ())]
+    cells = sorted(text.replace("\N{MINUS SIGN}", "-") for text in found if "$" not in text)
+    for text in shown:
+        cells.remove(text)
+    assert not any("." in text and re.fullmatch(r"[+-]\d.*", text) for text in cells)
+
+
+@pytest.mark.parametrize("view", ["difference"], indirect=True)
+def test_differences_are_centred_on_0(view):
+    with matplotlib.rc_context(figures.STYLE):
+        figure = draw_figure(view)
+    low, high = figure.axes[1].get_ylim()
+    assert low == -high < 0
+
+
+def test_edges_of_what_can_be_drawn(tmp_path):
+    """One matrix, outside the layers; ranks that are all 0; scores that are all 0."""
+    alone = allocation(["pooler.dense"], share=1)
+    nothing = with_scores(allocation(names(1)), [0.0] * 21, np.zeros(21, bool))
+    for name, report in {"alone": alone, "nothing": nothing, "lora": constant(alone)}.items():
+        write_run(tmp_path / name, report)
+        group = load_group([tmp_path / name])
+        save_figure(Ranks(group=group), tmp_path / f"{name}.png")
+        save_figure(Difference(a=group, b=group), tmp_path / f"{name}.pdf")
+        if name != "lora":
+            save_figure(load_scores(group), tmp_path / f"{name}.svg")
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        ("W_q", "$W_{q}$"),
+        ("W_f1", "$W_{f1}$"),
+        ("W_pool", r"$W_{\mathrm{pool}}$"),
+        ("in_proj", "in_proj"),
+        ("a$b", r"a\$b"),
+    ],
+)
+def test_names_as_formulas(kind, wanted):
+    assert formula(kind) == wanted
+
+
+# ---- faults
+
+
+@pytest.mark.parametrize("name", ["figure", "figure.jpg", "figure.png.txt", ".png"])
+def test_other_suffixes_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"--output .*use one of \.png, \.svg, \.pdf"):
+        check_figure(tmp_path / name)
+
+
+def test_a_directory_is_refused(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(UserError, match="is a directory"):
+        check_figure(tmp_path / "a.png")
+
+
+def test_a_missing_matplotlib_is_named(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name)
+    )
+    with pytest.raises(UserError, match=re.escape("pip install 'bayeslora[plot]'")):
+        check_figure(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("view", ["run"], indirect=True)
+def test_a_failure_leaves_the_old_figure(view, tmp_path, monkeypatch):
+    def fail(self, path, **options):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "figure.png"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(UserError, match=r"figure\.png: cannot be written: No space left"):
+        save_figure(view, path)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["figure.png"]
+
+
+@pytest.mark.parametrize("view", ["run"], indirect=True)
+def test_a_directory_that_cannot_be_made(view, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        save_figure(view, tmp_path / "file" / "figure.png")
+
+
+@pytest.mark.parametrize("view", ["run"], indirect=True)
+def test_the_style_is_ours_alone(view, tmp_path):
+    before = dict(matplotlib.rcParams)
+    save_figure(view, tmp_path / "figure.png")
+    assert dict(matplotlib.rcParams) == before

@@ -100,8 +100,11 @@ def _runs(path: Path) -> Iterator[RunDir]:
         names[:] = sorted(name for name in names if not name.startswith("."))
         run = RunDir(Path(directory))
         if run.started and run.ranks.is_file():
-            found = True
-            yield run
+            if not run.model.is_dir():
+                found = True
+                yield run
+            else:
+                logger.warning("%s is left out: the run has no adapters", run.path)
         elif run.started and run.task.is_file():
             logger.warning("%s is left out: the run has not finished", run.path)
         else:

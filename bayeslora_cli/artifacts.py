@@ -148,6 +148,7 @@ def _save_full(run: RunDir, network: Network, at: Posterior) -> None:
 def model_card(run: RunDir, config: RunConfig, task: Task, result: Mapping[str, Any]) -> str:
     """README.md of a run, with the front matter that model hubs read."""
     best = result["best_at_budget"]
+    trust = ", trust_remote_code=True" if config.trust_remote_code else ""
     if config.method == "full":
         load = (
             "from transformers import AutoModelForSequenceClassification\n\n"
@@ -159,7 +160,8 @@ def model_card(run: RunDir, config: RunConfig, task: Task, result: Mapping[str, 
             "from transformers import AutoConfig, AutoModelForSequenceClassification\n\n"
             f'config = AutoConfig.from_pretrained("{run.adapter.name}", subfolder="{BACKBONE}")\n'
             f"base = AutoModelForSequenceClassification.from_pretrained(\n"
-            f'    "{backbone_path(config.model)}", config=config\n)\n'
+            f'    "{backbone_path(config.model)}", config=config{trust},\n'
+            "    ignore_mismatched_sizes=True,  # the adapter brings the head\n)\n"
             f'model = PeftModel.from_pretrained(base, "{run.adapter.name}")'
         )
     return "\n".join(

@@ -125,7 +125,7 @@ def train(
     from bayeslora_cli.engine import train as run_training
 
     run = run_training(resolved, Progress(console))
-    result = run.read_json(run.result)
+    result = run.read_result()
     if as_json:
         print(json.dumps({"run": str(run.path), **result}, allow_nan=False))
         return

@@ -296,5 +296,5 @@ def from_toml(text: str, name: str) -> RunConfig:
         values = {k: from_file(k, v) if k in FIELDS else v for k, v in values.items()}
         nothing = {"criterion": None}  # None is left out of the file, but is not the default
         return RunConfig(**(nothing | values))
-    except (tomllib.TOMLDecodeError, TypeError) as error:
+    except (tomllib.TOMLDecodeError, TypeError, ConfigError) as error:
         raise UserError(f"{name} is not a configuration of this version: {error}") from error

@@ -246,7 +246,10 @@ def closing_table(result: Mapping[str, Any], report: RankReport | None, console:
     for name, fact in facts.items():
         _print(console, f"{name:{max(map(len, facts))}}  {fact}")
 
-    note = (result.get("posterior") or {}).get("note")
+    posterior = result.get("posterior") or {}
+    if posterior:
+        _print(console, f"{'posterior':{max(map(len, facts))}}  {posterior_line(posterior)}")
+    note = posterior.get("note")
     if note is not None:
         _print(console, "")
         _print(console, textwrap.fill(f"note: {note}", console.width))
@@ -256,6 +259,18 @@ def closing_table(result: Mapping[str, Any], report: RankReport | None, console:
 
         _print(console, "")
         print_heatmap(report, console)
+
+
+def posterior_line(summary: Mapping[str, Any]) -> str:
+    """`posterior_summary.posterior_summary` on one line."""
+    ratios = summary["hessian_over_h0"]
+    parts = [
+        f"h/h0 {ratios['q05']:.3g} to {ratios['q95']:.3g}",
+        f"sigma 95%/5% {summary['sigma_ratio']:.3g}",
+    ]
+    if summary["snr_magnitude_correlation"] is not None:
+        parts.append(f"snr against magnitude {summary['snr_magnitude_correlation']:.3f}")
+    return ", ".join(parts)
 
 
 def side_by_side(result: Mapping[str, Any]) -> str:
@@ -280,4 +295,6 @@ def side_by_side(result: Mapping[str, Any]) -> str:
         for name, values in names.items():
             cells = ("-" if value is None else f"{value:.4f}" for value in values)
             lines.append(f"  {name:{width - 2}}" + "".join(f"{cell:>12}" for cell in cells))
+    if result.get("posterior"):
+        lines.append(f"posterior: {posterior_line(result['posterior'])}")
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from bayeslora_cli.batches import TokenisedSplit, evaluation_order, tokenise
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.data import load_examples, load_file, load_outside
 from bayeslora_cli.device import pick_device, set_precision
-from bayeslora_cli.errors import DataError, ModelError, NonFiniteError, UserError
+from bayeslora_cli.errors import DataError, ModelError, NonFiniteError, RunDirError, UserError
 from bayeslora_cli.glue import TASKS
 from bayeslora_cli.metrics import ECE_BINS, auroc, reliability_bins, task_metrics
 from bayeslora_cli.model import Network, build_network
@@ -197,9 +197,12 @@ def evaluate_run(
     }
     found_at = {"mean": predict_at_mean(network, rows, batch_size or config.eval_batch_size)}
     if sampling is not None:
+        kept = posterior.load(run.posterior, network)
+        if kept.sigma is None:
+            raise RunDirError(f"{run.posterior} is corrupt: it has no sigma to sample with")
         found_at["sampled"] = predict_over_samples(
             network,
-            posterior.load(run.posterior, network),
+            kept,
             rows,
             batch_size or config.eval_batch_size,
             sampling,
@@ -226,7 +229,7 @@ def evaluate_run(
     if not task.regression:
         result["ece_bins"] = ECE_BINS
     if sampling is not None:
-        result |= {**asdict(sampling), "posterior": run.read_json(run.result).get("posterior")}
+        result |= {**asdict(sampling), "posterior": run.read_result().get("posterior")}
     _write(found_at, rows, task, predictions, submission)
     return result
 

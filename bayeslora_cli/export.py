@@ -62,7 +62,7 @@ def export_run(
     run = RunDir.open(path)
     # exports are in fp32, and compared in it, whatever the run was computed in
     config, task = replace(run.read_config(), precision="fp32"), run.read_task()
-    result = run.read_json(run.result)
+    result = run.read_result()
     check_options(options, config, push_to_hub)
     if output is None:
         ending = "" if options.target_rank is None else f"-r{options.target_rank}"

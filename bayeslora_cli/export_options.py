@@ -58,6 +58,9 @@ def check_options(options: ExportOptions, config: RunConfig, push_to_hub: str | 
         raise UserError(f"--format {form}: choose one of {', '.join(BOUNDS)}")
     if options.check_inputs not in ("data", "random"):
         raise UserError(f"--check-inputs {options.check_inputs}: choose data or random")
+    for flag, value in (("--data", options.data), ("--eval-file", options.file)):
+        if options.check_inputs == "random" and value is not None:
+            raise UserError(f"{flag} {value}: not together with --check-inputs random")
     if form not in FORMATS[method]:
         raise UserError(
             f"--format {form}: a run of --method {method} has {', '.join(FORMATS[method])}"

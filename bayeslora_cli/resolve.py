@@ -96,6 +96,7 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
     """
     typed = _checked_paths(typed)
     chain = [] if preset is None else preset_chain(preset)
+    asked = len(chain)
     task = _task(typed, _top(chain))
     own = task_chain(task)
     if chain and chain[:1] != own[:1] and "extends" not in chain[-1][1]:
@@ -111,9 +112,12 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
         "task": task, "method": method, "optimizer": optimizer, "criterion": criterion,
     }  # fmt: skip
     layers = [(name, row_values(table, method, optimizer, criterion)) for name, table in chain]
-    from_presets = _checked_paths({n: v for _, found in layers for n, v in found.items()})
+    from_presets = _checked_paths(_merged([found for _, found in layers]))
     idle = without_effect(method, optimizer, from_presets | row | typed)
     notices = tuple(f"{flag(n)} has no effect with {idle[n]}" for n in typed if n in idle)
+    if preset is not None and not any(found for _, found in layers[len(layers) - asked :]):
+        combination = "-".join(p for p in (method, optimizer, criterion) if p)
+        notices += (f"--preset {preset} has no effect: it says nothing of {combination}",)
     typed = {name: value for name, value in typed.items() if name not in idle}
 
     values = from_presets | typed | row
@@ -127,8 +131,7 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
     sources |= dict.fromkeys(typed, "command line")
 
     usual: dict[str, Any] = {name: field.default for name, field in FIELDS.items()} | row
-    for _, table in own:
-        usual |= row_values(table, method, optimizer, criterion)
+    usual |= _merged([row_values(table, method, optimizer, criterion) for _, table in own])
     changed = {
         name: getattr(config, name)
         for name, field in FIELDS.items()
@@ -140,6 +143,32 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
         )
     }
     return Resolved(config=config, sources=sources, changed=changed, notices=notices)
+
+
+def _merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Layers over one another, the later winning.
+
+    Step numbers belong to their own layer's `schedule_steps` (or, without it, `max_steps`): a
+    layer with another total scales those that it inherits.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        total = layer.get("schedule_steps")
+        if total is None and layer.keys() & set(SCHEDULED):
+            total = layer.get("max_steps")
+        before = merged.get("schedule_steps")
+        if total is not None and before not in (None, total):
+            for name in merged.keys() & set(SCHEDULED):
+                merged[name] = _scaled(name, merged[name], total, before)
+        merged |= layer
+        if total is not None:
+            merged["schedule_steps"] = total
+    return merged
+
+
+def _scaled(name: str, value: int, total: int, planned: int) -> int:
+    least = {"t_final": 1, "delta_t": 1, "eval_every": min(value, EVAL_EVERY_AT_LEAST)}
+    return max(least.get(name, 0), value * total // planned)
 
 
 def _top(chain: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -164,7 +193,10 @@ def _task(typed: Mapping[str, Any], preset: Mapping[str, Any]) -> str:
         task = "custom"
     if task is None:
         raise ConfigError(
-            ["--task: name a task, or give --preset, or --train-file with examples of your own"]
+            [
+                "--task: name a task, or give --train-file with examples of your own, or a "
+                "--preset that names a task"
+            ]
         )
     return str(task)
 
@@ -204,8 +236,7 @@ def scale_schedule(resolved: Resolved, total: int) -> tuple[RunConfig, str | Non
         value = getattr(config, name)
         if value is None or resolved.sources[name] == "command line" or planned == total:
             continue
-        least = {"t_final": 1, "delta_t": 1, "eval_every": min(value, EVAL_EVERY_AT_LEAST)}
-        values[name] = max(least.get(name, 0), value * total // planned)
+        values[name] = _scaled(name, value, total, planned)
     idle = without_effect(config.method, config.optimizer, {"lr_schedule": config.lr_schedule})
     changed = {n: v for n, v in values.items() if v != getattr(config, n) and n not in idle}
     config = replace(config, schedule_steps=total, **values)

@@ -14,6 +14,9 @@ from bayeslora_cli.config import RunConfig, affecting, flag, from_toml, to_toml
 from bayeslora_cli.errors import RunDirError
 from bayeslora_cli.tasks import Task
 
+_UMASK = os.umask(0)  # there is no way to read it but to set it
+os.umask(_UMASK)
+
 
 def _sync(path: Path) -> None:
     """Flush a file or a directory's entries to the disk."""
@@ -37,10 +40,10 @@ def replacing(path: Path) -> Iterator[Path]:
     _remove(temporary)
     try:
         yield temporary
-        if temporary.is_dir():
-            for child in temporary.rglob("*"):
-                _sync(child)
-        _sync(temporary)
+        for written in (*temporary.rglob("*"), temporary):
+            if written.is_file():
+                written.chmod(0o666 & ~_UMASK)  # safetensors keeps its files from everyone else
+            _sync(written)
         if path.is_dir():
             path.rename(old)
         temporary.rename(path)
@@ -173,6 +176,18 @@ class RunDir:
             raise RunDirError(f"{path} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise RunDirError(f"{path} is corrupt: {error}") from error
+
+    def read_result(self) -> dict[str, Any]:
+        """The run's result.json.
+
+        Raises:
+            RunDirError: missing or corrupt.
+        """
+        found = self.read_json(self.result)
+        absent = [n for n in ("best", "best_at_budget", "last", "steps") if n not in found]
+        if absent:
+            raise RunDirError(f"{self.result} is corrupt: it has no {absent[0]}")
+        return found
 
     @property
     def started(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from rich.text import Text
 
 from bayeslora_cli.allocations import Floats, Group
+from bayeslora_cli.console import posterior_line
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.heatmap import ROWS
 from bayeslora_cli.report import RankReport
@@ -153,9 +155,12 @@ class Scores:
         if zeros:
             lines.append(Text(f"{zeros} scores are 0"))
         lines += [Text(), *self._quantile_lines()]
-        notes = dict.fromkeys(str(n["note"]) for n in self.notes if n and "note" in n)
-        if notes:
-            lines += [Text(), *(Text(printable(note, unicode=unicode)) for note in notes)]
+        found = [(r.path.name, n) for r, n in zip(self.group.runs, self.notes, strict=True) if n]
+        texts = [f"{name}: {posterior_line(summary)}" for name, summary in found]
+        notes = [str(summary["note"]) for _, summary in found if summary.get("note")]
+        texts += [line for note in notes[:1] for line in wrap(f"note: {note}", width)]
+        if texts:
+            lines += [Text(), *(Text(printable(text, unicode=unicode)) for text in texts)]
         return Text("\n").join(lines)
 
     def _quantiles(self, mask: Bools) -> dict[str, float | None]:

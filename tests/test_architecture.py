@@ -86,7 +86,7 @@ MAY_IMPORT = {
     "allocations": {"errors", "report", "rundir", "shades", "heatmap"},
     "views": {"report", "shades", "heatmap", "allocations"},
     "history": {"errors", "report", "rundir", "shades", "heatmap", "allocations"},
-    "scores": {"errors", "report", "shades", "heatmap", "allocations"},
+    "scores": {"console", "errors", "report", "shades", "heatmap", "allocations"},
     "figure_parts": set(),
     "figure_heatmap": {"heatmap", "figure_parts"},
     "figure_curves": {"history", "scores", "figure_parts"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -377,6 +378,26 @@ def test_a_submission_is_for_glues_test_splits(run, typed, tmp_path):
     lines = (tmp_path / "s" / "RTE.tsv").read_text().splitlines()
     assert lines[0] == "index\tprediction"
     assert lines[1] in ("0\tentailment", "0\tnot_entailment")
+
+
+def test_a_check_on_random_tokens_reads_no_data(run, typed):
+    directory, _ = run
+    for option in ("--data", "--eval-file"):
+        code, _, err = typed(
+            "export", directory, "--format", "lora", "--check-inputs", "random", option, "/nope"
+        )
+        assert code == 2
+        assert f"{option} /nope: not together with --check-inputs random" in err
+
+
+def test_a_run_without_its_result_says_so(run, typed, tmp_path):
+    directory, _ = run
+    copy = shutil.copytree(directory, tmp_path / "copy")
+    (copy / "result.json").write_text("{}")
+    for command in (["eval", "--samples", 2], ["export", "--format", "lora"]):
+        code, _, err = typed(*command, copy, "--device", "cpu")
+        assert code == 2, err
+        assert "result.json is corrupt" in err
 
 
 def test_every_option_of_a_run_can_be_typed():

@@ -490,18 +490,27 @@ def test_no_memory_is_known_on_a_cpu():
     assert "memory" not in closing(RESULT | {"peak_memory_bytes": None})
 
 
-def test_the_note_on_the_posterior():
-    """Wrapped, before the heatmap; nothing for a posterior without one, or none, or older runs."""
+def test_the_posterior_and_its_note():
+    """On a line, and the note wrapped, before the heatmap; nothing for a point estimate."""
+    summary = {
+        "hessian_over_h0": {"q05": 0.66297, "median": 0.96, "q95": 1.64015},
+        "sigma_ratio": 1.5729,
+        "snr_magnitude_correlation": None,
+        "note": None,
+    }
+    line = re.search("^posterior .*", closing(RESULT | {"posterior": summary}), re.M)[0]
+    assert line.split("  ")[-1] == "h/h0 0.663 to 1.64, sigma 95%/5% 1.57"
+    with_order = summary | {"snr_magnitude_correlation": 0.7388}
+    assert "1.57, snr against magnitude 0.739\n" in closing(RESULT | {"posterior": with_order})
     note = " ".join(["sigma is almost constant:"] * 9)
-    text = closing(RESULT | {"posterior": {"note": note}})
-    before, _, after = text.partition("\nnote: ")
-    assert closing().startswith(before)
+    text = closing(RESULT | {"posterior": summary | {"note": note}})
+    before, _, after = text.partition("\n\nnote: ")
+    assert before.endswith(line)
     written, _, heatmap = after.partition("\n\n")
     assert written.replace("\n", " ") == note
     assert max(map(len, text.splitlines())) <= 80
     assert closing().endswith(heatmap)
     assert closing(RESULT | {"posterior": None}) == closing()
-    assert closing(RESULT | {"posterior": {"note": None}}) == closing()
 
 
 def test_side_by_side():

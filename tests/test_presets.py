@@ -85,6 +85,27 @@ def test_a_preset_extends_another_by_name_or_file(write):
     assert resolved.sources["max_length"] == "preset mrpc"
 
 
+def test_step_numbers_belong_to_their_own_files_total(write):
+    """demo's are of 225 steps: what another total inherits is scaled to it."""
+    name = write("a", 'extends = "demo"\nschedule_steps = 1000\nt_init = 100\n')
+    config = resolve({}, name).config
+    assert (config.t_init, config.t_final, config.boost_until_step) == (100, 400, 666)
+    assert (config.schedule_steps, config.delta_t) == (1000, 22)
+    config = resolve({}, write("b", 'extends = "demo"\nmax_steps = 9\nt_init = 3\n')).config
+    assert (config.schedule_steps, config.t_init, config.t_final) == (9, 3, 3)
+    config = resolve({}, write("c", 'extends = "demo"\nmax_steps = 9\n')).config
+    assert (config.schedule_steps, config.t_init) == (225, 45)  # scaled later, with a notice
+
+
+def test_a_preset_that_says_nothing_of_the_row_is_noticed():
+    typed = {"task": "rte", "method": "lora"}
+    (notice,) = resolve(typed, "learned-posterior").notices
+    assert notice == "--preset learned-posterior has no effect: it says nothing of lora-adamw"
+    assert not resolve({"task": "rte"}, "learned-posterior").notices
+    with pytest.raises(ConfigError, match="a --preset that names a task"):
+        resolve({}, "learned-posterior")
+
+
 def test_files_of_ones_own_take_the_settings_of_any_preset(write):
     files = {"train_file": "hub/name"}
     config = resolve(files, "mnli").config

@@ -415,3 +415,20 @@ def test_file_names():
         "card": "README.md",
         "exports": "export",
     }
+
+
+def test_a_result_without_its_records_is_corrupt(tmp_path):
+    run = RunDir(tmp_path)
+    write_json(run.result, {"best": {}})
+    with pytest.raises(RunDirError, match=r"result\.json is corrupt: it has no best_at_budget"):
+        run.read_result()
+
+
+def test_files_are_as_readable_as_any(tmp_path):
+    """safetensors makes its own readable by their owner alone."""
+    (tmp_path / "any").write_text("")
+    with replacing(tmp_path / "directory") as directory:
+        directory.mkdir()
+        (directory / "secretive").touch(mode=0o600)
+    mode = (tmp_path / "directory" / "secretive").stat().st_mode
+    assert mode == (tmp_path / "any").stat().st_mode

@@ -124,19 +124,33 @@ def test_quantiles_are_numpys(tmp_path):
     assert parts["W_v"]["90%"] == pytest.approx(np.quantile(of_kind, 0.9))
 
 
-def test_the_posteriors_note_comes_last(tmp_path):
-    note = "the Hessian has moved by 0.4% from h0: snr keeps what magnitude keeps"
-    result = {"posterior": {"note": note, "hessian_over_h0": {"median": 0.996}}}
-    found = scores_of(tmp_path, REPORT, allocation(NAMES, seed=1), result=result)
-    for unicode in (False, True):
-        lines = found.draw(width=80, colour=False, unicode=unicode).plain.splitlines()
-        assert lines[-2:] == ["", note]
-        assert lines.count(note) == 1  # not once a run
-    assert found.to_json()["posterior"] == [result["posterior"]] * 2
+SUMMARY = {
+    "hessian_over_h0": {"q05": 0.9912, "median": 0.996, "q95": 1.0008},
+    "sigma_ratio": 1.0049,
+    "snr_magnitude_correlation": 0.9996,
+    "note": None,
+}
+LINE = "h/h0 0.991 to 1, sigma 95%/5% 1, snr against magnitude 1.000"
 
 
-@pytest.mark.parametrize("result", [{}, {"posterior": None}, {"posterior": {"spread": 1}}])
-def test_no_note(tmp_path, result):
+def test_the_posterior_comes_last_a_line_a_run_and_one_note(tmp_path):
+    note = "the Hessian has stayed: sigma is almost constant, and " + "so on " * 15
+    for summary, written in ((SUMMARY, []), (SUMMARY | {"note": note.strip()}, [note.strip()])):
+        result = {"posterior": summary}
+        found = scores_of(tmp_path, REPORT, allocation(NAMES, seed=1), result=result)
+        for unicode in (False, True):
+            lines = found.draw(width=80, colour=False, unicode=unicode).plain.splitlines()
+            first = lines.index(f"seed-0: {LINE}")
+            assert lines[first - 1] == ""
+            assert lines[first + 1] == f"seed-1: {LINE}"
+            rest = " ".join(lines[first + 2 :])
+            assert rest == "".join(f"note: {text}" for text in written)
+            assert max(map(len, lines[first:])) <= 80
+        assert found.to_json()["posterior"] == [summary] * 2
+
+
+@pytest.mark.parametrize("result", [{}, {"posterior": None}])
+def test_no_posterior(tmp_path, result):
     lines = scores_of(tmp_path, REPORT, result=result).draw(width=80, colour=False, unicode=False)
     assert lines.plain.splitlines()[-1].startswith("W_pool")
 

@@ -499,7 +499,7 @@ def test_the_posterior_and_its_note():
         "note": None,
     }
     line = re.search("^posterior .*", closing(RESULT | {"posterior": summary}), re.M)[0]
-    assert line.split("  ")[-1] == "h/h0 0.663 to 1.64, sigma 95%/5% 1.57"
+    assert line.split("  ")[-1].strip() == "h/h0 0.663 to 1.64, sigma 95%/5% 1.57"
     with_order = summary | {"snr_magnitude_correlation": 0.7388}
     assert "1.57, snr against magnitude 0.739\n" in closing(RESULT | {"posterior": with_order})
     note = " ".join(["sigma is almost constant:"] * 9)

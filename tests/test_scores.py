@@ -136,8 +136,9 @@ LINE = "h/h0 0.991 to 1, sigma 95%/5% 1, snr against magnitude 1.000"
 def test_the_posterior_comes_last_a_line_a_run_and_one_note(tmp_path):
     note = "the Hessian has stayed: sigma is almost constant, and " + "so on " * 15
     for summary, written in ((SUMMARY, []), (SUMMARY | {"note": note.strip()}, [note.strip()])):
-        result = {"posterior": summary}
-        found = scores_of(tmp_path, REPORT, allocation(NAMES, seed=1), result=result)
+        result, where = {"posterior": summary}, tmp_path / str(len(written))
+        where.mkdir()
+        found = scores_of(where, REPORT, allocation(NAMES, seed=1), result=result)
         for unicode in (False, True):
             lines = found.draw(width=80, colour=False, unicode=unicode).plain.splitlines()
             first = lines.index(f"seed-0: {LINE}")

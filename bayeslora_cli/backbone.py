@@ -58,8 +58,10 @@ def backbone_path(name: str) -> str:
     """What transformers loads for --model: package:NAME/PATH as a directory, anything else as is.
 
     Raises:
-        ModelError: no such package, or nothing at that place in it.
+        ModelError: no such package, nothing at that place in it, or no such directory.
     """
+    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise ModelError(f"--model {name}: no such directory")
     if not name.startswith("package:"):
         return name
     package, _, inner = name.removeprefix("package:").partition("/")

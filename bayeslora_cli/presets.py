@@ -104,7 +104,11 @@ def read_preset(path: Path) -> dict[str, Any]:
 
 def _checked(path: Path, key: str, value: Any, problems: list[str]) -> Any:
     if key not in FIELDS:
-        problems.append(f"preset {path}: {key} is no option{nearest(key, FIELDS)}")
+        if key == "extends":
+            problems.append(f"preset {path}: extends = {value!r}: must be a string")
+        else:
+            hint = nearest(key, (*FIELDS, "extends"))
+            problems.append(f"preset {path}: {key} is no option{hint}")
         return value
     try:
         return from_file(key, value)

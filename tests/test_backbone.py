@@ -56,9 +56,15 @@ def test_packages_without_that_directory(package):
         backbone_path("package:a_model_package/modle")
 
 
-def test_other_names_stay():
-    for name in ("org/name", "/a/directory", "microsoft/deberta-v3-base"):
+def test_other_names_stay(tmp_path):
+    for name in ("org/name", str(tmp_path), "microsoft/deberta-v3-base"):
         assert backbone_path(name) == name
+
+
+@pytest.mark.parametrize("name", ["/not/there", "./not-there", "../not-there", "~/not-there"])
+def test_directories_that_are_not_there(name):
+    with pytest.raises(ModelError, match=f"--model {name}: no such directory"):
+        load_tokenizer(name)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *DECODERS])

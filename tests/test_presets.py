@@ -147,6 +147,8 @@ def test_the_built_in_name_is_the_tasks_own():
         ("lr = ", r"cannot be read"),
         ("extends = 'quikstart'", r"extends quikstart: no such preset \(did you mean quickstart"),
         ("extends = 'bad.toml'", r"extends itself"),
+        ("extends = 3", r"extends = 3: must be a string"),
+        ("extend = 'rte'", r"extend is no option \(did you mean extends\?\)"),
     ],
 )
 def test_what_is_wrong_with_a_preset(write, text, problem):

@@ -151,7 +151,11 @@ def test_eval_over_samples(run, typed, tmp_path):
     assert lines[0].split() == ["mean", "2", "samples"]
     assert lines[1] == "validation"
     assert [line.split()[0] for line in lines[2:6]] == ["accuracy", "nll", "ece", "brier"]
-    assert lines[6] == "reliability on validation: # accuracy, | mean confidence"
+    assert re.fullmatch(
+        r"posterior: h/h0 [\d.]+ to [\d.]+, sigma 95%/5% [\d.]+, snr against magnitude [\d.]+",
+        lines[6],
+    )
+    assert lines[7] == "reliability on validation: # accuracy, | mean confidence"
     assert lines[-1] == str(figure)
     assert figure.read_text().startswith("<?xml")
 
@@ -180,7 +184,7 @@ def test_eval_of_rows_from_outside(run, typed, tmp_path):
     assert lines[-2] == f"AUROC, {path} against validation"
     assert re.fullmatch(r"  entropy +[01]\.\d{4}", lines[-1])
     _, out, _ = typed_ok(typed, *arguments, "--samples", 2)
-    assert re.fullmatch(r"  mutual_information +- +[01]\.\d{4}", out.splitlines()[-1])
+    assert re.fullmatch(r"  mutual_information +- +[01]\.\d{4}", out.splitlines()[-2])
 
 
 @pytest.mark.parametrize(

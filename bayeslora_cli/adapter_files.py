@@ -149,6 +149,8 @@ def _write(network: Network, peft: PeftConfig, state: dict[str, Tensor], directo
     peft.fan_in_fan_out = any(
         not isinstance(m.base_layer, nn.Linear) for m in network.adapters.values()
     )
+    # PEFT keeps a set, whose order in the file would differ from process to process
+    peft.target_modules = sorted(peft.target_modules or ())
     directory.mkdir(parents=True)
     peft.save_pretrained(str(directory))
     # the classes' names, for which PEFT's own file has no place; beside it, transformers would take

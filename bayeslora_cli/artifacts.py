@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import sys
 from collections.abc import Iterable, Mapping
@@ -15,14 +16,17 @@ from torch import Tensor
 
 from bayeslora_cli import card, posterior
 from bayeslora_cli.adapter_files import BACKBONE, save_peft_adapter
+from bayeslora_cli.atomic import replacing, write_json, write_text
 from bayeslora_cli.backbone import backbone_path
 from bayeslora_cli.config import RunConfig
+from bayeslora_cli.errors import RunDirError
 from bayeslora_cli.model import Network
 from bayeslora_cli.posterior import Posterior
 from bayeslora_cli.report import MatrixReport, RankReport, kind_of, layer_of
-from bayeslora_cli.rundir import RunDir, replacing, write_json, write_text
+from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.tasks import Task
 
+logger = logging.getLogger("bayeslora")
 PACKAGES = (
     "bayeslora", "torch", "transformers", "peft", "ivon-opt", "datasets", "tokenizers",
     "safetensors", "scikit-learn", "scipy", "torchmetrics",
@@ -50,6 +54,20 @@ def environment(device: torch.device, revision: str | None, backbone_sha256: str
         "start": now(),
         "end": None,
     }
+
+
+def record_environment(
+    run: RunDir, device: torch.device, revision: str | None, backbone_sha256: str
+) -> None:
+    """Write environment.json: of a resumed run, this process's below the first one's."""
+    found = environment(device, revision, backbone_sha256)
+    if run.environment.is_file():
+        try:
+            first = run.read_json(run.environment)
+            found = {**first, "resumed": [*first.get("resumed", []), found]}
+        except (RunDirError, TypeError) as error:
+            logger.warning("%s is written anew: %s", run.environment, error)
+    write_json(run.environment, found)
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:

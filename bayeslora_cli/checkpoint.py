@@ -1,21 +1,38 @@
-"""The full training state, to disk and back: safetensors and JSON."""
+"""The full training state, to disk and back: safetensors and JSON, the newest two states.
+
+A state is a directory `step-000123`: `state.safetensors`, `state.json`, the run's logs up to there,
+and `complete`, written last, with the size and the sha256 of each.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from hashlib import file_digest
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bayeslora_cli.atomic import discard, leftovers, named, replacing, tidy
 from bayeslora_cli.errors import RunDirError
-from bayeslora_cli.rundir import replacing
+from bayeslora_cli.intervals import Interval
 
 TENSORS = "state.safetensors"
 SCALARS = "state.json"
+COMPLETE = "complete"
+KEPT = 2
+AT_LEAST = 60  # seconds between two checkpoints, if nobody says how often
+TIMES_LONGER = 200  # than a checkpoint takes is the time between two: half a percent
+BYTES_A_SECOND = 200e6  # of the first, before one is timed: a slow disk's
+_NAME = re.compile(r"step-(\d{6,12})", re.ASCII)
+logger = logging.getLogger("bayeslora")
 
 
 class Stateful(Protocol):
@@ -31,39 +48,160 @@ class Stateful(Protocol):
         """Take `scalars()` of an earlier process."""
 
 
-def save(directory: Path, parts: Mapping[str, Stateful]) -> None:
-    """Write all parts, whole or not at all."""
+class Checkpoints:
+    """The states of a run, and when the next one is due."""
+
+    def __init__(self, directory: Path, logs: Sequence[Path], every: Interval) -> None:
+        """`logs`: files that grow with the run, which each state holds as they are then."""
+        self.directory = directory
+        self.logs = {path.name: path for path in logs}
+        self.every = every
+        self._took = 0.0
+        self._last = perf_counter()
+
+    def due(self, step: int) -> bool:
+        """Whether to save after `step` steps."""
+        if self.every.steps is not None:
+            return step % self.every.steps == 0
+        wait = self.every.seconds or max(AT_LEAST, TIMES_LONGER * self._took)
+        return perf_counter() - self._last >= wait
+
+    def save(self, step: int, parts: Mapping[str, Stateful], *, keep: int = KEPT) -> float:
+        """Write the state after `step` steps; of those before it stay so many that `keep` are left.
+
+        Returns:
+            The seconds that it took.
+        Raises:
+            StorageError: it cannot be written; the earlier ones are there.
+        """
+        start = perf_counter()
+        with replacing(self.directory / f"step-{step:06}") as temporary:
+            write(temporary, parts, self.logs)
+        for earlier in self._all()[:-keep]:
+            discard(earlier)
+        self._last = perf_counter()
+        self._took = self._last - start
+        return self._took
+
+    def restore(self, parts: Mapping[str, Stateful]) -> bool:
+        """Bring all parts and the logs to the newest state that can be read.
+
+        Returns:
+            Whether there was one; else the parts are as they were, and the logs gone.
+        Raises:
+            RunDirError: a state of another run.
+            StorageError: the logs cannot be written.
+        """
+        with named(self.directory):
+            for path in leftovers(self.directory):
+                tidy(path)
+        chosen: Path | None = None
+        logs: set[str] = set()
+        unreadable = []
+        for directory in reversed(self._all()):
+            try:
+                tensors, scalars, logs = read(directory, self.logs)
+            except (OSError, ValueError, RecursionError, SafetensorError) as error:
+                logger.warning("checkpoint %s is skipped, it is damaged: %s", directory, error)
+                unreadable.append(directory)
+                continue
+            _take(directory, tensors, scalars, parts)
+            chosen = directory
+            break
+        if unreadable and chosen is None:
+            logger.warning("no checkpoint can be read: the run starts anew")
+        for name, path in self.logs.items():
+            if chosen is not None and name in logs:
+                with replacing(path) as temporary:
+                    shutil.copyfile(chosen / name, temporary)
+            else:
+                with named(path):
+                    path.unlink(missing_ok=True)
+        for damaged in unreadable:  # or it would count as one of the newest two
+            discard(damaged)
+        state = [tensor for part in parts.values() for tensor in part.tensors().values()]
+        self._took = sum(tensor.nbytes for tensor in state) / BYTES_A_SECOND
+        self._last = perf_counter()
+        return chosen is not None
+
+    def _all(self) -> list[Path]:
+        """Directories of states, whole or not, by step."""
+        found = {
+            int(match[1]): path
+            for path in self.directory.glob("step-*")
+            if (match := _NAME.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
+        }
+        return [found[step] for step in sorted(found)]
+
+
+def write(directory: Path, parts: Mapping[str, Stateful], logs: Mapping[str, Path]) -> None:
+    """Make a directory with the state of all parts, and the logs that there are."""
     tensors = {
         f"{part}/{name}": tensor.detach().cpu().contiguous()
         for part, stateful in parts.items()
         for name, tensor in stateful.tensors().items()
     }
     scalars = {part: stateful.scalars() for part, stateful in parts.items()}
-    with replacing(directory) as temporary:
-        temporary.mkdir()
-        save_file(tensors, temporary / TENSORS)
-        (temporary / SCALARS).write_text(json.dumps(scalars, indent=2), encoding="utf-8")
+    directory.mkdir(parents=True)
+    save_file(tensors, directory / TENSORS)
+    (directory / SCALARS).write_text(json.dumps(scalars, indent=2), encoding="utf-8")
+    for name, path in logs.items():
+        if path.is_file():
+            shutil.copyfile(path, directory / name)
+    written = {path.name: _identity(path) for path in directory.iterdir()}
+    (directory / COMPLETE).write_text(json.dumps(written, indent=2), encoding="utf-8")
 
 
-def load(directory: Path, parts: Mapping[str, Stateful]) -> None:
-    """Bring all parts to the saved state.
+def _identity(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}
 
-    Scalars come first: a part may need them to make room for its tensors.
+
+def read(
+    directory: Path, logs: Mapping[str, Path]
+) -> tuple[dict[str, Tensor], dict[str, Any], set[str]]:
+    """Read a state back, every byte checked: tensors, scalars by part, and the logs that it has.
 
     Raises:
-        RunDirError: unreadable, or of another run.
+        OSError, ValueError, SafetensorError: incomplete or damaged.
     """
-    try:
-        tensors = load_file(directory / TENSORS)
-        scalars = json.loads((directory / SCALARS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise RunDirError(f"{directory} cannot be read: {error}; use --overwrite") from error
+    marker = directory / COMPLETE
+    if not marker.is_file():
+        raise ValueError("it is incomplete")
+    written = json.loads(marker.read_text(encoding="utf-8"))
+    if not isinstance(written, dict) or not {TENSORS, SCALARS} <= written.keys():
+        raise ValueError(f"{COMPLETE} does not say what there is")
+    if not written.keys() <= {TENSORS, SCALARS, *logs}:
+        raise ValueError(f"{COMPLETE} names files that are none of a checkpoint's")
+    for name, identity in written.items():
+        if _identity(directory / name) != identity:
+            raise ValueError(f"{name} is not what was written")
+    scalars = json.loads((directory / SCALARS).read_text(encoding="utf-8"))
+    if not isinstance(scalars, dict):
+        raise ValueError(f"{SCALARS} is no JSON object")
+    return load_file(directory / TENSORS), scalars, written.keys() - {TENSORS, SCALARS}
+
+
+def _take(
+    directory: Path,
+    tensors: Mapping[str, Tensor],
+    scalars: Mapping[str, Any],
+    parts: Mapping[str, Stateful],
+) -> None:
+    """Bring all parts to a state. Scalars come first: a part may make room for its tensors by them.
+
+    Raises:
+        RunDirError: it is of another run.
+    """
     for part, stateful in parts.items():
         if part not in scalars:
             raise RunDirError(f"{directory} is a checkpoint of another run: it has no {part}")
-        stateful.load_scalars(scalars[part])
+        try:
+            stateful.load_scalars(scalars[part])
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise RunDirError(f"{directory} is of another version: {part}: {error}") from error
         for name, tensor in stateful.tensors().items():
             saved = tensors.get(f"{part}/{name}")
-            if saved is None or saved.shape != tensor.shape:
+            if saved is None or saved.shape != tensor.shape or saved.dtype != tensor.dtype:
                 raise RunDirError(f"{directory} is a checkpoint of another run: {part}/{name}")
             tensor.copy_(saved)

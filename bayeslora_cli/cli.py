@@ -12,9 +12,10 @@ from bayeslora_cli import __version__, commands, presets
 from bayeslora_cli import options as o
 from bayeslora_cli.config import FIELDS
 from bayeslora_cli.console import Progress, closing_table, set_up_logging
-from bayeslora_cli.errors import BayesloraError
+from bayeslora_cli.errors import BayesloraError, Preempted
 from bayeslora_cli.report import RankReport
 from bayeslora_cli.resolve import resolve
+from bayeslora_cli.signals import listening
 
 app = typer.Typer(
     name="bayeslora",
@@ -87,8 +88,10 @@ def train(
     seed: o.Seed = None,
     precision: o.Precision = None,
     device: o.Device = None,
+    deterministic: o.Deterministic = None,
     gradient_checkpointing: o.GradientCheckpointing = None,
     eval_batch_size: o.EvalBatchSize = None,
+    checkpoint_every: o.CheckpointEvery = None,
     output: o.Output = None,
     overwrite: o.Overwrite = None,
     dry_run: o.DryRun = False,
@@ -102,6 +105,7 @@ def train(
     Values not given come from the task's preset, the paper's settings.
     Step numbers of a preset scale with the run's length.
     The last line printed is the run's directory.
+    Stopped or killed, it goes on when the same command is run again.
     """
     typed = {n: v for n, v in locals().items() if n in FIELDS and v is not None}
     if list_presets:
@@ -112,19 +116,20 @@ def train(
         if name in typed:
             typed[name] = tuple(part for part in typed[name].split(",") if part)
     console = set_up_logging(quiet=quiet, verbose=verbose)
-    resolved = resolve(typed, preset)
-    if dry_run:
-        from bayeslora_cli.plan import describe_plan, plan
-        from bayeslora_cli.prepare import prepare
+    with listening() as stop:
+        resolved = resolve(typed, preset)
+        if dry_run:
+            from bayeslora_cli.plan import describe_plan, plan
+            from bayeslora_cli.prepare import prepare
 
-        found = plan(prepare(resolved), resolved)
-        print(json.dumps(found, allow_nan=False) if as_json else describe_plan(found))
-        return
+            found = plan(prepare(resolved), resolved)
+            print(json.dumps(found, allow_nan=False) if as_json else describe_plan(found))
+            return
+        from bayeslora_cli.engine import train as run_training
+
+        run = run_training(resolved, Progress(console), stop)
     from rich.console import Console
 
-    from bayeslora_cli.engine import train as run_training
-
-    run = run_training(resolved, Progress(console))
     result = run.read_result()
     if as_json:
         print(json.dumps({"run": str(run.path), **result}, allow_nan=False))
@@ -147,5 +152,5 @@ def main() -> None:
     try:
         app()
     except BayesloraError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("" if isinstance(error, Preempted) else "error: ", error, sep="", file=sys.stderr)
         sys.exit(error.exit_code)

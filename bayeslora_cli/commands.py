@@ -68,6 +68,10 @@ def evaluate(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Examples a forward pass (default: as in training).")
     ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run Python code that comes with the model."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Evaluate a finished run at its posterior mean and over samples, or write what it predicts."""
@@ -91,6 +95,7 @@ def evaluate(
         submission=submission,
         device=device,
         batch_size=batch_size,
+        trust_remote_code=trust_remote_code,
     )
     note = (found.get("posterior") or {}).get("note")
     if note is not None:
@@ -161,6 +166,14 @@ def export(
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:N or auto.", rich_help_panel=_CHECK)
     ] = "auto",
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that comes with the model.",
+            rich_help_panel=_CHECK,
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -202,6 +215,7 @@ def export(
         data=data,
         file=eval_file,
         device=device,
+        trust_remote_code=trust_remote_code,
     )
     directory, manifest = export_run(
         run, options, output=output, overwrite=overwrite, push_to_hub=push_to_hub

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from bayeslora_cli.errors import ConfigError, UserError
+from bayeslora_cli.intervals import parse_interval
 
 GLUE_TASKS = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli")
 TASK_NAMES = (*GLUE_TASKS, "demo", "custom")  # custom: a user's own files
@@ -126,8 +127,12 @@ class RunConfig:
     """Steps between two lines of metrics.jsonl."""
     device: str = _option("auto", "--device", affects_result=False)
     """cpu, cuda, cuda:N, or auto."""
+    deterministic: bool = _option(False, "--deterministic", affects_result=False)
+    """Same bits at every repetition on a GPU too, with slower kernels where need be."""
     gradient_checkpointing: bool = _option(False, "--gradient-checkpointing", affects_result=False)
     """Recompute activations in the backward pass to save memory."""
+    checkpoint_every: str = _option("auto", "--checkpoint-every", affects_result=False)
+    """Steps or time between checkpoints, as `parse_interval` reads it."""
     output: str = _option("runs", "--output", affects_result=False)
     """Directory under which run directories are made."""
     trust_remote_code: bool = _option(False, "--trust-remote-code", affects_result=False)
@@ -170,6 +175,8 @@ def from_file(name: str, value: Any) -> Any:
     right = isinstance(value, types) and isinstance(value, bool) == (kind == "bool")
     if not right or not all(isinstance(item, str) for item in items):
         raise TypeError(f"{name} = {value!r}: must be {expected}")
+    if kind == "float" and isinstance(value, int) and abs(value) >= 10**300:
+        raise TypeError(f"{name}: a number of {len(str(value))} digits: is too large")
     return float(value) if kind == "float" else tuple(value) if kind.startswith("tuple") else value
 
 
@@ -223,6 +230,10 @@ def _problems(c: RunConfig) -> list[str]:
         "train_file",
         "--task custom takes its examples from --train-file, other tasks have their own",
     )
+    try:
+        parse_interval(c.checkpoint_every)
+    except ValueError as error:
+        expect(False, "checkpoint_every", str(error))
     expect(c.train_file is not None or c.eval_file is None, "eval_file", "needs --train-file")
     expect(c.dropout is None or 0 <= c.dropout < 1, "dropout", "must be at least 0 and below 1")
     for name in (
@@ -296,5 +307,5 @@ def from_toml(text: str, name: str) -> RunConfig:
         values = {k: from_file(k, v) if k in FIELDS else v for k, v in values.items()}
         nothing = {"criterion": None}  # None is left out of the file, but is not the default
         return RunConfig(**(nothing | values))
-    except (tomllib.TOMLDecodeError, TypeError, ConfigError) as error:
+    except (tomllib.TOMLDecodeError, TypeError, RecursionError, ConfigError) as error:
         raise UserError(f"{name} is not a configuration of this version: {error}") from error

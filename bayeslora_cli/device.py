@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
-from bayeslora_cli.errors import UserError
+from bayeslora_cli.errors import BayesloraError, UserError
 
 
 def pick_device(name: str) -> torch.device:
@@ -28,10 +32,36 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def set_precision(precision: str) -> None:
-    """fp32 means fp32: matrix products use TF32 under `tf32` alone."""
+def set_precision(precision: str, *, deterministic: bool = False) -> None:
+    """fp32 means fp32: matrix products use TF32 under `tf32` alone.
+
+    Args:
+        deterministic: a GPU, too, gives the same bits for the same numbers at every repetition.
+    """
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic = deterministic
+    if deterministic:  # cuBLAS reads it when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@contextmanager
+def memory_explained() -> Iterator[None]:
+    """Say what to lower if a GPU's memory is not enough for a training.
+
+    Raises:
+        BayesloraError: it was not.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise BayesloraError(
+            "out of GPU memory. The same command goes on from the last checkpoint with "
+            "--gradient-checkpointing, or in an evaluation with a lower --eval-batch-size. Another "
+            "run needs less with more --grad-accum, a lower --batch-size or --max-length, or "
+            "--precision bf16"
+        ) from error
 
 
 def peak_memory(device: torch.device) -> int:

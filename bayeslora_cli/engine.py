@@ -3,72 +3,92 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bayeslora_cli import checkpoint
 from bayeslora_cli.allocator import RankAllocator
-from bayeslora_cli.artifacts import Snapshot, environment, now, write_artifacts
+from bayeslora_cli.artifacts import Snapshot, now, record_environment, write_artifacts
+from bayeslora_cli.atomic import write_json
 from bayeslora_cli.backbone import Labels
 from bayeslora_cli.bank import AdapterBank
 from bayeslora_cli.batches import TokenisedSplit, TrainOrder, steps_per_epoch, tokenise
+from bayeslora_cli.checkpoint import KEPT, Checkpoints, Stateful
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.console import Reporter
 from bayeslora_cli.criteria import CRITERIA
-from bayeslora_cli.device import peak_memory, pick_device, set_precision
-from bayeslora_cli.errors import NonFiniteError
+from bayeslora_cli.device import memory_explained, peak_memory, pick_device, set_precision
+from bayeslora_cli.errors import NonFiniteError, Preempted
 from bayeslora_cli.evaluate import describe, evaluate_splits
+from bayeslora_cli.fingerprint import data_fingerprint
+from bayeslora_cli.intervals import parse_interval
+from bayeslora_cli.lock import locked
 from bayeslora_cli.model import METHODS, build_network
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.posterior import Posterior
 from bayeslora_cli.posterior_summary import posterior_summary
 from bayeslora_cli.prepare import Prepared, learning_rate, prepare, rank_budget
 from bayeslora_cli.resolve import Resolved
-from bayeslora_cli.rundir import RunDir, recover, write_json
-from bayeslora_cli.state import BestSoFar, Generators, Loop
+from bayeslora_cli.rundir import RunDir
+from bayeslora_cli.signals import Stop, Stopped
+from bayeslora_cli.state import BestSoFar, Generators, Inputs, Loop
 from bayeslora_cli.step import TrainStep
 
 logger = logging.getLogger("bayeslora")
 
 
-def train(resolved: Resolved, progress: Reporter | None = None) -> RunDir:
-    """Train a run, or say that it is done; returns its directory.
+def train(resolved: Resolved, progress: Reporter | None = None, stop: Stop | None = None) -> RunDir:
+    """Train a run, or go on with it, or say that it is done; returns its directory.
 
     Args:
         progress: told of each step; None: nobody is.
+        stop: `signals.listening`'s; None: signals do what they do.
     Raises:
-        UserError: options, data or model that the user can mend.
+        UserError: options, data or model that the user can mend, or another process at the run.
         NonFiniteError: the run diverged.
+        Preempted: a signal came; the state is saved.
+        StorageError: something could not be written.
+        BayesloraError: out of GPU memory.
     """
     prepared = prepare(resolved)
-    run, overwrite = prepared.run, prepared.config.overwrite
-    if run.finished and not overwrite:
-        logger.info("already trained: %s (--overwrite trains it again)", run.path)
+    run = prepared.run
+    if _is_done(prepared):
         return run
-    progress = progress or Reporter()
-    try:
-        Session(prepared, progress).train()
-    finally:
-        progress.stop()
+    progress, stop = progress or Reporter(), stop or Stop()
+    with locked(run.lock):
+        if _is_done(prepared):  # by the process that had the lock
+            return run
+        try:
+            with memory_explained():
+                Session(prepared, progress, stop).train()
+        finally:
+            progress.stop()
     return run
+
+
+def _is_done(prepared: Prepared) -> bool:
+    done = prepared.run.finished and not prepared.config.overwrite
+    if done:
+        logger.info("already trained: %s (--overwrite trains it again)", prepared.run.path)
+    return done
 
 
 class Session:
     """What a run works with, from the loaded backbone to the files it leaves."""
 
-    def __init__(self, prepared: Prepared, progress: Reporter) -> None:
+    def __init__(self, prepared: Prepared, progress: Reporter, stop: Stop) -> None:
         """Nothing is written before `train`."""
         config, task, tokenizer = prepared.config, prepared.task, prepared.tokenizer
         assert config.schedule_steps is not None
         self.config, self.task, self.run = config, task, prepared.run
-        self.progress = progress
+        self.progress, self.stop = progress, stop
         self.total = config.schedule_steps
         self.device = pick_device(config.device)
-        set_precision(config.precision)
+        set_precision(config.precision, deterministic=config.deterministic)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -83,6 +103,14 @@ class Session:
         self.splits = {
             name: tokenise(found, tokenizer, config.max_length, regression=task.regression)
             for name, found in prepared.examples.items()
+        }
+        checksums = {
+            "the backbone's weights have": self.network.backbone_sha256,
+            "the data or their tokens have": data_fingerprint(
+                tensor
+                for split in self.splits.values()
+                for tensor in (split.tokens, split.offsets, split.token_types, split.labels)
+            ),
         }
         train_split = self.splits.pop("train")
         self.train_split: TokenisedSplit = train_split
@@ -102,54 +130,73 @@ class Session:
         )
         self.loop = Loop()
         self.best = BestSoFar(self.network.bank, posterior=maker.posterior)
-        self.parts: dict[str, checkpoint.Stateful] = {
+        self.generators = Generators(self.device, noise)
+        self.parts: dict[str, Stateful] = {
+            "inputs": Inputs(checksums),
             "bank": self.network.bank,
             "optimizer": self.optimizer,
             "step": self.step,
-            "generators": Generators(self.device, noise),
+            "generators": self.generators,
             "loop": self.loop,
             "best": self.best,
         }
         if self.allocator is not None:
             self.parts["allocator"] = self.allocator
+        self.checkpoints = Checkpoints(
+            self.run.checkpoint,
+            logs=(self.run.metrics, self.run.ranks_history),
+            every=parse_interval(config.checkpoint_every),
+        )
 
     # ---- the loop
 
     def train(self) -> None:
-        """Train from the checkpoint, or from the start, to the end, and write the artifacts."""
+        """Train from the newest checkpoint, or from the start, to the end; write the artifacts."""
         self._start()
-        for step in range(self.loop.step, self.total):
-            self.step(step, self._batch(step))
-            self.loop.step = step + 1
-            self.progress.step(step + 1)
-            if self._log_is_due(step):
-                self._log(step)
-            if self._evaluation_is_due(step):
-                self._evaluate(step)
-                checkpoint.save(self.run.checkpoint, self.parts)
-                self._clock = time.perf_counter()
+        with self._saved_when_stopped():
+            if self._evaluation_is_due():  # that a kill has cut short
+                self._evaluate()
+            while self.loop.step < self.total:
+                self.generators.note(self.loop.step)
+                self.step(self.loop.step, self._batch(self.loop.step))
+                self.loop.step += 1
+                self.progress.step(self.loop.step)
+                if self._log_is_due():
+                    self._log()
+                if self.checkpoints.due(self.loop.step):
+                    self._checkpoint()
+                if self._evaluation_is_due():
+                    self._evaluate()
+                self.stop.check()
+            self._checkpoint(keep=1)
         self._finish()
 
     def _start(self) -> None:
+        self.stop.check()  # a library may have swallowed what the signal raised
         self.run.begin(self.config, self.task, overwrite=self.config.overwrite)
         torch.manual_seed(self.config.seed)  # dropout; noise has a generator of its own
         self.network.module.train()
         self.network.bank.check_views()
-        recover(self.run.checkpoint)
-        if self.run.checkpoint.is_dir():
-            checkpoint.load(self.run.checkpoint, self.parts)
-            logger.info("resuming at step %d of %d", self.loop.step, self.total)
-        for path in (self.run.metrics, self.run.ranks_history):
-            self.run.cut(path, lambda line: line["step"] < self.loop.step)
+        resumed = self.checkpoints.restore(self.parts)
+        if resumed:
+            logger.info("resuming after step %d of %d", self.loop.step, self.total)
         revision = getattr(self.network.module.config, "_commit_hash", None)
-        found = environment(self.device, revision, self.network.backbone_sha256)
-        if self.run.environment.is_file():  # a resumed run: keep the first process's record
-            first = self.run.read_json(self.run.environment)
-            found = {**first, "resumed": [*first.get("resumed", []), found]}
-        write_json(self.run.environment, found)
+        record_environment(self.run, self.device, revision, self.network.backbone_sha256)
         self.progress.start(done=self.loop.step, total=self.total)
-        self._clock = time.perf_counter()
-        self._tokens = 0
+        self._clock = perf_counter()
+
+    @contextmanager
+    def _saved_when_stopped(self) -> Iterator[None]:
+        """Signals are noted, and found where the state is whole; then it is saved."""
+        try:
+            with self.stop.noted():
+                yield
+        except Stopped as signal:
+            self._checkpoint()
+            raise Preempted(
+                f"stopped by {signal}: checkpoint at step {self.loop.step} of {self.total} in "
+                f"{self.run.path}. Run the same command again to go on"
+            ) from None
 
     def _batch(self, step: int) -> list[dict[str, Tensor]]:
         """The micro-batches of a step, on the device."""
@@ -157,48 +204,69 @@ class Session:
         for indices in self.order.indices(step).tensor_split(self.config.grad_accum):
             if len(indices):
                 batch = self.train_split.batch(indices)
-                self._tokens += int(batch["attention_mask"].sum())
+                self.loop.interval_tokens += int(batch["attention_mask"].sum())
                 parts.append({k: v.to(self.device, non_blocking=True) for k, v in batch.items()})
         return parts
 
     # ---- what happens once in a while
 
-    def _log_is_due(self, step: int) -> bool:
-        return (step + 1) % self.config.log_every == 0 or self._evaluation_is_due(step)
+    def _log_is_due(self) -> bool:
+        return self.loop.step % self.config.log_every == 0 or self._evaluation_is_due()
 
-    def _evaluation_is_due(self, step: int) -> bool:
-        done, every = step + 1, self.config.eval_every
+    def _evaluation_is_due(self) -> bool:
+        done, every = self.loop.step, self.config.eval_every
+        if done == self.loop.evaluated:
+            return False
         if done == self.total or done % self.steps_per_epoch == 0:
             return True
         return every is not None and done > self.steps_per_epoch and done % every == 0
 
-    def _log(self, step: int) -> None:
-        progress = self.step.progress()
-        if progress.bad_step is not None:
-            self._stop_at(progress.bad_step)
-        elapsed, self._clock = time.perf_counter() - self._clock, time.perf_counter()
-        self.loop.train_seconds += elapsed
+    def _log(self) -> None:
+        self._stop_if_diverged()
+        self._lap()
+        progress, loop = self.step.progress(), self.loop
         line = {
-            "step": step,
-            "epoch": (step + 1) / self.steps_per_epoch,
+            "step": loop.step - 1,
+            "epoch": loop.step / self.steps_per_epoch,
             "loss": progress.loss,
             "penalty": progress.penalty,
-            "lr": self.step.learning_rate(step),
-            "tokens_per_second": round(self._tokens / elapsed, 1),
+            "lr": self.step.learning_rate(loop.step - 1),
+            "tokens_per_second": round(loop.interval_tokens / loop.interval_seconds, 1),
         }
-        self._tokens = 0
+        loop.interval_tokens, loop.interval_seconds = 0, 0.0
         if self.allocator is not None:
-            line["budget"] = self.allocator.budget(step)
+            line["budget"] = self.allocator.budget(loop.step - 1)
             self._log_allocations(self.allocator)
         self.run.append(self.run.metrics, [line])
-        self.progress.log(step + 1, line)
+        self.progress.log(loop.step, line)
 
-    def _stop_at(self, bad_step: int) -> NoReturn:
-        """Leave the state before a step that was not finite; the device has kept it."""
-        self.loop.step = bad_step
+    def _lap(self) -> None:
+        """Count the time since the last lap as the steps'."""
+        elapsed, self._clock = perf_counter() - self._clock, perf_counter()
+        self.loop.train_seconds += elapsed
+        self.loop.interval_seconds += elapsed
+
+    def _checkpoint(self, keep: int = KEPT) -> None:
+        self._stop_if_diverged()
+        self._lap()
         if self.allocator is not None:
-            self._log_allocations(self.allocator, before=bad_step)
-        checkpoint.save(self.run.checkpoint, self.parts)
+            self._log_allocations(self.allocator)
+        took = self.checkpoints.save(self.loop.step, self.parts, keep=keep)
+        logger.debug("checkpoint at step %d, %.2f s", self.loop.step, took)
+        self.loop.checkpoint_seconds += took
+        self._clock = perf_counter()
+
+    def _stop_if_diverged(self) -> None:
+        """After a step that was not finite, leave the state before it; the device has kept it."""
+        bad_step = self.step.bad_step()
+        if bad_step is None:
+            return
+        if self.generators.rewind(bad_step):  # or the last checkpoint has to do
+            self.step.forget(self.loop.step - bad_step)
+            self.loop.step = bad_step
+            if self.allocator is not None:
+                self._log_allocations(self.allocator, before=bad_step)
+            self.checkpoints.save(bad_step, self.parts)
         raise NonFiniteError(
             f"step {bad_step}: the loss, a gradient or a score is not finite; lower --lr (and "
             "--boost-lr), or try --precision fp32. The state before that step is in "
@@ -217,21 +285,25 @@ class Session:
         if lines:
             self.run.append(self.run.ranks_history, lines)
 
-    def _evaluate(self, step: int) -> None:
-        start = time.perf_counter()
-        metrics = evaluate_splits(self.network, self.task, self.splits, self.config.eval_batch_size)
-        found = {"step": step, "epoch": (step + 1) / self.steps_per_epoch, "metrics": metrics}
+    def _evaluate(self) -> None:
+        start, done = perf_counter(), self.loop.step
+        metrics = evaluate_splits(
+            self.network, self.task, self.splits, self.config.eval_batch_size, self.stop.check
+        )
+        found = {"step": done - 1, "epoch": done / self.steps_per_epoch, "metrics": metrics}
         self.run.append(self.run.metrics, [found])
         value = metrics[self.task.validation_splits[0]][self.task.selecting]
-        at_budget = self.allocator is None or step >= self.allocator.budget.final_step
+        at_budget = self.allocator is None or done > self.allocator.budget.final_step
         best_before = self.best.records.get("best")
         if self.best.offer(found, value, at_budget=at_budget):
-            self._snapshot(step)
+            self._snapshot()
         is_best = self.best.records["best"] is not best_before
-        self.progress.evaluation(step + 1, describe(metrics), best=is_best)
-        self.loop.evaluation_seconds += time.perf_counter() - start
+        self.loop.evaluated = done
+        self.progress.evaluation(done, describe(metrics), best=is_best)
+        self.loop.evaluation_seconds += perf_counter() - start
+        self._clock = perf_counter()
 
-    def _snapshot(self, step: int) -> None:
+    def _snapshot(self) -> None:
         """Keep the present posterior and scores: the best at the final budget so far."""
         bank, sigma = self.network.bank, self.optimizer.sigma()
         scores = None if self.allocator is None else self.allocator.scores(sigma)
@@ -249,8 +321,11 @@ class Session:
             "outputs": self.network.labels.outputs,
             "training_rows": training_rows,
             "steps": self.total,
-            "seconds": round(loop.train_seconds + loop.evaluation_seconds, 3),
+            "seconds": round(
+                loop.train_seconds + loop.evaluation_seconds + loop.checkpoint_seconds, 3
+            ),
             "train_seconds": round(loop.train_seconds, 3),
+            "checkpoint_seconds": round(loop.checkpoint_seconds, 3),
             "steps_per_second": round(self.total / loop.train_seconds, 3),
             "trainable_parameters": bank.trainable(),
             "kept_parameters": bank.kept(),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 EXIT_FAILED = 1
 EXIT_USER = 2
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 class BayesloraError(Exception):
@@ -42,3 +44,20 @@ class RunDirError(UserError):
 
 class NonFiniteError(BayesloraError):
     """The loss, a gradient or a score was not finite; the last good state is kept."""
+
+
+class Preempted(BayesloraError):
+    """A signal has stopped the run; the same command goes on with it."""
+
+    exit_code = EXIT_PREEMPTED
+
+
+class StorageError(BayesloraError, OSError):
+    """Something could not be written: no space, no right. What was there before still is."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror)
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"cannot write {self.path}: {self.strerror}; what was saved before is still there"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,16 @@ Metrics = dict[str, dict[str, float]]
 
 
 @torch.inference_mode()
-def predict(network: Network, split: TokenisedSplit, batch_size: int) -> Tensor:
+def predict(
+    network: Network,
+    split: TokenisedSplit,
+    batch_size: int,
+    check: Callable[[], None] = lambda: None,
+) -> Tensor:
     """Logits of a split at what the modules see now: (examples, outputs), fp32, on the CPU.
 
+    Args:
+        check: called before each batch; what it raises ends the prediction, and changes nothing.
     Raises:
         NonFiniteError: a logit that is not finite.
     """
@@ -51,6 +58,7 @@ def predict(network: Network, split: TokenisedSplit, batch_size: int) -> Tensor:
     try:
         logits = torch.empty(len(split), network.labels.outputs)
         for indices in evaluation_order(split, batch_size):
+            check()
             batch = {k: v.to(device) for k, v in split.batch(indices).items()}
             logits[indices] = network.logits(batch).cpu()
     finally:
@@ -61,14 +69,18 @@ def predict(network: Network, split: TokenisedSplit, batch_size: int) -> Tensor:
 
 
 def evaluate_splits(
-    network: Network, task: Task, splits: dict[str, TokenisedSplit], batch_size: int
+    network: Network,
+    task: Task,
+    splits: dict[str, TokenisedSplit],
+    batch_size: int,
+    check: Callable[[], None] = lambda: None,
 ) -> Metrics:
-    """Metrics of each split at the mean, with the current mask applied."""
+    """Metrics of each split at the mean, with the current mask applied; `check` as in `predict`."""
     with network.bank.at_mean():
         found = {}
         for name, split in splits.items():
             assert split.labels is not None
-            logits = predict(network, split, batch_size)
+            logits = predict(network, split, batch_size, check)
             found[name] = task_metrics(
                 task.metrics, logits, split.labels, regression=network.labels.regression
             )
@@ -139,6 +151,7 @@ def evaluate_run(
     submission: Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Read a finished run back and evaluate it, at its posterior mean and over samples.
 
@@ -154,6 +167,7 @@ def evaluate_run(
         predictions: where to write a row an example (`predictions.write_predictions`): with
             samples what they average to, else what the mean predicts.
         submission: directory for GLUE's own format (`predictions.write_submission`), likewise.
+        trust_remote_code: run Python code that comes with the model.
     Returns:
         run, task, split, and `metrics` by split at the mean, of those with labels; for classes
         `ece_bins`. With samples `sampled`, metrics by split over the samples; `samples`,
@@ -166,7 +180,7 @@ def evaluate_run(
     if predictions is not None:
         check_path(predictions)
     run = RunDir.open(path)
-    config, task = run.read_config(), run.read_task()
+    config, task = run.read_config(trust_remote_code=trust_remote_code), run.read_task()
     if data is not None:
         config = replace(config, data=data)
     _check_uncertainty(config, task, sampling, ood, reliability=reliability)

@@ -14,6 +14,7 @@ import torch
 
 from bayeslora_cli.adapter_files import merge, save_lora_adapter, save_peft_adapter
 from bayeslora_cli.artifacts import now, versions
+from bayeslora_cli.atomic import replacing, write_json
 from bayeslora_cli.backbone import Labels, backbone_path
 from bayeslora_cli.batches import tokenise
 from bayeslora_cli.config import RunConfig
@@ -35,7 +36,7 @@ from bayeslora_cli.model import Network
 from bayeslora_cli.onnx_file import open_onnx, write_onnx
 from bayeslora_cli.plain import Logits, load_merged, open_adapter, open_merged
 from bayeslora_cli.prune import prune
-from bayeslora_cli.rundir import RunDir, replacing, write_json
+from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.tasks import Examples, Task
 
 SCHEMA = 1
@@ -61,7 +62,8 @@ def export_run(
     """
     run = RunDir.open(path)
     # exports are in fp32, and compared in it, whatever the run was computed in
-    config, task = replace(run.read_config(), precision="fp32"), run.read_task()
+    config = run.read_config(trust_remote_code=options.trust_remote_code)
+    config, task = replace(config, precision="fp32"), run.read_task()
     result = run.read_result()
     check_options(options, config, push_to_hub)
     if output is None:

@@ -40,6 +40,8 @@ class ExportOptions:
     file: str | None = None
     """Rows of one's own instead of the validation split."""
     device: str = "auto"
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
 
     @property
     def name(self) -> str:

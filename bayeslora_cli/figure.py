@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bayeslora_cli.allocations import difference_grid, mean_grid
+from bayeslora_cli.atomic import replacing
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.figure_curves import history_figure, scores_figure
 from bayeslora_cli.figure_heatmap import heatmap_figure
 from bayeslora_cli.figure_parts import DPI, MINUS, STYLE
 from bayeslora_cli.history import History
-from bayeslora_cli.rundir import replacing
 from bayeslora_cli.scores import Scores
 from bayeslora_cli.views import Difference, Ranks, View
 

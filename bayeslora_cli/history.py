@@ -135,7 +135,7 @@ def _read(run: RunDir, report: RankReport) -> tuple[Ints, Floats]:
         try:
             value = json.loads(line)
             step, row = value["step"], [value["ranks"][m.name] for m in report.matrices]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunDirError(f"{name}, line {number}: corrupt: {error}") from error
         whole = all(isinstance(v, int) for v in (step, *row))
         if (

@@ -124,8 +124,25 @@ GradientCheckpointing = _option(
     bool, "Trade time for activation memory.", MACHINE, "--gradient-checkpointing"
 )
 EvalBatchSize = _option(int, "Examples a forward pass of an evaluation (default: 64).", MACHINE)
+Deterministic = _option(
+    bool,
+    "Let a GPU give the same bits at every repetition, as a CPU does; slower.",
+    MACHINE,
+    "--deterministic",
+)
+CheckpointEvery = _option(
+    str,
+    "Steps (500) or time (30s, 10m, 2h) between checkpoints (default: auto, a minute, or 200 "
+    "times as long as a checkpoint takes if that is longer).",
+    MACHINE,
+)
 Output = _option(str, "Directory under which run directories are made (default: runs).", MACHINE)
-Overwrite = _option(bool, "Replace what an earlier run left.", MACHINE, "--overwrite")
+Overwrite = _option(
+    bool,
+    "Replace what an earlier run left (a run begun with --overwrite is resumed by it).",
+    MACHINE,
+    "--overwrite",
+)
 
 DryRun = _switch("Say what would be done, and what it needs, and leave.", PRINTED, "--dry-run")
 AsJson = _switch("Print the result, one JSON object, and nothing else.", PRINTED, "--json")

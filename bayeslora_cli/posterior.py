@@ -85,6 +85,15 @@ def save(path: Path, network: Network, posterior: Posterior) -> None:
     save_file(tensors, path, metadata={"format": FORMAT})
 
 
+def _check_names(path: Path, found: set[str], network: Network) -> None:
+    """Whether the file has this network's tensors and no others, before any is read."""
+    means = {f"mean/{name}" for name in network.bank.segments}
+    sigmas = {f"sigma/{name}" for name in network.bank.segments}
+    drawn = {f"drawn/{name}" for name in network.drawn}
+    if not means | {"kept"} <= found or not found <= means | sigmas | drawn | {"kept"}:
+        raise RunDirError(f"{path} belongs to another model or other target modules")
+
+
 def load(path: Path, network: Network) -> Posterior:
     """Read the file for a network of the same structure; its drawn tensors are set to the file's.
 
@@ -96,16 +105,17 @@ def load(path: Path, network: Network) -> Posterior:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("format") != FORMAT:
                 raise RunDirError(f"{path} is not a posterior of this version")
+            _check_names(path, set(file.keys()), network)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise RunDirError(f"{path} is missing: the run has not finished") from error
     except (SafetensorError, OSError) as error:
         raise RunDirError(f"{path} is corrupt: {error}") from error
 
-    expected = {f"mean/{name}" for name in bank.segments} | {"kept"}
-    if not expected <= tensors.keys() or tensors["kept"].shape != bank.mask.shape:
+    kept = tensors["kept"]
+    if kept.shape != bank.mask.shape or kept.dtype != torch.uint8 or bool((kept > 1).any()):
         raise RunDirError(f"{path} belongs to another model or other target modules")
-    mask = tensors["kept"].to(bank.mask.dtype)
+    mask = kept.to(bank.mask.dtype)
     flats: dict[str, Tensor] = {}
     for kind in ("mean", "sigma"):
         if not any(name.startswith(f"{kind}/") for name in tensors):
@@ -117,7 +127,7 @@ def load(path: Path, network: Network) -> Posterior:
             expected_shape = list(view.shape)
             if found is not None:
                 expected_shape[found[1]] = int(found[0].sum())
-            if value is None or list(value.shape) != expected_shape:
+            if value is None or list(value.shape) != expected_shape or value.dtype != torch.float32:
                 raise RunDirError(f"{path}: {kind}/{name} does not fit this model")
             if found is None:
                 view.copy_(value)
@@ -127,6 +137,9 @@ def load(path: Path, network: Network) -> Posterior:
                 view[:, found[0]] = value
         flats[kind] = flat.to(bank.mean.device)
     for name, value in tensors.items():
-        if name.startswith("drawn/"):
-            network.set_drawn(name.removeprefix("drawn/"), value)
+        drawn = name.removeprefix("drawn/")
+        if drawn != name:
+            if value.shape != network.drawn[drawn].shape or not value.is_floating_point():
+                raise RunDirError(f"{path}: {name} does not fit this model")
+            network.set_drawn(drawn, value)
     return Posterior(mean=flats["mean"], sigma=flats.get("sigma"), mask=mask.to(bank.mask.device))

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bayeslora_cli.atomic import replacing
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.glue import SCORE_RANGE, GlueTask
-from bayeslora_cli.rundir import replacing
 from bayeslora_cli.tasks import Task
 
 if TYPE_CHECKING:

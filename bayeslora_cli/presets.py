@@ -78,7 +78,7 @@ def read_preset(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             table = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise ConfigError([f"preset {path}: cannot be read: {error}"]) from error
     problems: list[str] = []
     checked: dict[str, Any] = {}
@@ -103,6 +103,8 @@ def read_preset(path: Path) -> dict[str, Any]:
 
 
 def _checked(path: Path, key: str, value: Any, problems: list[str]) -> Any:
+    if key == "trust_remote_code" and value is True:
+        problems.append(f"preset {path}: {key}: only the command line can allow code to run")
     if key not in FIELDS:
         if key == "extends":
             problems.append(f"preset {path}: extends = {value!r}: must be a string")

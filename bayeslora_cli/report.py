@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from math import isfinite
 from typing import Any
 
 from bayeslora_cli.errors import RunDirError
 
 SCHEMA = 1
+LARGEST = sys.float_info.max  # JSON's integers have no end
 # the paper's names of the matrices (its figure 1), by the layer's name; the first match counts
 KINDS: tuple[tuple[str, str], ...] = (
     (r"query_proj|query|q_proj|q_lin|q", "W_q"),
@@ -99,6 +100,8 @@ class RankReport:
             raise RunDirError(f"{name} is corrupt: the values of {wrong[0]} do not fit together")
         if not _are((report.step, report.budget), int):
             raise RunDirError(f"{name} is corrupt: step and budget are not whole numbers")
+        if not isinstance(report.criterion, str | None):
+            raise RunDirError(f"{name} is corrupt: criterion is no name")
         return report
 
 
@@ -113,7 +116,7 @@ def _is_whole(matrix: MatrixReport) -> bool:
         and (len(matrix.kept), sum(matrix.kept)) == (matrix.init_rank, matrix.rank)
         and _are(scores, (int, float))
         and len(scores) == matrix.init_rank
-        and all(map(isfinite, scores))
+        and all(abs(score) <= LARGEST for score in scores)  # so NaN is none
     )
 
 

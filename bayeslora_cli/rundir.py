@@ -1,95 +1,17 @@
-"""`RunDir`: sole owner of the file names in a run directory and of atomic writes."""
+"""`RunDir`: sole owner of the file names in a run directory."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bayeslora_cli.atomic import aside, named, remove, tidy, write_json, write_text
 from bayeslora_cli.config import RunConfig, affecting, flag, from_toml, to_toml
-from bayeslora_cli.errors import RunDirError
+from bayeslora_cli.errors import RunDirError, StorageError, UserError
 from bayeslora_cli.tasks import Task
-
-_UMASK = os.umask(0)  # there is no way to read it but to set it
-os.umask(_UMASK)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or a directory's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, a file or a directory to be; renamed to it on success.
-
-    Whoever looks sees the old thing or the new one, whole. A directory cannot be exchanged in one
-    call: the old one steps aside just before, and `recover` brings it back after a kill in between.
-    """
-    recover(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = _aside(path, "tmp"), _aside(path, "old")
-    _remove(temporary)
-    try:
-        yield temporary
-        for written in (*temporary.rglob("*"), temporary):
-            if written.is_file():
-                written.chmod(0o666 & ~_UMASK)  # safetensors keeps its files from everyone else
-            _sync(written)
-        if path.is_dir():
-            path.rename(old)
-        temporary.rename(path)
-        _sync(path.parent)
-        _remove(old)
-    except BaseException:
-        recover(path)
-        _remove(temporary)
-        raise
-
-
-def recover(path: Path) -> None:
-    """Undo what a kill inside `replacing` left: the old directory comes back, or goes for good."""
-    old = _aside(path, "old")
-    if not old.is_dir():
-        return
-    if path.exists():
-        _remove(old)
-    else:
-        old.rename(path)
-
-
-def _aside(path: Path, ending: str) -> Path:
-    return path.with_name(f".{path.name}.{ending}")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON, whole or not at all.
-
-    Raises:
-        ValueError: a NaN or an infinity, which JSON has no word for.
-    """
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 class RunDir:
@@ -98,6 +20,7 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         """`path` need not exist yet."""
         self.path = path
+        self.lock = path / ".lock"
         self.config = path / "config.toml"
         self.task = path / "task.json"
         self.environment = path / "environment.json"
@@ -126,11 +49,27 @@ class RunDir:
             )
         if not run.config.is_file():
             raise RunDirError(f"{path}: not a run directory, it has no {run.config.name}")
+        run._check_links()
         return run
 
-    def read_config(self) -> RunConfig:
+    def _check_links(self) -> None:
+        """Refuse links to elsewhere: a run from elsewhere is data, and is not to choose our files.
+
+        Raises:
+            RunDirError: one of the run's names is such a link.
+        """
+        inside = self.path.resolve()
+        for path in vars(self).values():
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise RunDirError(
+                    f"{path} is a link that leaves the run directory; put the file itself there"
+                )
+
+    def read_config(self, *, trust_remote_code: bool = False) -> RunConfig:
         """The run's configuration.
 
+        Args:
+            trust_remote_code: who calls says whether the backbone's code may run; no file does.
         Raises:
             UserError: unreadable, or of another version.
         """
@@ -138,7 +77,8 @@ class RunDir:
             text = self.config.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise RunDirError(f"{self.config} is corrupt: {error}") from error
-        return from_toml(text, str(self.config))
+        config = from_toml(text, str(self.config))
+        return replace(config, trust_remote_code=trust_remote_code)
 
     def read_task(self) -> Task:
         """The run's task.
@@ -156,7 +96,7 @@ class RunDir:
         """
         try:
             value = json.loads(self.read_text(path))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunDirError(f"{path} is corrupt: {error}") from error
         if not isinstance(value, dict):
             raise RunDirError(f"{path} is corrupt: not a JSON object")
@@ -206,6 +146,7 @@ class RunDir:
             RunDirError: it holds a run of another configuration, or files that are no run's.
         """
         if self.started:
+            self._check_links()
             old, new = affecting(self.read_config()), affecting(config)
             different = [f"{flag(n)} {old[n]} there, {new[n]} now" for n in new if old[n] != new[n]]
             if different:
@@ -213,43 +154,57 @@ class RunDir:
                     f"{self.path} holds a run with other settings: {'; '.join(different)}. "
                     "Use --overwrite to replace it, or another --output"
                 )
-        elif self.path.is_dir() and any(
-            p != _aside(self.config, "tmp") for p in self.path.iterdir()
-        ):
+        elif self.path.is_dir() and not self._is_fresh():
             raise RunDirError(f"{self.path} is not empty and is no run; give another --output")
+
+    def _is_fresh(self) -> bool:
+        """Whether there is nothing here but what a start leaves that is killed at once."""
+        return {self.lock, aside(self.config, "tmp")}.issuperset(self.path.iterdir())
 
     def begin(self, config: RunConfig, task: Task, *, overwrite: bool) -> None:
         """Claim the directory for `config`, whose schedule is final, and its task.
 
+        With `overwrite` an earlier run goes; but not one of the same settings that was itself begun
+        with it and has not finished: that is the same command, run again after it was stopped.
+
         Raises:
-            RunDirError: as `check` does; with `overwrite` an earlier run goes instead.
+            RunDirError: as `check` does.
         """
-        if overwrite and self.started:
-            _remove(self.path)
-        self.check(config)
         try:
-            if not self.started:
-                write_text(self.config, to_toml(config))
-            if not self.task.is_file():
-                write_json(self.task, task.to_json())
-        except OSError as error:
-            raise RunDirError(f"--output: cannot write {self.path}: {error}") from error
+            with named(self.path):
+                if overwrite and self.started and not self._was_overwriting(config):
+                    self._clear()
+                self.check(config)
+                if not self.started:
+                    write_text(self.config, to_toml(config))
+                if not self.task.is_file():
+                    write_json(self.task, task.to_json())
+                for name, path in vars(self).items():
+                    if name != "path":
+                        tidy(path)
+        except StorageError as error:
+            raise RunDirError(f"--output: {error}") from error
+
+    def _was_overwriting(self, config: RunConfig) -> bool:
+        try:
+            earlier = self.read_config()
+        except UserError:
+            return False
+        return not self.finished and earlier.overwrite and affecting(earlier) == affecting(config)
+
+    def _clear(self) -> None:
+        """Remove a run. Killed in between, it still is one, which is not finished."""
+        first = {self.checkpoint: 0, self.result: 1}
+        for path in sorted(self.path.iterdir(), key=lambda path: first.get(path, 2)):
+            if path not in (self.lock, self.config):
+                remove(path)
+        self.config.unlink()
 
     def append(self, path: Path, lines: list[Mapping[str, Any]]) -> None:
-        """Append lines to one of the run's JSON Lines files."""
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        """Append lines to one of the run's JSON Lines files.
 
-    def cut(self, path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Keep only the lines that `keep` accepts; a torn last line goes too."""
-        if not path.is_file():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue
-            if line.endswith("\n") and keep(value):
-                kept.append(line)
-        write_text(path, "".join(kept))
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        with named(path), path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)

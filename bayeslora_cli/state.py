@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 from bayeslora_cli.bank import AdapterBank
 from bayeslora_cli.errors import RunDirError
 
+STEPS_BACK = 1000  # that the generators can go: 10 kB a step on a CPU, next to nothing on a GPU
+
 
 @dataclass(kw_only=True, slots=True)
 class Loop:
@@ -19,10 +22,18 @@ class Loop:
 
     step: int = 0
     """Steps done."""
+    evaluated: int = 0
+    """Steps done when the last evaluation was."""
     train_seconds: float = 0.0
     """Time in steps."""
     evaluation_seconds: float = 0.0
     """Time in evaluations."""
+    checkpoint_seconds: float = 0.0
+    """Time in checkpoints before this one."""
+    interval_seconds: float = 0.0
+    """Time in steps since the last line of metrics.jsonl."""
+    interval_tokens: int = 0
+    """Tokens seen since then."""
     ranks: list[int] = field(default_factory=list)
     """The last allocation written to ranks.jsonl."""
 
@@ -44,11 +55,24 @@ class Generators:
     """The random generators: torch's own on the CPU and the device (dropout), and the noise's."""
 
     def __init__(self, device: torch.device, noise: torch.Generator) -> None:
-        self.noise = noise
-        self.default = {"cpu": torch.default_generator}
+        self.generators = {"cpu": torch.default_generator, "noise": noise}
         if device.type == "cuda":
             index = device.index or 0
-            self.default["cuda"] = torch.cuda.default_generators[index]
+            self.generators["cuda"] = torch.cuda.default_generators[index]
+        self._before: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=STEPS_BACK)
+
+    def note(self, step: int) -> None:
+        """Remember the states before a step; this reads no device."""
+        self._before.append((step, {n: g.get_state() for n, g in self.generators.items()}))
+
+    def rewind(self, step: int) -> bool:
+        """Go back to before a step; returns whether it was remembered."""
+        for noted, states in self._before:
+            if noted == step:
+                for name, state in states.items():
+                    self.generators[name].set_state(state)
+                return True
+        return False
 
     def tensors(self) -> dict[str, Tensor]:
         """None: a generator's state is not written through a view."""
@@ -56,21 +80,48 @@ class Generators:
 
     def scalars(self) -> dict[str, str]:
         """States in hexadecimal."""
-        generators = {**self.default, "noise": self.noise}
-        return {name: g.get_state().numpy().tobytes().hex() for name, g in generators.items()}
+        return {n: g.get_state().numpy().tobytes().hex() for n, g in self.generators.items()}
 
     def load_scalars(self, scalars: dict[str, str]) -> None:
         """Take `scalars()` of an earlier process on the same kind of device."""
-        generators = {**self.default, "noise": self.noise}
-        if scalars.keys() != generators.keys():
+        if scalars.keys() != self.generators.keys():
             kind = "cuda" if "cuda" in scalars else "cpu"
             raise RunDirError(
                 f"--device: the checkpoint is of a run on {kind}, whose random streams only that "
                 "kind of device continues; use it, or --overwrite"
             )
-        for name, generator in generators.items():
+        for name, generator in self.generators.items():
             state = bytearray(bytes.fromhex(scalars[name]))
             generator.set_state(torch.frombuffer(state, dtype=torch.uint8))
+
+
+class Inputs:
+    """What a run is made from, by checksums: another run's state is not this one's."""
+
+    def __init__(self, checksums: Mapping[str, str]) -> None:
+        """`checksums`: by what they are of, as a message has it."""
+        self.checksums = dict(checksums)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def scalars(self) -> dict[str, str]:
+        """The checksums."""
+        return self.checksums
+
+    def load_scalars(self, scalars: dict[str, str]) -> None:
+        """Compare with an earlier process's.
+
+        Raises:
+            RunDirError: something has changed since.
+        """
+        changed = [name for name, value in self.checksums.items() if scalars.get(name) != value]
+        if changed:
+            raise RunDirError(
+                f"{' and '.join(changed)} changed since the run was begun: going on would give "
+                "neither run. Put the old ones back, or use --overwrite or another --output"
+            )
 
 
 class BestSoFar:

@@ -31,15 +31,13 @@ class Progress:
     """The task's loss, without the penalty."""
     penalty: float
     """The orthogonality penalty, weight included."""
-    bad_step: int | None
-    """The first step whose loss, gradient or scores were not finite."""
 
 
 class TrainStep:
     """Sample, forward, backward, penalty, update, allocate: one step at a call.
 
     After a step that was not finite nothing changes any more: a flag on the device guards every
-    write, and the state stays that of the step before until someone reads `progress`.
+    write, and the state stays that of the step before until someone asks for the `bad_step`.
     """
 
     def __init__(
@@ -61,7 +59,7 @@ class TrainStep:
         self.samples = samples
         device = network.bank.theta.device
         self.good = torch.ones((), dtype=torch.bool, device=device)
-        self.bad_step = torch.full((), -1, device=device)
+        self._bad_step = torch.full((), -1, device=device)
         self._sums = torch.zeros(2, device=device)  # task loss, penalty
         self._count = 0
 
@@ -88,9 +86,9 @@ class TrainStep:
                 # sigma costs a pass over all elements: only where scores are taken
                 sigma = optimizer.sigma() if allocator.budget.allocates(step) else None
                 good = allocator.after_update(step, sigma, good)
-            self.bad_step.masked_fill_(self.good & ~good, step)
+            self._bad_step.masked_fill_(self.good & ~good, step)
             self.good.copy_(good)
-            self._sums.add_(loss)
+            self._sums.add_(torch.where(good, loss, 0))
         self._count += 1
 
     def _gradient(self, batch: dict[str, Tensor]) -> Tensor:
@@ -108,17 +106,22 @@ class TrainStep:
             )
             return torch.stack((loss.detach(), penalty))
 
+    def bad_step(self) -> int | None:
+        """The first step whose loss, gradient or scores were not finite; this reads the device."""
+        step = int(self._bad_step)
+        return None if step < 0 else step
+
     def progress(self) -> Progress:
         """Means since the last call; this reads the device."""
-        *sums, bad_step = torch.cat((self._sums, self.bad_step[None].float())).tolist()
+        loss, penalty = self._sums.tolist()
         count = max(1, self._count)
         self._sums.zero_()
         self._count = 0
-        return Progress(
-            loss=sums[0] / count,
-            penalty=sums[1] / count,
-            bad_step=None if bad_step < 0 else int(bad_step),
-        )
+        return Progress(loss=loss / count, penalty=penalty / count)
+
+    def forget(self, steps: int) -> None:
+        """Do not count the last steps, which have changed nothing."""
+        self._count -= steps
 
     def tensors(self) -> dict[str, Tensor]:
         """State that a checkpoint keeps: the sums of the log interval under way."""

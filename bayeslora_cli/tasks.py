@@ -55,15 +55,21 @@ class Task:
         """Read `to_json`'s form back.
 
         Raises:
-            RunDirError: missing or superfluous keys; `name` says which file.
+            RunDirError: missing or superfluous keys, or other types; `name` says which file.
         """
         try:
             fields: dict[str, Any] = {
                 k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
             }
-            return Task(**fields)
+            task = Task(**fields)
         except TypeError as error:
             raise RunDirError(f"{name} is corrupt: {error}") from error
+        for key, field in Task.__dataclass_fields__.items():
+            found = getattr(task, key)
+            kind = tuple if str(field.type).startswith("tuple") else str
+            if not isinstance(found, kind) or not all(isinstance(part, str) for part in found):
+                raise RunDirError(f"{name} is corrupt: {key} is {found!r}")
+        return task
 
 
 @dataclass(slots=True)

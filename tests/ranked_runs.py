@@ -6,8 +6,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from bayeslora_cli.atomic import write_json
 from bayeslora_cli.report import MatrixReport, RankReport, kind_of, layer_of
-from bayeslora_cli.rundir import RunDir, write_json
+from bayeslora_cli.rundir import RunDir
 
 ENCODER = (
     "attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,11 +20,19 @@ from bayeslora_cli import checkpoint, engine
 from bayeslora_cli.backbone import load_tokenizer
 from bayeslora_cli.data import load_task
 from bayeslora_cli.engine import train
-from bayeslora_cli.errors import ConfigError, ModelError, NonFiniteError, RunDirError
+from bayeslora_cli.errors import (
+    BayesloraError,
+    ConfigError,
+    ModelError,
+    NonFiniteError,
+    RunDirError,
+)
 from bayeslora_cli.evaluate import evaluate_run, predict
 from bayeslora_cli.report import RankReport
 from bayeslora_cli.resolve import resolve
 
+from .conftest import save_backbone
+from .faults import contents, differences
 from .test_step import METHODS
 
 
@@ -153,48 +163,87 @@ def test_config_toml_gives_the_run_again(backbone, rte, tmp_path):
     )
 
 
-@pytest.mark.parametrize("optimizer", ["ivon", "adamw"])
-@pytest.mark.parametrize("crash", [6, 11])
-def test_resuming_repeats_the_run(optimizer, crash, backbone, rte, tmp_path, monkeypatch):
+class Killed(BaseException):
+    """Nothing in the package catches it."""
+
+
+@pytest.fixture
+def killed_at(monkeypatch):
+    """Trainings are killed before a step."""
+
+    @contextmanager
+    def context(step):
+        original = engine.TrainStep.__call__
+
+        def killed(self, at, micro_batches):
+            if at == step:
+                raise Killed
+            original(self, at, micro_batches)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.TrainStep, "__call__", killed)
+            with pytest.raises(Killed):
+                yield
+
+    return context
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "every", "crash"),
+    [("ivon", "auto", 6), ("ivon", "1", 6), ("adamw", "2", 11), ("ivon", "4", 11)],
+)
+def test_resuming_repeats_the_run(optimizer, every, crash, backbone, rte, tmp_path, killed_at):
     """Stopped at a step and started again by the same command: to the bit, but for times."""
-    changes = {"optimizer": optimizer, "criterion": "sensitivity"}
+    changes = {"optimizer": optimizer, "criterion": "sensitivity", "checkpoint_every": every}
     whole = run_of(backbone, rte, tmp_path / "whole", **changes)
-
-    class Killed(BaseException):
-        pass
-
-    original = engine.TrainStep.__call__
-
-    def killed(self, step, micro_batches):
-        if step == crash:
-            raise Killed
-        original(self, step, micro_batches)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine.TrainStep, "__call__", killed)
-        with pytest.raises(Killed):
-            run_of(backbone, rte, tmp_path / "parts", **changes)
+    with killed_at(crash):
+        run_of(backbone, rte, tmp_path / "parts", **changes)
+    steps = [path.name for path in tmp_path.glob("parts/*/*/seed-2021/checkpoint/*")]
+    assert (steps == []) == (every == "auto"), "no checkpoint to resume from"
     resumed = run_of(backbone, rte, tmp_path / "parts", **changes)
+    assert differences(resumed.path, contents(whole.path)) == []
+    assert len(resumed.read_json(resumed.environment)["resumed"]) == 1
 
-    for name in ("posterior.safetensors", "adapter/adapter_model.safetensors"):
-        ours, theirs = load_file(resumed.path / name), load_file(whole.path / name)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[k], theirs[k]) for k in ours), name
-    assert resumed.ranks.read_text() == whole.ranks.read_text()
-    assert resumed.ranks_history.read_text() == whole.ranks_history.read_text()
 
-    def timeless(run):
-        return [
-            {k: v for k, v in line.items() if k != "tokens_per_second"}
-            for line in lines(run.metrics)
-        ]
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_resuming_without_an_allocation(method, backbone, rte, tmp_path, killed_at):
+    changes = {"method": method, "optimizer": "ivon", "checkpoint_every": "5"}
+    whole = run_of(backbone, rte, tmp_path / "whole", **changes)
+    with killed_at(7):
+        run_of(backbone, rte, tmp_path / "parts", **changes)
+    resumed = run_of(backbone, rte, tmp_path / "parts", **changes)
+    assert differences(resumed.path, contents(whole.path)) == []
 
-    assert timeless(resumed) == timeless(whole)
-    times = {"seconds", "train_seconds", "steps_per_second", "peak_memory_bytes"}
-    a, b = (r.read_json(r.result) for r in (resumed, whole))
-    assert {k: v for k, v in a.items() if k not in times} == {
-        k: v for k, v in b.items() if k not in times
-    }
+
+def test_a_moved_run_is_resumed_where_it_is(backbone, rte, tmp_path, killed_at):
+    """With other options that do not count: how it is saved, logged and where."""
+    whole = run_of(backbone, rte, tmp_path / "whole")
+    with killed_at(9):
+        run_of(backbone, rte, tmp_path / "a", checkpoint_every="4")
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    resumed = run_of(backbone, rte, tmp_path / "b", checkpoint_every="1h", log_every=4)
+    theirs = load_file(whole.posterior)
+    assert all(
+        torch.equal(value, theirs[name]) for name, value in load_file(resumed.posterior).items()
+    )
+
+
+def test_inputs_that_changed_are_refused(backbone, rte, tmp_path, killed_at):
+    """The same names, other data, other weights: the result would be neither run's."""
+    for name in ("data", "model"):
+        shutil.copytree(rte if name == "data" else backbone("bert", 0.1), tmp_path / name)
+    changes = {"data": str(tmp_path / "data"), "model": str(tmp_path / "model")}
+    with killed_at(9):
+        run_of(backbone, rte, tmp_path / "runs", checkpoint_every="4", **changes)
+    table = tmp_path / "data" / "RTE" / "train.tsv"
+    whole = table.read_text()
+    table.write_text(whole.replace("w1 ", "w2 ", 1))
+    with pytest.raises(RunDirError, match=r"the data or their tokens have changed since"):
+        run_of(backbone, rte, tmp_path / "runs", **changes)
+    table.write_text(whole)
+    save_backbone(tmp_path / "model", "bert", dropout=0.1, seed=8)
+    with pytest.raises(RunDirError, match=r"the backbone's weights have changed since"):
+        run_of(backbone, rte, tmp_path / "runs", **changes)
 
 
 def test_other_settings_in_the_same_directory_are_refused(backbone, rte, tmp_path):
@@ -206,18 +255,57 @@ def test_other_settings_in_the_same_directory_are_refused(backbone, rte, tmp_pat
         run_of(backbone, rte, tmp_path)
 
 
-def test_divergence_is_named_and_the_checkpoint_kept(backbone, rte, tmp_path):
-    """An absurd learning rate overflows after a while; the state before is on disk."""
-    with pytest.raises(NonFiniteError, match=r"step \d+: .*not finite.*lower --lr|diverged"):
-        run_of(
-            backbone, rte, tmp_path, optimizer="adamw", criterion="sensitivity", lr=1e12,
-            warmup_steps=6,
-        )  # fmt: skip
-    (directory,) = tmp_path.glob("*/*/seed-2021")
-    tensors = load_file(directory / "checkpoint" / checkpoint.TENSORS)
+DIVERGING = {"optimizer": "adamw", "criterion": "sensitivity", "lr": 1e12, "warmup_steps": 6}
+
+
+def states(directory):
+    """The newest checkpoint under a directory: its place and its tensors."""
+    newest = max(directory.glob("*/*/seed-2021/checkpoint/step-*"))
+    return newest, load_file(newest / checkpoint.TENSORS)
+
+
+def test_divergence_is_named_and_the_state_before_it_kept(backbone, rte, tmp_path, killed_at):
+    """An absurd learning rate overflows after a while; the state before is on disk, and exact."""
+    message = r"step (\d+): .*not finite.*lower --lr"
+    with pytest.raises(NonFiniteError, match=message) as caught:
+        run_of(backbone, rte, tmp_path / "a", log_every=100, **DIVERGING)
+    bad_step = int(re.search(message, str(caught.value))[1])
+    directory, tensors = states(tmp_path / "a")
+    assert directory.name == f"step-{bad_step:06}"
     assert all(bool(t.isfinite().all()) for t in tensors.values())
-    assert not (directory / "result.json").exists()
-    assert not list(directory.glob(".*tmp"))
+    run = directory.parents[1]
+    assert not (run / "result.json").exists()
+    assert not list(run.glob(".*"))
+    # it is the state that a run has that is killed there: generators, sums and all
+    with killed_at(bad_step):
+        run_of(backbone, rte, tmp_path / "b", log_every=100, checkpoint_every="1", **DIVERGING)
+    other, theirs = states(tmp_path / "b")
+    assert other.name == directory.name
+    assert all(torch.equal(value, theirs[name]) for name, value in tensors.items())
+    a, b = (json.loads((d / checkpoint.SCALARS).read_text()) for d in (directory, other))
+    assert (a["generators"], a["step"]) == (b["generators"], b["step"])
+    # and the same command finds the same again
+    with pytest.raises(NonFiniteError, match=f"^step {bad_step}: "):
+        run_of(backbone, rte, tmp_path / "a", log_every=100, **DIVERGING)
+
+
+def test_out_of_gpu_memory_says_what_to_lower(backbone, rte, tmp_path, monkeypatch):
+    """The last checkpoint stays, and the same command with less need of memory goes on."""
+    whole = run_of(backbone, rte, tmp_path / "whole", checkpoint_every="4")
+    original = engine.TrainStep.__call__
+
+    def greedy(self, step, micro_batches):
+        if step == 9:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        original(self, step, micro_batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.TrainStep, "__call__", greedy)
+        with pytest.raises(BayesloraError, match="--gradient-checkpointing") as caught:
+            run_of(backbone, rte, tmp_path / "parts", checkpoint_every="4")
+    assert caught.value.exit_code == 1
+    resumed = run_of(backbone, rte, tmp_path / "parts", checkpoint_every="4")
+    assert differences(resumed.path, contents(whole.path)) == []
 
 
 def test_a_wrong_model_or_target_leaves_nothing_behind(backbone, rte, tmp_path):
@@ -250,8 +338,8 @@ def test_evaluation_leaves_the_training_alone(backbone, rte, tmp_path):
     """More evaluations, the same parameters: no generator is touched and no triplet pruned."""
     heads = []
     for every in (1, 50):
-        run = run_of(backbone, rte, tmp_path / str(every), eval_every=every)
-        heads.append(load_file(run.path / "checkpoint" / checkpoint.TENSORS)["bank/mean"])
+        run_of(backbone, rte, tmp_path / str(every), eval_every=every)
+        heads.append(states(tmp_path / str(every))[1]["bank/mean"])
     assert torch.equal(*heads)
 
 

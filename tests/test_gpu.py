@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from bayeslora_cli.engine import train
+from bayeslora_cli.errors import BayesloraError
 from bayeslora_cli.evaluate import Sampling, evaluate_run
 from bayeslora_cli.model import Network
 from bayeslora_cli.resolve import resolve
 from bayeslora_cli.step import TrainStep
 
+from .faults import contents, differences
 from .test_step import METHODS, T_FINAL, T_INIT, TOTAL, batches, make_step
 
 pytestmark = [
@@ -63,7 +65,7 @@ def test_the_step_never_waits(method, optimizer, criterion, precision, backbone,
     for t in (T_INIT + 2, TOTAL - T_FINAL, TOTAL - 1):
         step(t, [data[t]])
     torch.cuda.set_sync_debug_mode("default")
-    assert step.progress().bad_step is None
+    assert step.bad_step() is None
 
 
 @pytest.mark.parametrize("kind", ["deberta-v2", "bert"])
@@ -123,3 +125,57 @@ def test_samples_are_the_cpus(temperature, backbone, rte, tmp_path):
         for name in ("nll", "brier"):  # the others jump where a probability crosses an edge
             assert ours[name] == pytest.approx(theirs[name], abs=1e-4)
     assert found[0]["sampled"]["validation"]["nll"] != found[0]["metrics"]["validation"]["nll"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["deberta-v2", "bert"])
+@pytest.mark.parametrize("optimizer", ["ivon", "adamw"])
+def test_a_deterministic_run_resumes_to_the_bit(
+    optimizer, kind, precision, backbone, rte, tmp_path, monkeypatch
+):
+    """With dropout: the device's generators are part of the state."""
+
+    def run_in(name):
+        return train(
+            resolve(
+                {
+                    "task": "rte", "data": rte, "model": backbone(kind, 0.1),
+                    "output": str(tmp_path / name), "max_steps": 13, "batch_size": 16,
+                    "max_length": 16, "device": "cuda", "precision": precision, "log_every": 3,
+                    "optimizer": optimizer, "deterministic": True, "checkpoint_every": "3",
+                }
+            )
+        )  # fmt: skip
+
+    class Killed(BaseException):
+        pass
+
+    def killed(self, step, micro_batches):
+        if step == 8:
+            raise Killed
+        original(self, step, micro_batches)
+
+    whole = run_in("whole")
+    original = TrainStep.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", killed)
+        with pytest.raises(Killed):
+            run_in("parts")
+    resumed = run_in("parts")
+    assert differences(resumed.path, contents(whole.path)) == []
+
+
+def test_out_of_memory_is_explained(backbone, rte, tmp_path, monkeypatch):
+    def greedy(self, step, micro_batches):
+        torch.empty(2**50, dtype=torch.uint8, device="cuda")
+
+    monkeypatch.setattr(TrainStep, "__call__", greedy)
+    with pytest.raises(BayesloraError, match="out of GPU memory"):
+        train(
+            resolve(
+                {
+                    "task": "rte", "data": rte, "model": backbone("bert"), "max_steps": 4,
+                    "output": str(tmp_path), "device": "cuda",
+                }
+            )
+        )  # fmt: skip

@@ -141,6 +141,8 @@ def test_the_built_in_name_is_the_tasks_own():
         ("lr = 'fast'", r"lr = 'fast': must be a number"),
         ("epochs = true", r"epochs = True: must be a number"),
         ("seed = 1.5", r"seed = 1.5: must be a whole number"),
+        ("trust_remote_code = true", r"only the command line can allow code to run"),
+        ("lr = 1" + 400 * "0", r"is too large"),
         ("overwrite = 1", r"overwrite = 1: must be true or false"),
         ("target_modules = 'query'", r"target_modules = 'query': must be a list of strings"),
         ("target_modules = [1]", r"target_modules = \[1\]: must be a list of strings"),

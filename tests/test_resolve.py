@@ -280,7 +280,8 @@ def hashed(typed):
         ({}, False),
         ({"criterion": "snr", "seed": 3, "target_rank": 4, "model": "org/other"}, False),
         ({"device": "cpu", "output": "elsewhere", "log_every": 3, "eval_batch_size": 1,
-          "overwrite": True, "gradient_checkpointing": True}, False),
+          "overwrite": True, "gradient_checkpointing": True, "deterministic": True,
+          "checkpoint_every": "30s"}, False),
         ({"lr": 0.5, "alpha": 32.0, "init_rank": 3}, False),  # the preset's own
         ({"t_init": 600}, True),  # the preset's own, but it will not scale
         ({"lr": 0.4}, True),

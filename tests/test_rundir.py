@@ -1,4 +1,4 @@
-"""Run directories: atomic writes under faults, claims, and cutting back to a checkpoint."""
+"""Run directories: claims, links, and what is read back."""
 
 from __future__ import annotations
 
@@ -13,162 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli import rundir
+from bayeslora_cli.atomic import write_json
 from bayeslora_cli.config import RunConfig, flag
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.glue import TASKS
 from bayeslora_cli.resolve import resolve
-from bayeslora_cli.rundir import RunDir, replacing, write_json, write_text
+from bayeslora_cli.rundir import RunDir
+
+from .trees import put, tree
 
 CONFIG = RunConfig()
-
-
-def tree(path):
-    """What lies under a path: relative name -> bytes, None for a directory."""
-    return {
-        str(p.relative_to(path)): None if p.is_dir() else p.read_bytes() for p in path.rglob("*")
-    }
-
-
-def put(path, kind, content):
-    """A file or a directory with something in it."""
-    if kind == "file":
-        path.write_text(content)
-    elif kind == "directory":
-        (path / "sub").mkdir(parents=True)
-        (path / "sub" / content).write_text(content)
-        (path / "top").write_text(content)
-
-
-# ---- atomic writes
-
-
-@pytest.mark.parametrize("kind", ["file", "directory"])
-@pytest.mark.parametrize("before", ["nothing", "same"])
-def test_success_replaces_all_of_it(tmp_path, kind, before):
-    """A directory is not merged with the one it replaces, and nothing else stays behind."""
-    put(tmp_path / "thing", kind if before == "same" else "nothing", "old")
-    with replacing(tmp_path / "thing") as temporary:
-        assert temporary.parent == tmp_path, "a rename is atomic on one file system only"
-        assert not temporary.exists()
-        put(temporary, kind, "new")
-    put(tmp_path / "wanted", kind, "new")
-    found = tree(tmp_path)
-    assert {n for n in found if "/" not in n} == {"thing", "wanted"}
-    for name, content in found.items():
-        if name.startswith("wanted"):
-            assert found[name.replace("wanted", "thing")] == content
-    assert len(found) == 2 * sum(name.startswith("wanted") for name in found)
-
-
-@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize("kind", ["file", "directory"])
-@pytest.mark.parametrize("before", ["nothing", "same"])
-@pytest.mark.parametrize("written", ["nothing", "something"])
-def test_an_exception_leaves_the_old_thing(tmp_path, kind, before, written, error):
-    put(tmp_path / "thing", kind if before == "same" else "nothing", "old")
-    there = tree(tmp_path)
-
-    def write():
-        with replacing(tmp_path / "thing") as temporary:
-            put(temporary, kind if written == "something" else "nothing", "new")
-            raise error
-
-    with pytest.raises(error):
-        write()
-    assert tree(tmp_path) == there
-
-
-@pytest.mark.parametrize("kind", ["file", "directory"])
-def test_nothing_is_seen_before_it_is_whole(tmp_path, kind):
-    put(tmp_path / "thing", kind, "old")
-    put(tmp_path / "copy", kind, "old")
-    with replacing(tmp_path / "thing") as temporary:
-        put(temporary, kind, "new")
-        if kind == "file":
-            assert (tmp_path / "thing").read_text() == "old"
-        else:
-            assert tree(tmp_path / "thing") == tree(tmp_path / "copy")
-
-
-@pytest.mark.parametrize("kind", ["file", "directory"])
-def test_flushed_before_the_name_appears(tmp_path, monkeypatch, kind):
-    """After a power cut the new name must not stand for blocks that never reached the disk."""
-    events = []
-    rename, fsync = Path.rename, os.fsync
-
-    def noted_rename(self, target):
-        events.append(("rename", str(target)))
-        return rename(self, target)
-
-    def noted_fsync(descriptor):
-        events.append(("fsync", os.fstat(descriptor).st_ino))
-        fsync(descriptor)
-
-    monkeypatch.setattr(Path, "rename", noted_rename)
-    monkeypatch.setattr(rundir.os, "fsync", noted_fsync)
-    with replacing(tmp_path / "thing") as temporary:
-        put(temporary, kind, "new")
-    at = events.index(("rename", str(tmp_path / "thing")))
-    inodes = {p.stat().st_ino for p in (tmp_path / "thing", *(tmp_path / "thing").rglob("*"))}
-    assert {inode for _, inode in events[:at]} >= inodes
-    assert ("fsync", tmp_path.stat().st_ino) in events[at:], "the directory's entry itself"
-
-
-def test_parents_are_made(tmp_path):
-    write_text(tmp_path / "a" / "b" / "c.txt", "text")
-    assert (tmp_path / "a" / "b" / "c.txt").read_text() == "text"
-
-
-def test_leftovers_of_this_process_do_no_harm(tmp_path):
-    """A killed process's temporary, which nobody cleared away."""
-    for kind in ("file", "directory"):
-        with replacing(tmp_path / kind) as temporary:
-            put(temporary, kind, "x")
-        put(temporary, kind, "leftover")
-        with replacing(tmp_path / kind) as temporary:
-            assert not temporary.exists()
-            put(temporary, kind, "new")
-    assert {p.name for p in tmp_path.iterdir()} == {"file", "directory"}
-    assert (tmp_path / "directory" / "sub" / "new").is_file()
-
-
-def test_an_old_directory_of_a_killed_process_does_no_harm(tmp_path):
-    """Killed between the rename and the removal; the next process has the same number."""
-    put(tmp_path / "thing", "directory", "old")
-    put(tmp_path / ".thing.old", "directory", "older")
-    with replacing(tmp_path / "thing") as temporary:
-        put(temporary, "directory", "new")
-    assert (tmp_path / "thing" / "sub" / "new").is_file()
-
-
-def test_a_failed_rename_brings_the_old_directory_back(tmp_path, monkeypatch):
-    """Or the checkpoint is gone from where a resume looks for it, and training starts at 0."""
-    put(tmp_path / "thing", "directory", "old")
-    there = tree(tmp_path)
-    rename = Path.rename
-
-    def failing(self, target):
-        if self.name.endswith(".tmp"):
-            raise OSError(28, "No space left on device")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match="No space"), replacing(tmp_path / "thing") as temporary:
-        put(temporary, "directory", "new")
-    assert tree(tmp_path) == there
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_json_is_strict(tmp_path, value):
-    """NaN is no JSON: other readers would refuse the whole file."""
-    path = tmp_path / "result.json"
-    write_json(path, {"loss": 1.5, "names": ["ä"]})
-    there = tree(tmp_path)
-    assert json.loads(path.read_bytes()) == {"loss": 1.5, "names": ["ä"]}
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(path, {"nested": [{"loss": value}]})
-    assert tree(tmp_path) == there
 
 
 # ---- claiming
@@ -199,7 +53,7 @@ OTHERS = {
 }  # fmt: skip
 INDIFFERENT = {
     "device": "cpu", "log_every": 3, "eval_batch_size": 2, "output": "o", "overwrite": True,
-    "gradient_checkpointing": True,
+    "gradient_checkpointing": True, "deterministic": True, "checkpoint_every": "3",
 }  # fmt: skip
 
 
@@ -269,9 +123,107 @@ def test_a_resolved_configuration_is_accepted_again(tmp_path):
 
 
 def test_begin_after_a_kill_while_claiming(tmp_path):
-    """The same command again must work: config.toml's temporary is ours, not somebody's file."""
+    """The same command again must work: these are ours, not somebody's files."""
     (tmp_path / ".config.toml.tmp").write_text('task = "rt')
+    (tmp_path / ".lock").write_text("process 1")
     RunDir(tmp_path).begin(CONFIG, TASKS["rte"], overwrite=False)
+    assert set(tree(tmp_path)) == {".lock", "config.toml", "task.json"}
+
+
+# ---- overwriting, stopped and run again
+
+
+def test_overwrite_resumes_what_it_has_begun_itself(tmp_path):
+    """The same command again: a job that is requeued must not start over each time."""
+    run, config = RunDir(tmp_path / "run"), replace(CONFIG, overwrite=True)
+    run.begin(config, TASKS["rte"], overwrite=True)
+    put(run.checkpoint, "directory", "state")
+    run.begin(config, TASKS["rte"], overwrite=True)
+    assert run.checkpoint.is_dir()
+    # other settings, or a finished run, are another matter
+    run.begin(replace(config, lr=0.5), TASKS["rte"], overwrite=True)
+    assert not run.checkpoint.exists()
+    assert run.read_config().lr == 0.5
+    put(run.checkpoint, "directory", "state")
+    write_json(run.result, {})
+    run.begin(replace(config, lr=0.5), TASKS["rte"], overwrite=True)
+    assert set(tree(run.path)) == {"config.toml", "task.json"}
+
+
+def test_overwrite_replaces_what_was_begun_without(tmp_path):
+    run = RunDir(tmp_path / "run")
+    run.begin(CONFIG, TASKS["rte"], overwrite=False)
+    put(run.checkpoint, "directory", "state")
+    run.begin(replace(CONFIG, overwrite=True), TASKS["rte"], overwrite=True)
+    assert set(tree(run.path)) == {"config.toml", "task.json"}
+
+
+def test_overwrite_of_an_unreadable_configuration(tmp_path):
+    run = RunDir(tmp_path / "run")
+    run.begin(CONFIG, TASKS["rte"], overwrite=False)
+    run.config.write_bytes(b"\xff\0")
+    run.begin(replace(CONFIG, overwrite=True), TASKS["rte"], overwrite=True)
+    assert run.read_config() == replace(CONFIG, overwrite=True)
+
+
+@pytest.mark.parametrize("at", range(1, 9))
+def test_overwrite_killed_while_it_clears(tmp_path, monkeypatch, at):
+    """What is left is no finished run, or still the old one; and the same command works on it."""
+    run, config = RunDir(tmp_path / "run"), replace(CONFIG, overwrite=True)
+    run.begin(config, TASKS["rte"], overwrite=True)
+    put(run.adapter, "directory", "weights")
+    put(run.checkpoint, "directory", "state")
+    write_json(run.result, {})
+    removals = 0
+
+    def killed(call):
+        def remove(*arguments, **keywords):
+            nonlocal removals
+            removals += 1
+            if removals == at:
+                raise KeyboardInterrupt
+            return call(*arguments, **keywords)
+
+        return remove
+
+    with monkeypatch.context() as patch:
+        for name in ("unlink", "rmdir"):
+            patch.setattr(os, name, killed(getattr(os, name)))
+        with pytest.raises(KeyboardInterrupt):
+            run.begin(config, TASKS["rte"], overwrite=True)
+    assert not run.finished or run.adapter.is_dir()
+    run.begin(config, TASKS["rte"], overwrite=True)
+    assert run.read_config() == config
+    assert not run.finished
+    assert not list(run.checkpoint.rglob("state"))
+
+
+# ---- links
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoint", "posterior.safetensors", "export"])
+def test_a_run_from_elsewhere_does_not_choose_our_files(tmp_path, name):
+    run = RunDir(tmp_path / "run")
+    run.begin(CONFIG, TASKS["rte"], overwrite=False)
+    (tmp_path / "precious").write_text("")
+    (run.path / name).symlink_to(tmp_path / "precious")
+    for use in (lambda: RunDir.open(run.path), lambda: run.check(CONFIG)):
+        with pytest.raises(RunDirError, match=f"{name} is a link that leaves"):
+            use()
+
+
+def test_a_linked_run_directory_is_fine(tmp_path):
+    run = RunDir(tmp_path / "run")
+    run.begin(CONFIG, TASKS["rte"], overwrite=False)
+    (tmp_path / "link").symlink_to(run.path)
+    assert RunDir.open(tmp_path / "link").read_config() == CONFIG
+
+
+def test_no_file_allows_code(tmp_path):
+    run = RunDir(tmp_path / "run")
+    run.begin(replace(CONFIG, trust_remote_code=True), TASKS["rte"], overwrite=False)
+    assert not run.read_config().trust_remote_code
+    assert run.read_config(trust_remote_code=True).trust_remote_code
 
 
 def test_a_file_in_the_way_is_the_users_to_mend(tmp_path):
@@ -344,7 +296,6 @@ def lines_file(directory, lines):
     """A run's file written by append, in two calls as a resumed run would."""
     run = SimpleNamespace(metrics=directory / "metrics.jsonl")
     run.append = RunDir(directory).append
-    run.cut = RunDir(directory).cut
     run.append(run.metrics, lines[: len(lines) // 2])
     run.append(run.metrics, lines[len(lines) // 2 :])
     return run
@@ -359,39 +310,6 @@ def test_append_is_one_object_a_line(tmp_path_factory, lines):
     assert [json.loads(line) for line in found] == lines
 
 
-@settings(max_examples=80, deadline=None)
-@given(lines=LINES, at=st.integers(0, 21), torn=st.integers(0, 30), spaces=st.integers(0, 3))
-def test_cut_keeps_the_rest_byte_for_byte(tmp_path_factory, lines, at, torn, spaces):
-    run = lines_file(tmp_path_factory.mktemp("run"), lines)
-    # a line formatted in its own way: cut must keep bytes, not rewrite what it understood
-    own = b'{"loss":' + b" " * spaces + b'1e-3, "step": 0}\n'
-    # a kill may leave any beginning of the last line, all but its end among them
-    tail = b'{"step": 0, "text": "abc"}'[:torn]
-    whole = run.metrics.read_bytes().splitlines(keepends=True)
-    run.metrics.write_bytes(own + b"".join(whole) + tail)
-    run.cut(run.metrics, lambda line: line["step"] < at)
-    wanted = [line for line in (own, *whole) if json.loads(line)["step"] < at]
-    assert run.metrics.read_bytes() == b"".join(wanted)
-    there = tree(run.metrics.parent)
-    run.cut(run.metrics, lambda line: line["step"] < at)
-    assert tree(run.metrics.parent) == there
-    assert set(there) == {"metrics.jsonl"}
-
-
-def test_cut_of_a_missing_file_makes_none(tmp_path):
-    RunDir(tmp_path).cut(tmp_path / "metrics.jsonl", lambda line: True)
-    assert tree(tmp_path) == {}
-
-
-def test_append_after_a_cut_starts_a_line(tmp_path):
-    run = lines_file(tmp_path, [{"step": 0}])
-    with run.metrics.open("ab") as file:
-        file.write(b'{"step": 1')
-    run.cut(run.metrics, lambda line: True)
-    run.append(run.metrics, [{"step": 1}])
-    assert [json.loads(x)["step"] for x in run.metrics.read_text().splitlines()] == [0, 1]
-
-
 def test_append_is_strict(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         RunDir(tmp_path).append(tmp_path / "metrics.jsonl", [{"loss": float("nan")}])
@@ -401,6 +319,7 @@ def test_file_names():
     """The layout that users and their scripts know."""
     run = RunDir(Path("run"))
     assert {name: path.name for name, path in vars(run).items() if name != "path"} == {
+        "lock": ".lock",
         "config": "config.toml",
         "task": "task.json",
         "environment": "environment.json",
@@ -422,13 +341,3 @@ def test_a_result_without_its_records_is_corrupt(tmp_path):
     write_json(run.result, {"best": {}})
     with pytest.raises(RunDirError, match=r"result\.json is corrupt: it has no best_at_budget"):
         run.read_result()
-
-
-def test_files_are_as_readable_as_any(tmp_path):
-    """safetensors makes its own readable by their owner alone."""
-    (tmp_path / "any").write_text("")
-    with replacing(tmp_path / "directory") as directory:
-        directory.mkdir()
-        (directory / "secretive").touch(mode=0o600)
-    mode = (tmp_path / "directory" / "secretive").stat().st_mode
-    assert mode == (tmp_path / "any").stat().st_mode

@@ -205,7 +205,7 @@ def test_a_bad_step_freezes_the_state_and_is_named(optimizer, backbone):
     for part in parts:
         for name, value in part.tensors().items():
             assert torch.equal(value, before[name]), name
-    assert step.progress().bad_step == 4
+    assert step.bad_step() == 4
 
 
 @pytest.mark.parametrize(("method", "optimizer", "criterion"), METHODS)
@@ -235,7 +235,7 @@ def test_no_value_is_read_in_the_step(method, optimizer, criterion, backbone, mo
             patch.setattr(torch.Tensor, name, forbidden)
         for t in (T_INIT + 2, TOTAL - T_FINAL, TOTAL - 1):  # allocation, last allocation, held
             step(t, [data[t]])
-    assert step.progress().bad_step is None
+    assert step.bad_step() is None
 
 
 def test_pruned_triplets_stay_dead_in_the_final_phase(backbone):

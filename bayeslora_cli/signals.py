@@ -1,0 +1,96 @@
+"""Signals that ask a process to stop: noted where there is a state to save, else obeyed at once.
+
+Schedulers send SIGTERM or SIGUSR1 before they kill, a terminal SIGINT.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from bayeslora_cli.errors import Preempted
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+EXIT_INTERRUPTED = 128 + signal.SIGINT  # as shells have it
+
+
+class Stopped(BaseException):
+    """A signal has come. No `Exception`: libraries catch those to try something else."""
+
+
+class _Abandoned(BaseException):
+    """A second SIGINT has come."""
+
+
+class Stop:
+    """Whether somebody has asked this process to stop. Nobody has, but inside `listening`."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self.noting = False
+        """Whether a signal is noted, to be found by `check`, and not raised where it comes."""
+
+    def check(self) -> None:
+        """Do nothing, in the normal case.
+
+        Raises:
+            Stopped: a signal has come.
+        """
+        if self.signal is not None:
+            raise Stopped(self.signal.name)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Signals are noted inside; whoever is in there checks when it suits, and the end does."""
+        self.noting = True
+        try:
+            yield
+        finally:
+            self.noting = False
+        self.check()
+
+
+@contextmanager
+def listening() -> Iterator[Stop]:
+    """Listen to `SIGNALS` inside; afterwards they do what they did before.
+
+    Ignored ones stay ignored, as SIGINT is in a shell's background jobs. Only in the main thread.
+
+    Raises:
+        Preempted: a signal came, and nobody inside has said so already.
+        SystemExit: a second SIGINT came.
+    """
+    stop = Stop()
+    interrupts = 0
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        if interrupts == 2:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third finds nobody to ask
+            raise _Abandoned
+        first, stop.signal = stop.signal is None, stop.signal or signal.Signals(number)
+        if first and not stop.noting:
+            raise Stopped(stop.signal.name)
+
+    before = {}
+    try:
+        try:
+            for number in SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    before[number] = signal.signal(number, handle)
+            yield stop
+        finally:
+            stop.noting = True
+    except Stopped as stopped:
+        raise Preempted(
+            f"stopped by {stopped}, outside of the training's steps: nothing is lost. Run the same "
+            "command again"
+        ) from None
+    except _Abandoned:
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

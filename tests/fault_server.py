@@ -1,0 +1,164 @@
+"""Forks real trainings that are killed, stopped or failed at a chosen point, for `faults.py`.
+
+One process imports everything; each run is a fork of it, which takes half a second where an
+interpreter of its own would take ten. A line of JSON in, a line of JSON out.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from bayeslora_cli import cli, evaluate
+from bayeslora_cli.step import TrainStep
+
+WRITING = set("wxa+")
+FILE_CALLS = ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync", "ftruncate")
+
+
+class Watch:
+    """Counts the calls that change files of a run, and its steps, and does harm at one of them.
+
+    "kill": SIGKILL just before the call, a file that was to be opened having got half a line;
+    an error's number: the call fails; a signal's name: the process sends it to itself.
+    """
+
+    def __init__(self, root: Path, fault: str | int | None, at: int, count_to: Path) -> None:
+        self.root, self.fault, self.at, self.count_to = root, fault, at, count_to
+        self.count = 0
+
+    def __call__(self, what: str, path: Path | None = None) -> None:
+        if isinstance(self.fault, int) and what in ("step", "evaluation"):
+            return
+        self.count += 1
+        if self.fault is None:
+            with os.fdopen(
+                os.open(self.count_to, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a"
+            ) as f:
+                f.write(f"{self.count} {what} {path}\n")
+        if self.count != self.at:
+            return
+        harm = self.fault == "kill" or isinstance(self.fault, int)
+        if harm and path is not None and what in ("open", "save"):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.write(descriptor, b'{"step": 1, "lo')
+            os.close(descriptor)
+        if self.fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif isinstance(self.fault, int):
+            raise OSError(self.fault, os.strerror(self.fault))
+        elif self.fault is not None:
+            os.kill(os.getpid(), getattr(signal, self.fault))
+
+    def watches(self, path) -> bool:
+        try:
+            return Path(os.fsdecode(path)).is_relative_to(self.root)
+        except TypeError:  # a descriptor
+            return False
+
+    def install(self) -> None:
+        for name in FILE_CALLS:
+            setattr(os, name, self.around(name, getattr(os, name)))
+        opening = builtins.open
+
+        def watched_open(file, mode="r", *arguments, **keywords):
+            if WRITING & set(mode) and self.watches(file):
+                self("open", Path(file))
+            return opening(file, mode, *arguments, **keywords)
+
+        builtins.open = io.open = watched_open
+        serialize = safetensors.torch.serialize_file
+
+        def watched_save(tensors, filename, *arguments, **keywords):
+            if self.watches(filename):
+                self("save", Path(filename))
+            return serialize(tensors, filename, *arguments, **keywords)
+
+        safetensors.torch.serialize_file = watched_save
+        for owner, name, what in (
+            (TrainStep, "__call__", "step"),
+            (evaluate.TokenisedSplit, "batch", "evaluation"),
+        ):
+            setattr(owner, name, self.before(what, getattr(owner, name)))
+
+    def around(self, name, call):
+        def watched(path, *arguments, **keywords):
+            if name == "mkdir" and os.path.isdir(path):  # nothing is made
+                return call(path, *arguments, **keywords)
+            # removals of trees name files by their directory's descriptor
+            if name in ("fsync", "ftruncate") or self.watches(path) or "dir_fd" in keywords:
+                self(name, path if isinstance(path, Path) else None)
+            return call(path, *arguments, **keywords)
+
+        return watched
+
+    def before(self, what, call):
+        def watched(*arguments, **keywords):
+            self(what)
+            return call(*arguments, **keywords)
+
+        return watched
+
+
+def warm_up(order) -> None:
+    """A training in this process, of one thread: what it imports and caches, no fork needs to."""
+    sys.argv = ["bayeslora", *order["arguments"], "--quiet"]
+    with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
+        cli.main()
+
+
+def run(order) -> None:
+    """In the fork: `bayeslora` with the order's arguments."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.argv = ["bayeslora", *order["arguments"]]
+    root = Path(order["root"])
+    Watch(root, order["fault"], order["at"], root.parent / "calls").install()
+    code = 1
+    try:
+        cli.main()
+    except SystemExit as stopped:
+        code = stopped.code or 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        order = json.loads(line)
+        if order["fault"] == "warm up":
+            warm_up(order)
+            print("[0, 0]", flush=True)
+            continue
+        start = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            run(order)
+        if order["after"] is not None:  # a fault from outside, by the clock
+            time.sleep(order["after"])
+            os.kill(child, getattr(signal, order["signal"]))
+        status = os.waitpid(child, 0)[1]
+        seconds = time.monotonic() - start
+        print(json.dumps([os.waitstatus_to_exitcode(status), seconds]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

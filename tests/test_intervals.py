@@ -1,0 +1,30 @@
+"""How often something happens, as typed."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bayeslora_cli.config import RunConfig
+from bayeslora_cli.errors import ConfigError
+from bayeslora_cli.intervals import Interval, parse_interval
+
+
+@given(number=st.integers(1, 10**9 - 1), unit=st.sampled_from([("s", 1), ("m", 60), ("h", 3600)]))
+def test_steps_and_times(number, unit):
+    assert parse_interval(str(number)) == Interval(steps=number)
+    assert parse_interval(f"{number}{unit[0]}") == Interval(seconds=number * unit[1])
+
+
+def test_auto():
+    assert parse_interval("auto") == Interval()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "0m", "-5", "5 m", "1.5h", "10d", "m", "often", "1e3", "5M", "٣", "9" * 50]
+)
+def test_anything_else_is_refused(text):
+    with pytest.raises(ConfigError) as caught:
+        RunConfig(checkpoint_every=text)
+    assert f"--checkpoint-every {text}: give auto, a number of steps" in str(caught.value)

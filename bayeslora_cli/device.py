@@ -55,7 +55,9 @@ def memory_explained() -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:  # torch's own is one; cuBLAS says it in words
+        if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
+            raise
         raise BayesloraError(
             "out of GPU memory. The same command goes on from the last checkpoint with "
             "--gradient-checkpointing, or in an evaluation with a lower --eval-batch-size. Another "

@@ -83,7 +83,10 @@ class Server:
 
 
 def contents(run: Path) -> dict[str, object]:
-    """All that a run directory holds, but for times, its own place, and environment.json."""
+    """All that a run directory holds, but for times, its own place, and environment.json.
+
+    And but for the lock's file, which a killed process cannot remove, and which locks nobody out.
+    """
     found: dict[str, object] = {}
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
@@ -100,6 +103,7 @@ def contents(run: Path) -> dict[str, object]:
         else:
             found[name] = path.read_bytes()
     del found["environment.json"]
+    found.pop(".lock", None)
     return found
 
 

@@ -289,14 +289,21 @@ def test_divergence_is_named_and_the_state_before_it_kept(backbone, rte, tmp_pat
         run_of(backbone, rte, tmp_path / "a", log_every=100, **DIVERGING)
 
 
-def test_out_of_gpu_memory_says_what_to_lower(backbone, rte, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "failure",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_out_of_gpu_memory_says_what_to_lower(failure, backbone, rte, tmp_path, monkeypatch):
     """The last checkpoint stays, and the same command with less need of memory goes on."""
     whole = run_of(backbone, rte, tmp_path / "whole", checkpoint_every="4")
     original = engine.TrainStep.__call__
 
     def greedy(self, step, micro_batches):
         if step == 9:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            raise failure
         original(self, step, micro_batches)
 
     with monkeypatch.context() as patch:

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from bayeslora_cli.bank import AdapterBank
 from bayeslora_cli.criteria import Criterion, ElementStatistics
-from bayeslora_cli.schedules import RankBudget
+from bayeslora_cli.schedules import Phase, RankBudget
 
 SENSITIVITY_BETA1 = 0.85  # AdaLoRA, section 4.1; PEFT's beta1
 SENSITIVITY_BETA2 = 0.85  # likewise, beta2
+HISTORY = 1000  # allocations that the device remembers before somebody has to fetch them
 
 
 def largest(scores: Tensor, budget: int | Tensor) -> Tensor:
@@ -33,22 +34,38 @@ class RankAllocator:
         size = bank.adapter_end if criterion.needs_gradient else 0
         self.sensitivity = torch.zeros(size, device=bank.theta.device)
         self.uncertainty = torch.zeros(size, device=bank.theta.device)
-        self.history: list[tuple[int, int, Tensor]] = []
-        """(step, budget, ranks (n,) on the device) of allocations that nobody has fetched yet."""
+        # what the host tells the device of a step: fixed places, as a captured step reads no others
+        self._budget = torch.zeros((), dtype=torch.int64, device=bank.theta.device)
+        self._row = torch.zeros(1, dtype=torch.int64, device=bank.theta.device)
+        self._ranks = torch.zeros(HISTORY, len(bank.matrices), device=bank.theta.device)
+        self._history: list[tuple[int, int]] = []  # (step, budget) of the rows of _ranks
+        self._fetched: list[tuple[int, int, list[int]]] = []
 
-    def after_update(self, step: int, sigma: Tensor | None, good: Tensor) -> Tensor:
-        """What follows the optimizer's update at `step`, wherever `good` is true.
+    def announce(self, step: int) -> Phase:
+        """Prepare the device for `after_update` at `step`; returns what it will have to do."""
+        phase = self.budget.phase(step)
+        if phase.allocates:
+            if len(self._history) == HISTORY:
+                self._fetched = self.fetch_history()
+            budget = self.budget(step)
+            self._budget.fill_(budget)
+            self._row.fill_(len(self._history))
+            self._history.append((step, budget))
+        return phase
+
+    def after_update(self, phase: Phase, sigma: Tensor | None, good: Tensor) -> Tensor:
+        """What follows the optimizer's update of the step announced, wherever `good` is true.
 
         Args:
             sigma: of all elements (N,), read at allocation steps alone; None without a posterior.
         Returns:
             `good`, and false as well where a score was not finite.
         """
-        if self.criterion.needs_gradient and self.budget.observes(step):
+        if self.criterion.needs_gradient and phase.observes:
             self._observe(good)
-        if self.budget.allocates(step):
-            return self._allocate(step, sigma, good)
-        if self.budget.holds(step):
+        if phase.allocates:
+            return self._allocate(sigma, good)
+        if phase.holds:
             self._apply(good)
         return good
 
@@ -72,12 +89,12 @@ class RankAllocator:
         torch.where(good, average, self.sensitivity, out=self.sensitivity)
         torch.where(good, uncertainty, self.uncertainty, out=self.uncertainty)
 
-    def _allocate(self, step: int, sigma: Tensor | None, good: Tensor) -> Tensor:
+    def _allocate(self, sigma: Tensor | None, good: Tensor) -> Tensor:
         scores = self.scores(sigma)
         good = good & scores.isfinite().all()
-        budget = self.budget(step)
-        torch.where(good, largest(scores, budget), self.bank.mask, out=self.bank.mask)
-        self.history.append((step, budget, self.bank.mask.sum(1)))
+        kept = largest(scores, self._budget)
+        torch.where(good, kept, self.bank.mask, out=self.bank.mask)
+        self._ranks.index_copy_(0, self._row, self.bank.mask.sum(1)[None])
         self._apply(good)
         return good
 
@@ -88,11 +105,11 @@ class RankAllocator:
 
     def fetch_history(self) -> list[tuple[int, int, list[int]]]:
         """(step, budget, rank of each matrix) since the last fetch: this reads the device."""
-        if not self.history:
-            return []
-        ranks = torch.stack([r for _, _, r in self.history]).round().long().tolist()
-        fetched = [(s, b, r) for (s, b, _), r in zip(self.history, ranks, strict=True)]
-        self.history.clear()
+        ranks = self._ranks[: len(self._history)].round().long().tolist()
+        fetched = [(s, b, r) for (s, b), r in zip(self._history, ranks, strict=True)]
+        fetched = self._fetched + fetched
+        self._fetched = []
+        self._history.clear()
         return fetched
 
     def tensors(self) -> dict[str, Tensor]:
@@ -101,7 +118,9 @@ class RankAllocator:
 
     def scalars(self) -> dict[str, int]:
         """Nothing: fetch the history before saving."""
-        assert not self.history, "a checkpoint would lose allocations that nobody has fetched"
+        assert not self._history + self._fetched, (
+            "a checkpoint would lose allocations that nobody has fetched"
+        )
         return {}
 
     def load_scalars(self, scalars: dict[str, int]) -> None:

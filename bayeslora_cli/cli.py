@@ -89,6 +89,7 @@ def train(
     precision: o.Precision = None,
     device: o.Device = None,
     deterministic: o.Deterministic = None,
+    eager: o.Eager = None,
     gradient_checkpointing: o.GradientCheckpointing = None,
     eval_batch_size: o.EvalBatchSize = None,
     checkpoint_every: o.CheckpointEvery = None,

@@ -129,6 +129,8 @@ class RunConfig:
     """cpu, cuda, cuda:N, or auto."""
     deterministic: bool = _option(False, "--deterministic", affects_result=False)
     """Same bits at every repetition on a GPU too, with slower kernels where need be."""
+    eager: bool = _option(False, "--eager", affects_result=False)
+    """Kernel by kernel on a GPU: neither CUDA graphs nor a compiler."""
     gradient_checkpointing: bool = _option(False, "--gradient-checkpointing", affects_result=False)
     """Recompute activations in the backward pass to save memory."""
     checkpoint_every: str = _option("auto", "--checkpoint-every", affects_result=False)

@@ -14,29 +14,20 @@ from torch import Tensor
 from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.artifacts import Snapshot, now, record_environment, write_artifacts
 from bayeslora_cli.atomic import write_json
-from bayeslora_cli.backbone import Labels
-from bayeslora_cli.bank import AdapterBank
-from bayeslora_cli.batches import TokenisedSplit, TrainOrder, steps_per_epoch, tokenise
-from bayeslora_cli.checkpoint import KEPT, Checkpoints, Stateful
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.checkpoint import KEPT, Checkpoints
 from bayeslora_cli.console import Reporter
-from bayeslora_cli.criteria import CRITERIA
-from bayeslora_cli.device import memory_explained, peak_memory, pick_device, set_precision
+from bayeslora_cli.device import memory_explained, peak_memory
 from bayeslora_cli.errors import NonFiniteError, Preempted
 from bayeslora_cli.evaluate import describe, evaluate_splits
-from bayeslora_cli.fingerprint import data_fingerprint
 from bayeslora_cli.intervals import parse_interval
 from bayeslora_cli.lock import locked
-from bayeslora_cli.model import METHODS, build_network
-from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.posterior import Posterior
 from bayeslora_cli.posterior_summary import posterior_summary
-from bayeslora_cli.prepare import Prepared, learning_rate, prepare, rank_budget
+from bayeslora_cli.prepare import Prepared, prepare
 from bayeslora_cli.resolve import Resolved
 from bayeslora_cli.rundir import RunDir
+from bayeslora_cli.session import Session
 from bayeslora_cli.signals import Stop, Stopped
-from bayeslora_cli.state import BestSoFar, Generators, Inputs, Loop
-from bayeslora_cli.step import TrainStep
 
 logger = logging.getLogger("bayeslora")
 
@@ -64,7 +55,7 @@ def train(resolved: Resolved, progress: Reporter | None = None, stop: Stop | Non
             return run
         try:
             with memory_explained():
-                Session(prepared, progress, stop).train()
+                Training(prepared, progress, stop).train()
         finally:
             progress.stop()
     return run
@@ -77,75 +68,17 @@ def _is_done(prepared: Prepared) -> bool:
     return done
 
 
-class Session:
-    """What a run works with, from the loaded backbone to the files it leaves."""
+class Training(Session):
+    """A run from its newest checkpoint to the files that it leaves."""
 
     def __init__(self, prepared: Prepared, progress: Reporter, stop: Stop) -> None:
         """Nothing is written before `train`."""
-        config, task, tokenizer = prepared.config, prepared.task, prepared.tokenizer
-        assert config.schedule_steps is not None
-        self.config, self.task, self.run = config, task, prepared.run
+        super().__init__(prepared)
         self.progress, self.stop = progress, stop
-        self.total = config.schedule_steps
-        self.device = pick_device(config.device)
-        set_precision(config.precision, deterministic=config.deterministic)
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-
-        maker = OPTIMIZERS[config.optimizer]
-        self.network = build_network(
-            config,
-            Labels(classes=task.classes),
-            tokenizer,
-            posterior=maker.posterior,
-            device=self.device,
-        )
-        self.splits = {
-            name: tokenise(found, tokenizer, config.max_length, regression=task.regression)
-            for name, found in prepared.examples.items()
-        }
-        checksums = {
-            "the backbone's weights have": self.network.backbone_sha256,
-            "the data or their tokens have": data_fingerprint(
-                tensor
-                for split in self.splits.values()
-                for tensor in (split.tokens, split.offsets, split.token_types, split.labels)
-            ),
-        }
-        train_split = self.splits.pop("train")
-        self.train_split: TokenisedSplit = train_split
-        self.order = TrainOrder(len(train_split), config.batch_size, config.seed)
-        self.steps_per_epoch = steps_per_epoch(len(train_split), config.batch_size)
-
-        noise = torch.Generator(self.device).manual_seed(config.seed)
-        self.optimizer = maker.build(config, self.network.bank, len(train_split), noise)
-        self.allocator = _allocator(config, self.network.bank)
-        self.step = TrainStep(
-            self.network,
-            self.optimizer,
-            self.allocator,
-            learning_rate=learning_rate(config),
-            orth_reg=config.orth_reg if METHODS[config.method].adaptive else 0.0,
-            samples=config.train_samples,
-        )
-        self.loop = Loop()
-        self.best = BestSoFar(self.network.bank, posterior=maker.posterior)
-        self.generators = Generators(self.device, noise)
-        self.parts: dict[str, Stateful] = {
-            "inputs": Inputs(checksums),
-            "bank": self.network.bank,
-            "optimizer": self.optimizer,
-            "step": self.step,
-            "generators": self.generators,
-            "loop": self.loop,
-            "best": self.best,
-        }
-        if self.allocator is not None:
-            self.parts["allocator"] = self.allocator
         self.checkpoints = Checkpoints(
             self.run.checkpoint,
             logs=(self.run.metrics, self.run.ranks_history),
-            every=parse_interval(config.checkpoint_every),
+            every=parse_interval(self.config.checkpoint_every),
         )
 
     # ---- the loop
@@ -203,9 +136,9 @@ class Session:
         parts = []
         for indices in self.order.indices(step).tensor_split(self.config.grad_accum):
             if len(indices):
-                batch = self.train_split.batch(indices)
-                self.loop.interval_tokens += int(batch["attention_mask"].sum())
-                parts.append({k: v.to(self.device, non_blocking=True) for k, v in batch.items()})
+                batch, tokens = self.feed.batch(indices)
+                self.loop.interval_tokens += tokens
+                parts.append(batch)
         return parts
 
     # ---- what happens once in a while
@@ -312,7 +245,7 @@ class Session:
     def _finish(self) -> None:
         loop, bank = self.loop, self.network.bank
         ranks = bank.mask.sum(1).round().long().tolist()
-        best, training_rows = self.best, len(self.train_split)
+        best, training_rows = self.best, self.training_rows
         at_best = Posterior(mean=best.mean, sigma=best.sigma, mask=best.mask)
         result = {
             **best.records,
@@ -339,10 +272,3 @@ class Session:
         started = self.run.read_json(self.run.environment)
         write_json(self.run.environment, {**started, "end": now()})
         write_artifacts(self.run, self.network, self.config, snapshot, bank.mask, result)
-
-
-def _allocator(config: RunConfig, bank: AdapterBank) -> RankAllocator | None:
-    """The allocator of a method that has one."""
-    if config.criterion is None:
-        return None
-    return RankAllocator(bank, CRITERIA[config.criterion], rank_budget(config, len(bank.matrices)))

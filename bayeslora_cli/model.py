@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class Network:
     backbone_sha256: str
     """`fingerprint` of what the checkpoint held, the head left out; empty without weights."""
 
-    def logits(self, batch: dict[str, Tensor]) -> Tensor:
+    def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Forward pass: (batch, outputs) in fp32. Labels are never passed to the backbone."""
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         logits: Tensor = self.module(**inputs).logits

@@ -32,8 +32,11 @@ class BankOptimizer(ABC):
         """Draw theta for one pass; `masked`: pruned triplets stay at their mean."""
 
     @abstractmethod
-    def update(self, step: int, learning_rate: float, good: Tensor) -> None:
-        """Step number `step`, from 0, from `bank.grad`, wherever the scalar bool `good` is true."""
+    def update(self, step: int | Tensor, learning_rate: float | Tensor, good: Tensor) -> None:
+        """Step number `step`, from 0, from `bank.grad`, wherever the scalar bool `good` is true.
+
+        As tensors, float64 and fp32, `step` and `learning_rate` stay on the device.
+        """
 
     @abstractmethod
     def sigma(self) -> Tensor | None:
@@ -89,7 +92,7 @@ class BankIVON(ivon.IVON, BankOptimizer):  # type: ignore[misc]
         self.bank.perturb(masked=masked)
 
     @torch.no_grad()
-    def update(self, step: int, learning_rate: float, good: Tensor) -> None:
+    def update(self, step: int | Tensor, learning_rate: float | Tensor, good: Tensor) -> None:
         group = self.param_groups[0]
         ess, decay, initial = group["ess"], group["weight_decay"], group["hess_init"]
         for part in self._parts:
@@ -128,7 +131,10 @@ class BankAdamW(BankOptimizer):
     def __init__(self, bank: AdapterBank, *, weight_decay: float) -> None:
         self.bank = bank
         mean = bank.mean
-        self.adamw = torch.optim.AdamW([mean], lr=0.0, weight_decay=weight_decay, fused=True)
+        self._rate = torch.zeros((), device=mean.device)
+        self.adamw = torch.optim.AdamW(
+            [mean], lr=self._rate, weight_decay=weight_decay, fused=True, capturable=mean.is_cuda
+        )
         mean.grad = bank.grad[0]
         # torch makes its state at the first step; made now it can be saved and restored before
         self.adamw.state[mean] = {
@@ -144,10 +150,10 @@ class BankAdamW(BankOptimizer):
         return None
 
     @torch.no_grad()
-    def update(self, step: int, learning_rate: float, good: Tensor) -> None:
+    def update(self, step: int | Tensor, learning_rate: float | Tensor, good: Tensor) -> None:
         # the fused kernel's own guard, made for gradient scalers: nothing moves where it is 1
         self.adamw.found_inf = (~good).float()  # type: ignore[attr-defined]
-        self.adamw.param_groups[0]["lr"] = learning_rate
+        self._rate.fill_(learning_rate)
         self.adamw.step()
 
     def tensors(self) -> dict[str, Tensor]:

@@ -120,6 +120,9 @@ ClipRadius = _option(
 Seed = _option(int, "Of initialisation, order, dropout and noise (default: 2021).", MACHINE)
 Precision = _option(str, "fp32, tf32, or bf16 (adapters stay fp32) (default: fp32).", MACHINE)
 Device = _option(str, "cpu, cuda, cuda:N or auto (default: auto).", MACHINE)
+Eager = _option(
+    bool, "Run a GPU kernel by kernel: no CUDA graphs, no compiler.", MACHINE, "--eager"
+)
 GradientCheckpointing = _option(
     bool, "Trade time for activation memory.", MACHINE, "--gradient-checkpointing"
 )

@@ -39,6 +39,18 @@ class LearningRate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """What a step does about the allocation."""
+
+    observes: bool
+    """Gradient statistics are averaged: before the final phase only."""
+    allocates: bool
+    """The budget is applied: every delta_t-th step, and always at T - t_final."""
+    holds: bool
+    """The allocation is fixed, pruned triplets stay pruned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RankBudget:
     """AdaLoRA's cubic budget (Zhang et al., ICLR 2023, eq. 12), in triplets over all matrices."""
 
@@ -69,15 +81,11 @@ class RankBudget:
         remaining = 1 - (step - self.t_init) / (self.final_step - self.t_init)
         return int((self.initial - self.target) * remaining**3 + self.target)
 
-    def observes(self, step: int) -> bool:
-        """Whether gradient statistics are averaged at `step`: before the final phase only."""
-        return step < self.final_step
-
-    def allocates(self, step: int) -> bool:
-        """Whether the budget is applied at `step`: every delta_t-th, and always at T - t_final."""
+    def phase(self, step: int) -> Phase:
+        """What `step` does."""
         between = self.t_init < step < self.final_step and step % self.delta_t == 0
-        return between or step == self.final_step
-
-    def holds(self, step: int) -> bool:
-        """Whether the allocation is fixed at `step`, so that pruned triplets stay pruned."""
-        return step > self.final_step
+        return Phase(
+            observes=step < self.final_step,
+            allocates=between or step == self.final_step,
+            holds=step > self.final_step,
+        )

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bayeslora_cli.allocator import RankAllocator
+from bayeslora_cli.capture import Inputs, Runner, run_eagerly
 from bayeslora_cli.model import Network
 from bayeslora_cli.optim import BankOptimizer
 from bayeslora_cli.penalty import orthogonality
-from bayeslora_cli.schedules import LearningRate
+from bayeslora_cli.schedules import LearningRate, Phase
 
 
 def task_loss(logits: Tensor, labels: Tensor, *, regression: bool) -> Tensor:
@@ -49,6 +51,7 @@ class TrainStep:
         learning_rate: LearningRate,
         orth_reg: float,
         samples: int,
+        runner: Runner = run_eagerly,
     ) -> None:
         """`samples`: posterior samples a micro-batch; `orth_reg`: 0 for no penalty."""
         self.network = network
@@ -57,41 +60,45 @@ class TrainStep:
         self.learning_rate = learning_rate
         self.orth_reg = orth_reg
         self.samples = samples
+        self.runner = runner
         device = network.bank.theta.device
         self.good = torch.ones((), dtype=torch.bool, device=device)
-        self._bad_step = torch.full((), -1, device=device)
-        self._sums = torch.zeros(2, device=device)  # task loss, penalty
+        # fixed places for what changes from step to step: a captured step reads no others
+        self._step = torch.zeros((), dtype=torch.float64, device=device)
+        self._rate = torch.zeros((), device=device)
+        self._loss = torch.zeros(2, device=device)  # task loss and penalty of this step
+        self._bad_step = torch.full((), -1.0, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(2, device=device)  # the same, summed
         self._count = 0
 
     def __call__(self, step: int, micro_batches: Sequence[dict[str, Tensor]]) -> None:
         """Step number `step`, counted from 0, on one batch in micro-batches."""
-        bank, optimizer, allocator = self.network.bank, self.optimizer, self.allocator
-        holds = allocator is not None and allocator.budget.holds(step)
+        self._step.fill_(step)
+        self._rate.fill_(self.learning_rate(step))
+        phase = None if self.allocator is None else self.allocator.announce(step)
+        holds = phase is not None and phase.holds
         rows = sum(len(batch["labels"]) for batch in micro_batches)
-        loss = torch.zeros_like(self._sums)
         first = True
         for batch in micro_batches:
             weight = len(batch["labels"]) / (rows * self.samples)
             for _ in range(self.samples):
-                optimizer.sample(masked=holds)
-                loss.add_(self._gradient(batch), alpha=weight)
-                bank.accumulate(weight, first=first)
+                self.runner(
+                    (weight, first, holds),
+                    partial(self._pass, weight=weight, first=first, masked=holds),
+                    batch,
+                )
                 first = False
-
-        with torch.no_grad():
-            # a sum is finite only if its terms are, and makes no second tensor of their size
-            good = self.good & (loss.sum() + bank.grad.sum()).isfinite()
-            optimizer.update(step, self.learning_rate(step), good)
-            if allocator is not None:
-                # sigma costs a pass over all elements: only where scores are taken
-                sigma = optimizer.sigma() if allocator.budget.allocates(step) else None
-                good = allocator.after_update(step, sigma, good)
-            self._bad_step.masked_fill_(self.good & ~good, step)
-            self.good.copy_(good)
-            self._sums.add_(torch.where(good, loss, 0))
+        self.runner(phase, partial(self._update, phase=phase), {})
         self._count += 1
 
-    def _gradient(self, batch: dict[str, Tensor]) -> Tensor:
+    def _pass(self, batch: Inputs, *, weight: float, first: bool, masked: bool) -> None:
+        """One sample of the weights, one micro-batch: add its share to the step's gradient."""
+        self.optimizer.sample(masked=masked)
+        losses = self._gradient(batch) * weight
+        self._loss.copy_(losses if first else self._loss + losses)
+        self.network.bank.accumulate(weight, first=first)
+
+    def _gradient(self, batch: Inputs) -> Tensor:
         """Gradient at theta into `bank.local`; returns (task loss, penalty)."""
         bank, network = self.network.bank, self.network
         bank.zero_local()
@@ -105,6 +112,22 @@ class TrainStep:
                 orthogonality(bank, self.orth_reg) if self.orth_reg else torch.zeros_like(loss)
             )
             return torch.stack((loss.detach(), penalty))
+
+    @torch.no_grad()
+    def _update(self, _: Inputs, *, phase: Phase | None) -> None:
+        """What follows the passes: optimizer and allocation, wherever all is finite."""
+        bank, optimizer, allocator = self.network.bank, self.optimizer, self.allocator
+        # a sum is finite only if its terms are, and makes no second tensor of their size
+        good = self.good & (self._loss.sum() + bank.grad.sum()).isfinite()
+        optimizer.update(self._step, self._rate, good)
+        if allocator is not None:
+            assert phase is not None
+            # sigma costs a pass over all elements: only where scores are taken
+            sigma = optimizer.sigma() if phase.allocates else None
+            good = allocator.after_update(phase, sigma, good)
+        torch.where(self.good & ~good, self._step, self._bad_step, out=self._bad_step)
+        self.good.copy_(good)
+        self._sums.add_(torch.where(good, self._loss, 0))
 
     def bad_step(self) -> int | None:
         """The first step whose loss, gradient or scores were not finite; this reads the device."""

@@ -65,6 +65,7 @@ FREE = {
     "output": text,
     "overwrite": st.booleans(),
     "deterministic": st.booleans(),
+    "eager": st.booleans(),
     "checkpoint_every": st.sampled_from(["auto", "1", "500", "30s", "10m", "2h"]),
 }
 

@@ -93,7 +93,7 @@ def test_masks_equal_pefts_over_200_steps(delta_t):
         else:
             theirs.mask_using_rank_pattern(peft_side, pattern)
             found = None
-        ours.after_update(step, None, GOOD)
+        ours.after_update(ours.announce(step), None, GOOD)
         if found:
             pattern = found
             compared += 1
@@ -131,7 +131,7 @@ def test_pefts_own_rule_misses_the_budget_under_ties():
     ours = RankAllocator(bank, CRITERIA["sensitivity"], budget)
     assert ours.scores(None).unique().numel() == 1  # nothing observed yet: all zero
     for step in (3, 6, 30):
-        ours.after_update(step, None, GOOD)
+        ours.after_update(ours.announce(step), None, GOOD)
         assert bank.mask.sum() == budget(step)
 
 
@@ -164,18 +164,18 @@ def test_scores_are_a_slow_sum_over_triplets(name):
 def test_dropped_triplets_may_grow_back_until_the_final_phase():
     bank, budget = make_bank(), make_budget(delta_t=5)
     ours = RankAllocator(bank, CRITERIA["magnitude"], budget)
-    ours.after_update(100, None, GOOD)
+    ours.after_update(ours.announce(100), None, GOOD)
     dropped = bank.mask == 0
     assert bool(dropped.any())
     bank.singular_values(bank.mean)[dropped] = 50.0
-    ours.after_update(101, None, GOOD)  # no allocation: left alone
+    ours.after_update(ours.announce(101), None, GOOD)  # no allocation: left alone
     assert bool((bank.singular_values(bank.mean)[dropped] == 50.0).all())
-    ours.after_update(105, None, GOOD)
+    ours.after_update(ours.announce(105), None, GOOD)
     assert bool((bank.mask[dropped] == 1).any())
-    ours.after_update(budget.final_step, None, GOOD)
+    ours.after_update(ours.announce(budget.final_step), None, GOOD)
     final = bank.mask.clone()
     bank.singular_values(bank.mean).fill_(99.0)
-    ours.after_update(budget.final_step + 1, None, GOOD)
+    ours.after_update(ours.announce(budget.final_step + 1), None, GOOD)
     assert torch.equal(bank.mask, final)
     assert torch.equal(bank.singular_values(bank.mean), final * 99.0)
 
@@ -185,7 +185,7 @@ def test_a_score_that_is_not_finite_is_an_error_not_zero():
     ours = RankAllocator(bank, CRITERIA["magnitude"], budget)
     bank.segments["m2.lora_A"].view(bank.mean)[1, 1] = float("inf")
     before = bank.mask.clone()
-    assert not ours.after_update(budget.final_step, None, GOOD)
+    assert not ours.after_update(ours.announce(budget.final_step), None, GOOD)
     assert torch.equal(bank.mask, before)
 
 
@@ -194,8 +194,8 @@ def test_nothing_happens_after_a_bad_step():
     ours = RankAllocator(bank, CRITERIA["sensitivity"], budget)
     bank.grad.fill_(float("nan"))
     values = bank.singular_values(bank.mean).clone()
-    assert not ours.after_update(budget.final_step - 1, None, torch.tensor(False))
-    assert not ours.after_update(budget.final_step, None, torch.tensor(False))
+    assert not ours.after_update(ours.announce(budget.final_step - 1), None, torch.tensor(False))
+    assert not ours.after_update(ours.announce(budget.final_step), None, torch.tensor(False))
     assert torch.equal(bank.singular_values(bank.mean), values)
     assert bool((ours.sensitivity == 0).all())
     assert bool((bank.mask == 1).all())
@@ -205,7 +205,7 @@ def test_history_is_what_happened():
     bank, budget = make_bank(), make_budget(delta_t=10)
     ours = RankAllocator(bank, CRITERIA["magnitude"], budget)
     for step in range(budget.total):
-        ours.after_update(step, None, GOOD)
+        ours.after_update(ours.announce(step), None, GOOD)
     history = ours.fetch_history()
     assert [s for s, _, _ in history] == [*range(30, 140, 10), 140]
     assert all(sum(ranks) == b == budget(s) for s, b, ranks in history)

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from bayeslora_cli import checkpoint, engine
+from bayeslora_cli import checkpoint
 from bayeslora_cli.backbone import load_tokenizer
 from bayeslora_cli.data import load_task
 from bayeslora_cli.engine import train
@@ -30,6 +30,7 @@ from bayeslora_cli.errors import (
 from bayeslora_cli.evaluate import evaluate_run, predict
 from bayeslora_cli.report import RankReport
 from bayeslora_cli.resolve import resolve
+from bayeslora_cli.step import TrainStep
 
 from .conftest import save_backbone
 from .faults import contents, differences
@@ -173,7 +174,7 @@ def killed_at(monkeypatch):
 
     @contextmanager
     def context(step):
-        original = engine.TrainStep.__call__
+        original = TrainStep.__call__
 
         def killed(self, at, micro_batches):
             if at == step:
@@ -181,7 +182,7 @@ def killed_at(monkeypatch):
             original(self, at, micro_batches)
 
         with monkeypatch.context() as patch:
-            patch.setattr(engine.TrainStep, "__call__", killed)
+            patch.setattr(TrainStep, "__call__", killed)
             with pytest.raises(Killed):
                 yield
 
@@ -299,7 +300,7 @@ def test_divergence_is_named_and_the_state_before_it_kept(backbone, rte, tmp_pat
 def test_out_of_gpu_memory_says_what_to_lower(failure, backbone, rte, tmp_path, monkeypatch):
     """The last checkpoint stays, and the same command with less need of memory goes on."""
     whole = run_of(backbone, rte, tmp_path / "whole", checkpoint_every="4")
-    original = engine.TrainStep.__call__
+    original = TrainStep.__call__
 
     def greedy(self, step, micro_batches):
         if step == 9:
@@ -307,7 +308,7 @@ def test_out_of_gpu_memory_says_what_to_lower(failure, backbone, rte, tmp_path, 
         original(self, step, micro_batches)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.TrainStep, "__call__", greedy)
+        patch.setattr(TrainStep, "__call__", greedy)
         with pytest.raises(BayesloraError, match="--gradient-checkpointing") as caught:
             run_of(backbone, rte, tmp_path / "parts", checkpoint_every="4")
     assert caught.value.exit_code == 1

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from bayeslora_cli.capture import GraphRunner
 from bayeslora_cli.engine import train
 from bayeslora_cli.errors import BayesloraError
 from bayeslora_cli.evaluate import Sampling, evaluate_run
@@ -66,6 +67,69 @@ def test_the_step_never_waits(method, optimizer, criterion, precision, backbone,
         step(t, [data[t]])
     torch.cuda.set_sync_debug_mode("default")
     assert step.bad_step() is None
+
+
+@pytest.fixture
+def side_stream() -> Iterator[None]:
+    """Captures want another stream than the default one."""
+    with torch.cuda.stream(torch.cuda.Stream()):
+        yield
+    torch.cuda.synchronize()
+
+
+def trained(step: TrainStep) -> dict[str, torch.Tensor]:
+    """All that 60 steps on batches of three widths leave."""
+    data = {width: [to_gpu(b) for b in batches(length=width)] for width in (6, 10, 17)}
+    torch.manual_seed(3)
+    for t in range(TOTAL):
+        batch = data[(6, 10, 17)[t % 3]][t]
+        step(t, [{k: v[:3] for k, v in batch.items()}, {k: v[3:] for k, v in batch.items()}])
+    parts = {"bank": step.network.bank, "optimizer": step.optimizer, "step": step}
+    if step.allocator is not None:
+        step.allocator.fetch_history()
+        parts["allocator"] = step.allocator
+    return {f"{n}/{k}": v for n, part in parts.items() for k, v in part.tensors().items()}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("method", "optimizer", "criterion"), METHODS)
+def test_a_captured_step_is_the_eager_one(
+    method, optimizer, criterion, precision, dropout, backbone, side_stream
+):
+    """To the bit, two passes a step, dropout and noise included: a graph draws what they draw."""
+    options = {"method": method, "device": "cuda", "precision": precision}
+    options["samples"] = 2 if optimizer == "ivon" else 1
+    eager = trained(make_step(backbone("bert", dropout), optimizer, criterion, **options))
+    step = make_step(
+        backbone("bert", dropout), optimizer, criterion, **options,
+        runner=lambda noise: GraphRunner([noise]),
+    )  # fmt: skip
+    captured = trained(step)
+    assert step.runner.failure is None
+    assert len(step.runner._graphs) >= 6
+    assert captured.keys() == eager.keys()
+    assert [name for name in eager if not torch.equal(eager[name], captured[name])] == []
+
+
+def test_what_cannot_be_captured_runs_all_the_same(backbone, side_stream, monkeypatch, caplog):
+    """A backbone that asks the device for a value: one notice, and the eager run's result."""
+    original = Network.logits
+
+    def curious(self, batch):
+        assert int(batch["input_ids"].max()) >= 0
+        return original(self, batch)
+
+    monkeypatch.setattr(Network, "logits", curious)
+    options = {"device": "cuda"}
+    eager = trained(make_step(backbone("bert", 0.1), "ivon", "snr", **options))
+    step = make_step(
+        backbone("bert", 0.1), "ivon", "snr", **options, runner=lambda noise: GraphRunner([noise])
+    )
+    captured = trained(step)
+    assert step.runner.failure is not None
+    assert len([r for r in caplog.records if "not captured" in r.message]) == 1
+    assert [name for name in eager if not torch.equal(eager[name], captured[name])] == []
 
 
 @pytest.mark.parametrize("kind", ["deberta-v2", "bert"])

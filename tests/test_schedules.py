@@ -172,9 +172,9 @@ def test_phases(values):
     budget, steps = RankBudget(**values), range(values["total"])
     final = values["total"] - values["t_final"]
     assert budget.final_step == final
-    assert [s for s in steps if budget.allocates(s)] == slow_allocations(values)
-    assert [s for s in steps if budget.observes(s)] == list(range(final))
-    assert [s for s in steps if budget.holds(s)] == list(range(final + 1, values["total"]))
+    assert [s for s in steps if budget.phase(s).allocates] == slow_allocations(values)
+    assert [s for s in steps if budget.phase(s).observes] == list(range(final))
+    assert [s for s in steps if budget.phase(s).holds] == list(range(final + 1, values["total"]))
 
 
 @settings(max_examples=150, deadline=None)
@@ -183,7 +183,7 @@ def test_phases(values):
 def test_last_allocation_reaches_the_target(values):
     """What is held to the end is the target, whatever delta_t: the user asked for that rank."""
     budget = RankBudget(**values)
-    last = max(s for s in range(values["total"]) if budget.allocates(s))
+    last = max(s for s in range(values["total"]) if budget.phase(s).allocates)
     assert budget(last) == values["target"]
 
 
@@ -193,7 +193,7 @@ def test_last_allocation_reaches_the_target_without_a_pruning_phase(total):
     budget = RankBudget(
         initial=9, target=6, t_init=total - 1, t_final=1, delta_t=1, total=total
     )  # fmt: skip
-    last = max(s for s in range(total) if budget.allocates(s))
+    last = max(s for s in range(total) if budget.phase(s).allocates)
     assert budget(last) == 6
 
 
@@ -225,7 +225,7 @@ def test_budget_is_pefts(values):
     for step in range(values["total"]):
         wanted, masks = peft(step)
         assert budget(step) == wanted
-        ours = budget.allocates(step) or budget.holds(step)
+        ours = budget.phase(step).allocates or budget.phase(step).holds
         if step == budget.final_step:
             assert ours
         else:

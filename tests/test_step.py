@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.backbone import Labels, load_tokenizer
+from bayeslora_cli.capture import run_eagerly
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.model import build_network
@@ -45,6 +46,7 @@ def make_step(
     seed=2021,
     device="cpu",
     precision="fp32",
+    runner=lambda noise: run_eagerly,
 ):
     config = RunConfig(
         task="rte", model=model, method=method, optimizer=optimizer, criterion=criterion,
@@ -75,7 +77,7 @@ def make_step(
     network.module.train()
     return TrainStep(
         network, built, allocator, learning_rate=rate,
-        orth_reg=0.1 if method == "adalora" else 0.0, samples=samples,
+        orth_reg=0.1 if method == "adalora" else 0.0, samples=samples, runner=runner(noise),
     )  # fmt: skip
 
 

@@ -1,0 +1,104 @@
+"""What a training works with: network, data, optimizer, allocator, and the state of it all."""
+
+from __future__ import annotations
+
+import torch
+
+from bayeslora_cli.allocator import RankAllocator
+from bayeslora_cli.backbone import Labels
+from bayeslora_cli.bank import AdapterBank
+from bayeslora_cli.batches import Feed, TrainOrder, steps_per_epoch, tokenise
+from bayeslora_cli.capture import GraphRunner, Runner, run_eagerly
+from bayeslora_cli.checkpoint import Stateful
+from bayeslora_cli.config import RunConfig
+from bayeslora_cli.criteria import CRITERIA
+from bayeslora_cli.device import pick_device, set_precision
+from bayeslora_cli.fingerprint import data_fingerprint
+from bayeslora_cli.model import METHODS, build_network
+from bayeslora_cli.optim import OPTIMIZERS
+from bayeslora_cli.prepare import Prepared, learning_rate, rank_budget
+from bayeslora_cli.state import BestSoFar, Generators, Inputs, Loop
+from bayeslora_cli.step import TrainStep
+
+
+class Session:
+    """What a training works with, ready for its first step."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        """Loads, tokenises and moves to the device; writes nothing."""
+        config, task, tokenizer = prepared.config, prepared.task, prepared.tokenizer
+        assert config.schedule_steps is not None
+        self.config, self.task, self.run = config, task, prepared.run
+        self.total = config.schedule_steps
+        self.device = pick_device(config.device)
+        set_precision(config.precision, deterministic=config.deterministic)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+        maker = OPTIMIZERS[config.optimizer]
+        self.network = build_network(
+            config,
+            Labels(classes=task.classes),
+            tokenizer,
+            posterior=maker.posterior,
+            device=self.device,
+        )
+        self.splits = {
+            name: tokenise(found, tokenizer, config.max_length, regression=task.regression)
+            for name, found in prepared.examples.items()
+        }
+        checksums = {
+            "the backbone's weights have": self.network.backbone_sha256,
+            "the data or their tokens have": data_fingerprint(
+                tensor
+                for split in self.splits.values()
+                for tensor in (split.tokens, split.offsets, split.token_types, split.labels)
+            ),
+        }
+        train_split = self.splits.pop("train")
+        self.training_rows = len(train_split)
+        self.feed = Feed(train_split, self.device)
+        self.order = TrainOrder(len(train_split), config.batch_size, config.seed)
+        self.steps_per_epoch = steps_per_epoch(len(train_split), config.batch_size)
+
+        noise = torch.Generator(self.device).manual_seed(config.seed)
+        self.optimizer = maker.build(config, self.network.bank, len(train_split), noise)
+        self.allocator = _allocator(config, self.network.bank)
+        self.step = TrainStep(
+            self.network,
+            self.optimizer,
+            self.allocator,
+            learning_rate=learning_rate(config),
+            orth_reg=config.orth_reg if METHODS[config.method].adaptive else 0.0,
+            samples=config.train_samples,
+            runner=self._runner(noise),
+        )
+        self.loop = Loop()
+        self.best = BestSoFar(self.network.bank, posterior=maker.posterior)
+        self.generators = Generators(self.device, noise)
+        self.parts: dict[str, Stateful] = {
+            "inputs": Inputs(checksums),
+            "bank": self.network.bank,
+            "optimizer": self.optimizer,
+            "step": self.step,
+            "generators": self.generators,
+            "loop": self.loop,
+            "best": self.best,
+        }
+        if self.allocator is not None:
+            self.parts["allocator"] = self.allocator
+
+    def _runner(self, noise: torch.Generator) -> Runner:
+        if self.device.type != "cuda" or self.config.eager:
+            return run_eagerly
+        # captures and what comes before them want one stream, and not the default one
+        torch.cuda.synchronize(self.device)
+        torch.cuda.set_stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
+        return GraphRunner([noise])
+
+
+def _allocator(config: RunConfig, bank: AdapterBank) -> RankAllocator | None:
+    """The allocator of a method that has one."""
+    if config.criterion is None:
+        return None
+    return RankAllocator(bank, CRITERIA[config.criterion], rank_budget(config, len(bank.matrices)))

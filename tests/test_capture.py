@@ -30,8 +30,10 @@ def runner(monkeypatch):
     @contextmanager
     def recording(graph):
         found.recorded = graph
-        yield
-        found.recorded = None
+        try:
+            yield
+        finally:
+            found.recorded = None
 
     monkeypatch.setattr(found, "_graph", Graph)
     monkeypatch.setattr(found, "_recording", recording)

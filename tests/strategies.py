@@ -18,7 +18,7 @@ TABLE = {
 ROWS = [(m, o, c) for (m, o), criteria in TABLE.items() for c in criteria]
 NOT_RESULT = {
     "eval_batch_size", "log_every", "device", "gradient_checkpointing", "output", "overwrite",
-    "trust_remote_code", "deterministic", "checkpoint_every",
+    "trust_remote_code", "deterministic", "checkpoint_every", "eager",
 }  # fmt: skip
 FLOATS = [name for name, f in FIELDS.items() if "float" in str(f.type)]
 

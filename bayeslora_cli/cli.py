@@ -90,6 +90,7 @@ def train(
     device: o.Device = None,
     deterministic: o.Deterministic = None,
     eager: o.Eager = None,
+    compile: o.Compile = None,
     gradient_checkpointing: o.GradientCheckpointing = None,
     eval_batch_size: o.EvalBatchSize = None,
     checkpoint_every: o.CheckpointEvery = None,

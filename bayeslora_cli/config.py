@@ -27,6 +27,7 @@ DEFAULT_OPTIMIZER = {"adalora": "ivon", "lora": "adamw", "full": "adamw"}
 METHODS = tuple(DEFAULT_OPTIMIZER)
 OPTIMIZERS = ("ivon", "adamw")
 CRITERION_NAMES = COMBINATIONS["adalora", "ivon"]
+COMPILE = ("auto", "on", "off")
 PRECISIONS = ("fp32", "tf32", "bf16")
 LR_SCHEDULES = ("linear", "boost")
 
@@ -131,6 +132,8 @@ class RunConfig:
     """Same bits at every repetition on a GPU too, with slower kernels where need be."""
     eager: bool = _option(False, "--eager", affects_result=False)
     """Kernel by kernel on a GPU: neither CUDA graphs nor a compiler."""
+    compile: str = _option("auto", "--compile", affects_result=False)
+    """On a GPU, torch.compile the backbone's blocks: auto (long runs), on or off."""
     gradient_checkpointing: bool = _option(False, "--gradient-checkpointing", affects_result=False)
     """Recompute activations in the backward pass to save memory."""
     checkpoint_every: str = _option("auto", "--checkpoint-every", affects_result=False)
@@ -215,6 +218,7 @@ def _problems(c: RunConfig) -> list[str]:
 
     one_of("task", TASK_NAMES)
     one_of("precision", PRECISIONS)
+    one_of("compile", COMPILE)
     one_of("lr_schedule", LR_SCHEDULES)
     methods_known = one_of("method", METHODS) & one_of("optimizer", OPTIMIZERS)
     if methods_known:

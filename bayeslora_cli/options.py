@@ -123,6 +123,11 @@ Device = _option(str, "cpu, cuda, cuda:N or auto (default: auto).", MACHINE)
 Eager = _option(
     bool, "Run a GPU kernel by kernel: no CUDA graphs, no compiler.", MACHINE, "--eager"
 )
+Compile = _option(
+    str,
+    "torch.compile on a GPU: on, off, or auto, for runs of 2,000 steps (default: auto).",
+    MACHINE,
+)
 GradientCheckpointing = _option(
     bool, "Trade time for activation memory.", MACHINE, "--gradient-checkpointing"
 )

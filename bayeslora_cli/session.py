@@ -10,6 +10,7 @@ from bayeslora_cli.bank import AdapterBank
 from bayeslora_cli.batches import Feed, TrainOrder, steps_per_epoch, tokenise
 from bayeslora_cli.capture import GraphRunner, Runner, run_eagerly
 from bayeslora_cli.checkpoint import Stateful
+from bayeslora_cli.compiler import compile_blocks, is_worth_compiling
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.device import pick_device, set_precision
@@ -91,6 +92,8 @@ class Session:
     def _runner(self, noise: torch.Generator) -> Runner:
         if self.device.type != "cuda" or self.config.eager:
             return run_eagerly
+        if is_worth_compiling(self.config.compile, self.total):
+            compile_blocks(self.network.module)
         # captures and what comes before them want one stream, and not the default one
         torch.cuda.synchronize(self.device)
         torch.cuda.set_stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]

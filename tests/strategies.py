@@ -18,7 +18,7 @@ TABLE = {
 ROWS = [(m, o, c) for (m, o), criteria in TABLE.items() for c in criteria]
 NOT_RESULT = {
     "eval_batch_size", "log_every", "device", "gradient_checkpointing", "output", "overwrite",
-    "trust_remote_code", "deterministic", "checkpoint_every", "eager",
+    "trust_remote_code", "deterministic", "checkpoint_every", "eager", "compile",
 }  # fmt: skip
 FLOATS = [name for name, f in FIELDS.items() if "float" in str(f.type)]
 
@@ -66,6 +66,7 @@ FREE = {
     "overwrite": st.booleans(),
     "deterministic": st.booleans(),
     "eager": st.booleans(),
+    "compile": st.sampled_from(["auto", "on", "off"]),
     "checkpoint_every": st.sampled_from(["auto", "1", "500", "30s", "10m", "2h"]),
 }
 

@@ -1,0 +1,47 @@
+"""torch.compile for a backbone's repeated blocks, each compiled once and used by all its likes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+logger = logging.getLogger("bayeslora")
+
+# steps from which compiling pays on a GPU: it takes seconds for each padded width
+WORTH_IT = 2000
+VARIANTS = 64  # widths and row counts that a block is compiled for, before it runs as it is
+
+
+def is_worth_compiling(choice: str, steps: int) -> bool:
+    """Whether to compile a run of so many steps on a GPU, `choice` being auto, on or off."""
+    return choice == "on" or (choice == "auto" and steps >= WORTH_IT and bool(find_spec("triton")))
+
+
+def compile_blocks(module: nn.Module) -> int:
+    """Compile the blocks of each list of like layers, in place; names stay. Returns how many.
+
+    Blocks and not the whole: all blocks share the code compiled for the first.
+    """
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, VARIANTS)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * VARIANTS)
+    compiled = 0
+    for blocks in list(module.modules()):
+        if isinstance(blocks, nn.ModuleList) and len({type(block) for block in blocks}) == 1:
+            for block in blocks:
+                block.compile(dynamic=False)
+                compiled += 1
+    return compiled
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Blocks run as they are: what is seen a few times is not worth compiling."""
+    with torch.compiler.set_stance("force_eager"):
+        yield

@@ -19,7 +19,7 @@ from bayeslora_cli.backbone import backbone_path
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.model import Network
 from bayeslora_cli.posterior import Posterior
-from bayeslora_cli.report import MatrixReport, RankReport, kind_of, layer_of
+from bayeslora_cli.report import MatrixReport, RankReport, kinds_of, layer_of
 from bayeslora_cli.rundir import RunDir, replacing, write_json, write_text
 from bayeslora_cli.tasks import Task
 
@@ -83,11 +83,12 @@ def rank_report(
     """The allocation `mask` (n, r) with the triplets' scores."""
     kept = mask.bool().tolist()
     values = None if scores is None else scores.tolist()
+    kinds = kinds_of(list(network.adapters))
     matrices = tuple(
         MatrixReport(
             name=name,
             layer=layer_of(name),
-            kind=kind_of(name),
+            kind=kinds[index],
             in_features=layer.lora_A.shape[1],
             out_features=layer.lora_B.shape[0],
             init_rank=layer.rank,

@@ -10,11 +10,11 @@ import numpy as np
 from bayeslora_cli.figure_parts import (
     BAR,
     COLUMN,
-    LEFT,
     LINE,
     RISING,
     colour_bar,
     formula,
+    left_of,
     new_axes,
     new_figure,
     wrapped,
@@ -44,7 +44,8 @@ def history_figure(history: History) -> Figure:
         "a row a matrix, layer 0 on top of its kind",
     ]
     lines = wrapped(titles, COLUMN)
-    left, width = LEFT + 0.16, COLUMN - LEFT - BAR - 0.21
+    left = left_of(m.kind for m in matrices) + 0.16
+    width = COLUMN - left - BAR - 0.05
     figure = new_figure(COLUMN, len(lines) * LINE + 0.15 + curve + GAP + image + FOOT, lines)
 
     end = history.group.reports[0].step + 1
@@ -79,7 +80,8 @@ def scores_figure(scores: Scores) -> Figure:
     kinds = scores.order()
     bars, strip = 1.0, 0.2 * len(kinds)
     lines = wrapped([scores.group.label, scores.group.facts()], COLUMN)
-    left, width = LEFT + 0.16, COLUMN - LEFT - 0.31
+    left = left_of(kinds) + 0.16
+    width = COLUMN - left - 0.15
     figure = new_figure(COLUMN, len(lines) * LINE + 0.2 + bars + GAP + strip + FOOT, lines)
     above = new_axes(figure, left, FOOT + strip + GAP, width, bars)
     axes = new_axes(figure, left, FOOT, width, strip)

@@ -48,11 +48,12 @@ def history_figure(history: History) -> Figure:
     width = COLUMN - left - BAR - 0.05
     figure = new_figure(COLUMN, len(lines) * LINE + 0.15 + curve + GAP + image + FOOT, lines)
 
-    end = history.group.reports[0].step + 1
-    edges = np.append(history.steps, end)
+    # from 1 on, as on the screen; what is in force from a step on begins at its number
+    start, end = 1, history.group.reports[0].step + 2
+    edges = np.append(history.steps + 1, end)
     above = new_axes(figure, left, FOOT + image + GAP, width, curve)
     above.stairs(history.budget, edges, baseline=None, color=COLOURS[KEPT], linewidth=1)
-    above.set(xlim=(0, end), ylim=(0, None), ylabel="triplets")
+    above.set(xlim=(start, end), ylim=(0, None), ylabel="triplets")
     above.tick_params(labelbottom=False)
 
     axes = new_axes(figure, left, FOOT, width, image)
@@ -69,7 +70,7 @@ def history_figure(history: History) -> Figure:
     axes.set_yticks(middles, [formula(kinds[start]) for start in starts])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set(xlim=(0, end), ylim=(len(matrices), 0), xlabel="step")
+    axes.set(xlim=(start, end), ylim=(len(matrices), 0), xlabel="step")
     bar = new_axes(figure, COLUMN - BAR, FOOT, 0.08, min(image, 1.5))
     colour_bar(bar, ScalarMappable(Normalize(0, top), RISING), "rank")
     return figure

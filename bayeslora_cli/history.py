@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.text import Text
 
-from bayeslora_cli.allocations import Floats, Group
+from bayeslora_cli.allocations import Group
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.heatmap import ABSENT, ROWS
+from bayeslora_cli.rank_correlation import Floats
 from bayeslora_cli.report import RankReport
 from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.shades import Shading, printable

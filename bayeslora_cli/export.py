@@ -17,9 +17,16 @@ from bayeslora_cli.artifacts import now, versions
 from bayeslora_cli.backbone import Labels, backbone_path
 from bayeslora_cli.batches import tokenise
 from bayeslora_cli.config import RunConfig
-from bayeslora_cli.data import load_examples, load_file
+from bayeslora_cli.data import load_examples
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.evaluate import Metrics, describe, evaluate_splits, load_run, split_names
+from bayeslora_cli.evaluate import (
+    Metrics,
+    describe,
+    evaluate_splits,
+    load_run,
+    of_the_training,
+    split_names,
+)
 from bayeslora_cli.export_card import export_card
 from bayeslora_cli.export_check import Check, batches_of, compare, random_rows, run_logits
 from bayeslora_cli.export_options import (
@@ -33,6 +40,7 @@ from bayeslora_cli.export_options import (
 from bayeslora_cli.hub import upload
 from bayeslora_cli.model import Network
 from bayeslora_cli.onnx_file import open_onnx, write_onnx
+from bayeslora_cli.other_rows import check_data_is_read, load_file
 from bayeslora_cli.plain import Logits, load_merged, open_adapter, open_merged
 from bayeslora_cli.prune import prune
 from bayeslora_cli.rundir import RunDir, replacing, write_json
@@ -68,9 +76,9 @@ def export_run(
         ending = "" if options.target_rank is None else f"-r{options.target_rank}"
         output = run.exports / f"{options.name}{ending}"
     check_output(output, overwrite=overwrite)
-    examples = _examples(options, config, task)
+    examples = _examples(run, options, config, task)
 
-    network, tokenizer = load_run(run, config, Labels(classes=task.classes), options.device)
+    network, tokenizer, _ = load_run(run, config, Labels(classes=task.classes), options.device)
     before = after = None
     if options.target_rank is not None:
         before, after = _prune(run, network, tokenizer, config, task, examples, options.target_rank)
@@ -136,16 +144,23 @@ def describe_export(manifest: dict[str, Any]) -> list[str]:
     return [*lines, str(Check(**manifest["check"]))]
 
 
-def _examples(options: ExportOptions, config: RunConfig, task: Task) -> dict[str, Examples]:
+def _examples(
+    run: RunDir, options: ExportOptions, config: RunConfig, task: Task
+) -> dict[str, Examples]:
     """The rows to check and to measure on; none for a check on random tokens."""
     if options.check_inputs == "random":
         return {}
+    given = ["--train-file", "--eval-file"]
+    if options.data is not None:
+        check_data_is_read(config, options.data, options.file)
+        config = replace(config, data=options.data)
+    else:
+        given.append("--data")
     if options.file is not None:
         return load_file(options.file, task)
-    if options.data is not None:
-        config = replace(config, data=options.data)
     try:
-        return load_examples(config, split_names(task, "validation"), task=task)[1]
+        with of_the_training(run, *given):
+            return load_examples(config, split_names(task, "validation"), task=task)[1]
     except UserError as error:
         if options.target_rank is not None:
             raise

@@ -113,6 +113,7 @@ MAY_IMPORT = {
     "tables": {"errors"},
     "own_data": {"errors", "tables", "tasks"},
     "data": {"errors", "config", "glue", "tasks", "demo", "tables", "own_data"},
+    "other_rows": {"errors", "config", "glue", "tasks", "demo", "tables", "own_data", "data"},
     "predictions": {"errors", "rundir", "glue", "tasks"},
     "predictive": {"metrics"},
     "reliability": {"errors", "rundir"},

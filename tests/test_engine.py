@@ -267,7 +267,7 @@ def test_predictions_that_are_not_finite_are_an_error(backbone, rte, tmp_path):
     from bayeslora_cli.evaluate import load_run
 
     run = run_of(backbone, rte, tmp_path, max_steps=2)
-    network, tokenizer = load_run(run, run.read_config(), Labels(classes=("a", "b")), "cpu")
+    network, tokenizer, _ = load_run(run, run.read_config(), Labels(classes=("a", "b")), "cpu")
     examples = load_task("rte", Path(rte), ("validation",))["validation"]
     split = tokenise(examples, tokenizer, 16, regression=False)
     network.bank.mean.fill_(float("nan"))

@@ -109,7 +109,7 @@ def test_every_format(form, run, monkeypatch):
     code = code.replace('["…"], ["…"]', '["w1 w2 w3", "w4"], ["w1", "w5 w6"]')
     assert "w5 w6" in code
     config, task = run.read_config(), run.read_task()
-    network, tokenizer = load_run(run, config, Labels(classes=task.classes), "cpu")
+    network, tokenizer, _ = load_run(run, config, Labels(classes=task.classes), "cpu")
     batch = tokenizer(["w1 w2 w3", "w4"], ["w1", "w5 w6"], padding=True, return_tensors="pt")
     network.module.eval()
     with torch.no_grad(), network.bank.at_mean():
@@ -175,7 +175,7 @@ def test_minilm_as_lora_in_plain_peft(minilm, rte, backbone, tmp_path):
     model = PeftModel.from_pretrained(base, str(directory)).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory)
     config, task = run.read_config(), run.read_task()
-    network, _ = load_run(run, config, Labels(classes=task.classes), "cpu")
+    network, _, _ = load_run(run, config, Labels(classes=task.classes), "cpu")
     batch = tokenizer(["It rains.", "No."], ["It is wet.", "Yes!"], padding=True,
                       return_tensors="pt")  # fmt: skip
     network.module.eval()

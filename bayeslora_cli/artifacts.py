@@ -15,7 +15,6 @@ from torch import Tensor
 
 from bayeslora_cli import card, posterior
 from bayeslora_cli.adapter_files import BACKBONE, save_peft_adapter
-from bayeslora_cli.backbone import backbone_path
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.model import Network
 from bayeslora_cli.posterior import Posterior
@@ -156,12 +155,13 @@ def model_card(run: RunDir, config: RunConfig, task: Task, result: Mapping[str, 
             f'AutoModelForSequenceClassification.from_pretrained("{run.model.name}")'
         )
     else:
+        imports, base = card.base_model(config.model)
         load = (
-            "from peft import PeftModel\n"
+            "".join(f"{line}\n\n" for line in imports) + "from peft import PeftModel\n"
             "from transformers import AutoConfig, AutoModelForSequenceClassification\n\n"
             f'config = AutoConfig.from_pretrained("{run.adapter.name}", subfolder="{BACKBONE}")\n'
             f"base = AutoModelForSequenceClassification.from_pretrained(\n"
-            f'    "{backbone_path(config.model)}", config=config{trust},\n'
+            f"    {base}, config=config{trust},\n"
             "    ignore_mismatched_sizes=True,  # the adapter brings the head\n)\n"
             f'model = PeftModel.from_pretrained(base, "{run.adapter.name}")'
         )
@@ -172,7 +172,7 @@ def model_card(run: RunDir, config: RunConfig, task: Task, result: Mapping[str, 
             card.introduction(config, task, result["steps"]),
             "All settings: `config.toml`; the allocation of the ranks: `ranks.json`.\n",
             f"Metrics after {best['step'] + 1} steps, the best evaluation at the final rank "
-            "budget:\n",
+            f"budget, in {config.precision}:\n",
             card.metric_table(best["metrics"]),
             card.code(load),
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -16,6 +17,7 @@ from bayeslora_cli.adapter_files import merge, save_lora_adapter, save_peft_adap
 from bayeslora_cli.artifacts import now, versions
 from bayeslora_cli.backbone import Labels, backbone_path
 from bayeslora_cli.batches import tokenise
+from bayeslora_cli.card import on_the_hub
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.data import load_examples
 from bayeslora_cli.errors import RunDirError, UserError
@@ -46,7 +48,11 @@ from bayeslora_cli.prune import prune
 from bayeslora_cli.rundir import RunDir, replacing, write_json
 from bayeslora_cli.tasks import Examples, Task
 
+logger = logging.getLogger("bayeslora")
+
 SCHEMA = 1
+ADAPTERS = ("adalora", "lora")
+"""Formats that need their base model beside them."""
 PACKAGES = ("bayeslora", "torch", "transformers", "peft", "safetensors")
 
 
@@ -69,9 +75,17 @@ def export_run(
     """
     run = RunDir.open(path)
     # exports are in fp32, and compared in it, whatever the run was computed in
-    config, task = replace(run.read_config(), precision="fp32"), run.read_task()
+    trained, task = run.read_config(), run.read_task()
+    config = replace(trained, precision="fp32")
     result = run.read_result()
     check_options(options, config, push_to_hub)
+    if push_to_hub is not None and options.format in ADAPTERS and not on_the_hub(config.model):
+        logger.warning(
+            "--push-to-hub %s: the adapter's base model, %s, is not on the hub, and "
+            "adapter_config.json will name it by its path on this machine, %s; others need a copy "
+            "of it, or --format merged",
+            push_to_hub, config.model, backbone_path(config.model),
+        )  # fmt: skip
     if output is None:
         ending = "" if options.target_rank is None else f"-r{options.target_rank}"
         output = run.exports / f"{options.name}{ending}"
@@ -103,8 +117,9 @@ def export_run(
         )
         metrics = result["best_at_budget"]["metrics"]
         text = export_card(
-            options.name, config, task, backbone_path(config.model), result["steps"],
-            after or metrics, str(check), options.target_rank,
+            options.name, config, task, result["steps"], after or metrics,
+            trained.precision if after is None else config.precision, str(check),
+            options.target_rank,
         )  # fmt: skip
         (directory / "README.md").write_text(text, encoding="utf-8")
         extra = ONNX_PACKAGES if options.format == "onnx" else ()
@@ -117,6 +132,8 @@ def export_run(
             "versions": versions((*PACKAGES, *extra)),
             "check": asdict(check),
             "metrics": {"run": metrics, "before_pruning": before, "after_pruning": after},
+            # "run": as the training evaluated; "export": before and after pruning, and the check
+            "precision": {"run": trained.precision, "export": config.precision},
             "ranks": dict(zip(network.adapters, ranks, strict=True)),
             **facts,
             "files": {
@@ -133,12 +150,12 @@ def export_run(
 
 def describe_export(manifest: dict[str, Any]) -> list[str]:
     """What was measured, a line each."""
-    metrics = manifest["metrics"]
+    metrics, precision = manifest["metrics"], manifest["precision"]["export"]
     lines = []
     if metrics["before_pruning"] is not None:
         lines = [
-            f"before pruning: {describe(metrics['before_pruning'])}",
-            f"after pruning to rank {manifest['options']['target_rank']}: "
+            f"before pruning, in {precision}: {describe(metrics['before_pruning'])}",
+            f"after pruning to rank {manifest['options']['target_rank']}, in {precision}: "
             f"{describe(metrics['after_pruning'])}",
         ]
     return [*lines, str(Check(**manifest["check"]))]

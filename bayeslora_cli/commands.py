@@ -201,9 +201,10 @@ def export(
 ) -> None:
     """Write a finished run in a form for elsewhere.
 
-    The export is reopened without bayeslora, and its logits are compared with the run's, both in
-    fp32, before it appears. A difference above 1e-5 (onnx: 1e-4) of the largest logit, or of 1
-    where all are smaller, leaves nothing behind.
+    The export is reopened without bayeslora before it appears, and its logits
+    are compared with the run's, in fp32: they may differ by 1e-5 (onnx: 1e-4)
+    of the largest logit, or of 1 where all logits are smaller.
+    A wrong export leaves nothing behind.
     The last line printed is the export's directory.
     """
     set_up_logging(quiet=False, verbose=False)

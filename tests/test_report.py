@@ -13,8 +13,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
+from bayeslora_cli.artifacts import rank_report
 from bayeslora_cli.errors import RunDirError
+from bayeslora_cli.heatmap import rank_grid
 from bayeslora_cli.report import SCHEMA, MatrixReport, RankReport, kind_of, kinds_of, layer_of
+
+from .test_model import build
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -266,6 +270,15 @@ def test_only_what_is_ambiguous_gets_a_longer_name():
     assert kinds_of(experts) == ["0.w1", "1.w1"] * 2
     assert kinds_of(["dense", "a.dense", "b.a.dense"]) == ["dense", "a.dense", "b.a.dense"]
     assert kinds_of([]) == []
+
+
+@pytest.mark.parametrize(("kind", "parts"), [("gpt2", "mlp.c_proj"), ("llama", "W_down")])
+def test_a_run_reports_them(kind, parts, backbone):
+    """No cell of a run's heatmap is a sum of two matrices."""
+    network, config = build(backbone(kind), target_modules=("all-linear",))
+    report = rank_report(network, config, 0, network.bank.mask, None)
+    assert parts in rank_grid(report).kinds
+    assert {int(n) for n in rank_grid(report).numbers} == {config.init_rank}
 
 
 PARTS = st.sampled_from(["a", "b", "0", "1", "q", "query_proj"])

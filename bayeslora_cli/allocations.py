@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.heatmap import Grid, rank_grid
+from bayeslora_cli.rank_correlation import Floats, spearman
 from bayeslora_cli.report import MatrixReport, RankReport
 from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.shades import printable
 
 logger = logging.getLogger("bayeslora")
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -281,22 +279,6 @@ def _agreement(pairs: Iterable[tuple[RankReport, RankReport]]) -> Agreement:
         by_chance=float(np.mean(chance)) if chance else None,
         by_chance_at_ranks=float(np.mean(chance_at_ranks)) if chance_at_ranks else None,
     )
-
-
-def spearman(x: Floats, y: Floats) -> float | None:
-    """Spearman's rank correlation, ties sharing their mean place; None: one of them is constant.
-
-    Not scipy's: `scipy.stats` alone takes a second to import, and nothing else here needs it.
-    """
-    a, b = _places(x), _places(y)
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def _places(values: Floats) -> Floats:
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[which], dtype=float)
 
 
 def _summary(values: Sequence[float]) -> dict[str, float] | None:

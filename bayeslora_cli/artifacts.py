@@ -17,12 +17,11 @@ from torch import Tensor
 from bayeslora_cli import card, posterior
 from bayeslora_cli.adapter_files import BACKBONE, save_peft_adapter
 from bayeslora_cli.atomic import replacing, write_json, write_text
-from bayeslora_cli.backbone import backbone_path
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.errors import RunDirError
 from bayeslora_cli.model import Network
 from bayeslora_cli.posterior import Posterior
-from bayeslora_cli.report import MatrixReport, RankReport, kind_of, layer_of
+from bayeslora_cli.report import MatrixReport, RankReport, kinds_of, layer_of
 from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.tasks import Task
 
@@ -101,11 +100,12 @@ def rank_report(
     """The allocation `mask` (n, r) with the triplets' scores."""
     kept = mask.bool().tolist()
     values = None if scores is None else scores.tolist()
+    kinds = kinds_of(list(network.adapters))
     matrices = tuple(
         MatrixReport(
             name=name,
             layer=layer_of(name),
-            kind=kind_of(name),
+            kind=kinds[index],
             in_features=layer.lora_A.shape[1],
             out_features=layer.lora_B.shape[0],
             init_rank=layer.rank,
@@ -173,12 +173,13 @@ def model_card(run: RunDir, config: RunConfig, task: Task, result: Mapping[str, 
             f'AutoModelForSequenceClassification.from_pretrained("{run.model.name}")'
         )
     else:
+        imports, base = card.base_model(config.model)
         load = (
-            "from peft import PeftModel\n"
+            "".join(f"{line}\n\n" for line in imports) + "from peft import PeftModel\n"
             "from transformers import AutoConfig, AutoModelForSequenceClassification\n\n"
             f'config = AutoConfig.from_pretrained("{run.adapter.name}", subfolder="{BACKBONE}")\n'
             f"base = AutoModelForSequenceClassification.from_pretrained(\n"
-            f'    "{backbone_path(config.model)}", config=config{trust},\n'
+            f"    {base}, config=config{trust},\n"
             "    ignore_mismatched_sizes=True,  # the adapter brings the head\n)\n"
             f'model = PeftModel.from_pretrained(base, "{run.adapter.name}")'
         )
@@ -189,7 +190,7 @@ def model_card(run: RunDir, config: RunConfig, task: Task, result: Mapping[str, 
             card.introduction(config, task, result["steps"]),
             "All settings: `config.toml`; the allocation of the ranks: `ranks.json`.\n",
             f"Metrics after {best['step'] + 1} steps, the best evaluation at the final rank "
-            "budget:\n",
+            f"budget, in {config.precision}:\n",
             card.metric_table(best["metrics"]),
             card.code(load),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +16,7 @@ def front_matter(config: RunConfig, library: str) -> str:
 
     The hub refuses a `base_model` that is no name on it, so that a directory is not named.
     """
-    on_the_hub = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", config.model)
-    base = [f"base_model: {config.model}"] if on_the_hub and not Path(config.model).exists() else []
+    base = [f"base_model: {config.model}"] if on_the_hub(config.model) else []
     lines = [
         "---",
         *base,
@@ -26,6 +26,24 @@ def front_matter(config: RunConfig, library: str) -> str:
         "---\n",
     ]
     return "\n".join(lines)
+
+
+def on_the_hub(model: str) -> bool:
+    """Whether --model is a name on the hub: no directory, and nothing in a Python package."""
+    named = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is not None
+    return named and not Path(model).exists()
+
+
+def base_model(model: str) -> tuple[list[str], str]:
+    """Python that names the base model on any machine: its imports, and an expression.
+
+    A directory is named as it was typed: the reader has to put another in its place.
+    """
+    package, _, inner = model.removeprefix("package:").partition("/")
+    if not model.startswith("package:"):
+        return [], json.dumps(model, ensure_ascii=False)
+    imports = [f"from importlib.resources import files  # pip install {package}"]
+    return imports, f'str(files("{package}") / "{inner}")'
 
 
 def heading(config: RunConfig, task: Task) -> str:

@@ -19,7 +19,9 @@ _FORM, _CHECK, _WHERE = "What to write", "How to check it", "Where to"  # panels
 
 def evaluate(
     run: o.RunPath,
-    split: Annotated[str, typer.Option(help="train, validation, test or ood.")] = "validation",
+    split: Annotated[
+        str | None, typer.Option(help="train, validation, test or ood (default: validation).")
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(help="Directory of the data (default: the one that the run was trained on)."),
@@ -30,12 +32,20 @@ def evaluate(
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(min=1, help="Predict over this many samples of the posterior as well."),
+        typer.Option(
+            min=1,
+            help="Predict over this many samples of the posterior as well. A score's NLL is under "
+            "the samples' variance and the observation's, 1/2, which the squared error stands for.",
+        ),
     ] = None,
     temperature: Annotated[
-        float, typer.Option(help="Factor of the posterior's variance (--samples).")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the samples.")] = 0,
+        float | None,
+        typer.Option(help="Factor of the posterior's variance, with --samples (default: 1)."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=2**63 - 1, help="Of the samples, with --samples (default: 0)."),
+    ] = None,
     ood: Annotated[
         str | None,
         typer.Option(
@@ -79,16 +89,21 @@ def evaluate(
     figure = None if reliability == Path("-") else reliability
     if figure is not None:
         check_figure(figure)
-    if samples is None and temperature != 1:
-        raise UserError(f"--temperature {temperature}: it is of samples; give --samples S as well")
-    from bayeslora_cli.evaluate import Sampling, describe, evaluate_run
+    for name, value in (("--temperature", temperature), ("--seed", seed)):
+        if samples is None and value is not None:
+            raise UserError(f"{name} {value}: it is of samples; give --samples S as well")
+    from bayeslora_cli.evaluate import describe, evaluate_run
+    from bayeslora_cli.passes import Sampling
 
+    sampling = None
+    if samples is not None:
+        sampling = Sampling(samples, 1.0 if temperature is None else temperature, seed or 0)
     found = evaluate_run(
         run,
         split=split,
         data=data,
         file=eval_file,
-        sampling=None if samples is None else Sampling(samples, temperature, seed),
+        sampling=sampling,
         ood=ood,
         reliability=reliability is not None,
         predictions=predictions,
@@ -134,7 +149,7 @@ def export(
         typer.Option(
             min=1,
             help="Prune further to this mean rank of a matrix, by the run's scores and without "
-            "training; prints the metrics before and after.",
+            "training; prints the metrics before and after, in fp32.",
             rich_help_panel=_FORM,
         ),
     ] = None,
@@ -199,8 +214,10 @@ def export(
 ) -> None:
     """Write a finished run in a form for elsewhere.
 
-    The export is reopened without bayeslora, and its logits are compared with the run's, before it
-    appears; a wrong one leaves nothing behind.
+    The export is reopened without bayeslora before it appears, and its logits
+    are compared with the run's, in fp32: they may differ by 1e-5 (onnx: 1e-4)
+    of the largest logit, or of 1 where all logits are smaller.
+    A wrong export leaves nothing behind.
     The last line printed is the export's directory.
     """
     set_up_logging(quiet=False, verbose=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,50 +61,12 @@ def _own_examples(
     return task, {s: table_examples(tables[s], task, labelled=True) for s in wanted}
 
 
-def load_file(source: str, task: Task) -> dict[str, Examples]:
-    """A file or hub data set with a task's text columns, with its labels where it has them.
-
-    Raises:
-        UserError: as `tables.read_table` and `tables.table_examples` do.
-    """
-    table = read_table(source, "--eval-file", split="validation")
-    return {"file": table_examples(table, task, labelled=None)}
-
-
-def load_outside(source: str, config: RunConfig, task: Task) -> Examples:
-    """Rows to hold against a task's own, as text without labels.
-
-    Args:
-        source: `ood` or the name of the task's split out of the distribution; else a task, whose
-            (first) validation split it is, read from where GLUE's data is; else a file or hub
-            data set with the task's text columns.
-        config: of the run, with the directory of the data.
-    Raises:
-        UserError: no such split, task, file or hub data set, or other columns.
-    """
-    if source in ("ood", *task.ood_splits):
-        if not task.ood_splits:
-            raise DataError(
-                f"--ood {source}: {task.name} has no such split; give another task "
-                f"({', '.join((*TASKS, DEMO.name))}) or a file with the columns "
-                f"{', '.join(task.text_columns)}"
-            )
-        split = task.ood_splits[0] if source == "ood" else source
-        found = load_examples(config, (split,), task=task)[1][split]
-    elif source == DEMO.name:
-        found = demo_examples()[DEMO.validation_splits[0]]
-    elif source in TASKS:
-        split = TASKS[source].validation_splits[0]
-        data = None if config.data is None else Path(config.data)
-        found = load_task(source, data, (split,))[split]
-    else:
-        table = read_table(source, "--ood", split="validation")
-        return table_examples(table, task, labelled=False)
-    return replace(found, labels=None)
-
-
 def load_task(
-    name: str, data: Path | None, splits: Sequence[str] | None = None
+    name: str,
+    data: Path | None,
+    splits: Sequence[str] | None = None,
+    *,
+    labelled: bool = True,
 ) -> dict[str, Examples]:
     """Load splits of a GLUE task.
 
@@ -116,6 +77,7 @@ def load_task(
             itself), or is a `DatasetDict` written by `save_to_disk`, or holds it as `DIR/<name>`.
         splits: the splits to load, each of which must exist. None loads `train`, the validation
             split or splits, and such test splits as there are.
+        labelled: whether all but the test splits must have labels.
 
     Returns:
         Examples by split: `train`, `validation`, `test`; for MNLI `validation_matched`,
@@ -129,16 +91,18 @@ def load_task(
     if task is None:
         raise UserError(f"--task {name}: no such task; choose one of {', '.join(TASKS)}")
     if data is None:
-        return _from_datasets(task, _load_from_hub(task), f"{HUB_DATASET}, {name}", splits)
+        where = f"{HUB_DATASET}, {name}"
+        return _from_datasets(task, _load_from_hub(task), where, splits, labelled=labelled)
     if not data.is_dir():
         raise DataError(f"--data {data}: no such directory")
     for folder in (data, data / name):
         if (folder / "dataset_dict.json").is_file():
-            return _from_datasets(task, _load_from_disk(folder), str(folder), splits)
+            tables = _load_from_disk(folder)
+            return _from_datasets(task, tables, str(folder), splits, labelled=labelled)
     if (data / task.folder).is_dir():
-        return _from_tsv(task, data / task.folder, splits)
+        return _from_tsv(task, data / task.folder, splits, labelled=labelled)
     if any((data / tsv_file(split)).is_file() for split in task.splits):
-        return _from_tsv(task, data, splits)
+        return _from_tsv(task, data, splits, labelled=labelled)
     raise DataError(
         f"--data {data}: holds no data for task {name}; expected {task.folder}/train.tsv or "
         f"train.tsv (the official TSV layout), or dataset_dict.json or {name}/dataset_dict.json "
@@ -165,14 +129,18 @@ def _splits_to_read(
     return list(splits)
 
 
-def _from_tsv(task: GlueTask, folder: Path, splits: Sequence[str] | None) -> dict[str, Examples]:
+def _from_tsv(
+    task: GlueTask, folder: Path, splits: Sequence[str] | None, *, labelled: bool
+) -> dict[str, Examples]:
     present = [split for split in task.splits if (folder / tsv_file(split)).is_file()]
 
     def missing(split: str) -> str:
         return f"{folder / tsv_file(split)}: no such file; task {task.name} needs it for {split!r}"
 
     return {
-        split: read_tsv(folder / tsv_file(split), task, labelled=split not in task.test_splits)
+        split: read_tsv(
+            folder / tsv_file(split), task, labelled=labelled and split not in task.test_splits
+        )
         for split in _splits_to_read(task, splits, present, missing)
     }
 
@@ -215,7 +183,7 @@ def _load_from_disk(folder: Path) -> Any:
 
 
 def _from_datasets(
-    task: GlueTask, tables: Any, where: str, splits: Sequence[str] | None
+    task: GlueTask, tables: Any, where: str, splits: Sequence[str] | None, *, labelled: bool
 ) -> dict[str, Examples]:
     """Examples from a `DatasetDict` with the hub's columns."""
     present = list(tables)
@@ -225,7 +193,10 @@ def _from_datasets(
 
     return {
         split: _from_table(
-            task, tables[split], f"{where}, {split}", labelled=split not in task.test_splits
+            task,
+            tables[split],
+            f"{where}, {split}",
+            labelled=labelled and split not in task.test_splits,
         )
         for split in _splits_to_read(task, splits, present, missing)
     }

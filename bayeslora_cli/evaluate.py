@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from bayeslora_cli import posterior
 from bayeslora_cli.backbone import Labels, load_tokenizer
-from bayeslora_cli.batches import TokenisedSplit, evaluation_order, tokenise
+from bayeslora_cli.batches import TokenisedSplit, tokenise
 from bayeslora_cli.config import RunConfig
-from bayeslora_cli.data import load_examples, load_file, load_outside
+from bayeslora_cli.data import load_examples
 from bayeslora_cli.device import pick_device, set_precision
-from bayeslora_cli.errors import DataError, ModelError, NonFiniteError, RunDirError, UserError
+from bayeslora_cli.errors import DataError, ModelError, RunDirError, UserError
 from bayeslora_cli.glue import TASKS
-from bayeslora_cli.metrics import ECE_BINS, auroc, reliability_bins, task_metrics
+from bayeslora_cli.metrics import (
+    ECE_BINS,
+    OBSERVATION_VARIANCE,
+    auroc,
+    reliability_bins,
+    task_metrics,
+)
 from bayeslora_cli.model import Network, build_network
 from bayeslora_cli.optim import OPTIMIZERS
+from bayeslora_cli.other_rows import check_data_is_read, load_file, load_outside
+from bayeslora_cli.passes import (
+    Batches,
+    Sampling,
+    logits_of,
+    predict_at_mean,
+    predict_over_samples,
+)
 from bayeslora_cli.posterior import Posterior
 from bayeslora_cli.predictions import (
     Predicted,
@@ -38,110 +50,32 @@ Metrics = dict[str, dict[str, float]]
 """Split -> metric -> value."""
 
 
-@torch.inference_mode()
-def predict(
-    network: Network,
-    split: TokenisedSplit,
-    batch_size: int,
-    check: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """Logits of a split at what the modules see now: (examples, outputs), fp32, on the CPU.
-
-    Args:
-        check: called before each batch; what it raises ends the prediction, and changes nothing.
-    Raises:
-        NonFiniteError: a logit that is not finite.
-    """
-    device = network.bank.theta.device
-    training = network.module.training
-    network.module.eval()
-    try:
-        logits = torch.empty(len(split), network.labels.outputs)
-        for indices in evaluation_order(split, batch_size):
-            check()
-            batch = {k: v.to(device) for k, v in split.batch(indices).items()}
-            logits[indices] = network.logits(batch).cpu()
-    finally:
-        network.module.train(training)
-    if not logits.isfinite().all():
-        raise NonFiniteError("a prediction is not finite: the run has diverged, lower --lr")
-    return logits
-
-
 def evaluate_splits(
     network: Network,
     task: Task,
-    splits: dict[str, TokenisedSplit],
-    batch_size: int,
+    splits: Mapping[str, Batches],
     check: Callable[[], None] = lambda: None,
 ) -> Metrics:
-    """Metrics of each split at the mean, with the current mask applied; `check` as in `predict`."""
-    with network.bank.at_mean():
-        found = {}
-        for name, split in splits.items():
-            assert split.labels is not None
-            logits = predict(network, split, batch_size, check)
-            found[name] = task_metrics(
-                task.metrics, logits, split.labels, regression=network.labels.regression
-            )
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How to sample the posterior."""
-
-    samples: int
-    temperature: float = 1.0
-    """A factor of the posterior's variance."""
-    seed: int = 0
-    """Of the noise: the same samples on any device."""
-
-
-def predict_at_mean(
-    network: Network, splits: Mapping[str, TokenisedSplit], batch_size: int
-) -> dict[str, Predictive]:
-    """Predictions of each split at the mean, with the current mask applied."""
-    found = {name: _predictive(network, split) for name, split in splits.items()}
-    with network.bank.at_mean():
-        for name, split in splits.items():
-            found[name].add(predict(network, split, batch_size))
-    return found
-
-
-def predict_over_samples(
-    network: Network,
-    at: Posterior,
-    splits: Mapping[str, TokenisedSplit],
-    batch_size: int,
-    sampling: Sampling,
-) -> dict[str, Predictive]:
-    """Predictions of each split, averaged over samples of the posterior.
-
-    All splits see the same samples, one after the other; pruned triplets stay pruned.
+    """Metrics of each split, which has labels, at the mean, with the current mask applied.
 
     Args:
-        at: of this network, with a sigma, on its device.
+        check: as in `passes.logits_of`.
     """
-    generator = torch.Generator().manual_seed(sampling.seed)
-    found = {name: _predictive(network, split) for name, split in splits.items()}
-    for _ in range(sampling.samples):
-        theta = at.sample(network.bank, generator, sampling.temperature)
-        with network.bank.showing(theta):
-            for name, split in splits.items():
-                found[name].add(predict(network, split, batch_size))
-    return found
-
-
-def _predictive(network: Network, split: TokenisedSplit) -> Predictive:
-    labels = network.labels
-    return Predictive(len(split), None if labels.regression else labels.outputs)
+    with network.bank.at_mean():
+        found = {}
+        for name, batches in splits.items():
+            assert batches.labels is not None
+            logits = logits_of(network, batches, check)
+            found[name] = task_metrics(
+                task.metrics, logits, batches.labels, regression=network.labels.regression
+            )
+        return found
 
 
 def evaluate_run(
     path: Path,
     *,
-    split: str = "validation",
+    split: str | None = None,
     data: str | None = None,
     file: str | None = None,
     sampling: Sampling | None = None,
@@ -156,73 +90,85 @@ def evaluate_run(
     """Read a finished run back and evaluate it, at its posterior mean and over samples.
 
     Args:
-        split: train, validation, test or ood; MNLI's validation and test are two splits each.
+        split: train, validation (None), test or ood; MNLI's validation and test are two splits
+            each.
         data: directory of the data; None: the one that the run was trained on.
         file: rows of one's own instead of a split, with the columns of the run's task; labels are
             not needed for predictions.
         sampling: None: the mean alone.
-        ood: rows to tell from the split's by their uncertainty (`data.load_outside`); None: with
-            samples those of the task's own split, if it has one.
+        ood: rows to tell from the split's by their uncertainty (`other_rows.load_outside`); None:
+            with samples those of the task's own split, if it has one.
         reliability: whether to count the bins of a reliability diagram.
         predictions: where to write a row an example (`predictions.write_predictions`): with
             samples what they average to, else what the mean predicts.
         submission: directory for GLUE's own format (`predictions.write_submission`), likewise.
         trust_remote_code: run Python code that comes with the model.
     Returns:
-        run, task, split, and `metrics` by split at the mean, of those with labels; for classes
-        `ece_bins`. With samples `sampled`, metrics by split over the samples; `samples`,
+        run, task, split, the `precision` it is computed in, and `metrics` by split at the mean, of
+        those with labels; for classes `ece_bins`, for scores the `observation_variance` of their
+        nll. With samples `sampled`, metrics by split over the samples; `samples`,
         `temperature`, `seed`; `posterior`, as training has summed it up. With rows out of the
         distribution `ood`: `source`, `rows`, and `mean` and `sampled`: by split, by kind of
         uncertainty, the AUROC. With `reliability` that: `mean` and `sampled`, bins by split.
     Raises:
-        UserError: no run, data that is missing or has no labels, another model, no posterior.
+        UserError: no run, options without effect, data that is missing or has no labels, another
+            model, no posterior.
     """
+    if file is not None and split is not None:
+        raise UserError(f"--split {split}: --eval-file {file} is read instead; leave one out")
+    split = split or "validation"
     if predictions is not None:
         check_path(predictions)
     run = RunDir.open(path)
     config, task = run.read_config(trust_remote_code=trust_remote_code), run.read_task()
     if data is not None:
+        if ood not in TASKS:  # whose rows are there
+            check_data_is_read(config, data, file)
         config = replace(config, data=data)
     _check_uncertainty(config, task, sampling, ood, reliability=reliability)
     glue = TASKS.get(task.name)
-    examples = (
-        load_examples(config, split_names(task, split), task=task)[1]
-        if file is None
-        else load_file(file, task)
-    )
+    if file is None:
+        with of_the_training(
+            run, "--train-file", "--eval-file", *(["--data"] if data is None else [])
+        ):
+            examples = load_examples(config, split_names(task, split), task=task)[1]
+    else:
+        examples = load_file(file, task)
     if submission is not None and (glue is None or not examples.keys() <= set(task.test_splits)):
         raise DataError(f"--submission {submission}: GLUE's tasks alone have it, with --split test")
-    unlabelled_will_do = not reliability and (predictions or submission or ood) is not None
+    unlabelled_will_do = (predictions or submission or ood) is not None
     for name, found in examples.items():
+        beginning = f"{name} of {task.name} has no labels"
+        if found.labels is None and reliability:
+            raise DataError(f"--reliability: {beginning} to be right or wrong about; leave it out")
         if found.labels is None and not unlabelled_will_do:
             raise DataError(
-                f"{name} of {task.name} has no labels to score; --predictions FILE writes what the "
-                "run predicts"
+                f"{beginning} to score; --predictions FILE writes what the run predicts"
             )
     if ood is None and sampling is not None and file is None and split != "ood":
         ood = next(iter(task.ood_splits), None)
     if ood is not None:
-        examples = {**examples, _OUTSIDE: load_outside(ood, config, task)}
+        examples = {**examples, _OUTSIDE: load_outside(ood, config, task, own_rows=file is None)}
 
-    network, tokenizer = load_run(run, config, Labels(classes=task.classes), device)
+    network, tokenizer, kept = load_run(run, config, Labels(classes=task.classes), device)
     rows = {
         name: tokenise(found, tokenizer, config.max_length, regression=task.regression)
         for name, found in examples.items()
     }
-    found_at = {"mean": predict_at_mean(network, rows, batch_size or config.eval_batch_size)}
+    size = batch_size or config.eval_batch_size
+    batches = {name: Batches(r, size, network.bank.theta.device) for name, r in rows.items()}
+    found_at = {"mean": predict_at_mean(network, batches)}
     if sampling is not None:
-        kept = posterior.load(run.posterior, network)
         if kept.sigma is None:
             raise RunDirError(f"{run.posterior} is corrupt: it has no sigma to sample with")
-        found_at["sampled"] = predict_over_samples(
-            network,
-            kept,
-            rows,
-            batch_size or config.eval_batch_size,
-            sampling,
-        )
+        found_at["sampled"] = predict_over_samples(network, kept, batches, sampling)
 
-    result: dict[str, Any] = {"run": str(path), "task": task.name, "split": file or split}
+    result: dict[str, Any] = {
+        "run": str(path),
+        "task": task.name,
+        "split": file or split,
+        "precision": config.precision,
+    }
     outside = {at: p.pop(_OUTSIDE) for at, p in found_at.items() if ood is not None}
     for at, predictives in found_at.items():
         labelled = {n: (p, y) for n, p in predictives.items() if (y := rows[n].labels) is not None}
@@ -240,7 +186,9 @@ def evaluate_run(
                 name: _aurocs(predictive, outside[at], sampled=at == "sampled")
                 for name, predictive in predictives.items()
             }
-    if not task.regression:
+    if task.regression:
+        result["observation_variance"] = OBSERVATION_VARIANCE
+    else:
         result["ece_bins"] = ECE_BINS
     if sampling is not None:
         result |= {**asdict(sampling), "posterior": run.read_result().get("posterior")}
@@ -261,8 +209,10 @@ def _check_uncertainty(
         raise UserError(f"--temperature {sampling.temperature}: give a number of 0 or more")
     if task.regression and reliability:
         raise UserError(f"--reliability: {task.name} predicts a score, which has no confidence")
-    if task.regression and ood is not None and sampling is None:
-        raise UserError(f"--ood {ood}: a score's uncertainty is over samples; give --samples S")
+    if task.regression and ood is not None and (sampling is None or sampling.samples < 2):
+        raise UserError(
+            f"--ood {ood}: a score's uncertainty is the samples' variance; give --samples 2 or more"
+        )
 
 
 def _aurocs(inside: Predictive, outside: Predictive, *, sampled: bool) -> dict[str, float]:
@@ -315,19 +265,36 @@ def split_names(task: Task, split: str) -> tuple[str, ...]:
     return groups[split]
 
 
-def load_run(run: RunDir, config: RunConfig, labels: Labels, device: str) -> tuple[Network, Any]:
-    """The network of a finished run at its posterior mean, and its tokenizer.
+def load_run(
+    run: RunDir, config: RunConfig, labels: Labels, device: str
+) -> tuple[Network, Any, Posterior]:
+    """The network of a finished run at its posterior mean, its tokenizer, and the posterior.
 
     Raises:
         UserError: as `model.build_network` and `posterior.load` do, or another checkpoint than
             the run was trained on.
     """
     set_precision(config.precision)
-    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-    network = build_network(config, labels, tokenizer, posterior=False, device=pick_device(device))
+    with of_the_training(run, "--model", "--target-modules"):
+        tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+        network = build_network(
+            config, labels, tokenizer, posterior=False, device=pick_device(device)
+        )
     _check_backbone(run, config, network)
-    posterior.load(run.posterior, network).apply(network.bank)
-    return network, tokenizer
+    kept = posterior.load(run.posterior, network)
+    kept.apply(network.bank)
+    return network, tokenizer, kept
+
+
+@contextmanager
+def of_the_training(run: RunDir, *options: str) -> Iterator[None]:
+    """Say of errors about these options that the training was given them, not this command."""
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith(options):
+            raise type(error)(f"{run.path} was trained with {error}") from error
+        raise
 
 
 def _check_backbone(run: RunDir, config: RunConfig, network: Network) -> None:
@@ -337,7 +304,7 @@ def _check_backbone(run: RunDir, config: RunConfig, network: Network) -> None:
         revision = trained_on.get("model_revision")
         then = f"revision {revision}" if revision else "the checkpoint of then"
         raise ModelError(
-            f"--model {config.model}: its weights are not those that {run.path} was trained on; "
+            f"{run.path} was trained with --model {config.model}: its weights are others now; "
             f"put {then} in their place"
         )
 

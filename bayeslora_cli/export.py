@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -17,10 +18,18 @@ from bayeslora_cli.artifacts import now, versions
 from bayeslora_cli.atomic import replacing, write_json
 from bayeslora_cli.backbone import Labels, backbone_path
 from bayeslora_cli.batches import tokenise
+from bayeslora_cli.card import on_the_hub
 from bayeslora_cli.config import RunConfig
-from bayeslora_cli.data import load_examples, load_file
+from bayeslora_cli.data import load_examples
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.evaluate import Metrics, describe, evaluate_splits, load_run, split_names
+from bayeslora_cli.evaluate import (
+    Metrics,
+    describe,
+    evaluate_splits,
+    load_run,
+    of_the_training,
+    split_names,
+)
 from bayeslora_cli.export_card import export_card
 from bayeslora_cli.export_check import Check, batches_of, compare, random_rows, run_logits
 from bayeslora_cli.export_options import (
@@ -34,12 +43,18 @@ from bayeslora_cli.export_options import (
 from bayeslora_cli.hub import upload
 from bayeslora_cli.model import Network
 from bayeslora_cli.onnx_file import open_onnx, write_onnx
+from bayeslora_cli.other_rows import check_data_is_read, load_file
+from bayeslora_cli.passes import Batches
 from bayeslora_cli.plain import Logits, load_merged, open_adapter, open_merged
 from bayeslora_cli.prune import prune
 from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.tasks import Examples, Task
 
+logger = logging.getLogger("bayeslora")
+
 SCHEMA = 1
+ADAPTERS = ("adalora", "lora")
+"""Formats that need their base model beside them."""
 PACKAGES = ("bayeslora", "torch", "transformers", "peft", "safetensors")
 
 
@@ -62,17 +77,24 @@ def export_run(
     """
     run = RunDir.open(path)
     # exports are in fp32, and compared in it, whatever the run was computed in
-    config = run.read_config(trust_remote_code=options.trust_remote_code)
-    config, task = replace(config, precision="fp32"), run.read_task()
+    trained = run.read_config(trust_remote_code=options.trust_remote_code)
+    config, task = replace(trained, precision="fp32"), run.read_task()
     result = run.read_result()
     check_options(options, config, push_to_hub)
+    if push_to_hub is not None and options.format in ADAPTERS and not on_the_hub(config.model):
+        logger.warning(
+            "--push-to-hub %s: the adapter's base model, %s, is not on the hub, and "
+            "adapter_config.json will name it by its path on this machine, %s; others need a copy "
+            "of it, or --format merged",
+            push_to_hub, config.model, backbone_path(config.model),
+        )  # fmt: skip
     if output is None:
         ending = "" if options.target_rank is None else f"-r{options.target_rank}"
         output = run.exports / f"{options.name}{ending}"
     check_output(output, overwrite=overwrite)
-    examples = _examples(options, config, task)
+    examples = _examples(run, options, config, task)
 
-    network, tokenizer = load_run(run, config, Labels(classes=task.classes), options.device)
+    network, tokenizer, _ = load_run(run, config, Labels(classes=task.classes), options.device)
     before = after = None
     if options.target_rank is not None:
         before, after = _prune(run, network, tokenizer, config, task, examples, options.target_rank)
@@ -97,8 +119,9 @@ def export_run(
         )
         metrics = result["best_at_budget"]["metrics"]
         text = export_card(
-            options.name, config, task, backbone_path(config.model), result["steps"],
-            after or metrics, str(check), options.target_rank,
+            options.name, config, task, result["steps"], after or metrics,
+            trained.precision if after is None else config.precision, str(check),
+            options.target_rank,
         )  # fmt: skip
         (directory / "README.md").write_text(text, encoding="utf-8")
         extra = ONNX_PACKAGES if options.format == "onnx" else ()
@@ -111,6 +134,8 @@ def export_run(
             "versions": versions((*PACKAGES, *extra)),
             "check": asdict(check),
             "metrics": {"run": metrics, "before_pruning": before, "after_pruning": after},
+            # "run": as the training evaluated; "export": before and after pruning, and the check
+            "precision": {"run": trained.precision, "export": config.precision},
             "ranks": dict(zip(network.adapters, ranks, strict=True)),
             **facts,
             "files": {
@@ -127,27 +152,34 @@ def export_run(
 
 def describe_export(manifest: dict[str, Any]) -> list[str]:
     """What was measured, a line each."""
-    metrics = manifest["metrics"]
+    metrics, precision = manifest["metrics"], manifest["precision"]["export"]
     lines = []
     if metrics["before_pruning"] is not None:
         lines = [
-            f"before pruning: {describe(metrics['before_pruning'])}",
-            f"after pruning to rank {manifest['options']['target_rank']}: "
+            f"before pruning, in {precision}: {describe(metrics['before_pruning'])}",
+            f"after pruning to rank {manifest['options']['target_rank']}, in {precision}: "
             f"{describe(metrics['after_pruning'])}",
         ]
     return [*lines, str(Check(**manifest["check"]))]
 
 
-def _examples(options: ExportOptions, config: RunConfig, task: Task) -> dict[str, Examples]:
+def _examples(
+    run: RunDir, options: ExportOptions, config: RunConfig, task: Task
+) -> dict[str, Examples]:
     """The rows to check and to measure on; none for a check on random tokens."""
     if options.check_inputs == "random":
         return {}
+    given = ["--train-file", "--eval-file"]
+    if options.data is not None:
+        check_data_is_read(config, options.data, options.file)
+        config = replace(config, data=options.data)
+    else:
+        given.append("--data")
     if options.file is not None:
         return load_file(options.file, task)
-    if options.data is not None:
-        config = replace(config, data=options.data)
     try:
-        return load_examples(config, split_names(task, "validation"), task=task)[1]
+        with of_the_training(run, *given):
+            return load_examples(config, split_names(task, "validation"), task=task)[1]
     except UserError as error:
         if options.target_rank is not None:
             raise
@@ -175,12 +207,16 @@ def _prune(
         if found.labels is None:
             raise UserError(f"--target-rank: {name} has no labels to measure on")
     splits = {
-        name: tokenise(found, tokenizer, config.max_length, regression=task.regression)
+        name: Batches(
+            tokenise(found, tokenizer, config.max_length, regression=task.regression),
+            config.eval_batch_size,
+            mask.device,
+        )
         for name, found in examples.items()
     }
-    before = evaluate_splits(network, task, splits, config.eval_batch_size)
+    before = evaluate_splits(network, task, splits)
     network.bank.mask.copy_(mask)
-    return before, evaluate_splits(network, task, splits, config.eval_batch_size)
+    return before, evaluate_splits(network, task, splits)
 
 
 def _write(

@@ -25,9 +25,9 @@ def export_card(
     name: str,
     config: RunConfig,
     task: Task,
-    backbone: str,
     steps: int,
     metrics: Mapping[str, Mapping[str, float]],
+    precision: str,
     check: str,
     target_rank: int | None = None,
 ) -> str:
@@ -35,8 +35,8 @@ def export_card(
 
     Args:
         name: the format; lora-uniform for the padded one.
-        backbone: what transformers loads as the base of an adapter.
         metrics: of what is exported.
+        precision: in which they were measured.
         check: what was measured, in words.
         target_rank: to which the run was pruned further; None: it was not.
     """
@@ -48,13 +48,14 @@ def export_card(
             card.heading(config, task),
             card.introduction(config, task, steps) + pruned + "\n",
             f"{_WHAT[name]}\nReopened without bayeslora, {check}.\n",
+            f"Metrics, measured in {precision}:\n",
             card.metric_table(metrics),
-            card.code(snippet(form, config, task, backbone)),
+            card.code(snippet(form, config, task)),
         ]
     )
 
 
-def snippet(form: str, config: RunConfig, task: Task, backbone: str) -> str:
+def snippet(form: str, config: RunConfig, task: Task) -> str:
     """Python that loads the export from its directory and predicts."""
     trust = ", trust_remote_code=True" if config.trust_remote_code else ""
     sentences = ", ".join('["…"]' for _ in task.text_columns)
@@ -80,12 +81,14 @@ def snippet(form: str, config: RunConfig, task: Task, backbone: str) -> str:
         load = [f"model = AutoModelForSequenceClassification.from_pretrained(directory{trust})"]
         classes = "AutoModelForSequenceClassification, AutoTokenizer"
         if form != "merged":
+            base_imports, base = card.base_model(config.model)
+            imports = [*base_imports, "", *imports] if base_imports else imports
             imports.append("from peft import PeftModel")
             classes = "AutoConfig, " + classes
             load = [
                 f'config = AutoConfig.from_pretrained(directory, subfolder="{BACKBONE}"{trust})',
                 "base = AutoModelForSequenceClassification.from_pretrained(",
-                f'    "{backbone}", config=config{trust},',
+                f"    {base}, config=config{trust},",
                 "    ignore_mismatched_sizes=True,  # the adapter brings the head",
                 ")",
                 "model = PeftModel.from_pretrained(base, directory)",

@@ -10,11 +10,11 @@ import numpy as np
 from bayeslora_cli.figure_parts import (
     BAR,
     COLUMN,
-    LEFT,
     LINE,
     RISING,
     colour_bar,
     formula,
+    left_of,
     new_axes,
     new_figure,
     wrapped,
@@ -44,14 +44,16 @@ def history_figure(history: History) -> Figure:
         "a row a matrix, layer 0 on top of its kind",
     ]
     lines = wrapped(titles, COLUMN)
-    left, width = LEFT + 0.16, COLUMN - LEFT - BAR - 0.21
+    left = left_of(m.kind for m in matrices) + 0.16
+    width = COLUMN - left - BAR - 0.05
     figure = new_figure(COLUMN, len(lines) * LINE + 0.15 + curve + GAP + image + FOOT, lines)
 
-    end = history.group.reports[0].step + 1
-    edges = np.append(history.steps, end)
+    # from 1 on, as on the screen; what is in force from a step on begins at its number
+    start, end = 1, history.group.reports[0].step + 2
+    edges = np.append(history.steps + 1, end)
     above = new_axes(figure, left, FOOT + image + GAP, width, curve)
     above.stairs(history.budget, edges, baseline=None, color=COLOURS[KEPT], linewidth=1)
-    above.set(xlim=(0, end), ylim=(0, None), ylabel="triplets")
+    above.set(xlim=(start, end), ylim=(0, None), ylabel="triplets")
     above.tick_params(labelbottom=False)
 
     axes = new_axes(figure, left, FOOT, width, image)
@@ -68,7 +70,7 @@ def history_figure(history: History) -> Figure:
     axes.set_yticks(middles, [formula(kinds[start]) for start in starts])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set(xlim=(0, end), ylim=(len(matrices), 0), xlabel="step")
+    axes.set(xlim=(start, end), ylim=(len(matrices), 0), xlabel="step")
     bar = new_axes(figure, COLUMN - BAR, FOOT, 0.08, min(image, 1.5))
     colour_bar(bar, ScalarMappable(Normalize(0, top), RISING), "rank")
     return figure
@@ -79,7 +81,8 @@ def scores_figure(scores: Scores) -> Figure:
     kinds = scores.order()
     bars, strip = 1.0, 0.2 * len(kinds)
     lines = wrapped([scores.group.label, scores.group.facts()], COLUMN)
-    left, width = LEFT + 0.16, COLUMN - LEFT - 0.31
+    left = left_of(kinds) + 0.16
+    width = COLUMN - left - 0.15
     figure = new_figure(COLUMN, len(lines) * LINE + 0.2 + bars + GAP + strip + FOOT, lines)
     above = new_axes(figure, left, FOOT + strip + GAP, width, bars)
     axes = new_axes(figure, left, FOOT, width, strip)

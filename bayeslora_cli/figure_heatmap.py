@@ -13,13 +13,13 @@ from bayeslora_cli.figure_parts import (
     BAR,
     COLUMN,
     DIVERGING,
-    LEFT,
     LINE,
     MINUS,
     PAGE,
     RISING,
     colour_bar,
     formula,
+    left_of,
     new_axes,
     new_figure,
     wrapped,
@@ -65,8 +65,9 @@ class _Heatmap:
         self.blocks = ceil(len(grid.layers) / WIDEST) or 1
         self.per_block = ceil(len(grid.layers) / self.blocks) or 1
         longest = max(_ems(self.number(v)) for v in (*grid.numbers, *grid.column_sums))
+        self.left = left_of((*grid.kinds, *(kind for kind, _ in grid.outside)))
         for self.width in (COLUMN, PAGE):
-            self.cell = (self.width - LEFT - TOTALS - BAR) / self.per_block
+            self.cell = (self.width - self.left - TOTALS - BAR) / self.per_block
             self.size = min(LARGEST, 0.88 * 72 * self.cell / longest)
             if self.size >= SMALLEST:
                 break
@@ -90,7 +91,7 @@ class _Heatmap:
             depth = rows + (outside if is_last else 0)
             y -= head + depth * self.row
             size = self.per_block * self.cell + TOTALS, depth * self.row
-            axes = new_axes(figure, LEFT, y, *size)
+            axes = new_axes(figure, self.left, y, *size)
             axes.spines[:].set_visible(False)
             # in cells, from the upper left corner
             axes.set(xlim=(0, size[0] / self.cell), ylim=(depth, 0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,9 @@ DPI = 200
 # inches: the width of a column and of a page of the usual two-column papers
 COLUMN, PAGE = 3.4, 6.9
 LEFT, BAR = 0.37, 0.46
-"""Inches of the rows' names, and of the colour bar with its numbers."""
+"""Inches of the rows' names where they are formulas, and of the colour bar with its numbers."""
+LETTER = 0.058
+"""Inches of a letter of a row's name, about."""
 LINE = 0.13
 """Inches of a line of text."""
 STYLE: dict[str, Any] = {
@@ -80,6 +82,12 @@ def wrapped(texts: Sequence[str], width: float) -> list[str]:
     """Lines that fit a figure `width` inches wide, a new one for each text."""
     columns = int(72 * (width - 0.2) / (0.53 * STYLE["font.size"]))
     return [line for text in texts for line in wrap(text, columns)]
+
+
+def left_of(kinds: Iterable[str]) -> float:
+    """Inches of the rows' names: `LEFT`, or more for long ones that are no formulas."""
+    plain = [len(kind) for kind in kinds if not formula(kind).startswith("$")]
+    return max([LEFT, *(0.09 + LETTER * letters for letters in plain)])
 
 
 def formula(kind: str) -> str:

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.text import Text
 
-from bayeslora_cli.allocations import Floats, Group
+from bayeslora_cli.allocations import Group
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.heatmap import ABSENT, ROWS
+from bayeslora_cli.rank_correlation import Floats
 from bayeslora_cli.report import RankReport
 from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.shades import Shading, printable
@@ -24,7 +25,10 @@ FIRST, SETTLED = "first", "settled"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class History:
-    """How the ranks of a group's runs went, as means over the runs. Steps count from 0."""
+    """How the ranks of a group's runs went, as means over the runs.
+
+    Steps count from 0, as in the run's files; what is drawn counts them from 1.
+    """
 
     group: Group
     steps: Ints
@@ -56,7 +60,7 @@ class History:
 
     def to_json(self) -> dict[str, Any]:
         """{"steps": [t], "budget": [t], "matrices": [{"name", "ranks": [t], "first_loss",
-        "settled"}]}; `first_loss` and `settled` are steps or null."""
+        "settled"}]}; `first_loss` and `settled` are steps or null. Steps count from 0."""
         return {
             "steps": self.steps.tolist(),
             "budget": self.budget.tolist(),
@@ -72,7 +76,7 @@ class History:
         }
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Table: a row a change and matrix."""
+        """Table: a row a change and matrix; steps count from 0."""
         for step, ranks, budget in zip(
             self.steps.tolist(), self.ranks.tolist(), self.budget.tolist(), strict=True
         ):
@@ -167,6 +171,11 @@ def _means(steps: list[Floats]) -> tuple[float | None, ...]:
     return tuple(float(column.mean()) if column.size else None for column in columns)
 
 
+def _shown(step: float) -> str:
+    """A step on the screen, where the first is 1."""
+    return f"{step + 1:.0f}"
+
+
 class _Drawing:
     """A history with the measures of its drawing."""
 
@@ -183,7 +192,7 @@ class _Drawing:
         layer = 1 + max(map(len, layers))
         self.names = [f"{m.kind:{kind}}{n:>{layer}}" for m, n in zip(matrices, layers, strict=True)]
         self.name = 1 + max(map(len, ("budget", *self.names)))
-        numbers = [str(history.steps[-1]), self.number(history.budget.max()), self.number(top)]
+        numbers = [_shown(history.steps[-1]), self.number(history.budget.max()), self.number(top)]
         self.digits = max(map(len, numbers))
         self.cell = 1 + self.digits + shades
         self.ends = 1 + max(len(FIRST), len(SETTLED), self.digits)
@@ -199,7 +208,7 @@ class _Drawing:
     def lines(self) -> list[Text]:
         history = self.history
         lines = [
-            self.plain("step", [str(s) for s in self.steps], FIRST, SETTLED, self.dim),
+            self.plain("step", [_shown(s) for s in self.steps], FIRST, SETTLED, self.dim),
             self.plain("budget", list(map(self.number, self.ranks.sum(axis=1))), "", "", self.bold),
         ]
         kind = None
@@ -226,7 +235,7 @@ class _Drawing:
             return (f"{kept}; no rank ever changes",)
         return (
             f"{FIRST}: step of the first loss; {SETTLED}: step of the last change",
-            f"{kept}; no change before step {steps[1]} nor after step {steps[-1]} "
+            f"{kept}; no change before step {_shown(steps[1])} nor after step {_shown(steps[-1])} "
             f"of {group.reports[0].step + 1}",
         )
 
@@ -237,7 +246,7 @@ class _Drawing:
             text = f"{self.number(value):>{1 + self.digits}}{self.shading.mark(value)}"
             line.append(f"{text:{self.cell}}", self.shading.style(value))
         for step in (self.history.first_loss[i], self.history.settled[i]):
-            line.append(f"{ABSENT if step is None else f'{step:.0f}':>{self.ends}}")
+            line.append(f"{ABSENT if step is None else _shown(step):>{self.ends}}")
         return line
 
     def plain(self, name: str, cells: list[str], first: str, settled: str, style: str) -> Text:

@@ -40,8 +40,8 @@ def inspect_ranks(
     The JSON object: {"schema": 1, "view", "groups": [{"label", "kept", "initial", "runs":
     [{"path", "step", "budget", "criterion"}]}], ...}. `view` is "ranks", "difference" (which has
     two groups, the others one), "history" or "scores"; `kept` is the mean over the runs, `initial`
-    counts the triplets before any was pruned; the other keys are the view's own (`to_json` of
-    `Ranks`, `Difference`, `History` and `Scores`).
+    counts the triplets before any was pruned, steps count from 0; the other keys are the view's
+    own (`to_json` of `Ranks`, `Difference`, `History` and `Scores`).
 
     Raises:
         UserError: options that exclude each other, or runs, files or a figure that do not allow

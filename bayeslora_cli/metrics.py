@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
+from bayeslora_cli import rank_correlation
+
 OBSERVATION_VARIANCE = 0.5
 """Of a score's noise, in its squared units: the likelihood that training with mean squared error
 stands for, and that IVON's ess times the loss takes for the data's."""
@@ -86,7 +88,15 @@ def pearson(predictions: Tensor, labels: Tensor) -> float:
     """
     from scipy.stats import pearsonr
 
-    return _correlation(pearsonr, predictions, labels)
+    x, y = _float64(predictions), _float64(labels)
+    if not (x.isfinite().all() and y.isfinite().all()):
+        return math.nan
+    if _constant(x) or _constant(y):
+        return 0.0
+    with warnings.catch_warnings():
+        # values that differ in their last bits alone: the correlation is what rounding left
+        warnings.filterwarnings("ignore", message="An input array is nearly constant")
+        return float(pearsonr(x.numpy(), y.numpy())[0])
 
 
 def spearman(predictions: Tensor, labels: Tensor) -> float:
@@ -98,9 +108,10 @@ def spearman(predictions: Tensor, labels: Tensor) -> float:
         predictions: (n,) scores.
         labels: (n,) scores.
     """
-    from scipy.stats import spearmanr
-
-    return _correlation(spearmanr, predictions, labels)
+    x, y = _float64(predictions), _float64(labels)
+    if not (x.isfinite().all() and y.isfinite().all()):
+        return math.nan
+    return rank_correlation.spearman(x.numpy(), y.numpy()) or 0.0
 
 
 ECE_BINS = 15
@@ -260,17 +271,3 @@ def _array(values: Tensor) -> NDArray[np.generic]:
 
 def _constant(values: Tensor) -> bool:
     return bool((values == values[0]).all())
-
-
-def _correlation(
-    correlate: Callable[..., tuple[float, float]], predictions: Tensor, labels: Tensor
-) -> float:
-    x, y = _float64(predictions), _float64(labels)
-    if not (x.isfinite().all() and y.isfinite().all()):
-        return math.nan
-    if _constant(x) or _constant(y):
-        return 0.0
-    with warnings.catch_warnings():
-        # values that differ in their last bits alone: the correlation is what rounding left
-        warnings.filterwarnings("ignore", message="An input array is nearly constant")
-        return float(correlate(x.numpy(), y.numpy())[0])

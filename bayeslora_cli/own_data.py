@@ -82,10 +82,10 @@ def table_examples(table: Table, task: Task, *, labelled: bool | None) -> Exampl
         DataError: a column is missing, a text is none, or a label is missing or unknown.
     """
     for name in task.text_columns:
-        _check_column(table, name, "--text-columns")
+        _check_column(table, name, "which the task's text is in")
     texts = [_texts(table, name) for name in task.text_columns]
     if labelled:
-        _check_column(table, task.label_column, "--label-column")
+        _check_column(table, task.label_column, "which the task's label is in")
     labels: list[Any] | None = None
     if labelled is not False and task.label_column in table.names:
         values = _label_values(table, task.label_column)
@@ -117,11 +117,11 @@ def _guess_label(table: Table, texts: Collection[str]) -> str:
     )
 
 
-def _check_column(table: Table, name: str, option: str) -> None:
+def _check_column(table: Table, name: str, what: str) -> None:
     if name not in table.names:
         near = difflib.get_close_matches(name, table.names, n=1)
         raise DataError(
-            f"{table.title}: has no column {name!r} ({option})"
+            f"{table.title}: has no column {name!r} ({what})"
             f"{f', but {near[0]!r}' if near else ''}; found {shown(table.names)}"
         )
 

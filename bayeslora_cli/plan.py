@@ -16,7 +16,7 @@ from bayeslora_cli.estimate import Estimate, estimate
 from bayeslora_cli.model import METHODS, build_network
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.prepare import Prepared, learning_rate, rank_budget
-from bayeslora_cli.report import kind_of
+from bayeslora_cli.report import kinds_of
 from bayeslora_cli.resolve import SCHEDULED, Resolved
 
 POINTS = 8  # of the schedule, besides its first and last step
@@ -106,9 +106,11 @@ def describe_plan(found: dict[str, Any]) -> str:
     lines.append(f"  {'longest example':{width}}  {found['longest_tokens']} tokens")
     classes = found["task"]["classes"]
     lines.append(f"  {'classes':{width}}  {', '.join(classes) or 'none: regression'}")
-    kinds = Counter((kind_of(m["name"]), m["in"], m["out"]) for m in found["matrices"])
-    lines += ["", f"Adapted matrices: {len(found['matrices'])}"]
-    lines += [f"  {count:3} x {kind:8} {i} -> {o}" for (kind, i, o), count in kinds.items()]
+    matrices = found["matrices"]
+    kinds = kinds_of([m["name"] for m in matrices])
+    counts = Counter((k, m["in"], m["out"]) for k, m in zip(kinds, matrices, strict=True))
+    lines += ["", f"Adapted matrices: {len(matrices)}"]
+    lines += [f"  {count:3} x {kind:8} {i} -> {o}" for (kind, i, o), count in counts.items()]
     parameters = found["parameters"]
     lines += ["", "Parameters"]
     for name, count in parameters.items():

@@ -1,4 +1,4 @@
-"""What training has made of the posterior: whether sigma says more than the settings did."""
+"""What training has made of a posterior: whether sigma says more than the settings did."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def posterior_summary(
 
     Args:
         bank: of this posterior's network.
-        posterior: of the end of the training.
+        posterior: the one that the run keeps, of its evaluation `best_at_budget`; the end's has
+            h, and the triplets' scores, of some steps more.
         training_rows: number of training examples, which ess may depend on.
     Returns:
         For result.json: `hessian_over_h0`, quantiles of h/h0, h being 1/(ess sigma^2) - delta;

@@ -32,7 +32,8 @@ class Predictive:
         self.values = torch.zeros(shape, dtype=torch.float64)
         """(n, classes) mean probabilities; (n,) mean scores."""
         self._within = torch.zeros(rows, dtype=torch.float64)
-        """(n,) mean over the samples of the entropy; the scores' variance for regression."""
+        """(n,) mean over the samples of the entropy; for regression of the squared distance of the
+        scores from their mean."""
 
     def add(self, logits: Tensor) -> None:
         """Take the logits (n, classes) or scores (n, 1) of one more sample."""
@@ -54,25 +55,29 @@ class Predictive:
 
         For classes, in nats: `entropy` of the mean probabilities, and `mutual_information` of
         label and weights, that entropy less the mean of the samples' own. For regression, in
-        squared units of the score: `variance` of the samples' scores (their mean squared distance
-        from their mean), without the observation noise.
+        squared units of the score: `variance` of the samples' scores, the posterior's as S samples
+        estimate it (over S - 1; 0 for one sample), without the observation noise.
 
         Args:
             sampled: whether the samples are such; else `entropy` is all there is.
         """
         if self.regression:
-            return {"variance": self._within} if sampled else {}
+            return {"variance": self._variance()} if sampled else {}
         entropy = _entropy(self.values)
         if not sampled:
             return {"entropy": entropy}
         # a mean's entropy is never below the entropies' mean, but for rounding
         return {"entropy": entropy, "mutual_information": (entropy - self._within).clamp(min=0)}
 
+    def _variance(self) -> Tensor:
+        """(n,) unbiased variance of the samples' scores."""
+        return self._within * (self.samples / max(1, self.samples - 1))
+
     def metrics(self, names: Sequence[str], labels: Tensor) -> dict[str, float]:
         """A task's metrics, `nll`, and for classes `ece` and `brier`.
 
         A score's likelihood is the Gaussian of the predictive mean and variance, which is the
-        samples' variance and the observation noise's.
+        samples' variance and the observation noise's, `metrics.OBSERVATION_VARIANCE`.
 
         Args:
             names: keys of `METRICS`.
@@ -80,7 +85,7 @@ class Predictive:
         """
         if self.regression:
             found = task_metrics(names, self.values, labels, regression=True)
-            variance = self._within + OBSERVATION_VARIANCE
+            variance = self._variance() + OBSERVATION_VARIANCE
             return {**found, "nll": gaussian_nll(self.values, labels, variance)}
         logits = self.values.clamp(min=_TINY).log()
         found = task_metrics(names, logits, labels, regression=False)

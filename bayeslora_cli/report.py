@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from typing import Any
 
 from bayeslora_cli.errors import RunDirError
@@ -18,19 +19,51 @@ KINDS: tuple[tuple[str, str], ...] = (
     (r"key_proj|key|k_proj|k_lin|k", "W_k"),
     (r"value_proj|value|v_proj|v_lin|v", "W_v"),
     (r"attention\.output\.dense|o_proj|out_proj|out_lin|o", "W_o"),
-    (r"intermediate\.dense|ffn\.lin1|fc1|up_proj", "W_f1"),
-    (r"output\.dense|ffn\.lin2|fc2|down_proj", "W_f2"),
+    (r"intermediate\.dense|ffn\.lin1|fc1", "W_f1"),
+    (r"output\.dense|ffn\.lin2|fc2", "W_f2"),
+    # decoders' own, which the paper has not
     (r"gate_proj", "W_gate"),
+    (r"up_proj", "W_up"),
+    (r"down_proj", "W_down"),
     (r"pooler\.dense", "W_pool"),
 )
 
 
 def kind_of(name: str) -> str:
-    """The paper's name of a matrix, or the last part of the layer's own."""
+    """The paper's name of a matrix, or the last part of the layer's own; see `kinds_of`."""
     for pattern, kind in KINDS:
         if re.search(rf"(^|\.)({pattern})$", name):
             return kind
     return name.rpartition(".")[2]
+
+
+def kinds_of(names: Sequence[str]) -> list[str]:
+    """Kinds of one model's matrices, each kind once a layer.
+
+    Where matrices of a layer share a name, what tells them apart goes before it: `attn.Wo` and
+    `mlp.Wo`, `encoder.W_f1` and `decoder.W_f1`.
+    """
+    kinds = [kind_of(name) for name in names]
+    together: dict[tuple[str, bool], list[int]] = {}
+    for i, name in enumerate(names):
+        # in the layers and outside: a pooler's name makes no layer's longer
+        together.setdefault((kinds[i], layer_of(name) is None), []).append(i)
+    for (kind, _), members in together.items():
+        for i, parts in zip(members, _own_parts([names[i] for i in members]), strict=True):
+            kinds[i] = ".".join([*parts, kind])
+    return kinds
+
+
+def _own_parts(names: Sequence[str]) -> list[list[str]]:
+    """Of each name, the parts that tell it from the others of its layer; none where it is alone."""
+    layers = [layer_of(name) for name in names]
+    paths = [re.sub(r"\.\d+\.", ".*.", name, count=1).split(".") for name in names]
+    for depth in count():
+        ends = [([""] * depth + path)[len(path) :] for path in paths]  # the last `depth` parts
+        if len({(n, *end) for n, end in zip(layers, ends, strict=True)}) == len(names):
+            break
+    differs = [len(set(column)) > 1 for column in zip(*ends, strict=True)]
+    return [[part for part, d in zip(end, differs, strict=True) if part and d] for end in ends]
 
 
 def layer_of(name: str) -> int | None:

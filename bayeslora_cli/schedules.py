@@ -73,6 +73,11 @@ class RankBudget:
         return self.total - self.t_final
 
     def __call__(self, step: int) -> int:
+        """Triplets kept after `step`: the budget of the last allocation, b0 before the first."""
+        at_budget = step >= self.final_step
+        return self.target if at_budget else self.scheduled(step - step % self.delta_t)
+
+    def scheduled(self, step: int) -> int:
         """The budget b(t), whether or not an allocation happens at `step`."""
         if step >= self.final_step:
             return self.target

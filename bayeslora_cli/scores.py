@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.text import Text
 
-from bayeslora_cli.allocations import Floats, Group
+from bayeslora_cli.allocations import Group
 from bayeslora_cli.console import posterior_line
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.heatmap import ROWS
+from bayeslora_cli.rank_correlation import Floats
 from bayeslora_cli.report import RankReport
 from bayeslora_cli.shades import printable
 

@@ -17,6 +17,7 @@ from bayeslora_cli.device import pick_device, set_precision
 from bayeslora_cli.fingerprint import data_fingerprint
 from bayeslora_cli.model import METHODS, build_network
 from bayeslora_cli.optim import OPTIMIZERS
+from bayeslora_cli.passes import Batches
 from bayeslora_cli.prepare import Prepared, learning_rate, rank_budget
 from bayeslora_cli.state import BestSoFar, Generators, Inputs, Loop
 from bayeslora_cli.step import TrainStep
@@ -44,7 +45,7 @@ class Session:
             posterior=maker.posterior,
             device=self.device,
         )
-        self.splits = {
+        splits = {
             name: tokenise(found, tokenizer, config.max_length, regression=task.regression)
             for name, found in prepared.examples.items()
         }
@@ -52,11 +53,15 @@ class Session:
             "the backbone's weights have": self.network.backbone_sha256,
             "the data or their tokens have": data_fingerprint(
                 tensor
-                for split in self.splits.values()
+                for split in splits.values()
                 for tensor in (split.tokens, split.offsets, split.token_types, split.labels)
             ),
         }
-        train_split = self.splits.pop("train")
+        train_split = splits.pop("train")
+        self.splits = {
+            name: Batches(split, config.eval_batch_size, self.device)
+            for name, split in splits.items()
+        }
         self.training_rows = len(train_split)
         self.feed = Feed(train_split, self.device)
         self.order = TrainOrder(len(train_split), config.batch_size, config.seed)

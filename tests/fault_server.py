@@ -19,7 +19,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from bayeslora_cli import cli, evaluate
+from bayeslora_cli import cli
+from bayeslora_cli.model import Network
 from bayeslora_cli.step import TrainStep
 
 WRITING = set("wxa+")
@@ -85,11 +86,18 @@ class Watch:
             return serialize(tensors, filename, *arguments, **keywords)
 
         safetensors.torch.serialize_file = watched_save
-        for owner, name, what in (
-            (TrainStep, "__call__", "step"),
-            (evaluate.TokenisedSplit, "batch", "evaluation"),
-        ):
-            setattr(owner, name, self.before(what, getattr(owner, name)))
+        stepping, passing = TrainStep.__call__, Network.logits
+
+        def watched_step(*arguments):
+            self("step")
+            stepping(*arguments)
+
+        def watched_pass(network, batch):
+            if not network.module.training:
+                self("evaluation")
+            return passing(network, batch)
+
+        TrainStep.__call__, Network.logits = watched_step, watched_pass
 
     def around(self, name, call):
         def watched(path, *arguments, **keywords):
@@ -99,13 +107,6 @@ class Watch:
             if name in ("fsync", "ftruncate") or self.watches(path) or "dir_fd" in keywords:
                 self(name, path if isinstance(path, Path) else None)
             return call(path, *arguments, **keywords)
-
-        return watched
-
-    def before(self, what, call):
-        def watched(*arguments, **keywords):
-            self(what)
-            return call(*arguments, **keywords)
 
         return watched
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bayeslora_cli.atomic import write_json
-from bayeslora_cli.report import MatrixReport, RankReport, kind_of, layer_of
+from bayeslora_cli.report import MatrixReport, RankReport, kinds_of, layer_of
 from bayeslora_cli.rundir import RunDir
 
 ENCODER = (
@@ -46,11 +46,11 @@ def allocation(layer_names, *, seed=0, init_rank=3, share=2 / 3, criterion="snr"
     cut = flat[budget - 1] if budget else float("inf")
     matrices = tuple(
         MatrixReport(
-            name=name, layer=layer_of(name), kind=kind_of(name), in_features=8, out_features=16,
+            name=name, layer=layer_of(name), kind=kind, in_features=8, out_features=16,
             init_rank=init_rank, rank=sum(s >= cut for s in row), kept=tuple(s >= cut for s in row),
             scores=tuple(row),
         )
-        for name, row in zip(layer_names, scores, strict=True)
+        for name, kind, row in zip(layer_names, kinds_of(layer_names), scores, strict=True)
     )  # fmt: skip
     return RankReport(step=step, budget=budget, criterion=criterion, matrices=matrices)
 

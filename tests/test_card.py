@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import yaml
 
-from bayeslora_cli.card import front_matter
+from bayeslora_cli.card import base_model, front_matter
 from bayeslora_cli.config import RunConfig
 
 
@@ -31,3 +33,15 @@ def test_only_a_name_on_the_hub_is_a_base_model(model, named, tmp_path, monkeypa
     assert found.get("base_model") == (model if named else None)
     assert found["library_name"] == "peft"
     assert found["tags"] == ["bayeslora", "adalora", "ivon"]
+
+
+def test_a_directory_is_named_as_it_was_typed():
+    assert base_model('a "quoted" name') == ([], '"a \\"quoted\\" name"')
+    assert base_model("microsoft/deberta-v3-base") == ([], '"microsoft/deberta-v3-base"')
+
+
+def test_a_package_is_found_where_it_is_installed():
+    imports, expression = base_model("package:json/decoder.py")
+    names = {}
+    exec("\n".join([*imports, f"found = {expression}"]), names)
+    assert names["found"] == json.decoder.__file__

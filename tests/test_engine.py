@@ -27,7 +27,8 @@ from bayeslora_cli.errors import (
     NonFiniteError,
     RunDirError,
 )
-from bayeslora_cli.evaluate import evaluate_run, predict
+from bayeslora_cli.evaluate import evaluate_run
+from bayeslora_cli.passes import Batches, logits_of
 from bayeslora_cli.report import RankReport
 from bayeslora_cli.resolve import resolve
 from bayeslora_cli.step import TrainStep
@@ -363,12 +364,12 @@ def test_predictions_that_are_not_finite_are_an_error(backbone, rte, tmp_path):
     from bayeslora_cli.evaluate import load_run
 
     run = run_of(backbone, rte, tmp_path, max_steps=2)
-    network, tokenizer = load_run(run, run.read_config(), Labels(classes=("a", "b")), "cpu")
+    network, tokenizer, _ = load_run(run, run.read_config(), Labels(classes=("a", "b")), "cpu")
     examples = load_task("rte", Path(rte), ("validation",))["validation"]
     split = tokenise(examples, tokenizer, 16, regression=False)
     network.bank.mean.fill_(float("nan"))
     with network.bank.at_mean(), pytest.raises(NonFiniteError):
-        predict(network, split, 8)
+        logits_of(network, Batches(split, 8, torch.device("cpu")))
 
 
 GLUE_FILES = Path(__file__).parents[2] / "shared"

@@ -13,17 +13,12 @@ from safetensors.torch import save_file
 
 from bayeslora_cli import posterior
 from bayeslora_cli.backbone import Labels
-from bayeslora_cli.batches import tokenise
+from bayeslora_cli.batches import TokenisedSplit, tokenise
 from bayeslora_cli.data import load_examples
 from bayeslora_cli.errors import DataError, NonFiniteError, UserError
-from bayeslora_cli.evaluate import (
-    Sampling,
-    evaluate_run,
-    load_run,
-    predict_at_mean,
-    predict_over_samples,
-)
+from bayeslora_cli.evaluate import evaluate_run, load_run
 from bayeslora_cli.metrics import auroc, gaussian_nll, nll
+from bayeslora_cli.passes import Batches, Sampling, predict_at_mean, predict_over_samples
 from bayeslora_cli.rundir import RunDir
 
 from .conftest import WORDS
@@ -70,12 +65,16 @@ def adamw_run(backbone, rte, tmp_path_factory):
 def opened(run):
     """Network, posterior and tokenised validation split of a run."""
     config, task = run.read_config(), run.read_task()
-    network, tokenizer = load_run(run, config, Labels(classes=task.classes), "cpu")
+    network, tokenizer, kept = load_run(run, config, Labels(classes=task.classes), "cpu")
     _, examples = load_examples(config, ("validation",), task=task)
     rows = tokenise(
         examples["validation"], tokenizer, config.max_length, regression=task.regression
     )
-    return network, posterior.load(run.posterior, network), rows
+    return network, kept, rows
+
+
+def batches_of(rows, batch_size=16):
+    return Batches(rows, batch_size, torch.device("cpu"))
 
 
 def slow_samples(run, sampling):
@@ -111,9 +110,11 @@ def test_probabilities_are_averaged(run, temperature):
     mean = logits.softmax(-1).mean(0)
     assert float(logits.std(0).max()) > 0.01
     network, at, _ = opened(run)
-    found = predict_over_samples(network, at, {"a": rows, "b": rows}, 16, sampling)
+    found = predict_over_samples(
+        network, at, {"a": batches_of(rows), "b": batches_of(rows, 7)}, sampling
+    )
     torch.testing.assert_close(found["a"].values, mean, rtol=1e-5, atol=1e-6)
-    assert torch.equal(found["a"].values, found["b"].values)
+    torch.testing.assert_close(found["a"].values, found["b"].values, rtol=1e-6, atol=1e-7)
     result = evaluate_run(run.path, sampling=sampling, device="cpu")
     assert result["sampled"]["validation"]["nll"] == pytest.approx(
         nll(mean.log(), rows.labels), abs=1e-6
@@ -128,13 +129,14 @@ def test_scores_have_a_mean_and_a_variance(scores_run, tmp_path):
     sampling = Sampling(SAMPLES, seed=1)
     logits, rows = slow_samples(scores_run, sampling)
     scores = logits.squeeze(-1)
-    variance = scores.var(0, correction=0)
+    variance = scores.var(0, correction=1)
     path = tmp_path / "p.jsonl"
     found = evaluate_run(scores_run.path, sampling=sampling, predictions=path, device="cpu")
     expected = gaussian_nll(scores.mean(0), rows.labels, variance + 0.5)
     assert found["sampled"]["validation"]["nll"] == pytest.approx(expected, abs=1e-5)
     assert "ece" not in found["sampled"]["validation"]
     assert "ece_bins" not in found
+    assert found["observation_variance"] == 0.5
     written = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["prediction"] for row in written] == pytest.approx(
         scores.mean(0).tolist(), abs=1e-5
@@ -146,8 +148,9 @@ def test_scores_have_a_mean_and_a_variance(scores_run, tmp_path):
 @pytest.mark.parametrize("samples", [1, 4])
 def test_at_temperature_0_samples_are_the_mean(run, samples):
     network, at, rows = opened(run)
-    (mean,) = predict_at_mean(network, {"x": rows}, 16).values()
-    (found,) = predict_over_samples(network, at, {"x": rows}, 16, Sampling(samples, 0.0)).values()
+    batches = {"x": batches_of(rows)}
+    (mean,) = predict_at_mean(network, batches).values()
+    (found,) = predict_over_samples(network, at, batches, Sampling(samples, 0.0)).values()
     assert torch.equal(found.values, mean.values)
     assert not found.uncertainty(sampled=True)["mutual_information"].any()
 
@@ -166,8 +169,19 @@ def test_seeds_repeat_and_differ_and_leave_the_rest_alone(run):
 def test_the_network_is_as_before(run):
     network, at, rows = opened(run)
     before = network.bank.theta.clone()
-    predict_over_samples(network, at, {"x": rows}, 16, Sampling(2))
+    predict_over_samples(network, at, {"x": batches_of(rows)}, Sampling(2))
     assert torch.equal(network.bank.theta, before)
+
+
+def test_data_is_read_once(run, monkeypatch):
+    """Each batch is collated once, however many samples; the posterior's file is opened once."""
+    collated, opened = [], []
+    batch, load = TokenisedSplit.batch, posterior.load
+    monkeypatch.setattr(TokenisedSplit, "batch", lambda *a: collated.append(len(a[1])) or batch(*a))
+    monkeypatch.setattr(posterior, "load", lambda *a: opened.append(a[0]) or load(*a))
+    evaluate_run(run.path, sampling=Sampling(3), device="cpu", batch_size=8)
+    assert collated == [8] * 5
+    assert opened == [run.posterior]
 
 
 def read(path):
@@ -254,6 +268,29 @@ def test_another_task(run, tmp_path, rte):
         evaluate_run(run.path, data=str(tmp_path / "glue"), ood="cola", device="cpu")
 
 
+def test_another_task_beside_the_folder_of_ones_own(run, tmp_path, rte):
+    """`--data` may name the run's own folder; it is never taken for another task's."""
+    shutil.copytree(rte, tmp_path / "glue")
+    data = str(tmp_path / "glue" / "RTE")
+    # WNLI has RTE's columns, and labels are not needed
+    with pytest.raises(DataError, match=r"--ood wnli: --data .*RTE holds rte alone, .* no WNLI"):
+        evaluate_run(run.path, data=data, ood="wnli", device="cpu")
+    (tmp_path / "glue" / "WNLI").mkdir()
+    dev = tmp_path / "glue" / "WNLI" / "dev.tsv"
+    dev.write_text("index\tsentence1\tsentence2\n0\tw1 w2\tw3\n1\tw4\tw5\n2\tw6\tw7\n")
+    found = evaluate_run(run.path, data=data, ood="wnli", device="cpu")
+    assert found["ood"]["rows"] == 3, "without labels"
+    assert found["metrics"]["validation"].keys() >= {"accuracy"}
+    # and the other's folder alone, where the run's own rows are not read
+    other = str(tmp_path / "glue" / "WNLI")
+    rows = write_rows(tmp_path / "own.csv", [("w1", "w2")])
+    found = evaluate_run(run.path, data=other, file=rows, ood="wnli", device="cpu")
+    assert found["ood"]["rows"] == 3
+    dev.write_text("index\tsentence1\tlabel\n0\tw1 w2\t1\n")
+    with pytest.raises(DataError, match=r"WNLI/dev\.tsv, line 1: .*'sentence2' is missing"):
+        evaluate_run(run.path, data=data, ood="wnli", device="cpu")
+
+
 def test_the_demo_task(backbone, tmp_path, rte):
     """A demo run is held against its own split by default, another run only when asked."""
     run = run_of(backbone, None, tmp_path, task="demo", max_steps=2, data=None)
@@ -286,8 +323,9 @@ def test_what_a_user_can_mend(run, adamw_run, scores_run, tmp_path):
     for temperature in (-1.0, float("nan"), float("inf")):
         with pytest.raises(UserError, match=r"--temperature .*: give a number of 0 or more"):
             evaluate_run(run.path, sampling=Sampling(2, temperature), device="cpu")
-    with pytest.raises(UserError, match="--ood x: a score's uncertainty is over samples"):
-        evaluate_run(scores_run.path, ood="x", device="cpu")
+    for few in (None, Sampling(1)):
+        with pytest.raises(UserError, match=r"--ood x: a score's .* variance; give --samples 2"):
+            evaluate_run(scores_run.path, sampling=few, ood="x", device="cpu")
     with pytest.raises(UserError, match="--reliability: custom predicts a score"):
         evaluate_run(scores_run.path, reliability=True, device="cpu")
     with pytest.raises(DataError, match="--ood ood: rte has no such split; give another task"):
@@ -299,9 +337,12 @@ def test_what_a_user_can_mend(run, adamw_run, scores_run, tmp_path):
     with pytest.raises(DataError, match=r"--ood no\.csv: no such file"):
         evaluate_run(run.path, ood="no.csv", device="cpu")
     unlabelled = write_rows(tmp_path / "u.csv", [("w1", "w2")])
-    for changes in ({}, {"sampling": sampling}, {"reliability": True, "ood": unlabelled}):
+    for changes in ({}, {"sampling": sampling}):
         with pytest.raises(DataError, match="has no labels to score"):
             evaluate_run(run.path, file=unlabelled, device="cpu", **changes)
+    for changes in ({}, {"ood": unlabelled}, {"predictions": tmp_path / "p.csv"}):
+        with pytest.raises(DataError, match=r"--reliability: file of rte has no labels .*; leave"):
+            evaluate_run(run.path, file=unlabelled, reliability=True, device="cpu", **changes)
     assert not list(run.path.glob(".*"))
 
 
@@ -314,8 +355,59 @@ def test_a_run_that_has_not_finished(run, tmp_path):
 
 
 def test_overflow_is_told(run):
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(NonFiniteError, match=r"--temperature 1e\+60: a sample's prediction is not"):
         evaluate_run(run.path, sampling=Sampling(1, 1e60), device="cpu")
+
+
+def test_options_without_effect_are_refused(run, scores_run, backbone, rte, tmp_path):
+    path = write_rows(tmp_path / "u.csv", [("w1", "w2")])
+    for split in ("validation", "test"):
+        with pytest.raises(UserError, match=f"--split {split}: --eval-file .* is read instead"):
+            evaluate_run(run.path, split=split, file=path, ood=path, device="cpu")
+    with pytest.raises(
+        UserError, match=r"--data .*: has no effect, --eval-file .* is read instead"
+    ):
+        evaluate_run(run.path, data=rte, file=path, ood=path, device="cpu")
+    with pytest.raises(UserError, match=r"--data .*: has no effect, the run has files of its own"):
+        evaluate_run(scores_run.path, data=rte, device="cpu")
+    demo = run_of(backbone, None, tmp_path, task="demo", max_steps=2, data=None)
+    for ood in (None, "ood", path):
+        with pytest.raises(UserError, match=r"--data .*: has no effect, the task demo is built in"):
+            evaluate_run(demo.path, data=rte, ood=ood, device="cpu")
+    # another task's rows are there
+    found = evaluate_run(demo.path, data=rte, ood="rte", device="cpu", batch_size=512)
+    assert found["ood"]["rows"] == 40
+    found = evaluate_run(run.path, data=rte, file=path, ood="rte", device="cpu")
+    assert found["ood"]["rows"] == 40
+
+
+def test_what_the_training_was_told_is_not_taken_for_typed(run, scores_run, tmp_path):
+    """Messages name the run, and no option that `eval` lacks as if it could be given."""
+
+    def moved(run, old):
+        copy = shutil.copytree(
+            run.path, tmp_path / f"{run.path.name}-{len(list(tmp_path.iterdir()))}"
+        )
+        text = (copy / "config.toml").read_text()
+        assert old in text
+        (copy / "config.toml").write_text(text.replace(old, "/gone"))
+        return copy
+
+    for path, option, split in (
+        (moved(run, run.read_config().model), "--model /gone", None),
+        (moved(run, run.read_config().data), "--data /gone", None),
+        (moved(scores_run, scores_run.read_config().train_file), "--train-file /gone", "train"),
+        (moved(scores_run, scores_run.read_config().eval_file), "--eval-file /gone", None),
+    ):
+        with pytest.raises(UserError, match=f"^{path} was trained with {option}: no such "):
+            evaluate_run(path, split=split, device="cpu")
+    with pytest.raises(UserError, match=r"^--data /nope: no such directory"):
+        evaluate_run(run.path, data="/nope", device="cpu")
+    own = tmp_path / "own.csv"
+    own.write_text("txt,score\nw1,0.5\n")
+    with pytest.raises(UserError, match="has no column 'text'") as raised:
+        evaluate_run(scores_run.path, file=str(own), device="cpu")
+    assert "--text-columns" not in str(raised.value)
 
 
 def test_the_result_holds_the_summary(run, adamw_run):

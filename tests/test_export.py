@@ -22,6 +22,7 @@ from bayeslora_cli.cli import main
 from bayeslora_cli.errors import BayesloraError, DataError, ModelError, RunDirError, UserError
 from bayeslora_cli.evaluate import evaluate_run, load_run
 from bayeslora_cli.export import ExportOptions, describe_export, export_run
+from bayeslora_cli.export_options import BOUNDS
 from bayeslora_cli.report import RankReport
 from bayeslora_cli.rundir import RunDir
 
@@ -109,7 +110,7 @@ def test_every_format(form, run, monkeypatch):
     code = code.replace('["…"], ["…"]', '["w1 w2 w3", "w4"], ["w1", "w5 w6"]')
     assert "w5 w6" in code
     config, task = run.read_config(), run.read_task()
-    network, tokenizer = load_run(run, config, Labels(classes=task.classes), "cpu")
+    network, tokenizer, _ = load_run(run, config, Labels(classes=task.classes), "cpu")
     batch = tokenizer(["w1 w2 w3", "w4"], ["w1", "w5 w6"], padding=True, return_tensors="pt")
     network.module.eval()
     with torch.no_grad(), network.bank.at_mean():
@@ -175,13 +176,65 @@ def test_minilm_as_lora_in_plain_peft(minilm, rte, backbone, tmp_path):
     model = PeftModel.from_pretrained(base, str(directory)).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory)
     config, task = run.read_config(), run.read_task()
-    network, _ = load_run(run, config, Labels(classes=task.classes), "cpu")
+    network, _, _ = load_run(run, config, Labels(classes=task.classes), "cpu")
     batch = tokenizer(["It rains.", "No."], ["It is wet.", "Yes!"], padding=True,
                       return_tensors="pt")  # fmt: skip
     network.module.eval()
     with torch.no_grad(), network.bank.at_mean():
         expected, found = network.logits(batch), model(**batch).logits
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_base_model_in_a_package(backbone, rte, tmp_path, monkeypatch, caplog):
+    """Cards load it wherever the package is installed; a hub hears of what others lack."""
+    package = tmp_path / "site" / "a_base_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    shutil.copytree(backbone("bert"), package / "models" / "tiny")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    model = "package:a_base_package/models/tiny"
+    run = run_of(backbone, rte, tmp_path / "runs", model=model, max_steps=2)
+    monkeypatch.setattr(export_module, "upload", lambda *_: None)
+    directory, _ = exported(run, "lora", push="me/adapter")
+    warned = "the adapter's base model, package:a_base_package/models/tiny, is not on the hub"
+    assert warned in caplog.text
+    caplog.clear()
+    exported(run, "merged", push="me/model")
+    exported(run, "lora", output=tmp_path / "again")
+    assert warned not in caplog.text
+    for card in (run.card, directory / "README.md"):
+        text = card.read_text()
+        assert str(tmp_path) not in text
+        code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+        monkeypatch.chdir(card.parent)
+        names = {}
+        exec(compile(code.replace("…", "w1"), "README.md", "exec"), names)
+        assert isinstance(names["model"], PeftModel)
+
+
+def test_metrics_are_told_with_their_precision(backbone, rte, tmp_path):
+    """A run in bf16 is exported in fp32, and the metrics of the training stay those of bf16."""
+    run = run_of(backbone, rte, tmp_path, precision="bf16", max_steps=2)
+    assert "at the final rank budget, in bf16:" in run.card.read_text()
+    directory, manifest = exported(run, "lora")
+    assert manifest["precision"] == {"run": "bf16", "export": "fp32"}
+    assert "Metrics, measured in bf16:" in (directory / "README.md").read_text()
+    directory, manifest = exported(run, "lora", target_rank=1)
+    assert "Metrics, measured in fp32:" in (directory / "README.md").read_text()
+    assert evaluate_run(run.path, device="cpu")["precision"] == "bf16"
+
+
+def test_data_that_is_not_read(run, backbone, rte, tmp_path):
+    own = tmp_path / "own.tsv"
+    own.write_text("sentence1\tsentence2\nw1 w2\tw3\n")
+    with pytest.raises(
+        UserError, match=r"--data .*: has no effect, --eval-file .* is read instead"
+    ):
+        exported(run, "lora", file=str(own), data=rte)
+    demo = run_of(backbone, None, tmp_path / "demo", task="demo", max_steps=2, data=None)
+    with pytest.raises(UserError, match=r"--data .*: has no effect, the task demo is built in"):
+        exported(demo, "lora", data=rte)
+    assert not demo.exports.exists()
 
 
 # ---- the check
@@ -257,7 +310,9 @@ def test_pruning_keeps_the_best_and_says_what_it_costs(run):
     assert before == pytest.approx({k: metrics["validation"][k] for k in before}, abs=1e-6)
     after = manifest["metrics"]["after_pruning"]["validation"]
     assert after["nll"] != pytest.approx(metrics["validation"]["nll"], abs=1e-4)
-    assert describe_export(manifest)[1].startswith("after pruning to rank 1: validation accuracy ")
+    assert describe_export(manifest)[1].startswith(
+        "after pruning to rank 1, in fp32: validation accuracy "
+    )
     assert f"| validation | nll | {after['nll']:.4f} |" in (directory / "README.md").read_text()
     assert "Pruned to rank 1 after training." in (directory / "README.md").read_text()
 
@@ -329,7 +384,7 @@ def test_another_checkpoint_than_the_run_was_trained_on(backbone, rte, tmp_path)
     with torch.no_grad():
         model.encoder.layer[0].output.dense.weight.mul_(1.01)
     model.save_pretrained(base)
-    message = f"--model {base}: its weights are not those that {run.path} was trained on"
+    message = f"{run.path} was trained with --model {base}: its weights are others now; put"
     with pytest.raises(ModelError, match=re.escape(message)):
         exported(run, "lora")
     with pytest.raises(ModelError, match=re.escape(message)):
@@ -455,8 +510,8 @@ def test_the_command(run, monkeypatch, capsys):
     code, out, err = typed(monkeypatch, capsys, *arguments, "--target-rank", 1)
     assert code == 0, err
     first, second, check, path = out.splitlines()
-    assert first.startswith("before pruning: validation accuracy")
-    assert second.startswith("after pruning to rank 1: validation accuracy")
+    assert first.startswith("before pruning, in fp32: validation accuracy")
+    assert second.startswith("after pruning to rank 1, in fp32: validation accuracy")
     assert check.startswith("logits on 32 rows of validation: largest difference from the run ")
     assert Path(path) == run.exports / "lora-uniform-r1"
 
@@ -485,3 +540,6 @@ def test_the_help_names_every_option_and_its_unit(monkeypatch, capsys):
         "Rows to compare",
     ):
         assert text in out
+    said = " ".join(out.split())
+    assert "may differ by 1e-5 (onnx: 1e-4) of the largest logit, or of 1 where all" in said
+    assert {f"{bound:.0e}" for bound in BOUNDS.values()} == {"1e-05", "1e-04"}

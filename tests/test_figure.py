@@ -32,6 +32,7 @@ from tests.ranked_runs import (
 )
 from tests.test_scores import with_scores
 
+GPT2 = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 STARTS = {".png": b"\x89PNG\r\n\x1a\n", ".pdf": b"%PDF-", ".svg": b"<?xml "}
 VIEWS = ("run", "mean", "difference", "history", "scores")
 
@@ -43,6 +44,7 @@ def runs(tmp_path_factory):
         write_seeds(path / criterion, names(2), criterion=criterion)
     write_seeds(path / "large", names(48, DECODER, pooler=False), init_rank=12)
     write_seeds(path / "twelve", names(12))
+    write_seeds(path / "gpt2", names(2, GPT2))
     return path
 
 
@@ -135,6 +137,15 @@ def test_nor_large_numbers(runs, load):
     """Thousands of triplets: the widest numbers beside an axis."""
     with matplotlib.rc_context(figures.STYLE):
         assert list(overlaps(draw_figure(load(load_group([runs / "large"]))))) == []
+
+
+@pytest.mark.parametrize("load", [lambda group: Ranks(group=group), load_history, load_scores])
+def test_nor_long_names(runs, load):
+    """Kinds that say where a matrix is, since its last name is not enough."""
+    with matplotlib.rc_context(figures.STYLE):
+        figure = draw_figure(load(load_group([runs / "gpt2"])))
+        assert "mlp.c_proj" in texts(figure)
+        assert list(overlaps(figure)) == []
 
 
 def test_overlaps_are_seen():

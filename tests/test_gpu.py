@@ -10,8 +10,9 @@ import torch
 from bayeslora_cli.capture import GraphRunner
 from bayeslora_cli.engine import train
 from bayeslora_cli.errors import BayesloraError
-from bayeslora_cli.evaluate import Sampling, evaluate_run
+from bayeslora_cli.evaluate import evaluate_run
 from bayeslora_cli.model import Network
+from bayeslora_cli.passes import Sampling
 from bayeslora_cli.resolve import resolve
 from bayeslora_cli.step import TrainStep
 

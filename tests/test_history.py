@@ -42,9 +42,15 @@ def test_by_hand(tmp_path):
         [3, 3], [3, 3], [1, 3], [1, 3], [2, 3], [2, 3],
     ]  # fmt: skip
     text = found.draw(width=80, colour=False, unicode=False).plain
-    assert re.search(r"^W_q 0 +3 .* 2 +20 +31$", text, re.MULTILINE)
+    assert re.search(r"^W_q 0 +3 .* 2 +21 +32$", text, re.MULTILINE)
     assert re.search(r"^W_k 0 +3 .* 3 +- +-$", text, re.MULTILINE)
-    assert "5 of 6 triplets kept; no change before step 20 nor after step 31 of 100" in text
+    # the files count from 0, the screen from 1
+    assert "5 of 6 triplets kept; no change before step 21 nor after step 32 of 100" in text
+    columns = [int(n) for n in text.splitlines()[2].split()[1:-2]]
+    assert (columns[0], columns[-1]) == (20, 32)
+    assert [found.at(np.array([n - 1])).sum() for n in columns] == [
+        int(n) for n in text.splitlines()[3].split()[1:]
+    ]
 
 
 def test_a_loss_at_the_first_step(tmp_path):

@@ -67,12 +67,12 @@ def test_classes(shape, seed):
 @settings(deadline=None)
 @given(st.integers(1, 6), st.integers(2, 7), st.integers(0, 99))
 def test_scores(samples, rows, seed):
-    """The variance is the mixture's: the samples' about their mean, and the noise's 1/2."""
+    """The variance is the samples' about their mean, without bias, and the noise's 1/2."""
     logits = random_logits(samples, rows, 1, seed)
     found = predictive_of(logits, None)
     scores = logits.double().squeeze(-1)
     mean = scores.mean(0)
-    variance = (scores - mean).square().mean(0)
+    variance = scores.var(0, correction=1) if samples > 1 else torch.zeros(rows).double()
     torch.testing.assert_close(found.values, mean, rtol=1e-12, atol=1e-14)
     uncertainty = found.uncertainty(sampled=True)
     assert uncertainty.keys() == {"variance"}

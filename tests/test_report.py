@@ -11,9 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.pytorch_utils import Conv1D
 
+from bayeslora_cli.artifacts import rank_report
 from bayeslora_cli.errors import RunDirError
-from bayeslora_cli.report import SCHEMA, MatrixReport, RankReport, kind_of, layer_of
+from bayeslora_cli.heatmap import rank_grid
+from bayeslora_cli.report import SCHEMA, MatrixReport, RankReport, kind_of, kinds_of, layer_of
+
+from .test_model import build
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -154,6 +159,39 @@ BACKBONES = {
     "distilbert": {"vocab_size": 50, "dim": 8, "n_layers": 2, "n_heads": 2, "hidden_dim": 16},
     "electra": SMALL,
     "llama": SMALL,
+    "modernbert": SMALL
+    | {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
+    "gpt2": {
+        "vocab_size": 50,
+        "n_embd": 8,
+        "n_layer": 2,
+        "n_head": 2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "bart": {
+        "vocab_size": 50,
+        "d_model": 8,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 16,
+        "decoder_ffn_dim": 16,
+    },
+}
+IN_A_LAYER = {
+    "llama": [*SIX[:4], "W_gate", "W_up", "W_down"],
+    "modernbert": ["Wqkv", "attn.Wo", "Wi", "mlp.Wo"],
+    "gpt2": ["c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"],
+    "bart": [
+        *(
+            f"{place}.{kind}"
+            for place in ("encoder.self_attn", "decoder.self_attn", "decoder.encoder_attn")
+            for kind in SIX[:4]
+        ),
+        *(f"{place}.{kind}" for place in ("encoder", "decoder") for kind in SIX[4:]),
+    ],
 }
 OUTSIDE = {
     "deberta-v2": {"pooler.dense": "W_pool"},
@@ -167,23 +205,27 @@ def linear_names(kind):
         model = AutoModelForSequenceClassification.from_config(
             AutoConfig.for_model(kind, **BACKBONES[kind])
         )
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = (nn.Linear, Conv1D)
+    return [name for name, module in model.named_modules() if isinstance(module, linear)]
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_each_matrix_of_a_layer_has_its_kind(kind):
     """Every kind once a layer: two matrices in one cell of the heatmap would hide each other."""
     names = linear_names(kind)
-    wanted = [*SIX, "W_gate"] if kind == "llama" else SIX
+    kinds = dict(zip(names, kinds_of(names), strict=True))
+    wanted = IN_A_LAYER.get(kind, SIX)
     inside = [name for name in names if layer_of(name) is not None]
-    found = Counter((layer_of(name), kind_of(name)) for name in inside)
+    found = Counter((layer_of(name), kinds[name]) for name in inside)
     assert found == Counter((layer, k) for layer in (0, 1) for k in wanted)
     # in the order of the layer: query before key before value
-    first = [kind_of(name) for name in inside if layer_of(name) == 0]
-    assert [k for k in first if k in SIX[:3]] == SIX[:3] or kind == "mpnet"
+    first = [kinds[name] for name in inside if layer_of(name) == 0]
+    assert [k for k in first if k in SIX[:3]] == (SIX[:3] if "W_q" in wanted else []) or (
+        kind == "mpnet"
+    )
     # the head is trained in full: no matrix of it is ever in a report
-    heads = ("classifier", "score")
-    outside = {n: kind_of(n) for n in names if layer_of(n) is None and not n.startswith(heads)}
+    heads = ("classifier", "score", "classification_head")
+    outside = {n: kinds[n] for n in names if layer_of(n) is None and not n.startswith(heads)}
     assert not set(outside.values()) & set(wanted)
     assert outside.items() >= OUTSIDE.get(kind, {}).items()
 
@@ -210,12 +252,43 @@ def test_each_matrix_of_a_layer_has_its_kind(kind):
         ("transformer.encoder.block.3.layer.0.SelfAttention.o", "W_o", 3),  # T5
         ("model.layers.31.self_attn.o_proj", "W_o", 31),
         ("model.layers.31.mlp.gate_proj", "W_gate", 31),
-        ("model.layers.31.mlp.up_proj", "W_f1", 31),
-        ("model.layers.31.mlp.down_proj", "W_f2", 31),
+        ("model.layers.31.mlp.up_proj", "W_up", 31),
+        ("model.layers.31.mlp.down_proj", "W_down", 31),
     ],
 )
 def test_names_by_hand(name, kind, layer):
     assert (kind_of(name), layer_of(name)) == (kind, layer)
+
+
+def test_only_what_is_ambiguous_gets_a_longer_name():
+    """And in every layer alike, be it there alone; the number of the layer has no part in it."""
+    assert kinds_of(["l.0.mlp.Wo", "l.1.mlp.Wo"]) == ["Wo", "Wo"]
+    assert kinds_of(["l.0.attn.Wo", "l.0.mlp.Wo", "l.0.mlp.Wi", "l.1.attn.Wo"]) == [
+        "attn.Wo", "mlp.Wo", "Wi", "attn.Wo",
+    ]  # fmt: skip
+    experts = [f"l.{layer}.experts.{expert}.w1" for layer in (0, 1) for expert in (0, 1)]
+    assert kinds_of(experts) == ["0.w1", "1.w1"] * 2
+    assert kinds_of(["dense", "a.dense", "b.a.dense"]) == ["dense", "a.dense", "b.a.dense"]
+    assert kinds_of([]) == []
+
+
+@pytest.mark.parametrize(("kind", "parts"), [("gpt2", "mlp.c_proj"), ("llama", "W_down")])
+def test_a_run_reports_them(kind, parts, backbone):
+    """No cell of a run's heatmap is a sum of two matrices."""
+    network, config = build(backbone(kind), target_modules=("all-linear",))
+    report = rank_report(network, config, 0, network.bank.mask, None)
+    assert parts in rank_grid(report).kinds
+    assert {int(n) for n in rank_grid(report).numbers} == {config.init_rank}
+
+
+PARTS = st.sampled_from(["a", "b", "0", "1", "q", "query_proj"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(PARTS, min_size=1, max_size=5).map(".".join), unique=True, max_size=8))
+def test_no_two_matrices_share_kind_and_layer(names):
+    places = Counter(zip(map(layer_of, names), kinds_of(names), strict=True))
+    assert max(places.values(), default=1) == 1
 
 
 def test_longer_names_are_other_matrices():

@@ -130,7 +130,7 @@ RTE = {"initial": 219, "target": 146, "t_init": 600, "t_final": 1800, "delta_t":
 def test_budget_is_the_formula(values):
     budget = RankBudget(**values)
     for step in range(values["total"]):
-        slow, got = slow_budget(step, values), budget(step)
+        slow, got = slow_budget(step, values), budget.scheduled(step)
         assert isinstance(got, int)
         # int() of a float: where the exact value is whole, rounding may land one below, as PEFT's
         whole = slow == math.floor(slow)
@@ -141,6 +141,18 @@ def test_budget_of_rte_by_hand():
     budget = RankBudget(**RTE)
     # halfway through the pruning an eighth of the 73 spare triplets is left: 146 + 9.125
     assert [budget(t) for t in (0, 600, 1350, 2100, 2101, 3899)] == [219, 219, 155, 146, 146, 146]
+
+
+@settings(max_examples=150, deadline=None)
+@given(budgets(prunes=False))
+@example(RTE | {"delta_t": 100})
+def test_between_allocations_the_last_ones_budget_is_in_force(values):
+    """What a mask holds that is cut at the allocations alone."""
+    budget, kept = RankBudget(**values), values["initial"]
+    for step in range(values["total"]):
+        if budget.phase(step).allocates:
+            kept = budget.scheduled(step)
+        assert budget(step) == kept
 
 
 @settings(max_examples=100, deadline=None)
@@ -224,7 +236,7 @@ def test_budget_is_pefts(values):
     budget, peft = RankBudget(**values), peft_schedule(values)
     for step in range(values["total"]):
         wanted, masks = peft(step)
-        assert budget(step) == wanted
+        assert budget.scheduled(step) == wanted
         ours = budget.phase(step).allocates or budget.phase(step).holds
         if step == budget.final_step:
             assert ours

@@ -1,0 +1,109 @@
+"""Rows that a finished run is shown besides its own: a file, another task, what is out of place."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from bayeslora_cli.config import RunConfig
+from bayeslora_cli.data import load_examples, load_task
+from bayeslora_cli.demo import DEMO, demo_examples
+from bayeslora_cli.errors import DataError, UserError
+from bayeslora_cli.glue import TASKS, GlueTask
+from bayeslora_cli.own_data import table_examples
+from bayeslora_cli.tables import read_table
+from bayeslora_cli.tasks import Examples, Task
+
+
+def check_data_is_read(config: RunConfig, data: str, file: str | None) -> None:
+    """Whether a run's rows come from the directory `data`.
+
+    Args:
+        file: rows of one's own that are read instead of the run's; None: there are none.
+    Raises:
+        UserError: they come from elsewhere.
+    """
+    if file is not None:
+        reason = f"--eval-file {file} is read instead"
+    elif config.train_file is not None:
+        reason = "the run has files of its own; --eval-file FILE names other rows"
+    elif config.task == DEMO.name:
+        reason = f"the task {DEMO.name} is built in"
+    else:
+        return
+    raise UserError(f"--data {data}: has no effect, {reason}; leave it out")
+
+
+def load_file(source: str, task: Task) -> dict[str, Examples]:
+    """A file or hub data set with a task's text columns, with its labels where it has them.
+
+    Raises:
+        UserError: as `tables.read_table` and `tables.table_examples` do.
+    """
+    table = read_table(source, "--eval-file", split="validation")
+    return {"file": table_examples(table, task, labelled=None)}
+
+
+def load_outside(source: str, config: RunConfig, task: Task, *, own_rows: bool = True) -> Examples:
+    """Rows to hold against a task's own, as text without labels.
+
+    Args:
+        source: `ood` or the name of the task's split out of the distribution; else a task, whose
+            (first) validation split it is, labelled or not, read from where GLUE's data is; else
+            a file or hub data set with the task's text columns.
+        config: of the run, with the directory of the data.
+        own_rows: whether the run's own rows are read from there as well.
+    Raises:
+        UserError: no such split, task, file or hub data set, or other columns.
+    """
+    if source in ("ood", *task.ood_splits):
+        if not task.ood_splits:
+            raise DataError(
+                f"--ood {source}: {task.name} has no such split; give another task "
+                f"({', '.join((*TASKS, DEMO.name))}) or a file with the columns "
+                f"{', '.join(task.text_columns)}"
+            )
+        split = task.ood_splits[0] if source == "ood" else source
+        found = load_examples(config, (split,), task=task)[1][split]
+    elif source == DEMO.name:
+        found = demo_examples()[DEMO.validation_splits[0]]
+    elif source in TASKS:
+        data = None if config.data is None else Path(config.data)
+        own = TASKS.get(config.task) if own_rows else None
+        found = _load_other(TASKS[source], data, own)
+    else:
+        table = read_table(source, "--ood", split="validation")
+        return table_examples(table, task, labelled=False)
+    return replace(found, labels=None)
+
+
+def _load_other(task: GlueTask, data: Path | None, own: GlueTask | None) -> Examples:
+    """Another task's (first) validation split, with or without labels.
+
+    Args:
+        data: where GLUE's data is; None: the hub.
+        own: the task that is read from there as well; None: no other.
+    """
+    split = task.validation_splits[0]
+    if data is not None and own not in (None, task) and not _within(own, data):
+        # `data` is the folder of `own`: with its columns it might be taken for the other's
+        beside = [path for path in (data, data.resolve().parent) if _within(task, path)]
+        if not beside:
+            raise DataError(
+                f"--ood {task.name}: --data {data} holds {own.name} alone, and there is no "
+                f"{task.folder} beside it; give --data DIR, which holds {own.folder} and "
+                f"{task.folder}, or --ood FILE"
+            )
+        data = beside[0]
+    try:
+        return load_task(task.name, data, (split,))[split]
+    except DataError:
+        with suppress(DataError):
+            return load_task(task.name, data, (split,), labelled=False)[split]
+        raise
+
+
+def _within(task: GlueTask, data: Path) -> bool:
+    """Whether a directory has a folder of the task's."""
+    return (data / task.folder).is_dir() or (data / task.name).is_dir()

@@ -1,0 +1,112 @@
+"""Forward passes over whole splits: at the posterior's mean, and one a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bayeslora_cli.batches import TokenisedSplit, evaluation_order
+from bayeslora_cli.errors import NonFiniteError
+from bayeslora_cli.model import Network
+from bayeslora_cli.posterior import Posterior
+from bayeslora_cli.predictive import Predictive
+
+
+class Batches:
+    """A split in batches on a device: collated and moved once, for any number of passes."""
+
+    def __init__(self, split: TokenisedSplit, batch_size: int, device: torch.device) -> None:
+        order = evaluation_order(split, batch_size)
+        self.labels = split.labels
+        self.rows = torch.cat(order)
+        """(n,) int64: where each example of the batches, one after the other, is in the split."""
+        self.inputs = [
+            {k: v.to(device) for k, v in split.batch(indices).items() if k != "labels"}
+            for indices in order
+        ]
+
+
+@torch.inference_mode()
+def logits_of(
+    network: Network, batches: Batches, check: Callable[[], None] = lambda: None
+) -> Tensor:
+    """Logits of a split at what the modules see now: (examples, outputs), fp32, on the CPU.
+
+    Args:
+        check: called before each batch; what it raises ends the passes, and changes nothing.
+    Raises:
+        NonFiniteError: a logit that is not finite.
+    """
+    training = network.module.training
+    network.module.eval()
+    try:
+        logits = []
+        for batch in batches.inputs:
+            check()
+            logits.append(network.logits(batch))
+        found = torch.cat(logits).cpu()
+    finally:
+        network.module.train(training)
+    if not found.isfinite().all():
+        raise NonFiniteError(
+            "a prediction is not finite: the run has diverged, train with a lower --lr"
+        )
+    ordered = torch.empty_like(found)
+    ordered[batches.rows] = found
+    return ordered
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample the posterior."""
+
+    samples: int
+    temperature: float = 1.0
+    """A factor of the posterior's variance."""
+    seed: int = 0
+    """Of the noise: the same samples on any device."""
+
+
+def predict_at_mean(network: Network, splits: Mapping[str, Batches]) -> dict[str, Predictive]:
+    """Predictions of each split at the mean, with the current mask applied."""
+    found = {name: _predictive(network, batches) for name, batches in splits.items()}
+    with network.bank.at_mean():
+        for name, batches in splits.items():
+            found[name].add(logits_of(network, batches))
+    return found
+
+
+def predict_over_samples(
+    network: Network, at: Posterior, splits: Mapping[str, Batches], sampling: Sampling
+) -> dict[str, Predictive]:
+    """Predictions of each split, averaged over samples of the posterior.
+
+    All splits see the same samples, one after the other; pruned triplets stay pruned.
+
+    Args:
+        at: of this network, with a sigma, on its device.
+    Raises:
+        NonFiniteError: a sample's logit that is not finite.
+    """
+    generator = torch.Generator().manual_seed(sampling.seed)
+    found = {name: _predictive(network, batches) for name, batches in splits.items()}
+    for _ in range(sampling.samples):
+        theta = at.sample(network.bank, generator, sampling.temperature)
+        with network.bank.showing(theta):
+            for name, batches in splits.items():
+                try:
+                    found[name].add(logits_of(network, batches))
+                except NonFiniteError as error:
+                    raise NonFiniteError(
+                        f"--temperature {sampling.temperature}: a sample's prediction is not "
+                        "finite; lower it"
+                    ) from error
+    return found
+
+
+def _predictive(network: Network, batches: Batches) -> Predictive:
+    labels = network.labels
+    return Predictive(len(batches.rows), None if labels.regression else labels.outputs)

@@ -72,6 +72,7 @@ MAY_IMPORT = {
     "schedules": set(),
     "metrics": set(),
     "adapters": set(),
+    "deberta": set(),
     "bank": set(),
     "config": {"errors"},
     "presets": {"errors", "config"},

@@ -77,6 +77,7 @@ MAY_IMPORT = {
     "rank_correlation": set(),
     "metrics": {"rank_correlation"},
     "adapters": set(),
+    "deberta": set(),
     "bank": set(),
     "intervals": set(),
     "signals": {"errors"},

@@ -1,0 +1,286 @@
+"""DeBERTa-v2/v3's disentangled attention (He et al., ICLR 2021) as a graph can hold it.
+
+transformers copies scalars from the host to find the relative positions, projects all of them for
+every example, and gathers from the result, whose backward pass is an atomic scatter. Here nothing
+is asked of or copied from the host, only positions that the length can reach are projected, once
+for the batch, and the gather is a shift of memory. The results are the same but for rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+REPLACED = "DisentangledSelfAttention"  # transformers' name; version 1 of DeBERTa has it as well
+EXPECTED = (
+    "query_proj", "key_proj", "value_proj", "num_attention_heads", "attention_head_size",
+    "share_att_key", "pos_att_type", "relative_attention",
+)  # fmt: skip
+EXPECTED_IF_RELATIVE = (
+    "position_buckets", "max_relative_positions", "pos_ebd_size", "pos_dropout",
+)  # fmt: skip
+# tokens from which a GPU's fused attention is used: plain attention keeps three tensors of
+# (batch, heads, L, L) for its backward pass, the fused one keeps the position bias alone
+FUSED_FROM = 128
+
+
+def replace_attention(module: nn.Module, max_length: int | None = None) -> int:
+    """Replace the disentangled attention in every DeBERTa-v2 encoder of `module`, in place.
+
+    The projections stay the same modules under the same names. Encoders whose attention is not
+    what this module knows, or is not relative, stay as they are, and so does a model that is
+    asked for its attention matrices.
+
+    Args:
+        max_length: the longest input in tokens; None: the backbone's own limit. A longer one works,
+            but its first forward pass cannot be captured.
+    Returns:
+        How many were replaced.
+    """
+    if getattr(getattr(module, "config", None), "output_attentions", False):
+        return 0
+    replaced = 0
+    for encoder in module.modules():
+        if not (hasattr(encoder, "get_rel_pos") and hasattr(encoder, "get_attention_mask")):
+            continue
+        found = [
+            (parent, name, child)
+            for parent in encoder.modules()
+            for name, child in parent.named_children()
+            if type(child).__name__ == REPLACED
+        ]
+        if not found or not all(_is_known(child) for _, _, child in found):
+            continue
+        for parent, name, child in found:
+            setattr(parent, name, RelativeAttention(child, max_length))
+        # set on the instance: positions and mask are ours now
+        encoder.get_rel_pos = _no_positions  # type: ignore[assignment]
+        encoder.get_attention_mask = _pairs  # type: ignore[assignment]
+        replaced += len(found)
+    return replaced
+
+
+def _is_known(attention: nn.Module) -> bool:
+    return (
+        all(hasattr(attention, name) for name in EXPECTED)
+        and isinstance(getattr(attention, "dropout", None), nn.Dropout)
+        and bool(attention.relative_attention)
+        and all(hasattr(attention, name) for name in EXPECTED_IF_RELATIVE)
+    )
+
+
+def _no_positions(*_: Any, **__: Any) -> None:
+    """In place of the encoder's relative positions, which each attention knows by itself."""
+
+
+def _pairs(attention_mask: Tensor) -> Tensor:
+    """Which query may see which key: (B, L) or (B, L, L) -> bool (B, 1, L, L)."""
+    seen = attention_mask.bool()
+    if seen.dim() == 2:
+        return seen[:, None, None, :] & seen[:, None, :, None]
+    return seen[:, None] if seen.dim() == 3 else seen
+
+
+def position_rows(reach: int, span: int, buckets: int, longest: int) -> Tensor:
+    """Row of the relative embeddings of each relative position -reach ... reach - 1.
+
+    Position r is query minus key. Up to m = buckets // 2 it is its own bucket; beyond, buckets are
+    logarithmic: sign(r) (m + ceil((m - 1) ln(|r| / m) / ln((longest - 1) / m))). Row 0 is
+    position -span, and what lies beyond the first or the last row takes that one.
+
+    Args:
+        span: half the number of rows.
+        buckets: twice m; not positive: every position is its own bucket.
+        longest: the position that the last bucket is made for.
+    Returns:
+        (2 reach,) int64, never decreasing, on the CPU.
+    """
+    position = torch.arange(-reach, reach, device="cpu")
+    if buckets > 0 and longest > 0:
+        middle = buckets // 2
+        # fp32 as transformers has it: at a bucket's very edge the rounding decides
+        ratio = position.abs().clamp(min=middle).float() / middle
+        full = torch.tensor((longest - 1) / middle, dtype=torch.float32, device="cpu")
+        bucket = torch.ceil(ratio.log() / full.log() * (middle - 1)) + middle
+        position = torch.where(
+            position.abs() <= middle, position, (bucket * position.sign()).long()
+        )
+    return (position + span).clamp(0, 2 * span - 1)
+
+
+def _skew(x: Tensor, offset: int) -> Tensor:
+    """y[i, j] = x[i, offset - i + j], (..., L, 2L) -> (..., L, L), a view of contiguous x.
+
+    In rows that are one element shorter each starts one place further left.
+    """
+    length = x.shape[-2]
+    width = 2 * length - 1
+    flat = x.flatten(-2)[..., offset : offset + length * width]
+    return flat.view(*flat.shape[:-1], length, width)[..., :length]
+
+
+def _is_worth_fusing(query: Tensor, length: int) -> bool:
+    return query.is_cuda and length >= FUSED_FROM
+
+
+class RelativeAttention(nn.Module):
+    """Disentangled self-attention, with the children of the module that it replaces.
+
+    score[i, j] = (q_i k_j + q_i K[i - j] + k_j Q[i - j]) / sqrt(d n), where K and Q are projected
+    relative embeddings (c2p and p2c, each optional) and n counts the terms.
+    """
+
+    query_proj: nn.Module
+    key_proj: nn.Module
+    value_proj: nn.Module
+    pos_query_proj: nn.Module  # where query_proj is not shared
+    pos_key_proj: nn.Module  # likewise
+    pos_dropout: nn.Module
+    dropout: nn.Dropout
+    rows: Tensor
+
+    def __init__(self, original: Any, max_length: int | None) -> None:
+        """`original`: transformers' module; see `replace_attention` for `max_length`."""
+        super().__init__()
+        for name, child in original.named_children():
+            self.add_module(name, child)
+        self.training = original.training
+        self.heads: int = original.num_attention_heads
+        self.shared = bool(original.share_att_key)
+        self.c2p = "c2p" in original.pos_att_type
+        self.p2c = "p2c" in original.pos_att_type
+        terms = 1 + self.c2p + self.p2c
+        # transformers takes the root in fp32 whatever the precision
+        root = torch.tensor(original.attention_head_size * terms, dtype=torch.float32, device="cpu")
+        self.scale = 1 / root.sqrt().item()
+        self.buckets = (
+            original.pos_ebd_size, original.position_buckets, original.max_relative_positions,
+        )  # fmt: skip
+        self.register_buffer("rows", torch.empty(0, dtype=torch.long), persistent=False)
+        self._reach(max_length or original.max_relative_positions)
+
+    def _reach(self, length: int) -> None:
+        """Make the table of rows for up to `length` tokens."""
+        rows = position_rows(length, *self.buckets)
+        steps = rows.diff().tolist()  # steps[length + r]: from position r to r + 1
+        plain = 0
+        while plain < length and steps[length - plain - 1] == 1 == steps[length + plain - 1]:
+            plain += 1
+        self.reach = length
+        self.plain = plain  # tokens up to which the rows are neighbours
+        self.rows = rows.to(next(self.query_proj.parameters()).device)
+
+    def _embeddings(self, relative: Tensor, length: int) -> Tensor:
+        """Embeddings (rows, hidden) -> those of positions -L ... L - 1, dropped out: (2L, hidden).
+
+        Position -L is out of reach: with it the products' rows have an even length, and memory its
+        alignment. A repeated row is repeated here, where backbones are frozen, and not after the
+        projection, where its gradient would have to be summed.
+        """
+        if length > self.reach:
+            self._reach(length)
+        if length <= self.plain:
+            first = self.buckets[0] - length
+            dropped: Tensor = self.pos_dropout(relative[first : first + 2 * length])
+            return dropped
+        window = self.rows[self.reach - length : self.reach + length]
+        return F.embedding(window, self.pos_dropout(relative))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor,
+        output_attentions: bool = False,
+        query_states: Tensor | None = None,
+        relative_pos: Tensor | None = None,
+        rel_embeddings: Tensor | None = None,
+    ) -> tuple[Tensor, None]:
+        """The arguments of the module that this replaces, the mask as `_pairs` gives it.
+
+        Returns:
+            (batch, L, heads * d), and no attention matrix.
+        """
+        assert not output_attentions, "no attention matrices from here"
+        assert query_states is None, "queries and keys are the same tokens"
+        assert relative_pos is None, "positions are this module's own"
+        assert rel_embeddings is not None
+        batch, length, _ = hidden_states.shape
+        content = hidden_states.flatten(0, 1)  # (B L, hidden)
+        query, key, query_rows, key_rows = self._projections(
+            content, self._embeddings(rel_embeddings, length)
+        )
+        value = self._split_heads(self.value_proj(content))
+        fused = _is_worth_fusing(query, length)
+        if not fused:  # bmm wants them in one piece
+            query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+
+        bias: Tensor | None = None  # (heads, B, L, L)
+        square = (self.heads, batch, length, 2 * length)
+        if key_rows is not None:
+            # from the largest position to the smallest: column c is position L - 1 - c
+            found = query @ self._split_heads(key_rows.flip(0)).mT  # (heads, B L, 2L)
+            bias = _skew(found.view(square), length - 1)
+        if query_rows is not None:
+            found = key @ self._split_heads(query_rows).mT  # column c is position c - L
+            skewed = _skew(found.view(square), length).mT
+            bias = skewed if bias is None else bias + skewed
+
+        shape = (self.heads, batch, length, -1)
+        query, key, value = query.view(shape), key.view(shape), value.view(shape)
+        attend = self._fused if fused else self._plain
+        return attend(query, key, value, bias, ~attention_mask.bool().transpose(0, 1)), None
+
+    def _projections(
+        self, content: Tensor, embeddings: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Queries and keys (heads, B L, d), and those of the positions (2L, heads * d)."""
+        if not self.shared:
+            return (
+                self._split_heads(self.query_proj(content)),
+                self._split_heads(self.key_proj(content)),
+                self.pos_query_proj(embeddings) if self.p2c else None,
+                self.pos_key_proj(embeddings) if self.c2p else None,
+            )
+        # one call for both: an adapter's kernels run once, and its gradients need no sum
+        both, sizes = torch.cat((content, embeddings)), (len(content), len(embeddings))
+        query, query_rows = self.query_proj(both).split(sizes)
+        key, key_rows = self.key_proj(both).split(sizes)
+        return (
+            self._split_heads(query),
+            self._split_heads(key),
+            query_rows if self.p2c else None,
+            key_rows if self.c2p else None,
+        )
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """(n, heads * d) -> (heads, n, d), no copy."""
+        return x.view(len(x), self.heads, -1).transpose(0, 1)
+
+    def _plain(
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, blocked: Tensor
+    ) -> Tensor:
+        """Attention (heads, B, L, d) -> (B, L, heads * d), product by product."""
+        scores = (query.flatten(0, 1) @ key.flatten(0, 1).mT).view(*query.shape[:3], -1)
+        if bias is not None:
+            scores = scores + bias
+        # a fully blocked row is uniform, padding included, as in transformers
+        scores = (scores * self.scale).masked_fill(blocked, torch.finfo(scores.dtype).min)
+        weights: Tensor = self.dropout(scores.softmax(-1))
+        context = (weights.flatten(0, 1) @ value.flatten(0, 1)).view(query.shape)
+        return context.permute(1, 2, 0, 3).flatten(2)
+
+    def _fused(
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, blocked: Tensor
+    ) -> Tensor:
+        """The same by torch's fused attention, the bias as its mask."""
+        bias = query.new_zeros(()) if bias is None else bias * self.scale
+        mask = bias.masked_fill(blocked, torch.finfo(query.dtype).min)
+        context = F.scaled_dot_product_attention(
+            query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1),
+            attn_mask=mask.transpose(0, 1), scale=self.scale,
+            dropout_p=self.dropout.p if self.training else 0.0,
+        )  # fmt: skip
+        return context.transpose(1, 2).flatten(2)

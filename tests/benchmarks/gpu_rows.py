@@ -1,0 +1,158 @@
+"""The rows of `gpu_step.py`: this engine's steps, and what people use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from peers import Step, peft_adalora_adamw, peft_adalora_ivon
+from peft import LoraConfig, TaskType, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+from bayeslora_cli.allocator import RankAllocator
+from bayeslora_cli.backbone import Labels
+from bayeslora_cli.config import RunConfig
+from bayeslora_cli.criteria import CRITERIA
+from bayeslora_cli.deberta import replace_attention
+from bayeslora_cli.model import METHODS, build_network
+from bayeslora_cli.optim import OPTIMIZERS
+from bayeslora_cli.schedules import LearningRate, RankBudget
+from bayeslora_cli.step import TrainStep
+
+TARGETS = ["query_proj", "key_proj", "value_proj", "dense"]
+T_INIT = 1  # the first step without an allocation
+EXAMPLES = 392_702  # MNLI's, IVON's effective sample size
+BASE, LORA = "peft-adalora-adamw", "lora-adamw"  # what the ratios are to
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What a row is built for."""
+
+    model: str
+    device: torch.device
+    precision: str
+    total: int
+    """Steps of the pretended run; pruning lasts to two thirds of it."""
+
+
+# ---- this engine
+
+
+def engine(method: str, optimizer: str, criterion: str | None) -> Callable[[Setting], Step]:
+    """The engine's step, at the paper's ranks."""
+
+    def build(s: Setting) -> Step:
+        config = RunConfig(
+            model=s.model, method=method, optimizer=optimizer, criterion=criterion,
+            init_rank=3 if METHODS[method].adaptive else 2, precision=s.precision,
+            weight_decay=1e-8 if optimizer == "ivon" else 0.0,
+        )  # fmt: skip
+        maker = OPTIMIZERS[optimizer]
+        network = build_network(
+            config, Labels(classes=("a", "b")), SimpleNamespace(pad_token_id=0),
+            posterior=maker.posterior, device=s.device,
+        )  # fmt: skip
+        bank, matrices = network.bank, len(network.bank.matrices)
+        budget = RankBudget(
+            initial=3 * matrices, target=2 * matrices, t_init=T_INIT, t_final=s.total // 3,
+            delta_t=1, total=s.total,
+        )  # fmt: skip
+        noise = torch.Generator(s.device).manual_seed(0)
+        step = TrainStep(
+            network,
+            maker.build(config, bank, EXAMPLES, noise),
+            None if criterion is None else RankAllocator(bank, CRITERIA[criterion], budget),
+            learning_rate=LearningRate(
+                peak=0.4 if optimizer == "ivon" else 5e-4, total=s.total, warmup=1
+            ),
+            orth_reg=0.1 if METHODS[method].adaptive else 0.0,
+            samples=1,
+        )
+        network.module.train()
+        return lambda t, batch: step(t, [batch])
+
+    return build
+
+
+# ---- peers
+
+
+def under_autocast(build: Callable[[Setting], Step]) -> Callable[[Setting], Step]:
+    """The same with autocast where the precision is bf16; only matrix products heed it."""
+
+    def built(s: Setting) -> Step:
+        step = build(s)
+
+        def cast(t: int, batch: Batch) -> None:
+            with torch.autocast(s.device.type, torch.bfloat16, enabled=s.precision == "bf16"):
+                step(t, batch)
+
+        return cast
+
+    return built
+
+
+def peft_lora_adamw(s: Setting) -> Step:
+    """PEFT LoRA + torch's AdamW."""
+    base = AutoModelForSequenceClassification.from_pretrained(s.model)
+    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, lora_alpha=32, target_modules=TARGETS)
+    peft = get_peft_model(base, config).to(s.device).train()
+    optimizer = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=2e-4)
+
+    def step(t: int, batch: Batch) -> None:
+        peft(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def forward(*, replaced: bool) -> Callable[[Setting], Step]:
+    """The backbone's forward pass alone, without adapters or gradients, dropout on."""
+
+    def build(s: Setting) -> Step:
+        module: Any = AutoModelForSequenceClassification.from_pretrained(s.model)
+        if replaced:
+            assert replace_attention(module)
+        dtype = torch.bfloat16 if s.precision == "bf16" else torch.float32
+        module.to(s.device, dtype).train()
+
+        @torch.no_grad()
+        def step(t: int, batch: Batch) -> None:
+            module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+
+        return step
+
+    return build
+
+
+ROWS: dict[str, tuple[str, Callable[[Setting], Step]]] = {
+    BASE: (
+        "PEFT AdaLoRA + AdamW, sensitivity",
+        under_autocast(
+            lambda s: peft_adalora_adamw(s.model, TARGETS, s.total, T_INIT, str(s.device))
+        ),
+    ),
+    "peft-adalora-ivon": (
+        "PEFT AdaLoRA + ivon-opt, sensitivity",
+        under_autocast(
+            lambda s: peft_adalora_ivon(s.model, TARGETS, s.total, T_INIT, str(s.device))
+        ),
+    ),
+    "peft-lora-adamw": ("PEFT LoRA + AdamW", under_autocast(peft_lora_adamw)),
+    "forward": ("plain forward pass", forward(replaced=False)),
+    "forward-ours": ("forward pass, bayeslora's attention", forward(replaced=True)),
+    "adalora-ivon": ("bayeslora AdaLoRA + IVON, snr", engine("adalora", "ivon", "snr")),
+    "adalora-adamw": (
+        "bayeslora AdaLoRA + AdamW, sensitivity",
+        engine("adalora", "adamw", "sensitivity"),
+    ),
+    LORA: ("bayeslora LoRA + AdamW", engine("lora", "adamw", None)),
+}

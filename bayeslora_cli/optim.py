@@ -133,8 +133,9 @@ class BankAdamW(BankOptimizer):
         mean = bank.mean
         self._rate = torch.zeros((), device=mean.device)
         self.adamw = torch.optim.AdamW(
-            [mean], lr=self._rate, weight_decay=weight_decay, fused=True, capturable=mean.is_cuda
+            [mean], lr=0.0, weight_decay=weight_decay, fused=True, capturable=mean.is_cuda
         )
+        self.adamw.param_groups[0]["lr"] = self._rate
         mean.grad = bank.grad[0]
         # torch makes its state at the first step; made now it can be saved and restored before
         self.adamw.state[mean] = {

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,22 @@ class ShapeGroup:
         return buffer.as_strided(*self.b)
 
 
+class Copies(Protocol):
+    """Copies of the adapters' parameters that modules compute with in their place."""
+
+    buffers: list[Tensor]
+    """All that is kept."""
+
+    def publish(self) -> None:
+        """Make them follow theta."""
+
+    def zero(self) -> None:
+        """Zero their gradients."""
+
+    def collect(self) -> None:
+        """Write `local` of the adapters from their gradients."""
+
+
 def _aligned(elements: int) -> int:
     return -(-elements // ALIGNMENT) * ALIGNMENT
 
@@ -103,7 +120,7 @@ class AdapterBank:
             others: (name, role, parameter), roles full and head; a parameter counts once.
             posterior: keep a mean apart from theta, and noise.
             device: where the buffers live; the modules must be there already.
-            compute_dtype: of the views of adapters and backbone weights; the head's are fp32.
+            compute_dtype: of the views of backbone weights; adapters' and the head's are fp32.
         """
         self.matrices = tuple(matrices)
         self.rank = matrices[0].a.shape[0] if matrices else 0
@@ -117,13 +134,14 @@ class AdapterBank:
         self.adapter_end = end
         for role in ("full", "head"):
             if role == "head":
-                self._low_end = end if compute_dtype != torch.float32 else 0
+                low_end = end if compute_dtype != torch.float32 else self.adapter_end
             for name, its_role, parameter in others:
                 if its_role == role:
                     parameters[name] = parameter
                     end = self._append(name, role, tuple(parameter.shape), end)
         assert len({id(p) for p in parameters.values()}) == len(parameters), "a parameter twice"
         self.size = end
+        self._low = slice(self.adapter_end, low_end)  # what is computed in another precision
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(*shape, device=device, dtype=dtype)
@@ -136,8 +154,10 @@ class AdapterBank:
         self.local = zeros(end)
         self.grad = zeros(2 if posterior else 1, end)
         self.mask = torch.ones(len(self.matrices), self.rank, device=device)
-        self._low_theta = zeros(self._low_end, dtype=compute_dtype)
-        self._low_local = zeros(self._low_end, dtype=compute_dtype)
+        self._low_theta = zeros(low_end - self.adapter_end, dtype=compute_dtype)
+        self._low_local = zeros(low_end - self.adapter_end, dtype=compute_dtype)
+        self.factors: Copies | None = None
+        """What the modules see instead of the adapters' own parameters, if anything."""
         self._score_order = self._order_of_scores().to(device)
         self.parameters = parameters
         for name, parameter in parameters.items():
@@ -197,7 +217,11 @@ class AdapterBank:
         return order
 
     def _seen(self, segment: Segment, full: Tensor, low: Tensor) -> Tensor:
-        return segment.view(low if segment.stop <= self._low_end else full)
+        if segment.role != "full" or not len(low):
+            return segment.view(full)
+        return low[segment.offset - self.adapter_end :][: segment.stop - segment.offset].view(
+            segment.shape
+        )
 
     # ---- views
 
@@ -220,8 +244,10 @@ class AdapterBank:
     # ---- what happens in a step
 
     def publish(self) -> None:
-        """Make the modules see theta (only a copy where they compute in another precision)."""
-        self._low_theta.copy_(self.theta[: self._low_end])
+        """Make the modules see theta, where they see copies."""
+        self._low_theta.copy_(self.theta[self._low])
+        if self.factors is not None:
+            self.factors.publish()
 
     def perturb(self, *, masked: bool) -> None:
         """theta = mean + noise; `masked`: the E of pruned triplets get none."""
@@ -235,10 +261,15 @@ class AdapterBank:
         """Zero the gradient that the next backward pass adds to."""
         self.local.zero_()
         self._low_local.zero_()
+        if self.factors is not None:
+            self.factors.zero()
 
     def collect(self) -> None:
         """Bring the gradients of one backward pass into `local` (fp32)."""
-        self.local[: self._low_end].copy_(self._low_local)
+        if len(self._low_local):
+            self.local[self._low].copy_(self._low_local)
+        if self.factors is not None:
+            self.factors.collect()
 
     def accumulate(self, weight: float, *, first: bool) -> None:
         """grad += weight * [local, noise * local]; the first pass of a step overwrites it."""

@@ -13,7 +13,9 @@ from bayeslora_cli.adapters import LowRankLinear, adalora_linear, lora_linear
 from bayeslora_cli.backbone import Labels, inside, load_backbone, match_targets
 from bayeslora_cli.bank import AdapterBank, Matrix
 from bayeslora_cli.config import RunConfig
+from bayeslora_cli.deberta import replace_attention
 from bayeslora_cli.errors import ModelError
+from bayeslora_cli.factors import Factors
 from bayeslora_cli.fingerprint import fingerprint
 
 
@@ -95,6 +97,7 @@ def build_network(
         for name, tensor in module.named_parameters()
         if name not in missing and not inside(name, head)
     ]
+    replace_attention(module, config.max_length)
     backbone_sha256 = "" if device.type == "meta" else fingerprint(pretrained)
     method = METHODS[config.method]
     module.requires_grad_(method.layer is None)
@@ -118,9 +121,12 @@ def build_network(
 
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     module.to(device)
+    matrices = [Matrix(name=n, a=m.lora_A, b=m.lora_B, e=m.lora_E) for n, m in adapters.items()]
+    low_rank = {id(p) for m in matrices for p in (m.a, m.b, m.e)}
     for name, parameter in module.named_parameters():  # and no buffer: rotary angles want fp32
         # logits are worth fp32: a bf16 regression output has three digits
-        parameter.data = parameter.data.to(torch.float32 if inside(name, head) else dtype)
+        exact = inside(name, head) or id(parameter) in low_rank
+        parameter.data = parameter.data.to(torch.float32 if exact else dtype)
     for name in head:
         module.get_submodule(name).register_forward_pre_hook(_inputs_to_float)
     if config.gradient_checkpointing:
@@ -133,14 +139,14 @@ def build_network(
             raise ModelError(f"--gradient-checkpointing: {kind} does not support it") from error
     module.config.use_cache = False
 
-    matrices = [Matrix(name=n, a=m.lora_A, b=m.lora_B, e=m.lora_E) for n, m in adapters.items()]
-    low_rank = {id(p) for m in matrices for p in (m.a, m.b, m.e)}
     others = [
         (name, "head" if inside(name, head) else "full", parameter)
         for name, parameter in module.named_parameters()
         if parameter.requires_grad and id(parameter) not in low_rank
     ]
     bank = AdapterBank(matrices, others, posterior=posterior, device=device, compute_dtype=dtype)
+    if adapters:
+        bank.factors = Factors(bank, list(adapters.values()), dtype)
     return Network(
         module=module,
         labels=labels,

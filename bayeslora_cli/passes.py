@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.batches import TokenisedSplit, evaluation_order
+from bayeslora_cli.compiler import uncompiled
 from bayeslora_cli.errors import NonFiniteError
 from bayeslora_cli.model import Network
 from bayeslora_cli.posterior import Posterior
@@ -44,9 +45,10 @@ def logits_of(
     network.module.eval()
     try:
         logits = []
-        for batch in batches.inputs:
-            check()
-            logits.append(network.logits(batch))
+        with uncompiled():
+            for batch in batches.inputs:
+                check()
+                logits.append(network.logits(batch))
         found = torch.cat(logits).cpu()
     finally:
         network.module.train(training)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -37,23 +38,18 @@ class Factors:
         rank = padded_rank(bank.rank, dtype, device)
         scales = torch.tensor([layer.scale for layer in layers], device=device)
         self.buffers: list[Tensor] = []
-        """All that is kept: factors and their gradients."""
+        """All that is kept; gradients live from a backward pass to the next."""
         self._groups = []
         for group in bank.groups:
             (count, _, width), (_, height, _) = group.a[0], group.b[0]
             down = torch.zeros(count, rank, width, device=device, dtype=dtype)
             up = torch.zeros(count, height, rank, device=device, dtype=dtype)
-            gradients = torch.zeros_like(down), torch.zeros_like(up)
             members = torch.tensor(group.members, device=device)
-            self.buffers += [down, up, *gradients]
-            self._groups.append((group, members, scales[members][:, None], down, up, gradients))
-            for place, index in enumerate(group.members):
-                leaves = []
-                for tensor, gradient in zip((down, up), gradients, strict=True):
-                    leaf = tensor[place].detach().requires_grad_()
-                    leaf.grad = gradient[place]
-                    leaves.append(leaf)
-                layers[index].down, layers[index].up = leaves
+            leaves = [[x.detach().requires_grad_() for x in tensor] for tensor in (down, up)]
+            self.buffers += [down, up]
+            self._groups.append((group, members, scales[members][:, None], down, up, leaves))
+            for index, one, other in zip(group.members, *leaves, strict=True):
+                layers[index].down, layers[index].up = one, other
         self.publish()
 
     @torch.no_grad()
@@ -65,16 +61,20 @@ class Factors:
             up[..., :rank].copy_(group.view_b(self.bank.theta))
 
     def zero(self) -> None:
-        """Zero what the next backward pass adds to."""
-        for *_, gradients in self._groups:
-            for gradient in gradients:
-                gradient.zero_()
+        """Forget the gradients: the next backward pass makes them, and adds to nothing."""
+        for *_, leaves in self._groups:
+            for leaf in chain(*leaves):
+                leaf.grad = None
 
     @torch.no_grad()
     def collect(self) -> None:
         """Bring the gradients of one backward pass into the bank's `local`."""
         bank, rank = self.bank, self.bank.rank
-        for group, members, scale, _, _, (grad_down, grad_up) in self._groups:
+        for group, members, scale, _, _, leaves in self._groups:
+            grad_down, grad_up = (
+                torch.stack([torch.zeros_like(x) if x.grad is None else x.grad for x in found])
+                for found in leaves
+            )
             slopes = grad_down[:, :rank].float()
             rows = self._rows(members, scale)
             torch.mul(slopes, rows, out=group.view_a(bank.local))

@@ -77,7 +77,7 @@ class Factors:
             )
             slopes = grad_down[:, :rank].float()
             rows = self._rows(members, scale)
-            torch.mul(slopes, rows, out=group.view_a(bank.local))
+            group.view_a(bank.local).copy_(slopes * rows)
             group.view_b(bank.local).copy_(grad_up[..., :rank])
             if bank.adaptive:
                 along = (slopes * group.view_a(bank.theta)).sum(-1) * scale

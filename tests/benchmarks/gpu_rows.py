@@ -78,8 +78,6 @@ def engine(
         )  # fmt: skip
         noise = torch.Generator(s.device).manual_seed(0)
         on_gpu = s.device.type == "cuda"
-        if compiled and on_gpu:
-            compile_blocks(network.module)
         step = TrainStep(
             network,
             maker.build(config, bank, EXAMPLES, noise),
@@ -92,6 +90,9 @@ def engine(
             runner=GraphRunner([noise]) if captured and on_gpu else run_eagerly,
         )
         network.module.train()
+        if compiled and on_gpu:
+            compile_blocks(network.module)
+            step.compile()
         return lambda t, batch: step(t, [widened(batch) if on_gpu else batch])
 
     return build

@@ -46,6 +46,9 @@ class BankOptimizer(ABC):
     def tensors(self) -> dict[str, Tensor]:
         """State tensors, in place."""
 
+    def compile(self) -> None:  # noqa: B027
+        """Put the update under torch.compile, where that makes fewer kernels of it."""
+
     def scalars(self) -> dict[str, int]:
         """Nothing: the step count is the loop's."""
         return {}
@@ -114,6 +117,9 @@ class BankIVON(ivon.IVON, BankOptimizer):  # type: ignore[misc]
             )
             for before, after in zip(old, (momentum, hessian, mean), strict=True):
                 torch.where(good, after, before, out=before)
+
+    def compile(self) -> None:
+        self.update = torch.compile(self.update, dynamic=False)  # type: ignore[method-assign]
 
     def tensors(self) -> dict[str, Tensor]:
         group = self.param_groups[0]

@@ -131,7 +131,7 @@ Eager = _option(
 )
 Compile = _option(
     str,
-    "torch.compile on a GPU: on, off, or auto, for runs of 2,000 steps (default: auto).",
+    "torch.compile on a GPU: on, off, or auto, for runs of 20,000 steps (default: auto).",
     MACHINE,
 )
 GradientCheckpointing = _option(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -134,11 +133,15 @@ class TrainStep:
         self._sums.add_(torch.where(good, self._loss, 0))
 
     def compile(self) -> None:
-        """Put everything but the backbone's passes and the draws under torch.compile."""
-        bank, step = self.network.bank, cast(Any, self)
-        step._collect = torch.compile(self._collect, dynamic=False)
-        step._update = torch.compile(self._update, dynamic=False)
-        cast(Any, bank).publish = torch.compile(bank.publish, dynamic=False)
+        """Put what the step does around the backbone's passes under torch.compile."""
+        self.optimizer.compile()
+        for owner, name in (
+            (self, "_collect"),
+            (self.network.bank, "publish"),
+            (self.allocator, "after_update"),
+        ):
+            if owner is not None:
+                setattr(owner, name, torch.compile(getattr(owner, name), dynamic=False))
 
     def bad_step(self) -> int | None:
         """The first step whose loss, gradient or scores were not finite; this reads the device."""

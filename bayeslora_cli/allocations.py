@@ -16,7 +16,7 @@ from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.heatmap import Grid, rank_grid
 from bayeslora_cli.rank_correlation import Floats, spearman
 from bayeslora_cli.report import MatrixReport, RankReport
-from bayeslora_cli.rundir import RunDir
+from bayeslora_cli.rundir import RunDir, runs_below
 from bayeslora_cli.shades import printable
 
 logger = logging.getLogger("bayeslora")
@@ -94,20 +94,14 @@ def _runs(path: Path) -> Iterator[RunDir]:
         yield RunDir.open(path)
         return
     found = False
-    for directory, names, _ in os.walk(path):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        run = RunDir(Path(directory))
-        if run.started and run.ranks.is_file():
-            if not run.model.is_dir():
-                found = True
-                yield run
-            else:
-                logger.warning("%s is left out: the run has no adapters", run.path)
-        elif run.started and run.task.is_file():
+    for run in runs_below(path):
+        if not run.ranks.is_file():
             logger.warning("%s is left out: the run has not finished", run.path)
+        elif run.model.is_dir():
+            logger.warning("%s is left out: the run has no adapters", run.path)
         else:
-            continue
-        names.clear()  # nothing inside a run is another one
+            found = True
+            yield run
     if not found:
         raise RunDirError(f"{path}: not a run directory, and there is no finished run below it")
 

@@ -15,6 +15,7 @@ from bayeslora_cli.config import FIELDS
 from bayeslora_cli.console import Progress, closing_table, logger, set_up_logging
 from bayeslora_cli.errors import BayesloraError, ConfigError, Preempted
 from bayeslora_cli.report import RankReport
+from bayeslora_cli.results_command import print_table
 from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.signals import listening
 from bayeslora_cli.sweep import Sweep, expand
@@ -192,7 +193,9 @@ def _print_sweep(sweep: Sweep, problems: Mapping[str, str], *, as_json: bool) ->
             if planned.label in problems
         ]
         print(json.dumps(found, allow_nan=False))
-    else:
+    elif done:
+        print_table([run.path for run in done], forms={})
+        print()
         for run in done:
             print(run.path)
     if problems:

@@ -177,3 +177,36 @@ Verbose = _switch("All there is to say.", PRINTED, "--verbose")
 LogEvery = _option(int, "Steps between two lines of metrics.jsonl (default: 50).", PRINTED)
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a finished run.")]
+
+RunPaths = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN...",
+        show_default=False,
+        help="Directory of a finished run; of several, or one that holds runs, a table.",
+    ),
+]
+TABLE = "The table of several runs"
+At = _option(
+    str,
+    "Evaluation that counts: best_at_budget (with the final ranks), best (of all, as the paper "
+    "counts) or last (default: best_at_budget).",
+    TABLE,
+)
+Markdown = _switch("Print the table in Markdown.", TABLE, "--markdown")
+Latex = _switch("Print the table in LaTeX, for booktabs.", TABLE, "--latex")
+AsCsv = _switch("Print a line a row and task.", TABLE, "--csv")
+ReferenceFile = _option(
+    Path, "Show differences from published values: a JSON table, as --json has it.", TABLE,
+    "--reference",
+)  # fmt: skip
+Paired = Annotated[
+    tuple[str, str] | None,
+    typer.Option(
+        metavar="ROW ROW",
+        help="Test whether the first row differs from the second by more than noise, over the "
+        "tasks and seeds that both have; a row by its name or words of it, such as 'ivon snr'.",
+        rich_help_panel=TABLE,
+        show_default=False,
+    ),
+]

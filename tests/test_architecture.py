@@ -54,6 +54,10 @@ LIGHT = {
     "sweep",
     "sweep_run",
     "sweep_jobs",
+    "results",
+    "results_table",
+    "results_text",
+    "results_command",
 }
 # library -> its only importers, function bodies included
 ONLY = {
@@ -63,7 +67,7 @@ ONLY = {
     "datasets": {"data", "tables"},
     "typer": {"cli", "commands", "options"},
     "sklearn": {"metrics"},
-    "scipy": {"metrics"},
+    "scipy": {"metrics", "paired"},
     "torchmetrics": {"metrics"},
     "onnxruntime": {"onnx_file"},
     "huggingface_hub": {"hub"},
@@ -94,6 +98,10 @@ MAY_IMPORT = {
     "device": {"errors"},
     "atomic": {"errors"},
     "rundir": {"errors", "atomic", "config", "tasks"},
+    "results": {"errors", "config", "resolve", "rundir"},
+    "results_table": {"console", "errors", "results"},
+    "results_text": {"results_table", "shades"},
+    "paired": {"errors", "results"},
     "sweep": {"errors", "config", "resolve", "rundir"},
     "sweep_jobs": {"errors", "atomic", "console", "signals", "sweep"},
     "report": {"errors", "rundir"},

@@ -20,6 +20,7 @@ def typed(monkeypatch, capsys):
     """Type `bayeslora train ...` in this process: (exit code, stdout, stderr)."""
 
     def run_it(*arguments):
+        monkeypatch.setenv("COLUMNS", "200")
         monkeypatch.setattr(sys, "argv", ["bayeslora", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
             main()
@@ -62,7 +63,11 @@ def test_runs_of_one_process_are_those_of_several(typed, options, tmp_path):
     lists = ["--method", "adalora,lora", "--criterion", "snr,magnitude", "--seeds", "1-2"]
     code, out, err = typed(*options, *lists, "--output", tmp_path / "a")
     assert code == 0, err
-    runs = [Path(line) for line in out.splitlines()]
+    table, _, paths = out.strip().split("\n\n")
+    assert [line.split()[0] for line in table.splitlines()[1:]] == [
+        "lora-adamw-r2", "adalora-ivon-snr-r2", "adalora-ivon-magnitude-r2",
+    ]  # fmt: skip
+    runs = [Path(line) for line in paths.splitlines()]
     assert len(runs) == 6
     assert "run 6 of 6: rte-lora-adamw-r2-" in err
 
@@ -87,7 +92,8 @@ def test_what_is_done_is_skipped_and_what_fails_keeps_nobody_back(
     code, out, err = typed(*options, "--seeds", "1-5")
     assert code == 1
     assert trained == [1, 3, 4, 5]
-    assert [line[-6:] for line in out.splitlines()] == ["seed-2", "seed-3", "seed-5"]
+    paths = out.strip().split("\n\n")[-1]
+    assert [line[-6:] for line in paths.splitlines()] == ["seed-2", "seed-3", "seed-5"]
     assert "1 of 5 runs are done already" in err
     last = err[err.rindex("error: ") :].splitlines()
     assert last[0] == "error: 2 of 5 runs failed"
@@ -138,7 +144,7 @@ def test_jobs_of_real_trainings(typed, options, tmp_path, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])  # where `-m bayeslora_cli` is found
     code, out, err = typed(*options, "--output", tmp_path / "a", "--seeds", "1-2", "--jobs", 2)
     assert code == 0, err
-    runs = [Path(line) for line in out.splitlines()]
+    runs = [Path(line) for line in out.strip().split("\n\n")[-1].splitlines()]
     _, alone, _ = typed(*options, "--output", tmp_path / "b", "--seed", 2)
     assert contents(runs[1]) == contents(Path(alone.splitlines()[-1]))
     assert (runs[0].parent / "seed-1.log").read_text().splitlines()[-1] == str(runs[0])

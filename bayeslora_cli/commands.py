@@ -276,7 +276,8 @@ def inspect_ranks(
         typer.Argument(
             metavar="RUN...",
             show_default=False,
-            help="Run directories, or directories that hold runs at any depth: the mean over all.",
+            help="Run directories, or directories that hold runs at any depth: the mean over those "
+            "that differ in the seed alone, a heatmap for each of the others.",
         ),
     ],
     compare: Annotated[

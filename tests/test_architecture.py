@@ -107,7 +107,15 @@ MAY_IMPORT = {
     "report": {"errors", "rundir"},
     "shades": set(),
     "heatmap": {"report", "shades"},
-    "allocations": {"errors", "rank_correlation", "report", "rundir", "shades", "heatmap"},
+    "allocations": {
+        "config",
+        "errors",
+        "rank_correlation",
+        "report",
+        "rundir",
+        "shades",
+        "heatmap",
+    },
     "views": {"report", "shades", "heatmap", "allocations"},
     "history": {
         "errors",

@@ -107,6 +107,7 @@ def train(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
     log_every: o.LogEvery = None,
+    log_to: o.LogTo = None,
 ) -> None:
     """Train a run, or one for each combination of lists, and leave their directories.
 
@@ -122,7 +123,7 @@ def train(
         for name, what in presets.list_presets().items():
             print(f"{name:18} {what}")
         return
-    for name in ("target_modules", "text_columns"):
+    for name in ("target_modules", "text_columns", "log_to"):
         if name in typed:
             typed[name] = tuple(part for part in typed[name].split(",") if part)
     console = set_up_logging(quiet=quiet, verbose=verbose)

@@ -28,6 +28,7 @@ from bayeslora_cli.resolve import Resolved
 from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.session import Session
 from bayeslora_cli.signals import Stop, Stopped
+from bayeslora_cli.trackers import Trackers
 
 logger = logging.getLogger("bayeslora")
 
@@ -54,8 +55,8 @@ def train(resolved: Resolved, progress: Reporter | None = None, stop: Stop | Non
         if _is_done(prepared):  # by the process that had the lock
             return run
         try:
-            with memory_explained():
-                Training(prepared, progress, stop).train()
+            with memory_explained(), Trackers(run, prepared.config) as trackers:
+                Training(prepared, progress, stop, trackers).train()
         finally:
             progress.stop()
     return run
@@ -71,10 +72,12 @@ def _is_done(prepared: Prepared) -> bool:
 class Training(Session):
     """A run from its newest checkpoint to the files that it leaves."""
 
-    def __init__(self, prepared: Prepared, progress: Reporter, stop: Stop) -> None:
+    def __init__(
+        self, prepared: Prepared, progress: Reporter, stop: Stop, trackers: Trackers
+    ) -> None:
         """Nothing is written before `train`."""
         super().__init__(prepared)
-        self.progress, self.stop = progress, stop
+        self.progress, self.stop, self.trackers = progress, stop, trackers
         self.checkpoints = Checkpoints(
             self.run.checkpoint,
             logs=(self.run.metrics, self.run.ranks_history),
@@ -115,6 +118,7 @@ class Training(Session):
             logger.info("resuming after step %d of %d", self.loop.step, self.total)
         revision = getattr(self.network.module.config, "_commit_hash", None)
         record_environment(self.run, self.device, revision, self.network.backbone_sha256)
+        self.trackers.start(self.loop.step)
         self.progress.start(done=self.loop.step, total=self.total)
         self._clock = perf_counter()
 
@@ -171,6 +175,7 @@ class Training(Session):
             line["budget"] = self.allocator.budget(loop.step - 1)
             self._log_allocations(self.allocator)
         self.run.append(self.run.metrics, [line])
+        self.trackers.log(line)
         self.progress.log(loop.step, line)
 
     def _lap(self) -> None:
@@ -223,6 +228,7 @@ class Training(Session):
         metrics = evaluate_splits(self.network, self.task, self.splits, self.stop.check)
         found = {"step": done - 1, "epoch": done / self.steps_per_epoch, "metrics": metrics}
         self.run.append(self.run.metrics, [found])
+        self.trackers.log(found)
         value = metrics[self.task.validation_splits[0]][self.task.selecting]
         at_budget = self.allocator is None or done > self.allocator.budget.final_step
         best_before = self.best.records.get("best")
@@ -270,3 +276,4 @@ class Training(Session):
         started = self.run.read_json(self.run.environment)
         write_json(self.run.environment, {**started, "end": now()})
         write_artifacts(self.run, self.network, self.config, snapshot, bank.mask, result)
+        self.trackers.summary(result)

@@ -175,6 +175,11 @@ AsJson = _switch("Print the result, one JSON object, and nothing else.", PRINTED
 Quiet = _switch("Warnings alone beside the result.", PRINTED, "--quiet")
 Verbose = _switch("All there is to say.", PRINTED, "--verbose")
 LogEvery = _option(int, "Steps between two lines of metrics.jsonl (default: 50).", PRINTED)
+LogTo = _option(
+    str,
+    "Trackers to tell besides metrics.jsonl, comma-separated: tensorboard, wandb, mlflow, trackio.",
+    PRINTED,
+)
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a finished run.")]
 

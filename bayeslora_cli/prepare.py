@@ -17,6 +17,7 @@ from bayeslora_cli.resolve import Resolved, run_name, scale_schedule
 from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.schedules import LearningRate, RankBudget
 from bayeslora_cli.tasks import Examples, Task
+from bayeslora_cli.trackers import check_trackers
 
 logger = logging.getLogger("bayeslora")
 
@@ -39,6 +40,7 @@ def prepare(resolved: Resolved) -> Prepared:
     Raises:
         UserError: options, data or model that the user can mend, or a directory with another run.
     """
+    check_trackers(resolved.config.log_to or ())
     for idle in resolved.notices:
         logger.warning("%s", idle)
     task, examples = load_examples(resolved.config)

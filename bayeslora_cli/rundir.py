@@ -35,6 +35,8 @@ class RunDir:
         self.checkpoint = path / "checkpoint"
         self.card = path / "README.md"
         self.exports = path / "export"
+        self.trackers = path / "trackers.json"
+        self.tensorboard = path / "tensorboard"
 
     @classmethod
     def open(cls, path: Path) -> RunDir:

@@ -58,6 +58,7 @@ LIGHT = {
     "results_table",
     "results_text",
     "results_command",
+    "trackers",
 }
 # library -> its only importers, function bodies included
 ONLY = {
@@ -72,6 +73,9 @@ ONLY = {
     "onnxruntime": {"onnx_file"},
     "huggingface_hub": {"hub"},
     "subprocess": {"sweep_jobs"},
+    "wandb": {"trackers"},
+    "mlflow": {"trackers"},
+    "trackio": {"trackers"},
     "matplotlib": {"reliability", "figure", "figure_parts", "figure_heatmap", "figure_curves"},
 }
 # module -> all that it may import of the project, function bodies included: the foundations, whose
@@ -98,6 +102,7 @@ MAY_IMPORT = {
     "device": {"errors"},
     "atomic": {"errors"},
     "rundir": {"errors", "atomic", "config", "tasks"},
+    "trackers": {"errors", "atomic", "config", "rundir"},
     "results": {"errors", "config", "resolve", "rundir"},
     "results_table": {"console", "errors", "results"},
     "results_text": {"results_table", "shades"},

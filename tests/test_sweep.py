@@ -103,7 +103,7 @@ def as_typed(line):
     parser = typer.main.get_command(cli.app).commands["train"]
     given = parser.make_context("train", arguments).params
     typed = {n: v for n, v in given.items() if n in FIELDS and v is not None}
-    for name in ("target_modules", "text_columns"):
+    for name in ("target_modules", "text_columns", "log_to"):
         if name in typed:
             typed[name] = tuple(part for part in typed[name].split(",") if part)
     return typed, given["preset"]

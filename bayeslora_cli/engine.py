@@ -27,18 +27,25 @@ from bayeslora_cli.prepare import Prepared, prepare
 from bayeslora_cli.resolve import Resolved
 from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.session import Session
+from bayeslora_cli.shared import Shared
 from bayeslora_cli.signals import Stop, Stopped
 from bayeslora_cli.trackers import Trackers
 
 logger = logging.getLogger("bayeslora")
 
 
-def train(resolved: Resolved, progress: Reporter | None = None, stop: Stop | None = None) -> RunDir:
+def train(
+    resolved: Resolved,
+    progress: Reporter | None = None,
+    stop: Stop | None = None,
+    shared: Shared | None = None,
+) -> RunDir:
     """Train a run, or go on with it, or say that it is done; returns its directory.
 
     Args:
         progress: told of each step; None: nobody is.
         stop: `signals.listening`'s; None: signals do what they do.
+        shared: of the runs that this process has trained before.
     Raises:
         UserError: options, data or model that the user can mend, or another process at the run.
         NonFiniteError: the run diverged.
@@ -46,7 +53,7 @@ def train(resolved: Resolved, progress: Reporter | None = None, stop: Stop | Non
         StorageError: something could not be written.
         BayesloraError: out of GPU memory.
     """
-    prepared = prepare(resolved)
+    prepared = prepare(resolved, shared)
     run = prepared.run
     if _is_done(prepared):
         return run

@@ -214,7 +214,9 @@ class Table:
 
 
 def _millions(parameters: float | None) -> str:
-    return "" if parameters is None else f"{parameters / 1e6:.2f}M"
+    if parameters is None:
+        return ""
+    return f"{parameters / 1e6:.2f}M" if parameters >= 1e5 else f"{parameters / 1e3:.1f}k"
 
 
 def _time(seconds: float | None) -> str:

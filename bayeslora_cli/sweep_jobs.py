@@ -167,7 +167,7 @@ class _Pool:
             logger.info("%s is done, %s", label, took)
         elif job.process.returncode == EXIT_PREEMPTED:
             self.stopped.append(label)
-            logger.warning("%s was stopped: %s", label, problem)
+            logger.warning("%s: %s", label, problem)
         else:
             self.problems[label] = problem
             logger.error("%s failed: %s", label, problem)

@@ -40,12 +40,16 @@ def run_sweep(
 
 def _one_by_one(runs: Sequence[PlannedRun], console: Console, stop: Stop) -> dict[str, str]:
     problems: dict[str, str] = {}
-    if runs:
-        from bayeslora_cli.engine import train
+    if not runs:
+        return problems
+    from bayeslora_cli.engine import train
+    from bayeslora_cli.shared import Shared
+
+    shared = Shared()
     for number, planned in enumerate(runs, start=1):
         logger.info("run %d of %d: %s", number, len(runs), planned.label)
         try:
-            train(planned.resolved, Progress(console), stop)
+            train(planned.resolved, Progress(console), stop, shared)
         except Preempted:
             raise
         except BayesloraError as error:

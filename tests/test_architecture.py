@@ -102,6 +102,7 @@ MAY_IMPORT = {
     "device": {"errors"},
     "atomic": {"errors"},
     "rundir": {"errors", "atomic", "config", "tasks"},
+    "shared": {"batches", "config", "data", "tasks"},
     "trackers": {"errors", "atomic", "config", "rundir"},
     "results": {"errors", "config", "resolve", "rundir"},
     "results_table": {"console", "errors", "results"},

@@ -47,12 +47,12 @@ def trained(monkeypatch):
 
     seen, real = Trained(), engine.train
 
-    def train(resolved, progress, stop):
+    def train(resolved, progress, stop, shared=None):
         seed = resolved.config.seed
         seen.append(seed)
         if seed in seen.fail:
             raise seen.fail[seed]
-        return real(resolved, progress, stop)
+        return real(resolved, progress, stop, shared)
 
     monkeypatch.setattr(engine, "train", train)
     return seen

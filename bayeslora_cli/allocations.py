@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -12,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from bayeslora_cli.config import FIELDS
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.heatmap import Grid, rank_grid
 from bayeslora_cli.rank_correlation import Floats, spearman
 from bayeslora_cli.report import MatrixReport, RankReport
-from bayeslora_cli.rundir import RunDir
+from bayeslora_cli.rundir import RunDir, runs_below
 from bayeslora_cli.shades import printable
 
 logger = logging.getLogger("bayeslora")
@@ -72,20 +75,54 @@ def load_group(paths: Sequence[Path]) -> Group:
         UserError: a path that is no run and holds none, a file missing or corrupt, a run without
             adapters, or runs that adapt different matrices.
     """
-    found = {run.path.resolve(): run for path in paths for run in _runs(path)}
-    runs = tuple(found.values())
-    reports = tuple(_report(run) for run in runs)
-    for run, report in zip(runs, reports, strict=True):
-        check_same((runs[0], reports[0]), (run, report), same_init_rank=True)
+    group = _group(_reports(paths))
     for what in ("criterion", "budget"):
-        values = list(dict.fromkeys(str(getattr(report, what)) for report in reports))
+        values = list(dict.fromkeys(str(getattr(report, what)) for report in group.reports))
         if len(values) > 1:
             logger.warning(
                 "the runs differ in their %s (%s), and the mean is over all of them; "
                 "--compare shows a difference",
                 what, ", ".join(values),
             )  # fmt: skip
-    return Group(label=_label(list(found)), runs=runs, reports=reports)
+    return group
+
+
+def load_groups(paths: Sequence[Path]) -> tuple[Group, ...]:
+    """The runs at `paths`, or anywhere below them, those together that differ in the seed alone.
+
+    Raises:
+        UserError: as `load_group` does.
+    """
+    found: dict[str, list[tuple[RunDir, RankReport]]] = {}
+    for run, report in _reports(paths):
+        found.setdefault(f"{report.criterion} {_settings(run)}", []).append((run, report))
+    return tuple(_group(alike) for alike in found.values())
+
+
+def _reports(paths: Sequence[Path]) -> list[tuple[RunDir, RankReport]]:
+    found = {run.path.resolve(): run for path in paths for run in _runs(path)}
+    return [(run, _report(run)) for run in found.values()]
+
+
+def _group(found: Sequence[tuple[RunDir, RankReport]]) -> Group:
+    for run, report in found:
+        check_same(found[0], (run, report), same_init_rank=True)
+    return Group(
+        label=_label([run.path.resolve() for run, _ in found]),
+        runs=tuple(run for run, _ in found),
+        reports=tuple(report for _, report in found),
+    )
+
+
+def _settings(run: RunDir) -> str:
+    """What decides the run besides seed and place of the data; as written, of any version."""
+    try:
+        values = tomllib.loads(run.read_text(run.config))
+    except tomllib.TOMLDecodeError as error:
+        raise RunDirError(f"{run.config} is corrupt: {error}") from error
+    idle = {name for name, field in FIELDS.items() if not field.metadata["affects_result"]}
+    kept = {n: v for n, v in values.items() if n not in idle | {"seed", "data"}}
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def _runs(path: Path) -> Iterator[RunDir]:
@@ -94,20 +131,14 @@ def _runs(path: Path) -> Iterator[RunDir]:
         yield RunDir.open(path)
         return
     found = False
-    for directory, names, _ in os.walk(path):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        run = RunDir(Path(directory))
-        if run.started and run.ranks.is_file():
-            if not run.model.is_dir():
-                found = True
-                yield run
-            else:
-                logger.warning("%s is left out: the run has no adapters", run.path)
-        elif run.started and run.task.is_file():
+    for run in runs_below(path):
+        if not run.ranks.is_file():
             logger.warning("%s is left out: the run has not finished", run.path)
+        elif run.model.is_dir():
+            logger.warning("%s is left out: the run has no adapters", run.path)
         else:
-            continue
-        names.clear()  # nothing inside a run is another one
+            found = True
+            yield run
     if not found:
         raise RunDirError(f"{path}: not a run directory, and there is no finished run below it")
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
 from bayeslora_cli import __version__, commands, presets
 from bayeslora_cli import options as o
 from bayeslora_cli.config import FIELDS
-from bayeslora_cli.console import Progress, closing_table, set_up_logging
-from bayeslora_cli.errors import BayesloraError, Preempted
+from bayeslora_cli.console import Progress, closing_table, logger, set_up_logging
+from bayeslora_cli.errors import BayesloraError, ConfigError, Preempted
 from bayeslora_cli.report import RankReport
-from bayeslora_cli.resolve import resolve
+from bayeslora_cli.results_command import print_table
+from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.signals import listening
+from bayeslora_cli.sweep import Sweep, expand
 
 app = typer.Typer(
     name="bayeslora",
@@ -87,6 +90,9 @@ def train(
     ivon_beta2: o.IvonBeta2 = None,
     clip_radius: o.ClipRadius = None,
     seed: o.Seed = None,
+    seeds: o.Seeds = None,
+    jobs: o.Jobs = None,
+    print_commands: o.PrintCommands = False,
     precision: o.Precision = None,
     device: o.Device = None,
     deterministic: o.Deterministic = None,
@@ -102,8 +108,11 @@ def train(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
     log_every: o.LogEvery = None,
+    log_to: o.LogTo = None,
 ) -> None:
-    """Train a run and leave its directory: adapter, posterior, ranks, metrics.
+    """Train a run, or one for each combination of lists, and leave their directories.
+
+    A directory holds adapter, posterior, ranks and metrics.
 
     Values not given come from the task's preset, the paper's settings.
     Step numbers of a preset scale with the run's length.
@@ -115,22 +124,38 @@ def train(
         for name, what in presets.list_presets().items():
             print(f"{name:18} {what}")
         return
-    for name in ("target_modules", "text_columns"):
+    for name in ("target_modules", "text_columns", "log_to"):
         if name in typed:
             typed[name] = tuple(part for part in typed[name].split(",") if part)
     console = set_up_logging(quiet=quiet, verbose=verbose)
+    if seeds is not None:
+        if seed is not None:
+            raise ConfigError([f"--seed {seed}: not together with --seeds {seeds}"])
+        typed["seed"] = seeds
+    if jobs is not None and jobs < 1:
+        raise ConfigError([f"--jobs {jobs}: must be at least 1"])
     with listening() as stop:
-        resolved = resolve(typed, preset)
-        if dry_run:
-            from bayeslora_cli.plan import describe_plan, plan
-            from bayeslora_cli.prepare import prepare
+        sweep = expand(typed, preset)
+        for notice in sweep.notices:
+            logger.warning("%s", notice)
+        if print_commands:
+            for planned in sweep.runs:
+                print(planned.command())
+        elif dry_run:
+            _print_plans(sweep, as_json=as_json)
+        elif len(sweep.runs) > 1:
+            from bayeslora_cli.sweep_run import run_sweep
 
-            found = plan(prepare(resolved), resolved)
-            print(json.dumps(found, allow_nan=False) if as_json else describe_plan(found))
-            return
-        from bayeslora_cli.engine import train as run_training
+            problems = run_sweep(sweep.runs, jobs or 1, console, stop)
+            _print_sweep(sweep, problems, as_json=as_json)
+        else:
+            from bayeslora_cli.engine import train as run_training
 
-        run = run_training(resolved, Progress(console), stop)
+            run = run_training(sweep.runs[0].resolved, Progress(console), stop)
+            _print_run(run, as_json=as_json)
+
+
+def _print_run(run: RunDir, *, as_json: bool) -> None:
     from rich.console import Console
 
     result = run.read_result()
@@ -140,6 +165,44 @@ def train(
     report = RankReport.from_json(run.read_json(run.ranks), str(run.ranks))
     closing_table(result, report, Console())
     print(run.path)
+
+
+def _print_plans(sweep: Sweep, *, as_json: bool) -> None:
+    """What each run would be: one object or several, in JSON a list of them."""
+    from bayeslora_cli.plan import describe_plan, plan
+    from bayeslora_cli.prepare import prepare
+
+    found = [plan(prepare(planned.resolved), planned.resolved) for planned in sweep.runs]
+    if as_json:
+        print(json.dumps(found if len(found) > 1 else found[0], allow_nan=False))
+    else:
+        print("\n\n".join(map(describe_plan, found)))
+
+
+def _print_sweep(sweep: Sweep, problems: Mapping[str, str], *, as_json: bool) -> None:
+    """The runs that are done, and then the problems of the others.
+
+    Raises:
+        BayesloraError: there are some.
+    """
+    done = [planned.run for planned in sweep.runs if planned.label not in problems]
+    if as_json:
+        found: list[dict[str, Any]] = [
+            {"run": str(run.path), **run.read_result()} for run in done
+        ] + [
+            {"run": str(planned.run.path), "error": problems[planned.label]}
+            for planned in sweep.runs
+            if planned.label in problems
+        ]
+        print(json.dumps(found, allow_nan=False))
+    elif done:
+        print_table([run.path for run in done], forms={})
+        print()
+        for run in done:
+            print(run.path)
+    if problems:
+        lines = "\n".join(f"{label}: {problem}" for label, problem in problems.items())
+        raise BayesloraError(f"{len(problems)} of {len(sweep.runs)} runs failed\n{lines}")
 
 
 for name, command in (

@@ -13,12 +13,13 @@ from bayeslora_cli.console import logger, set_up_logging, side_by_side
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.export_options import ExportOptions
 from bayeslora_cli.reliability import check_figure, diagram, draw
+from bayeslora_cli.results_command import is_collection, print_table
 
 _FORM, _CHECK, _WHERE = "What to write", "How to check it", "Where to"  # panels of export's help
 
 
 def evaluate(
-    run: o.RunPath,
+    runs: o.RunPaths,
     split: Annotated[
         str | None, typer.Option(help="train, validation, test or ood (default: validation).")
     ] = None,
@@ -83,9 +84,33 @@ def evaluate(
         typer.Option("--trust-remote-code", help="Run Python code that comes with the model."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    at: o.At = None,
+    markdown: o.Markdown = False,
+    latex: o.Latex = False,
+    as_csv: o.AsCsv = False,
+    reference: o.ReferenceFile = None,
+    paired: o.Paired = None,
 ) -> None:
-    """Evaluate a finished run at its posterior mean and over samples, or write what it predicts."""
+    """Evaluate a finished run at its posterior mean and over samples, or write what it predicts.
+
+    Of several runs: the table of their results by method, as the paper has it. For that nothing is
+    evaluated anew.
+    """
+    given = locals()
     set_up_logging(quiet=False, verbose=False)
+    forms = {"json": as_json, "markdown": markdown, "latex": latex, "csv": as_csv}
+    of_table = {"at", "markdown", "latex", "as_csv", "reference", "paired"}
+    if len(runs) > 1 or is_collection(runs[0]) or any(given[name] for name in of_table):
+        anew = given.keys() - of_table - {"runs", "as_json"}
+        typed = sorted(n for n in anew if given[n] not in (None, False, "auto"))
+        if typed:
+            raise UserError(
+                f"--{typed[0].replace('_', '-')}: it is of one run evaluated anew; leave it out "
+                "for the table of several runs, which is of their results"
+            )
+        print_table(runs, at=at, forms=forms, reference=reference, paired=paired)
+        return
+    (run,) = runs
     figure = None if reliability == Path("-") else reliability
     if figure is not None:
         check_figure(figure)
@@ -251,7 +276,8 @@ def inspect_ranks(
         typer.Argument(
             metavar="RUN...",
             show_default=False,
-            help="Run directories, or directories that hold runs at any depth: the mean over all.",
+            help="Run directories, or directories that hold runs at any depth: the mean over those "
+            "that differ in the seed alone, a heatmap for each of the others.",
         ),
     ],
     compare: Annotated[

@@ -28,6 +28,7 @@ METHODS = tuple(DEFAULT_OPTIMIZER)
 OPTIMIZERS = ("ivon", "adamw")
 CRITERION_NAMES = COMBINATIONS["adalora", "ivon"]
 COMPILE = ("auto", "on", "off")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 PRECISIONS = ("fp32", "tf32", "bf16")
 LR_SCHEDULES = ("linear", "boost")
 
@@ -128,6 +129,8 @@ class RunConfig:
     """Examples a forward pass of an evaluation."""
     log_every: int = _option(50, "--log-every", affects_result=False)
     """Steps between two lines of metrics.jsonl."""
+    log_to: tuple[str, ...] | None = _option(None, "--log-to", affects_result=False)
+    """Trackers that are told what goes into metrics.jsonl."""
     device: str = _option("auto", "--device", affects_result=False)
     """cpu, cuda, cuda:N, or auto."""
     deterministic: bool = _option(False, "--deterministic", affects_result=False)
@@ -222,6 +225,11 @@ def _problems(c: RunConfig) -> list[str]:
     one_of("precision", PRECISIONS)
     one_of("compile", COMPILE)
     one_of("lr_schedule", LR_SCHEDULES)
+    found.extend(
+        f"{flag('log_to')} {name}: choose of {', '.join(TRACKERS)}{nearest(name, TRACKERS)}"
+        for name in c.log_to or ()
+        if name not in TRACKERS
+    )
     methods_known = one_of("method", METHODS) & one_of("optimizer", OPTIMIZERS)
     if methods_known:
         allowed = COMBINATIONS[c.method, c.optimizer]

@@ -27,17 +27,25 @@ from bayeslora_cli.prepare import Prepared, prepare
 from bayeslora_cli.resolve import Resolved
 from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.session import Session
+from bayeslora_cli.shared import Shared
 from bayeslora_cli.signals import Stop, Stopped
+from bayeslora_cli.trackers import Trackers
 
 logger = logging.getLogger("bayeslora")
 
 
-def train(resolved: Resolved, progress: Reporter | None = None, stop: Stop | None = None) -> RunDir:
+def train(
+    resolved: Resolved,
+    progress: Reporter | None = None,
+    stop: Stop | None = None,
+    shared: Shared | None = None,
+) -> RunDir:
     """Train a run, or go on with it, or say that it is done; returns its directory.
 
     Args:
         progress: told of each step; None: nobody is.
         stop: `signals.listening`'s; None: signals do what they do.
+        shared: of the runs that this process has trained before.
     Raises:
         UserError: options, data or model that the user can mend, or another process at the run.
         NonFiniteError: the run diverged.
@@ -45,7 +53,7 @@ def train(resolved: Resolved, progress: Reporter | None = None, stop: Stop | Non
         StorageError: something could not be written.
         BayesloraError: out of GPU memory.
     """
-    prepared = prepare(resolved)
+    prepared = prepare(resolved, shared)
     run = prepared.run
     if _is_done(prepared):
         return run
@@ -54,8 +62,8 @@ def train(resolved: Resolved, progress: Reporter | None = None, stop: Stop | Non
         if _is_done(prepared):  # by the process that had the lock
             return run
         try:
-            with memory_explained():
-                Training(prepared, progress, stop).train()
+            with memory_explained(), Trackers(run, prepared.config) as trackers:
+                Training(prepared, progress, stop, trackers).train()
         finally:
             progress.stop()
     return run
@@ -71,10 +79,12 @@ def _is_done(prepared: Prepared) -> bool:
 class Training(Session):
     """A run from its newest checkpoint to the files that it leaves."""
 
-    def __init__(self, prepared: Prepared, progress: Reporter, stop: Stop) -> None:
+    def __init__(
+        self, prepared: Prepared, progress: Reporter, stop: Stop, trackers: Trackers
+    ) -> None:
         """Nothing is written before `train`."""
         super().__init__(prepared)
-        self.progress, self.stop = progress, stop
+        self.progress, self.stop, self.trackers = progress, stop, trackers
         self.checkpoints = Checkpoints(
             self.run.checkpoint,
             logs=(self.run.metrics, self.run.ranks_history),
@@ -115,6 +125,7 @@ class Training(Session):
             logger.info("resuming after step %d of %d", self.loop.step, self.total)
         revision = getattr(self.network.module.config, "_commit_hash", None)
         record_environment(self.run, self.device, revision, self.network.backbone_sha256)
+        self.trackers.start(self.loop.step)
         self.progress.start(done=self.loop.step, total=self.total)
         self._clock = perf_counter()
 
@@ -171,6 +182,7 @@ class Training(Session):
             line["budget"] = self.allocator.budget(loop.step - 1)
             self._log_allocations(self.allocator)
         self.run.append(self.run.metrics, [line])
+        self.trackers.log(line)
         self.progress.log(loop.step, line)
 
     def _lap(self) -> None:
@@ -225,6 +237,7 @@ class Training(Session):
         )
         found = {"step": done - 1, "epoch": done / self.steps_per_epoch, "metrics": metrics}
         self.run.append(self.run.metrics, [found])
+        self.trackers.log(found)
         value = metrics[self.task.validation_splits[0]][self.task.selecting]
         at_budget = self.allocator is None or done > self.allocator.budget.final_step
         best_before = self.best.records.get("best")
@@ -272,3 +285,4 @@ class Training(Session):
         started = self.run.read_json(self.run.environment)
         write_json(self.run.environment, {**started, "end": now()})
         write_artifacts(self.run, self.network, self.config, snapshot, bank.mask, result)
+        self.trackers.summary(result)

@@ -10,11 +10,11 @@ from bayeslora_cli.allocations import difference_grid, mean_grid
 from bayeslora_cli.atomic import replacing
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.figure_curves import history_figure, scores_figure
-from bayeslora_cli.figure_heatmap import heatmap_figure
+from bayeslora_cli.figure_heatmap import heatmap_figure, panels_figure
 from bayeslora_cli.figure_parts import DPI, MINUS, STYLE
 from bayeslora_cli.history import History
 from bayeslora_cli.scores import Scores
-from bayeslora_cli.views import Difference, Ranks, View
+from bayeslora_cli.views import Difference, Panels, Ranks, View
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,6 +64,8 @@ def draw_figure(view: View) -> Figure:
     match view:
         case Ranks(group=group):
             return heatmap_figure(mean_grid(group), [group.label, group.facts()], "rank")
+        case Panels(groups=groups):
+            return panels_figure([(mean_grid(g), [g.label, g.facts()]) for g in groups], "rank")
         case Difference(a=a, b=b):
             titles = [f"A: {a.label}", a.facts(), f"B: {b.label}", b.facts()]
             return heatmap_figure(difference_grid(a, b), titles, f"A {MINUS} B")

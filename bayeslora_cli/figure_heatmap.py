@@ -37,6 +37,8 @@ LARGEST, SMALLEST = 6.5, 5.2
 """Points of a number in a cell. Where a column has no room for it, the figure is a page wide."""
 TOTALS, ROW = 0.33, 0.2
 """Inches of the rows' sums, and of the height of a row."""
+HEAD = 2.2 * LINE
+"""Inches of the layers' numbers."""
 
 
 def heatmap_figure(grid: Grid, titles: Sequence[str], what: str) -> Figure:
@@ -46,19 +48,40 @@ def heatmap_figure(grid: Grid, titles: Sequence[str], what: str) -> Figure:
         titles: what is drawn, a line each; longer ones are broken.
         what: the numbers' name, of some ten letters.
     """
-    return _Heatmap(grid).figure(titles, what)
+    return panels_figure([(grid, titles)], what)
+
+
+def panels_figure(panels: Sequence[tuple[Grid, Sequence[str]]], what: str) -> Figure:
+    """Several such heatmaps in the same colours, two beside each other where a page has room.
+
+    Args:
+        panels: each one's numbers and titles.
+    """
+    strongest = max(max(map(abs, grid.numbers)) for grid, _ in panels) or 1.0
+    heatmaps = [(_Heatmap(grid, strongest), titles) for grid, titles in panels]
+    width = max(heatmap.width for heatmap, _ in heatmaps)
+    beside = min(len(panels), 2 if width == COLUMN else 1)
+    rows = [heatmaps[start : start + beside] for start in range(0, len(panels), beside)]
+    heights = [max(heatmap.height(titles) for heatmap, titles in row) for row in rows]
+    figure = new_figure(width * beside, sum(heights), ())
+    top = sum(heights)
+    for row, height in zip(rows, heights, strict=True):
+        for column, (heatmap, titles) in enumerate(row):
+            heatmap.draw(figure, column * width, top, titles, what)
+        top -= height
+    return figure
 
 
 class _Heatmap:
     """A grid with the measures of its figure, in inches."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, top: float) -> None:
+        """`top` is the number of the strongest colour."""
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
 
         self.grid = grid
         self.number = lru_cache(lambda value: grid.number(value).replace("-", MINUS))
-        top = max(map(abs, grid.numbers)) or 1.0
         self.colours = ScalarMappable(
             Normalize(-top if grid.signed else 0, top), DIVERGING if grid.signed else RISING
         )
@@ -72,35 +95,46 @@ class _Heatmap:
             if self.size >= SMALLEST:
                 break
         self.row = ROW if grid.spread is None else 1.4 * ROW
+        self.outside = len(grid.outside) + 0.3 if grid.outside else 0.0
 
-    def figure(self, titles: Sequence[str], what: str) -> Figure:
-        """Title, blocks from the top down, caption."""
-        above, below = wrapped(titles, self.width), wrapped([self.grid.caption], self.width)
+    def height(self, titles: Sequence[str]) -> float:
+        """Inches with titles and caption."""
+        above, below = self.texts(titles)
         rows = len(self.grid.kinds) + 1.0  # with the sums
-        outside = len(self.grid.outside) + 0.3 if self.grid.outside else 0.0
-        head = 2.2 * LINE  # the layers' numbers
-        height = (len(above) + len(below) + 1.7) * LINE + outside * self.row
-        height += self.blocks * (head + rows * self.row)
-        figure = new_figure(self.width, height, above)
-        write_lines(figure, below, top=(len(below) + 0.4) * LINE)
+        height = (len(above) + len(below) + 1.7) * LINE + self.outside * self.row
+        return height + self.blocks * (HEAD + rows * self.row)
 
-        y = height - (len(above) + 0.6) * LINE  # the top of what comes next
+    def texts(self, titles: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The lines above and below."""
+        return wrapped(titles, self.width), wrapped([self.grid.caption], self.width)
+
+    def draw(
+        self, figure: Figure, left: float, top: float, titles: Sequence[str], what: str
+    ) -> None:
+        """Title, blocks from `top` inches downwards, caption."""
+        above, below = self.texts(titles)
+        rows = len(self.grid.kinds) + 1.0
+        write_lines(figure, above, top=top - 0.4 * LINE, left=left)
+        bottom = top - self.height(titles)
+        write_lines(figure, below, top=bottom + (len(below) + 0.4) * LINE, left=left)
+
+        y = top - (len(above) + 0.6) * LINE  # the top of what comes next
         for start in range(0, max(1, len(self.grid.layers)), self.per_block):
             part = slice(start, start + self.per_block)
             is_last = part.stop >= len(self.grid.layers)
-            depth = rows + (outside if is_last else 0)
-            y -= head + depth * self.row
+            depth = rows + (self.outside if is_last else 0)
+            y -= HEAD + depth * self.row
             size = self.per_block * self.cell + TOTALS, depth * self.row
-            axes = new_axes(figure, self.left, y, *size)
+            axes = new_axes(figure, left + self.left, y, *size)
             axes.spines[:].set_visible(False)
             # in cells, from the upper left corner
             axes.set(xlim=(0, size[0] / self.cell), ylim=(depth, 0))
             self.block(axes, part, is_last=is_last)
             if start == 0:
-                bottom, tall = y + (depth - rows + 1) * self.row, (rows - 1) * self.row
-                bar = new_axes(figure, self.width - BAR + 0.08, bottom, 0.08, max(tall, 0.5))
+                foot, tall = y + (depth - rows + 1) * self.row, (rows - 1) * self.row
+                x = left + self.width - BAR + 0.08
+                bar = new_axes(figure, x, foot, 0.08, max(tall, 0.5))
                 colour_bar(bar, self.colours, what)
-        return figure
 
     def block(self, axes: Axes, part: slice, *, is_last: bool) -> None:
         """Some layers with their sums; the last block has the rows' sums and what is outside."""

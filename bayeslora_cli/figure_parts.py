@@ -53,11 +53,13 @@ def new_figure(width: float, height: float, titles: Sequence[str]) -> Figure:
     return figure
 
 
-def write_lines(figure: Figure, lines: Sequence[str], *, top: float) -> None:
+def write_lines(figure: Figure, lines: Sequence[str], *, top: float, left: float = 0.0) -> None:
     """Lines of text from `top` inches downwards."""
     width, height = figure.get_size_inches()
     for number, line in enumerate(lines):
-        figure.text(0.1 / width, (top - number * LINE) / height, line, va="top", parse_math=False)
+        figure.text(
+            (left + 0.1) / width, (top - number * LINE) / height, line, va="top", parse_math=False
+        )
 
 
 def new_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:

@@ -12,13 +12,13 @@ from typing import Any
 
 from rich.console import Console
 
-from bayeslora_cli.allocations import Group, check_same, load_group
+from bayeslora_cli.allocations import Group, check_same, load_group, load_groups
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.figure import check_figure, save_figure
 from bayeslora_cli.history import load_history
 from bayeslora_cli.scores import load_scores
 from bayeslora_cli.shades import show
-from bayeslora_cli.views import Difference, Ranks, View
+from bayeslora_cli.views import Difference, Panels, Ranks, View
 
 logger = logging.getLogger("bayeslora")
 
@@ -38,10 +38,11 @@ def inspect_ranks(
     """Print where the ranks of the runs at `paths` went, and write the figure `output`.
 
     The JSON object: {"schema": 1, "view", "groups": [{"label", "kept", "initial", "runs":
-    [{"path", "step", "budget", "criterion"}]}], ...}. `view` is "ranks", "difference" (which has
-    two groups, the others one), "history" or "scores"; `kept` is the mean over the runs, `initial`
+    [{"path", "step", "budget", "criterion"}]}], ...}. `view` is "ranks", "panels" (of runs that
+    differ in more than their seed: several groups), "difference" (two groups), "history" or
+    "scores" (one, as "ranks"); `kept` is the mean over the runs, `initial`
     counts the triplets before any was pruned, steps count from 0; the other keys are the view's
-    own (`to_json` of `Ranks`, `Difference`, `History` and `Scores`).
+    own (`to_json` of `Ranks`, `Panels`, `Difference`, `History` and `Scores`).
 
     Raises:
         UserError: options that exclude each other, or runs, files or a figure that do not allow
@@ -61,14 +62,15 @@ def inspect_ranks(
     if compare:
         a, b = groups = _two_groups(paths)
         name, view = "difference", Difference(a=a, b=b)
-    else:
+    elif history or scores:
         groups = (load_group(paths),)
-        if history:
-            name, view = "history", load_history(groups[0])
-        elif scores:
-            name, view = "scores", load_scores(groups[0])
-        else:
-            name, view = "ranks", Ranks(group=groups[0])
+        name, load = ("history", load_history) if history else ("scores", load_scores)
+        view = load(groups[0])
+    else:
+        groups = load_groups(paths)
+        name, view = "ranks", Ranks(group=groups[0])
+        if len(groups) > 1:
+            name, view = "panels", Panels(groups=groups)
 
     if output is not None:
         save_figure(view, output)

@@ -9,7 +9,7 @@ import typer
 
 WHAT, OWN, METHOD, RANKS = "What to train", "Your own data", "Method", "Ranks"
 LENGTH, RATES, POSTERIOR = "How long", "Learning rates", "Posterior (IVON)"
-MACHINE, PRINTED = "Machine and output", "What is printed"
+SWEEP, MACHINE, PRINTED = "Several runs", "Machine and output", "What is printed"
 
 
 def _option(kind: Any, text: str, panel: str, *names: str) -> Any:
@@ -25,8 +25,8 @@ def _switch(text: str, panel: str, name: str) -> Any:
 Preset = _option(str, "Settings to start from: a name of --list-presets, or a .toml file.", WHAT)
 ListPresets = _switch("Name the built-in presets and leave.", WHAT, "--list-presets")
 TaskName = _option(
-    str, "cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, or demo, which is built in.", WHAT,
-    "--task",
+    str, "cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, or demo, which is built in; a comma "
+    "list trains a run each.", WHAT, "--task",
 )  # fmt: skip
 Data = _option(
     str, "Directory of the task in GLUE's TSV layout or saved by datasets; else the hub.", WHAT
@@ -58,7 +58,11 @@ LabelColumn = _option(
 )
 
 MethodName = _option(
-    str, "adalora, lora (fixed rank) or full (default: adalora).", METHOD, "--method"
+    str,
+    "adalora, lora (fixed rank) or full; a comma list trains a run each, here and in the next two "
+    "(default: adalora).",
+    METHOD,
+    "--method",
 )
 Optimizer = _option(str, "ivon or adamw (default: ivon for adalora, else adamw).", METHOD)
 Criterion = _option(
@@ -68,7 +72,11 @@ Criterion = _option(
     METHOD,
 )
 
-TargetRank = _option(int, "Mean rank of a matrix at the end; the rank of lora (default: 2).", RANKS)
+TargetRank = _option(
+    str,
+    "Mean rank of a matrix at the end; the rank of lora; 2,4 trains a run each (default: 2).",
+    RANKS,
+)
 InitRank = _option(int, "Rank of each matrix at the start (default: 1.5 x target).", RANKS)
 TargetModules = _option(
     str,
@@ -124,6 +132,16 @@ ClipRadius = _option(
 )
 
 Seed = _option(int, "Of initialisation, order, dropout and noise (default: 2021).", MACHINE)
+Seeds = _option(str, "Several: a run each, such as 2021-2025 or 1,5,7-9.", SWEEP)
+Jobs = _option(
+    int,
+    "Runs at a time, each a process with a log beside its directory, one a GPU where there are "
+    "several (default: 1, in this process).",
+    SWEEP,
+)
+PrintCommands = _switch(
+    "Print one command a run, for a SLURM array, and leave.", SWEEP, "--print-commands"
+)
 Precision = _option(str, "fp32, tf32, or bf16 (adapters stay fp32) (default: fp32).", MACHINE)
 Device = _option(str, "cpu, cuda, cuda:N or auto (default: auto).", MACHINE)
 Eager = _option(
@@ -163,5 +181,43 @@ AsJson = _switch("Print the result, one JSON object, and nothing else.", PRINTED
 Quiet = _switch("Warnings alone beside the result.", PRINTED, "--quiet")
 Verbose = _switch("All there is to say.", PRINTED, "--verbose")
 LogEvery = _option(int, "Steps between two lines of metrics.jsonl (default: 50).", PRINTED)
+LogTo = _option(
+    str,
+    "Trackers to tell besides metrics.jsonl, comma-separated: tensorboard, wandb, mlflow, trackio.",
+    PRINTED,
+)
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a finished run.")]
+
+RunPaths = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN...",
+        show_default=False,
+        help="Directory of a finished run; of several, or one that holds runs, a table.",
+    ),
+]
+TABLE = "The table of several runs"
+At = _option(
+    str,
+    "Evaluation that counts: best_at_budget (with the final ranks), best (of all, as the paper "
+    "counts) or last (default: best_at_budget).",
+    TABLE,
+)
+Markdown = _switch("Print the table in Markdown.", TABLE, "--markdown")
+Latex = _switch("Print the table in LaTeX, for booktabs.", TABLE, "--latex")
+AsCsv = _switch("Print a line a row and task.", TABLE, "--csv")
+ReferenceFile = _option(
+    Path, "Show differences from published values: a JSON table, as --json has it.", TABLE,
+    "--reference",
+)  # fmt: skip
+Paired = Annotated[
+    tuple[str, str] | None,
+    typer.Option(
+        metavar="ROW ROW",
+        help="Test whether the first row differs from the second by more than noise, over the "
+        "tasks and seeds that both have; a row by its name or words of it, such as 'ivon snr'.",
+        rich_help_panel=TABLE,
+        show_default=False,
+    ),
+]

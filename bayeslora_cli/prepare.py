@@ -11,12 +11,13 @@ from typing import Any
 from bayeslora_cli.backbone import load_tokenizer, usable_length
 from bayeslora_cli.batches import steps_per_epoch
 from bayeslora_cli.config import RunConfig
-from bayeslora_cli.data import load_examples
 from bayeslora_cli.errors import ConfigError, RunDirError
 from bayeslora_cli.resolve import Resolved, run_name, scale_schedule
 from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.schedules import LearningRate, RankBudget
+from bayeslora_cli.shared import Shared
 from bayeslora_cli.tasks import Examples, Task
+from bayeslora_cli.trackers import check_trackers
 
 logger = logging.getLogger("bayeslora")
 
@@ -31,17 +32,22 @@ class Prepared:
     examples: Mapping[str, Examples]
     tokenizer: Any
     run: RunDir
+    shared: Shared
 
 
-def prepare(resolved: Resolved) -> Prepared:
+def prepare(resolved: Resolved, shared: Shared | None = None) -> Prepared:
     """Read the data and fix the schedule; writes nothing.
 
+    Args:
+        shared: of the runs before this one.
     Raises:
         UserError: options, data or model that the user can mend, or a directory with another run.
     """
+    check_trackers(resolved.config.log_to or ())
     for idle in resolved.notices:
         logger.warning("%s", idle)
-    task, examples = load_examples(resolved.config)
+    shared = shared or Shared()
+    task, examples = shared.examples(resolved.config)
     kinds = f"{len(task.classes)} classes" if task.classes else "a score"
     logger.info(
         "%s: %d training rows, %s predicted from %s",
@@ -64,7 +70,9 @@ def prepare(resolved: Resolved) -> Prepared:
                 f"{run.path} holds a run on other columns or classes of these files. "
                 "Use --overwrite to replace it, or another --output"
             )
-    return Prepared(config=config, task=task, examples=examples, tokenizer=tokenizer, run=run)
+    return Prepared(
+        config=config, task=task, examples=examples, tokenizer=tokenizer, run=run, shared=shared
+    )
 
 
 def total_steps(config: RunConfig, train_size: int) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ class RunDir:
         self.checkpoint = path / "checkpoint"
         self.card = path / "README.md"
         self.exports = path / "export"
+        self.trackers = path / "trackers.json"
+        self.tensorboard = path / "tensorboard"
 
     @classmethod
     def open(cls, path: Path) -> RunDir:
@@ -208,3 +211,13 @@ class RunDir:
         """
         with named(path), path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+
+
+def runs_below(path: Path) -> Iterator[RunDir]:
+    """Runs in the directory `path` at any depth, finished or not, by name."""
+    for directory, names, _ in os.walk(path):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        run = RunDir(Path(directory))
+        if run.started and (run.ranks.is_file() or run.task.is_file()):
+            names.clear()  # nothing inside a run is another one
+            yield run

@@ -7,7 +7,7 @@ import torch
 from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.backbone import Labels
 from bayeslora_cli.bank import AdapterBank
-from bayeslora_cli.batches import Feed, TrainOrder, steps_per_epoch, tokenise
+from bayeslora_cli.batches import Feed, TrainOrder, steps_per_epoch
 from bayeslora_cli.capture import GraphRunner, Runner, run_eagerly
 from bayeslora_cli.checkpoint import Stateful
 from bayeslora_cli.compiler import compile_blocks, is_worth_compiling
@@ -45,10 +45,7 @@ class Session:
             posterior=maker.posterior,
             device=self.device,
         )
-        splits = {
-            name: tokenise(found, tokenizer, config.max_length, regression=task.regression)
-            for name, found in prepared.examples.items()
-        }
+        splits = prepared.shared.tokens(config, task, prepared.examples, tokenizer)
         checksums = {
             "the backbone's weights have": self.network.backbone_sha256,
             "the data or their tokens have": data_fingerprint(

@@ -90,6 +90,30 @@ class Ranks:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Panels:
+    """The ranks of several groups, one after the other."""
+
+    groups: tuple[Group, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """{"panels": [...]}: of each group what `Ranks.to_json` has."""
+        return {"panels": [Ranks(group=group).to_json() for group in self.groups]}
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The groups' rows, which have their labels."""
+        for group in self.groups:
+            yield from Ranks(group=group).rows()
+
+    def draw(self, *, width: int, colour: bool, unicode: bool) -> Text:
+        """The heatmaps below each other."""
+        drawn = (
+            Ranks(group=group).draw(width=width, colour=colour, unicode=unicode)
+            for group in self.groups
+        )
+        return Text("\n\n\n").join(drawn)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
     """Two groups that adapt the same matrices, the second subtracted from the first."""
 

@@ -19,6 +19,7 @@ ROWS = [(m, o, c) for (m, o), criteria in TABLE.items() for c in criteria]
 NOT_RESULT = {
     "eval_batch_size", "log_every", "device", "gradient_checkpointing", "output", "overwrite",
     "trust_remote_code", "deterministic", "checkpoint_every", "eager", "compile",
+    "log_to",
 }  # fmt: skip
 FLOATS = [name for name, f in FIELDS.items() if "float" in str(f.type)]
 
@@ -68,6 +69,8 @@ FREE = {
     "eager": st.booleans(),
     "group_by_length": st.booleans(),
     "compile": st.sampled_from(["auto", "on", "off"]),
+    "log_to": st.none()
+    | st.lists(st.sampled_from(["tensorboard", "wandb"]), max_size=2).map(tuple),
     "checkpoint_every": st.sampled_from(["auto", "1", "500", "30s", "10m", "2h"]),
 }
 

@@ -18,11 +18,14 @@ from bayeslora_cli.allocations import (
     check_same,
     difference_grid,
     load_group,
+    load_groups,
     mean_grid,
     within,
 )
+from bayeslora_cli.config import to_toml
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.heatmap import rank_grid
+from bayeslora_cli.resolve import resolve
 from bayeslora_cli.rundir import RunDir
 from tests.ranked_runs import DECODER, allocation, constant, names, write_run, write_seeds
 
@@ -71,6 +74,32 @@ def test_runs_are_found_where_they_are(tmp_path):
     assert len(load_group([a / "seed-2022"]).runs) == 1
     # the same run by another name counts once
     assert len(load_group([a, a / "seed-2021", a / ".." / "a"]).runs) == 2
+
+
+def configured(path, **options):
+    """A run whose config.toml says these."""
+    run = write_run(path, REPORT)
+    run.config.write_text(to_toml(resolve({"task": "rte", **options}).config))
+
+
+def test_groups_are_of_runs_that_differ_in_the_seed_alone(tmp_path):
+    """And in where data and output are, and in what changes no number."""
+    configured(tmp_path / "a" / "1", seed=1, data="/")
+    configured(tmp_path / "a" / "2", seed=2, output="elsewhere", log_every=3)
+    configured(tmp_path / "a" / "3", seed=3, lr=3.0)
+    configured(tmp_path / "b" / "1", seed=1, target_rank=4)
+    configured(tmp_path / "b" / "2", seed=5)
+    found = [[r.path.relative_to(tmp_path) for r in g.runs] for g in load_groups([tmp_path])]
+    assert [list(map(str, paths)) for paths in found] == [["a/1", "a/2", "b/2"], ["a/3"], ["b/1"]]
+
+
+def test_runs_of_other_versions_are_grouped_too(tmp_path):
+    for name, text in {"1": "seed = 1\nnew = 2", "2": "seed = 2\nnew = 2", "3": "new = 3"}.items():
+        write_run(tmp_path / name, REPORT).config.write_text(text)
+    assert [len(group.runs) for group in load_groups([tmp_path])] == [2, 1]
+    (tmp_path / "1" / "config.toml").write_text("=")
+    with pytest.raises(RunDirError, match=r"config\.toml is corrupt"):
+        load_groups([tmp_path])
 
 
 def test_the_label_is_what_the_paths_share(tmp_path):

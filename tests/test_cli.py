@@ -410,7 +410,10 @@ def test_a_run_without_its_result_says_so(run, typed, tmp_path):
 def test_every_option_of_a_run_can_be_typed():
     """And every one that can be typed is an option of a run, or says what is printed."""
     typed_names = set(inspect.signature(train).parameters)
-    others = {"preset", "list_presets", "dry_run", "as_json", "quiet", "verbose"}
+    others = {
+        "preset", "list_presets", "dry_run", "as_json", "quiet", "verbose", "seeds", "jobs",
+        "print_commands",
+    }  # fmt: skip
     assert typed_names - others == FIELDS.keys() - {"schedule_steps"}
 
 

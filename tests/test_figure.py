@@ -21,7 +21,7 @@ from bayeslora_cli.figure import check_figure, draw_figure, save_figure
 from bayeslora_cli.figure_parts import COLUMN, DPI, PAGE, formula
 from bayeslora_cli.history import load_history
 from bayeslora_cli.scores import load_scores
-from bayeslora_cli.views import Difference, Ranks
+from bayeslora_cli.views import Difference, Panels, Ranks
 from tests.ranked_runs import (
     DECODER,
     allocation,
@@ -130,6 +130,38 @@ def test_large_ones_neither(runs, name, width):
         figure = draw_figure(Ranks(group=load_group([runs / name])))
         assert list(overlaps(figure)) == []
     assert figure.get_size_inches()[0] == width
+
+
+@pytest.mark.parametrize(
+    ("paths", "width", "high"),
+    [
+        (["snr", "sensitivity"], 2 * COLUMN, 1),
+        (["snr", "sensitivity", "magnitude"], 2 * COLUMN, 2),
+        (["twelve", "sensitivity"], 2 * COLUMN, 1),
+        (["large", "sensitivity"], PAGE, 2),
+    ],
+)
+def test_panels(runs, tmp_path, paths, width, high):
+    """Two beside each other where a page has room, in the same colours, nothing over anything."""
+    write_seeds(tmp_path / "magnitude", names(2), criterion="magnitude")
+    found = [runs / p if (runs / p).exists() else tmp_path / p for p in paths]
+    groups = tuple(load_group([path]) for path in found)
+    with matplotlib.rc_context(figures.STYLE):
+        figure = draw_figure(Panels(groups=groups))
+        assert list(overlaps(figure)) == []
+        alone = [draw_figure(Ranks(group=group)) for group in groups]
+    assert figure.get_size_inches()[0] == width
+    heights = [one.get_size_inches()[1] for one in alone]
+    beside = 1 if width == PAGE else 2
+    rows = [max(heights[i : i + beside]) for i in range(0, len(heights), beside)]
+    assert len(rows) == high
+    assert figure.get_size_inches()[1] == pytest.approx(sum(rows))
+    parts = [axes for one in alone for axes in one.axes]
+    cells = [[t.get_text() for axes in every for t in axes.texts] for every in (parts, figure.axes)]
+    assert cells[0] == cells[1]
+    bars = [axes.get_ylim() for axes in figure.axes if axes.get_title(loc="left") == "rank"]
+    assert len(bars) == len(groups)
+    assert len(set(bars)) == 1
 
 
 @pytest.mark.parametrize("load", [load_history, load_scores])

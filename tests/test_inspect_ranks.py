@@ -155,10 +155,25 @@ def test_what_a_user_can_mend_is_one_message_and_exit_2(
 
 
 def test_a_warning_does_not_go_among_the_data(runs, typed):
-    code, out, err = typed(runs / "snr", runs / "sensitivity", "--json")
+    code, out, err = typed(runs / "snr", runs / "sensitivity", "--json", "--history")
     assert code == 0
     assert "warning: the runs differ in their criterion (snr, sensitivity)" in err
     assert len(json.loads(out)["groups"][0]["runs"]) == 6
+
+
+def test_a_sweep_is_a_heatmap_a_method(runs, typed, tmp_path):
+    """The mean over seeds of each, in the terminal, in JSON, in csv, and in one figure."""
+    figure = tmp_path / "all.pdf"
+    code, out, err = typed(runs / "snr", runs / "sensitivity", "--output", figure)
+    assert (code, err) == (0, f"wrote {figure}\n")
+    assert re.findall(r"^(\S+), 3 runs", out, re.MULTILINE) == ["snr", "sensitivity"]
+    found = json.loads(typed(runs / "snr", runs / "sensitivity", "--json")[1])
+    assert (found["view"], len(found["panels"])) == ("panels", 2)
+    assert [len(group["runs"]) for group in found["groups"]] == [3, 3]
+    alone = [json.loads(typed(runs / name, "--json")[1]) for name in ("snr", "sensitivity")]
+    assert [p["matrices"] for p in found["panels"]] == [a["matrices"] for a in alone]
+    rows = list(csv.DictReader(io.StringIO(typed(runs / "snr", runs / "sensitivity", "--csv")[1])))
+    assert [row["label"] for row in rows] == ["snr"] * 13 + ["sensitivity"] * 13
 
 
 # ---- terminals

@@ -323,6 +323,8 @@ def test_file_names():
         "config": "config.toml",
         "task": "task.json",
         "environment": "environment.json",
+        "trackers": "trackers.json",
+        "tensorboard": "tensorboard",
         "metrics": "metrics.jsonl",
         "ranks_history": "ranks.jsonl",
         "result": "result.json",

@@ -17,7 +17,7 @@ from bayeslora_cli.allocations import load_group
 from bayeslora_cli.history import load_history
 from bayeslora_cli.scores import load_scores
 from bayeslora_cli.shades import SHADES
-from bayeslora_cli.views import Difference, Ranks
+from bayeslora_cli.views import Difference, Panels, Ranks
 from tests.ranked_runs import DECODER, allocation, constant, names, write_run, write_seeds
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -107,6 +107,19 @@ def test_modes_say_the_same(runs, name):
         assert words("ascii") == words("colour")
     else:
         assert words("ascii") == words("plain") == words("colour")
+
+
+def test_panels_are_their_groups_one_after_the_other(runs):
+    groups = tuple(load_group([runs / "12" / name]) for name in ("snr", "sensitivity"))
+    view = Panels(groups=groups)
+    alone = [Ranks(group=group) for group in groups]
+    for mode in MODES.values():
+        drawn = view.draw(width=80, **mode).plain
+        assert drawn == "\n\n\n".join(one.draw(width=80, **mode).plain for one in alone)
+    assert view.to_json() == {"panels": [one.to_json() for one in alone]}
+    rows = list(view.rows())
+    assert rows == [row for one in alone for row in one.rows()]
+    assert {row["label"] for row in rows} == {"snr", "sensitivity"}
 
 
 def test_constant_ranks_are_drawn(tmp_path):

@@ -1,0 +1,141 @@
+"""Whether the difference of two rows of the table is more than noise, over tasks and seeds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bayeslora_cli.errors import UserError
+from bayeslora_cli.results import GROUPS, Results, Row
+
+LEVEL = 0.05
+"""Probability under which a difference counts as more than noise."""
+EXACT = 16
+"""Pairs up to which the signed ranks are counted through, ties and all."""
+
+
+def find_row(results: Results, text: str) -> Row:
+    """The row that is named: by its whole name or by words of it, such as "ivon snr r2".
+
+    Raises:
+        UserError: none, or several.
+    """
+    rows = results.rows
+    exact = [row for row in rows if row.name == text]
+    found = exact or [row for row in rows if set(text.split()) <= _words(row)]
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(repr(row.name) for row in found or rows)
+    what = "several rows are called so" if found else "no such row"
+    raise UserError(f"--paired {text}: {what}; give one of {listed}")
+
+
+def _words(row: Row) -> set[str]:
+    *parts, rank = row.key
+    return {*row.name.split(), *(part for part in parts if part), f"r{rank}"}
+
+
+def compare(a: Row, b: Row) -> dict[str, Any]:
+    """Test the differences a - b over the tasks and seeds that both rows have.
+
+    Two-sided: Wilcoxon's signed ranks, which assume no distribution and so may take tasks of
+    different spread together, and Student's t for pairs, which small numbers of seeds need: of 5
+    pairs the signed ranks' smallest p is 0.0625.
+
+    Returns:
+        {"a", "b", "pairs", "difference", "interval", "wilcoxon", "t", "significant", "by", "tasks":
+        {task: the same for it alone}}: percent; `interval` is the t's at 95%; p-values; null where
+        there are too few pairs. `by` is the test that decides: wilcoxon where it can reach 5%,
+        else t.
+    Raises:
+        UserError: no pair.
+    """
+    tasks = {}
+    for task, cell in a.cells.items():
+        if task in b.cells and task not in GROUPS:
+            theirs = b.cells[task].scores
+            pairs = [score - theirs[seed] for seed, score in cell.scores.items() if seed in theirs]
+            if pairs:
+                tasks[task] = pairs
+    if not tasks:
+        raise UserError(
+            f"--paired '{a.name}' '{b.name}': they have no task and seed in common; train both "
+            "with the same --seeds"
+        )
+    together = [difference for pairs in tasks.values() for difference in pairs]
+    return {
+        "a": a.name,
+        "b": b.name,
+        **_tested(together),
+        "tasks": {task: _tested(pairs) for task, pairs in tasks.items()},
+    }
+
+
+def _tested(differences: Sequence[float]) -> dict[str, Any]:
+    from scipy import stats
+
+    d = np.array(differences)
+    count, moved = len(d), int((d != 0).sum())
+    wilcoxon = t = interval = None
+    if count > 1:
+        if moved <= 1:
+            wilcoxon = 1.0
+        elif moved <= EXACT:
+            method = stats.PermutationMethod(n_resamples=2**EXACT + 1)
+            wilcoxon = float(stats.wilcoxon(d[d != 0], method=method).pvalue)
+        else:
+            wilcoxon = float(stats.wilcoxon(d, method="approx").pvalue)
+        if np.ptp(d) > 0:
+            with warnings.catch_warnings():
+                # numbers that are nearly the same: their t is what it is
+                warnings.simplefilter("ignore", RuntimeWarning)
+                found = stats.ttest_1samp(d, 0.0)
+            t, bounds = float(found.pvalue), found.confidence_interval(0.95)
+            interval = [float(bounds.low), float(bounds.high)]
+    reaches = 2.0 ** (1 - moved) < LEVEL
+    by = "wilcoxon" if reaches or t is None else "t"
+    p = wilcoxon if by == "wilcoxon" else t
+    return {
+        "pairs": count,
+        "difference": float(d.mean()),
+        "interval": interval,
+        "wilcoxon": wilcoxon,
+        "t": t,
+        "significant": p is not None and p < LEVEL,
+        "by": by,
+    }
+
+
+def describe(found: dict[str, Any]) -> str:
+    """The test's outcome: a line for all together, one a task, and a sentence."""
+    parts = {**found["tasks"], "together": found} if len(found["tasks"]) > 1 else found["tasks"]
+    width = max(map(len, parts))
+    lines = [f"{found['a']} minus {found['b']}"]
+    lines.append(f"{'':{width}}  pairs  difference  95% interval       Wilcoxon p  t-test p")
+    for name, test in parts.items():
+        low_high = (
+            "-" if test["interval"] is None else "{:+.2f} to {:+.2f}".format(*test["interval"])
+        )
+        lines.append(
+            f"{name:{width}}  {test['pairs']:5}  {test['difference']:+10.2f}  {low_high:17}  "
+            f"{_p(test['wilcoxon']):>10}  {_p(test['t']):>8}"
+        )
+    lines.append(verdict(found))
+    return "\n".join(lines)
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """The sentence."""
+    name = {"wilcoxon": "Wilcoxon's signed-rank test", "t": "the paired t-test"}[found["by"]]
+    if found[found["by"]] is None:
+        return "one pair alone says nothing about noise"
+    if found["significant"]:
+        return f"more than noise: {name} over {found['pairs']} pairs, p < {LEVEL}"
+    return f"no more than noise: {name} over {found['pairs']} pairs, p >= {LEVEL}"
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,291 @@
+"""The results of many runs, by method row and task: what the paper's Table I is made of.
+
+A run's result.json and config.toml are all that is read; no model is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from bayeslora_cli.config import RunConfig, affecting
+from bayeslora_cli.errors import ConfigError, RunDirError
+from bayeslora_cli.resolve import SCHEDULED, resolve, scale_schedule
+from bayeslora_cli.rundir import RunDir, runs_below
+
+logger = logging.getLogger("bayeslora")
+
+# the paper's Table I: its groups of tasks, in its order
+GROUPS: dict[str, tuple[str, ...]] = {
+    "group1": ("mnli", "qqp", "qnli", "sst2"),
+    "group2": ("cola", "stsb", "mrpc", "rte"),
+}
+GROUPS["all"] = (*GROUPS["group1"], *GROUPS["group2"])
+# and its rows
+ORDER = ("full", "lora", "adalora", "adamw", "ivon", "sensitivity", "snr-abs", "snr", "magnitude",
+         "precision")  # fmt: skip
+AT = ("best_at_budget", "best", "last")
+ROW = ("method", "optimizer", "criterion", "target_rank")
+# follow from the backbone and the total number of steps, and that from the data
+_FITTED = (*SCHEDULED, "max_length")
+_DATA = ("schedule_steps", "data")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """A finished run and how it ended."""
+
+    run: RunDir
+    task: str
+    config: RunConfig
+    score: float
+    """The task's own metric in percent."""
+    result: Mapping[str, Any]
+    """result.json."""
+
+    @property
+    def row(self) -> tuple[Any, ...]:
+        """`ROW`'s values; a method without adapters has no rank."""
+        c = self.config
+        rank = c.target_rank if self.result.get("ranks") else None
+        return c.method, c.optimizer, c.criterion, rank
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """A row's scores on one task, or over a group of tasks."""
+
+    scores: Mapping[int, float]
+    """Percent by seed."""
+    mean: float
+
+    @property
+    def std(self) -> float | None:
+        """Standard deviation over the seeds (n - 1); None: there is one alone, or none for all."""
+        return stdev(self.scores.values()) if len(self.scores) > 1 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Runs of one method row with the same settings."""
+
+    key: tuple[Any, ...]
+    """`ROW`'s values."""
+    model: str
+    settings: Mapping[str, Any]
+    """What tells it from other rows of the same key."""
+    outcomes: tuple[Outcome, ...]
+    """One a task and seed."""
+
+    @property
+    def name(self) -> str:
+        """As in the names of run directories, then the settings."""
+        *parts, rank = self.key
+        name = "-".join([*(p for p in parts if p), *([f"r{rank}"] if rank is not None else [])])
+        return " ".join([name, *(f"{k}={_shown(v)}" for k, v in self.settings.items())])
+
+    @cached_property
+    def cells(self) -> dict[str, Cell]:
+        """By task, then by those of `GROUPS` whose tasks are all there."""
+        found = {}
+        for task in tasks_of(self.outcomes):
+            scores = {o.config.seed: o.score for o in self.outcomes if o.task == task}
+            found[task] = Cell(scores=scores, mean=fmean(scores.values()))
+        for group, tasks in GROUPS.items():
+            if found.keys() >= set(tasks):
+                cells = [found[task] for task in tasks]
+                seeds = [seed for seed in cells[0].scores if all(seed in c.scores for c in cells)]
+                whole = all(len(c.scores) == len(seeds) for c in cells)
+                found[group] = Cell(
+                    scores={s: fmean(c.scores[s] for c in cells) for s in seeds if whole},
+                    mean=fmean(cell.mean for cell in cells),
+                )
+        return found
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """The smallest and the largest number of seeds of its tasks."""
+        counts = [len(self.cells[task].scores) for task in tasks_of(self.outcomes)]
+        return min(counts), max(counts)
+
+    def mean(self, name: str) -> float | None:
+        """The mean over its runs of a number of result.json; None: not all have it."""
+        found = [o.result.get(name) for o in self.outcomes]
+        return fmean(found) if all(isinstance(v, int | float) for v in found) else None  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Results:
+    """What there is of the table."""
+
+    at: str
+    """The evaluation that counts, one of `AT`."""
+    rows: tuple[Row, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Tasks and groups that any row has."""
+        tasks = tasks_of([o for row in self.rows for o in row.outcomes])
+        return (*tasks, *(g for g in GROUPS if any(g in row.cells for row in self.rows)))
+
+
+def load_results(paths: Sequence[Path], at: str = AT[0]) -> Results:
+    """Read the runs at `paths`, or anywhere below them; a run that is named twice counts once.
+
+    Raises:
+        UserError: a path that is no run and holds none, or a file missing or corrupt.
+    """
+    found = {run.path.resolve(): run for path in paths for run in _finished(path)}
+    outcomes = [_outcome(run, at) for run in found.values()]
+    models = _grouped(outcomes, lambda o: o.config.model)
+    rows = [
+        row
+        for model, of_model in models.items()
+        for key, alike in _grouped(of_model, lambda o: o.row).items()
+        for row in _rows(key, model, alike, {"model": model} if len(models) > 1 else {})
+    ]
+    rank = {name: number for number, name in enumerate(ORDER)}
+    rows.sort(key=lambda r: (r.key[3] or 0, [rank.get(p, -1) for p in r.key[:3]]))
+    return Results(at=at, rows=tuple(rows))
+
+
+def _finished(path: Path) -> Iterator[RunDir]:
+    """The run at `path`, else the finished ones below it."""
+    if not path.is_dir() or RunDir(path).started:
+        yield RunDir.open(path)
+        return
+    found = False
+    for run in runs_below(path):
+        if run.finished:
+            found = True
+            yield RunDir.open(run.path)
+        else:
+            logger.warning("%s is left out: the run has not finished", run.path)
+    if not found:
+        raise RunDirError(f"{path}: not a run directory, and there is no finished run below it")
+
+
+def _outcome(run: RunDir, at: str) -> Outcome:
+    result, config = run.read_result(), run.read_config()
+    entry = result[at]
+    value = entry.get("value") if isinstance(entry, dict) else None
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise RunDirError(f"{run.result} is corrupt: {at} has no value")
+    return Outcome(
+        run=run,
+        task=str(result.get("task", config.task)),
+        config=config,
+        score=100 * value,
+        result=result,
+    )
+
+
+def tasks_of(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """The tasks, the paper's first and in its order."""
+    found = dict.fromkeys(outcome.task for outcome in outcomes)
+    known = GROUPS["all"]
+    return (*(t for t in known if t in found), *(t for t in found if t not in known))
+
+
+# ---- rows: never a mean over different settings
+
+
+def _rows(
+    key: tuple[Any, ...], model: str, outcomes: Sequence[Outcome], named: Mapping[str, Any]
+) -> Iterator[Row]:
+    """The runs of one key and model, as one row if on each task they differ in the seed alone.
+
+    Else rows of the same settings: of those in which some of the runs of a task differ. What
+    differs between tasks alone, as presets do, does not part them.
+    """
+    settings = {outcome.run.path: _settings(outcome) for outcome in outcomes}
+    late = (*_FITTED, *_DATA)
+    plain = dict.fromkeys(n for found in settings.values() for n in found if n not in late)
+    # step numbers and data only where the other settings do not tell all: they follow from them
+    for more in ((), _FITTED, (*_FITTED, *_DATA)):
+        found = {
+            path: {name: own[name] for name in (*plain, *more) if name in own}
+            for path, own in settings.items()
+        }
+        differing = _differing(outcomes, found)
+        rows: dict[Any, list[Outcome]] = {}
+        for outcome in outcomes:
+            of_run = found[outcome.run.path]
+            rows.setdefault(tuple(of_run.get(n) for n in differing), []).append(outcome)
+        if not any(_mixed(row) for row in rows.values()):
+            break
+    for values, alike in rows.items():
+        shown = {n: v for n, v in zip(differing, values, strict=True) if v is not None}
+        yield Row(key=key, model=model, settings={**named, **shown}, outcomes=tuple(_once(alike)))
+
+
+def _settings(outcome: Outcome) -> dict[str, Any]:
+    """What of the run's configuration differs from its task's preset, and `_DATA`."""
+    config = outcome.config
+    known = {name: getattr(config, name) for name in ("task", "train_file", *ROW)}
+    typed = tuple((n, v) for n, v in known.items() if v is not None)
+    usual = _usual(typed, config.schedule_steps)
+    mine = affecting(config)
+    for name in (*known, *_DATA, "seed", "model", "eval_file"):
+        del mine[name]
+    found = {n: v for n, v in mine.items() if usual is None or v != getattr(usual, n)}
+    return found | {name: getattr(config, name) for name in _DATA}
+
+
+@lru_cache(maxsize=1024)
+def _usual(typed: tuple[tuple[str, Any], ...], steps: int | None) -> RunConfig | None:
+    """What these options alone give in so many steps; None: nothing that can be."""
+    try:
+        resolved = resolve(dict(typed))
+        return resolved.config if steps is None else scale_schedule(resolved, steps)[0]
+    except ConfigError:
+        return None
+
+
+def _differing(
+    outcomes: Sequence[Outcome], settings: Mapping[Path, Mapping[str, Any]]
+) -> tuple[str, ...]:
+    """The settings that differ between runs of one task."""
+    names = dict.fromkeys(name for found in settings.values() for name in found)
+    tasks = _grouped(outcomes, lambda o: o.task).values()
+    return tuple(
+        name
+        for name in names
+        if any(len({settings[o.run.path].get(name) for o in alike}) > 1 for alike in tasks)
+    )
+
+
+def _mixed(row: Sequence[Outcome]) -> bool:
+    """Whether runs of one task differ in more than their seed, or share it."""
+    return any(
+        len({o.config.seed for o in alike}) < len(alike)
+        or len({tuple(getattr(o.config, n) for n in (*_FITTED, _DATA[0])) for o in alike}) > 1
+        for alike in _grouped(row, lambda o: o.task).values()
+    )
+
+
+def _once(outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
+    """The first run of each task and seed."""
+    for alike in _grouped(outcomes, lambda o: (o.task, o.config.seed)).values():
+        for copy in alike[1:]:
+            logger.warning("%s is left out: it is %s again", copy.run.path, alike[0].run.path)
+        yield alike[0]
+
+
+def _grouped(
+    outcomes: Sequence[Outcome], key: Callable[[Outcome], Any]
+) -> dict[Any, list[Outcome]]:
+    found: dict[Any, list[Outcome]] = {}
+    for outcome in outcomes:
+        found.setdefault(key(outcome), []).append(outcome)
+    return found
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,225 @@
+"""The paper's Table I of whatever runs there are: as data, and as cells to be drawn."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bayeslora_cli.errors import UserError
+from bayeslora_cli.results import GROUPS, ROW, Results, Row
+
+SCHEMA = 1
+COUNTED = {
+    "best_at_budget": "the best evaluation at the final rank budget",
+    "best": "the best of all evaluations",
+    "last": "the last evaluation",
+}
+TITLES = {"group1": "group 1", "group2": "group 2", "all": "all 8"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """Published values to compare with."""
+
+    source: str
+    rows: Mapping[tuple[Any, ...], Mapping[str, float]]
+    """By `results.ROW`'s values: percent by column."""
+
+
+def read_reference(path: Path) -> Reference:
+    """Read {"source", "rows": [{"method", "optimizer", "criterion", "target_rank", "values":
+    {column: percent}}]}, which `eval --json` of several runs has, too.
+
+    Raises:
+        UserError: no such file, or one of another form.
+    """
+    beginning = f"--reference {path}: "
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{beginning}cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{beginning}is no JSON: {error}") from error
+    try:
+        rows = {
+            tuple(row[name] for name in ROW): {
+                str(column): _number(value) for column, value in row["values"].items()
+            }
+            for row in found["rows"]
+        }
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{beginning}is no table of results ({type(error).__name__}: {error}); each of its "
+            f"rows needs {', '.join(ROW)} and values, a number a column"
+        ) from error
+    return Reference(source=str(found.get("source", path)), rows=rows)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no number")
+    return float(value)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """What stands in a cell of the table; empty where there is nothing."""
+
+    value: str = ""
+    spread: str = ""
+    """The standard deviation."""
+    mark: str = ""
+    """best or second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of results with what can be said of them beside each other."""
+
+    results: Results
+    reference: Reference | None = None
+
+    @cached_property
+    def marks(self) -> dict[tuple[str, str], str]:
+        """(row's name, column) -> best or second: of the means as they are printed."""
+        found: dict[tuple[str, str], str] = {}
+        for column in self.results.columns:
+            means = {r.name: f"{r.cells[column].mean:.2f}" for r in self._with(column)}
+            ranked = sorted(set(means.values()), key=float, reverse=True)
+            marked = dict(zip(ranked[:2], ("best", "second"), strict=False))
+            if len(ranked) > 1:
+                found |= {(n, column): marked[m] for n, m in means.items() if m in marked}
+        return found
+
+    def _with(self, column: str) -> Iterator[Row]:
+        return (row for row in self.results.rows if column in row.cells)
+
+    def differences(self, row: Row) -> dict[str, float]:
+        """The row's means minus the reference's, of the columns that both have."""
+        theirs = {} if self.reference is None else self.reference.rows.get(row.key, {})
+        return {c: cell.mean - theirs[c] for c, cell in row.cells.items() if c in theirs}
+
+    # ---- to be drawn
+
+    def titles(self) -> list[str]:
+        """The columns' heads; the first one's is empty."""
+        columns = [TITLES.get(column, column) for column in self.results.columns]
+        return ["", *columns, "seeds", "params", "time"]
+
+    def lines(self) -> Iterator[tuple[str, list[Entry]]]:
+        """Each row's name and cells; differences from a reference are a row of their own."""
+        columns = self.results.columns
+        for row in self.results.rows:
+            cells = [self._entry(row, column) for column in columns]
+            low, high = row.seeds
+            last = (
+                f"{low}" if low == high else f"{low}-{high}",
+                _millions(row.mean("trainable_parameters")),
+                _time(row.mean("seconds")),
+            )
+            yield row.name, [*cells, *(Entry(value=text) for text in last)]
+            found = self.differences(row)
+            if found:
+                entries = [Entry(value=f"{found[c]:+.2f}" if c in found else "") for c in columns]
+                yield "- reference", [*entries, Entry(), Entry(), Entry()]
+
+    def _entry(self, row: Row, column: str) -> Entry:
+        cell = row.cells.get(column)
+        if cell is None:
+            return Entry()
+        return Entry(
+            value=f"{cell.mean:.2f}",
+            spread="" if cell.std is None else f"{cell.std:.2f}",
+            mark=self.marks.get((row.name, column), ""),
+        )
+
+    def caption(self) -> str:
+        """What the numbers are."""
+        outcomes = [outcome for row in self.results.rows for outcome in row.outcomes]
+        seconds: list[Any] = [o.result.get("seconds") for o in outcomes]
+        text = (
+            f"{COUNTED[self.results.at]}, in percent: mean and standard deviation over seeds; "
+            f"params: trained at first; time: of one run on average; {len(outcomes)} "
+            f"run{'s' if len(outcomes) > 1 else ''}"
+        )
+        if all(isinstance(s, int | float) for s in seconds):
+            text += f", {_time(sum(seconds))} together"
+        if self.reference is not None:
+            text += f"; reference: {self.reference.source}"
+        return text
+
+    # ---- as data
+
+    def to_json(self) -> dict[str, Any]:
+        """{"schema", "at", "columns", "rows": [{"name", "method", "optimizer", "criterion",
+        "target_rank", "model", "settings", "values", "std", "scores", "marks",
+        "trainable_parameters", "kept_parameters", "seconds", "steps_per_second", "runs"}]}.
+
+        `values` (means) and `std` are percent by column, `scores` percent by task and seed;
+        `settings` tell a row from others of the same method, optimizer, criterion and rank. With a
+        reference `reference`, its source, and in rows that it has `difference` by column.
+        """
+        rows = []
+        for row in self.results.rows:
+            found: dict[str, Any] = {
+                "name": row.name,
+                **dict(zip(ROW, row.key, strict=True)),
+                "model": row.model,
+                "settings": dict(row.settings),
+                "values": {c: cell.mean for c, cell in row.cells.items()},
+                "std": {c: cell.std for c, cell in row.cells.items()},
+                "scores": {
+                    column: {str(seed): score for seed, score in cell.scores.items()}
+                    for column, cell in row.cells.items()
+                    if column not in GROUPS
+                },
+                "marks": {c: m for (name, c), m in self.marks.items() if name == row.name},
+            }
+            for name in (
+                "trainable_parameters", "kept_parameters", "seconds", "steps_per_second",
+            ):  # fmt: skip
+                found[name] = row.mean(name)
+            found["runs"] = [str(outcome.run.path) for outcome in row.outcomes]
+            if difference := self.differences(row):
+                found["difference"] = difference
+            rows.append(found)
+        table = {"schema": SCHEMA, "at": self.results.at, "columns": list(self.results.columns)}
+        source = {} if self.reference is None else {"reference": self.reference.source}
+        return {**table, **source, "rows": rows}
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """A row a method row and column, for scripts."""
+        for row in self.results.rows:
+            differences = self.differences(row)
+            for column, cell in row.cells.items():
+                yield {
+                    "name": row.name,
+                    **dict(zip(ROW, row.key, strict=True)),
+                    "model": row.model,
+                    "column": column,
+                    "mean": cell.mean,
+                    "std": cell.std,
+                    "seeds": len(cell.scores),
+                    "mark": self.marks.get((row.name, column)),
+                    "difference": differences.get(column),
+                    "trainable_parameters": row.mean("trainable_parameters"),
+                    "kept_parameters": row.mean("kept_parameters"),
+                    "seconds": row.mean("seconds"),
+                }
+
+
+def _millions(parameters: float | None) -> str:
+    if parameters is None:
+        return ""
+    return f"{parameters / 1e6:.2f}M" if parameters >= 1e5 else f"{parameters / 1e3:.1f}k"
+
+
+def _time(seconds: float | None) -> str:
+    from bayeslora_cli.console import duration
+
+    return "" if seconds is None else duration(seconds)

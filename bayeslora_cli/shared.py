@@ -1,0 +1,50 @@
+"""What the runs of one process share: the rows that they read, and the rows' tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bayeslora_cli.batches import TokenisedSplit, tokenise
+from bayeslora_cli.config import RunConfig
+from bayeslora_cli.data import load_examples
+from bayeslora_cli.tasks import Examples, Task
+
+_SOURCE = ("task", "data", "train_file", "eval_file", "text_columns", "label_column")
+
+
+class Shared:
+    """Keeps the last task's rows and tokens, which runs that differ in seed or method all want."""
+
+    def __init__(self) -> None:
+        self._rows: tuple[Any, tuple[Task, dict[str, Examples]]] | None = None
+        self._tokens: tuple[Any, dict[str, TokenisedSplit]] | None = None
+
+    def examples(self, config: RunConfig) -> tuple[Task, dict[str, Examples]]:
+        """As `data.load_examples` has them.
+
+        Raises:
+            UserError: as it does.
+        """
+        key = tuple(getattr(config, name) for name in _SOURCE)
+        if self._rows is None or self._rows[0] != key:
+            self._rows = self._tokens = None  # not the old ones beside the new
+            self._rows = key, load_examples(config)
+        return self._rows[1]
+
+    def tokens(
+        self, config: RunConfig, task: Task, examples: Mapping[str, Examples], tokenizer: Any
+    ) -> dict[str, TokenisedSplit]:
+        """The tokens of each split of `examples`, which are the last that were asked for.
+
+        Raises:
+            UserError: as `batches.tokenise` does.
+        """
+        key = config.model, config.max_length
+        if self._tokens is None or self._tokens[0] != key:
+            found = {
+                name: tokenise(rows, tokenizer, config.max_length, regression=task.regression)
+                for name, rows in examples.items()
+            }
+            self._tokens = key, found
+        return dict(self._tokens[1])

@@ -1,0 +1,62 @@
+"""A sweep's runs, one after the other in this process or several at a time in others."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bayeslora_cli.console import Progress
+from bayeslora_cli.errors import BayesloraError, Preempted
+from bayeslora_cli.signals import Stop
+from bayeslora_cli.sweep import PlannedRun
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+logger = logging.getLogger("bayeslora")
+
+
+def run_sweep(
+    runs: Sequence[PlannedRun], jobs: int, console: Console, stop: Stop
+) -> dict[str, str]:
+    """Train all that are not done yet; what has gone wrong: the run's label -> what.
+
+    A run that fails does not keep the others from theirs.
+
+    Raises:
+        Preempted: a signal has come; the states are saved.
+    """
+    todo = [run for run in runs if not run.is_done()]
+    if len(todo) < len(runs):
+        logger.info("%d of %d runs are done already", len(runs) - len(todo), len(runs))
+    if jobs > 1 and len(todo) > 1:
+        from bayeslora_cli.sweep_jobs import run_jobs
+
+        return run_jobs(todo, min(jobs, len(todo)), console, stop)
+    return _one_by_one(todo, console, stop)
+
+
+def _one_by_one(runs: Sequence[PlannedRun], console: Console, stop: Stop) -> dict[str, str]:
+    problems: dict[str, str] = {}
+    if not runs:
+        return problems
+    from bayeslora_cli.engine import train
+    from bayeslora_cli.shared import Shared
+
+    shared = Shared()
+    for number, planned in enumerate(runs, start=1):
+        logger.info("run %d of %d: %s", number, len(runs), planned.label)
+        try:
+            train(planned.resolved, Progress(console), stop, shared)
+        except Preempted:
+            raise
+        except BayesloraError as error:
+            problems[planned.label] = str(error)
+            logger.error("%s failed: %s", planned.label, error)
+        except Exception as error:  # a bug in one run is not the others'
+            problems[planned.label] = f"{type(error).__name__}: {error}"
+            logger.exception("%s failed", planned.label)
+        gc.collect()  # a network is full of cycles, and the next one needs its memory
+    return problems

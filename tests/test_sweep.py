@@ -1,0 +1,233 @@
+"""Lists of options become runs, each the one that its own command line gives."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from dataclasses import replace
+
+import pytest
+import typer
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from bayeslora_cli import cli
+from bayeslora_cli.config import CRITERION_NAMES, FIELDS, METHODS, OPTIMIZERS, to_toml
+from bayeslora_cli.errors import ConfigError
+from bayeslora_cli.resolve import resolve
+from bayeslora_cli.sweep import MOST, expand, parse_names, parse_numbers
+from tests.strategies import TABLE, TYPED
+
+TASKS = ("rte", "mrpc", "cola", "demo")
+
+
+def some(values, most=3):
+    return st.lists(st.sampled_from(values), min_size=1, max_size=most, unique=True)
+
+
+AXES = st.fixed_dictionaries(
+    {"task": some(TASKS)},
+    optional={
+        "method": some(METHODS),
+        "optimizer": some(OPTIMIZERS),
+        "criterion": some(CRITERION_NAMES, 5),
+        "target_rank": some([1, 2, 4]),
+        "seed": some([1, 2, 2021]),
+    },
+)
+
+
+def listed(axes):
+    return {name: ",".join(map(str, values)) for name, values in axes.items()}
+
+
+def rows(axes):
+    """The method rows that an obvious reading of the lists gives, as a set."""
+    found = set()
+    for method in axes.get("method", ["adalora"]):
+        default = "ivon" if method == "adalora" else "adamw"
+        for optimizer in axes.get("optimizer", [default]):
+            allowed = TABLE[method, optimizer]
+            for criterion in axes.get("criterion", allowed[:1]):
+                if allowed == [None]:
+                    found.add((method, optimizer, None))
+                elif criterion in allowed:
+                    found.add((method, optimizer, criterion))
+    return found
+
+
+@given(AXES)
+@settings(deadline=None)
+def test_every_possible_combination_is_a_run_and_no_other(axes):
+    single = all(len(axes.get(n, "x")) == 1 for n in ("method", "optimizer", "criterion"))
+    expected = rows(axes)
+    if single and "criterion" in axes and (None in {c for *_, c in expected}):
+        expected = set()  # an ordinary run with a criterion too many
+    if not expected:
+        with pytest.raises(ConfigError, match="--criterion"):
+            expand(listed(axes))
+        return
+    found = [run.resolved.config for run in expand(listed(axes)).runs]
+    points = [
+        (c.task, c.method, c.optimizer, c.criterion,
+         None if c.method == "full" else c.target_rank, c.seed)
+        for c in found
+    ]  # fmt: skip
+    ranks, seeds = axes.get("target_rank", [2]), axes.get("seed", [2021])
+    assert set(points) == {
+        (task, *row, None if row[0] == "full" else rank, seed)
+        for task, row, rank, seed in itertools.product(axes["task"], expected, ranks, seeds)
+    }
+    assert len(points) == len(set(points))
+
+
+@given(AXES, TYPED)
+@settings(deadline=None)
+def test_each_is_what_its_own_options_resolve_to(axes, typed):
+    """Presets of each task included; and no two have one directory."""
+    try:
+        sweep = expand({**typed, **listed(axes)})
+    except ConfigError:
+        return
+    for run in sweep.runs:
+        alone = resolve(run.typed)
+        assert replace(alone, notices=()) == replace(run.resolved, notices=())
+    paths = [run.run.path for run in sweep.runs]
+    assert len(set(paths)) == len(paths)
+
+
+def as_typed(line):
+    """What the command line makes of a command: (fields, preset)."""
+    program, command, *arguments = shlex.split(line)
+    assert (program, command) == ("bayeslora", "train")
+    parser = typer.main.get_command(cli.app).commands["train"]
+    given = parser.make_context("train", arguments).params
+    typed = {n: v for n, v in given.items() if n in FIELDS and v is not None}
+    for name in ("target_modules", "text_columns", "log_to"):
+        if name in typed:
+            typed[name] = tuple(part for part in typed[name].split(",") if part)
+    return typed, given["preset"]
+
+
+@given(AXES, TYPED, st.sampled_from([None, "learned-posterior"]))
+@settings(deadline=None, max_examples=30)
+@example({"task": ["rte"]}, {"data": "/", "output": "a 'b' $c", "overwrite": True}, None)
+@example({"task": ["rte"]}, {"target_modules": ("query", "x y"), "deterministic": True}, None)
+@example({"task": ["rte"]}, {"lr": 1e-7, "ess": 1e22, "output": "-x", "model": "a/b"}, None)
+def test_a_printed_command_gives_the_very_run(axes, typed, preset):
+    typed = {name: value for name, value in typed.items() if value is not None}
+    try:
+        sweep = expand({**typed, **listed(axes)}, preset)
+    except ConfigError:
+        return
+    for run in sweep.runs:
+        again, its_preset = as_typed(run.command())
+        (alone,) = expand(again, its_preset).runs
+        assert alone.run.path == run.run.path
+        assert alone.resolved.config == run.resolved.config
+
+
+def test_what_is_left_out_is_said_once():
+    sweep = expand(
+        {"task": "rte,mrpc", "seed": "1-3", "method": "adalora,lora", "optimizer": "adamw",
+         "criterion": "snr,sensitivity", "lr": 0.1, "ess": 3.0}
+    )  # fmt: skip
+    assert len(sweep.runs) == 2 * 2 * 3
+    assert sweep.notices == (
+        "left out --method adalora --optimizer adamw --criterion snr (6 runs): --criterion snr: "
+        "needs a posterior: use --optimizer ivon, or one of sensitivity, magnitude",
+        "--method lora allocates no ranks: it is trained without --criterion",
+        "--ess has no effect with --optimizer adamw",
+    )
+    assert not any(run.resolved.notices for run in sweep.runs)
+
+
+def test_one_run_is_the_ordinary_run():
+    sweep = expand({"task": "rte", "seed": "7", "optimizer": "adamw", "ess": 3.0})
+    (run,) = sweep.runs
+    assert sweep.notices == ()
+    assert run.resolved == resolve({"task": "rte", "seed": 7, "optimizer": "adamw", "ess": 3.0})
+    with pytest.raises(ConfigError) as caught:
+        expand({"task": "rtee", "lr": -1.0})
+    assert [p.split()[0] for p in caught.value.problems] == ["--task", "--lr"]
+
+
+def test_seeds_vary_fastest_and_tasks_slowest():
+    runs = expand({"seed": "2-3", "criterion": "snr,magnitude", "task": "rte,cola"}).runs
+    found = [(c.task, c.criterion, c.seed) for c in (run.resolved.config for run in runs)]
+    assert found == list(itertools.product(("rte", "cola"), ("snr", "magnitude"), (2, 3)))
+    assert runs[0].label == "rte-adalora-ivon-snr-r2/seed-2"
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ({"criterion": "snr,snrr"}, r"--criterion snrr: choose .*\(did you mean snr\?\)"),
+        ({"task": "rte,mrcp"}, r"--task mrcp: choose .*\(did you mean mrpc\?\)"),
+        ({"seed": "5-1"}, "--seeds 5-1: the range 5-1 is empty"),
+        ({"seed": f"1-{MOST + 1}"}, "more than 10,000 numbers"),
+        ({"seed": "1,,2"}, "--seeds 1,,2: give whole numbers"),
+        ({"seed": ""}, "--seeds : give whole numbers"),
+        ({"seed": "1.5"}, "--seeds 1.5"),
+        ({"target_rank": "two"}, "--target-rank two: give whole numbers"),
+        ({"method": ","}, "--method ,: give a name"),
+    ],
+)
+def test_lists_that_cannot_be_read(typed, message):
+    with pytest.raises(ConfigError, match=message):
+        expand({"task": "rte", **typed})
+
+
+def test_a_number_that_cannot_be_is_left_out_as_any_combination():
+    (notice,) = expand({"task": "rte", "target_rank": "2,0"}).notices
+    assert notice.startswith("left out --task rte --target-rank 0 (1 run): --target-rank 0: must ")
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=8))
+def test_numbers(numbers):
+    assert parse_numbers(",".join(map(str, numbers))) == tuple(dict.fromkeys(numbers))
+    low, high = min(numbers), max(numbers)
+    assert parse_numbers(f" {low}-{high} ") == tuple(range(low, high + 1))
+
+
+def test_names_keep_their_order_and_come_once():
+    assert parse_names(" b, a,,b ") == ("b", "a")
+
+
+# ---- what is done
+
+
+@pytest.fixture
+def planned(tmp_path):
+    (run,) = expand({"task": "rte", "output": str(tmp_path)}).runs
+    return run
+
+
+def finish(run, **other):
+    directory = run.run
+    directory.path.mkdir(parents=True)
+    config = replace(run.resolved.config, t_init=3, schedule_steps=9, max_length=7, **other)
+    directory.config.write_text(to_toml(config))
+    directory.result.write_text("{}")
+
+
+def test_a_finished_run_is_done(planned):
+    assert not planned.is_done()
+    finish(planned)
+    assert planned.is_done()
+    planned.run.result.unlink()
+    assert not planned.is_done()
+
+
+@pytest.mark.parametrize("other", [{"lr": 3.0}, {"seed": 1}, {"data": "elsewhere"}])
+def test_another_run_in_its_place_is_not_it(planned, other):
+    finish(planned, **other)
+    assert not planned.is_done()
+
+
+def test_what_is_to_be_overwritten_is_not_done(planned):
+    finish(planned)
+    again = expand({**planned.typed, "overwrite": True}).runs[0]
+    assert not again.is_done()
+    planned.run.config.write_text("no toml")
+    assert not planned.is_done()

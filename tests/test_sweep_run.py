@@ -1,0 +1,178 @@
+"""Sweeps from outside: what is trained, skipped, printed and returned."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from bayeslora_cli import engine
+from bayeslora_cli.cli import main
+from bayeslora_cli.errors import NonFiniteError, Preempted
+from tests.faults import contents
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """Type `bayeslora train ...` in this process: (exit code, stdout, stderr)."""
+
+    def run_it(*arguments):
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys, "argv", ["bayeslora", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return stopped.value.code or 0, *capsys.readouterr()
+
+    return run_it
+
+
+@pytest.fixture
+def options(backbone, rte):
+    return [
+        "train", "--task", "rte", "--data", rte, "--model", backbone("bert", dropout=0.1),
+        "--max-steps", 4, "--batch-size", 8, "--device", "cpu", "--target-modules", "query,value",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Seeds as they are trained; those in `trained.fail` fail as told."""
+
+    class Trained(list):
+        def __init__(self):
+            self.fail = {}
+
+    seen, real = Trained(), engine.train
+
+    def train(resolved, progress, stop, shared=None):
+        seed = resolved.config.seed
+        seen.append(seed)
+        if seed in seen.fail:
+            raise seen.fail[seed]
+        return real(resolved, progress, stop, shared)
+
+    monkeypatch.setattr(engine, "train", train)
+    return seen
+
+
+def test_runs_of_one_process_are_those_of_several(typed, options, tmp_path):
+    """To the bit, whatever ran before in the same process."""
+    lists = ["--method", "adalora,lora", "--criterion", "snr,magnitude", "--seeds", "1-2"]
+    code, out, err = typed(*options, *lists, "--output", tmp_path / "a")
+    assert code == 0, err
+    table, _, paths = out.strip().split("\n\n")
+    assert [line.split()[0] for line in table.splitlines()[1:]] == [
+        "lora-adamw-r2", "adalora-ivon-snr-r2", "adalora-ivon-magnitude-r2",
+    ]  # fmt: skip
+    runs = [Path(line) for line in paths.splitlines()]
+    assert len(runs) == 6
+    assert "run 6 of 6: rte-lora-adamw-r2-" in err
+
+    _, out, _ = typed(*options, *lists, "--output", tmp_path / "b", "--print-commands")
+    commands = [shlex.split(line)[1:] for line in out.splitlines()]
+    assert len(commands) == 6
+    for run, command in zip(runs, reversed(commands), strict=True):  # in another order
+        _, out, _ = typed(*command)
+        alone = Path(out.splitlines()[-1])
+        same = tmp_path / "a" / alone.relative_to(tmp_path / "b")
+        assert contents(same) == contents(alone)
+        assert run in runs
+
+
+def test_what_is_done_is_skipped_and_what_fails_keeps_nobody_back(
+    typed, options, tmp_path, trained
+):
+    options += ["--output", tmp_path]
+    assert typed(*options, "--seeds", "2")[0] == 0
+    trained.clear()
+    trained.fail = {1: NonFiniteError("step 3: it diverged"), 4: RuntimeError("a bug")}
+    code, out, err = typed(*options, "--seeds", "1-5")
+    assert code == 1
+    assert trained == [1, 3, 4, 5]
+    paths = out.strip().split("\n\n")[-1]
+    assert [line[-6:] for line in paths.splitlines()] == ["seed-2", "seed-3", "seed-5"]
+    assert "1 of 5 runs are done already" in err
+    last = err[err.rindex("error: ") :].splitlines()
+    assert last[0] == "error: 2 of 5 runs failed"
+    assert last[1].endswith("/seed-1: step 3: it diverged")
+    assert last[2].endswith("/seed-4: RuntimeError: a bug")
+    assert "Traceback" in err  # a bug's, among the lines before
+
+    trained.clear()
+    trained.fail = {}
+    code, out, err = typed(*options, "--seeds", "1-5", "--json")
+    assert code == 0, err
+    assert trained == [1, 4]
+    found = json.loads(out)
+    assert [Path(run["run"]).name for run in found] == [f"seed-{seed}" for seed in range(1, 6)]
+    assert all("best_at_budget" in run for run in found)
+
+
+def test_failures_in_json(typed, options, tmp_path, trained):
+    trained.fail = {1: NonFiniteError("it diverged")}
+    code, out, _ = typed(*options, "--output", tmp_path, "--seeds", "1,2", "--json")
+    assert code == 1
+    good, bad = json.loads(out)
+    assert good["steps"] == 4
+    assert bad == {"run": str(Path(good["run"]).with_name("seed-1")), "error": "it diverged"}
+
+
+def test_a_stop_stops_the_sweep(typed, options, tmp_path, trained):
+    trained.fail = {2: Preempted("stopped by SIGTERM")}
+    code, out, err = typed(*options, "--output", tmp_path, "--seeds", "1-3")
+    assert (code, out) == (75, "")
+    assert trained == [1, 2]
+    assert err.endswith("stopped by SIGTERM\n")
+
+
+def test_one_run_is_the_ordinary_run(typed, options, tmp_path, trained):
+    """Its table, its path, one JSON object."""
+    options += ["--output", tmp_path]
+    code, out, _ = typed(*options, "--seeds", "5", "--jobs", 3)
+    assert code == 0
+    assert "best_at_budget" in out
+    assert out.splitlines()[-1].endswith("seed-5")
+    assert isinstance(json.loads(typed(*options, "--seed", "5", "--json")[1]), dict)
+    trained.fail = {1: NonFiniteError("it diverged")}
+    assert typed(*options, "--seeds", "1")[::2] == (1, "error: it diverged\n")
+
+
+def test_jobs_of_real_trainings(typed, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])  # where `-m bayeslora_cli` is found
+    code, out, err = typed(*options, "--output", tmp_path / "a", "--seeds", "1-2", "--jobs", 2)
+    assert code == 0, err
+    runs = [Path(line) for line in out.strip().split("\n\n")[-1].splitlines()]
+    _, alone, _ = typed(*options, "--output", tmp_path / "b", "--seed", 2)
+    assert contents(runs[1]) == contents(Path(alone.splitlines()[-1]))
+    assert (runs[0].parent / "seed-1.log").read_text().splitlines()[-1] == str(runs[0])
+    assert "seed-2 is done, " in err
+
+
+def test_plans_of_a_sweep(typed, options, tmp_path):
+    code, out, _ = typed(*options, "--output", tmp_path, "--seeds", "1-2", "--dry-run", "--json")
+    assert code == 0
+    assert [plan["run"][-6:] for plan in json.loads(out)] == ["seed-1", "seed-2"]
+    _, out, _ = typed(*options, "--output", tmp_path, "--seeds", "1-2", "--dry-run")
+    assert out.count("Nothing was trained.") == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "1-2", "--seed", 3], "--seed 3: not together with --seeds 1-2"),
+        (["--seeds", "x"], "--seeds x: give whole numbers"),
+        (["--seeds", "1-2", "--jobs", 0], "--jobs 0: must be at least 1"),
+        (["--seeds", "1-2", "--lr", -1], "--lr -1.0: must be positive"),
+        (["--seeds", "1-2", "--data", "no-such"], "--data no-such: no such directory"),
+    ],
+)
+def test_what_a_user_can_mend_is_said_once(typed, options, tmp_path, arguments, message):
+    code, out, err = typed(*options, "--output", tmp_path, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count(message) == 1
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,8 @@ Layout of the buffer, each block starting at a multiple of 256 bytes:
     A (G, r, in), B (G, out, r)      a pair for each group of equal shapes, in the model's order
     full                             backbone weights that are trained themselves
     head                             always computed in fp32
+    gate, range, fixed               B-LoRA's gates, the logarithms of its quantizers' ranges, and
+                                     what is kept with them and not trained; fp32
 
 The singular values of all matrices are neighbours so that a mask, a score and a sort over all
 triplets need no gathering; the rest is grouped by shape so that a batched product serves a group.
@@ -21,6 +23,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+ROLES = ("full", "head", "gate", "range", "fixed")  # of what is no adapter's, as it is laid out
 ALIGNMENT = 256 // 4  # elements of fp32: cuBLAS and vectorised kernels like 256-byte starts
 
 
@@ -40,7 +43,7 @@ class Segment:
 
     name: str
     role: str
-    """adapter, full or head (gate and range are B-LoRA's)."""
+    """adapter, full, head, gate, range or fixed."""
     shape: tuple[int, ...]
     offset: int
 
@@ -84,7 +87,8 @@ class AdapterBank:
     theta (N,): what the modules see; mean (N,): the posterior's mean, the same tensor without a
     posterior; noise (N,): theta - mean, with a posterior; local (N,): gradient of one backward
     pass; grad (2, N) or (1, N): the step's average of g and of noise * g; mask (n, r): 1 for a kept
-    triplet, 0 for a pruned one.
+    triplet, 0 for a pruned one. parts: where each role lies in them; weights: what an optimizer of
+    weights may touch.
     """
 
     def __init__(
@@ -100,7 +104,7 @@ class AdapterBank:
 
         Args:
             matrices: adapted matrices, all of one rank, in the model's order.
-            others: (name, role, parameter), roles full and head; a parameter counts once.
+            others: (name, role, parameter), the roles of `ROLES`; a parameter counts once.
             posterior: keep a mean apart from theta, and noise.
             device: where the buffers live; the modules must be there already.
             compute_dtype: of the views of adapters and backbone weights; the head's are fp32.
@@ -115,13 +119,17 @@ class AdapterBank:
         parameters: dict[str, nn.Parameter] = {}
         end = self._lay_out_matrices(parameters)
         self.adapter_end = end
-        for role in ("full", "head"):
-            if role == "head":
-                self._low_end = end if compute_dtype != torch.float32 else 0
+        self.parts: dict[str, slice] = {}
+        for role in ROLES:
+            start = end
             for name, its_role, parameter in others:
                 if its_role == role:
                     parameters[name] = parameter
                     end = self._append(name, role, tuple(parameter.shape), end)
+            self.parts[role] = slice(start, end)
+        self.weights = slice(0, self.parts["head"].stop)
+        low_end = self.parts["full"].stop
+        self._low_end = low_end if compute_dtype != torch.float32 else 0
         assert len({id(p) for p in parameters.values()}) == len(parameters), "a parameter twice"
         self.size = end
 
@@ -238,7 +246,8 @@ class AdapterBank:
 
     def collect(self) -> None:
         """Bring the gradients of one backward pass into `local` (fp32)."""
-        self.local[: self._low_end].copy_(self._low_local)
+        # added: quantized weights bring theirs in fp32
+        self.local[: self._low_end].add_(self._low_local)
 
     def accumulate(self, weight: float, *, first: bool) -> None:
         """grad += weight * [local, noise * local]; the first pass of a step overwrites it."""
@@ -295,7 +304,7 @@ class AdapterBank:
 
     def trainable(self) -> int:
         """Number of trained elements at the initial rank, padding not counted."""
-        return sum(s.stop - s.offset for s in self.segments.values())
+        return sum(s.stop - s.offset for s in self.segments.values() if s.role != "fixed")
 
     def kept(self) -> int:
         """Number of trained elements without those of pruned triplets."""

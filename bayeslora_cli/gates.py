@@ -1,0 +1,273 @@
+"""B-LoRA's gates over ranks and bit widths (Meo et al., arXiv 2406.13046), for all matrices at once.
+
+n matrices of rank r, q quantized operands each, a ladder of L widths. Parameters, all in the bank:
+
+    gates.bits (n, q, L - 1)    logits: does a quantizer go beyond its first, second, … width
+    gates.ranks (n, r - 1)      logits: does a matrix keep its second, third, … rank
+    ranges (n, q)               ln of the quantizers' ranges
+    signed (n, q)               1 where a range is [-beta, beta], 0 where it is [0, beta]; not trained
+
+What the layers take is computed here before each pass, a handful of kernels for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora_cli.bank import AdapterBank
+from bayeslora_cli.gated import E_FLOOR, GatedLinear, Operands
+from bayeslora_cli.hard_concrete import MARGIN, START, is_open, nested, probability, sampled
+from bayeslora_cli.quantizer import SMALLEST_RANGE, Quantizers, constants, intervals, quantize
+
+OPERANDS = ("A", "B", "E", "x", "a", "h")
+"""Quantized: the weights, the adapter's input, what A makes of it, and that times E."""
+BASE = "W"
+"""The frozen weight, where it is quantized as well; its product then takes the quantized input."""
+WEIGHTS = ("A", "B", "E", BASE)
+FLOAT, LEARNING, FIXED = "float", "learning", "fixed"
+"""Modes: no quantizers and no gates; gates drawn; gates at their thresholds."""
+
+
+class Plan(NamedTuple):
+    """What is gated."""
+
+    bits: bool
+    ranks: bool
+    ladder: tuple[int, ...]
+    base: bool
+    """The frozen weights are quantized as well."""
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """Of each matrix, what is quantized."""
+        return ((*OPERANDS, BASE) if self.base else OPERANDS) if self.bits else ()
+
+
+class Gates:
+    """The parameters, and what the layers take in each mode."""
+
+    def __init__(self, plan: Plan, layers: Mapping[str, GatedLinear], rank: int) -> None:
+        """Parameters at their start, which the bank moves; `attach` comes next."""
+        self.plan, self.rank = plan, rank
+        self.layers = tuple(layers.values())
+        self.mode = FIXED
+        self.generator: torch.Generator | None = None
+        """Draws the gates, where they are learned."""
+        self.quantized = frozenset(plan.operands)
+        """Operands whose quantizers are in use: an export may lose some."""
+        n, q = len(layers), len(plan.operands)
+        found: dict[str, tuple[str, Tensor]] = {}
+        if q and len(plan.ladder) > 1:
+            found["gates.bits"] = "gate", torch.full((n, q, len(plan.ladder) - 1), START)
+        if plan.ranks and rank > 1:
+            found["gates.ranks"] = "gate", torch.full((n, rank - 1), START)
+        if q:
+            found["ranges"] = "range", torch.zeros(n, q)
+            found["signed"] = "fixed", torch.ones(n, q)
+        self.parameters = [(name, role, nn.Parameter(p)) for name, (role, p) in found.items()]
+
+    def attach(self, bank: AdapterBank, dtype: torch.dtype) -> None:
+        """Take views of the bank, which holds the parameters now.
+
+        Args:
+            dtype: of the layers' own weights and what they compute in.
+        """
+        self.bank, self.dtype = bank, dtype
+        device = bank.theta.device
+        own = {name: parameter for name, _, parameter in self.parameters}
+        self.bits, self.ranks = own.get("gates.bits"), own.get("gates.ranks")
+        self.ranges, self.signed = own.get("ranges"), own.get("signed")
+        # fp32 whatever the layers see; their gradients are added to `bank.local` in place
+        self._e = _leaf(bank.singular_values(bank.theta), bank.singular_values(bank.local))
+        self._a = [_leaf(g.view_a(bank.theta), g.view_a(bank.local)) for g in bank.groups]
+        self._b = [_leaf(g.view_b(bank.theta), g.view_b(bank.local)) for g in bank.groups]
+        members = [index for group in bank.groups for index in group.members]
+        self._order = torch.tensor(members, dtype=torch.long, device=device)
+        self._members, self._sizes = members, [len(group.members) for group in bank.groups]
+        self._divisors = torch.tensor(
+            intervals(self.plan.ladder), dtype=torch.float32, device=device
+        )
+        gates = [p for p in (self.bits, self.ranks) if p is not None]
+        self._u = torch.zeros(sum(p.numel() for p in gates), device=device)
+
+    # ---- the gates themselves
+
+    def levels(self, bits: Tensor) -> Tensor:
+        """Place in the ladder at the thresholds, of logits (..., L - 1): (...) int64."""
+        return nested(is_open(bits).long()).sum(-1)
+
+    def mask(self, ranks: Tensor) -> Tensor:
+        """1 for the ranks kept at the thresholds, of logits (..., r - 1): (..., r)."""
+        first = torch.ones_like(ranks[..., :1])
+        return torch.cat((first, nested(is_open(ranks).to(ranks.dtype))), -1)
+
+    def in_buffer(self, name: str, flat: Tensor) -> Tensor | None:
+        """A parameter in a flat buffer (N,); None: the plan has none of it."""
+        segment = self.bank.segments.get(name)
+        return None if segment is None else segment.view(flat)
+
+    def levels_in(self, flat: Tensor) -> Tensor:
+        """`levels` of a flat buffer (N,): (n, q)."""
+        bits = self.in_buffer("gates.bits", flat)
+        shape = (len(self.layers), len(self.plan.operands))
+        if bits is None:  # a ladder of one width
+            return torch.zeros(shape, dtype=torch.long, device=flat.device)
+        return self.levels(bits)
+
+    def mask_in(self, flat: Tensor) -> Tensor:
+        """`mask` of a flat buffer (N,): (n, r)."""
+        ranks = self.in_buffer("gates.ranks", flat)
+        if ranks is None:
+            return torch.ones(len(self.layers), self.rank, device=flat.device)
+        return self.mask(ranks)
+
+    def constants_in(self, flat: Tensor) -> Tensor:
+        """The thresholded quantizers' constants of a flat buffer (N,): (n, q, 3)."""
+        ranges, signed = self.in_buffer("ranges", flat), self.in_buffer("signed", flat)
+        assert ranges is not None
+        assert signed is not None
+        divisors = self._divisors.to(flat.device)
+        return constants(ranges, signed, divisors[self.levels_in(flat)][..., None])
+
+    # ---- what the layers take
+
+    def dress(self, *, training: bool) -> None:
+        """Give every layer its operands for the next pass.
+
+        Args:
+            training: draw the gates, where they are learned; else they are at their thresholds.
+        """
+        if self.mode == FLOAT:
+            for layer in self.layers:
+                layer.operands = None
+            return
+        draw = training and self.mode == LEARNING
+        u = self._draw() if draw else {}
+        by = self._quantizers(u.get("bits")) if self.plan.operands else None
+        parts = {} if by is None else self._by_operand(by)
+        a, b = self._factors("A", self._a, parts), self._factors("B", self._b, parts)
+        scale = self.layers[0].scale
+        e = quantize(self._e, parts["E"]) if "E" in parts else self._e
+        e = (e * self._rank_gates(u.get("ranks")) * (1 if b else scale)).to(self.dtype)
+        rows = {name: _rows(parts[name]) for name in ("x", "a", "h", BASE) if name in parts}
+        none: list[None] = [None] * len(self.layers)
+        for layer, *operands in zip(
+            self.layers, a or none, e.unbind(0), b or none,
+            *(rows.get(name, none) for name in ("x", "a", "h", BASE)), strict=True,
+        ):  # fmt: skip
+            layer.operands = Operands(*operands)
+
+    def _draw(self) -> dict[str, Tensor]:
+        """Uniform numbers for all gates, in one call."""
+        self._u.uniform_(MARGIN, 1 - MARGIN, generator=self.generator)
+        u, start = {}, 0
+        for name, logits in (("bits", self.bits), ("ranks", self.ranks)):
+            if logits is not None:
+                u[name] = self._u[start : start + logits.numel()].view(logits.shape)
+                start += logits.numel()
+        return u
+
+    def _quantizers(self, u: Tensor | None) -> Quantizers:
+        """Of all operands: (n, q, 1 + L) and (n, q, 2 + L), L = 1 at the thresholds."""
+        assert self.ranges is not None
+        assert self.signed is not None
+        first = torch.ones_like(self.ranges)[..., None]
+        if u is None:
+            found = self.constants_in(self.bank.theta)
+            return Quantizers(torch.cat((self.ranges[..., None], first), -1), found)
+        assert self.bits is not None
+        reached = torch.cat((first, nested(sampled(self.bits, u))), -1)  # (n, q, L)
+        shares = torch.cat((reached[..., :-1] - reached[..., 1:], reached[..., -1:]), -1)
+        return Quantizers(
+            torch.cat((self.ranges[..., None], shares), -1),
+            constants(self.ranges, self.signed, self._divisors.expand(shares.shape)),
+        )
+
+    def _by_operand(self, by: Quantizers) -> dict[str, Quantizers]:
+        parts = zip(self.plan.operands, *(part.unbind(1) for part in by), strict=True)
+        return {name: Quantizers(*rest) for name, *rest in parts if name in self.quantized}
+
+    def _rank_gates(self, u: Tensor | None) -> Tensor:
+        if u is None:
+            return self.mask_in(self.bank.theta)
+        assert self.ranks is not None
+        products = nested(sampled(self.ranks, u))
+        return torch.cat((torch.ones_like(products[:, :1]), products), -1)
+
+    def _factors(
+        self, name: str, leaves: Sequence[Tensor], parts: Mapping[str, Quantizers]
+    ) -> list[Tensor]:
+        """A or B of each matrix, in the model's order, B times the scale; none: as they are."""
+        if name not in parts:
+            return []
+        scale = self.layers[0].scale if name == "B" else 1.0
+        sizes = (part.index_select(0, self._order).split(self._sizes) for part in parts[name])
+        found: list[Tensor] = []
+        for leaf, *by in zip(leaves, *sizes, strict=True):
+            values = quantize(leaf, Quantizers(*by))
+            found += (values if scale == 1.0 else values * scale).to(self.dtype).unbind(0)
+        order = sorted(range(len(found)), key=self._members.__getitem__)
+        return [found[place] for place in order]
+
+    # ---- the first ranges
+
+    @torch.no_grad()
+    def calibrate(self, flat: Tensor, seen: Tensor, good: Tensor) -> None:
+        """Set the ranges to the largest elements, in a flat buffer (N,); an E of 0 is `E_FLOOR`.
+
+        Args:
+            seen: smallest and largest elements of the layers' x, a and h: (n, 3, 2).
+            good: a scalar bool; nothing changes where it is false or a range is not finite.
+        """
+        ranges, signed = self.in_buffer("ranges", flat), self.in_buffer("signed", flat)
+        assert ranges is not None
+        assert signed is not None
+        found = torch.empty_like(ranges)
+        places = {name: index for index, name in enumerate(self.plan.operands)}
+        for group in self.bank.groups:
+            members = list(group.members)
+            found[members, places["A"]] = group.view_a(flat).abs().amax((1, 2))
+            found[members, places["B"]] = group.view_b(flat).abs().amax((1, 2))
+        e = self.bank.singular_values(flat).abs()
+        found[:, places["E"]] = torch.where(e == 0, E_FLOOR, e).amax(1)
+        for place, name in enumerate(("x", "a", "h")):
+            found[:, places[name]] = seen[:, place].abs().amax(1)
+        if self.plan.base:
+            found[:, places[BASE]] = torch.stack(
+                [layer.base_layer.weight.abs().amax().float() for layer in self.layers]  # type: ignore[operator,union-attr]
+            )
+        finite = good & found.isfinite().all()
+        ranges.copy_(torch.where(finite, found.clamp_min(SMALLEST_RANGE).log(), ranges))
+        # weights are signed whatever they are; a or h without a negative element is chance
+        is_signed = (seen[:, 0, 0] < 0).to(signed.dtype)
+        signed[:, places["x"]] = torch.where(finite, is_signed, signed[:, places["x"]])
+
+    # ---- what is expected
+
+    def expected_reach(self, flat: Tensor) -> Tensor | None:
+        """Probabilities that quantizers go beyond their first, second, … width: (n, q, L - 1)."""
+        bits = self.in_buffer("gates.bits", flat)
+        return None if bits is None else nested(probability(bits))
+
+    def expected_ranks(self, flat: Tensor) -> Tensor:
+        """Probability that each rank is kept: (n, r)."""
+        ranks = self.in_buffer("gates.ranks", flat)
+        if ranks is None:
+            return torch.ones(len(self.layers), self.rank, device=flat.device)
+        return torch.cat((torch.ones_like(ranks[:, :1]), nested(probability(ranks))), -1)
+
+
+def _leaf(values: Tensor, gradient: Tensor) -> Tensor:
+    """A tensor of a graph's beginning, whose gradient is added in place to another."""
+    leaf = values.detach().requires_grad_()
+    leaf.grad = gradient
+    return leaf
+
+
+def _rows(by: Quantizers) -> list[Quantizers]:
+    """One quantizer a matrix, of tensors that it sees whole: (1, 1 + L) and (1, 2 + L)."""
+    return [Quantizers(a[None], b[None]) for a, b in zip(*(p.unbind(0) for p in by), strict=True)]

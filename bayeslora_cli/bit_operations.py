@@ -49,9 +49,7 @@ class Sizes:
 
     def storage_bits(self) -> int:
         """Bits of the adapter's weights, scales apart."""
-        return self.rank * (
-            self.width * self.of("A") + self.height * self.of("B") + self.of("E")
-        )
+        return self.rank * (self.width * self.of("A") + self.height * self.of("B") + self.of("E"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,9 +73,7 @@ class Cost:
 
 def cost(matrices: Sequence[Sizes], init_rank: int) -> Cost:
     """The cost of all matrices together."""
-    at_first = [
-        Sizes(width=m.width, height=m.height, rank=init_rank, bits={}) for m in matrices
-    ]
+    at_first = [Sizes(width=m.width, height=m.height, rank=init_rank, bits={}) for m in matrices]
     adapter, base, storage = (
         sum(m.adapter() for m in matrices),
         sum(m.base() for m in matrices),

@@ -1,4 +1,4 @@
-"""What a run says of its gates: ranks and widths, as expected and at the thresholds, and the cost."""
+"""What a run says of its gates: ranks and widths, expected and at the thresholds, and the cost."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def gate_facts(
         ladder = torch.tensor(gates.plan.ladder, dtype=reach.dtype, device=reach.device)
         facts["expected_bits"] = float((ladder[0] + (reach * ladder.diff()).sum(-1)).mean())
     return facts | {
-        "bit_operations": found.adapter_relative,
-        "bit_operations_with_base": found.with_base_relative,
+        "relative_bit_operations": found.adapter_relative,
+        "relative_bit_operations_with_base": found.with_base_relative,
         "storage_bytes": found.storage_bytes,
     }
 

@@ -62,9 +62,7 @@ class GateSchedule:
             return GatePhase(mode="fixed", records=step == self.first_fixed)
         every = max(1, self.learning // LINES)
         last = step == self.first_fixed - 1
-        return GatePhase(
-            mode="learning", records=(step - self.t_init) % every == every - 1 or last
-        )
+        return GatePhase(mode="learning", records=(step - self.t_init) % every == every - 1 or last)
 
 
 def steps_to_close(rate: float, at_most: int) -> int | None:
@@ -90,9 +88,7 @@ def steps_to_close(rate: float, at_most: int) -> int | None:
 def schedule_of(config: RunConfig) -> GateSchedule:
     """The phases of a run, whose schedule is final."""
     assert config.schedule_steps is not None
-    return GateSchedule(
-        t_init=config.t_init, t_final=config.t_final, total=config.schedule_steps
-    )
+    return GateSchedule(t_init=config.t_init, t_final=config.t_final, total=config.schedule_steps)
 
 
 def too_short(config: RunConfig) -> str | None:

@@ -18,7 +18,6 @@ from bayeslora_cli.hard_concrete import nested, probability
 from bayeslora_cli.model import Network
 from bayeslora_cli.optim import BankAdamW
 
-
 UPDATED = {FLOAT: (), LEARNING: ("gate", "range"), FIXED: ("range",)}
 """What AdamW moves in a mode, besides the weights."""
 

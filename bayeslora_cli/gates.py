@@ -1,11 +1,11 @@
-"""B-LoRA's gates over ranks and bit widths (Meo et al., arXiv 2406.13046), for all matrices at once.
+"""B-LoRA's gates over ranks and bit widths (Meo et al., arXiv 2406.13046), all matrices at once.
 
 n matrices of rank r, q quantized operands each, a ladder of L widths. Parameters, all in the bank:
 
     gates.bits (n, q, L - 1)    logits: does a quantizer go beyond its first, second, … width
     gates.ranks (n, r - 1)      logits: does a matrix keep its second, third, … rank
     ranges (n, q)               ln of the quantizers' ranges
-    signed (n, q)               1 where a range is [-beta, beta], 0 where it is [0, beta]; not trained
+    signed (n, q)               1 where a range is [-beta, beta], 0 where it is [0, beta]; fixed
 
 What the layers take is computed here before each pass, a handful of kernels for all of them.
 """
@@ -44,7 +44,9 @@ class Plan(NamedTuple):
     @property
     def operands(self) -> tuple[str, ...]:
         """Of each matrix, what is quantized."""
-        return ((*OPERANDS, BASE) if self.base else OPERANDS) if self.bits else ()
+        if not self.bits:
+            return ()
+        return (*OPERANDS, BASE) if self.base else OPERANDS
 
 
 class Gates:
@@ -53,7 +55,7 @@ class Gates:
     def __init__(self, plan: Plan, layers: Mapping[str, GatedLinear], rank: int) -> None:
         """Parameters at their start, which the bank moves; `attach` comes next."""
         self.plan, self.rank = plan, rank
-        self.layers = tuple(layers.values())
+        self.names, self.layers = tuple(layers), tuple(layers.values())
         self.mode = FIXED
         self.generator: torch.Generator | None = None
         """Draws the gates, where they are learned."""
@@ -125,13 +127,40 @@ class Gates:
             return torch.ones(len(self.layers), self.rank, device=flat.device)
         return self.mask(ranks)
 
-    def constants_in(self, flat: Tensor) -> Tensor:
-        """The thresholded quantizers' constants of a flat buffer (N,): (n, q, 3)."""
+    def thresholded(self, flat: Tensor) -> Quantizers:
+        """The quantizers of a flat buffer (N,), one width each: (n, q, 2) and (n, q, 3)."""
         ranges, signed = self.in_buffer("ranges", flat), self.in_buffer("signed", flat)
         assert ranges is not None
         assert signed is not None
-        divisors = self._divisors.to(flat.device)
-        return constants(ranges, signed, divisors[self.levels_in(flat)][..., None])
+        divisors = self._divisors.to(flat.device)[self.levels_in(flat)][..., None]
+        learned = torch.stack((ranges, torch.ones_like(ranges)), -1)
+        return Quantizers(learned, constants(ranges, signed, divisors))
+
+    @torch.no_grad()
+    def dequantized(self, flat: Tensor) -> Tensor:
+        """Parameters (N,) with A, B and E as the thresholded quantizers leave them."""
+        if not self.plan.operands:
+            return flat
+        parts = self._by_operand(self.thresholded(flat))
+        found = flat.clone()
+        for group in self.bank.groups:
+            members = list(group.members)
+            for name, view in (("A", group.view_a(found)), ("B", group.view_b(found))):
+                view.copy_(quantize(view, Quantizers(*(part[members] for part in parts[name]))))
+        e = self.bank.singular_values(found)
+        e.copy_(quantize(e, parts["E"]))
+        return found
+
+    @torch.no_grad()
+    def quantized_base(self, flat: Tensor) -> dict[str, Tensor]:
+        """The frozen weights as the thresholded quantizers leave them; none, if they are not."""
+        if not self.plan.base or BASE not in self.quantized:
+            return {}
+        by = _rows(self._by_operand(self.thresholded(flat.to(self.bank.theta.device)))[BASE])
+        return {
+            name: quantize(layer.base_layer.weight[None], own)[0]  # type: ignore[index]
+            for name, layer, own in zip(self.names, self.layers, by, strict=True)
+        }
 
     # ---- what the layers take
 
@@ -175,11 +204,12 @@ class Gates:
         """Of all operands: (n, q, 1 + L) and (n, q, 2 + L), L = 1 at the thresholds."""
         assert self.ranges is not None
         assert self.signed is not None
-        first = torch.ones_like(self.ranges)[..., None]
         if u is None:
-            found = self.constants_in(self.bank.theta)
-            return Quantizers(torch.cat((self.ranges[..., None], first), -1), found)
+            by = self.thresholded(self.bank.theta)
+            # the same numbers, which the ranges' gradient goes through
+            return by._replace(learned=torch.cat((self.ranges[..., None], by.learned[..., 1:]), -1))
         assert self.bits is not None
+        first = torch.ones_like(self.ranges)[..., None]
         reached = torch.cat((first, nested(sampled(self.bits, u))), -1)  # (n, q, L)
         shares = torch.cat((reached[..., :-1] - reached[..., 1:], reached[..., -1:]), -1)
         return Quantizers(
@@ -205,7 +235,10 @@ class Gates:
         if name not in parts:
             return []
         scale = self.layers[0].scale if name == "B" else 1.0
-        sizes = (part.index_select(0, self._order).split(self._sizes) for part in parts[name])
+        sizes = (
+            torch.split(part.index_select(0, self._order), self._sizes)  # type: ignore[no-untyped-call]
+            for part in parts[name]
+        )
         found: list[Tensor] = []
         for leaf, *by in zip(leaves, *sizes, strict=True):
             values = quantize(leaf, Quantizers(*by))
@@ -238,7 +271,7 @@ class Gates:
             found[:, places[name]] = seen[:, place].abs().amax(1)
         if self.plan.base:
             found[:, places[BASE]] = torch.stack(
-                [layer.base_layer.weight.abs().amax().float() for layer in self.layers]  # type: ignore[operator,union-attr]
+                [layer.base_layer.weight.abs().amax().float() for layer in self.layers]  # type: ignore[operator]
             )
         finite = good & found.isfinite().all()
         ranges.copy_(torch.where(finite, found.clamp_min(SMALLEST_RANGE).log(), ranges))

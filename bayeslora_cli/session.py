@@ -107,9 +107,7 @@ class Session:
         return GraphRunner([noise])
 
 
-def _allocator(
-    config: RunConfig, network: Network, noise: torch.Generator
-) -> Allocator | None:
+def _allocator(config: RunConfig, network: Network, noise: torch.Generator) -> Allocator | None:
     """Who decides on the ranks of a method that does not keep them."""
     if network.gates is not None:
         return GateTrainer(

@@ -276,7 +276,7 @@ def test_only_what_is_ambiguous_gets_a_longer_name():
 def test_a_run_reports_them(kind, parts, backbone):
     """No cell of a run's heatmap is a sum of two matrices."""
     network, config = build(backbone(kind), target_modules=("all-linear",))
-    report = rank_report(network, config, 0, network.bank.mask, None)
+    report = rank_report(network, config, 0, network.bank.mask, None, network.bank.mean)
     assert parts in rank_grid(report).kinds
     assert {int(n) for n in rank_grid(report).numbers} == {config.init_rank}
 

@@ -99,11 +99,31 @@ def gate_result(network: Network, flat: Tensor, mask: Tensor) -> dict[str, Any]:
     bits = widths(network, flat)
     sizes = sizes_of(network, bits, mask)
     return {
+        "gates_note": _collapsed(network, bits, sizes),
         "mean_rank": _mean([m.rank for m in sizes]),
         "mean_bits": mean_bits(bits),
         "bits": dict(zip(network.adapters, bits, strict=True)) if gates.plan.bits else None,
         "cost": cost(sizes, gates.rank).to_json(),
     }
+
+
+def _collapsed(
+    network: Network, bits: Sequence[dict[str, int]], sizes: Sequence[Sizes]
+) -> str | None:
+    """What to say where every gate there is has closed."""
+    gates = network.gates
+    assert gates is not None
+    found = {}
+    if gates.ranks is not None:
+        found["--lambda-rank"] = "rank 1", {m.rank for m in sizes} == {1}
+    if gates.bits is not None:
+        narrowest = gates.plan.ladder[0]
+        alike = {width for row in bits for width in row.values()} == {narrowest}
+        found["--lambda-quant"] = f"{narrowest} bits", alike
+    if not found or not all(alike for _, alike in found.values()):
+        return None
+    what = " and ".join(text for text, _ in found.values())
+    return f"everything has collapsed to {what}: lower {' and '.join(found)}"
 
 
 def mean_bits(bits: Sequence[dict[str, int]]) -> float:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.hard_concrete import SHIFT, START, THRESHOLD
-from bayeslora_cli.ladder import parse_ladder
 
 LINES = 200  # of ranks.jsonl from the learning phase, at the most
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch's AdamW
@@ -101,23 +99,3 @@ def too_short(config: RunConfig) -> str | None:
         "penalty to close a gate; ranks and widths may stay what they are at the start. Train "
         "longer, or raise it"
     )
-
-
-def collapsed(
-    ranks: Sequence[int], widths: Sequence[int], narrowest: int, config: RunConfig
-) -> str | None:
-    """A warning where the penalty has left nothing to learn with.
-
-    Args:
-        ranks: of each matrix.
-        widths: of all operands.
-    """
-    gone = {}
-    if config.blora_mode != "quant" and config.init_rank > 1:
-        gone["--lambda-rank"] = "rank 1", set(ranks) == {1}
-    if config.blora_mode != "rank" and len(parse_ladder(config.bit_ladder)) > 1:
-        gone["--lambda-quant"] = f"{narrowest} bits", set(widths) == {narrowest}
-    if not gone or not all(is_gone for _, is_gone in gone.values()):
-        return None
-    found = " and ".join(text for text, _ in gone.values())
-    return f"everything has collapsed to {found}: lower {' and '.join(gone)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from bayeslora_cli.hard_concrete import nested, probability
 from bayeslora_cli.model import Network
 from bayeslora_cli.optim import BankAdamW
 
+logger = logging.getLogger("bayeslora")
 UPDATED = {FLOAT: (), LEARNING: ("gate", "range"), FIXED: ("range",)}
 """What AdamW moves in a mode, besides the weights."""
 
@@ -162,7 +164,10 @@ class GateTrainer(Allocator):
         return found
 
     def result(self, mean: Tensor, mask: Tensor) -> dict[str, Any]:
-        return gate_result(self.network, mean, mask)
+        found = gate_result(self.network, mean, mask)
+        if found["gates_note"] is not None:
+            logger.warning("%s", found["gates_note"])
+        return found
 
     def fetch_history(self) -> list[Allocation]:
         found = self._recorded[: len(self._history)].round().long().tolist()

@@ -12,7 +12,7 @@ What the layers take is computed here before each pass, a handful of kernels for
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -70,7 +70,10 @@ class Gates:
         if q:
             found["ranges"] = "range", torch.zeros(n, q)
             found["signed"] = "fixed", torch.ones(n, q)
-        self.parameters = [(name, role, nn.Parameter(p)) for name, (role, p) in found.items()]
+        self.parameters = [
+            (name, role, nn.Parameter(p, requires_grad=role != "fixed"))
+            for name, (role, p) in found.items()
+        ]
 
     def attach(self, bank: AdapterBank, dtype: torch.dtype) -> None:
         """Take views of the bank, which holds the parameters now.
@@ -85,8 +88,16 @@ class Gates:
         self.ranges, self.signed = own.get("ranges"), own.get("signed")
         # fp32 whatever the layers see; their gradients are added to `bank.local` in place
         self._e = _leaf(bank.singular_values(bank.theta), bank.singular_values(bank.local))
-        self._a = [_leaf(g.view_a(bank.theta), g.view_a(bank.local)) for g in bank.groups]
-        self._b = [_leaf(g.view_b(bank.theta), g.view_b(bank.local)) for g in bank.groups]
+        self._factors = {
+            part: [
+                _Stacked(_leaf(_block(own, bank.theta), _block(own, bank.local)), own[0])
+                for own in places
+            ]
+            for part, places in (
+                ("A", [group.a for group in bank.groups]),
+                ("B", [group.b for group in bank.groups]),
+            )
+        }
         members = [index for group in bank.groups for index in group.members]
         self._order = torch.tensor(members, dtype=torch.long, device=device)
         self._members, self._sizes = members, [len(group.members) for group in bank.groups]
@@ -178,7 +189,7 @@ class Gates:
         u = self._draw() if draw else {}
         by = self._quantizers(u.get("bits")) if self.plan.operands else None
         parts = {} if by is None else self._by_operand(by)
-        a, b = self._factors("A", self._a, parts), self._factors("B", self._b, parts)
+        a, b = self._quantized("A", parts), self._quantized("B", parts)
         scale = self.layers[0].scale
         e = quantize(self._e, parts["E"]) if "E" in parts else self._e
         e = (e * self._rank_gates(u.get("ranks")) * (1 if b else scale)).to(self.dtype)
@@ -228,21 +239,19 @@ class Gates:
         products = nested(sampled(self.ranks, u))
         return torch.cat((torch.ones_like(products[:, :1]), products), -1)
 
-    def _factors(
-        self, name: str, leaves: Sequence[Tensor], parts: Mapping[str, Quantizers]
-    ) -> list[Tensor]:
+    def _quantized(self, name: str, parts: Mapping[str, Quantizers]) -> list[Tensor]:
         """A or B of each matrix, in the model's order, B times the scale; none: as they are."""
         if name not in parts:
             return []
         scale = self.layers[0].scale if name == "B" else 1.0
         sizes = (
-            torch.split(part.index_select(0, self._order), self._sizes)  # type: ignore[no-untyped-call]
-            for part in parts[name]
+            torch.split(part.index_select(0, self._order), self._sizes) for part in parts[name]
         )
         found: list[Tensor] = []
-        for leaf, *by in zip(leaves, *sizes, strict=True):
+        for (leaf, shape), *by in zip(self._factors[name], *sizes, strict=True):
             values = quantize(leaf, Quantizers(*by))
-            found += (values if scale == 1.0 else values * scale).to(self.dtype).unbind(0)
+            values = (values if scale == 1.0 else values * scale).to(self.dtype)
+            found += values[:, : shape[1] * shape[2]].view(shape).unbind(0)
         order = sorted(range(len(found)), key=self._members.__getitem__)
         return [found[place] for place in order]
 
@@ -292,6 +301,21 @@ class Gates:
         if ranks is None:
             return torch.ones(len(self.layers), self.rank, device=flat.device)
         return torch.cat((torch.ones_like(ranks[:, :1]), nested(probability(ranks))), -1)
+
+
+class _Stacked(NamedTuple):
+    """All A or all B of one shape, with the padding between them: autograd wants dense leaves."""
+
+    leaf: Tensor
+    """(G, k)."""
+    shape: tuple[int, ...]
+    """(G, r, in) or (G, out, r), of the beginning of each row."""
+
+
+def _block(place: tuple[tuple[int, ...], tuple[int, ...], int], flat: Tensor) -> Tensor:
+    """A group's part of a flat buffer (N,), padding included: (G, k)."""
+    (count, *_), (size, *_), offset = place
+    return flat[offset : offset + count * size].view(count, size)
 
 
 def _leaf(values: Tensor, gradient: Tensor) -> Tensor:

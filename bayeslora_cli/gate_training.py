@@ -11,8 +11,9 @@ from torch import Tensor
 
 from bayeslora_cli.allocator import HISTORY, Allocation, Allocator
 from bayeslora_cli.compiler import uncompiled
-from bayeslora_cli.gate_report import gate_facts, gate_result
-from bayeslora_cli.gate_schedule import GatePhase, GateSchedule
+from bayeslora_cli.config import RunConfig
+from bayeslora_cli.gate_report import gate_facts, gate_result, width_weights
+from bayeslora_cli.gate_schedule import GatePhase, GateSchedule, schedule_of
 from bayeslora_cli.gated import E_FLOOR
 from bayeslora_cli.gates import FIXED, FLOAT, LEARNING
 from bayeslora_cli.hard_concrete import nested, probability
@@ -97,9 +98,7 @@ class GateTrainer(Allocator):
             singular.copy_(torch.where(singular == 0, E_FLOOR, singular))
             bank.publish()
             self.network.logits(batch)
-        seen = torch.stack(
-            [torch.stack(layer.seen).float().view(3, 2) for layer in self.gates.layers]  # type: ignore[arg-type]
-        )
+        seen = torch.stack([layer.extremes() for layer in self.gates.layers])
         for layer in self.gates.layers:
             layer.seen = None
         self.gates.mode = mode
@@ -208,3 +207,16 @@ class GateTrainer(Allocator):
     def load_scalars(self, scalars: dict[str, Any]) -> None:
         """Take `scalars()` of an earlier process."""
         self.gates.mode = scalars["mode"]
+
+
+def gate_trainer(config: RunConfig, network: Network, noise: torch.Generator) -> GateTrainer:
+    """The trainer of a configuration whose schedule is final; `noise` draws its gates, too."""
+    return GateTrainer(
+        network,
+        schedule_of(config),
+        width_weights=config.lambda_quant * width_weights(network, bop=config.reg == "bop"),
+        rank_weight=config.lambda_rank,
+        gate_lr=config.gate_lr,
+        range_lr=config.range_lr,
+        generator=noise,
+    )

@@ -45,7 +45,14 @@ class GatedLinear(LowRankLinear):
         self.operands: Operands | None = None
         """Set from without, for all layers at once, before each pass."""
         self.seen: list[Tensor] | None = None
-        """While ranges are measured: smallest and largest elements of x, x A' and x A' diag(E)."""
+        """While ranges are measured: smallest and largest elements of x, x A' and x A' diag(E), at
+        each call."""
+
+    def extremes(self) -> Tensor:
+        """What was seen, over all calls: (3, 2). DeBERTa calls a layer twice in a pass."""
+        assert self.seen
+        found = torch.stack(self.seen).float().view(-1, 3, 2)
+        return torch.stack((found[..., 0].amin(0), found[..., 1].amax(0)), -1)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""

@@ -14,9 +14,7 @@ from bayeslora_cli.config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.device import pick_device, set_precision
 from bayeslora_cli.fingerprint import data_fingerprint
-from bayeslora_cli.gate_report import width_weights
-from bayeslora_cli.gate_schedule import schedule_of
-from bayeslora_cli.gate_training import GateTrainer
+from bayeslora_cli.gate_training import gate_trainer
 from bayeslora_cli.model import METHODS, Network, build_network
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.passes import Batches
@@ -110,15 +108,7 @@ class Session:
 def _allocator(config: RunConfig, network: Network, noise: torch.Generator) -> Allocator | None:
     """Who decides on the ranks of a method that does not keep them."""
     if network.gates is not None:
-        return GateTrainer(
-            network,
-            schedule_of(config),
-            width_weights=config.lambda_quant * width_weights(network, bop=config.reg == "bop"),
-            rank_weight=config.lambda_rank,
-            gate_lr=config.gate_lr,
-            range_lr=config.range_lr,
-            generator=noise,
-        )
+        return gate_trainer(config, network, noise)
     if config.criterion is None:
         return None
     budget = rank_budget(config, len(network.bank.matrices))

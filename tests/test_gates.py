@@ -230,7 +230,7 @@ def test_first_ranges(base):
     data[2] = (data[2][0].abs(), data[2][1])
     gates.dress(training=False)
     model(data)
-    seen = torch.stack([torch.stack(layer.seen).view(3, 2) for layer in model.layers])
+    seen = torch.stack([layer.extremes() for layer in model.layers])
     gates.calibrate(bank.mean, seen, torch.ones((), dtype=torch.bool))
     for index, (layer, (x, _)) in enumerate(zip(model.layers, data, strict=True)):
         a = x @ layer.lora_A.t()

@@ -12,12 +12,14 @@ from bayeslora_cli.backbone import Labels, load_tokenizer
 from bayeslora_cli.capture import run_eagerly
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
+from bayeslora_cli.gate_training import gate_trainer
 from bayeslora_cli.model import build_network
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.schedules import LearningRate, RankBudget
 from bayeslora_cli.step import TrainStep
 
 TOTAL, T_INIT, T_FINAL, DELTA_T = 60, 10, 20, 3
+GATES = {"gate_lr": 0.3, "lambda_quant": 1e-3, "lambda_rank": 1e-3}  # gates close in 30 steps
 
 
 METHODS = [
@@ -32,6 +34,8 @@ METHODS = [
     ("lora", "ivon", None),
     ("full", "adamw", None),
     ("full", "ivon", None),
+    ("blora", "adamw", None),
+    ("blora", "ivon", None),
 ]
 
 
@@ -47,12 +51,15 @@ def make_step(
     device="cpu",
     precision="fp32",
     runner=lambda noise: run_eagerly,
+    **changes,
 ):
     config = RunConfig(
         task="rte", model=model, method=method, optimizer=optimizer, criterion=criterion,
         init_rank=3 if method == "adalora" else 2, seed=seed, train_samples=samples,
         precision=precision,
         weight_decay=1e-8 if optimizer == "ivon" else 0.0,
+        t_init=T_INIT, t_final=T_FINAL, schedule_steps=TOTAL,
+        **(GATES if method == "blora" else {}) | changes,
     )  # fmt: skip
     maker = OPTIMIZERS[optimizer]
     network = build_network(
@@ -61,7 +68,7 @@ def make_step(
     )  # fmt: skip
     noise = torch.Generator(device).manual_seed(seed)
     built = maker.build(config, network.bank, 2000, noise)
-    allocator = None
+    allocator = gate_trainer(config, network, noise) if network.gates else None
     if criterion:
         n = len(network.bank.matrices)
         budget = RankBudget(

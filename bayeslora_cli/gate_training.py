@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.allocator import HISTORY, Allocation, Allocator
+from bayeslora_cli.bank import AdapterBank
 from bayeslora_cli.compiler import uncompiled
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.gate_report import gate_facts, gate_result, width_weights
@@ -53,11 +54,7 @@ class GateTrainer(Allocator):
         device = bank.theta.device
         self.gates.generator = generator
         self._rates = {"gate": gate_lr, "range": range_lr}
-        self._adamw = {
-            role: BankAdamW(bank, weight_decay=0.0, part=bank.parts[role])
-            for role in self._rates
-            if bank.parts[role].start < bank.parts[role].stop
-        }
+        self._adamw = gate_optimizers(bank)
         self.width_weights, self.rank_weight = width_weights.to(device), rank_weight
         self._row = torch.zeros(1, dtype=torch.int64, device=device)
         # rank and places in the ladder of each matrix at the recorded steps
@@ -207,6 +204,16 @@ class GateTrainer(Allocator):
     def load_scalars(self, scalars: dict[str, Any]) -> None:
         """Take `scalars()` of an earlier process."""
         self.gates.mode = scalars["mode"]
+
+
+def gate_optimizers(bank: AdapterBank) -> dict[str, BankAdamW]:
+    """AdamW of gates and of ranges, as far as a bank has any, by role."""
+    parts = {role: bank.parts[role] for role in ("gate", "range")}
+    return {
+        role: BankAdamW(bank, weight_decay=0.0, part=part)
+        for role, part in parts.items()
+        if part.start < part.stop
+    }
 
 
 def gate_trainer(config: RunConfig, network: Network, noise: torch.Generator) -> GateTrainer:

@@ -61,7 +61,7 @@ class Gates:
         """Draws the gates, where they are learned."""
         self.quantized = frozenset(plan.operands)
         """Operands whose quantizers are in use: an export may lose some."""
-        n, q = len(layers), len(plan.operands)
+        n, q, device = len(layers), len(plan.operands), self.layers[0].lora_A.device
         found: dict[str, tuple[str, Tensor]] = {}
         if q and len(plan.ladder) > 1:
             found["gates.bits"] = "gate", torch.full((n, q, len(plan.ladder) - 1), START)
@@ -71,7 +71,7 @@ class Gates:
             found["ranges"] = "range", torch.zeros(n, q)
             found["signed"] = "fixed", torch.ones(n, q)
         self.parameters = [
-            (name, role, nn.Parameter(p, requires_grad=role != "fixed"))
+            (name, role, nn.Parameter(p.to(device), requires_grad=role != "fixed"))
             for name, (role, p) in found.items()
         ]
 

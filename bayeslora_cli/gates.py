@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bayeslora_cli.bank import AdapterBank
 from bayeslora_cli.gated import E_FLOOR, GatedLinear, Operands
 from bayeslora_cli.hard_concrete import MARGIN, START, is_open, nested, probability, sampled
-from bayeslora_cli.quantizer import SMALLEST_RANGE, Quantizers, constants, intervals, quantize
+from bayeslora_cli.quantizer import SMALLEST_RANGE, Quantizers, intervals, quantize, quantizers
 
 OPERANDS = ("A", "B", "E", "x", "a", "h")
 """Quantized: the weights, the adapter's input, what A makes of it, and that times E."""
@@ -144,8 +144,7 @@ class Gates:
         assert ranges is not None
         assert signed is not None
         divisors = self._divisors.to(flat.device)[self.levels_in(flat)][..., None]
-        learned = torch.stack((ranges, torch.ones_like(ranges)), -1)
-        return Quantizers(learned, constants(ranges, signed, divisors))
+        return quantizers(ranges, signed, divisors)
 
     @torch.no_grad()
     def dequantized(self, flat: Tensor) -> Tensor:
@@ -216,17 +215,13 @@ class Gates:
         assert self.ranges is not None
         assert self.signed is not None
         if u is None:
-            by = self.thresholded(self.bank.theta)
-            # the same numbers, which the ranges' gradient goes through
-            return by._replace(learned=torch.cat((self.ranges[..., None], by.learned[..., 1:]), -1))
+            divisors = self._divisors[self.levels_in(self.bank.theta)][..., None]
+            return quantizers(self.ranges, self.signed, divisors)
         assert self.bits is not None
         first = torch.ones_like(self.ranges)[..., None]
         reached = torch.cat((first, nested(sampled(self.bits, u))), -1)  # (n, q, L)
         shares = torch.cat((reached[..., :-1] - reached[..., 1:], reached[..., -1:]), -1)
-        return Quantizers(
-            torch.cat((self.ranges[..., None], shares), -1),
-            constants(self.ranges, self.signed, self._divisors.expand(shares.shape)),
-        )
+        return quantizers(self.ranges, self.signed, self._divisors.expand(shares.shape), shares)
 
     def _by_operand(self, by: Quantizers) -> dict[str, Quantizers]:
         parts = zip(self.plan.operands, *(part.unbind(1) for part in by), strict=True)

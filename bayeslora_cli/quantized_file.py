@@ -148,8 +148,8 @@ def _operands(
 ) -> Operands:
     """What a layer takes; pruned ranks are zeros, so that sums are those of the run to the bit."""
     missing = layer.rank - len(values["E"])
-    one_width = torch.tensor([[0.0, 1.0]], device=layer.lora_A.device)  # its range is never trained
-    quantizers = {name: Quantizers(one_width, found[None]) for name, found in own.items()}
+    # -ln beta, which is never trained here, may be anything
+    quantizers = {name: Quantizers(found[None, 1:], found[None]) for name, found in own.items()}
     if BASE in values:
         layer.base_layer.weight.copy_(values[BASE])  # type: ignore[operator]
     return Operands(

@@ -5,7 +5,7 @@ With n bits the step is s_n = (range's length) / (2^n - 1), so that s_2n = s_n /
 residual form, x_q = x_2 + z_4 (e_4 + z_8 (e_8 + z_16 e_16)), is a mean of what the widths give on
 their own, since x_2 + e_4 + … + e_n is x rounded at s_n:
 
-    x_q = sum over n of share_n s_n round(clip(x) / s_n),
+    x_q = sum over n of f_n round(clip(x) / s_n),   f_n = share_n s_n,
     share_2 = 1 - z_4,  share_4 = z_4 (1 - z_8),  …,  share_16 = z_4 z_8 z_16
 
 Rounding passes gradients straight through; clipping passes those of clipped elements to beta, which
@@ -26,12 +26,12 @@ SMALLEST_RANGE = 1e-6  # of a tensor of zeros, whose logarithm must be finite
 
 
 class Quantizers(NamedTuple):
-    """G quantizers that mix L widths each."""
+    """Quantizers (...) that mix L widths each."""
 
     learned: Tensor
-    """(G, 1 + L): ln beta and the widths' shares."""
+    """(..., 1 + L): -ln beta and the factors f_n; all that gradients go to."""
     constants: Tensor
-    """(G, 2 + L): the ends of the range, margin left out, and the widths' steps."""
+    """(..., 2 + L): the ends of the range, margin left out, and the steps s_n."""
 
 
 def intervals(widths: Sequence[int]) -> list[int]:
@@ -39,57 +39,67 @@ def intervals(widths: Sequence[int]) -> list[int]:
     return [2**n - 1 for n in widths]
 
 
-def constants(log_range: Tensor, signed: Tensor, divisors: Tensor) -> Tensor:
-    """`Quantizers.constants` without a gradient.
+def quantizers(
+    log_range: Tensor, signed: Tensor, divisors: Tensor, shares: Tensor | None = None
+) -> Quantizers:
+    """What `quantize` takes.
 
     Args:
         log_range: ln beta (...).
         signed: (...) 1 for [-beta, beta], 0 for [0, beta].
         divisors: steps in the range's length (..., L).
+        shares: of the widths (..., L), with a sum of 1; None: all 1, of a single width.
     """
-    beta = log_range.detach().exp()
-    high = beta * (1 - MARGIN)
+    beta = log_range.exp()
     steps = (beta * (1 + signed))[..., None] / divisors
-    return torch.cat((torch.stack((-high * signed, high), -1), steps), -1)
+    factors = steps if shares is None else shares * steps
+    high = beta.detach() * (1 - MARGIN)
+    ends = torch.stack((-high * signed, high), -1)
+    return Quantizers(
+        torch.cat((-log_range[..., None], factors), -1), torch.cat((ends, steps.detach()), -1)
+    )
 
 
 def codes(x: Tensor, constants: Tensor) -> Tensor:
     """What x (G, K) is as whole numbers of each width's step: (G, L, K), of x's type."""
-    low, high, steps = constants[:, :1], constants[:, 1:2], constants[:, 2:, None]
-    clipped = torch.maximum(torch.minimum(x, high), low)
-    return (clipped[:, None] / steps).round_()
+    return _rounded(_clipped(x, constants), constants)
+
+
+def _clipped(x: Tensor, constants: Tensor) -> Tensor:
+    return x.clamp(constants[:, :1], constants[:, 1:2])
+
+
+def _rounded(clipped: Tensor, constants: Tensor) -> Tensor:
+    return (clipped[:, None] / constants[:, 2:, None]).round_()
 
 
 class _Quantize(torch.autograd.Function):
-    """See `quantize`. The backward pass makes the codes again: they are L times as large as x."""
+    """See `quantize`. Few kernels, since it is called for every product; the backward pass makes
+    the codes again, which are L times as large as x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, learned: Tensor, constants: Tensor) -> Tensor:
-        ctx.save_for_backward(x, learned, constants)
-        factors = learned[:, 1:] * constants[:, 2:]
-        found = codes(x.to(constants.dtype), constants)
-        if found.shape[1] == 1:
-            return found[:, 0].mul_(factors).to(x.dtype)
-        return found.mul_(factors[..., None]).sum(1).to(x.dtype)
+        ctx.save_for_backward(x, constants)
+        found = codes(x.to(constants.dtype), constants).mul_(learned[:, 1:, None])
+        return (found[:, 0] if found.shape[1] == 1 else found.sum(1)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Of x, of ln beta and the shares.
+        """Of x and of what is learned.
 
-        With x_n, x rounded at s_n, <,> a sum over K, and the gradient g of what came out:
-        share_n gets <g, x_n>, x gets g where it is not clipped, ln beta <g, x_q> - <g_x, x>
-        (within the range each x_n - x, clipped elements as a whole, are proportional to beta).
+        With the gradient g of what came out and sums <,> over K: x gets g where it is not clipped,
+        f_n gets <g, code_n>, and -ln beta <g_x, x>. With f_n's part, sum of f_n <g, code_n>, that
+        makes <g, x_q> - <g_x, x> for ln beta: within the range each rounding error, and beyond it
+        the whole, is proportional to beta.
         """
-        x, learned, constants = ctx.saved_tensors
+        x, constants = ctx.saved_tensors
         kind = x.dtype
         x, grad = x.to(constants.dtype), grads[0].to(constants.dtype)
-        found = codes(x, constants)
-        of_shares = found.mul_(grad[:, None]).sum(-1) * constants[:, 2:]
-        inside = (x >= constants[:, :1]) & (x <= constants[:, 1:2])
-        of_x = grad * inside
-        of_range = (learned[:, 1:] * of_shares).sum(-1, keepdim=True)
-        of_range = of_range - (of_x * x).sum(-1, keepdim=True)
-        return of_x.to(kind), torch.cat((of_range, of_shares), -1), None
+        clipped = _clipped(x, constants)
+        of_factors = _rounded(clipped, constants).mul_(grad[:, None]).sum(-1)
+        of_x = grad * (clipped == x)
+        of_range = torch.dot(of_x[0], x[0])[None] if len(x) == 1 else (of_x * x).sum(-1)
+        return of_x.to(kind), torch.cat((of_range[:, None], of_factors), -1), None
 
 
 def quantize(x: Tensor, by: Quantizers) -> Tensor:

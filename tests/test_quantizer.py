@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.quantizer import MARGIN, Quantizers, codes, constants, intervals, quantize
+from bayeslora_cli.quantizer import MARGIN, codes, intervals, quantize, quantizers
 
 LADDERS = [(2, 4, 8, 16), (2, 4), (4, 8), (8,), (2,), (4, 8, 16)]
 
@@ -48,10 +48,7 @@ def build(log_range, signed, gates, ladder):
     reached = torch.cat((torch.ones_like(log_range)[:, None], gates.cumprod(1)), 1)
     shares = torch.cat((reached[:, :-1] - reached[:, 1:], reached[:, -1:]), 1)
     divisors = torch.tensor(intervals(ladder), dtype=log_range.dtype).expand(shares.shape)
-    return Quantizers(
-        torch.cat((log_range[:, None], shares), 1),
-        constants(log_range, torch.full_like(log_range, float(signed)), divisors),
-    )
+    return quantizers(log_range, torch.full_like(log_range, float(signed)), divisors, shares)
 
 
 @settings(max_examples=60, deadline=None)
@@ -109,9 +106,8 @@ def test_codes_fit_their_integers(bits, beta, far):
     """At the very end of the range too, where they would be 2, 8, 128 and 32768."""
     log_range = torch.tensor([beta]).log()
     x = torch.tensor([[-far, -1.0, 1.0, far]]) * log_range.exp()
-    own = constants(
-        log_range, torch.ones(1), torch.tensor([intervals([bits])], dtype=torch.float32)
-    )
+    divisors = torch.tensor([intervals([bits])], dtype=torch.float32)
+    own = quantizers(log_range, torch.ones(1), divisors).constants
     top = 2 ** (bits - 1) - 1
     found = codes(x, own)[0, 0]
     assert found.abs().max() <= top

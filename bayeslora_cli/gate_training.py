@@ -11,11 +11,10 @@ from torch import Tensor
 
 from bayeslora_cli.allocator import HISTORY, Allocation, Allocator
 from bayeslora_cli.bank import AdapterBank
-from bayeslora_cli.compiler import uncompiled
 from bayeslora_cli.config import RunConfig
+from bayeslora_cli.gate_ranges import calibrate, measure
 from bayeslora_cli.gate_report import gate_facts, gate_result, width_weights
 from bayeslora_cli.gate_schedule import GatePhase, GateSchedule, schedule_of
-from bayeslora_cli.gated import E_FLOOR
 from bayeslora_cli.gates import FIXED, FLOAT, LEARNING
 from bayeslora_cli.hard_concrete import nested, probability
 from bayeslora_cli.model import Network
@@ -76,33 +75,10 @@ class GateTrainer(Allocator):
             self._history.append(step)
         return phase
 
-    @torch.no_grad()
     def before_passes(self, step: int, batch: Mapping[str, Tensor], good: Tensor) -> None:
-        """Measure the first ranges on a batch, at the end of the float phase, once.
-
-        At the mean, without dropout, and with the singular values that are 0 at `E_FLOOR`.
-        """
-        if step != self.schedule.t_init or not self.gates.plan.operands:
-            return
-        bank, module, mode = self.bank, self.network.module, self.gates.mode
-        singular = bank.singular_values(bank.theta)
-        kept, training = singular.clone(), module.training
-        module.eval()
-        self.gates.mode = FLOAT
-        for layer in self.gates.layers:
-            layer.seen = []
-        with uncompiled(), bank.at_mean():
-            singular.copy_(torch.where(singular == 0, E_FLOOR, singular))
-            bank.publish()
-            self.network.logits(batch)
-        seen = torch.stack([layer.extremes() for layer in self.gates.layers])
-        for layer in self.gates.layers:
-            layer.seen = None
-        self.gates.mode = mode
-        module.train(training)
-        singular.copy_(kept)
-        bank.publish()
-        self.gates.calibrate(bank.mean, seen, good)
+        """Measure the first ranges, at the end of the float phase, once."""
+        if step == self.schedule.t_init and self.gates.plan.operands:
+            calibrate(self.gates, self.bank.mean, measure(self.network, batch), good)
 
     def regularise(self) -> Tensor:
         """Add the penalty's gradient at theta to `bank.local`; return its value.

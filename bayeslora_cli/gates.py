@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora_cli.bank import AdapterBank
-from bayeslora_cli.gated import E_FLOOR, GatedLinear, Operands
+from bayeslora_cli.gated import GatedLinear, Operands
 from bayeslora_cli.hard_concrete import MARGIN, START, is_open, nested, probability, sampled
-from bayeslora_cli.quantizer import SMALLEST_RANGE, Quantizers, intervals, quantize, quantizers
+from bayeslora_cli.quantizer import Quantizers, intervals, quantize, quantizers
 
 OPERANDS = ("A", "B", "E", "x", "a", "h")
 """Quantized: the weights, the adapter's input, what A makes of it, and that times E."""
@@ -249,39 +249,6 @@ class Gates:
             found += values[:, : shape[1] * shape[2]].view(shape).unbind(0)
         order = sorted(range(len(found)), key=self._members.__getitem__)
         return [found[place] for place in order]
-
-    # ---- the first ranges
-
-    @torch.no_grad()
-    def calibrate(self, flat: Tensor, seen: Tensor, good: Tensor) -> None:
-        """Set the ranges to the largest elements, in a flat buffer (N,); an E of 0 is `E_FLOOR`.
-
-        Args:
-            seen: smallest and largest elements of the layers' x, a and h: (n, 3, 2).
-            good: a scalar bool; nothing changes where it is false or a range is not finite.
-        """
-        ranges, signed = self.in_buffer("ranges", flat), self.in_buffer("signed", flat)
-        assert ranges is not None
-        assert signed is not None
-        found = torch.empty_like(ranges)
-        places = {name: index for index, name in enumerate(self.plan.operands)}
-        for group in self.bank.groups:
-            members = list(group.members)
-            found[members, places["A"]] = group.view_a(flat).abs().amax((1, 2))
-            found[members, places["B"]] = group.view_b(flat).abs().amax((1, 2))
-        e = self.bank.singular_values(flat).abs()
-        found[:, places["E"]] = torch.where(e == 0, E_FLOOR, e).amax(1)
-        for place, name in enumerate(("x", "a", "h")):
-            found[:, places[name]] = seen[:, place].abs().amax(1)
-        if self.plan.base:
-            found[:, places[BASE]] = torch.stack(
-                [layer.base_layer.weight.abs().amax().float() for layer in self.layers]  # type: ignore[operator]
-            )
-        finite = good & found.isfinite().all()
-        ranges.copy_(torch.where(finite, found.clamp_min(SMALLEST_RANGE).log(), ranges))
-        # weights are signed whatever they are; a or h without a negative element is chance
-        is_signed = (seen[:, 0, 0] < 0).to(signed.dtype)
-        signed[:, places["x"]] = torch.where(finite, is_signed, signed[:, places["x"]])
 
     # ---- what is expected
 

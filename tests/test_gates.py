@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bayeslora_cli.bank import AdapterBank, Matrix
+from bayeslora_cli.gate_ranges import calibrate
 from bayeslora_cli.gated import E_FLOOR, gated_linear
 from bayeslora_cli.gates import FIXED, FLOAT, LEARNING, Gates, Plan
 from bayeslora_cli.hard_concrete import sampled
@@ -231,7 +232,7 @@ def test_first_ranges(base):
     gates.dress(training=False)
     model(data)
     seen = torch.stack([layer.extremes() for layer in model.layers])
-    gates.calibrate(bank.mean, seen, torch.ones((), dtype=torch.bool))
+    calibrate(gates, bank.mean, seen, torch.ones((), dtype=torch.bool))
     for index, (layer, (x, _)) in enumerate(zip(model.layers, data, strict=True)):
         a = x @ layer.lora_A.t()
         tensors = {
@@ -243,8 +244,8 @@ def test_first_ranges(base):
             torch.testing.assert_close(gates.ranges[index, place].exp(), expected)
             assert bool(gates.signed[index, place]) == (name != "x" or index != 2)
     before = gates.ranges.clone()
-    gates.calibrate(bank.mean, seen * float("nan"), torch.ones((), dtype=torch.bool))
-    gates.calibrate(bank.mean, seen * 2, torch.zeros((), dtype=torch.bool))
+    calibrate(gates, bank.mean, seen * float("nan"), torch.ones((), dtype=torch.bool))
+    calibrate(gates, bank.mean, seen * 2, torch.zeros((), dtype=torch.bool))
     assert torch.equal(gates.ranges, before)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.hard_concrete import SHIFT, START, THRESHOLD
+from bayeslora_cli.ladder import parse_ladder
 
 LINES = 200  # of ranks.jsonl from the learning phase, at the most
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch's AdamW
@@ -91,6 +92,10 @@ def schedule_of(config: RunConfig) -> GateSchedule:
 
 def too_short(config: RunConfig) -> str | None:
     """A warning where no gate can close in the learning phase, by the penalty alone."""
+    bits = config.blora_mode != "rank" and len(parse_ladder(config.bit_ladder)) > 1
+    ranks = config.blora_mode != "quant" and config.init_rank > 1
+    if not (bits and config.lambda_quant) and not (ranks and config.lambda_rank):
+        return None  # there is none, or none is to close
     steps = schedule_of(config).learning
     if steps_to_close(config.gate_lr, steps) is not None:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from bayeslora_cli.config import RunConfig
 from bayeslora_cli.evaluate import evaluate_run
-from bayeslora_cli.gate_schedule import GateSchedule, steps_to_close
+from bayeslora_cli.gate_schedule import GateSchedule, steps_to_close, too_short
 from bayeslora_cli.hard_concrete import SHIFT, START, THRESHOLD
 from bayeslora_cli.posterior import Posterior
 from bayeslora_cli.report import RankReport
@@ -287,3 +289,52 @@ def test_warnings(backbone, rte, tmp_path, caplog):
     assert "everything has collapsed to rank 1 and 2 bits: lower --lambda-rank" in caplog.text
     assert run.read_result()["gates_note"] in caplog.text
     assert json.loads(run.ranks.read_text())["matrices"][0]["bits"]["A"] == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"blora_mode": "quant", "bit_ladder": "8"},
+        {"lambda_quant": 0.0, "lambda_rank": 0.0},
+        {"blora_mode": "rank", "init_rank": 1, "target_rank": 1},
+    ],
+)
+def test_no_warning_where_nothing_is_to_close(changes):
+    config = RunConfig(**{**BLORA, "target_rank": 3, "schedule_steps": 10, **changes})
+    assert too_short(config) is None
+    assert too_short(replace(config, schedule_steps=10_000)) is None
+
+
+@pytest.mark.parametrize("mode", ["both", "quant", "rank"])
+@pytest.mark.parametrize("optimizer", ["adamw", "ivon"])
+def test_bf16(mode, optimizer, backbone):
+    """Weights are quantized in fp32 there too; gradients reach all that is trained, and once."""
+    steps = []
+    for precision in ("fp32", "bf16"):
+        step, data = trained(
+            backbone, optimizer, steps=0, precision=precision, blora_mode=mode, t_init=0
+        )
+        if optimizer == "ivon":
+            step.optimizer.param_groups[0]["ess"] = 1e12
+        bank = step.network.bank
+        generator = torch.Generator().manual_seed(1)
+        bank.singular_values(bank.mean).normal_(std=0.5, generator=generator)
+        step(0, [data[0]])
+        steps.append(step)
+    full, low = (step.network.bank.grad[0] for step in steps)
+    bank = steps[0].network.bank
+    for name, segment in bank.segments.items():
+        a, b = segment.view(full), segment.view(low)
+        if segment.role == "adapter" and not name.endswith("lora_E"):
+            # of 8 bits each, and rounded to other codes here and there
+            assert torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), 0) > 0.97, name
+        assert bool(a.any()) == bool(b.any())
+
+
+def test_gradient_checkpointing_sees_the_same_gates(backbone, rte, tmp_path):
+    runs = [
+        run_of(backbone, rte, tmp_path / str(on), **ACTIVE, gradient_checkpointing=on or None)
+        for on in (False, True)
+    ]
+    a, b = (load_file(run.posterior) for run in runs)
+    assert all(torch.equal(value, b[name]) for name, value in a.items())

@@ -19,6 +19,7 @@ from bayeslora_cli.schedules import LearningRate, RankBudget
 from bayeslora_cli.step import TrainStep
 
 TOTAL, T_INIT, T_FINAL, DELTA_T = 60, 10, 20, 3
+PHASES = {"t_init": T_INIT, "t_final": T_FINAL, "schedule_steps": TOTAL}
 GATES = {"gate_lr": 0.3, "lambda_quant": 1e-3, "lambda_rank": 1e-3}  # gates close in 30 steps
 
 
@@ -58,8 +59,7 @@ def make_step(
         init_rank=3 if method == "adalora" else 2, seed=seed, train_samples=samples,
         precision=precision,
         weight_decay=1e-8 if optimizer == "ivon" else 0.0,
-        t_init=T_INIT, t_final=T_FINAL, schedule_steps=TOTAL,
-        **(GATES if method == "blora" else {}) | changes,
+        **PHASES | (GATES if method == "blora" else {}) | changes,
     )  # fmt: skip
     maker = OPTIMIZERS[optimizer]
     network = build_network(

@@ -23,8 +23,8 @@ def _features(base: nn.Module) -> tuple[int, int]:
 class LowRankLinear(nn.Module):
     """A frozen linear layer plus scale * B diag(E) A; without E, plain LoRA.
 
-    The scale is folded into the (r, 1) or (r, in) factor, so that nothing of the output's size is
-    touched but by the last product, which adds into the base layer's output.
+    The scale and E are folded into A, so that nothing of the output's size is touched but by the
+    last product, which adds into the base layer's output.
     """
 
     def __init__(self, base: nn.Module, rank: int, scale: float, *, singular_values: bool) -> None:
@@ -37,14 +37,25 @@ class LowRankLinear(nn.Module):
         self.lora_E = nn.Parameter(torch.zeros(rank, 1)) if singular_values else None
         self.lora_B = nn.Parameter(torch.zeros(height, rank))
 
+        self.down: Tensor | None = None
+        """scale diag(E) A, (r, in), where somebody keeps it up to date; None: made at each pass."""
+        self.up: Tensor | None = None
+        """B, (out, r), likewise."""
+
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
         rows = x.flatten(0, -2)
         out: Tensor = self.base_layer(rows)
-        a = self.lora_A * (self.scale if self.lora_E is None else self.lora_E * self.scale)
-        h = F.linear(rows, a)  # (rows, r)
-        # in place: a linear layer's output is not needed for its gradient, and nobody else has it
-        return out.addmm_(h, self.lora_B.t()).view(*x.shape[:-1], -1)
+        down, up = self.down, self.up
+        if down is None or up is None:
+            down = self.lora_A * (self.scale if self.lora_E is None else self.lora_E * self.scale)
+            up = self.lora_B
+        h = F.linear(rows, down)  # (rows, r)
+        # in place, as nobody needs a linear layer's output for its gradient;
+        # compiled, the sum joins the kernel that follows
+        compiled = torch.compiler.is_compiling()
+        out = out + F.linear(h, up) if compiled else out.addmm_(h, up.t())
+        return out.view(*x.shape[:-1], -1)
 
     @torch.no_grad()
     def delta_weight(self, a: Tensor, e: Tensor | None, b: Tensor) -> Tensor:

@@ -6,8 +6,7 @@ Layout of the buffer, each block starting at a multiple of 256 bytes:
     A (G, r, in), B (G, out, r)      a pair for each group of equal shapes, in the model's order
     full                             backbone weights that are trained themselves
     head                             always computed in fp32
-    gate, range, fixed               B-LoRA's gates, the logarithms of its quantizers' ranges, and
-                                     what is kept with them and not trained; fp32
+    gate, range, fixed               B-LoRA's gates and ranges, and what is not trained, in fp32
 
 The singular values of all matrices are neighbours so that a mask, a score and a sort over all
 triplets need no gathering; the rest is grouped by shape so that a batched product serves a group.
@@ -19,11 +18,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-ROLES = ("full", "head", "gate", "range", "fixed")  # of what is no adapter's, as it is laid out
 ALIGNMENT = 256 // 4  # elements of fp32: cuBLAS and vectorised kernels like 256-byte starts
 
 
@@ -77,6 +76,22 @@ class ShapeGroup:
         return buffer.as_strided(*self.b)
 
 
+class Copies(Protocol):
+    """Copies of the adapters' parameters that modules compute with in their place."""
+
+    buffers: list[Tensor]
+    """All that is kept."""
+
+    def publish(self) -> None:
+        """Make them follow theta."""
+
+    def zero(self) -> None:
+        """Zero their gradients."""
+
+    def collect(self) -> None:
+        """Write `local` of the adapters from their gradients."""
+
+
 def _aligned(elements: int) -> int:
     return -(-elements // ALIGNMENT) * ALIGNMENT
 
@@ -87,8 +102,7 @@ class AdapterBank:
     theta (N,): what the modules see; mean (N,): the posterior's mean, the same tensor without a
     posterior; noise (N,): theta - mean, with a posterior; local (N,): gradient of one backward
     pass; grad (2, N) or (1, N): the step's average of g and of noise * g; mask (n, r): 1 for a kept
-    triplet, 0 for a pruned one. parts: where each role lies in them; weights: what an optimizer of
-    weights may touch.
+    triplet, 0 for a pruned one. parts: where roles lie; weights: all but gates and what follows.
     """
 
     def __init__(
@@ -104,10 +118,10 @@ class AdapterBank:
 
         Args:
             matrices: adapted matrices, all of one rank, in the model's order.
-            others: (name, role, parameter), the roles of `ROLES`; a parameter counts once.
+            others: (name, role, parameter), no adapters'; a parameter counts once.
             posterior: keep a mean apart from theta, and noise.
             device: where the buffers live; the modules must be there already.
-            compute_dtype: of the views of adapters and backbone weights; the head's are fp32.
+            compute_dtype: of the views of backbone weights; adapters' and the head's are fp32.
         """
         self.matrices = tuple(matrices)
         self.rank = matrices[0].a.shape[0] if matrices else 0
@@ -120,18 +134,17 @@ class AdapterBank:
         end = self._lay_out_matrices(parameters)
         self.adapter_end = end
         self.parts: dict[str, slice] = {}
-        for role in ROLES:
+        for role in ("full", "head", "gate", "range", "fixed"):
             start = end
-            for name, its_role, parameter in others:
-                if its_role == role:
-                    parameters[name] = parameter
-                    end = self._append(name, role, tuple(parameter.shape), end)
+            for name, _, parameter in (other for other in others if other[1] == role):
+                parameters[name] = parameter
+                end = self._append(name, role, tuple(parameter.shape), end)
             self.parts[role] = slice(start, end)
-        self.weights = slice(0, self.parts["head"].stop)
-        low_end = self.parts["full"].stop
-        self._low_end = low_end if compute_dtype != torch.float32 else 0
+        self.weights, full = slice(0, self.parts["head"].stop), self.parts["full"]
         assert len({id(p) for p in parameters.values()}) == len(parameters), "a parameter twice"
         self.size = end
+        low = 0 if compute_dtype == torch.float32 else full.stop - full.start
+        self._low = slice(full.start, full.start + low)  # what is computed in another precision
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(*shape, device=device, dtype=dtype)
@@ -144,8 +157,10 @@ class AdapterBank:
         self.local = zeros(end)
         self.grad = zeros(2 if posterior else 1, end)
         self.mask = torch.ones(len(self.matrices), self.rank, device=device)
-        self._low_theta = zeros(self._low_end, dtype=compute_dtype)
-        self._low_local = zeros(self._low_end, dtype=compute_dtype)
+        self._low_theta = zeros(low, dtype=compute_dtype)
+        self._low_local = zeros(low, dtype=compute_dtype)
+        self.factors: Copies | None = None
+        """What the modules see instead of the adapters' own parameters, if anything."""
         self._score_order = self._order_of_scores().to(device)
         self.parameters = parameters
         for name, parameter in parameters.items():
@@ -205,7 +220,11 @@ class AdapterBank:
         return order
 
     def _seen(self, segment: Segment, full: Tensor, low: Tensor) -> Tensor:
-        return segment.view(low if segment.stop <= self._low_end else full)
+        if segment.role != "full" or not len(low):
+            return segment.view(full)
+        return low[segment.offset - self.adapter_end :][: segment.stop - segment.offset].view(
+            segment.shape
+        )
 
     # ---- views
 
@@ -228,8 +247,10 @@ class AdapterBank:
     # ---- what happens in a step
 
     def publish(self) -> None:
-        """Make the modules see theta (only a copy where they compute in another precision)."""
-        self._low_theta.copy_(self.theta[: self._low_end])
+        """Make the modules see theta, where they see copies."""
+        self._low_theta.copy_(self.theta[self._low])
+        if self.factors is not None:
+            self.factors.publish()
 
     def perturb(self, *, masked: bool) -> None:
         """theta = mean + noise; `masked`: the E of pruned triplets get none."""
@@ -243,11 +264,15 @@ class AdapterBank:
         """Zero the gradient that the next backward pass adds to."""
         self.local.zero_()
         self._low_local.zero_()
+        if self.factors is not None:
+            self.factors.zero()
 
     def collect(self) -> None:
         """Bring the gradients of one backward pass into `local` (fp32)."""
-        # added: quantized weights bring theirs in fp32
-        self.local[: self._low_end].add_(self._low_local)
+        if len(self._low_local):
+            self.local[self._low].copy_(self._low_local)
+        if self.factors is not None:
+            self.factors.collect()
 
     def accumulate(self, weight: float, *, first: bool) -> None:
         """grad += weight * [local, noise * local]; the first pass of a step overwrites it."""
@@ -309,8 +334,7 @@ class AdapterBank:
     def kept(self) -> int:
         """Number of trained elements without those of pruned triplets."""
         sizes = torch.tensor([m.a.shape[1] + m.b.shape[0] + 1 for m in self.matrices])
-        pruned = (1 - self.mask).sum(1).round().long().cpu()
-        return self.trainable() - int((pruned * sizes).sum())
+        return self.trainable() - int(((1 - self.mask).sum(1).round().long().cpu() * sizes).sum())
 
     def check_views(self) -> None:
         """Fail if something moved a parameter out of the buffers.

@@ -14,6 +14,7 @@ from torch import Tensor
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.tasks import Examples
 
+POOL = 50  # batches whose rows are grouped by length
 _ROWS_A_CALL = 1000  # enough to keep a fast tokenizer busy, few enough for its objects to be small
 
 
@@ -147,15 +148,35 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(int(mixed)))
 
 
+def grouped(order: Tensor, lengths: Tensor, batch_size: int) -> Tensor:
+    """An epoch's order (n,) in which rows of like length share a batch.
+
+    Pools of `POOL` batches, as the order has them, are sorted by length; their batches come in the
+    order in which their first rows stood. So each row is seen once an epoch and the batches come at
+    random, but which rows share one does depend on their lengths. The last, short batch stays.
+    """
+    whole = len(order) - len(order) % batch_size
+    parts = []
+    for pool in torch.split(order[:whole], POOL * batch_size):
+        places = torch.argsort(lengths[pool], stable=True).view(-1, batch_size)
+        parts.append(pool[places[places[:, 0].argsort()]].flatten())
+    return torch.cat((*parts, order[whole:]))
+
+
 class TrainOrder:
     """Which rows each optimisation step sees. It has no state but a cache: a resumed run needs
     nothing but the step's number."""
 
-    def __init__(self, n: int, batch_size: int, seed: int) -> None:
-        """Order n rows in batches of `batch_size`, shuffled anew in each epoch."""
+    def __init__(self, n: int, batch_size: int, seed: int, group_by: Tensor | None = None) -> None:
+        """Order n rows in batches of `batch_size`, shuffled anew in each epoch.
+
+        Args:
+            group_by: (n,) lengths to group rows by; None: batches are drawn at random.
+        """
         self.n = n
         self.batch_size = batch_size
         self.seed = seed
+        self.group_by = group_by
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
 
@@ -165,6 +186,8 @@ class TrainOrder:
         epoch, batch = divmod(step, steps_per_epoch(self.n, self.batch_size))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, epoch_order(self.n, self.seed, epoch)
+            if self.group_by is not None:
+                self._order = grouped(self._order, self.group_by, self.batch_size)
         return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
 

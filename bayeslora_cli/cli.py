@@ -76,6 +76,7 @@ def train(
     epochs: o.Epochs = None,
     max_steps: o.MaxSteps = None,
     batch_size: o.BatchSize = None,
+    group_by_length: o.GroupByLength = None,
     grad_accum: o.GradAccum = None,
     max_length: o.MaxLength = None,
     dropout: o.Dropout = None,

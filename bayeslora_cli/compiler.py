@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -43,5 +44,8 @@ def compile_blocks(module: nn.Module) -> int:
 @contextmanager
 def uncompiled() -> Iterator[None]:
     """Blocks run as they are: what is seen a few times is not worth compiling."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
+        yield
+        return
     with torch.compiler.set_stance("force_eager"):
         yield

@@ -103,6 +103,8 @@ class RunConfig:
     """Optimisation steps; overrides epochs."""
     batch_size: int = _option(32, "--batch-size")
     """Examples an optimisation step, over all micro-batches."""
+    group_by_length: bool = _option(False, "--group-by-length")
+    """Put examples of like length into a batch, so that little is padded."""
     grad_accum: int = _option(1, "--grad-accum")
     """Micro-batches that a batch is split into."""
     max_length: int = _option(128, "--max-length")

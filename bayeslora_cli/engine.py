@@ -221,7 +221,9 @@ class Training(Session):
 
     def _evaluate(self) -> None:
         start, done = perf_counter(), self.loop.step
-        metrics = evaluate_splits(self.network, self.task, self.splits, self.stop.check)
+        metrics = evaluate_splits(
+            self.network, self.task, self.splits, self.stop.check, self.step.runner
+        )
         found = {"step": done - 1, "epoch": done / self.steps_per_epoch, "metrics": metrics}
         self.run.append(self.run.metrics, [found])
         value = metrics[self.task.validation_splits[0]][self.task.selecting]

@@ -21,6 +21,7 @@ from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.bank import AdapterBank
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
+from bayeslora_cli.factors import padded_rank
 from bayeslora_cli.gate_training import gate_optimizers
 from bayeslora_cli.model import Network
 from bayeslora_cli.optim import OPTIMIZERS
@@ -70,8 +71,10 @@ def estimate(
     bank = network.bank
     network.module.train()
     with FakeTensorMode():
+        factors = _factors(network, device)
         try:
-            activations = saved_bytes(*_fake(network, rows, tokens, token_types, device))
+            fake, own, batch = _fake(network, rows, tokens, token_types, device)
+            activations = saved_bytes(fake, own + factors, batch)
         except RuntimeError as error:  # an operation that needs a value, or has no fake kernel
             logger.info("no estimate of the activations: %s", str(error).partition("\n")[0])
             activations = None
@@ -87,7 +90,8 @@ def estimate(
             for name, layer in network.adapters.items()
         ),
         weights=distinct_bytes(module, but=banked),
-        trained=distinct_bytes([*banked, *state]),
+        # the factors and as much for their gradients
+        trained=distinct_bytes([*banked, *state]) + 2 * distinct_bytes(factors),
         activations=activations,
     )
 
@@ -116,6 +120,20 @@ def saved_bytes(network: Network, own: Iterable[Tensor], batch: dict[str, Tensor
         loss = task_loss(logits, batch["labels"], regression=network.labels.regression)
     assert loss.requires_grad
     return distinct_bytes(kept, but=[*own, *batch.values()])
+
+
+def _factors(network: Network, device: torch.device) -> list[Tensor]:
+    """Give a meta network's layers the factors that they would have; under a FakeTensorMode."""
+    found = []
+    for layer in network.adapters.values():
+        assert layer.down is not None
+        dtype = layer.down.dtype
+        rank = padded_rank(layer.rank, dtype, device)
+        (_, width), (height, _) = layer.lora_A.shape, layer.lora_B.shape
+        layer.down = torch.empty(rank, width, dtype=dtype, device=device, requires_grad=True)
+        layer.up = torch.empty(height, rank, dtype=dtype, device=device, requires_grad=True)
+        found += [layer.down, layer.up]
+    return found
 
 
 def _fake(

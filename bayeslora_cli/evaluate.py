@@ -12,6 +12,7 @@ from typing import Any
 from bayeslora_cli import posterior
 from bayeslora_cli.backbone import Labels, load_tokenizer
 from bayeslora_cli.batches import TokenisedSplit, tokenise
+from bayeslora_cli.capture import Runner, run_eagerly
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.data import load_examples
 from bayeslora_cli.device import pick_device, set_precision
@@ -55,17 +56,18 @@ def evaluate_splits(
     task: Task,
     splits: Mapping[str, Batches],
     check: Callable[[], None] = lambda: None,
+    runner: Runner = run_eagerly,
 ) -> Metrics:
     """Metrics of each split, which has labels, at the mean, with the current mask applied.
 
     Args:
-        check: as in `passes.logits_of`.
+        check, runner: as in `passes.logits_of`.
     """
     with network.bank.at_mean():
         found = {}
         for name, batches in splits.items():
             assert batches.labels is not None
-            logits = logits_of(network, batches, check)
+            logits = logits_of(network, batches, check, runner)
             found[name] = task_metrics(
                 task.metrics, logits, batches.labels, regression=network.labels.regression
             )

@@ -17,14 +17,14 @@ E_FLOOR = 0.02
 
 
 class Operands(NamedTuple):
-    """What a forward pass takes instead of the layer's own parameters; None: those, unquantized."""
+    """What a forward pass takes instead of the layer's own parameters, each quantized or not."""
 
-    a: Tensor | None
-    """(r, in), quantized."""
+    a: Tensor
+    """(r, in)."""
     e: Tensor
-    """(r,), quantized, times the ranks' gates; times the scale where B is the layer's own."""
-    b: Tensor | None
-    """(out, r), quantized, times the scale."""
+    """(r,), times the ranks' gates."""
+    b: Tensor
+    """(out, r), times the scale."""
     of_input: Quantizers | None = None
     of_a: Quantizers | None = None
     """Of x A'."""
@@ -51,7 +51,7 @@ class GatedLinear(LowRankLinear):
     def extremes(self) -> Tensor:
         """What was seen, over all calls: (3, 2). DeBERTa calls a layer twice in a pass."""
         assert self.seen
-        found = torch.stack(self.seen).float().view(-1, 3, 2)
+        found = torch.stack(self.seen).view(-1, 3, 2)
         return torch.stack((found[..., 0].amin(0), found[..., 1].amax(0)), -1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,14 +64,16 @@ class GatedLinear(LowRankLinear):
         rows = x.flatten(0, -2)
         taken = rows if by.of_input is None else _quantized(rows, by.of_input)
         out = self._base(rows, taken, by)
-        h = F.linear(taken, self.lora_A if by.a is None else by.a)  # (rows, r)
+        h = F.linear(taken, by.a)  # (rows, r)
         if by.of_a is not None:
             h = _quantized(h, by.of_a)
         h = h * by.e
         if by.of_h is not None:
             h = _quantized(h, by.of_h)
-        b = self.lora_B if by.b is None else by.b
-        return out.addmm_(h, b.t()).view(*x.shape[:-1], -1)
+        # as in the base class
+        compiled = torch.compiler.is_compiling()
+        out = out + F.linear(h, by.b) if compiled else out.addmm_(h, by.b.t())
+        return out.view(*x.shape[:-1], -1)
 
     def _base(self, rows: Tensor, quantized: Tensor, by: Operands) -> Tensor:
         if by.of_base is None:
@@ -86,9 +88,9 @@ class GatedLinear(LowRankLinear):
     @torch.no_grad()
     def _measure(self, rows: Tensor, seen: list[Tensor]) -> None:
         assert self.lora_E is not None
-        a = F.linear(rows, self.lora_A)
+        a = F.linear(rows.float(), self.lora_A)
         for value in (rows, a, a * self.lora_E[:, 0]):
-            seen += value.aminmax()
+            seen += value.float().aminmax()
 
 
 def _quantized(x: Tensor, by: Quantizers) -> Tensor:

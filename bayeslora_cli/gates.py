@@ -76,12 +76,17 @@ class Gates:
         ]
 
     def attach(self, bank: AdapterBank, dtype: torch.dtype) -> None:
-        """Take views of the bank, which holds the parameters now.
+        """Take views of the bank, which holds the parameters now, and the place of its factors.
+
+        Those stay what the layers compute with in the float phase.
 
         Args:
-            dtype: of the layers' own weights and what they compute in.
+            dtype: of the frozen weights and what is computed in.
         """
         self.bank, self.dtype = bank, dtype
+        assert bank.factors is not None
+        self._plain, bank.factors = bank.factors, self
+        self.buffers = self._plain.buffers
         device = bank.theta.device
         own = {name: parameter for name, _, parameter in self.parameters}
         self.bits, self.ranks = own.get("gates.bits"), own.get("gates.ranks")
@@ -106,6 +111,22 @@ class Gates:
         )
         gates = [p for p in (self.bits, self.ranks) if p is not None]
         self._u = torch.zeros(sum(p.numel() for p in gates), device=device)
+
+    # ---- as the bank's factors
+
+    def publish(self) -> None:
+        """What is made of theta in other phases is made before each pass, by `dress`."""
+        if self.mode == FLOAT:
+            self._plain.publish()
+
+    def zero(self) -> None:
+        """Forget the gradients."""
+        self._plain.zero()
+
+    def collect(self) -> None:
+        """In other phases autograd has added the gradients to `local` itself."""
+        if self.mode == FLOAT:
+            self._plain.collect()
 
     # ---- the gates themselves
 
@@ -189,13 +210,12 @@ class Gates:
         by = self._quantizers(u.get("bits")) if self.plan.operands else None
         parts = {} if by is None else self._by_operand(by)
         a, b = self._quantized("A", parts), self._quantized("B", parts)
-        scale = self.layers[0].scale
         e = quantize(self._e, parts["E"]) if "E" in parts else self._e
-        e = (e * self._rank_gates(u.get("ranks")) * (1 if b else scale)).to(self.dtype)
+        e = (e * self._rank_gates(u.get("ranks"))).to(self.dtype)
         rows = {name: _rows(parts[name]) for name in ("x", "a", "h", BASE) if name in parts}
         none: list[None] = [None] * len(self.layers)
         for layer, *operands in zip(
-            self.layers, a or none, e.unbind(0), b or none,
+            self.layers, a, e.unbind(0), b,
             *(rows.get(name, none) for name in ("x", "a", "h", BASE)), strict=True,
         ):  # fmt: skip
             layer.operands = Operands(*operands)
@@ -235,17 +255,17 @@ class Gates:
         return torch.cat((torch.ones_like(products[:, :1]), products), -1)
 
     def _quantized(self, name: str, parts: Mapping[str, Quantizers]) -> list[Tensor]:
-        """A or B of each matrix, in the model's order, B times the scale; none: as they are."""
-        if name not in parts:
-            return []
-        scale = self.layers[0].scale if name == "B" else 1.0
-        sizes = (
-            torch.split(part.index_select(0, self._order), self._sizes) for part in parts[name]
-        )
+        """A or B of each matrix, in the model's order, B times the scale."""
+        sizes = [
+            torch.split(part.index_select(0, self._order), self._sizes)
+            for part in parts.get(name, ())
+        ]
         found: list[Tensor] = []
-        for (leaf, shape), *by in zip(self._factors[name], *sizes, strict=True):
-            values = quantize(leaf, Quantizers(*by))
-            values = (values if scale == 1.0 else values * scale).to(self.dtype)
+        for index, (leaf, shape) in enumerate(self._factors[name]):
+            values = leaf
+            if sizes:
+                values = quantize(leaf, Quantizers(*(size[index] for size in sizes)))
+            values = (values * self.layers[0].scale if name == "B" else values).to(self.dtype)
             found += values[:, : shape[1] * shape[2]].view(shape).unbind(0)
         order = sorted(range(len(found)), key=self._members.__getitem__)
         return [found[place] for place in order]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,12 @@ from bayeslora_cli.adapters import LowRankLinear, adalora_linear, lora_linear
 from bayeslora_cli.backbone import Labels, inside, load_backbone, match_targets
 from bayeslora_cli.bank import AdapterBank, Matrix
 from bayeslora_cli.config import RunConfig
+from bayeslora_cli.deberta import replace_attention
 from bayeslora_cli.errors import ModelError
+from bayeslora_cli.factors import Factors
 from bayeslora_cli.fingerprint import fingerprint
 from bayeslora_cli.gated import GatedLinear, gated_linear
-from bayeslora_cli.gates import Gates, Plan
+from bayeslora_cli.gates import FLOAT, Gates, Plan
 from bayeslora_cli.ladder import parse_ladder
 
 
@@ -46,6 +48,11 @@ class Network:
             self.gates.dress(training=self.module.training)
         logits: Tensor = self.module(**inputs).logits
         return logits.float()
+
+    @property
+    def branch(self) -> Hashable:
+        """What besides its inputs and tensors decides which kernels an evaluation runs."""
+        return None if self.gates is None else (self.gates.mode == FLOAT, self.gates.quantized)
 
     def set_drawn(self, name: str, value: Tensor) -> None:
         """Replace a frozen tensor that the checkpoint lacks by the one another process drew."""
@@ -107,6 +114,7 @@ def build_network(
         for name, tensor in module.named_parameters()
         if name not in missing and not inside(name, head)
     ]
+    replace_attention(module, config.max_length)
     backbone_sha256 = "" if device.type == "meta" else fingerprint(pretrained)
     method = METHODS[config.method]
     module.requires_grad_(method.layer is None)
@@ -130,9 +138,12 @@ def build_network(
 
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     module.to(device)
+    matrices = [Matrix(name=n, a=m.lora_A, b=m.lora_B, e=m.lora_E) for n, m in adapters.items()]
+    low_rank = {id(p) for m in matrices for p in (m.a, m.b, m.e)}
     for name, parameter in module.named_parameters():  # and no buffer: rotary angles want fp32
         # logits are worth fp32: a bf16 regression output has three digits
-        parameter.data = parameter.data.to(torch.float32 if inside(name, head) else dtype)
+        exact = inside(name, head) or id(parameter) in low_rank
+        parameter.data = parameter.data.to(torch.float32 if exact else dtype)
     for name in head:
         module.get_submodule(name).register_forward_pre_hook(_inputs_to_float)
     if config.gradient_checkpointing:
@@ -145,8 +156,6 @@ def build_network(
             raise ModelError(f"--gradient-checkpointing: {kind} does not support it") from error
     module.config.use_cache = False
 
-    matrices = [Matrix(name=n, a=m.lora_A, b=m.lora_B, e=m.lora_E) for n, m in adapters.items()]
-    low_rank = {id(p) for m in matrices for p in (m.a, m.b, m.e)}
     others = [
         (name, "head" if inside(name, head) else "full", parameter)
         for name, parameter in module.named_parameters()
@@ -155,6 +164,8 @@ def build_network(
     gates = _gates(config, adapters) if method.gated else None
     others += [] if gates is None else gates.parameters
     bank = AdapterBank(matrices, others, posterior=posterior, device=device, compute_dtype=dtype)
+    if adapters:
+        bank.factors = Factors(bank, list(adapters.values()), dtype)
     if gates is not None:
         gates.attach(bank, dtype)
     return Network(

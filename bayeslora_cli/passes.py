@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayeslora_cli.batches import TokenisedSplit, evaluation_order
+from bayeslora_cli.batches import TokenisedSplit, evaluation_order, padded_width
+from bayeslora_cli.capture import Inputs, Runner, run_eagerly
+from bayeslora_cli.compiler import uncompiled
 from bayeslora_cli.errors import NonFiniteError
 from bayeslora_cli.model import Network
 from bayeslora_cli.posterior import Posterior
@@ -20,33 +22,58 @@ class Batches:
 
     def __init__(self, split: TokenisedSplit, batch_size: int, device: torch.device) -> None:
         order = evaluation_order(split, batch_size)
+        longest = int(split.lengths.max())
         self.labels = split.labels
         self.rows = torch.cat(order)
         """(n,) int64: where each example of the batches, one after the other, is in the split."""
+
+        def width(indices: Tensor) -> int:
+            own = int(split.lengths[indices].max())
+            return padded_width(own, longest) if device.type == "cuda" else own
+
         self.inputs = [
-            {k: v.to(device) for k, v in split.batch(indices).items() if k != "labels"}
+            {
+                name: tensor.to(device)
+                for name, tensor in split.batch(indices, width(indices)).items()
+                if name != "labels"
+            }
             for indices in order
         ]
+        self.place = torch.empty(0, device=device)
+        """(b, outputs): where a batch's logits go, the same place at all passes."""
 
 
 @torch.inference_mode()
 def logits_of(
-    network: Network, batches: Batches, check: Callable[[], None] = lambda: None
+    network: Network,
+    batches: Batches,
+    check: Callable[[], None] = lambda: None,
+    runner: Runner = run_eagerly,
 ) -> Tensor:
     """Logits of a split at what the modules see now: (examples, outputs), fp32, on the CPU.
 
     Args:
         check: called before each batch; what it raises ends the passes, and changes nothing.
+        runner: of the passes.
     Raises:
         NonFiniteError: a logit that is not finite.
     """
     training = network.module.training
     network.module.eval()
     try:
+        if not len(batches.place):
+            most = max(len(batch["input_ids"]) for batch in batches.inputs)
+            batches.place.resize_(most, network.labels.outputs)
+
+        def piece(batch: Inputs) -> None:
+            batches.place[: len(batch["input_ids"])].copy_(network.logits(batch))
+
         logits = []
-        for batch in batches.inputs:
-            check()
-            logits.append(network.logits(batch))
+        with uncompiled():
+            for batch in batches.inputs:
+                check()
+                runner((id(batches), network.branch), piece, batch)
+                logits.append(batches.place[: len(batch["input_ids"])].clone())
         found = torch.cat(logits).cpu()
     finally:
         network.module.train(training)

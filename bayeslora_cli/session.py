@@ -64,7 +64,10 @@ class Session:
         }
         self.training_rows = len(train_split)
         self.feed = Feed(train_split, self.device)
-        self.order = TrainOrder(len(train_split), config.batch_size, config.seed)
+        self.order = TrainOrder(
+            len(train_split), config.batch_size, config.seed,
+            group_by=train_split.lengths if config.group_by_length else None,
+        )  # fmt: skip
         self.steps_per_epoch = steps_per_epoch(len(train_split), config.batch_size)
 
         noise = torch.Generator(self.device).manual_seed(config.seed)
@@ -79,6 +82,9 @@ class Session:
             samples=config.train_samples,
             runner=self._runner(noise),
         )
+        if self._is_captured and is_worth_compiling(config.compile, self.total):
+            compile_blocks(self.network.module)
+            self.step.compile()
         self.loop = Loop()
         self.best = BestSoFar(self.network.bank, posterior=maker.posterior)
         self.generators = Generators(self.device, noise)
@@ -94,11 +100,13 @@ class Session:
         if self.allocator is not None:
             self.parts["allocator"] = self.allocator
 
+    @property
+    def _is_captured(self) -> bool:
+        return self.device.type == "cuda" and not self.config.eager
+
     def _runner(self, noise: torch.Generator) -> Runner:
-        if self.device.type != "cuda" or self.config.eager:
+        if not self._is_captured:
             return run_eagerly
-        if is_worth_compiling(self.config.compile, self.total):
-            compile_blocks(self.network.module)
         # captures and what comes before them want one stream, and not the default one
         torch.cuda.synchronize(self.device)
         torch.cuda.set_stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]

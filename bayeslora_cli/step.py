@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -98,27 +98,35 @@ class TrainStep:
     def _pass(self, batch: Inputs, *, weight: float, first: bool, masked: bool) -> None:
         """One sample of the weights, one micro-batch: add its share to the step's gradient."""
         self.optimizer.sample(masked=masked)
-        losses = self._gradient(batch) * weight
-        self._loss.copy_(losses if first else self._loss + losses)
-        self.network.bank.accumulate(weight, first=first)
+        loss = self._backward(batch)
+        more = None if self.allocator is None else self.allocator.regularise()
+        self._collect(loss, weight, first, more)
 
-    def _gradient(self, batch: Inputs) -> Tensor:
-        """Gradient at theta into `bank.local`; returns (task loss, penalty)."""
-        bank, network = self.network.bank, self.network
-        bank.zero_local()
+    def _backward(self, batch: Inputs) -> Tensor:
+        """Gradients at theta where autograd leaves them; returns the task's loss."""
+        network = self.network
+        network.bank.zero_local()
         loss = task_loss(
             network.logits(batch), batch["labels"], regression=network.labels.regression
         )
         loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    @torch.no_grad()
+    def _collect(
+        self, loss: Tensor, weight: float, first: bool, more: Tensor | None = None
+    ) -> None:
+        """Gradient into `bank.local`, with the penalty's; its share of the step's sums.
+
+        `more`: a penalty whose gradient is there already.
+        """
+        bank = self.network.bank
         bank.collect()
-        with torch.no_grad():
-            penalty = (
-                orthogonality(bank, self.orth_reg) if self.orth_reg else torch.zeros_like(loss)
-            )
-            more = None if self.allocator is None else self.allocator.regularise()
-            if more is not None:
-                penalty = penalty + more
-            return torch.stack((loss.detach(), penalty))
+        penalty = orthogonality(bank, self.orth_reg) if self.orth_reg else torch.zeros_like(loss)
+        penalty = penalty if more is None else penalty + more
+        losses = torch.stack((loss, penalty)) * weight
+        self._loss.copy_(losses if first else self._loss + losses)
+        bank.accumulate(weight, first=first)
 
     @torch.no_grad()
     def _update(self, _: Inputs, *, phase: Any) -> None:
@@ -134,6 +142,13 @@ class TrainStep:
         torch.where(self.good & ~good, self._step, self._bad_step, out=self._bad_step)
         self.good.copy_(good)
         self._sums.add_(torch.where(good, self._loss, 0))
+
+    def compile(self) -> None:
+        """Put everything but the backbone's passes and the draws under torch.compile."""
+        bank, step = self.network.bank, cast(Any, self)
+        step._collect = torch.compile(self._collect, dynamic=False)
+        step._update = torch.compile(self._update, dynamic=False)
+        cast(Any, bank).publish = torch.compile(bank.publish, dynamic=False)
 
     def bad_step(self) -> int | None:
         """The first step whose loss, gradient or scores were not finite; this reads the device."""

@@ -76,6 +76,7 @@ FREE = {
     "overwrite": st.booleans(),
     "deterministic": st.booleans(),
     "eager": st.booleans(),
+    "group_by_length": st.booleans(),
     "compile": st.sampled_from(["auto", "on", "off"]),
     "checkpoint_every": st.sampled_from(["auto", "1", "500", "30s", "10m", "2h"]),
 }

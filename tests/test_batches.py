@@ -14,6 +14,7 @@ from bayeslora_cli.batches import (
     TrainOrder,
     epoch_order,
     evaluation_order,
+    padded_width,
     steps_per_epoch,
     tokenise,
 )
@@ -187,3 +188,46 @@ def test_evaluation_order(lengths, batch_size):
     assert rows.tolist() == sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     assert len(batches) == steps_per_epoch(len(lengths), batch_size)
     assert max(map(len, batches)) <= batch_size
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=400),
+    batch_size=st.integers(1, 16), seed=st.integers(0, 9),
+)  # fmt: skip
+def test_grouping_pads_less_and_shows_each_row_once(lengths, batch_size, seed):
+    found, n = torch.tensor(lengths), len(lengths)
+    plain, order = TrainOrder(n, batch_size, seed), TrainOrder(n, batch_size, seed, group_by=found)
+    steps = steps_per_epoch(n, batch_size)
+    for epoch in range(2):
+        seen = [order.indices(s) for s in range(epoch * steps, (epoch + 1) * steps)]
+        other = [plain.indices(s) for s in range(epoch * steps, (epoch + 1) * steps)]
+        assert sorted(torch.cat(seen).tolist()) == list(range(n))
+        assert [len(b) for b in seen] == [len(b) for b in other]
+
+        def padded(batches):
+            return sum(len(b) * int(found[b].max()) for b in batches)
+
+        assert padded(seen) <= padded(other)
+        if n % batch_size:
+            assert torch.equal(seen[-1], other[-1])
+        pool = 50  # rows move within a pool alone: what is drawn late stays late
+        for start in range(0, n // batch_size, pool):
+            stop = min(start + pool, n // batch_size)
+            mine, theirs = (torch.cat(x[start:stop]) for x in (seen, other))
+            assert sorted(mine.tolist()) == sorted(theirs.tolist())
+
+
+def test_groups_come_in_no_order_of_length():
+    lengths = torch.arange(1600)
+    order = TrainOrder(1600, 32, 1, group_by=lengths)
+    first = [int(order.indices(s).min()) for s in range(50)]
+    assert first != sorted(first)
+    assert all(int(b.max() - b.min()) == 31 for b in map(order.indices, range(50)))
+
+
+@pytest.mark.parametrize(
+    ("length", "width"), [(1, 16), (16, 16), (17, 32), (128, 128), (129, 160), (250, 250)]
+)
+def test_few_widths_on_a_gpu(length, width):
+    assert padded_width(length, 250) == width

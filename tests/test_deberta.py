@@ -89,7 +89,8 @@ def run(module, batch):
     """Logits, and the gradient of every trained parameter, zero where there is none."""
     module.zero_grad()
     logits = module(**batch).logits
-    weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
+    weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype, device=logits.device)
+    weights = weights.view_as(logits)
     (logits * weights).sum().backward()
     return logits.detach(), {
         name: torch.zeros_like(p) if p.grad is None else p.grad.clone()

@@ -66,8 +66,13 @@ def real_batch(network, rows=ROWS, tokens=TOKENS, token_types=False):
 def really_saved(config, labels=LABELS, **sizes):
     network = build(config, CPU, labels)
     network.module.train()
-    own = [*network.module.parameters(), *network.module.buffers()]
+    own = [*network.module.parameters(), *network.module.buffers(), *factors_of(network)]
     return saved_bytes(network, own, real_batch(network, **sizes))
+
+
+def factors_of(network):
+    """What the adapted layers multiply with."""
+    return [] if network.bank.factors is None else network.bank.factors.buffers
 
 
 def size(tensors):
@@ -93,7 +98,7 @@ def test_state_is_the_runs(backbone, method, optimizer, criterion, precision):
         held += RankAllocator(bank, CRITERIA[criterion], budget).tensors().values()
     for adamw in gate_optimizers(bank).values():
         held += adamw.tensors().values()
-    assert found.trained == size(held)
+    assert found.trained == size(held) + 2 * size(factors_of(network))
 
     frozen = [p for p in module.parameters() if not p.requires_grad]
     element = 2 if precision == "bf16" else 4

@@ -81,6 +81,8 @@ def slow_samples(run, sampling):
     """Logits (S, n, outputs) in fp64: the module's own parameters, set one by one in fp64."""
     network, at, rows = opened(run)
     bank, module = network.bank, network.module.double().eval()
+    for layer in network.adapters.values():
+        layer.down = layer.up = None  # multiply with the parameters themselves
     for part in module.modules():
         part._forward_pre_hooks.clear()  # the head's inputs would go back to fp32
     generator = torch.Generator().manual_seed(sampling.seed)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bayeslora_cli.bank import AdapterBank, Matrix
+from bayeslora_cli.factors import Factors
 from bayeslora_cli.gate_ranges import calibrate
 from bayeslora_cli.gated import E_FLOOR, gated_linear
 from bayeslora_cli.gates import FIXED, FLOAT, LEARNING, Gates, Plan
@@ -47,6 +48,7 @@ def build(*, bits=True, ranks=True, base=False, ladder=LADDER, rank=3, seed=0):
     matrices = [Matrix(name=n, a=m.lora_A, b=m.lora_B, e=m.lora_E) for n, m in named.items()]
     gates = Gates(Plan(bits, ranks, ladder, base), named, rank)
     bank = AdapterBank(matrices, gates.parameters, posterior=False)
+    bank.factors = Factors(bank, layers, torch.float32)
     gates.attach(bank, torch.float32)
     for p in (gates.bits, gates.ranks):
         if p is not None:
@@ -171,8 +173,9 @@ def test_thresholded_passes_are_the_twins(base):
 
 
 def test_the_float_phase_is_the_plain_adapter():
-    model, gates, _ = build()
+    model, gates, bank = build()
     gates.mode = FLOAT
+    bank.publish()
     gates.dress(training=True)
     for layer, (x, _) in zip(model.layers, inputs_of(), strict=True):
         delta = layer.delta_weight(layer.lora_A, layer.lora_E, layer.lora_B)

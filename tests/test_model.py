@@ -115,6 +115,7 @@ def test_every_trained_tensor_gets_a_gradient(kind, backbone):
     bank = network.bank
     bank.zero_local()
     network.logits(batch_of()).square().sum().backward()
+    bank.collect()
     for name, segment in bank.segments.items():
         assert bool((segment.view(bank.local) != 0).any()), name
     bank.check_views()
@@ -205,7 +206,9 @@ def test_a_forward_pass_equals_pefts(backbone):
         mine, theirs = network.logits(batch_of()), peft(**batch_of()).logits
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
         mine.square().sum().backward()
-        theirs.square().sum().backward()
+        network.bank.collect()
+        # in float64, as PEFT's own gradients are off by more than the bound in fp32
+        peft.double()(**batch_of()).logits.square().sum().backward()
         for name, parameter in peft.base_model.model.named_parameters():
             if parameter.requires_grad and "lora_A" in name:
                 plain = name.replace(".default", "").replace(".weight", "")
@@ -277,6 +280,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(backbone):
         network.module.train()
         network.bank.zero_local()
         network.logits(batch_of()).square().sum().backward()
+        network.bank.collect()
         gradients.append(network.bank.local.clone())
     torch.testing.assert_close(*gradients)
 

@@ -187,7 +187,7 @@ def test_samples_average_over_fresh_noise(backbone):
     expected = torch.zeros_like(step.network.bank.grad)
     for _ in range(3):
         twin.optimizer.sample(masked=False)
-        twin._gradient(batch)
+        twin._collect(twin._backward(batch), 1.0, True)
         g, noise = twin.network.bank.local, twin.network.bank.noise
         expected += torch.stack((g, noise * g)) / 3
     assert torch.equal(twin.network.bank.mean, start)
@@ -274,3 +274,26 @@ def test_regression_minimises_the_squared_error(backbone):
         losses.append(step.progress().loss)
     assert losses[0] == pytest.approx(errors.double().square().mean().item(), rel=1e-6)
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method")
+@pytest.mark.parametrize(
+    ("method", "optimizer", "criterion"),
+    [("adalora", "ivon", "snr"), ("adalora", "adamw", "sensitivity"), ("blora", "adamw", None)],
+)
+def test_a_compiled_step_is_the_eager_one(method, optimizer, criterion, backbone):
+    """As far as rounding goes: sums that the compiler fuses."""
+    found = []
+    for compiled in (False, True):
+        step = make_step(backbone("bert"), optimizer, criterion, method=method)
+        if compiled:
+            step.compile()
+        with torch._dynamo.config.patch(recompile_limit=64):
+            for t, batch in enumerate(batches()):
+                step(t, [batch])
+        bank = step.network.bank
+        found.append((bank.mean, bank.mask, step.progress().loss))
+    (mean, mask, loss), (other_mean, other_mask, other_loss) = found
+    torch.testing.assert_close(other_mean, mean, rtol=1e-5 if method == "blora" else 0, atol=1e-6)
+    assert torch.equal(other_mask, mask)
+    assert other_loss == pytest.approx(loss, rel=1e-5)

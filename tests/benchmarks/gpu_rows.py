@@ -11,10 +11,14 @@ import torch
 from peers import Step, peft_adalora_adamw, peft_adalora_ivon
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
 from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.backbone import Labels
+from bayeslora_cli.batches import padded_width
+from bayeslora_cli.capture import GraphRunner, run_eagerly
+from bayeslora_cli.compiler import compile_blocks
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.deberta import replace_attention
@@ -25,6 +29,7 @@ from bayeslora_cli.step import TrainStep
 
 TARGETS = ["query_proj", "key_proj", "value_proj", "dense"]
 T_INIT = 1  # the first step without an allocation
+LONGEST = 256  # tokens of an example
 EXAMPLES = 392_702  # MNLI's, IVON's effective sample size
 BASE, LORA = "peft-adalora-adamw", "lora-adamw"  # what the ratios are to
 
@@ -45,8 +50,15 @@ class Setting:
 # ---- this engine
 
 
-def engine(method: str, optimizer: str, criterion: str | None) -> Callable[[Setting], Step]:
-    """The engine's step, at the paper's ranks."""
+def engine(
+    method: str,
+    optimizer: str,
+    criterion: str | None,
+    *,
+    captured: bool = True,
+    compiled: bool = True,
+) -> Callable[[Setting], Step]:
+    """The engine's step, at the paper's ranks; on a GPU in graphs, its blocks compiled."""
 
     def build(s: Setting) -> Step:
         config = RunConfig(
@@ -65,6 +77,7 @@ def engine(method: str, optimizer: str, criterion: str | None) -> Callable[[Sett
             delta_t=1, total=s.total,
         )  # fmt: skip
         noise = torch.Generator(s.device).manual_seed(0)
+        on_gpu = s.device.type == "cuda"
         step = TrainStep(
             network,
             maker.build(config, bank, EXAMPLES, noise),
@@ -74,11 +87,22 @@ def engine(method: str, optimizer: str, criterion: str | None) -> Callable[[Sett
             ),
             orth_reg=0.1 if METHODS[method].adaptive else 0.0,
             samples=1,
+            runner=GraphRunner([noise]) if captured and on_gpu else run_eagerly,
         )
         network.module.train()
-        return lambda t, batch: step(t, [batch])
+        if compiled and on_gpu:
+            compile_blocks(network.module)
+            step.compile()
+        return lambda t, batch: step(t, [widened(batch) if on_gpu else batch])
 
     return build
+
+
+def widened(batch: Batch) -> Batch:
+    """A batch at the width to which the engine pads it on a GPU."""
+    width = batch["input_ids"].shape[1]
+    more = padded_width(width, LONGEST) - width
+    return {k: F.pad(v, (0, more)) if v.dim() == 2 else v for k, v in batch.items()}
 
 
 # ---- peers
@@ -150,6 +174,14 @@ ROWS: dict[str, tuple[str, Callable[[Setting], Step]]] = {
     "forward": ("plain forward pass", forward(replaced=False)),
     "forward-ours": ("forward pass, bayeslora's attention", forward(replaced=True)),
     "adalora-ivon": ("bayeslora AdaLoRA + IVON, snr", engine("adalora", "ivon", "snr")),
+    "adalora-ivon-uncompiled": (
+        "the same, not compiled",
+        engine("adalora", "ivon", "snr", compiled=False),
+    ),
+    "adalora-ivon-eager": (
+        "the same, kernel by kernel",
+        engine("adalora", "ivon", "snr", compiled=False, captured=False),
+    ),
     "adalora-adamw": (
         "bayeslora AdaLoRA + AdamW, sensitivity",
         engine("adalora", "adamw", "sensitivity"),

@@ -243,6 +243,8 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     """Print a table for each precision and workload."""
     options = parse_options()
+    if options.device != "cpu":  # graphs are not captured on the default stream
+        torch.cuda.set_stream(torch.cuda.Stream())
     warnings.simplefilter("ignore")
     disable_progress_bar()
     found = environment(torch.device(options.device))

@@ -81,7 +81,7 @@ def parts_of(
         bank.accumulate(1.0, first=True)
 
     def allocate() -> None:
-        allocator.after_update(STEP, optim.sigma(), good)
+        allocator.after_update(allocator.announce(STEP), optim.sigma(), good)
         allocator.history.clear()
 
     return bank, {

@@ -1,0 +1,86 @@
+"""The factors that adapted layers multiply with: the values and gradients of the layer's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from bayeslora_cli import factors
+from bayeslora_cli.adapters import LowRankLinear
+from bayeslora_cli.bank import AdapterBank, Matrix
+from bayeslora_cli.factors import Factors, padded_rank
+
+SIZE = st.integers(1, 9)
+
+
+def layers_of(shapes, rank, *, adaptive, seed):
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for index, (height, width) in enumerate(shapes):
+        layer = LowRankLinear(nn.Linear(width, height), rank, 0.5 + index, singular_values=adaptive)
+        for parameter in layer.parameters():
+            parameter.data.normal_(std=0.5, generator=generator)
+        layer.base_layer.requires_grad_(False)
+        found.append(layer)
+    return found
+
+
+def passed(layers, seed=1):
+    """A number that depends on all layers' outputs."""
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros(())
+    for layer in layers:
+        x = torch.randn(3, layer.lora_A.shape[1], generator=generator)
+        total = total + layer(x).sin().sum()
+    return total
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shapes=st.lists(st.tuples(SIZE, SIZE), min_size=1, max_size=6), rank=st.integers(1, 5),
+    adaptive=st.booleans(), unit=st.sampled_from([1, 4, 8]), seed=st.integers(0, 999),
+)  # fmt: skip
+def test_values_and_gradients_are_the_layers_own(shapes, rank, adaptive, unit, seed):
+    """Whatever the rank is filled up to."""
+    plain = layers_of(shapes, rank, adaptive=adaptive, seed=seed)
+    banked = layers_of(shapes, rank, adaptive=adaptive, seed=seed)
+    bank = AdapterBank(
+        [
+            Matrix(name=str(i), a=layer.lora_A, b=layer.lora_B, e=layer.lora_E)
+            for i, layer in enumerate(banked)
+        ],
+        [], posterior=False,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(factors, "padded_rank", lambda rank, *_: -(-rank // unit) * unit)
+        bank.factors = Factors(bank, banked, torch.float32)
+    assert banked[0].down.shape[0] == -(-rank // unit) * unit
+    for _ in range(2):  # a second pass starts from nothing
+        bank.zero_local()
+        expected, found = passed(plain), passed(banked)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+        for layer in plain:
+            layer.zero_grad()
+        expected.backward()
+        found.backward()
+        bank.collect()
+        for i, layer in enumerate(plain):
+            for part in "AEB" if adaptive else "AB":
+                mine = bank.segments[f"{i}.lora_{part}"].view(bank.local)
+                theirs = getattr(layer, f"lora_{part}").grad
+                assert (mine - theirs).norm() <= 1e-4 * theirs.norm() + 1e-4, (i, part)
+        with torch.no_grad():  # and follows theta
+            for one, other in zip(plain, banked, strict=True):
+                one.lora_B.mul_(1.5)
+                other.lora_B.mul_(1.5)
+        bank.publish()
+
+
+def test_a_gpu_gets_whole_rows():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [padded_rank(r, torch.bfloat16, gpu) for r in (1, 3, 8, 9)] == [8, 8, 8, 16]
+    assert [padded_rank(r, torch.float32, gpu) for r in (1, 3, 8, 9)] == [4, 4, 8, 12]
+    assert [padded_rank(r, torch.bfloat16, cpu) for r in (1, 3, 8, 9)] == [1, 3, 8, 9]

@@ -24,7 +24,7 @@ BACKBONE = "backbone"  # subfolder of an adapter: the configuration that it was 
 def save_peft_adapter(
     network: Network, config: RunConfig, mean: Tensor, mask: Tensor, directory: Path
 ) -> None:
-    """Write the adapter in PEFT's own format, pruned.
+    """Write the adapter in PEFT's own format, pruned; a gated one as plain LoRA's.
 
     Frozen tensors that the checkpoint lacked are saved whole (`modules_to_save`), a low-rank delta
     on one of them merged in, so that the adapter predicts the same on any copy of the checkpoint.
@@ -36,6 +36,9 @@ def save_peft_adapter(
         mean: flat parameters (N,).
         mask: kept triplets (n, r).
     """
+    if METHODS[config.method].gated:  # PEFT's AdaLoRA has another scale
+        save_lora_adapter(network, config, mean, mask, directory, one_rank=False)
+        return
     saved = _modules_to_save(network)
     state: dict[str, Tensor] = {}
     pattern: dict[str, list[bool]] = {}
@@ -100,10 +103,13 @@ def save_lora_adapter(
 @torch.no_grad()
 def merge(network: Network, mean: Tensor, mask: Tensor) -> Any:
     """The backbone without adapters, their deltas merged in: the network's own module, changed."""
+    quantized = {} if network.gates is None else network.gates.quantized_base(mean)
     for name, (a, e, b) in kept_factors(network, mean, mask).items():
         layer = network.adapters[name]
         base = layer.base_layer
         assert isinstance(base.weight, Tensor)
+        if name in quantized:
+            base.weight.copy_(quantized[name])
         base.weight += layer.delta_weight(a, e, b)
         parent, _, last = name.rpartition(".")
         setattr(network.module.get_submodule(parent), last, base)
@@ -113,7 +119,12 @@ def merge(network: Network, mean: Tensor, mask: Tensor) -> Any:
 def kept_factors(
     network: Network, mean: Tensor, mask: Tensor
 ) -> dict[str, tuple[Tensor, Tensor | None, Tensor]]:
-    """A (k, in), E (k, 1) or None, and B (out, k) of each adapted matrix, its k kept triplets."""
+    """A (k, in), E (k, 1) or None, and B (out, k) of each adapted matrix, its k kept triplets.
+
+    Where they are quantized, as that leaves them.
+    """
+    if network.gates is not None:
+        mean = network.gates.dequantized(mean)
     found = {}
     for index, name in enumerate(network.adapters):
         kept = mask[index].bool()

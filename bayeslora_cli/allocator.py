@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -23,7 +27,80 @@ def largest(scores: Tensor, budget: int | Tensor) -> Tensor:
     return mask.scatter_(0, order, kept.to(flat.dtype)).view(scores.shape)
 
 
-class RankAllocator:
+class Allocation(NamedTuple):
+    """What the matrices have from a step on."""
+
+    step: int
+    budget: int
+    """Triplets over all matrices."""
+    ranks: list[int]
+    bits: list[dict[str, int]] | None = None
+    """Width of each quantized operand, by matrix; None: nothing is quantized."""
+
+
+class Allocator(ABC):
+    """What step and loop ask of who decides on ranks.
+
+    A phase says whether it `allocates` (sigma is wanted), whether it `holds` (masked weights are
+    not sampled), and by `passes` what else a forward pass depends on.
+    """
+
+    final_step: int
+    """The last step at which the allocation changes."""
+
+    @abstractmethod
+    def announce(self, step: int) -> Any:
+        """Prepare the device for `step`; returns its phase, which is hashable."""
+
+    def before_passes(  # noqa: B027
+        self, step: int, batch: Mapping[str, Tensor], good: Tensor
+    ) -> None:
+        """What has to be known before the passes of a step, if its batch says it."""
+
+    def regularise(self) -> Tensor | None:
+        """Add a penalty's gradient at theta to `bank.local`; its value, or None: there is none."""
+        return None
+
+    @abstractmethod
+    def after_update(self, phase: Any, sigma: Tensor | None, good: Tensor) -> Tensor:
+        """What follows the optimizer's update of the step announced, wherever `good` is true.
+
+        Args:
+            sigma: of all elements (N,), where the phase allocates; None without a posterior.
+        Returns:
+            `good`, and false as well where something was not finite.
+        """
+
+    @abstractmethod
+    def scores(self, sigma: Tensor | None) -> Tensor:
+        """The triplets' scores now: (n, r)."""
+
+    @abstractmethod
+    def facts(self, step: int) -> dict[str, Any]:
+        """For a line of metrics.jsonl; this may read the device."""
+
+    def result(self, mean: Tensor, mask: Tensor) -> dict[str, Any]:
+        """For result.json, of the state that the run keeps."""
+        return {}
+
+    @abstractmethod
+    def fetch_history(self) -> list[Allocation]:
+        """The allocations since the last fetch: this reads the device."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that the future depends on besides the bank."""
+
+    @abstractmethod
+    def scalars(self) -> dict[str, Any]:
+        """State that is no tensor; fetch the history before."""
+
+    @abstractmethod
+    def load_scalars(self, scalars: dict[str, Any]) -> None:
+        """Take `scalars()` of an earlier process."""
+
+
+class RankAllocator(Allocator):
     """Applies the rank budget to the bank's mask; nothing here reads a device's value."""
 
     def __init__(self, bank: AdapterBank, criterion: Criterion, budget: RankBudget) -> None:
@@ -31,6 +108,7 @@ class RankAllocator:
         self.bank = bank
         self.criterion = criterion
         self.budget = budget
+        self.final_step = budget.final_step
         size = bank.adapter_end if criterion.needs_gradient else 0
         self.sensitivity = torch.zeros(size, device=bank.theta.device)
         self.uncertainty = torch.zeros(size, device=bank.theta.device)
@@ -39,7 +117,7 @@ class RankAllocator:
         self._row = torch.zeros(1, dtype=torch.int64, device=bank.theta.device)
         self._ranks = torch.zeros(HISTORY, len(bank.matrices), device=bank.theta.device)
         self._history: list[tuple[int, int]] = []  # (step, budget) of the rows of _ranks
-        self._fetched: list[tuple[int, int, list[int]]] = []
+        self._fetched: list[Allocation] = []
 
     def announce(self, step: int) -> Phase:
         """Prepare the device for `after_update` at `step`; returns what it will have to do."""
@@ -54,13 +132,6 @@ class RankAllocator:
         return phase
 
     def after_update(self, phase: Phase, sigma: Tensor | None, good: Tensor) -> Tensor:
-        """What follows the optimizer's update of the step announced, wherever `good` is true.
-
-        Args:
-            sigma: of all elements (N,), read at allocation steps alone; None without a posterior.
-        Returns:
-            `good`, and false as well where a score was not finite.
-        """
         if self.criterion.needs_gradient and phase.observes:
             self._observe(good)
         if phase.allocates:
@@ -70,7 +141,6 @@ class RankAllocator:
         return good
 
     def scores(self, sigma: Tensor | None) -> Tensor:
-        """The triplets' scores now: (n, r)."""
         statistics = ElementStatistics(
             mean=self.bank.adapters(self.bank.mean),
             sigma=None if sigma is None else self.bank.adapters(sigma),
@@ -103,25 +173,25 @@ class RankAllocator:
         values = self.bank.singular_values(self.bank.mean)
         torch.where(good, values * self.bank.mask, values, out=values)
 
-    def fetch_history(self) -> list[tuple[int, int, list[int]]]:
-        """(step, budget, rank of each matrix) since the last fetch: this reads the device."""
+    def facts(self, step: int) -> dict[str, Any]:
+        return {"budget": self.budget(step)}
+
+    def fetch_history(self) -> list[Allocation]:
         ranks = self._ranks[: len(self._history)].round().long().tolist()
-        fetched = [(s, b, r) for (s, b), r in zip(self._history, ranks, strict=True)]
+        fetched = [Allocation(s, b, r) for (s, b), r in zip(self._history, ranks, strict=True)]
         fetched = self._fetched + fetched
         self._fetched = []
         self._history.clear()
         return fetched
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that the future depends on besides the bank's mask."""
         return {"sensitivity": self.sensitivity, "uncertainty": self.uncertainty}
 
-    def scalars(self) -> dict[str, int]:
-        """Nothing: fetch the history before saving."""
+    def scalars(self) -> dict[str, Any]:
         assert not self._history + self._fetched, (
             "a checkpoint would lose allocations that nobody has fetched"
         )
         return {}
 
-    def load_scalars(self, scalars: dict[str, int]) -> None:
-        """Nothing to take."""
+    def load_scalars(self, scalars: dict[str, Any]) -> None:
+        """Nothing to take: the bank's mask is all the state."""

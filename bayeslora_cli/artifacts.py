@@ -19,6 +19,7 @@ from bayeslora_cli.adapter_files import BACKBONE, save_peft_adapter
 from bayeslora_cli.atomic import replacing, write_json, write_text
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.errors import RunDirError
+from bayeslora_cli.gate_report import widths
 from bayeslora_cli.model import Network
 from bayeslora_cli.posterior import Posterior
 from bayeslora_cli.report import MatrixReport, RankReport, kinds_of, layer_of
@@ -95,9 +96,11 @@ class Snapshot:
 
 
 def rank_report(
-    network: Network, config: RunConfig, step: int, mask: Tensor, scores: Tensor | None
-) -> RankReport:
-    """The allocation `mask` (n, r) with the triplets' scores."""
+    network: Network, config: RunConfig, step: int, mask: Tensor, scores: Tensor | None,
+    mean: Tensor,
+) -> RankReport:  # fmt: skip
+    """The allocation `mask` (n, r) with the triplets' scores, and the widths in `mean` (N,)."""
+    bits = widths(network, mean)
     kept = mask.bool().tolist()
     values = None if scores is None else scores.tolist()
     kinds = kinds_of(list(network.adapters))
@@ -112,11 +115,13 @@ def rank_report(
             rank=sum(kept[index]),
             kept=tuple(kept[index]),
             scores=None if values is None else tuple(values[index]),
+            bits=bits[index] or None,
         )
         for index, (name, layer) in enumerate(network.adapters.items())
     )
     budget = sum(m.rank for m in matrices)
-    return RankReport(step=step, budget=budget, criterion=config.criterion, matrices=matrices)
+    criterion = config.criterion if network.gates is None else "gates"
+    return RankReport(step=step, budget=budget, criterion=criterion, matrices=matrices)
 
 
 def write_artifacts(
@@ -142,7 +147,8 @@ def write_artifacts(
             save_peft_adapter(network, config, at.mean, at.mask, path)
     else:
         _save_full(run, network, snapshot.posterior)
-    report = rank_report(network, config, result["steps"] - 1, mask, snapshot.scores)
+    scores, mean = snapshot.scores, snapshot.posterior.mean
+    report = rank_report(network, config, result["steps"] - 1, mask, scores, mean)
     write_json(run.ranks, report.to_json())
     write_text(run.card, model_card(run, config, run.read_task(), result))
     write_json(run.result, dict(result))
@@ -192,6 +198,25 @@ def model_card(run: RunDir, config: RunConfig, task: Task, result: Mapping[str, 
             f"Metrics after {best['step'] + 1} steps, the best evaluation at the final rank "
             f"budget, in {config.precision}:\n",
             card.metric_table(best["metrics"]),
+            *([_gated(result)] if "cost" in result else []),
             card.code(load),
         ]
     )
+
+
+def _gated(result: Mapping[str, Any]) -> str:
+    """What gates over ranks and bit widths have come to."""
+    cost, bits = result["cost"], result["bits"]
+    lines = [
+        f"Mean rank {result['mean_rank']:.2f}, mean width {result['mean_bits']:.2f} bits; "
+        f"{cost['adapter_relative']:.2%} of the bit operations\nof unquantized adapters at the "
+        f"initial rank ({cost['with_base_relative']:.2%} with the adapted matrices themselves), "
+        f"{cost['storage_bytes']:,} bytes.\n"
+    ]
+    if bits is not None:
+        lines.append(
+            "The adapter below has E folded into A and its quantized weights as real numbers; its\n"
+            "activations are not quantized any more. The integer codes, and the metrics above, are "
+            "those of\n`bayeslora export --format quantized`.\n"
+        )
+    return "\n".join(lines)

@@ -6,6 +6,7 @@ Layout of the buffer, each block starting at a multiple of 256 bytes:
     A (G, r, in), B (G, out, r)      a pair for each group of equal shapes, in the model's order
     full                             backbone weights that are trained themselves
     head                             always computed in fp32
+    gate, range, fixed               B-LoRA's gates and ranges, and what is not trained, in fp32
 
 The singular values of all matrices are neighbours so that a mask, a score and a sort over all
 triplets need no gathering; the rest is grouped by shape so that a batched product serves a group.
@@ -41,7 +42,7 @@ class Segment:
 
     name: str
     role: str
-    """adapter, full or head (gate and range are B-LoRA's)."""
+    """adapter, full, head, gate, range or fixed."""
     shape: tuple[int, ...]
     offset: int
 
@@ -101,7 +102,7 @@ class AdapterBank:
     theta (N,): what the modules see; mean (N,): the posterior's mean, the same tensor without a
     posterior; noise (N,): theta - mean, with a posterior; local (N,): gradient of one backward
     pass; grad (2, N) or (1, N): the step's average of g and of noise * g; mask (n, r): 1 for a kept
-    triplet, 0 for a pruned one.
+    triplet, 0 for a pruned one. parts: where roles lie; weights: all but gates and what follows.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class AdapterBank:
 
         Args:
             matrices: adapted matrices, all of one rank, in the model's order.
-            others: (name, role, parameter), roles full and head; a parameter counts once.
+            others: (name, role, parameter), no adapters'; a parameter counts once.
             posterior: keep a mean apart from theta, and noise.
             device: where the buffers live; the modules must be there already.
             compute_dtype: of the views of backbone weights; adapters' and the head's are fp32.
@@ -132,16 +133,18 @@ class AdapterBank:
         parameters: dict[str, nn.Parameter] = {}
         end = self._lay_out_matrices(parameters)
         self.adapter_end = end
-        for role in ("full", "head"):
-            if role == "head":
-                low_end = end if compute_dtype != torch.float32 else self.adapter_end
-            for name, its_role, parameter in others:
-                if its_role == role:
-                    parameters[name] = parameter
-                    end = self._append(name, role, tuple(parameter.shape), end)
+        self.parts: dict[str, slice] = {}
+        for role in ("full", "head", "gate", "range", "fixed"):
+            start = end
+            for name, _, parameter in (other for other in others if other[1] == role):
+                parameters[name] = parameter
+                end = self._append(name, role, tuple(parameter.shape), end)
+            self.parts[role] = slice(start, end)
+        self.weights, full = slice(0, self.parts["head"].stop), self.parts["full"]
         assert len({id(p) for p in parameters.values()}) == len(parameters), "a parameter twice"
         self.size = end
-        self._low = slice(self.adapter_end, low_end)  # what is computed in another precision
+        low = 0 if compute_dtype == torch.float32 else full.stop - full.start
+        self._low = slice(full.start, full.start + low)  # what is computed in another precision
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(*shape, device=device, dtype=dtype)
@@ -154,8 +157,8 @@ class AdapterBank:
         self.local = zeros(end)
         self.grad = zeros(2 if posterior else 1, end)
         self.mask = torch.ones(len(self.matrices), self.rank, device=device)
-        self._low_theta = zeros(low_end - self.adapter_end, dtype=compute_dtype)
-        self._low_local = zeros(low_end - self.adapter_end, dtype=compute_dtype)
+        self._low_theta = zeros(low, dtype=compute_dtype)
+        self._low_local = zeros(low, dtype=compute_dtype)
         self.factors: Copies | None = None
         """What the modules see instead of the adapters' own parameters, if anything."""
         self._score_order = self._order_of_scores().to(device)
@@ -326,13 +329,12 @@ class AdapterBank:
 
     def trainable(self) -> int:
         """Number of trained elements at the initial rank, padding not counted."""
-        return sum(s.stop - s.offset for s in self.segments.values())
+        return sum(s.stop - s.offset for s in self.segments.values() if s.role != "fixed")
 
     def kept(self) -> int:
         """Number of trained elements without those of pruned triplets."""
         sizes = torch.tensor([m.a.shape[1] + m.b.shape[0] + 1 for m in self.matrices])
-        pruned = (1 - self.mask).sum(1).round().long().cpu()
-        return self.trainable() - int((pruned * sizes).sum())
+        return self.trainable() - int(((1 - self.mask).sum(1).round().long().cpu() * sizes).sum())
 
     def check_views(self) -> None:
         """Fail if something moved a parameter out of the buffers.

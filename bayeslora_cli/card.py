@@ -54,10 +54,11 @@ def heading(config: RunConfig, task: Task) -> str:
 def introduction(config: RunConfig, task: Task, steps: int) -> str:
     """What was trained, on what, and for how long."""
     kinds = f"the classes {', '.join(task.classes)}" if task.classes else "a score"
+    rank = f"{'initial' if config.method == 'blora' else 'target'} rank {config.target_rank}"
     return (
         f"`{config.model}` fine-tuned with bayeslora on {_name(config, task)}: {kinds} from\n"
-        f"{' and '.join(task.text_columns)}; {_method(config)}, seed {config.seed}, target rank "
-        f"{config.target_rank},\n{steps} steps of {config.batch_size} examples."
+        f"{' and '.join(task.text_columns)}; {_method(config)}, seed {config.seed}, {rank},\n"
+        f"{steps} steps of {config.batch_size} examples."
     )
 
 

@@ -158,7 +158,10 @@ def evaluate(
 def export(
     run: o.RunPath,
     form: Annotated[
-        str, typer.Option("--format", help="adalora, lora, merged or onnx.", rich_help_panel=_FORM)
+        str,
+        typer.Option(
+            "--format", help="adalora, lora, merged, onnx or quantized.", rich_help_panel=_FORM
+        ),
     ],
     uniform_rank: Annotated[
         bool,
@@ -241,7 +244,9 @@ def export(
 
     The export is reopened without bayeslora before it appears, and its logits
     are compared with the run's, in fp32: they may differ by 1e-5 (onnx: 1e-4)
-    of the largest logit, or of 1 where all logits are smaller.
+    of the largest logit, or of 1 where all logits are smaller. Integer codes
+    (quantized) are read back by bayeslora, and must give the run's logits to
+    the bit.
     A wrong export leaves nothing behind.
     The last line printed is the export's directory.
     """

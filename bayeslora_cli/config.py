@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import math
-import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from bayeslora_cli.errors import ConfigError, UserError
+from bayeslora_cli.errors import ConfigError
 from bayeslora_cli.intervals import parse_interval
+from bayeslora_cli.ladder import parse_ladder
 
 GLUE_TASKS = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli")
 TASK_NAMES = (*GLUE_TASKS, "demo", "custom")  # custom: a user's own files
@@ -22,8 +22,10 @@ COMBINATIONS: dict[tuple[str, str], tuple[str, ...]] = {
     ("lora", "ivon"): (),
     ("full", "adamw"): (),
     ("full", "ivon"): (),
+    ("blora", "adamw"): (),
+    ("blora", "ivon"): (),
 }
-DEFAULT_OPTIMIZER = {"adalora": "ivon", "lora": "adamw", "full": "adamw"}
+DEFAULT_OPTIMIZER = {"adalora": "ivon", "lora": "adamw", "full": "adamw", "blora": "adamw"}
 METHODS = tuple(DEFAULT_OPTIMIZER)
 OPTIMIZERS = ("ivon", "adamw")
 CRITERION_NAMES = COMBINATIONS["adalora", "ivon"]
@@ -31,6 +33,8 @@ COMPILE = ("auto", "on", "off")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 PRECISIONS = ("fp32", "tf32", "bf16")
 LR_SCHEDULES = ("linear", "boost")
+BLORA_MODES = ("both", "quant", "rank")
+REGULARISERS = ("const", "bop")
 
 
 def _option(default: Any, flag: str, *, affects_result: bool = True) -> Any:
@@ -56,13 +60,13 @@ class RunConfig:
     model: str = _option("microsoft/deberta-v3-base", "--model")
     """Hub name or directory of the backbone."""
     method: str = _option("adalora", "--method")
-    """adalora, lora or full."""
+    """adalora, lora, blora or full."""
     optimizer: str = _option("ivon", "--optimizer")
     """ivon or adamw."""
     criterion: str | None = _option("snr", "--criterion")
     """Importance criterion of the allocation; None where the method allocates nothing."""
     target_rank: int = _option(2, "--target-rank")
-    """Mean rank of a matrix at the end; the fixed rank of lora."""
+    """Mean rank of a matrix at the end; the fixed rank of lora; of blora the initial one."""
     init_rank: int = _option(3, "--init-rank")
     """Rank of every matrix at the start."""
     target_modules: tuple[str, ...] | None = _option(None, "--target-modules")
@@ -72,11 +76,27 @@ class RunConfig:
     orth_reg: float = _option(0.1, "--orth-reg")
     """Weight of AdaLoRA's orthogonality penalty."""
     t_init: int = _option(0, "--t-init")
-    """Steps before the first pruning."""
+    """Steps before the first pruning; blora: before the gates."""
     t_final: int = _option(1, "--t-final")
-    """Steps at the end with the ranks fixed."""
+    """Steps at the end with ranks and widths fixed."""
     delta_t: int = _option(1, "--delta-t")
     """Steps between two allocations."""
+    blora_mode: str = _option("both", "--blora-mode")
+    """What blora's gates are over: both, quant (bit widths) or rank."""
+    lambda_quant: float = _option(1e-4, "--lambda-quant")
+    """Weight of the penalty on bit widths, a quantizer."""
+    lambda_rank: float = _option(1e-4, "--lambda-rank")
+    """Weight of the penalty on ranks, a matrix."""
+    bit_ladder: str = _option("2,4,8,16", "--bit-ladder")
+    """Widths that a quantizer may have, as `parse_ladder` reads them."""
+    quantize_base: bool = _option(False, "--quantize-base")
+    """The frozen weights are quantized as well."""
+    reg: str = _option("const", "--reg")
+    """How widths weigh in the penalty: const, or bop, by what they cost."""
+    gate_lr: float = _option(1e-2, "--gate-lr")
+    """AdamW's constant learning rate of the gates' logits."""
+    range_lr: float = _option(1e-2, "--range-lr")
+    """The same of the logarithms of the quantizers' ranges."""
     epochs: float = _option(3.0, "--epochs")
     """Passes over the training data."""
     max_steps: int | None = _option(None, "--max-steps")
@@ -164,32 +184,6 @@ def flag(name: str) -> str:
     return str(FIELDS[name].metadata["flag"])
 
 
-_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "bool": ((bool,), "true or false"),
-    "int": ((int,), "a whole number"),
-    "float": ((int, float), "a number"),
-    "str": ((str,), "a string"),
-    "tuple[str, ...]": ((list,), "a list of strings"),
-}
-
-
-def from_file(name: str, value: Any) -> Any:
-    """A field's value as TOML has it: a list becomes a tuple, an integer for a real a float.
-
-    Raises:
-        TypeError: a value of another type; the message says what it must be.
-    """
-    kind = str(FIELDS[name].type).removesuffix(" | None")
-    types, expected = _KINDS[kind]
-    items = value if isinstance(value, list) else []
-    right = isinstance(value, types) and isinstance(value, bool) == (kind == "bool")
-    if not right or not all(isinstance(item, str) for item in items):
-        raise TypeError(f"{name} = {value!r}: must be {expected}")
-    if kind == "float" and isinstance(value, int) and abs(value) >= 10**300:
-        raise TypeError(f"{name}: a number of {len(str(value))} digits: is too large")
-    return float(value) if kind == "float" else tuple(value) if kind.startswith("tuple") else value
-
-
 def affecting(config: RunConfig) -> dict[str, Any]:
     """The values that decide the result, by field name."""
     values = asdict(config)
@@ -230,11 +224,13 @@ def _problems(c: RunConfig) -> list[str]:
         for name in c.log_to or ()
         if name not in TRACKERS
     )
+    one_of("blora_mode", BLORA_MODES)
+    one_of("reg", REGULARISERS)
     methods_known = one_of("method", METHODS) & one_of("optimizer", OPTIMIZERS)
     if methods_known:
         allowed = COMBINATIONS[c.method, c.optimizer]
         if not allowed:
-            expect(c.criterion is None, "criterion", f"--method {c.method} allocates no ranks")
+            expect(c.criterion is None, "criterion", f"--method {c.method} has none")
         elif c.criterion in CRITERION_NAMES and c.criterion not in allowed:
             expect(False, "criterion", "needs a posterior: use --optimizer ivon, or one of "
                    + ", ".join(allowed))  # fmt: skip
@@ -250,6 +246,10 @@ def _problems(c: RunConfig) -> list[str]:
         parse_interval(c.checkpoint_every)
     except ValueError as error:
         expect(False, "checkpoint_every", str(error))
+    try:
+        parse_ladder(c.bit_ladder)
+    except ValueError as error:
+        expect(False, "bit_ladder", str(error))
     expect(c.train_file is not None or c.eval_file is None, "eval_file", "needs --train-file")
     expect(c.dropout is None or 0 <= c.dropout < 1, "dropout", "must be at least 0 and below 1")
     for name in (
@@ -257,9 +257,12 @@ def _problems(c: RunConfig) -> list[str]:
         "train_samples", "max_length", "eval_batch_size", "log_every",
     ):  # fmt: skip
         expect(getattr(c, name) >= 1, name, "must be at least 1")
-    for name in ("t_init", "warmup_steps", "boost_until_step", "orth_reg", "weight_decay", "seed"):
+    for name in (
+        "t_init", "warmup_steps", "boost_until_step", "orth_reg", "weight_decay", "seed",
+        "lambda_quant", "lambda_rank",
+    ):  # fmt: skip
         expect(0 <= getattr(c, name) < math.inf, name, "must be finite and not negative")
-    for name in ("alpha", "lr", "epochs", "hess_init", "ess_per_example"):
+    for name in ("alpha", "lr", "epochs", "hess_init", "ess_per_example", "gate_lr", "range_lr"):
         expect(0 < getattr(c, name) < math.inf, name, "must be positive and finite")
     for name in ("max_steps", "ess", "eval_every", "boost_lr"):
         value = getattr(c, name)
@@ -292,36 +295,10 @@ def check_schedule(config: RunConfig, total: int) -> None:
         found.append(f"--warmup-steps {config.warmup_steps}: the run has only {total} steps")
     if config.lr_schedule == "boost" and config.boost_until_step >= total:
         found.append(f"--boost-until-step {config.boost_until_step}: the run has {total} steps")
-    if config.method == "adalora" and config.t_init + config.t_final > total:
+    if config.method in ("adalora", "blora") and config.t_init + config.t_final > total:
         found.append(
             f"--t-init {config.t_init} --t-final {config.t_final}: together more than the run's "
             f"{total} steps; lower them or train longer"
         )
     if found:
         raise ConfigError(found)
-
-
-# ---- as a file
-
-
-def to_toml(config: RunConfig) -> str:
-    """A configuration as TOML; what is None is left out."""
-    import tomli_w
-
-    values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
-    return tomli_w.dumps({k: v for k, v in values.items() if v is not None})
-
-
-def from_toml(text: str, name: str) -> RunConfig:
-    """Read `to_toml`'s form back.
-
-    Raises:
-        UserError: not TOML, or with keys that this version does not know; `name` says which file.
-    """
-    try:
-        values = tomllib.loads(text)
-        values = {k: from_file(k, v) if k in FIELDS else v for k, v in values.items()}
-        nothing = {"criterion": None}  # None is left out of the file, but is not the default
-        return RunConfig(**(nothing | values))
-    except (tomllib.TOMLDecodeError, TypeError, RecursionError, ConfigError) as error:
-        raise UserError(f"{name} is not a configuration of this version: {error}") from error

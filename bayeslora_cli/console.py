@@ -150,6 +150,9 @@ class Progress(Reporter):
             yield f"lr {self._line['lr']:.3g}"
         if "budget" in self._line:
             yield f"budget {self._line['budget']}"
+        if "relative_bit_operations" in self._line:
+            yield f"rank {self._line['rank']:.2f}"
+            yield f"bits {self._line['bits']:.2f}"
         if self._pace.rate:
             yield f"{_short(self._pace.rate)} steps/s"
             yield f"{duration(self._pace.seconds(self._total - self._done))} left"
@@ -240,6 +243,7 @@ def closing_table(result: Mapping[str, Any], report: RankReport | None, console:
         "training time": f"{duration(result['train_seconds'])}, "
         f"with evaluations {duration(result['seconds'])}",
         "steps a second": _short(result["steps_per_second"]),
+        **_gate_facts(result),
         **({} if memory is None else {"peak memory": f"{memory / 1e9:.2f} GB"}),
     }
     _print(console, "")
@@ -259,6 +263,20 @@ def closing_table(result: Mapping[str, Any], report: RankReport | None, console:
 
         _print(console, "")
         print_heatmap(report, console)
+
+
+def _gate_facts(result: Mapping[str, Any]) -> dict[str, str]:
+    """What gates over ranks and bit widths have come to; nothing without any."""
+    if "cost" not in result:
+        return {}
+    cost = result["cost"]
+    return {
+        "ranks and widths": f"mean rank {result['mean_rank']:.2f}, "
+        f"mean width {result['mean_bits']:.2f} bits",
+        "bit operations": f"{cost['adapter_relative']:.2%} of 32 x 32 at the first rank, "
+        f"with the base {cost['with_base_relative']:.2%}",
+        "adapters' storage": f"{cost['storage_bytes']:,} bytes, {cost['storage_relative']:.2%}",
+    }
 
 
 def posterior_line(summary: Mapping[str, Any]) -> str:

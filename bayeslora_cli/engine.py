@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora_cli.allocator import RankAllocator
+from bayeslora_cli.allocator import Allocator
 from bayeslora_cli.artifacts import Snapshot, now, record_environment, write_artifacts
 from bayeslora_cli.atomic import write_json
 from bayeslora_cli.checkpoint import KEPT, Checkpoints
@@ -179,7 +179,7 @@ class Training(Session):
         }
         loop.interval_tokens, loop.interval_seconds = 0, 0.0
         if self.allocator is not None:
-            line["budget"] = self.allocator.budget(loop.step - 1)
+            line |= self.allocator.facts(loop.step - 1)
             self._log_allocations(self.allocator)
         self.run.append(self.run.metrics, [line])
         self.trackers.log(line)
@@ -218,15 +218,16 @@ class Training(Session):
             f"{self.run.checkpoint}"
         )
 
-    def _log_allocations(self, allocator: RankAllocator, before: int | None = None) -> None:
+    def _log_allocations(self, allocator: Allocator, before: int | None = None) -> None:
         lines: list[Mapping[str, Any]] = []
         names = list(self.network.adapters)
-        for step, budget, ranks in allocator.fetch_history():
-            if ranks != self.loop.ranks and (before is None or step < before):
-                self.loop.ranks = ranks
-                lines.append(
-                    {"step": step, "budget": budget, "ranks": dict(zip(names, ranks, strict=True))}
-                )
+        for step, budget, ranks, bits in allocator.fetch_history():
+            found: dict[str, Any] = {"ranks": dict(zip(names, ranks, strict=True))}
+            if bits is not None:
+                found["bits"] = dict(zip(names, bits, strict=True))
+            if found != self.loop.allocation and (before is None or step < before):
+                self.loop.allocation = found
+                lines.append({"step": step, "budget": budget, **found})
         if lines:
             self.run.append(self.run.ranks_history, lines)
 
@@ -239,7 +240,7 @@ class Training(Session):
         self.run.append(self.run.metrics, [found])
         self.trackers.log(found)
         value = metrics[self.task.validation_splits[0]][self.task.selecting]
-        at_budget = self.allocator is None or done > self.allocator.budget.final_step
+        at_budget = self.allocator is None or done > self.allocator.final_step
         best_before = self.best.records.get("best")
         if self.best.offer(found, value, at_budget=at_budget):
             self._snapshot()
@@ -276,6 +277,7 @@ class Training(Session):
             "trainable_parameters": bank.trainable(),
             "kept_parameters": bank.kept(),
             "ranks": dict(zip(self.network.adapters, ranks, strict=True)),
+            **({} if self.allocator is None else self.allocator.result(best.mean, best.mask)),
             "posterior": posterior_summary(bank, at_best, self.config, training_rows),
             "peak_memory_bytes": peak_memory(self.device),
         }

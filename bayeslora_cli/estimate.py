@@ -22,6 +22,7 @@ from bayeslora_cli.bank import AdapterBank
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.factors import padded_rank
+from bayeslora_cli.gate_training import gate_optimizers
 from bayeslora_cli.model import Network
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.schedules import RankBudget
@@ -152,7 +153,8 @@ def _fake(
     def forward(**inputs: Tensor) -> Any:
         return functional_call(module, own, (), inputs)
 
-    return replace(network, module=forward), list(own.values()), batch
+    # of gated layers the float phase is counted: their quantizers keep more
+    return replace(network, module=forward, gates=None), list(own.values()), batch
 
 
 def _state(config: RunConfig, bank: AdapterBank, device: torch.device) -> list[Tensor]:
@@ -171,4 +173,6 @@ def _state(config: RunConfig, bank: AdapterBank, device: torch.device) -> list[T
         any_budget = RankBudget(initial=1, target=1, t_init=0, t_final=1, delta_t=1, total=1)
         allocator = RankAllocator(fake, CRITERIA[config.criterion], any_budget)
         found += allocator.tensors().values()
+    for adamw in gate_optimizers(fake).values():
+        found += adamw.tensors().values()
     return found

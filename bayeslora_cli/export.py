@@ -31,7 +31,15 @@ from bayeslora_cli.evaluate import (
     split_names,
 )
 from bayeslora_cli.export_card import export_card
-from bayeslora_cli.export_check import Check, batches_of, compare, random_rows, run_logits
+from bayeslora_cli.export_check import (
+    Check,
+    batches_of,
+    compare,
+    logits_from,
+    random_rows,
+    run_logits,
+)
+from bayeslora_cli.export_gates import Lost, lose
 from bayeslora_cli.export_options import (
     BOUNDS,
     MANIFEST,
@@ -47,13 +55,14 @@ from bayeslora_cli.other_rows import check_data_is_read, load_file
 from bayeslora_cli.passes import Batches
 from bayeslora_cli.plain import Logits, load_merged, open_adapter, open_merged
 from bayeslora_cli.prune import prune
+from bayeslora_cli.quantized_file import load_quantized, save_quantized
 from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.tasks import Examples, Task
 
 logger = logging.getLogger("bayeslora")
 
 SCHEMA = 1
-ADAPTERS = ("adalora", "lora")
+ADAPTERS = ("adalora", "lora", "quantized")
 """Formats that need their base model beside them."""
 PACKAGES = ("bayeslora", "torch", "transformers", "peft", "safetensors")
 
@@ -105,6 +114,7 @@ def export_run(
     else:
         inputs, rows = "random", random_rows(tokenizer, options.check_rows, config.max_length)
     batches = batches_of(rows)
+    lost = lose(network, options.format, batches)
     expected = run_logits(network, batches)
     ranks = network.bank.mask.sum(1).long().tolist()
 
@@ -121,7 +131,7 @@ def export_run(
         text = export_card(
             options.name, config, task, result["steps"], after or metrics,
             trained.precision if after is None else config.precision, str(check),
-            options.target_rank,
+            options.target_rank, lost,
         )  # fmt: skip
         (directory / "README.md").write_text(text, encoding="utf-8")
         extra = ONNX_PACKAGES if options.format == "onnx" else ()
@@ -138,6 +148,7 @@ def export_run(
             "precision": {"run": trained.precision, "export": config.precision},
             "ranks": dict(zip(network.adapters, ranks, strict=True)),
             **facts,
+            "lost": None if lost is None else asdict(lost),
             "files": {
                 file.relative_to(directory).as_posix(): _sha256(file)
                 for file in sorted(directory.rglob("*"))
@@ -160,6 +171,8 @@ def describe_export(manifest: dict[str, Any]) -> list[str]:
             f"after pruning to rank {manifest['options']['target_rank']}, in {precision}: "
             f"{describe(metrics['after_pruning'])}",
         ]
+    if manifest["lost"] is not None:
+        lines.append(str(Lost(**manifest["lost"])))
     return [*lines, str(Check(**manifest["check"]))]
 
 
@@ -227,12 +240,14 @@ def _write(
     `merged` and `onnx` use the network up: its adapters are merged in.
     """
     mean, mask = network.bank.mean, network.bank.mask
-    facts = {}
+    facts: dict[str, Any] = {}
     if options.format == "adalora":
         config = replace(config, target_rank=options.target_rank or config.target_rank)
         save_peft_adapter(network, config, mean, mask, directory)
     elif options.format == "lora":
         save_lora_adapter(network, config, mean, mask, directory, one_rank=options.uniform_rank)
+    elif options.format == "quantized":
+        facts = save_quantized(network, config, mean, mask, directory)
     elif options.format == "merged":
         _save_merged(network, directory)
     else:
@@ -260,6 +275,8 @@ def _reopen(directory: Path, form: str, config: RunConfig, network: Network) -> 
     device, trust = network.bank.theta.device, config.trust_remote_code
     if form == "onnx":
         return open_onnx(directory)
+    if form == "quantized":
+        return logits_from(load_quantized(directory, device, trust_remote_code=trust))
     if form == "merged":
         return open_merged(directory, device, trust_remote_code=trust)
     torch.seed()  # what the base lacks is drawn anew: the export must bring it

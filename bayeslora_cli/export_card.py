@@ -7,10 +7,17 @@ from collections.abc import Mapping
 from bayeslora_cli import card
 from bayeslora_cli.adapter_files import BACKBONE
 from bayeslora_cli.config import RunConfig
+from bayeslora_cli.export_gates import Lost
 from bayeslora_cli.onnx_file import ONNX_FILE
 from bayeslora_cli.tasks import Task
 
-LIBRARIES = {"adalora": "peft", "lora": "peft", "merged": "transformers", "onnx": "onnx"}
+LIBRARIES = {
+    "adalora": "peft",
+    "lora": "peft",
+    "merged": "transformers",
+    "onnx": "onnx",
+    "quantized": "bayeslora",
+}
 _WHAT = {
     "adalora": "This is the pruned AdaLoRA adapter, for PEFT.",
     "lora": "This is a plain LoRA adapter with a rank and an alpha of its own for each matrix "
@@ -18,6 +25,8 @@ _WHAT = {
     "lora-uniform": "This is a plain LoRA adapter padded with zeros to one rank and one alpha.",
     "merged": "This is the whole model, the adapter merged in.",
     "onnx": "This is the whole model for ONNX Runtime; batch and sequence may have any size.",
+    "quantized": "These are the adapter's integer codes with their scales and the ranges of its "
+    "activations,\nfor bayeslora; `quantization.json` has each matrix's rank and bit widths.",
 }
 
 
@@ -30,6 +39,7 @@ def export_card(
     precision: str,
     check: str,
     target_rank: int | None = None,
+    lost: Lost | None = None,
 ) -> str:
     """The text.
 
@@ -39,15 +49,18 @@ def export_card(
         precision: in which they were measured.
         check: what was measured, in words.
         target_rank: to which the run was pruned further; None: it was not.
+        lost: what of the run's quantization this format has no place for.
     """
     pruned = "" if target_rank is None else f" Pruned to rank {target_rank} after training."
     form = name.partition("-")[0]
+    reopened = "Read back" if form == "quantized" else "Reopened without bayeslora"
     return "\n".join(
         [
             card.front_matter(config, LIBRARIES[form]),
             card.heading(config, task),
             card.introduction(config, task, steps) + pruned + "\n",
-            f"{_WHAT[name]}\nReopened without bayeslora, {check}.\n",
+            f"{_WHAT[name]}\n{reopened}, {check}.\n",
+            *([] if lost is None else [f"{str(lost)[0].upper()}{str(lost)[1:]}.\n"]),
             f"Metrics, measured in {precision}:\n",
             card.metric_table(metrics),
             card.code(snippet(form, config, task)),
@@ -75,6 +88,21 @@ def snippet(form: str, config: RunConfig, task: Task) -> str:
             f'session = onnxruntime.InferenceSession(f"{{directory}}/{ONNX_FILE}")',
             "names = {i.name for i in session.get_inputs()}",
             'logits = session.run(["logits"], {k: v for k, v in inputs.items() if k in names})[0]',
+        ]
+    elif form == "quantized":
+        imports = [
+            "from pathlib import Path",
+            "",
+            "import torch",
+            "from transformers import AutoTokenizer",
+            "",
+            "from bayeslora_cli.quantized_file import load_quantized",
+        ]
+        load = [
+            f'network = load_quantized(Path(directory), torch.device("cpu"){trust})',
+            "network.module.eval()",
+            "with torch.no_grad():",
+            "    logits = network.logits(inputs)",
         ]
     else:
         imports = ["import torch"]

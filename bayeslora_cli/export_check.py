@@ -81,6 +81,11 @@ def run_logits(network: Network, batches: Sequence[Batch]) -> list[Tensor]:
     return found
 
 
+def logits_from(network: Network) -> Logits:
+    """A network that was read back, as `plain` has others' models."""
+    return lambda batch: run_logits(network, [batch])[0]
+
+
 def compare(
     expected: Sequence[Tensor], reopened: Logits, batches: Sequence[Batch], *,
     bound: float, inputs: str,

@@ -12,12 +12,13 @@ from bayeslora_cli.hub import check_name
 
 MANIFEST = "manifest.json"
 # format -> largest difference of a logit, relative to the largest logit where that is above 1
-BOUNDS = {"adalora": 1e-5, "lora": 1e-5, "merged": 1e-5, "onnx": 1e-4}
+BOUNDS = {"adalora": 1e-5, "lora": 1e-5, "merged": 1e-5, "onnx": 1e-4, "quantized": 0.0}
 # method of a run -> formats that it has
 FORMATS = {
     "adalora": ("adalora", "lora", "merged", "onnx"),
     "lora": ("lora", "merged", "onnx"),
     "full": ("merged", "onnx"),
+    "blora": ("quantized", "lora", "merged", "onnx"),
 }
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
@@ -27,7 +28,7 @@ class ExportOptions:
     """What to export and how to check it."""
 
     format: str
-    """adalora, lora, merged or onnx."""
+    """adalora, lora, merged, onnx or quantized."""
     uniform_rank: bool = False
     """lora: pad to one rank and one alpha."""
     target_rank: int | None = None
@@ -67,6 +68,8 @@ def check_options(options: ExportOptions, config: RunConfig, push_to_hub: str | 
         raise UserError(
             f"--format {form}: a run of --method {method} has {', '.join(FORMATS[method])}"
         )
+    if form == "quantized" and config.blora_mode == "rank":
+        raise UserError("--format quantized: a run of --blora-mode rank has quantized nothing")
     if options.uniform_rank and form != "lora":
         raise UserError(f"--uniform-rank: --format lora alone has it, not {form}")
     if options.target_rank is not None:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 ROWS = ("W_q", "W_k", "W_v", "W_o", "W_f1", "W_f2")
 """The paper's rows; other kinds follow in order of appearance."""
-LAYER, SUM, STD, ABSENT = "layer", "sum", " std", "-"
+LAYER, SUM, MEAN, STD, ABSENT = "layer", "sum", "mean", " std", "-"
+BESIDE = 4  # columns between two heatmaps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +38,10 @@ class Grid:
     """The line below."""
     signed: bool = False
     """The numbers are differences: a sign before each, colours from negative to positive."""
+    unit: str = "rank"
+    """What the numbers are, for the legend."""
+    averages: bool = False
+    """Rows and columns end in means instead of sums."""
     spread: Grid | None = None
     """Standard deviations of the numbers, a grid of the same form."""
 
@@ -49,17 +54,27 @@ class Grid:
     @property
     def row_sums(self) -> list[float]:
         """A sum a kind, of its matrices in the layers."""
-        return [sum(value or 0 for value in row) for row in self.values]
+        return [self._whole(row) for row in self.values]
 
     @property
     def column_sums(self) -> list[float]:
         """A sum a layer."""
-        columns = zip(*self.values, strict=True)
-        return [sum(value or 0 for value in column) for column in columns]
+        return [self._whole(column) for column in zip(*self.values, strict=True)]
+
+    @property
+    def total(self) -> float:
+        """The sum of all matrices in the layers."""
+        return self._whole([value for row in self.values for value in row])
+
+    def _whole(self, values: Sequence[float | None]) -> float:
+        """The sum, or with `averages` the mean."""
+        there = [value for value in values if value is not None]
+        return sum(there) / (max(1, len(there)) if self.averages else 1)
 
     def number(self, value: float) -> str:
         """How a number of this grid or a sum of them is written: integers have no decimals."""
         whole = self.spread is None and all(float(v).is_integer() for v in self.numbers)
+        whole = whole and not self.averages
         text = f"{value:+z.{0 if whole else 1}f}"
         return text if self.signed and float(text) else text[1:]
 
@@ -100,9 +115,54 @@ def _budget_line(matrices: Sequence[MatrixReport]) -> str:
     )
 
 
+def bit_grid(reports: Sequence[RankReport]) -> Grid | None:
+    """Mean width of a matrix's operands, over reports of the same matrices; None: some have none.
+
+    Matrices that share kind and layer are averaged.
+    """
+    matrices = [m for report in reports for m in report.matrices]
+    if not matrices or any(m.bits is None for m in matrices):
+        return None
+    found: dict[tuple[str, int | None], list[float]] = {}
+    for m in matrices:
+        found.setdefault((m.kind, m.layer), []).append(m.mean_bits)
+    means = {place: sum(values) / len(values) for place, values in found.items()}
+    form = rank_grid(reports[0])
+    mean = sum(m.mean_bits for m in matrices) / len(matrices)
+    runs = f"; mean over {len(reports)} runs" if len(reports) > 1 else ""
+    return Grid(
+        kinds=form.kinds,
+        layers=form.layers,
+        values=tuple(tuple(means.get((k, layer)) for layer in form.layers) for k in form.kinds),
+        outside=tuple((kind, means[kind, None]) for kind, _ in form.outside),
+        caption=f"mean width {mean:.2f} bits of a matrix's operands{runs}",
+        unit="bits",
+        averages=True,
+    )
+
+
+def beside(left: Text, right: Text, width: int) -> Text:
+    """Two drawings beside each other where `width` has room, else the second below the first."""
+    lines, others = left.split(), right.split()
+    wide = max(line.cell_len for line in lines) + BESIDE
+    if wide + max(line.cell_len for line in others) > width:
+        return Text("\n").join([left, Text(), right])
+    joined = []
+    for index in range(max(len(lines), len(others))):
+        line = lines[index] if index < len(lines) else Text()
+        if index < len(others) and others[index].cell_len:
+            line = line + Text(" " * (wide - line.cell_len)) + others[index]
+        joined.append(line)
+    return Text("\n").join(joined)
+
+
 def heatmap(report: RankReport, *, width: int, colour: bool, unicode: bool) -> Text:
-    """Draw a report's ranks; see `draw`."""
-    return draw(rank_grid(report), width=width, colour=colour, unicode=unicode)
+    """Draw a report's ranks, and its bit widths beside them; see `draw`."""
+    ranks = draw(rank_grid(report), width=width, colour=colour, unicode=unicode)
+    bits = bit_grid([report])
+    if bits is None:
+        return ranks
+    return beside(ranks, draw(bits, width=width, colour=colour, unicode=unicode), width)
 
 
 def print_heatmap(report: RankReport, console: Console) -> None:
@@ -154,7 +214,8 @@ class _Drawing:
         texts = [*map(str, grid.layers), *map(self.number, (*grid.numbers, *self.column_sums))]
         texts += map(grid.deviation, grid.spread.numbers if grid.spread else ())
         self.digits = max(map(len, texts), default=1)
-        self.last = 2 + max(len(SUM), len(self.number(sum(self.row_sums))))
+        self.sums = MEAN if grid.averages else SUM
+        self.last = 2 + max(len(self.sums), len(self.number(grid.total)))
         # a space and the number, then the shade; a space more where it costs no further block
         self.cell = 1 + self.digits + shades
         room, count = width - self.names - self.last, len(grid.layers)
@@ -170,14 +231,14 @@ class _Drawing:
         part = slice(start, start + self.per_block)
         is_last = part.stop >= len(grid.layers)
         head = self.plain(LAYER, [str(n) for n in grid.layers[part]], self.dim)
-        lines = [self.end(head, SUM) if is_last else head]
+        lines = [self.end(head, self.sums) if is_last else head]
         for index, (kind, row) in enumerate(zip(grid.kinds, grid.values, strict=True)):
             line = self.shaded(kind, row[part])
             lines.append(self.end(line, self.number(self.row_sums[index])) if is_last else line)
             if grid.spread:
                 lines.append(self.below(row[part], grid.spread.values[index][part]))
-        foot = self.plain(SUM, [self.number(v) for v in self.column_sums[part]], self.bold)
-        lines.append(self.end(foot, self.number(sum(self.row_sums))) if is_last else foot)
+        foot = self.plain(self.sums, [self.number(v) for v in self.column_sums[part]], self.bold)
+        lines.append(self.end(foot, self.number(grid.total)) if is_last else foot)
         return lines
 
     def outside(self) -> list[Text]:
@@ -192,7 +253,7 @@ class _Drawing:
     def legend(self) -> list[Text]:
         """The shades and what they stand for; nothing where the numbers stand alone."""
         shades = self.shading.legend(self.number)
-        return [Text(f"{'rank':{self.names}}").append_text(shades)] if shades else []
+        return [Text(f"{self.grid.unit:{self.names}}").append_text(shades)] if shades else []
 
     def plain(self, name: str, cells: Sequence[str], style: str) -> Text:
         """A line of unshaded cells."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ from bayeslora_cli.deberta import replace_attention
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.factors import Factors
 from bayeslora_cli.fingerprint import fingerprint
+from bayeslora_cli.gated import GatedLinear, gated_linear
+from bayeslora_cli.gates import FLOAT, Gates, Plan
+from bayeslora_cli.ladder import parse_ladder
 
 
 @dataclass(kw_only=True, slots=True)
@@ -35,12 +38,21 @@ class Network:
     """fp32 copies of frozen tensors that the checkpoint lacked and this run drew."""
     backbone_sha256: str
     """`fingerprint` of what the checkpoint held, the head left out; empty without weights."""
+    gates: Gates | None = None
+    """Over ranks and bit widths, of a method that learns them."""
 
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Forward pass: (batch, outputs) in fp32. Labels are never passed to the backbone."""
         inputs = {name: value for name, value in batch.items() if name != "labels"}
+        if self.gates is not None:
+            self.gates.dress(training=self.module.training)
         logits: Tensor = self.module(**inputs).logits
         return logits.float()
+
+    @property
+    def branch(self) -> Hashable:
+        """What besides its inputs and tensors decides which kernels an evaluation runs."""
+        return None if self.gates is None else (self.gates.mode == FLOAT, self.gates.quantized)
 
     def set_drawn(self, name: str, value: Tensor) -> None:
         """Replace a frozen tensor that the checkpoint lacks by the one another process drew."""
@@ -66,13 +78,18 @@ class Method:
     """Builds an adapted layer; None: the weights themselves are trained."""
     adaptive: bool
     """Whether ranks are allocated, and the orthogonality penalty applies."""
+    gated: bool = False
+    """Whether gates over ranks and bit widths are learned; its layers are `GatedLinear`."""
 
 
 METHODS: dict[str, Method] = {
     "adalora": Method(layer=adalora_linear, adaptive=True),
     "lora": Method(layer=lora_linear, adaptive=False),
     "full": Method(layer=None, adaptive=False),
+    "blora": Method(layer=gated_linear, adaptive=False, gated=True),
 }
+# --blora-mode: over bit widths, over ranks
+GATED = {"both": (True, True), "quant": (True, False), "rank": (False, True)}
 
 
 def build_network(
@@ -144,9 +161,13 @@ def build_network(
         for name, parameter in module.named_parameters()
         if parameter.requires_grad and id(parameter) not in low_rank
     ]
+    gates = _gates(config, adapters) if method.gated else None
+    others += [] if gates is None else gates.parameters
     bank = AdapterBank(matrices, others, posterior=posterior, device=device, compute_dtype=dtype)
     if adapters:
         bank.factors = Factors(bank, list(adapters.values()), dtype)
+    if gates is not None:
+        gates.attach(bank, dtype)
     return Network(
         module=module,
         labels=labels,
@@ -155,7 +176,16 @@ def build_network(
         head=head,
         drawn=drawn,
         backbone_sha256=backbone_sha256,
+        gates=gates,
     )
+
+
+def _gates(config: RunConfig, adapters: Mapping[str, LowRankLinear]) -> Gates:
+    bits, ranks = GATED[config.blora_mode]
+    ladder = parse_ladder(config.bit_ladder)
+    plan = Plan(bits=bits, ranks=ranks, ladder=ladder, base=config.quantize_base)
+    layers = {name: m for name, m in adapters.items() if isinstance(m, GatedLinear)}
+    return Gates(plan, layers, config.init_rank)
 
 
 def _inputs_to_float(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

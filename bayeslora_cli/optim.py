@@ -74,8 +74,9 @@ class BankIVON(ivon.IVON, BankOptimizer):  # type: ignore[misc]
         self.generator = generator
         # the formulas make a dozen temporaries: on a CPU a part's stay in the cache (22M elements:
         # 0.28 s a step for 2.1 s at once, MiniLM in full on two busy cores)
-        size = CPU_PART if bank.mean.device.type == "cpu" else bank.size
-        self._parts = [slice(i, min(i + size, bank.size)) for i in range(0, bank.size, size)]
+        end = bank.weights.stop
+        size = CPU_PART if bank.mean.device.type == "cpu" else end
+        self._parts = [slice(i, min(i + size, end)) for i in range(0, end, size)]
         super().__init__([bank.mean], **hyperparameters)
 
     def _init_buffers(self) -> None:
@@ -84,11 +85,13 @@ class BankIVON(ivon.IVON, BankOptimizer):  # type: ignore[misc]
         group["hess"] = torch.full_like(self.bank.mean, group["hess_init"])
 
     def sigma(self) -> Tensor:
-        """1 / sqrt(ess (h + delta)): (N,)."""
+        """1 / sqrt(ess (h + delta)) of the weights, 0 of all else: (N,)."""
         group = self.param_groups[0]
         hessian: Tensor = group["hess"]
         precision: Tensor = group["ess"] * (hessian + group["weight_decay"])
-        return precision.rsqrt()
+        sigma = precision.rsqrt()
+        sigma[self.bank.weights.stop :].zero_()
+        return sigma
 
     def sample(self, *, masked: bool) -> None:
         self.bank.noise.normal_(generator=self.generator).mul_(self.sigma())
@@ -134,15 +137,19 @@ class BankAdamW(BankOptimizer):
 
     posterior = False
 
-    def __init__(self, bank: AdapterBank, *, weight_decay: float) -> None:
+    def __init__(
+        self, bank: AdapterBank, *, weight_decay: float, part: slice | None = None
+    ) -> None:
+        """`part`: of the buffers; None: the weights."""
         self.bank = bank
-        mean = bank.mean
+        part = bank.weights if part is None else part
+        self._mean = mean = bank.mean[part]
         self._rate = torch.zeros((), device=mean.device)
         self.adamw = torch.optim.AdamW(
             [mean], lr=0.0, weight_decay=weight_decay, fused=True, capturable=mean.is_cuda
         )
         self.adamw.param_groups[0]["lr"] = self._rate
-        mean.grad = bank.grad[0]
+        mean.grad = bank.grad[0, part]
         # torch makes its state at the first step; made now it can be saved and restored before
         self.adamw.state[mean] = {
             "step": torch.zeros((), device=mean.device),
@@ -164,7 +171,7 @@ class BankAdamW(BankOptimizer):
         self.adamw.step()
 
     def tensors(self) -> dict[str, Tensor]:
-        return dict(self.adamw.state[self.bank.mean])
+        return dict(self.adamw.state[self._mean])
 
 
 def effective_sample_size(config: RunConfig, train_size: int) -> float:

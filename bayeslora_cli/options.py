@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 WHAT, OWN, METHOD, RANKS = "What to train", "Your own data", "Method", "Ranks"
+WIDTHS = "Ranks and bit widths (B-LoRA)"
 LENGTH, RATES, POSTERIOR = "How long", "Learning rates", "Posterior (IVON)"
 SWEEP, MACHINE, PRINTED = "Several runs", "Machine and output", "What is printed"
 
@@ -59,8 +60,8 @@ LabelColumn = _option(
 
 MethodName = _option(
     str,
-    "adalora, lora (fixed rank) or full; a comma list trains a run each, here and in the next two "
-    "(default: adalora).",
+    "adalora, lora (fixed rank), blora (ranks and bit widths by gates) or full; a comma list "
+    "trains a run each, here and in the next two (default: adalora).",
     METHOD,
     "--method",
 )
@@ -77,7 +78,9 @@ TargetRank = _option(
     "Mean rank of a matrix at the end; the rank of lora; 2,4 trains a run each (default: 2).",
     RANKS,
 )
-InitRank = _option(int, "Rank of each matrix at the start (default: 1.5 x target).", RANKS)
+InitRank = _option(
+    int, "Rank of each matrix at the start (default: 1.5 x target; blora: 8).", RANKS
+)
 TargetModules = _option(
     str,
     "Endings of layer names to adapt, comma-separated, or all-linear (default: PEFT's for the "
@@ -86,9 +89,30 @@ TargetModules = _option(
 )
 Alpha = _option(float, "Scale: alpha / initial rank (default: 32).", RANKS)
 OrthReg = _option(float, "Weight of the orthogonality penalty, adalora (default: 0.1).", RANKS)
-TInit = _option(int, "Steps before the first pruning.", RANKS)
-TFinal = _option(int, "Steps at the end with the ranks fixed.", RANKS)
+TInit = _option(int, "Steps before the first pruning; blora: without quantizers.", RANKS)
+TFinal = _option(int, "Steps at the end with ranks (and widths) fixed.", RANKS)
 DeltaT = _option(int, "Steps between two allocations.", RANKS)
+
+BloraMode = _option(
+    str, "Gates over ranks and widths: both, quant or rank (default: both).", WIDTHS
+)
+LambdaQuant = _option(
+    float, "Weight of the penalty on bit widths, a quantizer (default: 1e-4).", WIDTHS
+)
+LambdaRank = _option(float, "Weight of the penalty on ranks, a matrix (default: 1e-4).", WIDTHS)
+BitLadder = _option(
+    str, "Widths to choose from: 2,4,8,16 or neighbours among them (default: all).", WIDTHS
+)
+QuantizeBase = _option(
+    bool, "Quantize the frozen weights and their inputs as well.", WIDTHS, "--quantize-base"
+)
+Reg = _option(
+    str,
+    "How widths weigh in the penalty: const, or bop, by their multiplications (default: const).",
+    WIDTHS,
+)
+GateLr = _option(float, "Learning rate of the gates (default: 0.01).", WIDTHS)
+RangeLr = _option(float, "Learning rate of the quantizers' ranges (default: 0.01).", WIDTHS)
 
 Epochs = _option(float, "Passes over the training data.", LENGTH)
 MaxSteps = _option(int, "Optimisation steps, instead of epochs.", LENGTH)

@@ -72,7 +72,7 @@ def logits_of(
         with uncompiled():
             for batch in batches.inputs:
                 check()
-                runner(id(batches), piece, batch)
+                runner((id(batches), network.branch), piece, batch)
                 logits.append(batches.place[: len(batch["input_ids"])].clone())
         found = torch.cat(logits).cpu()
     finally:

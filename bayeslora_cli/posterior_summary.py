@@ -66,7 +66,8 @@ def _kept(bank: AdapterBank, flat: Tensor, mask: Tensor) -> Tensor:
     """Elements of a flat buffer (N,) without those of pruned triplets and the padding: (k,)."""
     keep = torch.zeros(flat.shape, dtype=torch.bool)
     for segment in bank.segments.values():
-        segment.view(keep).fill_(True)
+        if segment.stop <= bank.weights.stop:  # gates and ranges are points, whatever the optimizer
+            segment.view(keep).fill_(True)
     if bank.adaptive:
         kept = mask.bool().cpu()
         bank.singular_values(keep).copy_(kept)

@@ -12,6 +12,8 @@ from bayeslora_cli.backbone import load_tokenizer, usable_length
 from bayeslora_cli.batches import steps_per_epoch
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.errors import ConfigError, RunDirError
+from bayeslora_cli.gate_schedule import too_short
+from bayeslora_cli.model import METHODS
 from bayeslora_cli.resolve import Resolved, run_name, scale_schedule
 from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.schedules import LearningRate, RankBudget
@@ -56,6 +58,9 @@ def prepare(resolved: Resolved, shared: Shared | None = None) -> Prepared:
     config, notice = scale_schedule(resolved, total_steps(resolved.config, len(examples["train"])))
     if notice:
         logger.info("%s", notice)
+    warning = too_short(config) if METHODS[config.method].gated else None
+    if warning:
+        logger.warning("%s", warning)
     trust = config.trust_remote_code
     tokenizer = load_tokenizer(config.model, trust_remote_code=trust)
     limit = usable_length(config.model, tokenizer, trust_remote_code=trust)

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.config import COMBINATIONS, FIELDS, from_file, nearest
+from bayeslora_cli.config import COMBINATIONS, FIELDS, nearest
+from bayeslora_cli.config_file import from_file
 from bayeslora_cli.errors import ConfigError
 
 SECTIONS = tuple(

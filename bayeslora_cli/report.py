@@ -87,6 +87,14 @@ class MatrixReport:
     """Of each triplet, whether it is kept."""
     scores: tuple[float, ...] | None
     """Of each triplet, where the run's adapter comes from; None: the method scores nothing."""
+    bits: dict[str, int] | None = None
+    """Width of each quantized operand (`gates.OPERANDS`); None: nothing is quantized."""
+
+    @property
+    def mean_bits(self) -> float:
+        """Mean width over the quantized operands."""
+        assert self.bits
+        return sum(self.bits.values()) / len(self.bits)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,8 +108,12 @@ class RankReport:
     matrices: tuple[MatrixReport, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object, the schema's number first."""
-        return {"schema": SCHEMA, **asdict(self)}
+        """As a JSON object, the schema's number first; `bits` only where there are any."""
+        found = {"schema": SCHEMA, **asdict(self)}
+        for matrix in found["matrices"]:
+            if matrix["bits"] is None:
+                del matrix["bits"]
+        return found
 
     @classmethod
     def from_json(cls, value: dict[str, Any], name: str) -> RankReport:
@@ -150,6 +162,16 @@ def _is_whole(matrix: MatrixReport) -> bool:
         and _are(scores, (int, float))
         and len(scores) == matrix.init_rank
         and all(abs(score) <= LARGEST for score in scores)  # so NaN is none
+        and (matrix.bits is None or _are_widths(matrix.bits))
+    )
+
+
+def _are_widths(bits: object) -> bool:
+    return (
+        isinstance(bits, dict)
+        and bool(bits)
+        and _are(bits.values(), int)
+        and all(1 <= width <= 32 for width in bits.values())
     )
 
 

@@ -23,6 +23,10 @@ from bayeslora_cli.presets import preset_chain, row_values, task_chain, top_leve
 
 # step numbers that a preset states for its own total and that scale with another
 SCHEDULED = ("warmup_steps", "boost_until_step", "t_init", "t_final", "delta_t", "eval_every")
+QUANT = ("lambda_quant", "bit_ladder", "quantize_base", "reg", "range_lr")
+"""Options of quantizers."""
+BLORA = ("blora_mode", "lambda_rank", "gate_lr", *QUANT)
+BLORA_RANK = 8  # of every matrix at the start
 # an evaluation costs what it costs: short runs are not to spend most of their time on them
 EVAL_EVERY_AT_LEAST = 50
 
@@ -46,8 +50,18 @@ def without_effect(method: str, optimizer: str, values: Mapping[str, Any]) -> di
     Args:
         values: what was typed over the preset.
     """
+    mode = values.get("blora_mode") if method == "blora" else None
     groups = (
-        (method != "adalora", ("t_init", "t_final", "delta_t", "orth_reg"), f"--method {method}"),
+        (method != "adalora", ("delta_t", "orth_reg"), f"--method {method}"),
+        (method not in ("adalora", "blora"), ("t_init", "t_final"), f"--method {method}"),
+        (method != "blora", BLORA, f"--method {method}"),
+        (
+            method == "blora",
+            ("target_rank",),
+            "--method blora, whose gates find the ranks from --init-rank on",
+        ),
+        (mode == "rank", QUANT, "--blora-mode rank"),
+        (mode == "quant", ("lambda_rank",), "--blora-mode quant"),
         (
             method == "full",
             ("target_rank", "init_rank", "alpha", "target_modules"),
@@ -124,6 +138,9 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
     target_rank = values.get("target_rank", 2)
     # 3 for 2 and 6 for 4, as in all of the paper's runs; a fixed rank starts where it ends
     row["init_rank"] = -(-3 * target_rank // 2) if method == "adalora" else target_rank
+    if method == "blora":  # has no target: its runs go by the rank that they begin with
+        row["init_rank"] = values.get("init_rank", BLORA_RANK)
+        row["target_rank"] = values["target_rank"] = row["init_rank"]
     config = RunConfig(**row | values)
     sources = dict.fromkeys(FIELDS, "default")
     for name, found in layers:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora_cli.atomic import aside, named, remove, tidy, write_json, write_text
-from bayeslora_cli.config import RunConfig, affecting, flag, from_toml, to_toml
+from bayeslora_cli.config import RunConfig, affecting, flag
+from bayeslora_cli.config_file import from_toml, to_toml
 from bayeslora_cli.errors import RunDirError, StorageError, UserError
 from bayeslora_cli.tasks import Task
 

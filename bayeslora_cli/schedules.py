@@ -49,6 +49,11 @@ class Phase:
     holds: bool
     """The allocation is fixed, pruned triplets stay pruned."""
 
+    @property
+    def passes(self) -> bool:
+        """What of this a forward pass depends on."""
+        return self.holds
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankBudget:

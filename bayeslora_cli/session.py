@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bayeslora_cli.allocator import RankAllocator
+from bayeslora_cli.allocator import Allocator, RankAllocator
 from bayeslora_cli.backbone import Labels
-from bayeslora_cli.bank import AdapterBank
 from bayeslora_cli.batches import Feed, TrainOrder, steps_per_epoch
 from bayeslora_cli.capture import GraphRunner, Runner, run_eagerly
 from bayeslora_cli.checkpoint import Stateful
@@ -15,7 +14,8 @@ from bayeslora_cli.config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.device import pick_device, set_precision
 from bayeslora_cli.fingerprint import data_fingerprint
-from bayeslora_cli.model import METHODS, build_network
+from bayeslora_cli.gate_training import gate_trainer
+from bayeslora_cli.model import METHODS, Network, build_network
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.passes import Batches
 from bayeslora_cli.prepare import Prepared, learning_rate, rank_budget
@@ -69,7 +69,7 @@ class Session:
 
         noise = torch.Generator(self.device).manual_seed(config.seed)
         self.optimizer = maker.build(config, self.network.bank, len(train_split), noise)
-        self.allocator = _allocator(config, self.network.bank)
+        self.allocator = _allocator(config, self.network, noise)
         self.step = TrainStep(
             self.network,
             self.optimizer,
@@ -110,8 +110,11 @@ class Session:
         return GraphRunner([noise])
 
 
-def _allocator(config: RunConfig, bank: AdapterBank) -> RankAllocator | None:
-    """The allocator of a method that has one."""
+def _allocator(config: RunConfig, network: Network, noise: torch.Generator) -> Allocator | None:
+    """Who decides on the ranks of a method that does not keep them."""
+    if network.gates is not None:
+        return gate_trainer(config, network, noise)
     if config.criterion is None:
         return None
-    return RankAllocator(bank, CRITERIA[config.criterion], rank_budget(config, len(bank.matrices)))
+    budget = rank_budget(config, len(network.bank.matrices))
+    return RankAllocator(network.bank, CRITERIA[config.criterion], budget)

@@ -34,8 +34,8 @@ class Loop:
     """Time in steps since the last line of metrics.jsonl."""
     interval_tokens: int = 0
     """Tokens seen since then."""
-    ranks: list[int] = field(default_factory=list)
-    """The last allocation written to ranks.jsonl."""
+    allocation: dict[str, Any] = field(default_factory=dict)
+    """The last one written to ranks.jsonl, its step left out."""
 
     def tensors(self) -> dict[str, Tensor]:
         """None."""

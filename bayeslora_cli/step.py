@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bayeslora_cli.allocator import RankAllocator
+from bayeslora_cli.allocator import Allocator
 from bayeslora_cli.capture import Inputs, Runner, run_eagerly
 from bayeslora_cli.model import Network
 from bayeslora_cli.optim import BankOptimizer
 from bayeslora_cli.penalty import orthogonality
-from bayeslora_cli.schedules import LearningRate, Phase
+from bayeslora_cli.schedules import LearningRate
 
 
 def task_loss(logits: Tensor, labels: Tensor, *, regression: bool) -> Tensor:
@@ -32,7 +33,7 @@ class Progress:
     loss: float
     """The task's loss, without the penalty."""
     penalty: float
-    """The orthogonality penalty, weight included."""
+    """Orthogonality's, or that on gates; weight included."""
 
 
 class TrainStep:
@@ -46,7 +47,7 @@ class TrainStep:
         self,
         network: Network,
         optimizer: BankOptimizer,
-        allocator: RankAllocator | None,
+        allocator: Allocator | None,
         *,
         learning_rate: LearningRate,
         orth_reg: float,
@@ -77,13 +78,16 @@ class TrainStep:
         self._rate.fill_(self.learning_rate(step))
         phase = None if self.allocator is None else self.allocator.announce(step)
         holds = phase is not None and phase.holds
+        passes = None if phase is None else phase.passes
+        if self.allocator is not None:
+            self.allocator.before_passes(step, micro_batches[0], self.good)
         rows = sum(len(batch["labels"]) for batch in micro_batches)
         first = True
         for batch in micro_batches:
             weight = len(batch["labels"]) / (rows * self.samples)
             for _ in range(self.samples):
                 self.runner(
-                    (weight, first, holds),
+                    (weight, first, passes),
                     partial(self._pass, weight=weight, first=first, masked=holds),
                     batch,
                 )
@@ -94,7 +98,9 @@ class TrainStep:
     def _pass(self, batch: Inputs, *, weight: float, first: bool, masked: bool) -> None:
         """One sample of the weights, one micro-batch: add its share to the step's gradient."""
         self.optimizer.sample(masked=masked)
-        self._collect(self._backward(batch), weight, first)
+        loss = self._backward(batch)
+        more = None if self.allocator is None else self.allocator.regularise()
+        self._collect(loss, weight, first, more)
 
     def _backward(self, batch: Inputs) -> Tensor:
         """Gradients at theta where autograd leaves them; returns the task's loss."""
@@ -107,24 +113,29 @@ class TrainStep:
         return loss.detach()
 
     @torch.no_grad()
-    def _collect(self, loss: Tensor, weight: float, first: bool) -> None:
-        """Gradient into `bank.local`, with the penalty's; its share of the step's sums."""
+    def _collect(
+        self, loss: Tensor, weight: float, first: bool, more: Tensor | None = None
+    ) -> None:
+        """Gradient into `bank.local`, with the penalty's; its share of the step's sums.
+
+        `more`: a penalty whose gradient is there already.
+        """
         bank = self.network.bank
         bank.collect()
         penalty = orthogonality(bank, self.orth_reg) if self.orth_reg else torch.zeros_like(loss)
+        penalty = penalty if more is None else penalty + more
         losses = torch.stack((loss, penalty)) * weight
         self._loss.copy_(losses if first else self._loss + losses)
         bank.accumulate(weight, first=first)
 
     @torch.no_grad()
-    def _update(self, _: Inputs, *, phase: Phase | None) -> None:
+    def _update(self, _: Inputs, *, phase: Any) -> None:
         """What follows the passes: optimizer and allocation, wherever all is finite."""
         bank, optimizer, allocator = self.network.bank, self.optimizer, self.allocator
         # a sum is finite only if its terms are, and makes no second tensor of their size
         good = self.good & (self._loss.sum() + bank.grad.sum()).isfinite()
         optimizer.update(self._step, self._rate, good)
         if allocator is not None:
-            assert phase is not None
             # sigma costs a pass over all elements: only where scores are taken
             sigma = optimizer.sigma() if phase.allocates else None
             good = allocator.after_update(phase, sigma, good)

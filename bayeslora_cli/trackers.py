@@ -20,7 +20,8 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from bayeslora_cli.atomic import write_json
-from bayeslora_cli.config import RunConfig, affecting, to_toml
+from bayeslora_cli.config import RunConfig, affecting
+from bayeslora_cli.config_file import to_toml
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.rundir import RunDir
 

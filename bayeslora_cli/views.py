@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from bayeslora_cli.allocations import (
     mean_grid,
     within,
 )
-from bayeslora_cli.heatmap import draw
+from bayeslora_cli.heatmap import beside, bit_grid, draw
 from bayeslora_cli.report import MatrixReport
 from bayeslora_cli.shades import printable
 
@@ -45,6 +45,9 @@ class Ranks:
         """{"matrices": [{"name", "kind", "layer", "in_features", "out_features", "init_rank",
         "rank", "std", "ranks", "kept"}], "agreement"}.
 
+        Runs with quantizers have `bits` and `mean_bits` as well: the width of each operand, an
+        entry a run, and their mean.
+
         `rank` and `std` are mean and standard deviation (n - 1; null for one run) over the runs,
         `ranks` and `kept` have an entry a run. `agreement` is null for one run, else as
         `Agreement.to_json` has it, of each two runs.
@@ -60,6 +63,7 @@ class Ranks:
                     "std": std[i],
                     "ranks": [report.matrices[i].rank for report in self.group.reports],
                     "kept": [list(report.matrices[i].kept) for report in self.group.reports],
+                    **_bits([report.matrices[i] for report in self.group.reports]),
                 }
                 for i, matrix in enumerate(self.group.matrices)
             ],
@@ -70,6 +74,7 @@ class Ranks:
         """A row a matrix; `kept` has a digit a triplet, 1 for a kept one, and "|" between runs."""
         for row in self.to_json()["matrices"]:
             ranks, kept = row.pop("ranks"), row.pop("kept")
+            operands = row.pop("bits", [])
             yield {
                 "label": self.group.label,
                 "runs": len(ranks),
@@ -77,13 +82,21 @@ class Ranks:
                 "min": min(ranks),
                 "max": max(ranks),
                 "kept": "|".join("".join("01"[k] for k in of_run) for of_run in kept),
+                **{
+                    f"bits_{name}": float(np.mean([found[name] for found in operands]))
+                    for name in (operands[0] if operands else ())
+                },
             }
 
     def draw(self, *, width: int, colour: bool, unicode: bool) -> Text:
         """The heatmap, and how far the runs agree."""
         lines = [Text(printable(self.group.title(), unicode=unicode))]
         grid = mean_grid(self.group)
-        lines += [Text(), draw(grid, width=width, colour=colour, unicode=unicode)]
+        ranks = draw(grid, width=width, colour=colour, unicode=unicode)
+        if (bits := bit_grid(self.group.reports)) is not None:
+            widths = draw(bits, width=width, colour=colour, unicode=unicode)
+            ranks = beside(ranks, widths, width)
+        lines += [Text(), ranks]
         if (agreement := within(self.group)) is not None:
             lines += [Text(), _table({"": agreement}, ranges=True)]
         return Text("\n").join(lines)
@@ -176,6 +189,14 @@ def _names(matrix: MatrixReport) -> dict[str, Any]:
         "in_features": matrix.in_features,
         "out_features": matrix.out_features,
     }
+
+
+def _bits(matrices: Sequence[MatrixReport]) -> dict[str, Any]:
+    """Widths of one matrix in several runs; empty where one has none."""
+    if any(m.bits is None for m in matrices):
+        return {}
+    mean = float(np.mean([m.mean_bits for m in matrices]))
+    return {"bits": [dict(m.bits or {}) for m in matrices], "mean_bits": mean}
 
 
 def _std(group: Group) -> list[float | None]:

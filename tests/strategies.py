@@ -14,6 +14,8 @@ TABLE = {
     ("lora", "ivon"): [None],
     ("full", "adamw"): [None],
     ("full", "ivon"): [None],
+    ("blora", "adamw"): [None],
+    ("blora", "ivon"): [None],
 }
 ROWS = [(m, o, c) for (m, o), criteria in TABLE.items() for c in criteria]
 NOT_RESULT = {
@@ -43,6 +45,14 @@ FREE = {
     "t_init": step,
     "t_final": count,
     "delta_t": count,
+    "blora_mode": st.sampled_from(["both", "quant", "rank"]),
+    "lambda_quant": not_negative,
+    "lambda_rank": not_negative,
+    "bit_ladder": st.sampled_from(["2,4,8,16", "2,4", "8", "4,8,16"]),
+    "quantize_base": st.booleans(),
+    "reg": st.sampled_from(["const", "bop"]),
+    "gate_lr": positive,
+    "range_lr": positive,
     "epochs": positive,
     "max_steps": st.none() | count,
     "max_length": count,

@@ -22,7 +22,7 @@ from bayeslora_cli.allocations import (
     mean_grid,
     within,
 )
-from bayeslora_cli.config import to_toml
+from bayeslora_cli.config_file import to_toml
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.heatmap import rank_grid
 from bayeslora_cli.resolve import resolve

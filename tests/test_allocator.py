@@ -207,6 +207,6 @@ def test_history_is_what_happened():
     for step in range(budget.total):
         ours.after_update(ours.announce(step), None, GOOD)
     history = ours.fetch_history()
-    assert [s for s, _, _ in history] == [*range(30, 140, 10), 140]
-    assert all(sum(ranks) == b == budget(s) for s, b, ranks in history)
+    assert [a.step for a in history] == [*range(30, 140, 10), 140]
+    assert all(sum(a.ranks) == a.budget == budget(a.step) for a in history)
     assert ours.fetch_history() == []

@@ -9,15 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.config import (
-    FIELDS,
-    GLUE_TASKS,
-    RunConfig,
-    affecting,
-    flag,
-    from_toml,
-    to_toml,
-)
+from bayeslora_cli.config import FIELDS, GLUE_TASKS, RunConfig, affecting, flag
+from bayeslora_cli.config_file import from_toml, to_toml
 from bayeslora_cli.errors import ConfigError, UserError
 from bayeslora_cli.resolve import (
     resolve,
@@ -101,6 +94,8 @@ FAULTS = {
     "orth_reg": [-0.1, NAN], "weight_decay": [-1e-9, NAN], "seed": [-1],
     "alpha": [0.0, -1.0, NAN], "lr": [0.0, NAN], "epochs": [0.0, NAN], "hess_init": [0.0, NAN],
     "clip_radius": [-1e-3, NAN], "max_steps": [0], "ess": [0.0, NAN], "eval_every": [0],
+    "lambda_quant": [-1.0, NAN], "lambda_rank": [-1e-9], "gate_lr": [0.0, NAN], "range_lr": [-1.0],
+    "bit_ladder": ["", "2,8", "32"], "reg": ["mean"], "blora_mode": ["all"],
     "boost_lr": [0.0, NAN], "ivon_beta1": [1.0, -0.1, NAN], "ivon_beta2": [1.0, NAN],
 }  # fmt: skip
 

@@ -479,6 +479,17 @@ def test_two_splits_side_by_side():
     assert max(map(len, lines)) <= 80
 
 
+def test_what_gates_have_come_to():
+    cost = {"adapter_relative": 0.0312, "with_base_relative": 0.97, "storage_bytes": 12_345,
+            "storage_relative": 0.25}  # fmt: skip
+    lines = closing(RESULT | {"cost": cost, "mean_rank": 2.5, "mean_bits": 4.25}).splitlines()
+    assert "ranks and widths      mean rank 2.50, mean width 4.25 bits" in lines
+    wanted = "bit operations        3.12% of 32 x 32 at the first rank, with the base 97.00%"
+    assert wanted in lines
+    assert "adapters' storage     12,345 bytes, 25.00%" in lines
+    assert max(map(len, lines)) <= 80
+
+
 def test_only_methods_that_allocate_have_a_heatmap():
     fixed = RankReport(step=9, budget=2, criterion=None, matrices=(MATRIX,))
     assert closing(report=None) == closing(report=fixed)

@@ -16,6 +16,7 @@ from bayeslora_cli.config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.device import peak_memory
 from bayeslora_cli.estimate import estimate, saved_bytes
+from bayeslora_cli.gate_training import gate_optimizers
 from bayeslora_cli.model import build_network
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.schedules import RankBudget
@@ -95,12 +96,16 @@ def test_state_is_the_runs(backbone, method, optimizer, criterion, precision):
     if criterion:
         budget = RankBudget(initial=9, target=6, t_init=1, t_final=1, delta_t=1, total=9)
         held += RankAllocator(bank, CRITERIA[criterion], budget).tensors().values()
+    for adamw in gate_optimizers(bank).values():
+        held += adamw.tensors().values()
     assert found.trained == size(held) + 2 * size(factors_of(network))
 
     frozen = [p for p in module.parameters() if not p.requires_grad]
     element = 2 if precision == "bf16" else 4
     assert found.weights == sum(p.numel() for p in frozen) * element + size(module.buffers())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    gated = [] if network.gates is None else network.gates.parameters
+    trained += sum(p.numel() for _, _, p in gated if p.requires_grad)
     assert found.trainable == bank.trainable() == trained
     low_rank = [p for n, p in module.named_parameters() if ".lora_" in n]
     assert bool(low_rank) == (method != "full")

@@ -12,8 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.color import Color, ColorSystem
 from rich.console import Console
+from rich.text import Text
 
-from bayeslora_cli.heatmap import ROWS, Grid, draw, heatmap, print_heatmap, rank_grid
+from bayeslora_cli.heatmap import (
+    ROWS,
+    Grid,
+    beside,
+    bit_grid,
+    draw,
+    heatmap,
+    print_heatmap,
+    rank_grid,
+)
 from bayeslora_cli.report import MatrixReport, RankReport
 from bayeslora_cli.shades import RAMP, SHADES
 
@@ -334,3 +344,70 @@ def test_others_get_plain_lines(options):
 def test_other_encodings_get_ascii(encoding):
     assert printed(encoding=encoding) == ASCII
     assert printed(encoding=encoding, force_terminal=True).isascii()
+
+
+# ---- bit widths
+
+
+DIGITS = {"colour": False, "unicode": False}
+
+
+def quantized(*widths):
+    """W_q and W_v of two layers and a pooler, each with two operands of the given widths."""
+    places = [("W_q", 0), ("W_q", 1), ("W_v", 0), ("W_v", 1), ("W_pool", None)]
+    return report(
+        [
+            replace(matrix(kind, layer, 2, 3), bits={"A": a, "x": b})
+            for (kind, layer), (a, b) in zip(places, widths, strict=True)
+        ]
+    )
+
+
+WIDTHS = quantized((2, 2), (4, 8), (16, 16), (2, 4), (8, 8))
+
+
+def test_widths_are_averaged():
+    """Over operands, over matrices that share a place, over runs; rows and columns end in means."""
+    grid = bit_grid([WIDTHS])
+    assert grid.values == ((2, 6), (16, 3))
+    assert grid.outside == (("W_pool", 8),)
+    assert (grid.row_sums, grid.column_sums, grid.total) == ([4, 9.5], [9, 4.5], 6.75)
+    assert "mean width 7.00 bits" in grid.caption
+    other = quantized((4, 4), (4, 8), (16, 16), (2, 4), (8, 8))
+    both = bit_grid([WIDTHS, other])
+    assert both.values == ((3, 6), (16, 3))
+    assert "mean over 2 runs" in both.caption
+    assert bit_grid([WIDTHS, full_report(1)]) is None
+    assert bit_grid([report([])]) is None
+    text = draw(grid, width=80, **DIGITS).plain
+    assert text.splitlines()[0].split() == ["layer", "0", "1", "mean"]
+    assert text.splitlines()[1].split() == ["W_q", "2.0", "6.0", "4.0"]
+
+
+def test_ranks_and_widths_side_by_side():
+    """Where there is room, else one below the other; neither loses a line."""
+    wide = heatmap(WIDTHS, width=120, **DIGITS).plain.splitlines()
+    narrow = heatmap(WIDTHS, width=60, **DIGITS).plain.splitlines()
+    ranks = draw(rank_grid(WIDTHS), width=60, **DIGITS).plain.splitlines()
+    bits = draw(bit_grid([WIDTHS]), width=60, **DIGITS).plain.splitlines()
+    assert narrow == [*ranks, "", *bits]
+    assert len(wide) == max(len(ranks), len(bits))
+    at = wide[0].index("layer", 1)
+    assert [line[:at].rstrip() for line in wide] == ranks
+    assert [line[at:] for line in wide if line[at:]] == [line for line in bits if line]
+    assert max(map(len, wide)) <= 120
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.text("ab ", max_size=9), min_size=1, max_size=5),
+    st.lists(st.text("cd ", max_size=9), min_size=1, max_size=5),
+    st.integers(1, 40),
+)
+def test_beside_never_exceeds_the_width_unless_one_does(left, right, width):
+    texts = [Text("\n".join(lines)) for lines in (left, right)]
+    lines = beside(*texts, width).plain.split("\n")
+    widest = max(max(len(line) for line in part.plain.split("\n")) for part in texts)
+    assert max(map(len, lines)) <= max(width, widest)
+    found = re.sub(r"\s", "", "".join(sorted("".join(lines))))
+    assert found == re.sub(r"\s", "", "".join(sorted("".join(left + right))))

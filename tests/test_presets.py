@@ -21,6 +21,8 @@ CRITERIA = {
     ("lora", "ivon"): (None,),
     ("full", "adamw"): (None,),
     ("full", "ivon"): (None,),
+    ("blora", "adamw"): (None,),
+    ("blora", "ivon"): (None,),
 }
 COMBINATIONS = [(m, o, c) for (m, o), criteria in CRITERIA.items() for c in criteria]
 SECTIONS = (
@@ -210,6 +212,7 @@ def test_every_row_resolves(task, method, optimizer, criterion):
     expected |= {"weight_decay"} if optimizer == "ivon" else set()
     expected |= {"alpha"} if method != "full" else set()
     expected |= {"t_init", "t_final", "delta_t", "orth_reg"} if method == "adalora" else set()
+    expected |= {"t_init", "t_final"} if method == "blora" else set()
     assert {name for name in expected if resolved.sources[name] != f"preset {task}"} == set()
     # the values' types are the fields': TOML's 3 and 3.0 differ
     for name, field in FIELDS.items():

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from bayeslora_cli import checkpoint, history, posterior
 from bayeslora_cli.backbone import Labels, load_tokenizer
-from bayeslora_cli.config import FIELDS, RunConfig, from_toml, to_toml
+from bayeslora_cli.config import FIELDS, RunConfig
+from bayeslora_cli.config_file import from_toml, to_toml
 from bayeslora_cli.errors import DataError, RunDirError, UserError
 from bayeslora_cli.glue import TASKS
 from bayeslora_cli.model import build_network

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,6 +38,7 @@ def matrices(draw):
         rank=sum(kept),
         kept=tuple(kept),
         scores=draw(st.none() | st.lists(finite, min_size=size, max_size=size).map(tuple)),
+        bits=draw(st.none() | st.dictionaries(st.text(max_size=2), st.integers(1, 32), min_size=1)),
     )
 
 
@@ -276,7 +278,7 @@ def test_only_what_is_ambiguous_gets_a_longer_name():
 def test_a_run_reports_them(kind, parts, backbone):
     """No cell of a run's heatmap is a sum of two matrices."""
     network, config = build(backbone(kind), target_modules=("all-linear",))
-    report = rank_report(network, config, 0, network.bank.mask, None)
+    report = rank_report(network, config, 0, network.bank.mask, None, network.bank.mean)
     assert parts in rank_grid(report).kinds
     assert {int(n) for n in rank_grid(report).numbers} == {config.init_rank}
 
@@ -302,3 +304,19 @@ def test_unknown_layers_keep_their_own_name():
     assert kind_of("encoder.layer.0.mixer.in_proj") == "in_proj"
     assert layer_of("head.2") is None  # a number at the end is no layer
     assert layer_of("layers.0.experts.5.w1") == 0  # the outermost counts
+
+
+def test_runs_without_quantizers_say_nothing_of_widths():
+    """Their files are those of earlier versions, which are read as well."""
+    assert "bits" not in written(REPORT)["matrices"][0]
+    with_bits = replace(REPORT, matrices=(replace(MATRIX, bits={"A": 4, "x": 8}),))
+    assert with_bits.matrices[0].mean_bits == 6
+    assert RankReport.from_json(written(with_bits), "r") == with_bits
+
+
+@pytest.mark.parametrize("bits", [{}, {"A": 0}, {"A": 33}, {"A": "4"}, {"A": 4.0}, [4], 4])
+def test_widths_that_are_none(bits):
+    found = written(REPORT)
+    found["matrices"][0]["bits"] = bits
+    with pytest.raises(RunDirError, match="corrupt"):
+        RankReport.from_json(found, "ranks.json")

@@ -25,6 +25,7 @@ from bayeslora_cli.config import (
 from bayeslora_cli.errors import ConfigError
 from bayeslora_cli.presets import presets_directory
 from bayeslora_cli.resolve import (
+    BLORA,
     EVAL_EVERY_AT_LEAST,
     SCHEDULED,
     Resolved,
@@ -70,7 +71,9 @@ def test_typed_wins_over_preset_wins_over_default(task, row, typed):
             assert (got, source) == (preset[name], f"preset {task}")
         else:
             assert source == "default"
-            assert got == (f.default if name != "init_rank" else 3 if method == "adalora" else 2)
+            ranks = {"adalora": (3, 2), "blora": (8, 8)}.get(method, (2, 2))
+            expected = dict(zip(("init_rank", "target_rank"), ranks, strict=True))
+            assert got == expected.get(name, f.default)
     assert resolved.changed == {
         name: value
         for name, value in (head | typed).items()
@@ -301,7 +304,8 @@ def test_whole_numbers_hash_as_floats(name, request):
     """`--alpha 16` and `--alpha 16.0` are one run."""
     value = 0 if name in ("dropout", "ivon_beta1", "ivon_beta2") else 16
     # boost_lr has to differ from RTE's preset, 2.0, as all the others do
-    assert hashed({name: value}) == hashed({name: float(value)}) is not None
+    typed = {"method": "blora"} if name in BLORA else {}
+    assert hashed(typed | {name: value}) == hashed(typed | {name: float(value)}) is not None
 
 
 @settings(max_examples=100, deadline=None)
@@ -399,6 +403,16 @@ def test_resolved_is_frozen():
         ({"optimizer": "adamw", "ess": 10.0, "train_samples": 3}, {"ess", "train_samples"}),
         ({"lr_schedule": "linear", "boost_lr": 3.0}, {"boost_lr"}),
         ({"max_steps": 5, "epochs": 2.0}, {"epochs"}),
+        ({"method": "lora", "lambda_quant": 1.0, "reg": "bop"}, {"lambda_quant", "reg"}),
+        (
+            {"method": "blora", "target_rank": 4, "t_init": 9, "delta_t": 2},
+            {"target_rank", "delta_t"},
+        ),
+        ({"method": "blora", "blora_mode": "rank", "range_lr": 1.0, "gate_lr": 1.0}, {"range_lr"}),
+        (
+            {"method": "blora", "blora_mode": "quant", "lambda_rank": 1.0, "reg": "bop"},
+            {"lambda_rank"},
+        ),
         ({"boost_lr": 3.0}, set()),  # RTE's preset has a plateau
     ],
 )

@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bayeslora_cli import cli
-from bayeslora_cli.config import CRITERION_NAMES, FIELDS, METHODS, OPTIMIZERS, to_toml
+from bayeslora_cli.config import CRITERION_NAMES, FIELDS, METHODS, OPTIMIZERS
+from bayeslora_cli.config_file import to_toml
 from bayeslora_cli.errors import ConfigError
 from bayeslora_cli.resolve import resolve
 from bayeslora_cli.sweep import MOST, expand, parse_names, parse_numbers

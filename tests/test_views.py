@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -190,3 +191,22 @@ def test_one_run_has_no_deviation(runs):
     found = view_of(runs, 12, "run").to_json()
     assert found["agreement"] is None
     assert {m["std"] for m in found["matrices"]} == {None}
+
+
+def test_widths_in_every_form(tmp_path):
+    """Drawn beside the ranks, in JSON an entry a run, in the table a column an operand."""
+    layer_names = names(2)
+    for seed, width in ((1, 4), (2, 8)):
+        report = allocation(layer_names, seed=seed, criterion="gates")
+        quantized = tuple(replace(m, bits={"A": width, "x": 2}) for m in report.matrices)
+        write_run(tmp_path / f"seed-{seed}", replace(report, matrices=quantized))
+    view = Ranks(group=load_group([tmp_path]))
+    first = view.to_json()["matrices"][0]
+    assert first["bits"] == [{"A": 4, "x": 2}, {"A": 8, "x": 2}]
+    assert first["mean_bits"] == 4
+    row = next(iter(view.rows()))
+    assert (row["mean_bits"], row["bits_A"], row["bits_x"]) == (4, 6, 2)
+    assert "bits" not in row
+    drawn = view.draw(width=200, **MODES["ascii"]).plain
+    assert "mean width 4.00 bits of a matrix's operands; mean over 2 runs" in drawn
+    assert drawn.splitlines()[2].split() == ["layer", "0", "1", "sum", "layer", "0", "1", "mean"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
-from bayeslora_cli.allocator import RankAllocator
+from bayeslora_cli.allocator import Allocator, RankAllocator
 from bayeslora_cli.backbone import Labels
 from bayeslora_cli.batches import padded_width
 from bayeslora_cli.capture import GraphRunner, run_eagerly
@@ -22,6 +22,7 @@ from bayeslora_cli.compiler import compile_blocks
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.deberta import replace_attention
+from bayeslora_cli.gate_training import gate_trainer
 from bayeslora_cli.model import METHODS, build_network
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.schedules import LearningRate, RankBudget
@@ -63,8 +64,9 @@ def engine(
     def build(s: Setting) -> Step:
         config = RunConfig(
             model=s.model, method=method, optimizer=optimizer, criterion=criterion,
-            init_rank=3 if METHODS[method].adaptive else 2, precision=s.precision,
-            weight_decay=1e-8 if optimizer == "ivon" else 0.0,
+            init_rank=3 if METHODS[method].adaptive or METHODS[method].gated else 2,
+            precision=s.precision, weight_decay=1e-8 if optimizer == "ivon" else 0.0,
+            t_init=T_INIT, t_final=s.total // 3, schedule_steps=s.total,
         )  # fmt: skip
         maker = OPTIMIZERS[optimizer]
         network = build_network(
@@ -77,11 +79,16 @@ def engine(
             delta_t=1, total=s.total,
         )  # fmt: skip
         noise = torch.Generator(s.device).manual_seed(0)
+        allocator: Allocator | None = None
+        if network.gates is not None:
+            allocator = gate_trainer(config, network, noise)
+        elif criterion is not None:
+            allocator = RankAllocator(bank, CRITERIA[criterion], budget)
         on_gpu = s.device.type == "cuda"
         step = TrainStep(
             network,
             maker.build(config, bank, EXAMPLES, noise),
-            None if criterion is None else RankAllocator(bank, CRITERIA[criterion], budget),
+            allocator,
             learning_rate=LearningRate(
                 peak=0.4 if optimizer == "ivon" else 5e-4, total=s.total, warmup=1
             ),
@@ -187,4 +194,10 @@ ROWS: dict[str, tuple[str, Callable[[Setting], Step]]] = {
         engine("adalora", "adamw", "sensitivity"),
     ),
     LORA: ("bayeslora LoRA + AdamW", engine("lora", "adamw", None)),
+    "blora-adamw": ("bayeslora B-LoRA + AdamW", engine("blora", "adamw", None)),
+    "blora-adamw-graphs": (
+        "bayeslora B-LoRA + AdamW, not compiled",
+        engine("blora", "adamw", None, compiled=False),
+    ),
+    "blora-ivon": ("bayeslora B-LoRA + IVON", engine("blora", "ivon", None)),
 }

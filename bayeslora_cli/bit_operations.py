@@ -1,0 +1,100 @@
+"""Bit operations and storage of an adapter with given ranks and bit widths: counted, not measured.
+
+A product of two numbers of b and c bits counts b c bit operations. For one token through a matrix
+of rank r, with the operands' widths as indices:
+
+    in r b_x b_A + r b_a b_E + out r b_h b_B,   and with the base   in out b_x b_W
+
+What is not quantized counts 32 bits. The base's product takes the quantized input only where its
+weight is quantized as well, so that otherwise both of its operands count 32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+FLOAT_BITS = 32
+SCALE_BYTES = 4  # an fp32 number a quantizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """A matrix and its adapter's state."""
+
+    width: int
+    """Inputs."""
+    height: int
+    """Outputs."""
+    rank: int
+    bits: Mapping[str, int]
+    """Widths of the quantized operands x, A, a, E, h, B and W."""
+
+    def of(self, operand: str) -> int:
+        """Width of an operand."""
+        return self.bits.get(operand, FLOAT_BITS)
+
+    def adapter(self) -> int:
+        """Bit operations of the adapter for one token."""
+        return self.rank * (
+            self.width * self.of("x") * self.of("A")
+            + self.of("a") * self.of("E")
+            + self.height * self.of("h") * self.of("B")
+        )
+
+    def base(self) -> int:
+        """Bit operations of the frozen matrix for one token."""
+        of_input = self.of("x") if "W" in self.bits else FLOAT_BITS
+        return self.width * self.height * of_input * self.of("W")
+
+    def storage_bits(self) -> int:
+        """Bits of the adapter's weights, scales apart."""
+        return self.rank * (self.width * self.of("A") + self.height * self.of("B") + self.of("E"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What a model's adapters cost, and in relation to 32 bits at the initial rank."""
+
+    adapter: int
+    """Bit operations a token, the adapters alone."""
+    adapter_relative: float
+    with_base: int
+    """The same with the adapted matrices themselves."""
+    with_base_relative: float
+    storage_bytes: int
+    """Of the adapters' weights, with a number for each quantizer's range."""
+    storage_relative: float
+
+    def to_json(self) -> dict[str, float]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+def cost(matrices: Sequence[Sizes], init_rank: int) -> Cost:
+    """The cost of all matrices together."""
+    at_first = [Sizes(width=m.width, height=m.height, rank=init_rank, bits={}) for m in matrices]
+    adapter, base, storage = (
+        sum(m.adapter() for m in matrices),
+        sum(m.base() for m in matrices),
+        sum(-(-m.storage_bits() // 8) + SCALE_BYTES * len(m.bits) for m in matrices),
+    )
+    all_adapter, all_base = sum(m.adapter() for m in at_first), sum(m.base() for m in at_first)
+    return Cost(
+        adapter=adapter,
+        adapter_relative=adapter / all_adapter,
+        with_base=adapter + base,
+        with_base_relative=(adapter + base) / (all_adapter + all_base),
+        storage_bytes=storage,
+        storage_relative=storage / sum(m.storage_bits() // 8 for m in at_first),
+    )
+
+
+def multiplications(width: int, height: int, rank: int, operands: Sequence[str]) -> list[int]:
+    """Of each operand, the multiplications for one token that it takes part in."""
+    first, last = width * rank, height * rank
+    found = {"x": first, "A": first, "a": rank, "E": rank, "h": last, "B": last}
+    if "W" in operands:
+        found["W"] = width * height
+        found["x"] += width * height
+    return [found[operand] for operand in operands]

@@ -1,0 +1,58 @@
+"""`RunConfig` as TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict
+from typing import Any
+
+from bayeslora_cli.config import FIELDS, RunConfig
+from bayeslora_cli.errors import ConfigError, UserError
+
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "true or false"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "a string"),
+    "tuple[str, ...]": ((list,), "a list of strings"),
+}
+
+
+def from_file(name: str, value: Any) -> Any:
+    """A field's value as TOML has it: a list becomes a tuple, an integer for a real a float.
+
+    Raises:
+        TypeError: a value of another type; the message says what it must be.
+    """
+    kind = str(FIELDS[name].type).removesuffix(" | None")
+    types, expected = _KINDS[kind]
+    items = value if isinstance(value, list) else []
+    right = isinstance(value, types) and isinstance(value, bool) == (kind == "bool")
+    if not right or not all(isinstance(item, str) for item in items):
+        raise TypeError(f"{name} = {value!r}: must be {expected}")
+    if kind == "float" and isinstance(value, int) and abs(value) >= 10**300:
+        raise TypeError(f"{name}: a number of {len(str(value))} digits: is too large")
+    return float(value) if kind == "float" else tuple(value) if kind.startswith("tuple") else value
+
+
+def to_toml(config: RunConfig) -> str:
+    """A configuration as TOML; what is None is left out."""
+    import tomli_w
+
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+    return tomli_w.dumps({k: v for k, v in values.items() if v is not None})
+
+
+def from_toml(text: str, name: str) -> RunConfig:
+    """Read `to_toml`'s form back.
+
+    Raises:
+        UserError: not TOML, or with keys that this version does not know; `name` says which file.
+    """
+    try:
+        values = tomllib.loads(text)
+        values = {k: from_file(k, v) if k in FIELDS else v for k, v in values.items()}
+        nothing = {"criterion": None}  # None is left out of the file, but is not the default
+        return RunConfig(**(nothing | values))
+    except (tomllib.TOMLDecodeError, TypeError, RecursionError, ConfigError) as error:
+        raise UserError(f"{name} is not a configuration of this version: {error}") from error

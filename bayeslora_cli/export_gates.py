@@ -1,0 +1,59 @@
+"""What of a run's quantization a form for elsewhere loses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bayeslora_cli.export_check import Batch, run_logits
+from bayeslora_cli.gates import BASE, WEIGHTS
+from bayeslora_cli.model import Network
+
+logger = logging.getLogger("bayeslora")
+
+# format -> quantized operands that it keeps, the weights as the numbers that they are rounded to
+KEPT = {
+    "lora": frozenset(WEIGHTS) - {BASE},
+    "merged": frozenset(WEIGHTS),
+    "onnx": frozenset(WEIGHTS),
+}
+NAMES = {"x": "activations", "a": "activations", "h": "activations", BASE: "base weights"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lost:
+    """What is in full precision in an export, and was not in the run."""
+
+    what: list[str]
+    max_difference: float
+    """Largest |difference| that it makes to a logit of the run."""
+
+    def __str__(self) -> str:
+        return (
+            f"not quantized in this format: {' and '.join(self.what)}; the run's own logits differ "
+            f"by up to {self.max_difference:.1e}"
+        )
+
+
+def lose(network: Network, form: str, batches: Sequence[Batch]) -> Lost | None:
+    """Switch off, in the network, the quantizers that a format has no place for; warn of it.
+
+    Returns:
+        None where nothing is lost.
+    """
+    gates = network.gates
+    if gates is None or form not in KEPT:
+        return None
+    gone = gates.quantized - KEPT[form]
+    if not gone:
+        return None
+    before = run_logits(network, batches)
+    gates.quantized -= gone
+    after = run_logits(network, batches)
+    lost = Lost(
+        what=sorted({NAMES[operand] for operand in gone}),
+        max_difference=max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True)),
+    )
+    logger.warning("--format %s: %s", form, lost)
+    return lost

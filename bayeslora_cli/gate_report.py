@@ -1,0 +1,135 @@
+"""What a run says of its gates: ranks and widths, expected and at the thresholds, and the cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayeslora_cli.bit_operations import FLOAT_BITS, Sizes, cost, multiplications
+from bayeslora_cli.model import Network
+
+
+def widths(network: Network, flat: Tensor) -> list[dict[str, int]]:
+    """Width of each quantized operand at the thresholds, by matrix; empty without gates.
+
+    Args:
+        flat: parameters (N,).
+    """
+    gates = network.gates
+    if gates is None or not gates.plan.operands:
+        return [{} for _ in network.adapters]
+    ladder, operands = gates.plan.ladder, gates.plan.operands
+    rows = gates.levels_in(flat).tolist()
+    return [dict(zip(operands, (ladder[i] for i in row), strict=True)) for row in rows]
+
+
+def sizes_of(network: Network, bits: Sequence[dict[str, int]], mask: Tensor) -> list[Sizes]:
+    """What bit operations are counted of, by matrix."""
+    return [
+        Sizes(
+            width=layer.lora_A.shape[1],
+            height=layer.lora_B.shape[0],
+            rank=int(rank),
+            bits=found,
+        )
+        for layer, rank, found in zip(
+            network.adapters.values(), mask.sum(1).tolist(), bits, strict=True
+        )
+    ]
+
+
+def width_weights(network: Network, *, bop: bool) -> Tensor:
+    """Weight of each gate over a width in the penalty: (n, q, L - 1).
+
+    1, or with `bop` the width that it opens times the multiplications that the operand takes part
+    in, over the most of any operand (Bayesian Bits, section 2.3).
+    """
+    gates = network.gates
+    assert gates is not None
+    plan = gates.plan
+    if not bop or not plan.operands:
+        return torch.ones(len(network.adapters), len(plan.operands), len(plan.ladder) - 1)
+    counts = torch.tensor(
+        [
+            multiplications(m.lora_A.shape[1], m.lora_B.shape[0], m.rank, plan.operands)
+            for m in network.adapters.values()
+        ],
+        dtype=torch.float32,
+    )
+    return (counts / counts.max())[..., None] * torch.tensor(plan.ladder[1:], dtype=torch.float32)
+
+
+@torch.no_grad()
+def gate_facts(
+    network: Network, flat: Tensor, mask: Tensor, *, quantized: bool
+) -> dict[str, float]:
+    """For a line of metrics.jsonl; this reads the device.
+
+    Args:
+        quantized: whether anything is yet; else all operands count 32 bits.
+    """
+    gates = network.gates
+    assert gates is not None
+    bits = widths(network, flat) if quantized else [{} for _ in network.adapters]
+    sizes = sizes_of(network, bits, mask)
+    found = cost(sizes, gates.rank)
+    facts = {
+        "rank": _mean([m.rank for m in sizes]),
+        "expected_rank": float(gates.expected_ranks(flat).sum(1).mean()),
+        "bits": mean_bits(bits),
+    }
+    reach = gates.expected_reach(flat)
+    if reach is not None:
+        ladder = torch.tensor(gates.plan.ladder, dtype=reach.dtype, device=reach.device)
+        facts["expected_bits"] = float((ladder[0] + (reach * ladder.diff()).sum(-1)).mean())
+    return facts | {
+        "relative_bit_operations": found.adapter_relative,
+        "relative_bit_operations_with_base": found.with_base_relative,
+        "storage_bytes": found.storage_bytes,
+    }
+
+
+def gate_result(network: Network, flat: Tensor, mask: Tensor) -> dict[str, Any]:
+    """For result.json, of parameters (N,) and their mask (n, r)."""
+    gates = network.gates
+    assert gates is not None
+    bits = widths(network, flat)
+    sizes = sizes_of(network, bits, mask)
+    return {
+        "gates_note": _collapsed(network, bits, sizes),
+        "mean_rank": _mean([m.rank for m in sizes]),
+        "mean_bits": mean_bits(bits),
+        "bits": dict(zip(network.adapters, bits, strict=True)) if gates.plan.bits else None,
+        "cost": cost(sizes, gates.rank).to_json(),
+    }
+
+
+def _collapsed(
+    network: Network, bits: Sequence[dict[str, int]], sizes: Sequence[Sizes]
+) -> str | None:
+    """What to say where every gate there is has closed."""
+    gates = network.gates
+    assert gates is not None
+    found = {}
+    if gates.ranks is not None:
+        found["--lambda-rank"] = "rank 1", {m.rank for m in sizes} == {1}
+    if gates.bits is not None:
+        narrowest = gates.plan.ladder[0]
+        alike = {width for row in bits for width in row.values()} == {narrowest}
+        found["--lambda-quant"] = f"{narrowest} bits", alike
+    if not found or not all(alike for _, alike in found.values()):
+        return None
+    what = " and ".join(text for text, _ in found.values())
+    return f"everything has collapsed to {what}: lower {' and '.join(found)}"
+
+
+def mean_bits(bits: Sequence[dict[str, int]]) -> float:
+    """Mean width over all quantized operands; 32 where there are none."""
+    return _mean([b for found in bits for b in found.values()] or [FLOAT_BITS])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

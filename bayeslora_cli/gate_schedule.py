@@ -1,0 +1,106 @@
+"""B-LoRA's three phases over the steps of a run, and what of them would mislead a user."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bayeslora_cli.config import RunConfig
+from bayeslora_cli.hard_concrete import SHIFT, START, THRESHOLD
+from bayeslora_cli.ladder import parse_ladder
+
+LINES = 200  # of ranks.jsonl from the learning phase, at the most
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch's AdamW
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GatePhase:
+    """What a step does about the gates."""
+
+    mode: str
+    """float, learning or fixed, as `gates` has them."""
+    records: bool
+    """Ranks and widths go into the history."""
+    allocates: bool = False
+    """No scores are taken."""
+
+    @property
+    def holds(self) -> bool:
+        """Ranks and widths are fixed."""
+        return self.mode == "fixed"
+
+    @property
+    def passes(self) -> str:
+        """What of this a forward pass depends on."""
+        return self.mode
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateSchedule:
+    """float for t_init steps, fixed for the last t_final, learning in between."""
+
+    t_init: int
+    t_final: int
+    total: int
+
+    @property
+    def first_fixed(self) -> int:
+        """The step from which on the gates are at their thresholds."""
+        return max(self.t_init, self.total - self.t_final)
+
+    @property
+    def learning(self) -> int:
+        """Steps in which gates are learned."""
+        return self.first_fixed - self.t_init
+
+    def phase(self, step: int) -> GatePhase:
+        """What `step` does."""
+        if step < self.t_init:
+            return GatePhase(mode="float", records=False)
+        if step >= self.first_fixed:
+            return GatePhase(mode="fixed", records=step == self.first_fixed)
+        every = max(1, self.learning // LINES)
+        last = step == self.first_fixed - 1
+        return GatePhase(mode="learning", records=(step - self.t_init) % every == every - 1 or last)
+
+
+def steps_to_close(rate: float, at_most: int) -> int | None:
+    """Steps in which the penalty alone closes a new gate; None: more than `at_most`.
+
+    AdamW at the learning rate `rate` on the gradient of q = sigmoid(phi + 1.5986), whose scale does
+    not matter to it. The gradient grows as the gate closes, so that it moves more than `rate` a
+    step.
+    """
+    phi, average, square = START, 0.0, 0.0
+    for step in range(1, at_most + 1):
+        q = 1 / (1 + math.exp(-phi - SHIFT))
+        gradient = q * (1 - q)
+        average = BETA1 * average + (1 - BETA1) * gradient
+        square = BETA2 * square + (1 - BETA2) * gradient**2
+        corrected = average / (1 - BETA1**step)
+        phi -= rate * corrected / (math.sqrt(square / (1 - BETA2**step)) + EPSILON)
+        if phi <= THRESHOLD:
+            return step
+    return None
+
+
+def schedule_of(config: RunConfig) -> GateSchedule:
+    """The phases of a run, whose schedule is final."""
+    assert config.schedule_steps is not None
+    return GateSchedule(t_init=config.t_init, t_final=config.t_final, total=config.schedule_steps)
+
+
+def too_short(config: RunConfig) -> str | None:
+    """A warning where no gate can close in the learning phase, by the penalty alone."""
+    bits = config.blora_mode != "rank" and len(parse_ladder(config.bit_ladder)) > 1
+    ranks = config.blora_mode != "quant" and config.init_rank > 1
+    if not (bits and config.lambda_quant) and not (ranks and config.lambda_rank):
+        return None  # there is none, or none is to close
+    steps = schedule_of(config).learning
+    if steps_to_close(config.gate_lr, steps) is not None:
+        return None
+    return (
+        f"--gate-lr {config.gate_lr}: the learning phase has {steps} steps, too few for the "
+        "penalty to close a gate; ranks and widths may stay what they are at the start. Train "
+        "longer, or raise it"
+    )

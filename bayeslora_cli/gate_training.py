@@ -1,0 +1,205 @@
+"""`GateTrainer`: what a step of B-LoRA does beside the weights' optimizer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayeslora_cli.allocator import HISTORY, Allocation, Allocator
+from bayeslora_cli.bank import AdapterBank
+from bayeslora_cli.config import RunConfig
+from bayeslora_cli.gate_ranges import calibrate, measure
+from bayeslora_cli.gate_report import gate_facts, gate_result, width_weights
+from bayeslora_cli.gate_schedule import GatePhase, GateSchedule, schedule_of
+from bayeslora_cli.gates import FIXED, FLOAT, LEARNING
+from bayeslora_cli.hard_concrete import nested, probability
+from bayeslora_cli.model import Network
+from bayeslora_cli.optim import BankAdamW
+
+logger = logging.getLogger("bayeslora")
+UPDATED = {FLOAT: (), LEARNING: ("gate", "range"), FIXED: ("range",)}
+"""What AdamW moves in a mode, besides the weights."""
+
+
+class GateTrainer(Allocator):
+    """Learns gates and ranges, by AdamW at constant rates and without decay."""
+
+    def __init__(
+        self,
+        network: Network,
+        schedule: GateSchedule,
+        *,
+        width_weights: Tensor,
+        rank_weight: float,
+        gate_lr: float,
+        range_lr: float,
+        generator: torch.Generator,
+    ) -> None:
+        """The float phase, or what comes first.
+
+        Args:
+            width_weights: of each gate over a width, in the penalty: (n, q, L - 1).
+            rank_weight: of each matrix.
+            generator: draws the gates.
+        """
+        assert network.gates is not None
+        self.network, self.gates, self.schedule = network, network.gates, schedule
+        self.final_step = schedule.first_fixed - 1
+        bank = self.bank = network.bank
+        device = bank.theta.device
+        self.gates.generator = generator
+        self._rates = {"gate": gate_lr, "range": range_lr}
+        self._adamw = gate_optimizers(bank)
+        self.width_weights, self.rank_weight = width_weights.to(device), rank_weight
+        self._row = torch.zeros(1, dtype=torch.int64, device=device)
+        # rank and places in the ladder of each matrix at the recorded steps
+        columns = 1 + len(self.gates.plan.operands)
+        self._recorded = torch.zeros(HISTORY, len(bank.matrices), columns, device=device)
+        self._history: list[int] = []
+        self._fetched: list[Allocation] = []
+        self.gates.mode = schedule.phase(0).mode
+
+    # ---- what a step asks for
+
+    def announce(self, step: int) -> GatePhase:
+        phase = self.schedule.phase(step)
+        self.gates.mode = phase.mode
+        if phase.records:
+            if len(self._history) == HISTORY:
+                self._fetched = self.fetch_history()
+            self._row.fill_(len(self._history))
+            self._history.append(step)
+        return phase
+
+    def before_passes(self, step: int, batch: Mapping[str, Tensor], good: Tensor) -> None:
+        """Measure the first ranges, at the end of the float phase, once."""
+        if step == self.schedule.t_init and self.gates.plan.operands:
+            calibrate(self.gates, self.bank.mean, measure(self.network, batch), good)
+
+    def regularise(self) -> Tensor:
+        """Add the penalty's gradient at theta to `bank.local`; return its value.
+
+        lambda_q sum over quantizers of w_4 q_4 + w_8 q_4 q_8 + w_16 q_4 q_8 q_16
+        + lambda_r sum over matrices of the mean over i of q_1 … q_i.
+        """
+        total = torch.zeros((), device=self.bank.theta.device)
+        if self.gates.mode != LEARNING:
+            return total
+        with torch.enable_grad():
+            if self.gates.bits is not None:
+                total = total + (self.width_weights * nested(probability(self.gates.bits))).sum()
+            if self.gates.ranks is not None:
+                kept = nested(probability(self.gates.ranks)).mean(-1).sum()
+                total = total + self.rank_weight * kept
+            if total.requires_grad:
+                total.backward()  # type: ignore[no-untyped-call]
+        return total.detach()
+
+    def after_update(self, phase: GatePhase, sigma: Tensor | None, good: Tensor) -> Tensor:
+        for role in UPDATED[phase.mode]:
+            if role in self._adamw:
+                self._adamw[role].update(0, self._rates[role], good)
+        if phase.mode == LEARNING:
+            kept = self.gates.mask_in(self.bank.mean)
+            torch.where(good, kept, self.bank.mask, out=self.bank.mask)
+        if phase.records:
+            levels = self.gates.levels_in(self.bank.mean).to(self._recorded.dtype)
+            found = torch.cat((self.bank.mask.sum(1, keepdim=True), levels), 1)
+            self._recorded.index_copy_(0, self._row, found[None])
+        return good
+
+    # ---- what the loop asks for
+
+    def scores(self, sigma: Tensor | None) -> Tensor:
+        """The probability that each rank is kept: (n, r)."""
+        return self.gates.expected_ranks(self.bank.mean)
+
+    def facts(self, step: int) -> dict[str, Any]:
+        mode = self.schedule.phase(step).mode
+        at = gate_facts(self.network, self.bank.mean, self.bank.mask, quantized=mode != FLOAT)
+        return {"phase": mode, **at, **self._penalties()}
+
+    @torch.no_grad()
+    def _penalties(self) -> dict[str, float]:
+        """Both parts of the penalty at the mean, weights included."""
+        found = {}
+        reach = self.gates.expected_reach(self.bank.mean)
+        if reach is not None:
+            found["penalty_quant"] = float((self.width_weights * reach).sum())
+        if self.gates.ranks is not None:
+            kept = self.gates.expected_ranks(self.bank.mean)[:, 1:]
+            found["penalty_rank"] = float(self.rank_weight * kept.mean(-1).sum())
+        return found
+
+    def result(self, mean: Tensor, mask: Tensor) -> dict[str, Any]:
+        found = gate_result(self.network, mean, mask)
+        if found["gates_note"] is not None:
+            logger.warning("%s", found["gates_note"])
+        return found
+
+    def fetch_history(self) -> list[Allocation]:
+        found = self._recorded[: len(self._history)].round().long().tolist()
+        fetched = [
+            Allocation(
+                step=step,
+                budget=sum(row[0] for row in rows),
+                ranks=[row[0] for row in rows],
+                bits=[self._widths(row[1:]) for row in rows] if self.gates.plan.bits else None,
+            )
+            for step, rows in zip(self._history, found, strict=True)
+        ]
+        fetched, self._fetched = self._fetched + fetched, []
+        self._history.clear()
+        return fetched
+
+    def _widths(self, levels: list[int]) -> dict[str, int]:
+        plan = self.gates.plan
+        return dict(zip(plan.operands, (plan.ladder[level] for level in levels), strict=True))
+
+    # ---- state
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The moments; gates and ranges are the bank's."""
+        return {
+            f"{role}/{name}": value
+            for role, adamw in self._adamw.items()
+            for name, value in adamw.tensors().items()
+        }
+
+    def scalars(self) -> dict[str, Any]:
+        """The mode, which an evaluation before the next step needs. Fetch the history first."""
+        assert not self._history + self._fetched, (
+            "a checkpoint would lose allocations that nobody has fetched"
+        )
+        return {"mode": self.gates.mode}
+
+    def load_scalars(self, scalars: dict[str, Any]) -> None:
+        """Take `scalars()` of an earlier process."""
+        self.gates.mode = scalars["mode"]
+
+
+def gate_optimizers(bank: AdapterBank) -> dict[str, BankAdamW]:
+    """AdamW of gates and of ranges, as far as a bank has any, by role."""
+    parts = {role: bank.parts[role] for role in ("gate", "range")}
+    return {
+        role: BankAdamW(bank, weight_decay=0.0, part=part)
+        for role, part in parts.items()
+        if part.start < part.stop
+    }
+
+
+def gate_trainer(config: RunConfig, network: Network, noise: torch.Generator) -> GateTrainer:
+    """The trainer of a configuration whose schedule is final; `noise` draws its gates, too."""
+    return GateTrainer(
+        network,
+        schedule_of(config),
+        width_weights=config.lambda_quant * width_weights(network, bop=config.reg == "bop"),
+        rank_weight=config.lambda_rank,
+        gate_lr=config.gate_lr,
+        range_lr=config.range_lr,
+        generator=noise,
+    )

@@ -1,0 +1,109 @@
+"""B-LoRA's adapter: a forward pass whose operands are quantized and whose ranks are gated."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from bayeslora_cli.adapters import ADALORA_STD, LowRankLinear
+from bayeslora_cli.quantizer import Quantizers, quantize
+
+E_FLOOR = 0.02
+"""What a singular value of 0 counts as where ranges are measured, and its own first range."""
+
+
+class Operands(NamedTuple):
+    """What a forward pass takes instead of the layer's own parameters, each quantized or not."""
+
+    a: Tensor
+    """(r, in)."""
+    e: Tensor
+    """(r,), times the ranks' gates."""
+    b: Tensor
+    """(out, r), times the scale."""
+    of_input: Quantizers | None = None
+    of_a: Quantizers | None = None
+    """Of x A'."""
+    of_h: Quantizers | None = None
+    """Of x A' diag(E)."""
+    of_base: Quantizers | None = None
+    """Of the frozen weight, whose product then takes the quantized input."""
+
+
+class GatedLinear(LowRankLinear):
+    """h = Qa(Qx(x) A') * E * g; out = base(x) + (alpha / r) Qh(h) B', with A, E and B quantized.
+
+    Without `operands` it is its base class: plain low-rank adaptation.
+    """
+
+    def __init__(self, base: nn.Module, rank: int, scale: float) -> None:
+        super().__init__(base, rank, scale, singular_values=True)
+        self.operands: Operands | None = None
+        """Set from without, for all layers at once, before each pass."""
+        self.seen: list[Tensor] | None = None
+        """While ranges are measured: smallest and largest elements of x, x A' and x A' diag(E), at
+        each call."""
+
+    def extremes(self) -> Tensor:
+        """What was seen, over all calls: (3, 2). DeBERTa calls a layer twice in a pass."""
+        assert self.seen
+        found = torch.stack(self.seen).view(-1, 3, 2)
+        return torch.stack((found[..., 0].amin(0), found[..., 1].amax(0)), -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        if self.seen is not None:
+            self._measure(x.flatten(0, -2), self.seen)
+        by = self.operands
+        if by is None:
+            return super().forward(x)
+        rows = x.flatten(0, -2)
+        taken = rows if by.of_input is None else _quantized(rows, by.of_input)
+        out = self._base(rows, taken, by)
+        h = F.linear(taken, by.a)  # (rows, r)
+        if by.of_a is not None:
+            h = _quantized(h, by.of_a)
+        h = h * by.e
+        if by.of_h is not None:
+            h = _quantized(h, by.of_h)
+        # as in the base class
+        compiled = torch.compiler.is_compiling()
+        out = out + F.linear(h, by.b) if compiled else out.addmm_(h, by.b.t())
+        return out.view(*x.shape[:-1], -1)
+
+    def _base(self, rows: Tensor, quantized: Tensor, by: Operands) -> Tensor:
+        if by.of_base is None:
+            found: Tensor = self.base_layer(rows)
+            return found
+        weight = self.base_layer.weight
+        assert isinstance(weight, Tensor)
+        own = {"weight": _quantized(weight, by.of_base)}
+        out: Tensor = functional_call(self.base_layer, own, (quantized,))
+        return out
+
+    @torch.no_grad()
+    def _measure(self, rows: Tensor, seen: list[Tensor]) -> None:
+        assert self.lora_E is not None
+        a = F.linear(rows.float(), self.lora_A)
+        for value in (rows, a, a * self.lora_E[:, 0]):
+            seen += value.float().aminmax()
+
+
+def _quantized(x: Tensor, by: Quantizers) -> Tensor:
+    """A whole tensor by one quantizer."""
+    return quantize(x[None], by)[0]
+
+
+def gated_linear(
+    base: nn.Module, rank: int, alpha: float, generator: torch.Generator
+) -> GatedLinear:
+    """B-LoRA's adapter at its start: A, B ~ N(0, 0.02^2), E = 0, scale alpha / r."""
+    layer = GatedLinear(base, rank, alpha / rank)
+    with torch.no_grad():
+        layer.lora_A.normal_(std=ADALORA_STD, generator=generator)
+        layer.lora_B.normal_(std=ADALORA_STD, generator=generator)
+    return layer

@@ -1,0 +1,176 @@
+"""B-LoRA's own export: integer codes with their scales and ranges, and the run made of them again.
+
+    quantized.safetensors   NAME.A (k, in), NAME.E (k,), NAME.B (out, k): codes of the k kept ranks,
+                            int8 up to 8 bits, int16 for 16; NAME.W where the base is quantized;
+                            NAME.A.range and so on, of activations NAME.x.range, NAME.a.range and
+                            NAME.h.range too: (3,) ends of the range and the step that a code stands
+                            for; head/NAME and drawn/NAME in fp32
+    quantization.json       by matrix rank and widths; the scale alpha / r_init; the classes
+    config.toml             the run's settings
+
+A layer computes base(x) + scale Qh(Qa(Qx(x) A') * E) B', with A, E and B codes times their step and
+Q(x) = step round(clip(x, range) / step).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from bayeslora_cli.atomic import write_json, write_text
+from bayeslora_cli.backbone import Labels, load_tokenizer
+from bayeslora_cli.bit_operations import cost
+from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config_file import from_toml, to_toml
+from bayeslora_cli.errors import RunDirError
+from bayeslora_cli.gate_report import sizes_of, widths
+from bayeslora_cli.gated import GatedLinear, Operands
+from bayeslora_cli.gates import BASE, WEIGHTS, Gates
+from bayeslora_cli.model import Network, build_network
+from bayeslora_cli.quantizer import Quantizers, codes
+
+SCHEMA = 1
+CODES, FACTS, CONFIG = "quantized.safetensors", "quantization.json", "config.toml"
+
+
+@torch.no_grad()
+def save_quantized(
+    network: Network, config: RunConfig, mean: Tensor, mask: Tensor, directory: Path
+) -> dict[str, Any]:
+    """Write the files; returns what the manifest should know of them.
+
+    Args:
+        mean: flat parameters (N,).
+        mask: kept ranks (n, r), the first of each matrix.
+    """
+    gates = network.gates
+    assert gates is not None
+    assert gates.plan.operands
+    found = widths(network, mean)
+    constants = gates.thresholded(mean).constants
+    tensors: dict[str, Tensor] = {}
+    for index, (name, layer) in enumerate(network.adapters.items()):
+        kept = int(mask[index].sum())
+        for place, operand in enumerate(gates.plan.operands):
+            own = constants[index, place]
+            tensors[f"{name}.{operand}.range"] = own
+            if operand in WEIGHTS:
+                value = _weight(network, layer, name, operand, mean, kept)
+                whole = codes(value.float().reshape(1, -1), own[None]).view(value.shape)
+                kind = torch.int8 if found[index][operand] <= 8 else torch.int16
+                tensors[f"{name}.{operand}"] = whole.to(kind)
+    for name, segment in network.bank.segments.items():
+        if segment.role == "head":
+            tensors[f"head/{name}"] = segment.view(mean)
+    tensors |= {f"drawn/{name}": value for name, value in network.drawn.items()}
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: value.cpu().clone().contiguous() for name, value in tensors.items()},
+        directory / CODES,
+    )
+    sizes = sizes_of(network, found, mask)
+    scale = gates.layers[0].scale
+    facts = {
+        "schema": SCHEMA,
+        "scale": scale,
+        "classes": list(network.labels.classes),
+        "matrices": [
+            {"name": name, "in": s.width, "out": s.height, "rank": s.rank, "bits": dict(s.bits)}
+            for name, s in zip(network.adapters, sizes, strict=True)
+        ],
+        "cost": cost(sizes, gates.rank).to_json(),
+    }
+    write_json(directory / FACTS, facts)
+    write_text(directory / CONFIG, to_toml(config))
+    return {"cost": facts["cost"], "matrices": facts["matrices"]}
+
+
+def _weight(
+    network: Network, layer: Any, name: str, operand: str, mean: Tensor, kept: int
+) -> Tensor:
+    if operand == BASE:
+        weight: Tensor = layer.base_layer.weight
+        return weight
+    value = network.bank.segments[f"{name}.lora_{operand}"].view(mean)
+    if operand == "E":
+        return value[:kept, 0]
+    return value[:kept] if operand == "A" else value[:, :kept]
+
+
+@torch.no_grad()
+def load_quantized(
+    directory: Path, device: torch.device, *, trust_remote_code: bool = False
+) -> Network:
+    """The network of an export, from its directory and the backbone that it names.
+
+    Raises:
+        UserError: files missing or corrupt, or no such backbone.
+    """
+    try:
+        text = (directory / CONFIG).read_text(encoding="utf-8")
+        facts = _read_facts(directory / FACTS)
+        tensors = load_file(directory / CODES, device=str(device))
+    except (OSError, SafetensorError, UnicodeDecodeError) as error:
+        raise RunDirError(f"{directory} is no quantized export: {error}") from error
+    config = from_toml(text, str(directory / CONFIG))
+    network = build_network(
+        config,
+        Labels(classes=tuple(facts["classes"])),
+        load_tokenizer(config.model, trust_remote_code=trust_remote_code),
+        posterior=False,
+        device=device,
+    )
+    assert network.gates is not None
+    try:
+        for name, segment in network.bank.segments.items():
+            if segment.role == "head":
+                segment.view(network.bank.mean).copy_(tensors[f"head/{name}"])
+        for name in network.drawn:
+            network.set_drawn(name, tensors[f"drawn/{name}"])
+        for name, layer in zip(network.adapters, network.gates.layers, strict=True):
+            own = {o: tensors[f"{name}.{o}.range"] for o in network.gates.plan.operands}
+            values = {o: tensors[f"{name}.{o}"].float() * own[o][2] for o in own if o in WEIGHTS}
+            layer.operands = _operands(layer, network.gates, own, values)
+    except (KeyError, RuntimeError) as error:
+        raise RunDirError(f"{directory / CODES} is corrupt: {error}") from error
+    network.gates = None  # the layers have all that they take
+    network.bank.publish()
+    return network
+
+
+def _operands(
+    layer: GatedLinear, gates: Gates, own: dict[str, Tensor], values: dict[str, Tensor]
+) -> Operands:
+    """What a layer takes; pruned ranks are zeros, so that sums are those of the run to the bit."""
+    missing = layer.rank - len(values["E"])
+    # -ln beta, which is never trained here, may be anything
+    quantizers = {name: Quantizers(found[None, 1:], found[None]) for name, found in own.items()}
+    if BASE in values:
+        layer.base_layer.weight.copy_(values[BASE])  # type: ignore[operator]
+    return Operands(
+        a=F.pad(values["A"], (0, 0, 0, missing)),
+        e=F.pad(values["E"], (0, missing)),
+        b=F.pad(values["B"] * layer.scale, (0, missing)),
+        of_input=quantizers["x"],
+        of_a=quantizers["a"],
+        of_h=quantizers["h"],
+        of_base=quantizers.get(BASE),
+    )
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    import json
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["schema"] == SCHEMA and isinstance(found["classes"], list):
+            return dict(found)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunDirError(f"{path} is corrupt: {error}") from error
+    raise RunDirError(f"{path} is not of this version")

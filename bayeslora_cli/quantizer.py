@@ -1,0 +1,108 @@
+"""Quantizers with widths that double (Bayesian Bits: van Baalen et al., NeurIPS 2020).
+
+A quantizer rounds to multiples of a step, after clipping to its range, [-beta, beta] or [0, beta].
+With n bits the step is s_n = (range's length) / (2^n - 1), so that s_2n = s_n / (2^n + 1). The
+residual form, x_q = x_2 + z_4 (e_4 + z_8 (e_8 + z_16 e_16)), is a mean of what the widths give on
+their own, since x_2 + e_4 + … + e_n is x rounded at s_n:
+
+    x_q = sum over n of f_n round(clip(x) / s_n),   f_n = share_n s_n,
+    share_2 = 1 - z_4,  share_4 = z_4 (1 - z_8),  …,  share_16 = z_4 z_8 z_16
+
+Rounding passes gradients straight through; clipping passes those of clipped elements to beta, which
+is trained as its logarithm: it stays positive, and a learning rate is relative to the range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+# of the range, left out at its ends: there the codes would be 2, 8, 128 and 32768
+MARGIN = 1e-6
+SMALLEST_RANGE = 1e-6  # of a tensor of zeros, whose logarithm must be finite
+
+
+class Quantizers(NamedTuple):
+    """Quantizers (...) that mix L widths each."""
+
+    learned: Tensor
+    """(..., 1 + L): -ln beta and the factors f_n; all that gradients go to."""
+    constants: Tensor
+    """(..., 2 + L): the ends of the range, margin left out, and the steps s_n."""
+
+
+def intervals(widths: Sequence[int]) -> list[int]:
+    """2^n - 1 of each width: steps in a range's length."""
+    return [2**n - 1 for n in widths]
+
+
+def quantizers(
+    log_range: Tensor, signed: Tensor, divisors: Tensor, shares: Tensor | None = None
+) -> Quantizers:
+    """What `quantize` takes.
+
+    Args:
+        log_range: ln beta (...).
+        signed: (...) 1 for [-beta, beta], 0 for [0, beta].
+        divisors: steps in the range's length (..., L).
+        shares: of the widths (..., L), with a sum of 1; None: all 1, of a single width.
+    """
+    beta = log_range.exp()
+    steps = (beta * (1 + signed))[..., None] / divisors
+    factors = steps if shares is None else shares * steps
+    high = beta.detach() * (1 - MARGIN)
+    ends = torch.stack((-high * signed, high), -1)
+    return Quantizers(
+        torch.cat((-log_range[..., None], factors), -1), torch.cat((ends, steps.detach()), -1)
+    )
+
+
+def codes(x: Tensor, constants: Tensor) -> Tensor:
+    """What x (G, K) is as whole numbers of each width's step: (G, L, K), of x's type."""
+    return _rounded(_clipped(x, constants), constants)
+
+
+def _clipped(x: Tensor, constants: Tensor) -> Tensor:
+    return x.clamp(constants[:, :1], constants[:, 1:2])
+
+
+def _rounded(clipped: Tensor, constants: Tensor) -> Tensor:
+    return (clipped[:, None] / constants[:, 2:, None]).round_()
+
+
+class _Quantize(torch.autograd.Function):
+    """See `quantize`. Few kernels, since it is called for every product; the backward pass makes
+    the codes again, which are L times as large as x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, learned: Tensor, constants: Tensor) -> Tensor:
+        ctx.save_for_backward(x, constants)
+        found = codes(x.to(constants.dtype), constants).mul_(learned[:, 1:, None])
+        return (found[:, 0] if found.shape[1] == 1 else found.sum(1)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Of x and of what is learned.
+
+        With the gradient g of what came out and sums <,> over K: x gets g where it is not clipped,
+        f_n gets <g, code_n>, and -ln beta <g_x, x>. With f_n's part, sum of f_n <g, code_n>, that
+        makes <g, x_q> - <g_x, x> for ln beta: within the range each rounding error, and beyond it
+        the whole, is proportional to beta.
+        """
+        x, constants = ctx.saved_tensors
+        kind = x.dtype
+        x, grad = x.to(constants.dtype), grads[0].to(constants.dtype)
+        clipped = _clipped(x, constants)
+        of_factors = _rounded(clipped, constants).mul_(grad[:, None]).sum(-1)
+        of_x = grad * (clipped == x)
+        of_range = torch.dot(of_x[0], x[0])[None] if len(x) == 1 else (of_x * x).sum(-1)
+        return of_x.to(kind), torch.cat((of_range[:, None], of_factors), -1), None
+
+
+def quantize(x: Tensor, by: Quantizers) -> Tensor:
+    """x (G, ...) quantized by G quantizers, in x's own type; rounded in that of the quantizers."""
+    out: Tensor = _Quantize.apply(x.reshape(x.shape[0], -1), *by)  # type: ignore[no-untyped-call]
+    return out.view(x.shape)

@@ -194,9 +194,9 @@ class TrainOrder:
 def padded_width(length: int, longest: int) -> int:
     """Tokens to pad a batch to on a GPU: few different widths, as each is a graph to capture.
 
-    A multiple of 16 up to 128 and of 32 above, `longest` (of the split) at the most.
+    A multiple of 8 up to 64, of 16 up to 128 and of 32 above, `longest` (of the split) at the most.
     """
-    unit = 16 if length <= 128 else 32
+    unit = 8 if length <= 64 else 16 if length <= 128 else 32
     return min(-(-length // unit) * unit, longest)
 
 

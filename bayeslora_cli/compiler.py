@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-
-logger = logging.getLogger("bayeslora")
 
 # steps from which compiling pays on a GPU: it takes some five seconds for each padded width and
 # saves some milliseconds a step (45 s and 3 to 5 ms on an H200)
@@ -25,21 +22,18 @@ def is_worth_compiling(choice: str, steps: int) -> bool:
     return choice == "on" or (choice == "auto" and steps >= WORTH_IT and bool(find_spec("triton")))
 
 
-def compile_blocks(module: nn.Module) -> int:
-    """Compile the blocks of each list of like layers, in place; names stay. Returns how many.
+def compile_blocks(module: nn.Module) -> None:
+    """Compile the blocks of each list of like layers, in place; names stay.
 
     Blocks and not the whole: all blocks share the code compiled for the first.
     """
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, VARIANTS)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * VARIANTS)
-    compiled = 0
     for blocks in list(module.modules()):
         if isinstance(blocks, nn.ModuleList) and len({type(block) for block in blocks}) == 1:
             for block in blocks:
                 block.compile(dynamic=False)
-                compiled += 1
-    return compiled
 
 
 @contextmanager

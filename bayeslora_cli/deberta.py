@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayeslora_cli.skew import position_bias, skew
+
 REPLACED = "DisentangledSelfAttention"  # transformers' name; version 1 of DeBERTa has it as well
 EXPECTED = (
     "query_proj", "key_proj", "value_proj", "num_attention_heads", "attention_head_size",
@@ -111,17 +113,6 @@ def position_rows(reach: int, span: int, buckets: int, longest: int) -> Tensor:
     return (position + span).clamp(0, 2 * span - 1)
 
 
-def _skew(x: Tensor, offset: int) -> Tensor:
-    """y[i, j] = x[i, offset - i + j], (..., L, 2L) -> (..., L, L), a view of contiguous x.
-
-    In rows that are one element shorter each starts one place further left.
-    """
-    length = x.shape[-2]
-    width = 2 * length - 1
-    flat = x.flatten(-2)[..., offset : offset + length * width]
-    return flat.view(*flat.shape[:-1], length, width)[..., :length]
-
-
 def _is_worth_fusing(query: Tensor, length: int) -> bool:
     return query.is_cuda and length >= FUSED_FROM
 
@@ -217,16 +208,7 @@ class RelativeAttention(nn.Module):
         if not fused:  # bmm wants them in one piece
             query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
 
-        bias: Tensor | None = None  # (heads, B, L, L)
-        square = (self.heads, batch, length, 2 * length)
-        if key_rows is not None:
-            # from the largest position to the smallest: column c is position L - 1 - c
-            found = query @ self._split_heads(key_rows.flip(0)).mT  # (heads, B L, 2L)
-            bias = _skew(found.view(square), length - 1)
-        if query_rows is not None:
-            found = key @ self._split_heads(query_rows).mT  # column c is position c - L
-            skewed = _skew(found.view(square), length).mT
-            bias = skewed if bias is None else bias + skewed
+        bias = self._bias(query, key, query_rows, key_rows, length)
 
         shape = (self.heads, batch, length, -1)
         query, key, value = query.view(shape), key.view(shape), value.view(shape)
@@ -254,6 +236,28 @@ class RelativeAttention(nn.Module):
             query_rows if self.p2c else None,
             key_rows if self.c2p else None,
         )
+
+    def _bias(
+        self,
+        query: Tensor,
+        key: Tensor,
+        query_rows: Tensor | None,
+        key_rows: Tensor | None,
+        length: int,
+    ) -> Tensor | None:
+        """What positions add to the scores: (heads, B, L, L)."""
+        c2p = p2c = None
+        square = (self.heads, -1, length, 2 * length)
+        if key_rows is not None:
+            # from the largest position to the smallest: column c is position L - 1 - c
+            c2p = (query @ self._split_heads(key_rows.flip(0)).mT).view(square)
+        if query_rows is not None:
+            p2c = (key @ self._split_heads(query_rows).mT).view(square)  # c is position c - L
+        if c2p is not None and p2c is not None:
+            return position_bias(c2p, p2c)
+        if c2p is not None:
+            return skew(c2p, length - 1)
+        return None if p2c is None else skew(p2c, length).mT
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(n, heads * d) -> (heads, n, d), no copy."""

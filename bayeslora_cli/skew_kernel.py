@@ -1,0 +1,51 @@
+"""The gradient of `skew.position_bias` as one Triton kernel.
+
+Left to itself the compiler makes two kernels, one of which reads a column for every row it writes:
+3 of the 26 ms of a DeBERTaV3-base step with 256 tokens in bf16 on an H200.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+TILE = 64  # tokens, both ways
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _unskew(grad, c2p, p2c, length, TILE: tl.constexpr) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """A tile of one (L, L) matrix into its places, and zeros into those that nothing reached."""
+    matrix = tl.program_id(0).to(tl.int64) * length
+    i = tl.program_id(1) * TILE + tl.arange(0, TILE)[:, None]
+    j = tl.program_id(2) * TILE + tl.arange(0, TILE)[None, :]
+    inside = (i < length) & (j < length)
+    tile = tl.load(grad + (matrix + i) * length + j, mask=inside)
+    zeros = tl.zeros_like(tile)
+    width = 2 * length
+    # a row of 2L has each column modulo L once in reach and once out of it
+    column = length - 1 - i + j
+    out_of_reach = tl.where(column < length, column + length, column - length)
+    tl.store(c2p + (matrix + i) * width + column, tile, mask=inside)
+    tl.store(c2p + (matrix + i) * width + out_of_reach, zeros, mask=inside)
+    # the other one has a row for each key
+    inside, tile = tl.trans(inside), tl.trans(tile)
+    i, j = tl.trans(i), tl.trans(j)
+    column = length - j + i
+    out_of_reach = tl.where(column < length, column + length, column - length)
+    tl.store(p2c + (matrix + j) * width + column, tile, mask=inside)
+    tl.store(p2c + (matrix + j) * width + out_of_reach, tl.trans(zeros), mask=inside)
+
+
+@triton_op("bayeslora::unskew", mutates_args={})
+def unskew(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of c2p and p2c, each (..., L, 2L), from the bias's, (..., L, L)."""
+    grad = grad.contiguous()
+    *leading, length, _ = grad.shape
+    c2p, p2c = (grad.new_empty(*leading, length, 2 * length) for _ in range(2))
+    tile = min(TILE, triton.next_power_of_2(length))
+    tiles = triton.cdiv(length, tile)
+    matrices = grad.numel() // length**2
+    wrap_triton(_unskew)[(matrices, tiles, tiles)](grad, c2p, p2c, length, TILE=tile)
+    return c2p, p2c

@@ -6,7 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from bayeslora_cli.low_rank import low_rank_linear
 
 RANK_EPSILON = 1e-5  # PEFT divides by (r_init + 1e-5): forward, merging and folding must agree
 ADALORA_STD = 0.02  # of A and B at the start; E starts at 0 (PEFT's AdaLoRA)
@@ -44,17 +45,16 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
-        rows = x.flatten(0, -2)
-        out: Tensor = self.base_layer(rows)
+        base = self.base_layer
+        weight, bias = base.weight, base.bias
+        assert isinstance(weight, Tensor)
+        assert bias is None or isinstance(bias, Tensor)
         down, up = self.down, self.up
         if down is None or up is None:
             down = self.lora_A * (self.scale if self.lora_E is None else self.lora_E * self.scale)
             up = self.lora_B
-        h = F.linear(rows, down)  # (rows, r)
-        # in place, as nobody needs a linear layer's output for its gradient;
-        # compiled, the sum joins the kernel that follows
-        compiled = torch.compiler.is_compiling()
-        out = out + F.linear(h, up) if compiled else out.addmm_(h, up.t())
+        weight = weight if isinstance(base, nn.Linear) else weight.t()
+        out = low_rank_linear(x.flatten(0, -2), weight, bias, down, up)
         return out.view(*x.shape[:-1], -1)
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ for the batch, and the gather is a shift of memory. The results are the same but
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ EXPECTED_IF_RELATIVE = (
 # tokens from which a GPU's fused attention is used: plain attention keeps three tensors of
 # (batch, heads, L, L) for its backward pass, the fused one keeps the position bias alone
 FUSED_FROM = 128
+HAVE_TRITON = find_spec("triton") is not None
 
 
 def replace_attention(module: nn.Module, max_length: int | None = None) -> int:
@@ -111,6 +113,15 @@ def position_rows(reach: int, span: int, buckets: int, longest: int) -> Tensor:
             position.abs() <= middle, position, (bucket * position.sign()).long()
         )
     return (position + span).clamp(0, 2 * span - 1)
+
+
+def _position_bias(c2p: Tensor, p2c: Tensor) -> Tensor:
+    if HAVE_TRITON and c2p.is_cuda:
+        from bayeslora_cli import skew_kernel
+
+        found: Tensor = skew_kernel.position_bias(c2p, p2c)
+        return found
+    return position_bias(c2p, p2c)
 
 
 def _is_worth_fusing(query: Tensor, length: int) -> bool:
@@ -254,7 +265,7 @@ class RelativeAttention(nn.Module):
         if query_rows is not None:
             p2c = (key @ self._split_heads(query_rows).mT).view(square)  # c is position c - L
         if c2p is not None and p2c is not None:
-            return position_bias(c2p, p2c)
+            return _position_bias(c2p, p2c)
         if c2p is not None:
             return skew(c2p, length - 1)
         return None if p2c is None else skew(p2c, length).mT

@@ -43,7 +43,8 @@ class Factors:
         for group in bank.groups:
             (count, _, width), (_, height, _) = group.a[0], group.b[0]
             down = torch.zeros(count, rank, width, device=device, dtype=dtype)
-            up = torch.zeros(count, height, rank, device=device, dtype=dtype)
+            # rows of up' are what products walk along
+            up = torch.zeros(count, rank, height, device=device, dtype=dtype).mT
             members = torch.tensor(group.members, device=device)
             leaves = [[x.detach().requires_grad_() for x in tensor] for tensor in (down, up)]
             self.buffers += [down, up]

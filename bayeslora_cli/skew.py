@@ -1,14 +1,8 @@
-"""The shift of memory that turns products with relative positions into scores, and its way back."""
+"""The shift of memory that turns products with relative positions into scores."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from typing import Any
-
-import torch
 from torch import Tensor
-
-HAVE_TRITON = find_spec("triton") is not None
 
 
 def skew(x: Tensor, offset: int) -> Tensor:
@@ -31,27 +25,5 @@ def position_bias(c2p: Tensor, p2c: Tensor) -> Tensor:
     Returns:
         (..., L, L)
     """
-    if HAVE_TRITON and c2p.is_cuda:
-        found: Tensor = _Bias.apply(c2p, p2c)  # type: ignore[no-untyped-call]
-        return found
-    return _bias(c2p, p2c)
-
-
-def _bias(c2p: Tensor, p2c: Tensor) -> Tensor:
     length = c2p.shape[-2]
     return skew(c2p, length - 1) + skew(p2c, length).mT
-
-
-class _Bias(torch.autograd.Function):
-    """With a way back that reads and writes whole rows, and each element once."""
-
-    @staticmethod
-    def forward(ctx: Any, c2p: Tensor, p2c: Tensor) -> Tensor:
-        return _bias(c2p, p2c)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        from bayeslora_cli.skew_kernel import unskew
-
-        found: tuple[Tensor, Tensor] = unskew(grad)
-        return found

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bayeslora_cli.skew import HAVE_TRITON, position_bias, skew
+from bayeslora_cli.skew import position_bias, skew
 
 
 @given(length=st.integers(1, 12), seed=st.integers(0, 1000), shift=st.integers(0, 1))
@@ -55,14 +55,14 @@ def test_position_bias(length):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not HAVE_TRITON, reason="no Triton")
 @pytest.mark.parametrize("length", [1, 3, 16, 40, 64, 65, 200, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_its_gradients_by_the_kernel(length, dtype, compiled):
     """To the bit those of the views, whatever the memory held, and for a gradient in any order."""
+    by_kernel = pytest.importorskip("bayeslora_cli.skew_kernel").position_bias
     found = products(length, dtype, "cuda")
-    call = torch.compile(position_bias, dynamic=False) if compiled else position_bias
+    call = torch.compile(by_kernel, dynamic=False) if compiled else by_kernel
     weights = torch.randn(2, 3, length, length, device="cuda").to(dtype).transpose(0, 1)
     poison = torch.full((4, *found[0].shape), float("nan"), device="cuda", dtype=dtype)
     del poison  # its memory is what the kernel gets

@@ -22,24 +22,27 @@ TILE = 64  # tokens, both ways
 def _unskew(grad, c2p, p2c, length, TILE: tl.constexpr) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
     """A tile of one (L, L) matrix into its places, and zeros into those that nothing reached."""
     matrix = tl.program_id(0).to(tl.int64) * length
-    i = tl.program_id(1) * TILE + tl.arange(0, TILE)[:, None]
-    j = tl.program_id(2) * TILE + tl.arange(0, TILE)[None, :]
+    from_i, from_j = tl.program_id(1) * TILE, tl.program_id(2) * TILE
+    width = 2 * length
+    i = from_i + tl.arange(0, TILE)[:, None]
+    j = from_j + tl.arange(0, TILE)[None, :]
     inside = (i < length) & (j < length)
     tile = tl.load(grad + (matrix + i) * length + j, mask=inside)
     zeros = tl.zeros_like(tile)
-    width = 2 * length
     # a row of 2L has each column modulo L once in reach and once out of it
     column = length - 1 - i + j
     out_of_reach = tl.where(column < length, column + length, column - length)
     tl.store(c2p + (matrix + i) * width + column, tile, mask=inside)
     tl.store(c2p + (matrix + i) * width + out_of_reach, zeros, mask=inside)
-    # the other one has a row for each key
-    inside, tile = tl.trans(inside), tl.trans(tile)
-    i, j = tl.trans(i), tl.trans(j)
+    # the other one has a row for each key; the indices are made anew, as those of a transposed
+    # tile would have neighbouring threads write to different rows
+    j = from_j + tl.arange(0, TILE)[:, None]
+    i = from_i + tl.arange(0, TILE)[None, :]
+    inside = (i < length) & (j < length)
     column = length - j + i
     out_of_reach = tl.where(column < length, column + length, column - length)
-    tl.store(p2c + (matrix + j) * width + column, tile, mask=inside)
-    tl.store(p2c + (matrix + j) * width + out_of_reach, tl.trans(zeros), mask=inside)
+    tl.store(p2c + (matrix + j) * width + column, tl.trans(tile), mask=inside)
+    tl.store(p2c + (matrix + j) * width + out_of_reach, zeros, mask=inside)
 
 
 @triton_op("bayeslora::unskew", mutates_args={})

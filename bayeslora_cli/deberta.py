@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayeslora_cli.adapters import JointLinear
 from bayeslora_cli.skew import position_bias, skew
 
 REPLACED = "DisentangledSelfAttention"  # transformers' name; version 1 of DeBERTa has it as well
@@ -162,6 +163,8 @@ class RelativeAttention(nn.Module):
             original.pos_ebd_size, original.position_buckets, original.max_relative_positions,
         )  # fmt: skip
         self.register_buffer("rows", torch.empty(0, dtype=torch.long), persistent=False)
+        self.joint: JointLinear | None = None
+        """Queries, keys and values in one product; None: in three."""
         self._reach(max_length or original.max_relative_positions)
 
     def _reach(self, length: int) -> None:
@@ -211,10 +214,9 @@ class RelativeAttention(nn.Module):
         assert rel_embeddings is not None
         batch, length, _ = hidden_states.shape
         content = hidden_states.flatten(0, 1)  # (B L, hidden)
-        query, key, query_rows, key_rows = self._projections(
+        query, key, value, query_rows, key_rows = self._projections(
             content, self._embeddings(rel_embeddings, length)
         )
-        value = self._split_heads(self.value_proj(content))
         fused = _is_worth_fusing(query, length)
         if not fused:  # bmm wants them in one piece
             query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
@@ -228,22 +230,24 @@ class RelativeAttention(nn.Module):
 
     def _projections(
         self, content: Tensor, embeddings: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Queries and keys (heads, B L, d), and those of the positions (2L, heads * d)."""
-        if not self.shared:
-            return (
-                self._split_heads(self.query_proj(content)),
-                self._split_heads(self.key_proj(content)),
-                self.pos_query_proj(embeddings) if self.p2c else None,
-                self.pos_key_proj(embeddings) if self.c2p else None,
-            )
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Queries, keys, values (heads, B L, d), and q and k of the positions (2L, heads * d)."""
         # one call for both: an adapter's kernels run once, and its gradients need no sum
-        both, sizes = torch.cat((content, embeddings)), (len(content), len(embeddings))
-        query, query_rows = self.query_proj(both).split(sizes)
-        key, key_rows = self.key_proj(both).split(sizes)
+        rows = torch.cat((content, embeddings)) if self.shared else content
+        if self.joint is not None:
+            query, key, value = self.joint(rows)
+        else:
+            query, key = self.query_proj(rows), self.key_proj(rows)
+            value = self.value_proj(content)
+        count = len(content)
+        query_rows, key_rows = query[count:], key[count:]
+        if not self.shared:
+            query_rows = self.pos_query_proj(embeddings) if self.p2c else query_rows
+            key_rows = self.pos_key_proj(embeddings) if self.c2p else key_rows
         return (
-            self._split_heads(query),
-            self._split_heads(key),
+            self._split_heads(query[:count]),
+            self._split_heads(key[:count]),
+            self._split_heads(value[:count]),
             query_rows if self.p2c else None,
             key_rows if self.c2p else None,
         )

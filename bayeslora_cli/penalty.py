@@ -7,7 +7,6 @@ from torch import Tensor
 
 from bayeslora_cli.bank import AdapterBank
 
-
 PIECE = 64  # elements that a product of long and few rows sums at a time
 
 
@@ -41,7 +40,8 @@ def _gram(rows: Tensor) -> Tensor:
 
     In one piece a GPU gives each matrix to one block of threads, which goes along n alone.
     """
-    if rows.shape[-1] % PIECE:
+    count, rank, length = rows.shape
+    if length % PIECE:
         return rows @ rows.mT
-    pieces = rows.unflatten(-1, (-1, PIECE)).transpose(1, 2)  # (G, n / PIECE, r, PIECE)
+    pieces = rows.reshape(count, rank, -1, PIECE).transpose(1, 2)  # (G, n / PIECE, r, PIECE)
     return (pieces @ pieces.mT).sum(1)

@@ -96,7 +96,7 @@ MAY_IMPORT = {
     "factors": {"adapters", "bank"},
     "skew": set(),
     "skew_kernel": {"skew"},
-    "deberta": {"skew", "skew_kernel"},
+    "deberta": {"adapters", "skew", "skew_kernel"},
     "bank": set(),
     "quantizer": set(),
     "hard_concrete": set(),

@@ -19,30 +19,33 @@ TILE = 64  # tokens, both ways
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _store(rows, column, tile, inside, length) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """A tile into rows of 2L, and zeros into those columns that nothing reached.
+
+    Modulo L a row has each column once in reach and once out of it. Two stores of zeros, as an
+    index that wraps around would have neighbouring threads write to different rows.
+    """
+    zeros = tl.zeros_like(tile)
+    tl.store(rows + column, tile, mask=inside)
+    tl.store(rows + column + length, zeros, mask=inside & (column < length))
+    tl.store(rows + column - length, zeros, mask=inside & (column >= length))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _unskew(grad, c2p, p2c, length, TILE: tl.constexpr) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    """A tile of one (L, L) matrix into its places, and zeros into those that nothing reached."""
+    """A tile of one (L, L) matrix into its places."""
     matrix = tl.program_id(0).to(tl.int64) * length
     from_i, from_j = tl.program_id(1) * TILE, tl.program_id(2) * TILE
-    width = 2 * length
     i = from_i + tl.arange(0, TILE)[:, None]
     j = from_j + tl.arange(0, TILE)[None, :]
     inside = (i < length) & (j < length)
     tile = tl.load(grad + (matrix + i) * length + j, mask=inside)
-    zeros = tl.zeros_like(tile)
-    # a row of 2L has each column modulo L once in reach and once out of it
-    column = length - 1 - i + j
-    out_of_reach = tl.where(column < length, column + length, column - length)
-    tl.store(c2p + (matrix + i) * width + column, tile, mask=inside)
-    tl.store(c2p + (matrix + i) * width + out_of_reach, zeros, mask=inside)
-    # the other one has a row for each key; the indices are made anew, as those of a transposed
-    # tile would have neighbouring threads write to different rows
+    _store(c2p + (matrix + i) * 2 * length, length - 1 - i + j, tile, inside, length)
+    # the other one has a row for each key
     j = from_j + tl.arange(0, TILE)[:, None]
     i = from_i + tl.arange(0, TILE)[None, :]
     inside = (i < length) & (j < length)
-    column = length - j + i
-    out_of_reach = tl.where(column < length, column + length, column - length)
-    tl.store(p2c + (matrix + j) * width + column, tl.trans(tile), mask=inside)
-    tl.store(p2c + (matrix + j) * width + out_of_reach, zeros, mask=inside)
+    _store(p2c + (matrix + j) * 2 * length, length - j + i, tl.trans(tile), inside, length)
 
 
 @triton_op("bayeslora::unskew", mutates_args={})

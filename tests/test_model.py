@@ -288,7 +288,10 @@ def test_joined_projections(method, shared, backbone, tmp_path, monkeypatch):
         network.logits(batch_of()).square().sum().backward()
         network.bank.collect()
         found.append((outputs, network.bank.local.clone(), network.module.state_dict()))
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*(logits for logits, *_ in found), rtol=1e-4, atol=1e-5)
+    one, other = (gradient for _, gradient, _ in found)
+    assert (one - other).norm() <= 1e-5 * other.norm() > 0
+    torch.testing.assert_close(*(state for *_, state in found), rtol=0, atol=0)
 
 
 def test_bf16_keeps_the_head_in_fp32(backbone):

@@ -55,6 +55,7 @@ def test_position_bias(length):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method")  # in torch's own imports
 @pytest.mark.parametrize("length", [1, 3, 16, 40, 64, 65, 200, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("compiled", [False, True])

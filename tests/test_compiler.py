@@ -43,7 +43,7 @@ def test_blocks_of_like_layers_alone_and_names_stay():
     assert list(module.state_dict()) == before
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method", "ignore:The .grad attribute of a")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute of a")
 @pytest.mark.parametrize("kind", ["bert", "deberta-v2"])
 def test_gated_blocks_are_whole_graphs_and_few(kind, backbone, monkeypatch):
     """One for the float phase and one for both others, twice: a first block's input has no

@@ -139,6 +139,7 @@ MAY_IMPORT = {
     },
     "views": {"report", "shades", "heatmap", "allocations"},
     "history": {
+        "bit_operations",
         "errors",
         "rank_correlation",
         "report",

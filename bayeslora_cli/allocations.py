@@ -16,9 +16,9 @@ import numpy as np
 
 from bayeslora_cli.config import FIELDS
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.heatmap import Grid, rank_grid
+from bayeslora_cli.heatmap import Grid, bit_grid, rank_grid
 from bayeslora_cli.rank_correlation import Floats, spearman
-from bayeslora_cli.report import MatrixReport, RankReport
+from bayeslora_cli.report import GATES, MatrixReport, RankReport
 from bayeslora_cli.rundir import RunDir, runs_below
 from bayeslora_cli.shades import printable
 
@@ -225,6 +225,22 @@ def difference_grid(a: Group, b: Group) -> Grid:
     )
 
 
+def bit_difference_grid(a: Group, b: Group) -> Grid | None:
+    """Mean width in `a` minus mean width in `b`; None: one of them has none."""
+    ours, theirs = bit_grid(a.reports), bit_grid(b.reports)
+    if ours is None or theirs is None:
+        return None
+    means = [x[0] - y[0] for x, y in zip(_numbers([ours]), _numbers([theirs]), strict=True)]
+    return _filled(
+        ours,
+        *means,
+        caption="mean widths of a matrix's operands, A minus B",
+        signed=True,
+        unit="bits",
+        averages=True,
+    )
+
+
 def _numbers(grids: Sequence[Grid]) -> tuple[Floats, Floats]:
     """(grids, kinds, layers), nan where there is no matrix, and (grids, outside)."""
     return (
@@ -296,6 +312,8 @@ def _agreement(pairs: Iterable[tuple[RankReport, RankReport]]) -> Agreement:
         if correlation is not None:
             correlations.append(correlation)
         sizes = [m.init_rank for m in a.matrices]
+        if GATES in (a.criterion, b.criterion):  # whose places say no more than the ranks
+            continue
         if sizes != [m.init_rank for m in b.matrices] or not x.any() or not y.any():
             continue
         ours, theirs = (np.array([k for m in report.matrices for k in m.kept]) for report in (a, b))

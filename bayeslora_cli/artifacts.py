@@ -22,7 +22,7 @@ from bayeslora_cli.errors import RunDirError
 from bayeslora_cli.gate_report import widths
 from bayeslora_cli.model import Network
 from bayeslora_cli.posterior import Posterior
-from bayeslora_cli.report import MatrixReport, RankReport, kinds_of, layer_of
+from bayeslora_cli.report import GATES, MatrixReport, RankReport, kinds_of, layer_of
 from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.tasks import Task
 
@@ -120,7 +120,7 @@ def rank_report(
         for index, (name, layer) in enumerate(network.adapters.items())
     )
     budget = sum(m.rank for m in matrices)
-    criterion = config.criterion if network.gates is None else "gates"
+    criterion = config.criterion if network.gates is None else GATES
     return RankReport(step=step, budget=budget, criterion=criterion, matrices=matrices)
 
 

@@ -14,7 +14,9 @@ from torch import nn
 # steps from which compiling pays on a GPU: it takes some five seconds for each padded width and
 # saves some milliseconds a step (45 s and 3 to 5 ms on an H200)
 WORTH_IT = 20_000
-VARIANTS = 64  # widths and row counts that a block is compiled for, before it runs as it is
+# widths, row counts and phases that a block is compiled for, before it runs as it is; the model's
+# first block counts for itself, as its input has no gradient
+VARIANTS = 128
 
 
 def is_worth_compiling(choice: str, steps: int) -> bool:

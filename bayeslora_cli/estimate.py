@@ -25,8 +25,11 @@ from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.deberta import RelativeAttention
 from bayeslora_cli.factors import padded_rank
 from bayeslora_cli.gate_training import gate_optimizers
+from bayeslora_cli.gated import Operands
+from bayeslora_cli.gates import BASE
 from bayeslora_cli.model import Network
 from bayeslora_cli.optim import OPTIMIZERS
+from bayeslora_cli.quantizer import Quantizers
 from bayeslora_cli.schedules import RankBudget
 from bayeslora_cli.step import task_loss
 
@@ -75,6 +78,7 @@ def estimate(
     network.module.train()
     with FakeTensorMode():
         factors, frozen = _factors(network, device)
+        _dress(network, device)
         try:
             fake, own, batch = _fake(network, rows, tokens, token_types, device)
             activations = saved_bytes(fake, [*own, *factors, *frozen], batch)
@@ -158,6 +162,33 @@ def _factors(network: Network, device: torch.device) -> tuple[list[Tensor], list
     return factors, frozen
 
 
+def _dress(network: Network, device: torch.device) -> None:
+    """Give a meta network's gated layers what they take while gates are learned, the phase that
+    keeps most; under a FakeTensorMode."""
+    gates = network.gates
+    if gates is None:
+        return
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(*shape, dtype=dtype, device=device, requires_grad=True)
+
+    widths = len(gates.plan.ladder)
+    for layer in gates.layers:
+        by = {
+            name: Quantizers(empty(1, 1 + widths), empty(1, 2 + widths).detach())
+            for name in gates.plan.operands
+        }
+        layer.operands = Operands(
+            a=empty(*layer.lora_A.shape, dtype=gates.dtype),
+            e=empty(layer.rank, dtype=gates.dtype),
+            b=empty(*layer.lora_B.shape, dtype=gates.dtype),
+            of_input=by.get("x"),
+            of_a=by.get("a"),
+            of_h=by.get("h"),
+            of_base=by.get(BASE),
+        )
+
+
 def _fake(
     network: Network, rows: int, tokens: int, token_types: bool, device: torch.device
 ) -> tuple[Network, list[Tensor], dict[str, Tensor]]:
@@ -175,7 +206,7 @@ def _fake(
     def forward(**inputs: Tensor) -> Any:
         return functional_call(module, own, (), inputs)
 
-    # of gated layers the float phase is counted: their quantizers keep more
+    # gated layers are dressed already
     return replace(network, module=forward, gates=None), list(own.values()), batch
 
 

@@ -6,12 +6,13 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bayeslora_cli.allocations import difference_grid, mean_grid
+from bayeslora_cli.allocations import Group, bit_difference_grid, difference_grid, mean_grid
 from bayeslora_cli.atomic import replacing
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.figure_curves import history_figure, scores_figure
-from bayeslora_cli.figure_heatmap import heatmap_figure, panels_figure
+from bayeslora_cli.figure_heatmap import panels_figure
 from bayeslora_cli.figure_parts import DPI, MINUS, STYLE
+from bayeslora_cli.heatmap import PARTS, Grid, bit_grid
 from bayeslora_cli.history import History
 from bayeslora_cli.scores import Scores
 from bayeslora_cli.views import Difference, Panels, Ranks, View
@@ -63,14 +64,31 @@ def draw_figure(view: View) -> Figure:
     """The figure of a view, in the style that is set."""
     match view:
         case Ranks(group=group):
-            return heatmap_figure(mean_grid(group), [group.label, group.facts()], "rank")
+            return panels_figure(_panels(group))
         case Panels(groups=groups):
-            return panels_figure([(mean_grid(g), [g.label, g.facts()]) for g in groups], "rank")
+            return panels_figure([panel for group in groups for panel in _panels(group)])
         case Difference(a=a, b=b):
             titles = [f"A: {a.label}", a.facts(), f"B: {b.label}", b.facts()]
-            return heatmap_figure(difference_grid(a, b), titles, f"A {MINUS} B")
+            panels = [(difference_grid(a, b), titles)]
+            if (bits := bit_difference_grid(a, b)) is not None:
+                widths = [f"A: {a.label}", "bit widths", f"B: {b.label}", "bit widths"]
+                panels.append((bits, widths))
+            return panels_figure(panels, f"A {MINUS} B")
         case History():
             return history_figure(view)
         case Scores():
             return scores_figure(view)
     raise AssertionError(view)
+
+
+def _panels(group: Group) -> list[tuple[Grid, list[str]]]:
+    """The ranks, and of runs with quantizers the widths of weights and of activations."""
+    widths = ((what, bit_grid(group.reports, what)) for what in PARTS)
+    return [
+        (mean_grid(group), [group.label, group.facts()]),
+        *(
+            (grid, [group.label, f"bit widths of {what}"])
+            for what, grid in widths
+            if grid is not None
+        ),
+    ]

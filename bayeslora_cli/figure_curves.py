@@ -32,11 +32,12 @@ FOOT, GAP = 0.36, 0.1
 
 
 def history_figure(history: History) -> Figure:
-    """The budget over the steps, and below the rank of every matrix as an image."""
+    """The budget over the steps, and below the rank of every matrix as an image, and its width."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     matrices = [history.group.matrices[i] for i in history.order()]
+    courses = history.courses()
     curve, image = 0.6, min(7.0, max(1.8, 0.045 * len(matrices)))
     titles = [
         history.group.label,
@@ -46,33 +47,40 @@ def history_figure(history: History) -> Figure:
     lines = wrapped(titles, COLUMN)
     left = left_of(m.kind for m in matrices) + 0.16
     width = COLUMN - left - BAR - 0.05
-    figure = new_figure(COLUMN, len(lines) * LINE + 0.15 + curve + GAP + image + FOOT, lines)
+    images = len(courses) * (image + GAP)
+    figure = new_figure(COLUMN, len(lines) * LINE + 0.15 + curve + images + FOOT, lines)
 
     # from 1 on, as on the screen; what is in force from a step on begins at its number
     start, end = 1, history.group.reports[0].step + 2
     edges = np.append(history.steps + 1, end)
-    above = new_axes(figure, left, FOOT + image + GAP, width, curve)
+    above = new_axes(figure, left, FOOT + images, width, curve)
     above.stairs(history.budget, edges, baseline=None, color=COLOURS[KEPT], linewidth=1)
     above.set(xlim=(start, end), ylim=(0, None), ylabel="triplets")
     above.tick_params(labelbottom=False)
 
-    axes = new_axes(figure, left, FOOT, width, image)
-    top = float(history.ranks.max()) or 1.0
-    axes.pcolormesh(
-        edges, np.arange(len(matrices) + 1), history.ranks.T[history.order()],
-        cmap=RISING, vmin=0, vmax=top, rasterized=True,
-    )  # fmt: skip
     kinds = [matrix.kind for matrix in matrices]
     starts = [i for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]]
-    for start in starts[1:]:
-        axes.axhline(start, color="white", linewidth=1.2)
     middles = [(a + b) / 2 for a, b in pairwise([*starts, len(kinds)])]
-    axes.set_yticks(middles, [formula(kinds[start]) for start in starts])
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.set(xlim=(start, end), ylim=(len(matrices), 0), xlabel="step")
-    bar = new_axes(figure, COLUMN - BAR, FOOT, 0.08, min(image, 1.5))
-    colour_bar(bar, ScalarMappable(Normalize(0, top), RISING), "rank")
+    for number, course in enumerate(reversed(courses)):
+        foot = FOOT + number * (image + GAP)
+        axes = new_axes(figure, left, foot, width, image)
+        top = float(course.values.max()) or 1.0
+        axes.pcolormesh(
+            edges, np.arange(len(matrices) + 1), course.values.T[history.order()],
+            cmap=RISING, vmin=0, vmax=top, rasterized=True,
+        )  # fmt: skip
+        for first in starts[1:]:
+            axes.axhline(first, color="white", linewidth=1.2)
+        axes.set_yticks(middles, [formula(kinds[first]) for first in starts])
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set(xlim=(start, end), ylim=(len(matrices), 0))
+        if number:
+            axes.tick_params(labelbottom=False)
+        else:
+            axes.set_xlabel("step")
+        bar = new_axes(figure, COLUMN - BAR, foot, 0.08, min(image, 1.5))
+        colour_bar(bar, ScalarMappable(Normalize(0, top), RISING), course.unit)
     return figure
 
 

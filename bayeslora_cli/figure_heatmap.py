@@ -25,7 +25,7 @@ from bayeslora_cli.figure_parts import (
     wrapped,
     write_lines,
 )
-from bayeslora_cli.heatmap import Grid
+from bayeslora_cli.heatmap import MEAN, SUM, Grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,24 +41,20 @@ HEAD = 2.2 * LINE
 """Inches of the layers' numbers."""
 
 
-def heatmap_figure(grid: Grid, titles: Sequence[str], what: str) -> Figure:
-    """Kinds of matrices by layers, with sums; more layers than fit go into blocks.
+def panels_figure(panels: Sequence[tuple[Grid, Sequence[str]]], what: str | None = None) -> Figure:
+    """Heatmaps of kinds of matrices by layers, with sums, those of one unit in the same colours.
+
+    Two are beside each other where a page has room; more layers than fit go into blocks.
 
     Args:
-        titles: what is drawn, a line each; longer ones are broken.
-        what: the numbers' name, of some ten letters.
+        panels: each one's numbers and titles, a line each; longer ones are broken.
+        what: the numbers' name, of some ten letters; None: their unit.
     """
-    return panels_figure([(grid, titles)], what)
-
-
-def panels_figure(panels: Sequence[tuple[Grid, Sequence[str]]], what: str) -> Figure:
-    """Several such heatmaps in the same colours, two beside each other where a page has room.
-
-    Args:
-        panels: each one's numbers and titles.
-    """
-    strongest = max(max(map(abs, grid.numbers)) for grid, _ in panels) or 1.0
-    heatmaps = [(_Heatmap(grid, strongest), titles) for grid, titles in panels]
+    strongest: dict[str, float] = {}
+    for grid, _ in panels:
+        most = max(map(abs, grid.numbers))
+        strongest[grid.unit] = max(strongest.get(grid.unit, 0.0), most)
+    heatmaps = [(_Heatmap(grid, strongest[grid.unit] or 1.0), titles) for grid, titles in panels]
     width = max(heatmap.width for heatmap, _ in heatmaps)
     beside = min(len(panels), 2 if width == COLUMN else 1)
     rows = [heatmaps[start : start + beside] for start in range(0, len(panels), beside)]
@@ -67,7 +63,7 @@ def panels_figure(panels: Sequence[tuple[Grid, Sequence[str]]], what: str) -> Fi
     top = sum(heights)
     for row, height in zip(rows, heights, strict=True):
         for column, (heatmap, titles) in enumerate(row):
-            heatmap.draw(figure, column * width, top, titles, what)
+            heatmap.draw(figure, column * width, top, titles, what or heatmap.grid.unit)
         top -= height
     return figure
 
@@ -139,6 +135,7 @@ class _Heatmap:
     def block(self, axes: Axes, part: slice, *, is_last: bool) -> None:
         """Some layers with their sums; the last block has the rows' sums and what is outside."""
         grid, count = self.grid, len(self.grid.kinds)
+        whole = MEAN if grid.averages else SUM
         rows = [(i + 0.5, formula(kind)) for i, kind in enumerate(grid.kinds)]
         columns = [(j + 0.5, str(layer)) for j, layer in enumerate(grid.layers[part])]
         for i, row in enumerate(grid.values):
@@ -147,14 +144,14 @@ class _Heatmap:
                     spread = grid.spread.values[i][part][j] if grid.spread else None
                     self.shaded(axes, j, i, value, spread)
         if columns:
-            rows.append((count + 0.5, "sum"))
+            rows.append((count + 0.5, whole))
             for (x, _), total in zip(columns, grid.column_sums[part], strict=True):
                 self.label(axes, x, count + 0.5, self.number(total))
             middle = len(columns) / 2 / axes.get_xlim()[1]
             axes.set_xlabel("layer", labelpad=3.5, x=middle)
         if columns and is_last:
-            columns.append(((len(columns) + axes.get_xlim()[1]) / 2, "sum"))
-            for i, total in enumerate((*grid.row_sums, sum(grid.row_sums))):
+            columns.append(((len(columns) + axes.get_xlim()[1]) / 2, whole))
+            for i, total in enumerate((*grid.row_sums, grid.total)):
                 self.label(axes, columns[-1][0], i + 0.5, self.number(total))
         for i, (kind, value) in enumerate(grid.outside if is_last else ()):
             y = count + 1.3 + i

@@ -53,6 +53,13 @@ class GateSchedule:
         """Steps in which gates are learned."""
         return self.first_fixed - self.t_init
 
+    @property
+    def phases(self) -> list[tuple[str, int, int]]:
+        """Mode, first step and the step after the last, of the phases that have any."""
+        ends = (0, self.t_init, self.first_fixed, self.total)
+        found = zip(("float", "learning", "fixed"), ends[:-1], ends[1:], strict=True)
+        return [(mode, first, stop) for mode, first, stop in found if first < stop]
+
     def phase(self, step: int) -> GatePhase:
         """What `step` does."""
         if step < self.t_init:

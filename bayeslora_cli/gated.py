@@ -95,7 +95,8 @@ class GatedLinear(LowRankLinear):
 
 def _quantized(x: Tensor, by: Quantizers) -> Tensor:
     """A whole tensor by one quantizer."""
-    return quantize(x[None], by)[0]
+    # no [None] and [0]: the gradient of an element's choice is a second tensor, of zeros at first
+    return quantize(x.reshape(1, -1), by).view(x.shape)
 
 
 def gated_linear(

@@ -109,6 +109,9 @@ class Gates:
         self._divisors = torch.tensor(
             intervals(self.plan.ladder), dtype=torch.float32, device=device
         )
+        self._places = torch.arange(len(self.plan.ladder), device=device)
+        # the same kernels, and so the same compiled blocks, in both phases that have quantizers
+        self.one_form = device.type == "cuda"
         gates = [p for p in (self.bits, self.ranks) if p is not None]
         self._u = torch.zeros(sum(p.numel() for p in gates), device=device)
 
@@ -207,7 +210,9 @@ class Gates:
             return
         draw = training and self.mode == LEARNING
         u = self._draw() if draw else {}
-        by = self._quantizers(u.get("bits")) if self.plan.operands else None
+        by = None
+        if self.plan.operands:
+            by = self._quantizers(u.get("bits"), whole=training and self.one_form)
         parts = {} if by is None else self._by_operand(by)
         a, b = self._quantized("A", parts), self._quantized("B", parts)
         e = quantize(self._e, parts["E"]) if "E" in parts else self._e
@@ -230,10 +235,18 @@ class Gates:
                 start += logits.numel()
         return u
 
-    def _quantizers(self, u: Tensor | None) -> Quantizers:
-        """Of all operands: (n, q, 1 + L) and (n, q, 2 + L), L = 1 at the thresholds."""
+    def _quantizers(self, u: Tensor | None, *, whole: bool) -> Quantizers:
+        """Of all operands: (n, q, 1 + L) and (n, q, 2 + L), L = 1 at the thresholds.
+
+        Args:
+            whole: all widths at the thresholds, too, with shares of 0 and 1: the same values.
+        """
         assert self.ranges is not None
         assert self.signed is not None
+        if u is None and whole:
+            levels = self.levels_in(self.bank.theta)
+            shares = (levels[..., None] == self._places).to(self.ranges.dtype)
+            return quantizers(self.ranges, self.signed, self._divisors.expand(shares.shape), shares)
         if u is None:
             divisors = self._divisors[self.levels_in(self.bank.theta)][..., None]
             return quantizers(self.ranges, self.signed, divisors)

@@ -21,6 +21,13 @@ ROWS = ("W_q", "W_k", "W_v", "W_o", "W_f1", "W_f2")
 """The paper's rows; other kinds follow in order of appearance."""
 LAYER, SUM, MEAN, STD, ABSENT = "layer", "sum", "mean", " std", "-"
 BESIDE = 4  # columns between two heatmaps
+OPERANDS = {
+    "a matrix's operands": ("A", "B", "E", "W", "x", "a", "h"),
+    "weights": ("A", "B", "E", "W"),
+    "activations": ("x", "a", "h"),
+}
+"""What a heatmap of bit widths is over: its name, and which operands there may be."""
+ALL, *PARTS = OPERANDS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,27 +122,31 @@ def _budget_line(matrices: Sequence[MatrixReport]) -> str:
     )
 
 
-def bit_grid(reports: Sequence[RankReport]) -> Grid | None:
+def bit_grid(reports: Sequence[RankReport], what: str = ALL) -> Grid | None:
     """Mean width of a matrix's operands, over reports of the same matrices; None: some have none.
 
     Matrices that share kind and layer are averaged.
+
+    Args:
+        what: which operands, a name of `OPERANDS`.
     """
     matrices = [m for report in reports for m in report.matrices]
-    if not matrices or any(m.bits is None for m in matrices):
+    widths = [width for m in matrices if (width := m.width_of(OPERANDS[what])) is not None]
+    if not widths or len(widths) < len(matrices):
         return None
     found: dict[tuple[str, int | None], list[float]] = {}
-    for m in matrices:
-        found.setdefault((m.kind, m.layer), []).append(m.mean_bits)
+    for m, width in zip(matrices, widths, strict=True):
+        found.setdefault((m.kind, m.layer), []).append(width)
     means = {place: sum(values) / len(values) for place, values in found.items()}
     form = rank_grid(reports[0])
-    mean = sum(m.mean_bits for m in matrices) / len(matrices)
+    mean = sum(widths) / len(widths)
     runs = f"; mean over {len(reports)} runs" if len(reports) > 1 else ""
     return Grid(
         kinds=form.kinds,
         layers=form.layers,
         values=tuple(tuple(means.get((k, layer)) for layer in form.layers) for k in form.kinds),
         outside=tuple((kind, means[kind, None]) for kind, _ in form.outside),
-        caption=f"mean width {mean:.2f} bits of a matrix's operands{runs}",
+        caption=f"mean width {mean:.2f} bits of {what}{runs}",
         unit="bits",
         averages=True,
     )

@@ -94,12 +94,15 @@ TFinal = _option(int, "Steps at the end with ranks (and widths) fixed.", RANKS)
 DeltaT = _option(int, "Steps between two allocations.", RANKS)
 
 BloraMode = _option(
-    str, "Gates over ranks and widths: both, quant or rank (default: both).", WIDTHS
+    str,
+    "Gates over ranks and widths: both, quant or rank; a comma list trains a run each, here and "
+    "in the next two (default: both).",
+    WIDTHS,
 )
 LambdaQuant = _option(
-    float, "Weight of the penalty on bit widths, a quantizer (default: 1e-4).", WIDTHS
+    str, "Weight of the penalty on bit widths, a quantizer (default: 1e-4).", WIDTHS
 )
-LambdaRank = _option(float, "Weight of the penalty on ranks, a matrix (default: 1e-4).", WIDTHS)
+LambdaRank = _option(str, "Weight of the penalty on ranks, a matrix (default: 1e-4).", WIDTHS)
 BitLadder = _option(
     str, "Widths to choose from: 2,4,8,16 or neighbours among them (default: all).", WIDTHS
 )

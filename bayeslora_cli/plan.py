@@ -13,6 +13,7 @@ from bayeslora_cli.batches import steps_per_epoch, tokenise
 from bayeslora_cli.config import FIELDS, flag
 from bayeslora_cli.device import pick_device
 from bayeslora_cli.estimate import Estimate, estimate
+from bayeslora_cli.gate_schedule import schedule_of
 from bayeslora_cli.model import METHODS, build_network
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.prepare import Prepared, learning_rate, rank_budget
@@ -20,6 +21,11 @@ from bayeslora_cli.report import kinds_of
 from bayeslora_cli.resolve import SCHEDULED, Resolved
 
 POINTS = 8  # of the schedule, besides its first and last step
+PHASES = {
+    "float": "neither quantizers nor gates",
+    "learning": "gates are drawn; gates and ranges learn",
+    "fixed": "gates at their thresholds",
+}
 
 
 def plan(prepared: Prepared, resolved: Resolved) -> dict[str, Any]:
@@ -54,6 +60,11 @@ def plan(prepared: Prepared, resolved: Resolved) -> dict[str, Any]:
     budget = None
     if METHODS[config.method].adaptive:
         budget = rank_budget(config, len(needed.matrices))
+    gated = METHODS[config.method].gated
+    phases = [
+        {"phase": mode, "first": first, "last": stop - 1}
+        for mode, first, stop in schedule_of(config).phases * gated
+    ]
     steps = sorted({round(i * (total - 1) / (POINTS + 1)) for i in range(POINTS + 2)})
     values, typed = asdict(config), asdict(resolved.config)
     return {
@@ -75,11 +86,15 @@ def plan(prepared: Prepared, resolved: Resolved) -> dict[str, Any]:
             {"step": step, "lr": rate(step)} | ({} if budget is None else {"budget": budget(step)})
             for step in steps
         ],
+        **({"phases": phases} if gated else {}),
         "matrices": [dict(zip(("name", "in", "out"), m, strict=True)) for m in needed.matrices],
         "parameters": {
             "backbone": needed.parameters,
             "trained_at_first": needed.trainable,
-            "trained_at_the_end": _at_the_end(needed, config.init_rank - config.target_rank),
+            # what gates leave of it nobody knows
+            "trained_at_the_end": None
+            if gated
+            else _at_the_end(needed, config.init_rank - config.target_rank),
         },
         "memory_bytes": {
             "weights": needed.weights,
@@ -114,6 +129,8 @@ def describe_plan(found: dict[str, Any]) -> str:
     parameters = found["parameters"]
     lines += ["", "Parameters"]
     for name, count in parameters.items():
+        if count is None:
+            continue
         share = "" if name == "backbone" else f"  {count / parameters['backbone']:.2%}"
         lines.append(f"  {name.replace('_', ' '):20} {count:>13,}{share}")
     lines += ["", f"Steps: {found['steps']:,}, {found['steps_per_epoch']:,} an epoch"]
@@ -121,6 +138,11 @@ def describe_plan(found: dict[str, Any]) -> str:
     for point in found["schedule"]:
         text = f"  {point['step'] + 1:8,}  {point['lr']:12.6g}"
         lines.append(text + (f"  {point['budget']:12,}" if "budget" in point else ""))
+    if "phases" in found:
+        lines += ["", "Phases"]
+    for phase in found.get("phases", ()):
+        name, between = phase["phase"], f"steps {phase['first'] + 1:,} to {phase['last'] + 1:,}"
+        lines.append(f"  {name:8}  {between:24}  {PHASES[name]}")
     lines += ["", "Memory at a step's peak, at the least"]
     sizes = found["memory_bytes"]
     for name, size in sizes.items():

@@ -15,6 +15,7 @@ is trained as its logarithm: it stays positive, and a learning rate is relative 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 # of the range, left out at its ends: there the codes would be 2, 8, 128 and 32768
 MARGIN = 1e-6
 SMALLEST_RANGE = 1e-6  # of a tensor of zeros, whose logarithm must be finite
+HAS_TRITON = find_spec("triton") is not None
 
 
 class Quantizers(NamedTuple):
@@ -61,16 +63,22 @@ def quantizers(
 
 
 def codes(x: Tensor, constants: Tensor) -> Tensor:
-    """What x (G, K) is as whole numbers of each width's step: (G, L, K), of x's type."""
+    """What x (G, K) is as whole numbers of each width's step: (G, L, K), of theirs."""
     return _rounded(_clipped(x, constants), constants)
 
 
 def _clipped(x: Tensor, constants: Tensor) -> Tensor:
+    # of the constants' type, as those are no scalars
     return x.clamp(constants[:, :1], constants[:, 1:2])
 
 
 def _rounded(clipped: Tensor, constants: Tensor) -> Tensor:
     return (clipped[:, None] / constants[:, 2:, None]).round_()
+
+
+def _is_fused(x: Tensor) -> bool:
+    """Whether one kernel of our own does it; torch.compile fuses it with what stands around it."""
+    return x.is_cuda and HAS_TRITON and not torch.compiler.is_compiling()
 
 
 class _Quantize(torch.autograd.Function):
@@ -80,7 +88,12 @@ class _Quantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, learned: Tensor, constants: Tensor) -> Tensor:
         ctx.save_for_backward(x, constants)
-        found = codes(x.to(constants.dtype), constants).mul_(learned[:, 1:, None])
+        if _is_fused(x):
+            from bayeslora_cli import quantizer_kernels
+
+            found: Tensor = quantizer_kernels.forward(x, learned, constants)
+            return found
+        found = codes(x, constants).mul_(learned[:, 1:, None])
         return (found[:, 0] if found.shape[1] == 1 else found.sum(1)).to(x.dtype)
 
     @staticmethod
@@ -92,14 +105,16 @@ class _Quantize(torch.autograd.Function):
         makes <g, x_q> - <g_x, x> for ln beta: within the range each rounding error, and beyond it
         the whole, is proportional to beta.
         """
-        x, constants = ctx.saved_tensors
-        kind = x.dtype
-        x, grad = x.to(constants.dtype), grads[0].to(constants.dtype)
+        (x, constants), (grad,) = ctx.saved_tensors, grads
+        if _is_fused(x):
+            from bayeslora_cli import quantizer_kernels
+
+            return *quantizer_kernels.backward(x, grad, constants), None
         clipped = _clipped(x, constants)
         of_factors = _rounded(clipped, constants).mul_(grad[:, None]).sum(-1)
         of_x = grad * (clipped == x)
-        of_range = torch.dot(of_x[0], x[0])[None] if len(x) == 1 else (of_x * x).sum(-1)
-        return of_x.to(kind), torch.cat((of_range[:, None], of_factors), -1), None
+        of_range = clipped.mul_(of_x).sum(-1)  # where x passes it is its clipped self
+        return of_x, torch.cat((of_range[:, None], of_factors), -1), None
 
 
 def quantize(x: Tensor, by: Quantizers) -> Tensor:

@@ -12,6 +12,8 @@ from typing import Any
 from bayeslora_cli.errors import RunDirError
 
 SCHEMA = 1
+GATES = "gates"
+"""The criterion of ranks that gates decide on: of each matrix the first ones are kept."""
 LARGEST = sys.float_info.max  # JSON's integers have no end
 # the paper's names of the matrices (its figure 1), by the layer's name; the first match counts
 KINDS: tuple[tuple[str, str], ...] = (
@@ -95,6 +97,11 @@ class MatrixReport:
         """Mean width over the quantized operands."""
         assert self.bits
         return sum(self.bits.values()) / len(self.bits)
+
+    def width_of(self, operands: Iterable[str]) -> float | None:
+        """Mean width of those of `operands` that are quantized; None: none is."""
+        found = [self.bits[name] for name in operands if name in self.bits] if self.bits else []
+        return sum(found) / len(found) if found else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

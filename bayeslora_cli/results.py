@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,7 +16,7 @@ from typing import Any
 
 from bayeslora_cli.config import RunConfig, affecting
 from bayeslora_cli.errors import ConfigError, RunDirError
-from bayeslora_cli.resolve import SCHEDULED, resolve, scale_schedule
+from bayeslora_cli.resolve import SCHEDULED, resolve, scale_schedule, without_effect
 from bayeslora_cli.rundir import RunDir, runs_below
 
 logger = logging.getLogger("bayeslora")
@@ -28,13 +28,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 GROUPS["all"] = (*GROUPS["group1"], *GROUPS["group2"])
 # and its rows
-ORDER = ("full", "lora", "adalora", "adamw", "ivon", "sensitivity", "snr-abs", "snr", "magnitude",
-         "precision")  # fmt: skip
+ORDER = ("full", "lora", "adalora", "blora", "adamw", "ivon", "sensitivity", "snr-abs", "snr",
+         "magnitude", "precision")  # fmt: skip
 AT = ("best_at_budget", "best", "last")
 ROW = ("method", "optimizer", "criterion", "target_rank")
 # follow from the backbone and the total number of steps, and that from the data
 _FITTED = (*SCHEDULED, "max_length")
 _DATA = ("schedule_steps", "data")
+# where runs differ in these, all of them say it, those at the preset's values too
+_TRADED = ("blora_mode", "lambda_quant", "lambda_rank")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,10 +116,20 @@ class Row:
         counts = [len(self.cells[task].scores) for task in tasks_of(self.outcomes)]
         return min(counts), max(counts)
 
-    def mean(self, name: str) -> float | None:
-        """The mean over its runs of a number of result.json; None: not all have it."""
-        found = [o.result.get(name) for o in self.outcomes]
-        return fmean(found) if all(isinstance(v, int | float) for v in found) else None  # type: ignore[arg-type]
+    def mean(self, *names: str) -> float | None:
+        """The mean over its runs of a number of result.json; None: not all have it.
+
+        Args:
+            names: where it is: the name of an object's in it after that object's.
+        """
+        found = [_inside(o.result, names) for o in self.outcomes]
+        return fmean(found) if all(isinstance(v, int | float) for v in found) else None
+
+    @property
+    def mean_rank(self) -> float | None:
+        """The final rank, a mean over matrices and runs; None without adapters."""
+        ranks = [r for o in self.outcomes for r in (o.result.get("ranks") or {}).values()]
+        return fmean(ranks) if ranks else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +163,9 @@ def load_results(paths: Sequence[Path], at: str = AT[0]) -> Results:
         for row in _rows(key, model, alike, {"model": model} if len(models) > 1 else {})
     ]
     rank = {name: number for number, name in enumerate(ORDER)}
-    rows.sort(key=lambda r: (r.key[3] or 0, [rank.get(p, -1) for p in r.key[:3]]))
+    rows.sort(
+        key=lambda r: (r.key[3] or 0, [rank.get(p, -1) for p in r.key[:3]], _in_order(r.settings))
+    )
     return Results(at=at, rows=tuple(rows))
 
 
@@ -234,7 +248,12 @@ def _settings(outcome: Outcome) -> dict[str, Any]:
     mine = affecting(config)
     for name in (*known, *_DATA, "seed", "model", "eval_file"):
         del mine[name]
-    found = {n: v for n, v in mine.items() if usual is None or v != getattr(usual, n)}
+    idle = without_effect(config.method, config.optimizer, asdict(config))
+    found = {
+        n: v
+        for n, v in mine.items()
+        if n not in idle and (n in _TRADED or usual is None or v != getattr(usual, n))
+    }
     return found | {name: getattr(config, name) for name in _DATA}
 
 
@@ -278,6 +297,12 @@ def _once(outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
         yield alike[0]
 
 
+def _inside(result: Any, names: Sequence[str]) -> Any:
+    for name in names:
+        result = result.get(name) if isinstance(result, Mapping) else None
+    return result
+
+
 def _grouped(
     outcomes: Sequence[Outcome], key: Callable[[Outcome], Any]
 ) -> dict[Any, list[Outcome]]:
@@ -285,6 +310,16 @@ def _grouped(
     for outcome in outcomes:
         found.setdefault(key(outcome), []).append(outcome)
     return found
+
+
+def _in_order(settings: Mapping[str, Any]) -> list[tuple[str, bool, float, str]]:
+    """For sorting: numbers by size, and before all else."""
+    return [
+        (name, False, float(value), "")
+        if isinstance(value, int | float)
+        else (name, True, 0.0, _shown(value))
+        for name, value in settings.items()
+    ]
 
 
 def _shown(value: Any) -> str:

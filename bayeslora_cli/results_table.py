@@ -19,6 +19,12 @@ COUNTED = {
     "best": "the best of all evaluations",
     "last": "the last evaluation",
 }
+GATED = {
+    "mean_bits": ("mean_bits",),
+    "relative_bit_operations": ("cost", "adapter_relative"),
+    "relative_bit_operations_with_base": ("cost", "with_base_relative"),
+}
+"""What runs with quantizers or gates over ranks have: our name -> where it is in result.json."""
 TITLES = {"group1": "group 1", "group2": "group 2", "all": "all 8"}
 
 
@@ -109,7 +115,15 @@ class Table:
     def titles(self) -> list[str]:
         """The columns' heads; the first one's is empty."""
         columns = [TITLES.get(column, column) for column in self.results.columns]
-        return ["", *columns, "seeds", "params", "time"]
+        gated = ["rank", "bits", "bit ops", "with base"] * self.is_gated
+        return ["", *columns, *gated, "seeds", "params", "time"]
+
+    @cached_property
+    def is_gated(self) -> bool:
+        """Whether a row learned its ranks or widths by gates: what that saves is shown."""
+        return any(
+            row.mean(*GATED["relative_bit_operations"]) is not None for row in self.results.rows
+        )
 
     def lines(self) -> Iterator[tuple[str, list[Entry]]]:
         """Each row's name and cells; differences from a reference are a row of their own."""
@@ -118,6 +132,7 @@ class Table:
             cells = [self._entry(row, column) for column in columns]
             low, high = row.seeds
             last = (
+                *(self._saved(row) if self.is_gated else ()),
                 f"{low}" if low == high else f"{low}-{high}",
                 _millions(row.mean("trainable_parameters")),
                 _time(row.mean("seconds")),
@@ -126,7 +141,7 @@ class Table:
             found = self.differences(row)
             if found:
                 entries = [Entry(value=f"{found[c]:+.2f}" if c in found else "") for c in columns]
-                yield "- reference", [*entries, Entry(), Entry(), Entry()]
+                yield "- reference", [*entries, *(Entry() for _ in last)]
 
     def _entry(self, row: Row, column: str) -> Entry:
         cell = row.cells.get(column)
@@ -137,6 +152,12 @@ class Table:
             spread="" if cell.std is None else f"{cell.std:.2f}",
             mark=self.marks.get((row.name, column), ""),
         )
+
+    @staticmethod
+    def _saved(row: Row) -> tuple[str, ...]:
+        bits, *operations = (row.mean(*place) for place in GATED.values())
+        shares = ("" if share is None else f"{share:.1%}" for share in operations)
+        return _number_text(row.mean_rank), _number_text(bits), *shares
 
     def caption(self) -> str:
         """What the numbers are."""
@@ -149,6 +170,12 @@ class Table:
         )
         if all(isinstance(s, int | float) for s in seconds):
             text += f", {_time(sum(seconds))} together"
+        if self.is_gated:
+            text += (
+                "; rank and bits: means over matrices and quantized operands; bit ops: of the "
+                "adapters (with base: and of what they adapt), relative to 32 x 32 bits at the "
+                "initial rank"
+            )
         if self.reference is not None:
             text += f"; reference: {self.reference.source}"
         return text
@@ -158,7 +185,8 @@ class Table:
     def to_json(self) -> dict[str, Any]:
         """{"schema", "at", "columns", "rows": [{"name", "method", "optimizer", "criterion",
         "target_rank", "model", "settings", "values", "std", "scores", "marks",
-        "trainable_parameters", "kept_parameters", "seconds", "steps_per_second", "runs"}]}.
+        "trainable_parameters", "kept_parameters", "seconds", "steps_per_second", "mean_rank",
+        "mean_bits", "relative_bit_operations", "relative_bit_operations_with_base", "runs"}]}.
 
         `values` (means) and `std` are percent by column, `scores` percent by task and seed;
         `settings` tell a row from others of the same method, optimizer, criterion and rank. With a
@@ -184,6 +212,7 @@ class Table:
                 "trainable_parameters", "kept_parameters", "seconds", "steps_per_second",
             ):  # fmt: skip
                 found[name] = row.mean(name)
+            found |= _gated(row)
             found["runs"] = [str(outcome.run.path) for outcome in row.outcomes]
             if difference := self.differences(row):
                 found["difference"] = difference
@@ -210,7 +239,17 @@ class Table:
                     "trainable_parameters": row.mean("trainable_parameters"),
                     "kept_parameters": row.mean("kept_parameters"),
                     "seconds": row.mean("seconds"),
+                    **_gated(row),
                 }
+
+
+def _gated(row: Row) -> dict[str, float | None]:
+    """What gates have learned of a row; null where it has none, but for the rank."""
+    return {"mean_rank": row.mean_rank, **{n: row.mean(*place) for n, place in GATED.items()}}
+
+
+def _number_text(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _millions(parameters: float | None) -> str:

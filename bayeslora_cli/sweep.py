@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from bayeslora_cli.config import (
+    BLORA_MODES,
     CRITERION_NAMES,
     METHODS,
     OPTIMIZERS,
@@ -29,8 +30,10 @@ NAMES: dict[str, tuple[str, ...]] = {
     "method": METHODS,
     "optimizer": OPTIMIZERS,
     "criterion": CRITERION_NAMES,
+    "blora_mode": BLORA_MODES,
 }
-AXES = ("task", "target_rank", "method", "optimizer", "criterion", "seed")
+REALS = ("lambda_quant", "lambda_rank")
+AXES = ("task", "target_rank", "method", "optimizer", "criterion", "blora_mode", *REALS, "seed")
 MOST = 10_000
 """Numbers of a range: more are a slip of the finger."""
 # fields whose final value depends on the data and the backbone
@@ -101,8 +104,8 @@ def expand(typed: Mapping[str, Any], preset: str | None = None) -> Sweep:
     that allocates no ranks is trained once beside others, not once a criterion.
 
     Args:
-        typed: as for `resolve`; those of `NAMES` may be comma lists, and `target_rank` and
-            `seed` are lists and ranges as text: 2021-2025, 1,5,7-9.
+        typed: as for `resolve`; those of `NAMES` and `REALS` may be comma lists, and `target_rank`
+            and `seed` are lists and ranges as text: 2021-2025, 1,5,7-9.
     Raises:
         ConfigError: a list that cannot be read, or all problems of the combinations if none of
             them can be.
@@ -183,7 +186,7 @@ def _axes(typed: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
             continue
         text = str(typed[name])
         try:
-            axes[name] = parse_names(text) if name in NAMES else parse_numbers(text)
+            axes[name] = _parser(name)(text)
         except ValueError as error:
             option = "--seeds" if name == "seed" else flag(name)
             problems.append(f"{option} {text}: {error}")
@@ -200,6 +203,12 @@ def _axes(typed: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     return axes
 
 
+def _parser(name: str) -> Callable[[str], tuple[Any, ...]]:
+    if name in NAMES:
+        return parse_names
+    return parse_reals if name in REALS else parse_numbers
+
+
 def parse_names(text: str) -> tuple[str, ...]:
     """A comma list, each name once, in order.
 
@@ -210,6 +219,18 @@ def parse_names(text: str) -> tuple[str, ...]:
     if not found:
         raise ValueError("give a name, or several with commas between them")
     return found
+
+
+def parse_reals(text: str) -> tuple[float, ...]:
+    """A comma list of numbers, each once, in order: 1e-4,0.001.
+
+    Raises:
+        ValueError: anything else.
+    """
+    try:
+        return tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        raise ValueError("give a number, or several with commas between them") from None
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from bayeslora_cli.allocations import (
     Agreement,
     Group,
     between,
+    bit_difference_grid,
     difference_grid,
     mean_grid,
     within,
@@ -137,12 +138,16 @@ class Difference:
         """{"matrices": [{"name", "kind", "layer", "in_features", "out_features", "a", "a_std",
         "b", "b_std", "difference"}], "agreement": {"a", "b", "between"}}.
 
+        Where both groups have quantizers there are `a_bits`, `b_bits` and `bits_difference` as
+        well, of a matrix's mean width.
+
         `a` and `b` are mean ranks, `difference` is a - b; `a_std` and `b_std` are null for one
         run. The agreements are as `Agreement.to_json` has them: of each two runs of one group
         (null for one run), and of each run of one with each of the other.
         """
         ours, theirs = self.a.ranks.mean(axis=0).tolist(), self.b.ranks.mean(axis=0).tolist()
         std = _std(self.a), _std(self.b)
+        bits = [_mean_widths(group) for group in (self.a, self.b)]
         return {
             "matrices": [
                 {
@@ -152,6 +157,7 @@ class Difference:
                     "b": theirs[i],
                     "b_std": std[1][i],
                     "difference": ours[i] - theirs[i],
+                    **_bits_beside(*(of_group[i] for of_group in bits)),
                 }
                 for i, matrix in enumerate(self.a.matrices)
             ],
@@ -171,7 +177,11 @@ class Difference:
         titles = {"A": self.a.title(), "B": self.b.title()}
         lines = [Text(printable(f"{n}: {t}", unicode=unicode)) for n, t in titles.items()]
         grid = difference_grid(self.a, self.b)
-        lines += [Text(), draw(grid, width=width, colour=colour, unicode=unicode), Text()]
+        ranks = draw(grid, width=width, colour=colour, unicode=unicode)
+        if (bits := bit_difference_grid(self.a, self.b)) is not None:
+            widths = draw(bits, width=width, colour=colour, unicode=unicode)
+            ranks = beside(ranks, widths, width)
+        lines += [Text(), ranks, Text()]
         names = {"a": "within A", "b": "within B", "between": "A with B"}
         found = {names[n]: a for n, a in self._agreements().items() if a is not None}
         lines.append(_table(found, ranges=False))
@@ -189,6 +199,18 @@ def _names(matrix: MatrixReport) -> dict[str, Any]:
         "in_features": matrix.in_features,
         "out_features": matrix.out_features,
     }
+
+
+def _mean_widths(group: Group) -> list[float | None]:
+    """Of each matrix, over the runs; None where one has no quantizers."""
+    columns = zip(*(report.matrices for report in group.reports), strict=True)
+    return [_bits(alike).get("mean_bits") for alike in columns]
+
+
+def _bits_beside(a: float | None, b: float | None) -> dict[str, float]:
+    if a is None or b is None:
+        return {}
+    return {"a_bits": a, "b_bits": b, "bits_difference": a - b}
 
 
 def _bits(matrices: Sequence[MatrixReport]) -> dict[str, Any]:

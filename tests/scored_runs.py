@@ -12,13 +12,18 @@ from bayeslora_cli.rundir import RunDir
 
 def write_scored(
     root, task, score, *, seed=2021, method="adalora", optimizer="ivon", criterion="snr", rank=2,
-    seconds=60.0, best=None, **typed,
+    seconds=60.0, best=None, more_result=None, **typed,
 ):  # fmt: skip
-    """A finished run under `root` whose own metric is `score` (a share) at the final budget."""
+    """A finished run under `root` whose own metric is `score` (a share) at the final budget.
+
+    `more_result`: what else result.json has.
+    """
     row = {"task": task, "method": method, "optimizer": optimizer, "seed": seed}
     if method == "adalora":
         row["criterion"] = criterion
-    if method != "full":
+    if method == "blora":
+        row["init_rank"] = rank
+    elif method != "full":
         row["target_rank"] = rank
     resolved = resolve({**row, **typed})
     run = RunDir(Path(root) / run_name(resolved))
@@ -32,8 +37,14 @@ def write_scored(
         "trainable_parameters": 330_000, "kept_parameters": 220_000,
         "ranks": {} if method == "full" else {"a": rank},
     }  # fmt: skip
-    write_json(run.result, result | more)
+    write_json(run.result, result | more | (more_result or {}))
     return run
+
+
+def gated(ranks, bits, share):
+    """What a B-LoRA run's result.json says besides."""
+    cost = {"adapter_relative": share, "with_base_relative": 0.99}
+    return {"ranks": ranks, "mean_bits": bits, "cost": cost}
 
 
 ROWS = {

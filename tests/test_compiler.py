@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from bayeslora_cli import compiler
 from bayeslora_cli.compiler import WORTH_IT, compile_blocks, is_worth_compiling
+
+from .test_step import T_FINAL, T_INIT, TOTAL, batches, make_step
 
 
 @pytest.mark.parametrize(
@@ -38,3 +41,30 @@ def test_blocks_of_like_layers_alone_and_names_stay():
     compiled = [name for name, m in module.named_modules() if m._compiled_call_impl is not None]
     assert compiled == ["like.0", "like.1", "like.2"]
     assert list(module.state_dict()) == before
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute of a")
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2"])
+def test_gated_blocks_are_whole_graphs_and_few(kind, backbone, monkeypatch):
+    """One for the float phase and one for both others, twice: a first block's input has no
+    gradient. None of them breaks, and no step makes another."""
+    from torch._dynamo.utils import counters
+
+    original = nn.Module.compile
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **kwargs: original(self, **kwargs, backend="eager")
+    )
+    step = make_step(backbone(kind), "adamw", None, method="blora")
+    step.network.gates.one_form = True  # as on a GPU
+    blocks = len(step.network.module.base_model.encoder.layer)
+    assert blocks > 1
+    torch._dynamo.reset()
+    counters.clear()
+    compile_blocks(step.network.module)
+    data = batches()
+    for t in (0, 1, T_INIT, T_INIT + 1, T_INIT + 2, TOTAL - T_FINAL, TOTAL - 1):
+        step(t, [data[t % len(data)]])
+    torch._dynamo.reset()
+    assert counters["stats"]["unique_graphs"] == 4
+    assert not counters["graph_break"]
+    assert step.bad_step() is None

@@ -17,6 +17,7 @@ from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.device import peak_memory
 from bayeslora_cli.estimate import estimate, saved_bytes
 from bayeslora_cli.gate_training import gate_optimizers
+from bayeslora_cli.gates import LEARNING
 from bayeslora_cli.model import build_network
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.schedules import RankBudget
@@ -154,6 +155,28 @@ def test_activations_of_a_real_backbone(minilm):
     found = estimated(config, **sizes)
     assert found.activations == really_saved(config, **sizes)
     assert found.activations > 6 * 4 * 48 * 384 * 4  # a hidden state a layer, for one
+
+
+def _gated_saved(config, **sizes):
+    network = build(config, CPU)
+    network.gates.mode = LEARNING
+    network.module.train()
+    own = [*network.module.parameters(), *network.module.buffers()]
+    bank = [t for t in vars(network.bank).values() if isinstance(t, torch.Tensor)]
+    return saved_bytes(network, [*own, *bank], real_batch(network, **sizes))
+
+
+@pytest.mark.parametrize("changes", [{}, {"quantize_base": True}, {"blora_mode": "rank"}])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activations_of_gated_layers_while_gates_are_learned(minilm, precision, changes):
+    """What quantizers keep, too; but for what making the operands of the parameters keeps."""
+    sizes = {"rows": 8, "tokens": 48, "token_types": True}
+    config = config_for(minilm, "blora", "adamw", precision=precision, init_rank=2, **changes)
+    found = estimated(config, **sizes).activations
+    assert found == pytest.approx(_gated_saved(config, **sizes), rel=0.03)
+    plain = config_for(minilm, "adalora", "adamw", "sensitivity", precision=precision, init_rank=2)
+    if changes.get("blora_mode") != "rank":
+        assert found > 1.05 * estimated(plain, **sizes).activations
 
 
 @pytest.mark.parametrize("kind", ["bert", "deberta-v2", "llama"])

@@ -172,6 +172,26 @@ def test_thresholded_passes_are_the_twins(base):
     assert float(gates.bits.grad.abs().max()) == float(gates.ranks.grad.abs().max()) == 0
 
 
+@pytest.mark.parametrize("base", [False, True])
+def test_one_form_of_both_phases_is_the_same_to_the_bit(base):
+    """Widths that are closed add zeros: a GPU's blocks are compiled once for both phases."""
+    found = []
+    for one_form in (False, True):
+        model, gates, bank = build(base=base)
+        gates.mode, gates.one_form = FIXED, one_form
+        bank.zero_local()
+        gates.dress(training=True)
+        widths = gates.layers[0].operands.of_a.learned.shape[1] - 1
+        assert widths == (len(LADDER) if one_form else 1)
+        loss = model(inputs_of())
+        loss.backward()
+        bank.collect()
+        found.append((loss.detach(), bank.local.clone()))
+    (loss, gradient), (other_loss, other_gradient) = found
+    assert torch.equal(loss, other_loss)
+    torch.testing.assert_close(gradient, other_gradient, rtol=1e-6, atol=1e-7)
+
+
 def test_the_float_phase_is_the_plain_adapter():
     model, gates, bank = build()
     gates.mode = FLOAT

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from bayeslora_cli import quantizer
 from bayeslora_cli.capture import GraphRunner
 from bayeslora_cli.engine import train
 from bayeslora_cli.errors import BayesloraError
@@ -68,6 +69,35 @@ def test_the_step_never_waits(method, optimizer, criterion, precision, backbone,
         step(t, [data[t]])
     torch.cuda.set_sync_debug_mode("default")
     assert step.bad_step() is None
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("ladder", [(2, 4, 8, 16), (8,)])
+@pytest.mark.parametrize(("rows", "size"), [(1, 7), (1, 2**17 + 3), (5, 9000)])
+def test_fused_quantizers_are_torchs(rows, size, ladder, kind, monkeypatch):
+    """As far as rounding goes; a NaN is not lost."""
+    assert quantizer.HAS_TRITON
+    generator = torch.Generator("cuda").manual_seed(0)
+    data = torch.randn(2, rows, size, generator=generator, device="cuda").to(kind)
+    log_range = torch.randn(rows, generator=generator, device="cuda") * 0.3
+    signed = torch.arange(rows, device="cuda").remainder(2).float()
+    divisors = torch.tensor(quantizer.intervals(ladder), device="cuda").float()
+    shares = torch.rand(rows, len(ladder), generator=generator, device="cuda").softmax(-1)
+    by = quantizer.quantizers(log_range, signed, divisors.expand(shares.shape), shares)
+    found = []
+    for fused in (True, False):
+        monkeypatch.setattr(quantizer, "HAS_TRITON", fused)
+        x, learned = data[0].clone().requires_grad_(), by.learned.clone().requires_grad_()
+        out = quantizer.quantize(x, quantizer.Quantizers(learned, by.constants))
+        out.backward(data[1])
+        found.append((out.detach(), x.grad, learned.grad))
+    for a, b in list(zip(*found, strict=True))[:2]:
+        torch.testing.assert_close(a, b, rtol=1e-6 if kind == torch.float32 else 1e-2, atol=1e-6)
+    torch.testing.assert_close(found[0][2], found[1][2], rtol=1e-4, atol=1e-2)
+    monkeypatch.setattr(quantizer, "HAS_TRITON", True)
+    bad = data[0].clone()
+    bad[0, 0] = float("nan")
+    assert bool(quantizer.quantize(bad, by)[0, 0].isnan())
 
 
 @pytest.fixture

@@ -80,3 +80,21 @@ def test_nothing_is_written(resolved, tmp_path):
     asked = resolved()
     plan(prepare(asked), asked)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_phases_of_gates(resolved):
+    """Of all steps, each in one of them, as the schedule has them."""
+    asked = resolved(method="blora", optimizer="adamw", criterion=None, t_init=3, t_final=4)
+    found = plan(prepare(asked), asked)
+    assert found["phases"] == [
+        {"phase": "float", "first": 0, "last": 2},
+        {"phase": "learning", "first": 3, "last": 8},
+        {"phase": "fixed", "first": 9, "last": 12},
+    ]
+    assert found["parameters"]["trained_at_the_end"] is None
+    text = describe_plan(found)
+    assert "  learning  steps 4 to 9 " in text
+    assert "trained at the end" not in text
+    assert max(len(line) for line in text[text.index("Phases") :].splitlines()[:-1]) <= 80
+    asked = resolved(method="blora", optimizer="adamw", criterion=None, t_init=0, t_final=4)
+    assert [p["phase"] for p in plan(prepare(asked), asked)["phases"]] == ["learning", "fixed"]

@@ -9,7 +9,7 @@ import pytest
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.results import load_results
 from bayeslora_cli.results_table import Table, read_reference
-from tests.scored_runs import ROWS, write_scored, write_sweep
+from tests.scored_runs import ROWS, gated, write_scored, write_sweep
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +124,48 @@ def test_as_data(sweep):
     assert len(rows) == 4 * 5
     assert all(row.keys() == rows[0].keys() for row in rows)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_what_gates_save_is_beside_the_metric(tmp_path):
+    """Rows by mode and lambda, the preset's own values said, too; in the order of the numbers."""
+    for seed in (1, 2):
+        blora = {"method": "blora", "optimizer": "adamw", "rank": 4, "seed": seed}
+        for mode, quant, bits in (
+            ("both", 0.001, 4.0), ("both", 1e-4, 8.0), ("both", 0.01, 2.0), ("rank", None, 32.0),
+        ):  # fmt: skip
+            typed = {"blora_mode": mode} | ({} if quant is None else {"lambda_quant": quant})
+            found = gated({"a": seed, "b": 4}, bits + seed, bits / 32)
+            write_scored(tmp_path, "rte", 0.6, more_result=found, **blora, **typed)
+        write_scored(tmp_path, "rte", 0.7, method="lora", optimizer="adamw", rank=4, seed=seed)
+    table = Table(results=load_results([tmp_path]))
+    heads = table.titles()
+    shown = {
+        name: dict(zip(heads[1:], (e.value for e in entries), strict=True))
+        for name, entries in table.lines()
+    }
+    row = "blora-adamw-r4 blora_mode={} lambda_quant={}"
+    assert list(shown) == [
+        "lora-adamw-r4",
+        row.format("both", 0.0001),
+        row.format("both", 0.001),
+        row.format("both", 0.01),
+        "blora-adamw-r4 blora_mode=rank",
+    ]
+    found = shown[row.format("both", 0.001)]
+    assert [found[h] for h in ("seeds", "rank", "bits", "bit ops", "with base")] == [
+        "2", "2.75", "5.50", "12.5%", "99.0%",
+    ]  # fmt: skip
+    plain = shown["lora-adamw-r4"]
+    assert [plain[h] for h in ("rank", "bits", "bit ops", "with base")] == ["4.00", "", "", ""]
+    assert "relative to 32 x 32 bits" in table.caption()
+    of_lora, first, *_ = table.to_json()["rows"]
+    assert (of_lora["mean_rank"], of_lora["relative_bit_operations"]) == (4, None)
+    assert (first["mean_bits"], first["relative_bit_operations"]) == (9.5, 0.25)
+    assert first["settings"]["lambda_quant"] == 1e-4
+    lines = list(table.rows())
+    assert all(line.keys() == lines[0].keys() for line in lines)
+    assert lines[1]["relative_bit_operations_with_base"] == 0.99
+
+
+def test_no_columns_of_gates_without_gates(sweep):
+    assert "bit ops" not in Table(results=load_results([sweep])).titles()

@@ -235,3 +235,39 @@ def test_what_is_to_be_overwritten_is_not_done(planned):
     assert not again.is_done()
     planned.run.config.write_text("no toml")
     assert not planned.is_done()
+
+
+def test_modes_and_weights_of_the_penalties():
+    """Where a weight has no effect its values are one run."""
+    found = expand(
+        {
+            "task": "rte", "method": "blora", "blora_mode": "both,quant,rank",
+            "lambda_quant": "1e-4, 0.001", "lambda_rank": "0.01",
+        }
+    )  # fmt: skip
+    points = [
+        (c.blora_mode, c.lambda_quant, c.lambda_rank)
+        for c in (run.resolved.config for run in found.runs)
+    ]
+    assert points == [
+        ("both", 1e-4, 0.01), ("both", 1e-3, 0.01), ("quant", 1e-4, 1e-4), ("quant", 1e-3, 1e-4),
+        ("rank", 1e-4, 0.01),
+    ]  # fmt: skip
+    for run in found.runs:
+        again, _ = as_typed(run.command())
+        assert [r.run.path for r in expand(again).runs] == [run.run.path]
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ({"lambda_quant": "1e-4,x"}, "--lambda-quant 1e-4,x: give a number, or several"),
+        ({"lambda_rank": ""}, "--lambda-rank : give a number"),
+        ({"lambda_quant": "-1"}, "--lambda-quant -1.0: must be finite and not negative"),
+        ({"lambda_quant": "nan,inf"}, "--lambda-quant nan: must be finite"),
+        ({"blora_mode": "both,quants"}, r"--blora-mode quants: choose one .*mean quant\?"),
+    ],
+)
+def test_weights_that_are_none(typed, message):
+    with pytest.raises(ConfigError, match=message):
+        expand({"task": "rte", "method": "blora", **typed})

@@ -193,6 +193,10 @@ ROWS: dict[str, tuple[str, Callable[[Setting], Step]]] = {
         "bayeslora AdaLoRA + AdamW, sensitivity",
         engine("adalora", "adamw", "sensitivity"),
     ),
+    "adalora-adamw-graphs": (
+        "the same, not compiled",
+        engine("adalora", "adamw", "sensitivity", compiled=False),
+    ),
     LORA: ("bayeslora LoRA + AdamW", engine("lora", "adamw", None)),
     "blora-adamw": ("bayeslora B-LoRA + AdamW", engine("blora", "adamw", None)),
     "blora-adamw-graphs": (

@@ -1,0 +1,114 @@
+"""`quantizer`'s two functions as one Triton kernel each, where nothing else would fuse them.
+
+In torch's own kernels the codes of L widths go through a GPU's memory L times each way, and a
+quantizer takes some fifteen launches a step. What torch.compile sees is left to it.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 2048
+"""Elements of a program, and of one sum of the backward pass."""
+WARPS = 8
+NEAREST = tl.constexpr(12582912.0)
+"""1.5 * 2^23: added and taken away again it rounds an fp32 below 2^22 to the nearest, ties to even,
+as torch does. Codes are below 2^16."""
+_UNALIGNED = {"do_not_specialize_on_alignment": ["learned", "constants"]}  # rows of larger tensors
+
+
+@triton.jit(**_UNALIGNED)  # type: ignore[untyped-decorator]
+def _forward(
+    x: tl.tensor, learned: tl.tensor, constants: tl.tensor, out: tl.tensor, size: tl.tensor,
+    L: tl.constexpr, SIZE: tl.constexpr,
+) -> None:  # fmt: skip
+    row = tl.program_id(1)
+    places = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    inside = places < size
+    start = row.to(tl.int64) * size
+    learned += row * (L + 1)
+    constants += row * (L + 2)
+    value = tl.load(x + start + places, inside, 0.0).to(tl.float32)
+    clipped = tl.clamp(
+        value, tl.load(constants), tl.load(constants + 1), propagate_nan=tl.PropagateNan.ALL
+    )
+    found = tl.zeros_like(clipped)
+    for n in tl.static_range(L):
+        code = (tl.div_rn(clipped, tl.load(constants + 2 + n)) + NEAREST) - NEAREST
+        found += code * tl.load(learned + 1 + n)
+    tl.store(out + start + places, found.to(out.dtype.element_ty), inside)
+
+
+@triton.jit(**_UNALIGNED)  # type: ignore[untyped-decorator]
+def _backward(
+    x: tl.tensor, grad: tl.tensor, constants: tl.tensor, of_x: tl.tensor, sums: tl.tensor,
+    size: tl.tensor, L: tl.constexpr, SIZE: tl.constexpr,
+) -> None:  # fmt: skip
+    row, block = tl.program_id(1), tl.program_id(0)
+    places = block * SIZE + tl.arange(0, SIZE)
+    inside = places < size
+    start = row.to(tl.int64) * size
+    constants += row * (L + 2)
+    sums += (row * tl.num_programs(0) + block) * (L + 1)
+    value = tl.load(x + start + places, inside, 0.0).to(tl.float32)
+    slope = tl.load(grad + start + places, inside, 0.0).to(tl.float32)
+    clipped = tl.clamp(
+        value, tl.load(constants), tl.load(constants + 1), propagate_nan=tl.PropagateNan.ALL
+    )
+    passed = slope * (clipped == value).to(tl.float32)
+    tl.store(of_x + start + places, passed.to(of_x.dtype.element_ty), inside)
+    tl.store(sums, tl.sum(passed * value))
+    for n in tl.static_range(L):
+        code = (tl.div_rn(clipped, tl.load(constants + 2 + n)) + NEAREST) - NEAREST
+        tl.store(sums + 1 + n, tl.sum(code * slope))
+
+
+@torch.library.custom_op(
+    "bayeslora::quantize",
+    mutates_args=(),
+    schema="(Tensor x, Tensor learned, Tensor constants) -> Tensor",
+)
+def forward(x: Tensor, learned: Tensor, constants: Tensor) -> Tensor:
+    """x (G, K), quantized."""
+    x, out = x.contiguous(), torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rows, size = x.shape
+    _forward[triton.cdiv(size, BLOCK), rows](
+        x, learned.contiguous(), constants.contiguous(), out, size,
+        L=learned.shape[1] - 1, SIZE=BLOCK, num_warps=WARPS, enable_fp_fusion=False,
+    )  # fmt: skip
+    return out
+
+
+@torch.library.custom_op(
+    "bayeslora::quantize_backward",
+    mutates_args=(),
+    schema="(Tensor x, Tensor grad, Tensor constants) -> (Tensor, Tensor)",
+)
+def backward(x: Tensor, grad: Tensor, constants: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x (G, K) and of what is learned (G, 1 + L).
+
+    The sums are made block by block and then over blocks: the same bits at every repetition.
+    """
+    x, grad = x.contiguous(), grad.contiguous()
+    rows, size = x.shape
+    widths, blocks = constants.shape[1] - 2, triton.cdiv(size, BLOCK)
+    of_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    sums = torch.empty(rows, blocks, 1 + widths, device=x.device)
+    _backward[blocks, rows](
+        x, grad, constants.contiguous(), of_x, sums, size,
+        L=widths, SIZE=BLOCK, num_warps=WARPS, enable_fp_fusion=False,
+    )  # fmt: skip
+    return of_x, sums.sum(1)
+
+
+@forward.register_fake
+def _(x: Tensor, learned: Tensor, constants: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@backward.register_fake
+def _(x: Tensor, grad: Tensor, constants: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), constants.new_empty(x.shape[0], constants.shape[1] - 1)

@@ -68,7 +68,7 @@ ONLY = {
     "transformers": {"backbone", "plain"},
     "peft": {"backbone", "adapter_files", "plain"},
     "ivon": {"optim"},
-    "triton": {"quantizer_kernels"},
+    "triton": {"quantizer_kernels", "skew_kernel"},
     "datasets": {"data", "tables"},
     "typer": {"cli", "commands", "options"},
     "sklearn": {"metrics"},

@@ -65,7 +65,7 @@ class Generators:
     ) -> None:
         self.processes = processes
         self.others: list[dict[str, str]] = []
-        """The other processes' states, by rank, as of the last `gather`."""
+        """The other processes' states, by rank, as of the last `gather` or checkpoint."""
         self.generators = {"cpu": torch.default_generator, "noise": noise}
         if device.type == "cuda":
             index = device.index or 0
@@ -105,7 +105,8 @@ class Generators:
 
         A process that was not there begins anew, from a seed that follows from the state.
         """
-        found = [{n: s for n, s in scalars.items() if n != "others"}, *scalars.get("others", [])]
+        self.others = scalars.get("others", [])  # for the other processes to take
+        found = [{n: s for n, s in scalars.items() if n != "others"}, *self.others]
         rank, world = self.processes.rank, self.processes.world
         if len(found) != world and self.processes.first:
             logger.info(

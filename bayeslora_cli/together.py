@@ -172,8 +172,8 @@ class Together(Alone):
             gone = [r for r in range(self.world) if not self.store.check([f"here/{r}"])]
         except (RuntimeError, AttributeError):  # its holder is the first process, or never came
             gone = [0]
-        names = " and ".join(str(rank) for rank in gone)
-        return f"process {names} of {self.world}" if gone else "another process of the job"
+        # of several some may only not have noticed yet
+        return f"process {gone[0]} of {self.world}" if len(gone) == 1 else "another process"
 
     # ---- the device and what is computed there
 

@@ -43,10 +43,10 @@ def harmed(harm, trace) -> None:
         what = harm["what"]
         if what == "mask":
             network.bank.mask[0, 0] = 1 - network.bank.mask[0, 0]
+        elif what == "mean":
+            network.bank.mean[0] += 1e-6
         elif what == "nan":
             network.module.bert.embeddings.word_embeddings.weight.data.fill_(float("nan"))
-        elif what == "error":
-            raise OSError(28, "No space left on device")
         else:
             os.kill(os.getpid(), getattr(signal, what))
 
@@ -66,7 +66,7 @@ def harmed(harm, trace) -> None:
         nonlocal passes
         if not getattr(network.module, "training", True):
             passes += 1
-            if harm.get("pass") == passes:
+            if harm.get("turn") == passes:
                 at_once(network)
         return passing(network, batch)
 
@@ -81,7 +81,13 @@ def run(order, rank: int, port: int) -> None:
     os.dup2(log, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     arguments = order["arguments"]
-    if order["world"] > 1:
+    if order["slurm"]:
+        os.environ |= {
+            "SLURM_PROCID": str(rank), "SLURM_STEP_NUM_TASKS": str(order["world"]),
+            "SLURM_LOCALID": str(rank), "SLURM_STEP_NODELIST": "localhost",
+            "MASTER_PORT": str(port),
+        }  # fmt: skip
+    elif order["world"] > 1:
         os.environ |= {
             "RANK": str(rank), "WORLD_SIZE": str(order["world"]), "LOCAL_RANK": str(rank),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),

@@ -11,6 +11,9 @@ from typing import Any
 
 from .faults import ROOT
 
+LIMIT = 60
+"""Seconds until a job that hangs is killed."""
+
 
 @dataclass
 class Job:
@@ -57,19 +60,20 @@ class Jobs:
     def close(self) -> None:
         self.process.communicate()
 
-    def train(self, name: str, processes: int, *more: str, limit: float = 60, **harm: Any) -> Job:
+    def train(self, name: str, processes: int, *more: str, slurm: bool = False, **harm: Any) -> Job:
         """`bayeslora train` with its output at `name`.
 
         Args:
+            slurm: as srun starts them, and not torchrun.
             harm: `rank`, and `more` arguments for it, or `what` it does to itself at a `step` or
-                at its evaluation's `pass`; a `rank` of None: all do.
+                at its evaluation's `turn`.
         """
         root = self.directory / name
         root.mkdir(exist_ok=True)
         codes = self._send(
             {
                 "arguments": self._arguments(name, more), "root": str(root), "world": processes,
-                "limit": limit, "harm": harm,
+                "limit": LIMIT, "slurm": slurm, "harm": harm,
             }
         )  # fmt: skip
         return Job(

@@ -6,6 +6,7 @@ The host's words, which are few, go over gloo; what is on GPUs goes over NCCL. N
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import socket
@@ -66,14 +67,18 @@ class Together(Alone):
         """Whether the last check of the signals was an agreement."""
         self._nccl: dist.ProcessGroup | None = None
         self._share = self._torn = torch.zeros(())
-        with self._connected():
-            self.store, *_ = next(rendezvous("env://", self.rank, self.world))
-            dist.init_process_group(
-                "gloo",
-                store=PrefixStore("bayeslora", self.store),
-                rank=self.rank,
-                world_size=self.world,
-            )
+        try:
+            self.store, *_ = next(rendezvous("env://", rank, world))
+            store = PrefixStore("bayeslora", self.store)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+        except (RuntimeError, ValueError) as error:
+            port = os.environ.get("MASTER_PORT")
+            reason = str(error).strip().partition("\n")[0]
+            raise BayesloraError(
+                f"MASTER_ADDR {os.environ.get('MASTER_ADDR')}, MASTER_PORT {port}: {world} "
+                f"processes cannot meet there ({reason}); set another free port, and the machine "
+                "of process 0"
+            ) from error
 
     def close(self) -> None:
         """Part in order: the first process may hold what the others' last words go through."""
@@ -170,7 +175,7 @@ class Together(Alone):
             self.store.set(f"here/{self.rank}", "")
             time.sleep(GRACE)
             gone = [r for r in range(self.world) if not self.store.check([f"here/{r}"])]
-        except (RuntimeError, AttributeError):  # its holder is the first process, or never came
+        except RuntimeError:  # its holder is the first process, where there is no torchrun
             gone = [0]
         # of several some may only not have noticed yet
         return f"process {gone[0]} of {self.world}" if len(gone) == 1 else "another process"

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 
 import pytest
 from safetensors.torch import load_file
+
+from bayeslora_cli.errors import BayesloraError
+from bayeslora_cli.signals import Stop
+from bayeslora_cli.together import Together
 
 from .conftest import save_backbone, write_rte
 from .faults import ROOT, contents, differences
@@ -287,6 +292,18 @@ def test_the_lock_is_the_first_ones(jobs):
     assert job.codes == [2, 2]
     assert job.texts[0].count("is being trained by process") == 1
     assert job.texts[1] == ""
+
+
+@pytest.mark.filterwarnings("ignore")  # the socket's own
+def test_a_port_that_is_taken_is_named(monkeypatch):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = str(holder.getsockname()[1])
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", port)
+        with pytest.raises(BayesloraError, match=f"MASTER_PORT {port}: 2 processes cannot meet"):
+            Together(0, 2, 0, Stop())
 
 
 def test_a_sweep_trains_each_run_on_all(jobs):

@@ -45,11 +45,11 @@ class _Stack:
         many = self.members.shape[1]
         return down[:, : many * rank].view(len(down), many, rank, -1)
 
-    def blocks(self, up: Tensor, rank: int) -> Tensor:
-        """`up`, or its gradient, matrix by matrix: (U, m, out, r), no copy."""
+    def blocks(self, up: Tensor, rank: int) -> list[Tensor]:
+        """`up`, or its gradient, for each of the m matrices: (U, out, r), no copy."""
         many = self.members.shape[1]
-        square = up[..., : many * rank].view(len(up), many, -1, many, rank)
-        return square.diagonal(0, 1, 3).movedim(-1, 1)
+        rows = up.chunk(many, 1)
+        return [part[..., i * rank : (i + 1) * rank] for i, part in enumerate(rows)]
 
 
 class Factors:
@@ -119,7 +119,8 @@ class Factors:
             a = stack.group.view_a(theta)[stack.places].view(shape)
             b = stack.group.view_b(theta)[stack.places].view(*shape[:2], -1, rank)
             stack.rows(stack.down, rank).copy_(a * self._factors(stack))
-            stack.blocks(stack.up, rank).copy_(b)
+            for block, matrix in zip(stack.blocks(stack.up, rank), b.unbind(1), strict=True):
+                block.copy_(matrix)
 
     def zero(self) -> None:
         """Forget the gradients: the next backward pass makes them, and adds to nothing."""
@@ -138,7 +139,7 @@ class Factors:
             )
             slopes = stack.rows(to_down, rank).float()
             to_a = (slopes * self._factors(stack)).flatten(0, 1)
-            to_b = stack.blocks(to_up, rank).float().flatten(0, 1)
+            to_b = torch.stack(stack.blocks(to_up, rank), 1).float().flatten(0, 1)
             stack.group.view_a(bank.local).index_copy_(0, stack.places, to_a)
             stack.group.view_b(bank.local).index_copy_(0, stack.places, to_b)
             if bank.adaptive:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from bayeslora_cli.low_rank import low_rank_linear
 
 RANK_EPSILON = 1e-5  # PEFT divides by (r_init + 1e-5): forward, merging and folding must agree
 ADALORA_STD = 0.02  # of A and B at the start; E starts at 0 (PEFT's AdaLoRA)
@@ -44,17 +46,16 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
-        rows = x.flatten(0, -2)
-        out: Tensor = self.base_layer(rows)
+        base = self.base_layer
+        weight, bias = base.weight, base.bias
+        assert isinstance(weight, Tensor)
+        assert bias is None or isinstance(bias, Tensor)
         down, up = self.down, self.up
         if down is None or up is None:
             down = self.lora_A * (self.scale if self.lora_E is None else self.lora_E * self.scale)
             up = self.lora_B
-        h = F.linear(rows, down)  # (rows, r)
-        # in place, as nobody needs a linear layer's output for its gradient;
-        # compiled, the sum joins the kernel that follows
-        compiled = torch.compiler.is_compiling()
-        out = out + F.linear(h, up) if compiled else out.addmm_(h, up.t())
+        weight = weight if isinstance(base, nn.Linear) else weight.t()
+        out = low_rank_linear(x.flatten(0, -2), weight, bias, down, up)
         return out.view(*x.shape[:-1], -1)
 
     @torch.no_grad()
@@ -62,6 +63,41 @@ class LowRankLinear(nn.Module):
         """What to add to the base weight, in the base weight's own orientation."""
         delta = self.scale * b @ (a if e is None else a * e)  # (out, in)
         return delta if isinstance(self.base_layer, nn.Linear) else delta.t()
+
+
+class JointLinear:
+    """Layers of one shape that see the same input, as one product: a layer's q, k and v.
+
+    The base weights become views of one tensor, so that nothing is kept twice.
+    """
+
+    def __init__(self, layers: Sequence[LowRankLinear]) -> None:
+        """`layers`: of torch's Linear, all with a bias or none, where they are to stay."""
+        self.layers = tuple(layers)
+        self.weight, self.bias = (self._joined(name) for name in ("weight", "bias"))
+        assert self.weight is not None
+        self.down: Tensor | None = None
+        """Of all layers, one below the other: (m r, in); somebody keeps it up to date."""
+        self.up: Tensor | None = None
+        """Of all layers, block-diagonal: (m out, m r), likewise."""
+
+    def _joined(self, name: str) -> Tensor | None:
+        """A parameter of all layers' bases, which become views of it."""
+        parameters = [getattr(layer.base_layer, name) for layer in self.layers]
+        if parameters[0] is None:
+            return None
+        joined = torch.cat([parameter.detach() for parameter in parameters])
+        for parameter, view in zip(parameters, joined.chunk(len(parameters)), strict=True):
+            parameter.data = view
+        return joined
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """(n, in) -> (n, out) for each layer."""
+        assert self.weight is not None
+        assert self.down is not None
+        assert self.up is not None
+        out = low_rank_linear(rows, self.weight, self.bias, self.down, self.up)
+        return out.chunk(len(self.layers), -1)
 
 
 def adalora_linear(

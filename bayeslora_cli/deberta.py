@@ -8,11 +8,15 @@ for the batch, and the gather is a shift of memory. The results are the same but
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from bayeslora_cli.adapters import JointLinear
+from bayeslora_cli.skew import position_bias, skew
 
 REPLACED = "DisentangledSelfAttention"  # transformers' name; version 1 of DeBERTa has it as well
 EXPECTED = (
@@ -25,6 +29,7 @@ EXPECTED_IF_RELATIVE = (
 # tokens from which a GPU's fused attention is used: plain attention keeps three tensors of
 # (batch, heads, L, L) for its backward pass, the fused one keeps the position bias alone
 FUSED_FROM = 128
+HAVE_TRITON = find_spec("triton") is not None
 
 
 def replace_attention(module: nn.Module, max_length: int | None = None) -> int:
@@ -111,15 +116,13 @@ def position_rows(reach: int, span: int, buckets: int, longest: int) -> Tensor:
     return (position + span).clamp(0, 2 * span - 1)
 
 
-def _skew(x: Tensor, offset: int) -> Tensor:
-    """y[i, j] = x[i, offset - i + j], (..., L, 2L) -> (..., L, L), a view of contiguous x.
+def _position_bias(c2p: Tensor, p2c: Tensor) -> Tensor:
+    if HAVE_TRITON and c2p.is_cuda:
+        from bayeslora_cli import skew_kernel
 
-    In rows that are one element shorter each starts one place further left.
-    """
-    length = x.shape[-2]
-    width = 2 * length - 1
-    flat = x.flatten(-2)[..., offset : offset + length * width]
-    return flat.view(*flat.shape[:-1], length, width)[..., :length]
+        found: Tensor = skew_kernel.position_bias(c2p, p2c)
+        return found
+    return position_bias(c2p, p2c)
 
 
 def _is_worth_fusing(query: Tensor, length: int) -> bool:
@@ -160,6 +163,8 @@ class RelativeAttention(nn.Module):
             original.pos_ebd_size, original.position_buckets, original.max_relative_positions,
         )  # fmt: skip
         self.register_buffer("rows", torch.empty(0, dtype=torch.long), persistent=False)
+        self.joint: JointLinear | None = None
+        """Queries, keys and values in one product; None: in three."""
         self._reach(max_length or original.max_relative_positions)
 
     def _reach(self, length: int) -> None:
@@ -209,24 +214,14 @@ class RelativeAttention(nn.Module):
         assert rel_embeddings is not None
         batch, length, _ = hidden_states.shape
         content = hidden_states.flatten(0, 1)  # (B L, hidden)
-        query, key, query_rows, key_rows = self._projections(
+        query, key, value, query_rows, key_rows = self._projections(
             content, self._embeddings(rel_embeddings, length)
         )
-        value = self._split_heads(self.value_proj(content))
         fused = _is_worth_fusing(query, length)
         if not fused:  # bmm wants them in one piece
             query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
 
-        bias: Tensor | None = None  # (heads, B, L, L)
-        square = (self.heads, batch, length, 2 * length)
-        if key_rows is not None:
-            # from the largest position to the smallest: column c is position L - 1 - c
-            found = query @ self._split_heads(key_rows.flip(0)).mT  # (heads, B L, 2L)
-            bias = _skew(found.view(square), length - 1)
-        if query_rows is not None:
-            found = key @ self._split_heads(query_rows).mT  # column c is position c - L
-            skewed = _skew(found.view(square), length).mT
-            bias = skewed if bias is None else bias + skewed
+        bias = self._bias(query, key, query_rows, key_rows, length)
 
         shape = (self.heads, batch, length, -1)
         query, key, value = query.view(shape), key.view(shape), value.view(shape)
@@ -235,25 +230,49 @@ class RelativeAttention(nn.Module):
 
     def _projections(
         self, content: Tensor, embeddings: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Queries and keys (heads, B L, d), and those of the positions (2L, heads * d)."""
-        if not self.shared:
-            return (
-                self._split_heads(self.query_proj(content)),
-                self._split_heads(self.key_proj(content)),
-                self.pos_query_proj(embeddings) if self.p2c else None,
-                self.pos_key_proj(embeddings) if self.c2p else None,
-            )
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Queries, keys, values (heads, B L, d), and q and k of the positions (2L, heads * d)."""
         # one call for both: an adapter's kernels run once, and its gradients need no sum
-        both, sizes = torch.cat((content, embeddings)), (len(content), len(embeddings))
-        query, query_rows = self.query_proj(both).split(sizes)
-        key, key_rows = self.key_proj(both).split(sizes)
+        rows = torch.cat((content, embeddings)) if self.shared else content
+        if self.joint is not None:
+            query, key, value = self.joint(rows)
+        else:
+            query, key = self.query_proj(rows), self.key_proj(rows)
+            value = self.value_proj(content)
+        count = len(content)
+        query_rows, key_rows = query[count:], key[count:]
+        if not self.shared:
+            query_rows = self.pos_query_proj(embeddings) if self.p2c else query_rows
+            key_rows = self.pos_key_proj(embeddings) if self.c2p else key_rows
         return (
-            self._split_heads(query),
-            self._split_heads(key),
+            self._split_heads(query[:count]),
+            self._split_heads(key[:count]),
+            self._split_heads(value[:count]),
             query_rows if self.p2c else None,
             key_rows if self.c2p else None,
         )
+
+    def _bias(
+        self,
+        query: Tensor,
+        key: Tensor,
+        query_rows: Tensor | None,
+        key_rows: Tensor | None,
+        length: int,
+    ) -> Tensor | None:
+        """What positions add to the scores: (heads, B, L, L)."""
+        c2p = p2c = None
+        square = (self.heads, -1, length, 2 * length)
+        if key_rows is not None:
+            # from the largest position to the smallest: column c is position L - 1 - c
+            c2p = (query @ self._split_heads(key_rows.flip(0)).mT).view(square)
+        if query_rows is not None:
+            p2c = (key @ self._split_heads(query_rows).mT).view(square)  # c is position c - L
+        if c2p is not None and p2c is not None:
+            return _position_bias(c2p, p2c)
+        if c2p is not None:
+            return skew(c2p, length - 1)
+        return None if p2c is None else skew(p2c, length).mT
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(n, heads * d) -> (heads, n, d), no copy."""

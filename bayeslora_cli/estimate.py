@@ -17,10 +17,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
+from bayeslora_cli.adapters import JointLinear, LowRankLinear
 from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.bank import AdapterBank
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
+from bayeslora_cli.deberta import RelativeAttention
 from bayeslora_cli.factors import padded_rank
 from bayeslora_cli.gate_training import gate_optimizers
 from bayeslora_cli.gated import Operands
@@ -72,19 +74,19 @@ def estimate(
         device: where the run would be; attention keeps other tensors on a CPU than on a GPU.
     """
     bank = network.bank
+    weights = [*network.module.parameters(), *network.module.buffers()]
     network.module.train()
     with FakeTensorMode():
-        factors = _factors(network, device)
+        factors, frozen = _factors(network, device)
         _dress(network, device)
         try:
             fake, own, batch = _fake(network, rows, tokens, token_types, device)
-            activations = saved_bytes(fake, own + factors, batch)
+            activations = saved_bytes(fake, [*own, *factors, *frozen], batch)
         except RuntimeError as error:  # an operation that needs a value, or has no fake kernel
             logger.info("no estimate of the activations: %s", str(error).partition("\n")[0])
             activations = None
         state = _state(config, bank, device)
     banked = [t for t in vars(bank).values() if isinstance(t, Tensor)]
-    module = [*network.module.parameters(), *network.module.buffers()]
     adapters = sum(s.stop - s.offset for s in bank.segments.values() if s.role == "adapter")
     return Estimate(
         parameters=sum(p.numel() for p in network.module.parameters()) - adapters,
@@ -93,7 +95,7 @@ def estimate(
             (name, layer.lora_A.shape[1], layer.lora_B.shape[0])
             for name, layer in network.adapters.items()
         ),
-        weights=distinct_bytes(module, but=banked),
+        weights=distinct_bytes(weights, but=banked),
         # the factors and as much for their gradients
         trained=distinct_bytes([*banked, *state]) + 2 * distinct_bytes(factors),
         activations=activations,
@@ -126,18 +128,38 @@ def saved_bytes(network: Network, own: Iterable[Tensor], batch: dict[str, Tensor
     return distinct_bytes(kept, but=[*own, *batch.values()])
 
 
-def _factors(network: Network, device: torch.device) -> list[Tensor]:
-    """Give a meta network's layers the factors that they would have; under a FakeTensorMode."""
-    found = []
-    for layer in network.adapters.values():
-        assert layer.down is not None
-        dtype = layer.down.dtype
-        rank = padded_rank(layer.rank, dtype, device)
-        (_, width), (height, _) = layer.lora_A.shape, layer.lora_B.shape
-        layer.down = torch.empty(rank, width, dtype=dtype, device=device, requires_grad=True)
-        layer.up = torch.empty(height, rank, dtype=dtype, device=device, requires_grad=True)
-        found += [layer.down, layer.up]
-    return found
+def _factors(network: Network, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+    """Give a meta network's layers the factors that they would have; under a FakeTensorMode.
+
+    Returns:
+        The factors, and the joint layers' frozen tensors.
+    """
+    dtype = network.compute_dtype
+    joints = [
+        module.joint
+        for module in network.module.modules()
+        if isinstance(module, RelativeAttention) and module.joint is not None
+    ]
+    joined = {id(layer) for joint in joints for layer in joint.layers}
+    owners = [layer for layer in network.adapters.values() if id(layer) not in joined]
+    factors, frozen = [], []
+    units: list[tuple[LowRankLinear | JointLinear, tuple[LowRankLinear, ...]]]
+    units = [*((x, (x,)) for x in owners), *((x, x.layers) for x in joints)]
+    for owner, layers in units:
+        (rank, width), (height, _) = layers[0].lora_A.shape, layers[0].lora_B.shape
+        rank = padded_rank(len(layers) * rank, dtype, device)
+        owner.down = torch.empty(rank, width, dtype=dtype, device=device, requires_grad=True)
+        owner.up = torch.empty(
+            len(layers) * height, rank, dtype=dtype, device=device, requires_grad=True
+        )
+        factors += [owner.down, owner.up]
+    for joint in joints:
+        joint.weight, joint.bias = (
+            None if x is None else torch.empty(x.shape, dtype=x.dtype, device=device)
+            for x in (joint.weight, joint.bias)
+        )
+        frozen += [x for x in (joint.weight, joint.bias) if x is not None]
+    return factors, frozen
 
 
 def _dress(network: Network, device: torch.device) -> None:

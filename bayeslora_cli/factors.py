@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
 from torch import Tensor
 
-from bayeslora_cli.adapters import LowRankLinear
-from bayeslora_cli.bank import AdapterBank
+from bayeslora_cli.adapters import JointLinear, LowRankLinear
+from bayeslora_cli.bank import AdapterBank, ShapeGroup
 
 # a GPU's matrix products want rows of 16 bytes: with a rank of 3 they take three times as long
 ROW_BYTES = 16
@@ -21,70 +22,132 @@ def padded_rank(rank: int, dtype: torch.dtype, device: torch.device) -> int:
     return -(-rank // unit) * unit
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Stack:
+    """U units of m matrices of one shape: layers (m = 1), or joints of m layers each."""
+
+    group: ShapeGroup
+    members: Tensor
+    """Which of the bank's matrices: (U, m) int64."""
+    places: Tensor
+    """Where they stand in the group: (U m,) int64."""
+    scale: Tensor
+    """(U, m, 1, 1)."""
+    down: Tensor
+    """(U, padded m r, in), an m-th of the rows for each matrix."""
+    up: Tensor
+    """(U, m out, padded m r), the matrices on the diagonal."""
+    leaves: tuple[list[Tensor], list[Tensor]]
+    """What computes sees of `down` and `up`: a tensor a unit."""
+
+    def rows(self, down: Tensor, rank: int) -> Tensor:
+        """`down`, or its gradient, matrix by matrix: (U, m, r, in), no copy."""
+        many = self.members.shape[1]
+        return down[:, : many * rank].view(len(down), many, rank, -1)
+
+    def blocks(self, up: Tensor, rank: int) -> Tensor:
+        """`up`, or its gradient, matrix by matrix: (U, m, out, r), no copy."""
+        many = self.members.shape[1]
+        square = up[..., : many * rank].view(len(up), many, -1, many, rank)
+        return square.diagonal(0, 1, 3).movedim(-1, 1)
+
+
 class Factors:
-    """down = scale diag(E) A, (r, in), and up = B, (out, r), of every matrix, a stack a shape.
+    """down = scale diag(E) A, (r, in), and up = B, (out, r), of every matrix, in stacks of a shape.
 
     On a GPU the rank is filled up with zeros to whole rows of `ROW_BYTES`, which changes no result.
-    The layers' gradients come back the same way: dA = scale E d(down), dE = scale (d(down) . A) a
-    row, dB = d(up).
+    The gradients come back the same way: dA = scale E d(down), dE = scale (d(down) . A) a row, dB =
+    d(up).
     """
 
     def __init__(
-        self, bank: AdapterBank, layers: Sequence[LowRankLinear], dtype: torch.dtype
+        self,
+        bank: AdapterBank,
+        layers: Sequence[LowRankLinear],
+        dtype: torch.dtype,
+        joints: Sequence[JointLinear] = (),
     ) -> None:
-        """`layers`: those of the bank's matrices, in its order; they get their factors here."""
-        self.bank = bank
-        device = bank.theta.device
-        rank = padded_rank(bank.rank, dtype, device)
-        scales = torch.tensor([layer.scale for layer in layers], device=device)
+        """`layers`: those of the bank's matrices, in its order; they or their joint get factors."""
+        self.bank, self.dtype = bank, dtype
         self.buffers: list[Tensor] = []
         """All that is kept; gradients live from a backward pass to the next."""
-        self._groups = []
+        number = {id(layer): index for index, layer in enumerate(layers)}
+        joined = [[number[id(layer)] for layer in joint.layers] for joint in joints]
+        alone = sorted(set(number.values()).difference(*joined))
+        units = [(layers[index], [index]) for index in alone]
+        scales = torch.tensor([layer.scale for layer in layers], device=bank.theta.device)
+        self._stacks = []
         for group in bank.groups:
-            (count, _, width), (_, height, _) = group.a[0], group.b[0]
-            down = torch.zeros(count, rank, width, device=device, dtype=dtype)
-            up = torch.zeros(count, height, rank, device=device, dtype=dtype)
-            members = torch.tensor(group.members, device=device)
-            leaves = [[x.detach().requires_grad_() for x in tensor] for tensor in (down, up)]
-            self.buffers += [down, up]
-            self._groups.append((group, members, scales[members][:, None], down, up, leaves))
-            for index, one, other in zip(group.members, *leaves, strict=True):
-                layers[index].down, layers[index].up = one, other
+            for kind in (units, list(zip(joints, joined, strict=True))):
+                found = [(owner, ids) for owner, ids in kind if ids[0] in group.members]
+                if found:
+                    owners, members = zip(*found, strict=True)
+                    self._stacks.append(self._stack(group, members, scales))
+                    for owner, down, up in zip(owners, *self._stacks[-1].leaves, strict=True):
+                        owner.down, owner.up = down, up
         self.publish()
+
+    def _stack(self, group: ShapeGroup, members: Sequence[Sequence[int]], scales: Tensor) -> _Stack:
+        device, many = self.bank.theta.device, len(members[0])
+        (_, _, width), (_, height, _) = group.a[0], group.b[0]
+        shape = len(members), padded_rank(many * self.bank.rank, self.dtype, device)
+        down = torch.zeros(*shape, width, device=device, dtype=self.dtype)
+        # rows of up' are what products walk along
+        up = torch.zeros(*shape, many * height, device=device, dtype=self.dtype).mT
+        self.buffers += [down, up]
+        indices = torch.tensor(members, device=device)
+        places = [group.members.index(index) for index in chain(*members)]
+        return _Stack(
+            group=group,
+            members=indices,
+            places=torch.tensor(places, device=device),
+            scale=scales[indices][..., None, None],
+            down=down,
+            up=up,
+            leaves=(
+                [x.detach().requires_grad_() for x in down],
+                [x.detach().requires_grad_() for x in up],
+            ),
+        )
 
     @torch.no_grad()
     def publish(self) -> None:
         """Make the layers see the bank's theta."""
-        rank = self.bank.rank
-        for group, members, scale, down, up, _ in self._groups:
-            down[:, :rank].copy_(group.view_a(self.bank.theta) * self._rows(members, scale))
-            up[..., :rank].copy_(group.view_b(self.bank.theta))
+        theta, rank = self.bank.theta, self.bank.rank
+        for stack in self._stacks:
+            shape = (*stack.members.shape, rank, -1)
+            a = stack.group.view_a(theta)[stack.places].view(shape)
+            b = stack.group.view_b(theta)[stack.places].view(*shape[:2], -1, rank)
+            stack.rows(stack.down, rank).copy_(a * self._factors(stack))
+            stack.blocks(stack.up, rank).copy_(b)
 
     def zero(self) -> None:
         """Forget the gradients: the next backward pass makes them, and adds to nothing."""
-        for *_, leaves in self._groups:
-            for leaf in chain(*leaves):
+        for stack in self._stacks:
+            for leaf in chain(*stack.leaves):
                 leaf.grad = None
 
     @torch.no_grad()
     def collect(self) -> None:
         """Bring the gradients of one backward pass into the bank's `local`."""
         bank, rank = self.bank, self.bank.rank
-        for group, members, scale, _, _, leaves in self._groups:
-            grad_down, grad_up = (
+        for stack in self._stacks:
+            to_down, to_up = (
                 torch.stack([torch.zeros_like(x) if x.grad is None else x.grad for x in found])
-                for found in leaves
+                for found in stack.leaves
             )
-            slopes = grad_down[:, :rank].float()
-            rows = self._rows(members, scale)
-            group.view_a(bank.local).copy_(slopes * rows)
-            group.view_b(bank.local).copy_(grad_up[..., :rank])
+            slopes = stack.rows(to_down, rank).float()
+            to_a = (slopes * self._factors(stack)).flatten(0, 1)
+            to_b = stack.blocks(to_up, rank).float().flatten(0, 1)
+            stack.group.view_a(bank.local).index_copy_(0, stack.places, to_a)
+            stack.group.view_b(bank.local).index_copy_(0, stack.places, to_b)
             if bank.adaptive:
-                along = (slopes * group.view_a(bank.theta)).sum(-1) * scale
-                bank.singular_values(bank.local).index_copy_(0, members, along)
+                a = stack.group.view_a(bank.theta)[stack.places].view_as(slopes)
+                along = ((slopes * a).sum(-1) * stack.scale[..., 0]).flatten(0, 1)
+                bank.singular_values(bank.local).index_copy_(0, stack.members.flatten(), along)
 
-    def _rows(self, members: Tensor, scale: Tensor) -> Tensor:
-        """The factor of each row of A: (G, r, 1), or (G, 1, 1) without E."""
+    def _factors(self, stack: _Stack) -> Tensor:
+        """The factor of each row of A: (U, m, r, 1), or (U, m, 1, 1) without E."""
         if not self.bank.adaptive:
-            return scale[..., None]
-        return (self.bank.singular_values(self.bank.theta)[members] * scale)[..., None]
+            return stack.scale
+        return self.bank.singular_values(self.bank.theta)[stack.members][..., None] * stack.scale

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeslora_cli.adapters import LowRankLinear, adalora_linear, lora_linear
+from bayeslora_cli.adapters import JointLinear, LowRankLinear, adalora_linear, lora_linear
 from bayeslora_cli.backbone import Labels, inside, load_backbone, match_targets
 from bayeslora_cli.bank import AdapterBank, Matrix
 from bayeslora_cli.config import RunConfig
-from bayeslora_cli.deberta import replace_attention
+from bayeslora_cli.deberta import RelativeAttention, replace_attention
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.factors import Factors
 from bayeslora_cli.fingerprint import fingerprint
@@ -30,6 +30,8 @@ class Network:
     """transformers' sequence classifier, its adapted layers replaced."""
     labels: Labels
     bank: AdapterBank
+    compute_dtype: torch.dtype
+    """Of the backbone; the head's and the trained tensors' is fp32."""
     adapters: dict[str, LowRankLinear]
     """Adapted layers by name, in the model's order."""
     head: tuple[str, ...]
@@ -165,19 +167,34 @@ def build_network(
     others += [] if gates is None else gates.parameters
     bank = AdapterBank(matrices, others, posterior=posterior, device=device, compute_dtype=dtype)
     if adapters:
-        bank.factors = Factors(bank, list(adapters.values()), dtype)
+        joints = _joints(module)
+        bank.factors = Factors(bank, list(adapters.values()), dtype, joints)
     if gates is not None:
         gates.attach(bank, dtype)
     return Network(
         module=module,
         labels=labels,
         bank=bank,
+        compute_dtype=dtype,
         adapters=adapters,
         head=head,
         drawn=drawn,
         backbone_sha256=backbone_sha256,
         gates=gates,
     )
+
+
+def _joints(module: nn.Module) -> list[JointLinear]:
+    """Join the projections of each attention that lets us; gated layers quantize by themselves."""
+    found = []
+    for attention in module.modules():
+        if isinstance(attention, RelativeAttention):
+            projections = (attention.query_proj, attention.key_proj, attention.value_proj)
+            layers = [layer for layer in projections if type(layer) is LowRankLinear]
+            if len(layers) == len(projections):
+                attention.joint = JointLinear(layers)
+                found.append(attention.joint)
+    return found
 
 
 def _gates(config: RunConfig, adapters: Mapping[str, LowRankLinear]) -> Gates:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from bayeslora_cli.bank import AdapterBank
 
+PIECE = 64  # elements that a product of long and few rows sums at a time
+
 
 def orthogonality(bank: AdapterBank, weight: float) -> Tensor:
     """Add the penalty's gradient at theta to `bank.local`; return its value, weight included.
@@ -25,9 +27,21 @@ def orthogonality(bank: AdapterBank, weight: float) -> Tensor:
         a, b = group.view_a(bank.theta), group.view_b(bank.theta)
         grad_a, grad_b = group.view_a(bank.local), group.view_b(bank.local)
         for rows, grad in ((a, grad_a), (b.mT, grad_b.mT)):  # (G, r, in), (G, r, out)
-            gram = rows @ rows.mT - identity  # (G, r, r)
+            gram = _gram(rows) - identity  # (G, r, r)
             norm = torch.linalg.matrix_norm(gram)  # (G,)
             slope = gram * torch.where(norm > 0, 2 * share / norm, 0)[:, None, None]
             grad.add_(slope @ rows)
             norms.append(norm)
     return torch.cat(norms).sum() * share
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """rows rows', (G, r, n) -> (G, r, r), summed piece by piece.
+
+    In one piece a GPU gives each matrix to one block of threads, which goes along n alone.
+    """
+    count, rank, length = rows.shape
+    if length % PIECE:
+        return rows @ rows.mT
+    pieces = rows.reshape(count, rank, -1, PIECE).transpose(1, 2)  # (G, n / PIECE, r, PIECE)
+    return (pieces @ pieces.mT).sum(1)

@@ -205,16 +205,6 @@ def test_rows_without_buckets(reach, span):
     assert position_rows(reach, span, -1, span).tolist() == expected
 
 
-@given(length=st.integers(1, 12), seed=st.integers(0, 1000), shift=st.integers(0, 1))
-def test_skew(length, seed, shift):
-    offset = length - shift
-    x = torch.randn(2, length, 2 * length, generator=torch.Generator().manual_seed(seed))
-    y = deberta._skew(x, offset)
-    assert y.shape == (2, length, length)
-    for i in range(length):
-        assert torch.equal(y[:, i], x[:, i, offset - i : offset - i + length])
-
-
 # ---- what a graph can hold
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bayeslora_cli import factors
-from bayeslora_cli.adapters import LowRankLinear
+from bayeslora_cli.adapters import JointLinear, LowRankLinear
 from bayeslora_cli.bank import AdapterBank, Matrix
 from bayeslora_cli.factors import Factors, padded_rank
 
@@ -73,6 +73,57 @@ def test_values_and_gradients_are_the_layers_own(shapes, rank, adaptive, unit, s
                 theirs = getattr(layer, f"lora_{part}").grad
                 assert (mine - theirs).norm() <= 1e-4 * theirs.norm() + 1e-4, (i, part)
         with torch.no_grad():  # and follows theta
+            for one, other in zip(plain, banked, strict=True):
+                one.lora_B.mul_(1.5)
+                other.lora_B.mul_(1.5)
+        bank.publish()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    many=st.integers(2, 4), units=st.integers(1, 3), others=st.integers(0, 3), width=SIZE,
+    height=SIZE, rank=st.integers(1, 4), adaptive=st.booleans(), unit=st.sampled_from([1, 4, 8]),
+    order=st.randoms(use_true_random=False),
+)  # fmt: skip
+def test_joints(many, units, others, width, height, rank, adaptive, unit, order):
+    """Layers of one shape in one product, wherever they stand in the bank, beside others."""
+    shapes = [(height, width)] * (many * units + others)
+    plain = layers_of(shapes, rank, adaptive=adaptive, seed=1)
+    banked = layers_of(shapes, rank, adaptive=adaptive, seed=1)
+    bank = AdapterBank(
+        [
+            Matrix(name=str(i), a=layer.lora_A, b=layer.lora_B, e=layer.lora_E)
+            for i, layer in enumerate(banked)
+        ],
+        [], posterior=False,
+    )  # fmt: skip
+    drawn = order.sample(range(len(banked)), many * units)
+    groups = [drawn[many * u : many * (u + 1)] for u in range(units)]
+    joints = [JointLinear([banked[i] for i in group]) for group in groups]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(factors, "padded_rank", lambda rank, *_: -(-rank // unit) * unit)
+        bank.factors = Factors(bank, banked, torch.float32, joints)
+    x = torch.randn(3, width, generator=torch.Generator().manual_seed(2))
+    for _ in range(2):
+        bank.zero_local()
+        found, expected = torch.zeros(()), torch.zeros(())
+        for joint, group in zip(joints, groups, strict=True):
+            for out, index in zip(joint(x), group, strict=True):
+                torch.testing.assert_close(out, plain[index](x), rtol=1e-4, atol=1e-4)
+                found = found + (1 + index) * out.sin().sum()
+                expected = expected + (1 + index) * plain[index](x).sin().sum()
+        for layer in plain:
+            layer.zero_grad()
+        found.backward()
+        expected.backward()
+        bank.collect()
+        for i, layer in enumerate(plain):
+            for part in "AEB" if adaptive else "AB":
+                mine = bank.segments[f"{i}.lora_{part}"].view(bank.local)
+                theirs = getattr(layer, f"lora_{part}").grad
+                theirs = torch.zeros_like(mine) if theirs is None else theirs
+                assert (mine - theirs).norm() <= 1e-4 * theirs.norm() + 1e-4, (i, part)
+        with torch.no_grad():
             for one, other in zip(plain, banked, strict=True):
                 one.lora_B.mul_(1.5)
                 other.lora_B.mul_(1.5)

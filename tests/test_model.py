@@ -9,13 +9,15 @@ import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
+from bayeslora_cli import model
 from bayeslora_cli.adapter_files import save_peft_adapter
 from bayeslora_cli.backbone import Labels, load_tokenizer, match_targets
 from bayeslora_cli.config import RunConfig
+from bayeslora_cli.deberta import RelativeAttention
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.model import build_network
 
-from .conftest import KINDS
+from .conftest import KINDS, tiny_tokenizer
 
 CPU = torch.device("cpu")
 LABELS = Labels(classes=("no", "yes", "perhaps"))
@@ -258,6 +260,38 @@ def test_full_trains_everything_once(backbone):
     network, _ = build(backbone("bert"), method="full", criterion=None, optimizer="adamw")
     assert network.bank.trainable() == sum(p.numel() for p in network.module.parameters())
     assert {s.role for s in network.bank.segments.values()} == {"full", "head"}
+
+
+METHODS_JOINED = {"adalora": {}, "lora": {"method": "lora", "criterion": None, "init_rank": 2}}
+
+
+@pytest.mark.parametrize("method", METHODS_JOINED)
+@pytest.mark.parametrize("shared", [True, False])
+def test_joined_projections(method, shared, backbone, tmp_path, monkeypatch):
+    """DeBERTa's q, k and v in one product: the same logits and gradients, the weights kept once."""
+    config = AutoConfig.from_pretrained(backbone("deberta-v2"), share_att_key=shared)
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    found = []
+    for joints in (model._joints, lambda module: []):
+        monkeypatch.setattr(model, "_joints", joints)
+        network, _ = build(str(tmp_path), **METHODS_JOINED[method])
+        joined = [m.joint for m in network.module.modules() if isinstance(m, RelativeAttention)]
+        assert all((joint is None) == bool(found) for joint in joined), "the control is not joined"
+        for joint in (joint for joint in joined if joint is not None):
+            for layer, view in zip(joint.layers, joint.weight.chunk(3), strict=True):
+                assert layer.base_layer.weight.data_ptr() == view.data_ptr()
+        randomise(network)
+        network.bank.zero_local()
+        outputs = logits(network, batch_of())
+        network.logits(batch_of()).square().sum().backward()
+        network.bank.collect()
+        found.append((outputs, network.bank.local.clone(), network.module.state_dict()))
+    torch.testing.assert_close(*(logits for logits, *_ in found), rtol=1e-4, atol=1e-5)
+    one, other = (gradient for _, gradient, _ in found)
+    assert (one - other).norm() <= 1e-5 * other.norm() > 0
+    torch.testing.assert_close(*(state for *_, state in found), rtol=0, atol=0)
 
 
 def test_bf16_keeps_the_head_in_fp32(backbone):

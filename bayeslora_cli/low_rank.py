@@ -1,0 +1,85 @@
+"""A linear layer and a product of low rank beside it, as one operator each way.
+
+What is written out in torch's own operators is either summed in a kernel of its own (autograd) or
+copied first (a compiler, to whom nothing happens in place). Here both sums, out += h up' and
+d(x) += d(h) down, happen in place of the large product, inside operators that a compiler takes
+whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import Library, register_autograd, register_fake
+from torch.nn import functional as F
+
+
+def low_rank_linear(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
+) -> Tensor:
+    """x W' + bias + (x down') up', differentiable in x, down and up; W and bias are frozen.
+
+    Args:
+        rows: (n, in).
+        weight: (out, in).
+        bias: (out,).
+        down: (r, in).
+        up: (out, r), best a view of (r, out).
+    Returns:
+        (n, out)
+    """
+    out: Tensor = torch.ops.bayeslora.low_rank_linear(rows, weight, bias, down, up)[0]
+    return out
+
+
+# not by `custom_op`, whose first call imports the compiler: a second, on a CPU for nothing
+_LIBRARY: Any = Library("bayeslora", "FRAGMENT")  # type: ignore[no-untyped-call]
+_FORWARD, _BACKWARD = "low_rank_linear", "low_rank_linear_backward"
+_LIBRARY.define(
+    f"{_FORWARD}(Tensor rows, Tensor weight, Tensor? bias, Tensor down, Tensor up)"
+    " -> (Tensor, Tensor)"
+)
+_LIBRARY.define(
+    f"{_BACKWARD}(Tensor grad, Tensor rows, Tensor weight, Tensor down, Tensor up, Tensor h,"
+    " bool needed) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _forward(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
+) -> tuple[Tensor, Tensor]:
+    h = F.linear(rows, down)
+    return F.linear(rows, weight, bias).addmm_(h, up.t()), h
+
+
+def _backward(
+    grad: Tensor, rows: Tensor, weight: Tensor, down: Tensor, up: Tensor, h: Tensor, needed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of rows, where `needed` and else empty, of down and of up."""
+    to_h = grad @ up
+    to_rows = (grad @ weight).addmm_(to_h, down) if needed else grad.new_empty(0)
+    # a tall product with few columns is slow on a CPU, one with few rows is not
+    return to_rows, to_h.t() @ rows, (h.t() @ grad).t()
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    rows, weight, _, down, up = inputs
+    ctx.save_for_backward(rows, weight, down, up, output[1])
+    ctx.set_materialize_grads(False)  # nobody asks for h's
+
+
+def _differentiate(
+    ctx: Any, grad: Tensor, _: None
+) -> tuple[Tensor | None, None, None, Tensor, Tensor]:
+    needed = ctx.needs_input_grad[0]
+    kept = ctx.saved_tensors
+    to_rows, *rest = torch.ops.bayeslora.low_rank_linear_backward(grad, *kept, needed)
+    return to_rows if needed else None, None, None, *rest
+
+
+for name, kernel in ((_FORWARD, _forward), (_BACKWARD, _backward)):
+    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    register_fake(f"bayeslora::{name}", kernel, lib=_LIBRARY)  # shapes alone, by the same products
+register_autograd(f"bayeslora::{_FORWARD}", _differentiate, setup_context=_keep, lib=_LIBRARY)

@@ -53,9 +53,12 @@ class Allocator(ABC):
         """Prepare the device for `step`; returns its phase, which is hashable."""
 
     def before_passes(  # noqa: B027
-        self, step: int, batch: Mapping[str, Tensor], good: Tensor
+        self, step: int, batch: Mapping[str, Tensor] | None, good: Tensor
     ) -> None:
-        """What has to be known before the passes of a step, if its batch says it."""
+        """What has to be known before the passes of a step, if its batch says it.
+
+        `batch`: of this process; None where it has no part in it.
+        """
 
     def regularise(self) -> Tensor | None:
         """Add a penalty's gradient at theta to `bank.local`; its value, or None: there is none."""

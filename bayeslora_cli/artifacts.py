@@ -33,10 +33,13 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def environment(device: torch.device, revision: str | None, backbone_sha256: str) -> dict[str, Any]:
+def environment(
+    device: torch.device, revision: str | None, backbone_sha256: str, processes: int = 1
+) -> dict[str, Any]:
     """Versions, device and command line, as environment.json holds them at the start.
 
     Args:
+        device: the first process's.
         revision: of the backbone on the hub; None: it is not from there.
         backbone_sha256: `Network.backbone_sha256`, by which a later command knows the backbone.
     """
@@ -47,6 +50,7 @@ def environment(device: torch.device, revision: str | None, backbone_sha256: str
         "platform": platform.platform(),
         "device": str(device),
         "device_name": name,
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "model_revision": revision,
         "backbone_sha256": backbone_sha256,
@@ -57,10 +61,14 @@ def environment(device: torch.device, revision: str | None, backbone_sha256: str
 
 
 def record_environment(
-    run: RunDir, device: torch.device, revision: str | None, backbone_sha256: str
+    run: RunDir,
+    device: torch.device,
+    revision: str | None,
+    backbone_sha256: str,
+    processes: int = 1,
 ) -> None:
     """Write environment.json: of a resumed run, this process's below the first one's."""
-    found = environment(device, revision, backbone_sha256)
+    found = environment(device, revision, backbone_sha256, processes)
     if run.environment.is_file():
         try:
             first = run.read_json(run.environment)

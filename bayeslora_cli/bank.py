@@ -103,6 +103,7 @@ class AdapterBank:
     posterior; noise (N,): theta - mean, with a posterior; local (N,): gradient of one backward
     pass; grad (2, N) or (1, N): the step's average of g and of noise * g; mask (n, r): 1 for a kept
     triplet, 0 for a pruned one. parts: where roles lie; weights: all but gates and what follows.
+    message: what processes sum at each step, grad, losses (2,) and votes on the mask (n r,).
     """
 
     def __init__(
@@ -155,8 +156,11 @@ class AdapterBank:
         self.mean = self.theta.clone() if posterior else self.theta
         self.noise = zeros(end if posterior else 0)
         self.local = zeros(end)
-        self.grad = zeros(2 if posterior else 1, end)
         self.mask = torch.ones(len(self.matrices), self.rank, device=device)
+        sizes = [(2 if posterior else 1) * end, 2, self.mask.numel()]
+        self.message = zeros(sum(sizes))
+        grad, self.losses, self.votes = torch.split(self.message, sizes)
+        self.grad = grad.view(-1, end)
         self._low_theta = zeros(low, dtype=compute_dtype)
         self._low_local = zeros(low, dtype=compute_dtype)
         self.factors: Copies | None = None
@@ -196,13 +200,8 @@ class AdapterBank:
             members = tuple(found)
             blocks = []
             for part, shape in (("A", (self.rank, width)), ("B", (height, self.rank))):
-                blocks.append(
-                    (
-                        (len(members), *shape),
-                        (_aligned(shape[0] * shape[1]), shape[1], 1),
-                        end,
-                    )
-                )
+                strides = (_aligned(shape[0] * shape[1]), shape[1], 1)
+                blocks.append(((len(members), *shape), strides, end))
                 for index in members:
                     matrix = self.matrices[index]
                     name = f"{matrix.name}.lora_{part}"

@@ -209,14 +209,13 @@ class Feed:
         self.device = device
         self.longest = int(self.lengths.max())
 
-    def batch(self, indices: Tensor) -> tuple[dict[str, Tensor], int]:
-        """The rows `indices` (b,), which are on the CPU, and how many tokens they have."""
-        lengths = self.lengths[indices]
-        width = int(lengths.max())
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        """The rows `indices` (b,), which are on the CPU."""
+        width = int(self.lengths[indices].max())
         if self.device.type == "cuda":
             width = padded_width(width, self.longest)
         rows = indices.to(self.device, non_blocking=True)
-        return self.split.batch(rows, width), int(lengths.sum())
+        return self.split.batch(rows, width)
 
 
 def evaluation_order(split: TokenisedSplit, batch_size: int) -> list[Tensor]:

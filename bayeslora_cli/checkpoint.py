@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import file_digest
 from pathlib import Path
 from time import perf_counter
@@ -51,11 +51,23 @@ class Stateful(Protocol):
 class Checkpoints:
     """The states of a run, and when the next one is due."""
 
-    def __init__(self, directory: Path, logs: Sequence[Path], every: Interval) -> None:
-        """`logs`: files that grow with the run, which each state holds as they are then."""
+    def __init__(
+        self,
+        directory: Path,
+        logs: Sequence[Path],
+        every: Interval,
+        ask: Callable[[Callable[[], bool]], bool] = lambda question: question(),
+    ) -> None:
+        """The states in a directory.
+
+        Args:
+            logs: files that grow with the run, which each state holds as they are then.
+            ask: of several processes, whose clock decides.
+        """
         self.directory = directory
         self.logs = {path.name: path for path in logs}
         self.every = every
+        self.ask = ask
         self._took = 0.0
         self._last = perf_counter()
 
@@ -63,6 +75,9 @@ class Checkpoints:
         """Whether to save after `step` steps."""
         if self.every.steps is not None:
             return step % self.every.steps == 0
+        return self.ask(self._waited)
+
+    def _waited(self) -> bool:
         wait = self.every.seconds or max(AT_LEAST, TIMES_LONGER * self._took)
         return perf_counter() - self._last >= wait
 

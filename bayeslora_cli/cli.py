@@ -13,7 +13,8 @@ from bayeslora_cli import __version__, commands, presets
 from bayeslora_cli import options as o
 from bayeslora_cli.config import FIELDS
 from bayeslora_cli.console import Progress, closing_table, logger, set_up_logging
-from bayeslora_cli.errors import BayesloraError, ConfigError, Preempted
+from bayeslora_cli.errors import BayesloraError, ConfigError, Preempted, UserError
+from bayeslora_cli.launch import joined, place
 from bayeslora_cli.report import RankReport
 from bayeslora_cli.results_command import print_table
 from bayeslora_cli.rundir import RunDir
@@ -142,25 +143,36 @@ def train(
         typed["seed"] = seeds
     if jobs is not None and jobs < 1:
         raise ConfigError([f"--jobs {jobs}: must be at least 1"])
-    with listening() as stop:
-        sweep = expand(typed, preset)
+    with listening() as stop, joined(place(), stop) as processes:
+        with processes.as_one():
+            sweep = expand(typed, preset)
+            if jobs is not None and processes.world > 1:
+                raise UserError(
+                    f"--jobs {jobs}: {processes.world} processes train one run at a time together; "
+                    "leave it out, or start this command alone"
+                )
         for notice in sweep.notices:
             logger.warning("%s", notice)
         if print_commands:
             for planned in sweep.runs:
                 print(planned.command())
         elif dry_run:
-            _print_plans(sweep, as_json=as_json)
+            with processes.as_one():
+                _print_plans(sweep, processes.world, as_json=as_json)
         elif len(sweep.runs) > 1:
             from bayeslora_cli.sweep_run import run_sweep
 
-            problems = run_sweep(sweep.runs, jobs or 1, console, stop)
-            _print_sweep(sweep, problems, as_json=as_json)
+            problems = run_sweep(sweep.runs, jobs or 1, console, stop, processes)
+            with processes.as_one():
+                if processes.first:
+                    _print_sweep(sweep, problems, as_json=as_json)
         else:
             from bayeslora_cli.engine import train as run_training
 
-            run = run_training(sweep.runs[0].resolved, Progress(console), stop)
-            _print_run(run, as_json=as_json)
+            resolved = sweep.runs[0].resolved
+            run = run_training(resolved, Progress(console), stop, processes=processes)
+            if processes.first:
+                _print_run(run, as_json=as_json)
 
 
 def _print_run(run: RunDir, *, as_json: bool) -> None:
@@ -175,12 +187,12 @@ def _print_run(run: RunDir, *, as_json: bool) -> None:
     print(run.path)
 
 
-def _print_plans(sweep: Sweep, *, as_json: bool) -> None:
+def _print_plans(sweep: Sweep, processes: int, *, as_json: bool) -> None:
     """What each run would be: one object or several, in JSON a list of them."""
     from bayeslora_cli.plan import describe_plan, plan
     from bayeslora_cli.prepare import prepare
 
-    found = [plan(prepare(planned.resolved), planned.resolved) for planned in sweep.runs]
+    found = [plan(prepare(planned.resolved), planned.resolved, processes) for planned in sweep.runs]
     if as_json:
         print(json.dumps(found if len(found) > 1 else found[0], allow_nan=False))
     else:
@@ -223,8 +235,14 @@ for name, command in (
 
 def main() -> None:
     """The entry point: known errors are one message and their exit code, bugs are tracebacks."""
+    at = place()
     try:
-        app()
+        with at.voice():
+            app()
     except BayesloraError as error:
-        print("" if isinstance(error, Preempted) else "error: ", error, sep="", file=sys.stderr)
-        sys.exit(error.exit_code)
+        if not error.told:
+            kind = "" if isinstance(error, Preempted) else "error: "
+            print(at.name if at.rank else "", kind, error, sep="", file=sys.stderr)
+        at.leave(error.exit_code)
+    except SystemExit as done:
+        at.leave(done.code)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -24,6 +26,7 @@ from bayeslora_cli.lock import locked
 from bayeslora_cli.posterior import Posterior
 from bayeslora_cli.posterior_summary import posterior_summary
 from bayeslora_cli.prepare import Prepared, prepare
+from bayeslora_cli.processes import ALONE, Alone
 from bayeslora_cli.resolve import Resolved
 from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.session import Session
@@ -39,6 +42,7 @@ def train(
     progress: Reporter | None = None,
     stop: Stop | None = None,
     shared: Shared | None = None,
+    processes: Alone = ALONE,
 ) -> RunDir:
     """Train a run, or go on with it, or say that it is done; returns its directory.
 
@@ -46,26 +50,35 @@ def train(
         progress: told of each step; None: nobody is.
         stop: `signals.listening`'s; None: signals do what they do.
         shared: of the runs that this process has trained before.
+        processes: of the job, which train the run together.
     Raises:
         UserError: options, data or model that the user can mend, or another process at the run.
         NonFiniteError: the run diverged.
         Preempted: a signal came; the state is saved.
         StorageError: something could not be written.
-        BayesloraError: out of GPU memory.
+        BayesloraError: out of GPU memory, or another process is gone.
     """
-    prepared = prepare(resolved, shared)
-    run = prepared.run
-    if _is_done(prepared):
+    stop, first = processes.agreed(stop or Stop()), processes.first
+    with processes.as_one():
+        prepared = prepare(resolved, shared)
+    run, config = prepared.run, prepared.config
+    if processes.decided(_is_done(prepared)):
         return run
-    progress, stop = progress or Reporter(), stop or Stop()
-    with locked(run.lock):
-        if _is_done(prepared):  # by the process that had the lock
+    progress = progress if progress and first else Reporter()
+    with ExitStack() as stack:
+        with processes.as_one():
+            if first:
+                stack.enter_context(locked(run.lock))
+        if processes.decided(_is_done(prepared)):  # by the process that had the lock
             return run
+        stack.callback(progress.stop)
+        stack.enter_context(memory_explained())
+        told = config if first else replace(config, log_to=None)
+        trackers = stack.enter_context(Trackers(run, told))
         try:
-            with memory_explained(), Trackers(run, prepared.config) as trackers:
-                Training(prepared, progress, stop, trackers).train()
-        finally:
-            progress.stop()
+            Training(prepared, progress, stop, trackers, processes).train()
+        except NonFiniteError as error:  # found in what all processes share
+            raise processes.once(error) from error.__cause__
     return run
 
 
@@ -80,15 +93,21 @@ class Training(Session):
     """A run from its newest checkpoint to the files that it leaves."""
 
     def __init__(
-        self, prepared: Prepared, progress: Reporter, stop: Stop, trackers: Trackers
+        self,
+        prepared: Prepared,
+        progress: Reporter,
+        stop: Stop,
+        trackers: Trackers,
+        processes: Alone,
     ) -> None:
         """Nothing is written before `train`."""
-        super().__init__(prepared)
+        super().__init__(prepared, processes)
         self.progress, self.stop, self.trackers = progress, stop, trackers
         self.checkpoints = Checkpoints(
             self.run.checkpoint,
             logs=(self.run.metrics, self.run.ranks_history),
             every=parse_interval(self.config.checkpoint_every),
+            ask=processes.ask,
         )
 
     # ---- the loop
@@ -112,22 +131,34 @@ class Training(Session):
                     self._evaluate()
                 self.stop.check()
             self._checkpoint(keep=1)
-        self._finish()
+        with self.processes.as_one():
+            if self.processes.first:
+                self._finish()
 
     def _start(self) -> None:
         self.stop.check()  # a library may have swallowed what the signal raised
-        self.run.begin(self.config, self.task, overwrite=self.config.overwrite)
-        torch.manual_seed(self.config.seed)  # dropout; noise has a generator of its own
+        first, resumed = self.processes.first, False
+        # dropout; noise has a generator of its own
+        torch.manual_seed(self.processes.seed(self.config.seed))
         self.network.module.train()
         self.network.bank.check_views()
-        resumed = self.checkpoints.restore(self.parts)
-        if resumed:
+        with self.processes.as_one():
+            if first:
+                self.run.begin(self.config, self.task, overwrite=self.config.overwrite)
+                resumed = self.checkpoints.restore(self.parts)
+        if self.processes.spread(self.parts, resumed):
             logger.info("resuming after step %d of %d", self.loop.step, self.total)
-        revision = getattr(self.network.module.config, "_commit_hash", None)
-        record_environment(self.run, self.device, revision, self.network.backbone_sha256)
+        with self.processes.as_one():
+            if first:
+                self._record_environment()
         self.trackers.start(self.loop.step)
         self.progress.start(done=self.loop.step, total=self.total)
         self._clock = perf_counter()
+
+    def _record_environment(self) -> None:
+        revision = getattr(self.network.module.config, "_commit_hash", None)
+        sha256, processes = self.network.backbone_sha256, self.processes.world
+        record_environment(self.run, self.device, revision, sha256, processes)
 
     @contextmanager
     def _saved_when_stopped(self) -> Iterator[None]:
@@ -137,20 +168,19 @@ class Training(Session):
                 yield
         except Stopped as signal:
             self._checkpoint()
-            raise Preempted(
-                f"stopped by {signal}: checkpoint at step {self.loop.step} of {self.total} in "
-                f"{self.run.path}. Run the same command again to go on"
+            raise self.processes.once(
+                Preempted(
+                    f"stopped by {signal}: checkpoint at step {self.loop.step} of {self.total} in "
+                    f"{self.run.path}. Run the same command again to go on"
+                )
             ) from None
 
     def _batch(self, step: int) -> list[dict[str, Tensor]]:
-        """The micro-batches of a step, on the device."""
-        parts = []
-        for indices in self.order.indices(step).tensor_split(self.config.grad_accum):
-            if len(indices):
-                batch, tokens = self.feed.batch(indices)
-                self.loop.interval_tokens += tokens
-                parts.append(batch)
-        return parts
+        """This process's micro-batches of a step, on the device."""
+        rows = self.order.indices(step)
+        self.loop.interval_tokens += int(self.feed.lengths[rows].sum())
+        parts = self.processes.share(rows).tensor_split(self.config.grad_accum)
+        return [self.feed.batch(indices) for indices in parts if len(indices)]
 
     # ---- what happens once in a while
 
@@ -181,7 +211,7 @@ class Training(Session):
         if self.allocator is not None:
             line |= self.allocator.facts(loop.step - 1)
             self._log_allocations(self.allocator)
-        self.run.append(self.run.metrics, [line])
+        self._append(self.run.metrics, [line])
         self.trackers.log(line)
         self.progress.log(loop.step, line)
 
@@ -196,22 +226,37 @@ class Training(Session):
         self._lap()
         if self.allocator is not None:
             self._log_allocations(self.allocator)
-        took = self.checkpoints.save(self.loop.step, self.parts, keep=keep)
+        took = self._save(keep)
         logger.debug("checkpoint at step %d, %.2f s", self.loop.step, took)
         self.loop.checkpoint_seconds += took
         self._clock = perf_counter()
+
+    def _save(self, keep: int = KEPT) -> float:
+        """Write the state; returns the seconds that it took."""
+        self.processes.compare(self.loop.step, self.network.bank)
+        self.generators.gather()
+        start = perf_counter()
+        with self.processes.as_one():
+            if self.processes.first:
+                self.checkpoints.save(self.loop.step, self.parts, keep=keep)
+        return perf_counter() - start
+
+    def _append(self, path: Path, lines: list[Mapping[str, Any]]) -> None:
+        if self.processes.first:
+            self.run.append(path, lines)
 
     def _stop_if_diverged(self) -> None:
         """After a step that was not finite, leave the state before it; the device has kept it."""
         bad_step = self.step.bad_step()
         if bad_step is None:
             return
+        self.processes.check_masks(bad_step)
         if self.generators.rewind(bad_step):  # or the last checkpoint has to do
             self.step.forget(self.loop.step - bad_step)
             self.loop.step = bad_step
             if self.allocator is not None:
                 self._log_allocations(self.allocator, before=bad_step)
-            self.checkpoints.save(bad_step, self.parts)
+            self._save()
         raise NonFiniteError(
             f"step {bad_step}: the loss, a gradient or a score is not finite; lower --lr (and "
             "--boost-lr), or try --precision fp32. The state before that step is in "
@@ -229,7 +274,7 @@ class Training(Session):
                 self.loop.allocation = found
                 lines.append({"step": step, "budget": budget, **found})
         if lines:
-            self.run.append(self.run.ranks_history, lines)
+            self._append(self.run.ranks_history, lines)
 
     def _evaluate(self) -> None:
         start, done = perf_counter(), self.loop.step
@@ -237,7 +282,7 @@ class Training(Session):
             self.network, self.task, self.splits, self.stop.check, self.step.runner
         )
         found = {"step": done - 1, "epoch": done / self.steps_per_epoch, "metrics": metrics}
-        self.run.append(self.run.metrics, [found])
+        self._append(self.run.metrics, [found])
         self.trackers.log(found)
         value = metrics[self.task.validation_splits[0]][self.task.selecting]
         at_budget = self.allocator is None or done > self.allocator.final_step

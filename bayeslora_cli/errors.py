@@ -14,6 +14,8 @@ class BayesloraError(Exception):
     """A known failure: one message on stderr, no traceback."""
 
     exit_code = EXIT_FAILED
+    told = False
+    """Whether another process of the job says it."""
 
 
 class UserError(BayesloraError):
@@ -44,6 +46,10 @@ class RunDirError(UserError):
 
 class NonFiniteError(BayesloraError):
     """The loss, a gradient or a score was not finite; the last good state is kept."""
+
+
+class DriftError(BayesloraError):
+    """The processes of a job have come to different results."""
 
 
 class Preempted(BayesloraError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 
 import torch
 from torch import Tensor
@@ -15,14 +16,17 @@ from bayeslora_cli.quantizer import SMALLEST_RANGE
 
 
 @torch.no_grad()
-def measure(network: Network, batch: Mapping[str, Tensor]) -> Tensor:
+def measure(network: Network, batch: Mapping[str, Tensor] | None) -> Tensor:
     """Smallest and largest elements of the layers' x, x A' and x A' diag(E): (n, 3, 2).
 
     At the mean, without dropout or quantizers, and with the singular values that are 0 at
-    `E_FLOOR`: 0 would give the last of them no range.
+    `E_FLOOR`: 0 would give the last of them no range. Of no batch: infinity and its negative.
     """
     gates, bank, module = network.gates, network.bank, network.module
     assert gates is not None
+    if batch is None:
+        ends = torch.tensor((inf, -inf), device=bank.theta.device)
+        return ends.expand(len(gates.layers), 3, 2)
     singular, mode, training = bank.singular_values(bank.theta), gates.mode, module.training
     kept = singular.clone()
     module.eval()

@@ -19,6 +19,7 @@ from bayeslora_cli.gates import FIXED, FLOAT, LEARNING
 from bayeslora_cli.hard_concrete import nested, probability
 from bayeslora_cli.model import Network
 from bayeslora_cli.optim import BankAdamW
+from bayeslora_cli.processes import ALONE, Alone
 
 logger = logging.getLogger("bayeslora")
 UPDATED = {FLOAT: (), LEARNING: ("gate", "range"), FIXED: ("range",)}
@@ -38,6 +39,7 @@ class GateTrainer(Allocator):
         gate_lr: float,
         range_lr: float,
         generator: torch.Generator,
+        processes: Alone = ALONE,
     ) -> None:
         """The float phase, or what comes first.
 
@@ -45,9 +47,11 @@ class GateTrainer(Allocator):
             width_weights: of each gate over a width, in the penalty: (n, q, L - 1).
             rank_weight: of each matrix.
             generator: draws the gates.
+            processes: whose batches the first ranges are measured on.
         """
         assert network.gates is not None
         self.network, self.gates, self.schedule = network, network.gates, schedule
+        self.processes = processes
         self.final_step = schedule.first_fixed - 1
         bank = self.bank = network.bank
         device = bank.theta.device
@@ -75,10 +79,11 @@ class GateTrainer(Allocator):
             self._history.append(step)
         return phase
 
-    def before_passes(self, step: int, batch: Mapping[str, Tensor], good: Tensor) -> None:
+    def before_passes(self, step: int, batch: Mapping[str, Tensor] | None, good: Tensor) -> None:
         """Measure the first ranges, at the end of the float phase, once."""
         if step == self.schedule.t_init and self.gates.plan.operands:
-            calibrate(self.gates, self.bank.mean, measure(self.network, batch), good)
+            seen = self.processes.extremes(measure(self.network, batch))
+            calibrate(self.gates, self.bank.mean, seen, good)
 
     def regularise(self) -> Tensor:
         """Add the penalty's gradient at theta to `bank.local`; return its value.
@@ -192,7 +197,9 @@ def gate_optimizers(bank: AdapterBank) -> dict[str, BankAdamW]:
     }
 
 
-def gate_trainer(config: RunConfig, network: Network, noise: torch.Generator) -> GateTrainer:
+def gate_trainer(
+    config: RunConfig, network: Network, noise: torch.Generator, processes: Alone = ALONE
+) -> GateTrainer:
     """The trainer of a configuration whose schedule is final; `noise` draws its gates, too."""
     return GateTrainer(
         network,
@@ -202,4 +209,5 @@ def gate_trainer(config: RunConfig, network: Network, noise: torch.Generator) ->
         gate_lr=config.gate_lr,
         range_lr=config.range_lr,
         generator=noise,
+        processes=processes,
     )

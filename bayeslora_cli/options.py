@@ -119,7 +119,9 @@ RangeLr = _option(float, "Learning rate of the quantizers' ranges (default: 0.01
 
 Epochs = _option(float, "Passes over the training data.", LENGTH)
 MaxSteps = _option(int, "Optimisation steps, instead of epochs.", LENGTH)
-BatchSize = _option(int, "Examples a step, over all micro-batches (default: 32).", LENGTH)
+BatchSize = _option(
+    int, "Examples a step, over all micro-batches and processes (default: 32).", LENGTH
+)
 GroupByLength = _option(
     bool,
     "Put examples of like length into a batch, so that little is padded (default: at random).",

@@ -15,17 +15,32 @@ from bayeslora_cli.errors import NonFiniteError
 from bayeslora_cli.model import Network
 from bayeslora_cli.posterior import Posterior
 from bayeslora_cli.predictive import Predictive
+from bayeslora_cli.processes import ALONE, Alone
 
 
 class Batches:
-    """A split in batches on a device: collated and moved once, for any number of passes."""
+    """A split in batches on a device: collated and moved once, for any number of passes.
 
-    def __init__(self, split: TokenisedSplit, batch_size: int, device: torch.device) -> None:
+    Of several processes each has every so manieth batch, and all get all logits.
+    """
+
+    def __init__(
+        self,
+        split: TokenisedSplit,
+        batch_size: int,
+        device: torch.device,
+        processes: Alone = ALONE,
+    ) -> None:
         order = evaluation_order(split, batch_size)
         longest = int(split.lengths.max())
         self.labels = split.labels
-        self.rows = torch.cat(order)
-        """(n,) int64: where each example of the batches, one after the other, is in the split."""
+        self.examples = len(split)
+        self.processes = processes
+        self.rounds = -(-len(order) // processes.world)
+        """Batches of the process that has the most."""
+        order = order[processes.rank :: processes.world]
+        self.rows = torch.cat((*order, torch.empty(0, dtype=torch.int64)))
+        """int64: where each example of the batches, one after the other, is in the split."""
 
         def width(indices: Tensor) -> int:
             own = int(split.lengths[indices].max())
@@ -53,7 +68,7 @@ def logits_of(
     """Logits of a split at what the modules see now: (examples, outputs), fp32, on the CPU.
 
     Args:
-        check: called before each batch; what it raises ends the passes, and changes nothing.
+        check: called before each round; what it raises ends the passes, and changes nothing.
         runner: of the passes.
     Raises:
         NonFiniteError: a logit that is not finite.
@@ -62,28 +77,29 @@ def logits_of(
     network.module.eval()
     try:
         if not len(batches.place):
-            most = max(len(batch["input_ids"]) for batch in batches.inputs)
+            most = max((len(batch["input_ids"]) for batch in batches.inputs), default=0)
             batches.place.resize_(most, network.labels.outputs)
 
         def piece(batch: Inputs) -> None:
             batches.place[: len(batch["input_ids"])].copy_(network.logits(batch))
 
-        logits = []
+        logits = [batches.place[:0]]
         with uncompiled():
-            for batch in batches.inputs:
+            for turn in range(batches.rounds):
                 check()
-                runner((id(batches), network.branch), piece, batch)
-                logits.append(batches.place[: len(batch["input_ids"])].clone())
-        found = torch.cat(logits).cpu()
+                for batch in batches.inputs[turn : turn + 1]:
+                    runner((id(batches), network.branch), piece, batch)
+                    logits.append(batches.place[: len(batch["input_ids"])].clone())
+        found = torch.zeros(batches.examples, network.labels.outputs)
+        found[batches.rows] = torch.cat(logits).cpu()
+        batches.processes.total(found)  # zeros elsewhere: a row is one process's
     finally:
         network.module.train(training)
     if not found.isfinite().all():
         raise NonFiniteError(
             "a prediction is not finite: the run has diverged, train with a lower --lr"
         )
-    ordered = torch.empty_like(found)
-    ordered[batches.rows] = found
-    return ordered
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,4 +152,4 @@ def predict_over_samples(
 
 def _predictive(network: Network, batches: Batches) -> Predictive:
     labels = network.labels
-    return Predictive(len(batches.rows), None if labels.regression else labels.outputs)
+    return Predictive(batches.examples, None if labels.regression else labels.outputs)

@@ -28,9 +28,11 @@ PHASES = {
 }
 
 
-def plan(prepared: Prepared, resolved: Resolved) -> dict[str, Any]:
+def plan(prepared: Prepared, resolved: Resolved, processes: int = 1) -> dict[str, Any]:
     """Everything there is to say of a run before it begins, as a JSON object.
 
+    Args:
+        processes: that share the batches; the memory is one's.
     Raises:
         UserError: a backbone or a device that cannot be had.
     """
@@ -51,7 +53,7 @@ def plan(prepared: Prepared, resolved: Resolved) -> dict[str, Any]:
     needed = estimate(
         network,
         config,
-        rows=min(config.batch_size // config.grad_accum, rows["train"]),
+        rows=min(-(-config.batch_size // (config.grad_accum * processes)), rows["train"]),
         tokens=longest,
         token_types=train.token_types is not None,
         device=pick_device(config.device),

@@ -8,6 +8,8 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
+from time import monotonic
 from types import FrameType
 
 from bayeslora_cli.errors import Preempted
@@ -31,6 +33,8 @@ class Stop:
         self.signal: signal.Signals | None = None
         self.noting = False
         """Whether a signal is noted, to be found by `check`, and not raised where it comes."""
+        self.patience = 0.0
+        """Seconds in which a second SIGINT counts as the first."""
 
     def check(self) -> None:
         """Do nothing, in the normal case.
@@ -63,11 +67,12 @@ def listening() -> Iterator[Stop]:
         SystemExit: a second SIGINT came.
     """
     stop = Stop()
-    interrupts = 0
+    interrupts, last = 0, -inf
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
+        nonlocal interrupts, last
+        if number == signal.SIGINT and monotonic() - last >= stop.patience:
+            interrupts, last = interrupts + 1, monotonic()
         if interrupts == 2:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third finds nobody to ask
             raise _Abandoned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from bayeslora_cli.bank import AdapterBank
 from bayeslora_cli.errors import RunDirError
+from bayeslora_cli.processes import ALONE, Alone, mixed
 
+logger = logging.getLogger("bayeslora")
 STEPS_BACK = 1000  # that the generators can go: 10 kB a step on a CPU, next to nothing on a GPU
 
 
@@ -52,9 +55,17 @@ class Loop:
 
 
 class Generators:
-    """The random generators: torch's own on the CPU and the device (dropout), and the noise's."""
+    """The random generators: torch's own on the CPU and the device (dropout), and the noise's.
 
-    def __init__(self, device: torch.device, noise: torch.Generator) -> None:
+    Of several processes each has its own; a checkpoint, which is the first one's, has all.
+    """
+
+    def __init__(
+        self, device: torch.device, noise: torch.Generator, processes: Alone = ALONE
+    ) -> None:
+        self.processes = processes
+        self.others: list[dict[str, str]] = []
+        """The other processes' states, by rank, as of the last `gather` or checkpoint."""
         self.generators = {"cpu": torch.default_generator, "noise": noise}
         if device.type == "cuda":
             index = device.index or 0
@@ -78,12 +89,37 @@ class Generators:
         """None: a generator's state is not written through a view."""
         return {}
 
-    def scalars(self) -> dict[str, str]:
-        """States in hexadecimal."""
+    def gather(self) -> None:
+        """Learn the other processes' states, for the first one's `scalars`."""
+        self.others = self.processes.gather(self._own())[1:]
+
+    def _own(self) -> dict[str, str]:
         return {n: g.get_state().numpy().tobytes().hex() for n, g in self.generators.items()}
 
-    def load_scalars(self, scalars: dict[str, str]) -> None:
-        """Take `scalars()` of an earlier process on the same kind of device."""
+    def scalars(self) -> dict[str, Any]:
+        """States in hexadecimal, and those of other processes, if any."""
+        return {**self._own(), **({"others": self.others} if self.others else {})}
+
+    def load_scalars(self, scalars: dict[str, Any]) -> None:
+        """Take `scalars()` of an earlier process on the same kind of device.
+
+        A process that was not there begins anew, from a seed that follows from the state.
+        """
+        self.others = scalars.get("others", [])  # for the other processes to take
+        found = [{n: s for n, s in scalars.items() if n != "others"}, *self.others]
+        rank, world = self.processes.rank, self.processes.world
+        if len(found) != world and self.processes.first:
+            logger.info(
+                "the checkpoint is of %d process%s, now %d: the same batches, other random draws",
+                len(found), "es" if len(found) > 1 else "", world,
+            )  # fmt: skip
+        if rank < len(found):
+            self._take(found[rank])
+            return
+        for name, generator in self.generators.items():
+            generator.manual_seed(mixed(found[0][name], rank))
+
+    def _take(self, scalars: dict[str, str]) -> None:
         if scalars.keys() != self.generators.keys():
             kind = "cuda" if "cuda" in scalars else "cpu"
             raise RunDirError(

@@ -16,6 +16,7 @@ from bayeslora_cli.capture import Inputs, Runner, run_eagerly
 from bayeslora_cli.model import Network
 from bayeslora_cli.optim import BankOptimizer
 from bayeslora_cli.penalty import orthogonality
+from bayeslora_cli.processes import ALONE, Alone
 from bayeslora_cli.schedules import LearningRate
 
 
@@ -53,8 +54,12 @@ class TrainStep:
         orth_reg: float,
         samples: int,
         runner: Runner = run_eagerly,
+        processes: Alone = ALONE,
     ) -> None:
-        """`samples`: posterior samples a micro-batch; `orth_reg`: 0 for no penalty."""
+        """`samples`: posterior samples a micro-batch; `orth_reg`: 0 for no penalty.
+
+        `processes`: whose gradients are averaged.
+        """
         self.network = network
         self.optimizer = optimizer
         self.allocator = allocator
@@ -62,25 +67,31 @@ class TrainStep:
         self.orth_reg = orth_reg
         self.samples = samples
         self.runner = runner
+        self.processes = processes
         device = network.bank.theta.device
         self.good = torch.ones((), dtype=torch.bool, device=device)
         # fixed places for what changes from step to step: a captured step reads no others
         self._step = torch.zeros((), dtype=torch.float64, device=device)
         self._rate = torch.zeros((), device=device)
-        self._loss = torch.zeros(2, device=device)  # task loss and penalty of this step
+        self._loss = network.bank.losses  # task loss and penalty of this step
         self._bad_step = torch.full((), -1.0, dtype=torch.float64, device=device)
         self._sums = torch.zeros(2, device=device)  # the same, summed
         self._count = 0
 
     def __call__(self, step: int, micro_batches: Sequence[dict[str, Tensor]]) -> None:
-        """Step number `step`, counted from 0, on one batch in micro-batches."""
+        """Step number `step`, counted from 0, on one batch in micro-batches.
+
+        Of several processes each has a part of the batch, which may be empty.
+        """
         self._step.fill_(step)
         self._rate.fill_(self.learning_rate(step))
         phase = None if self.allocator is None else self.allocator.announce(step)
         holds = phase is not None and phase.holds
         passes = None if phase is None else phase.passes
         if self.allocator is not None:
-            self.allocator.before_passes(step, micro_batches[0], self.good)
+            self.allocator.before_passes(step, next(iter(micro_batches), None), self.good)
+        if not micro_batches:
+            self.network.bank.message.zero_()
         rows = sum(len(batch["labels"]) for batch in micro_batches)
         first = True
         for batch in micro_batches:
@@ -132,8 +143,9 @@ class TrainStep:
     def _update(self, _: Inputs, *, phase: Any) -> None:
         """What follows the passes: optimizer and allocation, wherever all is finite."""
         bank, optimizer, allocator = self.network.bank, self.optimizer, self.allocator
+        good = self.processes.reduce(bank, self.good)
         # a sum is finite only if its terms are, and makes no second tensor of their size
-        good = self.good & (self._loss.sum() + bank.grad.sum()).isfinite()
+        good = good & (self._loss.sum() + bank.grad.sum()).isfinite()
         optimizer.update(self._step, self._rate, good)
         if allocator is not None:
             # sigma costs a pass over all elements: only where scores are taken
@@ -144,12 +156,16 @@ class TrainStep:
         self._sums.add_(torch.where(good, self._loss, 0))
 
     def compile(self) -> None:
-        """Put what the step does around the backbone's passes under torch.compile."""
+        """Put what the step does around the backbone's passes under torch.compile.
+
+        But not the scores where others must come to the same: a compiled sum's order is chosen by
+        timing it, in each process.
+        """
         self.optimizer.compile()
         for owner, name in (
             (self, "_collect"),
             (self.network.bank, "publish"),
-            (self.allocator, "after_update"),
+            (self.allocator if self.processes.world == 1 else None, "after_update"),
         ):
             if owner is not None:
                 setattr(owner, name, torch.compile(getattr(owner, name), dynamic=False))

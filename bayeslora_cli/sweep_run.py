@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from bayeslora_cli.console import Progress
 from bayeslora_cli.errors import BayesloraError, Preempted
+from bayeslora_cli.processes import ALONE, Alone
 from bayeslora_cli.signals import Stop
 from bayeslora_cli.sweep import PlannedRun
 
@@ -19,7 +20,7 @@ logger = logging.getLogger("bayeslora")
 
 
 def run_sweep(
-    runs: Sequence[PlannedRun], jobs: int, console: Console, stop: Stop
+    runs: Sequence[PlannedRun], jobs: int, console: Console, stop: Stop, processes: Alone = ALONE
 ) -> dict[str, str]:
     """Train all that are not done yet; what has gone wrong: the run's label -> what.
 
@@ -28,17 +29,20 @@ def run_sweep(
     Raises:
         Preempted: a signal has come; the states are saved.
     """
-    todo = [run for run in runs if not run.is_done()]
+    done = processes.decided([run.is_done() for run in runs])
+    todo = [run for run, is_done in zip(runs, done, strict=True) if not is_done]
     if len(todo) < len(runs):
         logger.info("%d of %d runs are done already", len(runs) - len(todo), len(runs))
     if jobs > 1 and len(todo) > 1:
         from bayeslora_cli.sweep_jobs import run_jobs
 
         return run_jobs(todo, min(jobs, len(todo)), console, stop)
-    return _one_by_one(todo, console, stop)
+    return _one_by_one(todo, console, stop, processes)
 
 
-def _one_by_one(runs: Sequence[PlannedRun], console: Console, stop: Stop) -> dict[str, str]:
+def _one_by_one(
+    runs: Sequence[PlannedRun], console: Console, stop: Stop, processes: Alone
+) -> dict[str, str]:
     problems: dict[str, str] = {}
     if not runs:
         return problems
@@ -49,7 +53,7 @@ def _one_by_one(runs: Sequence[PlannedRun], console: Console, stop: Stop) -> dic
     for number, planned in enumerate(runs, start=1):
         logger.info("run %d of %d: %s", number, len(runs), planned.label)
         try:
-            train(planned.resolved, Progress(console), stop, shared)
+            train(planned.resolved, Progress(console), stop, shared, processes)
         except Preempted:
             raise
         except BayesloraError as error:

@@ -62,6 +62,8 @@ LIGHT = {
     "trackers",
     "ladder",
     "bit_operations",
+    "processes",
+    "launch",
 }
 # library -> its only importers, function bodies included
 ONLY = {
@@ -111,6 +113,10 @@ MAY_IMPORT = {
     "intervals": set(),
     "signals": {"errors"},
     "lock": {"errors"},
+    "processes": {"errors", "signals", "bank", "checkpoint"},
+    "launch": {"processes", "signals", "together"},
+    "agreement": {"signals"},
+    "together": {"errors", "signals", "agreement", "bank", "checkpoint", "processes"},
     "config": {"errors", "intervals", "ladder"},
     "config_file": {"errors", "config"},
     "presets": {"errors", "config", "config_file"},

@@ -47,7 +47,7 @@ def trained(monkeypatch):
 
     seen, real = Trained(), engine.train
 
-    def train(resolved, progress, stop, shared=None):
+    def train(resolved, progress, stop, shared=None, processes=None):
         seed = resolved.config.seed
         seen.append(seed)
         if seed in seen.fail:

@@ -172,16 +172,16 @@ def _dress(network: Network, device: torch.device) -> None:
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device=device, requires_grad=True)
 
-    widths = len(gates.plan.ladder)
+    widths, rank = len(gates.plan.ladder), padded_rank(gates.rank, gates.dtype, device)
     for layer in gates.layers:
         by = {
             name: Quantizers(empty(1, 1 + widths), empty(1, 2 + widths).detach())
             for name in gates.plan.operands
         }
         layer.operands = Operands(
-            a=empty(*layer.lora_A.shape, dtype=gates.dtype),
-            e=empty(layer.rank, dtype=gates.dtype),
-            b=empty(*layer.lora_B.shape, dtype=gates.dtype),
+            a=empty(rank, layer.lora_A.shape[1], dtype=gates.dtype),
+            e=empty(rank, dtype=gates.dtype),
+            b=empty(layer.lora_B.shape[0], rank, dtype=gates.dtype),
             of_input=by.get("x"),
             of_a=by.get("a"),
             of_h=by.get("h"),

@@ -28,11 +28,16 @@ class Lost:
     what: list[str]
     max_difference: float
     """Largest |difference| that it makes to a logit of the run."""
+    rows: int
+    changed: int | None
+    """Rows that get another class by it; None: the task has none."""
 
     def __str__(self) -> str:
+        changed = "" if self.changed is None else f", {self.changed} of {self.rows} classes change"
         return (
-            f"not quantized in this format: {' and '.join(self.what)}; the run's own logits differ "
-            f"by up to {self.max_difference:.1e}"
+            f"not quantized in this format: {' and '.join(self.what)}, which are neither rounded "
+            f"nor cut off at their ranges; the run's own logits differ by up to "
+            f"{self.max_difference:.1e}{changed}"
         )
 
 
@@ -51,9 +56,13 @@ def lose(network: Network, form: str, batches: Sequence[Batch]) -> Lost | None:
     before = run_logits(network, batches)
     gates.quantized -= gone
     after = run_logits(network, batches)
+    pairs = list(zip(before, after, strict=True))
+    changed = sum(int((a.argmax(-1) != b.argmax(-1)).sum()) for a, b in pairs)
     lost = Lost(
         what=sorted({NAMES[operand] for operand in gone}),
-        max_difference=max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True)),
+        max_difference=max(float((a - b).abs().max()) for a, b in pairs),
+        rows=sum(len(a) for a in before),
+        changed=changed if network.labels.classes else None,
     )
     logger.warning("--format %s: %s", form, lost)
     return lost

@@ -64,7 +64,7 @@ def history_figure(history: History) -> Figure:
     for number, course in enumerate(reversed(courses)):
         foot = FOOT + number * (image + GAP)
         axes = new_axes(figure, left, foot, width, image)
-        top = float(course.values.max()) or 1.0
+        top = course.top or 1.0
         axes.pcolormesh(
             edges, np.arange(len(matrices) + 1), course.values.T[history.order()],
             cmap=RISING, vmin=0, vmax=top, rasterized=True,

@@ -71,17 +71,17 @@ class GateSchedule:
         return GatePhase(mode="learning", records=(step - self.t_init) % every == every - 1 or last)
 
 
-def steps_to_close(rate: float, at_most: int) -> int | None:
+def steps_to_close(rate: float, at_most: int, weight: float = 1.0) -> int | None:
     """Steps in which the penalty alone closes a new gate; None: more than `at_most`.
 
-    AdamW at the learning rate `rate` on the gradient of q = sigmoid(phi + 1.5986), whose scale does
-    not matter to it. The gradient grows as the gate closes, so that it moves more than `rate` a
-    step.
+    AdamW at the learning rate `rate` on the gradient of q = sigmoid(phi + 1.5986). It grows as the
+    gate closes, so that the gate moves more than `rate` a step. Its scale does not matter, unless
+    it is near AdamW's epsilon: a new gate's is 0.0005 times the penalty's `weight`.
     """
     phi, average, square = START, 0.0, 0.0
     for step in range(1, at_most + 1):
         q = 1 / (1 + math.exp(-phi - SHIFT))
-        gradient = q * (1 - q)
+        gradient = weight * q * (1 - q)
         average = BETA1 * average + (1 - BETA1) * gradient
         square = BETA2 * square + (1 - BETA2) * gradient**2
         corrected = average / (1 - BETA1**step)
@@ -99,13 +99,27 @@ def schedule_of(config: RunConfig) -> GateSchedule:
 
 def too_short(config: RunConfig) -> str | None:
     """A warning where no gate can close in the learning phase, by the penalty alone."""
-    bits = config.blora_mode != "rank" and len(parse_ladder(config.bit_ladder)) > 1
-    ranks = config.blora_mode != "quant" and config.init_rank > 1
-    if not (bits and config.lambda_quant) and not (ranks and config.lambda_rank):
-        return None  # there is none, or none is to close
+    weights = {}
+    ladder = parse_ladder(config.bit_ladder)
+    if config.blora_mode != "rank" and len(ladder) > 1 and config.lambda_quant:
+        # the first gate of a quantizer, which is in all of its terms
+        most = sum(ladder[1:]) if config.reg == "bop" else len(ladder) - 1
+        weights["--lambda-quant"] = config.lambda_quant * most
+    if config.blora_mode != "quant" and config.init_rank > 1 and config.lambda_rank:
+        weights["--lambda-rank"] = config.lambda_rank
+    if not weights:
+        return None  # there is no gate, or none is to close
     steps = schedule_of(config).learning
-    if steps_to_close(config.gate_lr, steps) is not None:
+    if steps_to_close(config.gate_lr, steps, max(weights.values())) is not None:
         return None
+    if steps_to_close(config.gate_lr, steps) is not None:
+        values = {"--lambda-quant": config.lambda_quant, "--lambda-rank": config.lambda_rank}
+        given = " ".join(f"{name} {values[name]}" for name in weights)
+        return (
+            f"{given}: too small for AdamW to close a gate in the learning phase's {steps} steps "
+            "by the penalty; ranks and widths may stay what they are at the start. Raise the "
+            "penalty"
+        )
     return (
         f"--gate-lr {config.gate_lr}: the learning phase has {steps} steps, too few for the "
         "penalty to close a gate; ranks and widths may stay what they are at the start. Train "

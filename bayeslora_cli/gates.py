@@ -17,8 +17,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bayeslora_cli.bank import AdapterBank
+from bayeslora_cli.factors import padded_rank
 from bayeslora_cli.gated import GatedLinear, Operands
 from bayeslora_cli.hard_concrete import MARGIN, START, is_open, nested, probability, sampled
 from bayeslora_cli.quantizer import Quantizers, intervals, quantize, quantizers
@@ -91,6 +93,8 @@ class Gates:
         own = {name: parameter for name, _, parameter in self.parameters}
         self.bits, self.ranks = own.get("gates.bits"), own.get("gates.ranks")
         self.ranges, self.signed = own.get("ranges"), own.get("signed")
+        self.computed_rank = padded_rank(self.rank, dtype, device)
+        """With the zeros that fill up rows on a GPU, see `factors`."""
         # fp32 whatever the layers see; their gradients are added to `bank.local` in place
         self._e = _leaf(bank.singular_values(bank.theta), bank.singular_values(bank.local))
         self._factors = {
@@ -216,7 +220,7 @@ class Gates:
         parts = {} if by is None else self._by_operand(by)
         a, b = self._quantized("A", parts), self._quantized("B", parts)
         e = quantize(self._e, parts["E"]) if "E" in parts else self._e
-        e = (e * self._rank_gates(u.get("ranks"))).to(self.dtype)
+        e = self._filled((e * self._rank_gates(u.get("ranks"))).to(self.dtype), along=-1)
         rows = {name: _rows(parts[name]) for name in ("x", "a", "h", BASE) if name in parts}
         none: list[None] = [None] * len(self.layers)
         for layer, *operands in zip(
@@ -279,9 +283,15 @@ class Gates:
             if sizes:
                 values = quantize(leaf, Quantizers(*(size[index] for size in sizes)))
             values = (values * self.layers[0].scale if name == "B" else values).to(self.dtype)
-            found += values[:, : shape[1] * shape[2]].view(shape).unbind(0)
+            values = values[:, : shape[1] * shape[2]].view(shape)
+            found += self._filled(values, along=-2 if name == "A" else -1).unbind(0)
         order = sorted(range(len(found)), key=self._members.__getitem__)
         return [found[place] for place in order]
+
+    def _filled(self, values: Tensor, *, along: int) -> Tensor:
+        """Ranks along an axis filled up with zeros to `computed_rank`."""
+        missing = self.computed_rank - self.rank
+        return F.pad(values, (0, 0) * (-1 - along) + (0, missing)) if missing else values
 
     # ---- what is expected
 

@@ -22,6 +22,7 @@ from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.shades import Shading, printable
 
 Ints = NDArray[np.int64]
+Turns = tuple[float | None, ...]
 FIRST, SETTLED = "first", "settled"
 
 
@@ -36,8 +37,10 @@ class Course:
     """(t, matrices)."""
     totals: Floats
     """(t,)."""
-    first: tuple[float | None, ...]
-    settled: tuple[float | None, ...]
+    top: float
+    """The number of the strongest colour; what is not quantized yet has it, too."""
+    first: Turns
+    settled: Turns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,12 +136,13 @@ class History:
         """What is drawn: the ranks, and the widths where there are any."""
         ranks = Course(
             unit="rank", total="budget", values=self.ranks, totals=self.budget,
-            first=self.first_loss, settled=self.settled,
+            top=float(self.ranks.max()), first=self.first_loss, settled=self.settled,
         )  # fmt: skip
         if self.bits is None:
             return [ranks]
         bits = Course(
             unit="bits", total="mean", values=self.bits, totals=self.bits.mean(axis=1),
+            top=float(self.bits[self.bits < FLOAT_BITS].max(initial=0)) or FLOAT_BITS,
             first=self.first_narrower, settled=self.settled_bits,
         )  # fmt: skip
         return [ranks, bits]
@@ -227,9 +231,6 @@ def _quantized(steps: Ints, bits: Floats) -> tuple[Ints, Floats, Floats]:
     return steps[there], bits[there], bits[there[:1]].reshape(-1, bits.shape[1])
 
 
-Turns = tuple[float | None, ...]
-
-
 def _turns(courses: Sequence[tuple[Ints, Floats, Floats]]) -> tuple[Turns, Turns]:
     """Of each matrix the step at which its number first fell, and that of its last change.
 
@@ -270,8 +271,7 @@ class _Drawing:
     ) -> None:
         self.history, self.course = history, course
         self.bold, self.dim = ("bold", "dim") if colour else ("", "")
-        top = float(course.values.max())
-        self.shading = Shading(top=top, colour=colour, characters=shades)
+        self.shading = Shading(top=course.top, colour=colour, characters=shades)
         self.decimals = 0 if all(v.is_integer() for v in course.values.flat) else 1
 
         matrices = history.group.matrices
@@ -280,7 +280,8 @@ class _Drawing:
         layer = 1 + max(map(len, layers))
         self.names = [f"{m.kind:{kind}}{n:>{layer}}" for m, n in zip(matrices, layers, strict=True)]
         self.name = 1 + max(map(len, ("budget", *self.names)))
-        numbers = [_shown(history.steps[-1]), self.number(course.totals.max()), self.number(top)]
+        most = max(course.totals.max(), course.values.max())
+        numbers = [_shown(history.steps[-1]), self.number(most)]
         self.digits = max(map(len, numbers))
         self.cell = 1 + self.digits + shades
         self.ends = 1 + max(len(FIRST), len(SETTLED), self.digits)
@@ -307,9 +308,8 @@ class _Drawing:
                 kind = history.group.matrices[i].kind
                 lines.append(Text())
             lines.append(self.matrix(i))
-        legend = self.shading.legend(self.number)
         lines.append(Text())
-        if legend:
+        if legend := self.shading.legend(self.number):
             lines.append(Text(f"{course.unit:{self.name}} ").append_text(legend))
         for line in lines:
             if not self.shading.colour:
@@ -320,8 +320,9 @@ class _Drawing:
         """The line of the i-th matrix."""
         line = Text(f"{self.names[i]:{self.name}}")
         for value in self.values[:, i].tolist():
-            text = f"{self.number(value):>{1 + self.digits}}{self.shading.mark(value)}"
-            line.append(f"{text:{self.cell}}", self.shading.style(value))
+            shade = min(value, self.course.top)
+            text = f"{self.number(value):>{1 + self.digits}}{self.shading.mark(shade)}"
+            line.append(f"{text:{self.cell}}", self.shading.style(shade))
         for step in (self.course.first[i], self.course.settled[i]):
             line.append(f"{ABSENT if step is None else _shown(step):>{self.ends}}")
         return line
@@ -340,9 +341,9 @@ def _captions(history: History) -> tuple[str, ...]:
     kept = f"{number} of {group.initial} triplets kept"
     if len(steps) == 1:
         return (f"{kept}; no rank ever changes",)
-    narrower = "" if history.bits is None else ", or of the first narrower width"
+    loss = "the first loss" if history.bits is None else "the first loss or narrower width"
     return (
-        f"{FIRST}: step of the first loss{narrower}; {SETTLED}: step of the last change",
+        f"{FIRST}: step of {loss}; {SETTLED}: step of the last change",
         f"{kept}; no change before step {_shown(steps[1])} nor after step {_shown(steps[-1])} "
         f"of {group.reports[0].step + 1}",
     )

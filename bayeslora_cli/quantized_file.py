@@ -148,7 +148,7 @@ def _operands(
     layer: GatedLinear, gates: Gates, own: dict[str, Tensor], values: dict[str, Tensor]
 ) -> Operands:
     """What a layer takes; pruned ranks are zeros, so that sums are those of the run to the bit."""
-    missing = layer.rank - len(values["E"])
+    missing = gates.computed_rank - len(values["E"])
     # -ln beta, which is never trained here, may be anything
     quantizers = {name: Quantizers(found[None, 1:], found[None]) for name, found in own.items()}
     if BASE in values:

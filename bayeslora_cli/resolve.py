@@ -63,6 +63,11 @@ def without_effect(method: str, optimizer: str, values: Mapping[str, Any]) -> di
         (mode == "rank", QUANT, "--blora-mode rank"),
         (mode == "quant", ("lambda_rank",), "--blora-mode quant"),
         (
+            method == "blora" and "," not in str(values.get("bit_ladder", ",")),
+            ("lambda_quant", "reg"),
+            "one width in --bit-ladder",
+        ),
+        (
             method == "full",
             ("target_rank", "init_rank", "alpha", "target_modules"),
             "--method full",

@@ -107,7 +107,7 @@ MAY_IMPORT = {
     "bit_operations": set(),
     "ladder": set(),
     "gated": {"adapters", "quantizer"},
-    "gates": {"bank", "gated", "hard_concrete", "quantizer"},
+    "gates": {"bank", "factors", "gated", "hard_concrete", "quantizer"},
     "gate_schedule": {"config", "hard_concrete", "ladder"},
     "gate_ranges": {"compiler", "gated", "gates", "model", "quantizer"},
     "intervals": set(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from dataclasses import replace
 from unittest import mock
 
 import matplotlib
@@ -294,3 +295,31 @@ def test_the_style_is_ours_alone(view, tmp_path):
     before = dict(matplotlib.rcParams)
     save_figure(view, tmp_path / "figure.png")
     assert dict(matplotlib.rcParams) == before
+
+
+def test_widths_are_beside_ranks_and_below_their_course(tmp_path):
+    """Weights' and activations' widths in colours of their own; nothing covers anything."""
+    report = allocation(names(2), criterion="gates")
+    bits = {"A": 8, "B": 8, "E": 8, "x": 4, "a": 4, "h": 4}
+    report = replace(report, matrices=tuple(replace(m, bits=bits) for m in report.matrices))
+    line = {
+        "step": 3, "budget": report.budget,
+        "ranks": {m.name: m.rank for m in report.matrices},
+        "bits": {m.name: bits for m in report.matrices},
+    }  # fmt: skip
+    write_run(tmp_path / "a", report, [line])
+    group = load_group([tmp_path / "a"])
+    with matplotlib.rc_context(figures.STYLE):
+        ranks, both, course = (
+            draw_figure(view)
+            for view in (Ranks(group=group), Difference(a=group, b=group), load_history(group))
+        )
+        assert [list(overlaps(figure)) for figure in (ranks, both, course)] == [[], [], []]
+    written = {text.get_text() for text in ranks.findobj(Text)}
+    assert written >= {"bit widths of weights", "bit widths of activations", "8.0", "4.0", "mean"}
+    bars = [[axes.get_title(loc="left") for axes in figure.axes] for figure in (ranks, course)]
+    assert [titles.count("bits") for titles in bars] == [2, 1]
+    assert [titles.count("rank") for titles in bars] == [1, 1]
+    assert "mean widths of a matrix's operands, A minus B" in {
+        text.get_text() for text in both.findobj(Text)
+    }

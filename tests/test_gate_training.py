@@ -291,6 +291,28 @@ def test_warnings(backbone, rte, tmp_path, caplog):
     assert json.loads(run.ranks.read_text())["matrices"][0]["bits"]["A"] == 2
 
 
+@pytest.mark.parametrize("weight", [1e-3, 1e-5, 1e-6])
+def test_a_weak_penalty_is_near_adamws_epsilon(weight):
+    """By torch's own AdamW; the warning names what is too small."""
+    found = steps_to_close(1e-2, 20_000, weight)
+    phi = torch.tensor(START, requires_grad=True)
+    adamw = torch.optim.AdamW([phi], lr=1e-2, weight_decay=0.0)
+    for _ in range(found):
+        assert phi > THRESHOLD
+        adamw.zero_grad()
+        (weight * (phi + SHIFT).sigmoid()).backward()
+        adamw.step()
+    assert phi <= THRESHOLD + 1e-2
+    assert (found > 1.3 * steps_to_close(1e-2, 10_000)) == (weight < 1e-3)
+    changes = {"lambda_quant": weight / 3, "lambda_rank": 0.0}
+    config = RunConfig(**{**BLORA, "target_rank": 3, "schedule_steps": found, **changes})
+    said = too_short(config)  # a step fewer than it takes
+    if weight < 1e-3:
+        assert f"--lambda-quant {weight / 3}: too small" in said
+        assert "--lambda-rank" not in said
+    assert too_short(replace(config, schedule_steps=2 * found + 2)) is None
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -192,6 +192,25 @@ def test_one_form_of_both_phases_is_the_same_to_the_bit(base):
     torch.testing.assert_close(gradient, other_gradient, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("mode", [LEARNING, FIXED])
+def test_ranks_that_fill_up_rows_change_nothing(mode):
+    """As on a GPU: values and gradients, those of the quantizers after A and E included."""
+    found = []
+    for rank in (3, 8):
+        model, gates, bank = build()
+        gates.mode, gates.computed_rank = mode, rank
+        gates.generator = torch.Generator().manual_seed(5)
+        bank.zero_local()
+        gates.dress(training=True)
+        assert gates.layers[0].operands.b.shape[1] == rank
+        loss = model(inputs_of())
+        loss.backward()
+        bank.collect()
+        found.append((loss.detach(), bank.local.clone()))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-5, atol=1e-6)
+
+
 def test_the_float_phase_is_the_plain_adapter():
     model, gates, bank = build()
     gates.mode = FLOAT

@@ -164,3 +164,54 @@ def test_the_made_up_lines_lose_ranks(tmp_path):
     assert found.budget[0] == 39
     assert found.budget[-1] == 26
     assert (np.diff(found.budget) <= 0).all()
+
+
+def quantized(report, *widths):
+    """The report with one width for all operands of each matrix."""
+    matrices = (
+        replace(m, bits=dict.fromkeys("ABExah", w))
+        for m, w in zip(report.matrices, widths, strict=True)
+    )
+    return replace(report, matrices=tuple(matrices), criterion="gates")
+
+
+def gated_line(step, ranks, a, b):
+    """A line of ranks.jsonl; `a` and `b`: widths of the first operand, 2 of the others."""
+    bits = {n: {"A": w} | dict.fromkeys("BExah", 2) for n, w in zip(NAMES, (a, b), strict=True)}
+    return {**line(step, *ranks), "bits": bits}
+
+
+def test_widths_over_the_steps(tmp_path):
+    """32 before anything is quantized, which is no narrowing; a width may grow again."""
+    write_run(
+        tmp_path / "run", quantized(REPORT, 2, 2),
+        [
+            gated_line(10, (3, 3), 8, 8),
+            gated_line(20, (3, 3), 8, 2),
+            gated_line(31, (1, 3), 8, 8),
+        ],
+    )  # fmt: skip
+    group = load_group([tmp_path / "run"])
+    found = load_history(group)
+    assert found.steps.tolist() == [0, 10, 20, 31]
+    assert found.bits.tolist() == [[32, 32], [3, 3], [3, 2], [3, 3]]
+    assert (found.first_loss, found.settled) == ((31, None), (31, None))
+    assert (found.first_narrower, found.settled_bits) == ((None, 20), (None, 31))
+    assert found.to_json()["matrices"][1]["bits"] == [32, 3, 2, 3]
+    assert [row["bits"] for row in found.rows()] == [32, 32, 3, 3, 3, 2, 3, 3]
+    text = found.draw(width=60, colour=False, unicode=False).plain
+    ranks, bits = text.split("mean")
+    assert re.search(r"^W_k 0 .* 3 +- +-$", ranks, re.MULTILINE)
+    assert re.search(r"^W_k 0 +32 .* 3 +21 +32$", bits, re.MULTILINE)
+    assert "first loss or narrower width" in text
+    assert found.courses()[1].top == 3
+    write_run(tmp_path / "other", replace(REPORT, criterion="gates"), [line(10, 3, 3)])
+    mixed = load_history(load_group([tmp_path / "run", tmp_path / "other"]))
+    assert mixed.bits is None
+
+
+@pytest.mark.parametrize("bits", [None, {}, {NAMES[0]: {}}, {NAMES[0]: {"A": "x"}}, {NAMES[0]: 3}])
+def test_corrupt_widths_are_named(bits, tmp_path):
+    write_run(tmp_path / "run", quantized(REPORT, 2, 2), [{**line(1, 3, 3), "bits": bits}])
+    with pytest.raises(RunDirError, match=r"ranks.jsonl, line 1: corrupt"):
+        load_history(load_group([tmp_path]))

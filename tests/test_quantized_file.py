@@ -136,6 +136,9 @@ def test_other_formats_say_what_they_lose(form, kind, base, runs, tmp_path, capl
     lost = ["activations"] + (["base weights"] if base and form == "lora" else [])
     assert manifest["lost"]["what"] == lost
     assert manifest["lost"]["max_difference"] > manifest["check"]["allowed"]
+    assert manifest["lost"]["rows"] == manifest["check"]["rows"]
+    assert 0 <= manifest["lost"]["changed"] <= manifest["lost"]["rows"]
+    assert "neither rounded nor cut off at their ranges" in caplog.text
     assert f"not quantized in this format: {' and '.join(lost)}" in caplog.text
     assert "Not quantized in this format: activations" in (directory / "README.md").read_text()
     if form == "lora":

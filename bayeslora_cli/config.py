@@ -190,6 +190,15 @@ def affecting(config: RunConfig) -> dict[str, Any]:
     return {n: values[n] for n, f in FIELDS.items() if f.metadata["affects_result"]}
 
 
+# what a run's kernels and their inputs do not depend on, but for the draws that the seed decides
+ASIDE = ("seed", "output", "overwrite", "log_every", "log_to", "checkpoint_every")
+
+
+def kind(config: RunConfig) -> tuple[Any, ...]:
+    """What runs have in common that one process can train with the same network and buffers."""
+    return tuple(value for name, value in asdict(config).items() if name not in ASIDE)
+
+
 # ---- validation
 
 

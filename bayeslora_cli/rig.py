@@ -176,13 +176,10 @@ class Rig:
         fresh = Rig(prepared, self.data, torch.device("cpu"), processes)
         if not self._is_made_as(fresh):
             return False
-        bank = self.network.bank
         with torch.no_grad():
             transfer(fresh.parts, self.parts)
             for name, value in fresh.network.drawn.items():
                 self.network.set_drawn(name, value)
-            bank.theta.copy_(bank.mean)
-            bank.publish()
         self.noise.manual_seed(fresh.noise.initial_seed())  # captured steps know this one alone
         return True
 

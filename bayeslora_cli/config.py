@@ -158,7 +158,7 @@ class RunConfig:
     eager: bool = _option(False, "--eager", affects_result=False)
     """Kernel by kernel on a GPU: neither CUDA graphs nor a compiler."""
     compile: str = _option("auto", "--compile", affects_result=False)
-    """On a GPU, torch.compile the backbone's blocks: auto (long runs), on or off."""
+    """On a GPU, torch.compile the backbone's blocks: auto (long runs, many alike), on or off."""
     gradient_checkpointing: bool = _option(False, "--gradient-checkpointing", affects_result=False)
     """Recompute activations in the backward pass to save memory."""
     checkpoint_every: str = _option("auto", "--checkpoint-every", affects_result=False)

@@ -47,6 +47,7 @@ def rig_for(prepared: Prepared, processes: Alone = ALONE) -> Rig:
     if kept is not None:
         logger.debug("the last run's network is used again, from this run's beginning")
         return kept
+    torch.cuda.empty_cache()  # other processes may be on the same GPU
     with processes.as_one():
         device = pick_device(prepared.config.device)
     device = processes.take(device)

@@ -197,6 +197,15 @@ def read(
     return load_file(directory / TENSORS), scalars, written.keys() - {TENSORS, SCALARS}
 
 
+def transfer(source: Mapping[str, Stateful], parts: Mapping[str, Stateful]) -> None:
+    """Bring parts to the state of others like them, in place."""
+    for name, part in parts.items():
+        part.load_scalars(source[name].scalars())
+        found = source[name].tensors()
+        for key, tensor in part.tensors().items():
+            tensor.copy_(found[key])
+
+
 def _take(
     directory: Path,
     tensors: Mapping[str, Tensor],

@@ -48,6 +48,7 @@ def bayeslora(
 
 @app.command()
 def train(
+    ctx: typer.Context,
     task: o.TaskName = None,
     preset: o.Preset = None,
     list_presets: o.ListPresets = False,
@@ -170,7 +171,7 @@ def train(
             from bayeslora_cli.engine import train as run_training
 
             resolved = sweep.runs[0].resolved
-            run = run_training(resolved, Progress(console), stop, processes=processes)
+            run = run_training(resolved, Progress(console), stop, ctx.obj, processes)
             if processes.first:
                 _print_run(run, as_json=as_json)
 
@@ -233,12 +234,16 @@ for name, command in (
     app.command(name)(command)
 
 
-def main() -> None:
-    """The entry point: known errors are one message and their exit code, bugs are tracebacks."""
+def main(shared: Any = None) -> None:
+    """The entry point: known errors are one message and their exit code, bugs are tracebacks.
+
+    Args:
+        shared: a `shared.Shared` of the runs that this process has trained before.
+    """
     at = place()
     try:
         with at.voice():
-            app()
+            app(obj=shared)
     except BayesloraError as error:
         if not error.told:
             kind = "" if isinstance(error, Preempted) else "error: "

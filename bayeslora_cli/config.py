@@ -158,7 +158,7 @@ class RunConfig:
     eager: bool = _option(False, "--eager", affects_result=False)
     """Kernel by kernel on a GPU: neither CUDA graphs nor a compiler."""
     compile: str = _option("auto", "--compile", affects_result=False)
-    """On a GPU, torch.compile the backbone's blocks: auto (long runs), on or off."""
+    """On a GPU, torch.compile the backbone's blocks: auto (long runs, many alike), on or off."""
     gradient_checkpointing: bool = _option(False, "--gradient-checkpointing", affects_result=False)
     """Recompute activations in the backward pass to save memory."""
     checkpoint_every: str = _option("auto", "--checkpoint-every", affects_result=False)
@@ -188,6 +188,15 @@ def affecting(config: RunConfig) -> dict[str, Any]:
     """The values that decide the result, by field name."""
     values = asdict(config)
     return {n: values[n] for n, f in FIELDS.items() if f.metadata["affects_result"]}
+
+
+# what a run's kernels and their inputs do not depend on, but for the draws that the seed decides
+ASIDE = ("seed", "output", "overwrite", "log_every", "log_to", "checkpoint_every")
+
+
+def kind(config: RunConfig) -> tuple[Any, ...]:
+    """What runs have in common that one process can train with the same network and buffers."""
+    return tuple(value for name, value in asdict(config).items() if name not in ASIDE)
 
 
 # ---- validation

@@ -76,7 +76,9 @@ def train(
         told = config if first else replace(config, log_to=None)
         trackers = stack.enter_context(Trackers(run, told))
         try:
-            Training(prepared, progress, stop, trackers, processes).train()
+            training = Training(prepared, progress, stop, trackers, processes)
+            training.train()
+            prepared.shared.rig = training.rig  # in good order: the next run may take it over
         except NonFiniteError as error:  # found in what all processes share
             raise processes.once(error) from error.__cause__
     return run

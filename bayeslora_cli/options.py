@@ -164,8 +164,8 @@ Seed = _option(int, "Of initialisation, order, dropout and noise (default: 2021)
 Seeds = _option(str, "Several: a run each, such as 2021-2025 or 1,5,7-9.", SWEEP)
 Jobs = _option(
     int,
-    "Runs at a time, each a process with a log beside its directory, one a GPU where there are "
-    "several (default: 1, in this process).",
+    "Runs at a time, in as many processes, each with a log beside its directory, one a GPU where "
+    "there are several (default: 1, in this process).",
     SWEEP,
 )
 PrintCommands = _switch(
@@ -178,7 +178,8 @@ Eager = _option(
 )
 Compile = _option(
     str,
-    "torch.compile on a GPU: on, off, or auto, for runs of 20,000 steps (default: auto).",
+    "torch.compile on a GPU: on, off, or auto, for 20,000 steps, those of all runs of a sweep that "
+    "share a network (default: auto).",
     MACHINE,
 )
 GradientCheckpointing = _option(

@@ -1,4 +1,4 @@
-"""What the runs of one process share: the rows that they read, and the rows' tokens."""
+"""What the runs of one process share: rows, their tokens, and what the last one was made with."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ class Shared:
     def __init__(self) -> None:
         self._rows: tuple[Any, tuple[Task, dict[str, Examples]]] | None = None
         self._tokens: tuple[Any, dict[str, TokenisedSplit]] | None = None
+        self.rig: Any = None
+        """A `rig.Rig` that a run has left in good order; None: there is none."""
+        self.alike = 1
+        """Runs that this process trains with such a rig, the present one included."""
 
     def examples(self, config: RunConfig) -> tuple[Task, dict[str, Examples]]:
         """As `data.load_examples` has them.

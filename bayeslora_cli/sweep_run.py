@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from bayeslora_cli.config import kind
 from bayeslora_cli.console import Progress
 from bayeslora_cli.errors import BayesloraError, Preempted
 from bayeslora_cli.processes import ALONE, Alone
@@ -37,12 +39,20 @@ def run_sweep(
         from bayeslora_cli.sweep_jobs import run_jobs
 
         return run_jobs(todo, min(jobs, len(todo)), console, stop)
-    return _one_by_one(todo, console, stop, processes)
+    # of all runs, whatever is done: the same command again is to compile the same
+    kinds = Counter(kind(run.resolved.config) for run in runs)
+    alike = [kinds[kind(run.resolved.config)] for run in todo]
+    return _one_by_one(todo, alike, console, stop, processes)
 
 
 def _one_by_one(
-    runs: Sequence[PlannedRun], console: Console, stop: Stop, processes: Alone
+    runs: Sequence[PlannedRun],
+    alike: Sequence[int],
+    console: Console,
+    stop: Stop,
+    processes: Alone,
 ) -> dict[str, str]:
+    """`alike`: how many runs of the sweep each one shares a network with, itself included."""
     problems: dict[str, str] = {}
     if not runs:
         return problems
@@ -51,6 +61,7 @@ def _one_by_one(
 
     shared = Shared()
     for number, planned in enumerate(runs, start=1):
+        shared.alike = alike[number - 1]
         logger.info("run %d of %d: %s", number, len(runs), planned.label)
         try:
             train(planned.resolved, Progress(console), stop, shared, processes)

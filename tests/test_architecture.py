@@ -64,6 +64,7 @@ LIGHT = {
     "bit_operations",
     "processes",
     "launch",
+    "worker",
 }
 # library -> its only importers, function bodies included
 ONLY = {
@@ -133,7 +134,8 @@ MAY_IMPORT = {
     "results_text": {"results_table", "shades"},
     "paired": {"errors", "results"},
     "sweep": {"errors", "config", "resolve", "rundir"},
-    "sweep_jobs": {"errors", "atomic", "console", "signals", "sweep"},
+    "sweep_jobs": {"errors", "atomic", "config", "console", "signals", "sweep"},
+    "worker": {"cli", "shared"},
     "report": {"errors", "rundir"},
     "shades": set(),
     "heatmap": {"report", "shades"},
@@ -208,7 +210,7 @@ MAY_IMPORT = {
 }
 # the top: nothing below may reach up to them
 IMPORTED_BY = {
-    "cli": {"__main__"},
+    "cli": {"__main__", "worker"},
     "engine": {"cli", "sweep_run"},
     "plan": {"cli"},
     "export": {"commands"},

@@ -412,7 +412,7 @@ def test_every_option_of_a_run_can_be_typed():
     typed_names = set(inspect.signature(train).parameters)
     others = {
         "preset", "list_presets", "dry_run", "as_json", "quiet", "verbose", "seeds", "jobs",
-        "print_commands",
+        "print_commands", "ctx",
     }  # fmt: skip
     assert typed_names - others == FIELDS.keys() - {"schedule_steps"}
 

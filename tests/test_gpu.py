@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -15,9 +17,10 @@ from bayeslora_cli.evaluate import evaluate_run
 from bayeslora_cli.model import Network
 from bayeslora_cli.passes import Sampling
 from bayeslora_cli.resolve import resolve
+from bayeslora_cli.shared import Shared
 from bayeslora_cli.step import TrainStep
 
-from .faults import contents, differences
+from .faults import ROOT, contents, differences
 from .test_step import METHODS, T_FINAL, T_INIT, TOTAL, batches, make_step
 
 pytestmark = [
@@ -258,6 +261,74 @@ def test_a_deterministic_run_resumes_to_the_bit(
             run_in("parts")
     resumed = run_in("parts")
     assert differences(resumed.path, contents(whole.path)) == []
+
+
+SHARED = [
+    "--optimizer ivon --criterion sensitivity --train-samples 2",
+    "--optimizer ivon --criterion snr --precision bf16",
+    "--optimizer adamw --criterion magnitude --grad-accum 2",
+    "--method lora",
+    "--method full --optimizer ivon --precision bf16",
+    "--method full --optimizer adamw",
+    "--method blora --t-init 10 --t-final 10 --gate-lr 0.3 --precision bf16",
+    "--method blora --optimizer ivon --t-init 10 --t-final 10 --quantize-base",
+]
+
+
+@pytest.mark.parametrize("kind", ["deberta-v2", "bert"])
+@pytest.mark.parametrize("options", SHARED)
+def test_seeds_of_one_process_are_those_of_fresh_ones(options, kind, backbone, rte, tmp_path):
+    """To the bit: the second run replays graphs that the first one has captured."""
+
+    def run_it(name, *seeds):
+        command = [
+            sys.executable, "-m", "bayeslora_cli", "train", "--task", "rte", "--data", rte,
+            "--model", backbone(kind, 0.1), "--output", str(tmp_path / name), "--device", "cuda",
+            "--max-steps", "40", "--batch-size", "12", "--max-length", "16", "--log-every", "7",
+            "--checkpoint-every", "15", "--deterministic", "--verbose", *options.split(), *seeds,
+        ]  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "not captured" not in done.stderr
+        return done.stderr
+
+    assert run_it("shared", "--seeds", "2,3,1").count("the last run's network is used again") == 2
+    run_it("alone", "--seed", "1")
+    (alone,) = (tmp_path / "alone").glob("*/*/seed-1")
+    (shared,) = (tmp_path / "shared").glob("*/*/seed-1")
+    assert differences(shared, contents(alone)) == []
+
+
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_a_second_seed_captures_and_compiles_next_to_nothing(
+    compile, backbone, rte, tmp_path, monkeypatch
+):
+    captured = []
+    original = GraphRunner._capture
+
+    def noted(self, key, piece, inputs):
+        captured.append(key)
+        return original(self, key, piece, inputs)
+
+    monkeypatch.setattr(GraphRunner, "_capture", noted)
+    shared, counts, values = Shared(), [], []
+    for seed in (1, 2, 1, 1):
+        run = train(
+            resolve(
+                {
+                    "task": "rte", "data": rte, "model": backbone("bert", 0.1), "max_steps": 40,
+                    "output": str(tmp_path / str(len(counts))), "batch_size": 16, "seed": seed,
+                    "max_length": 16, "device": "cuda", "compile": compile,
+                }
+            ),
+            shared=shared,
+        )  # fmt: skip
+        counts.append(len(captured))
+        values.append(run.read_json(run.result)["last"]["metrics"]["validation"]["nll"])
+    assert counts[0] > 4
+    assert counts[1] < 2 * counts[0]
+    assert counts[3] == counts[2]  # what a run meets once is captured when the next one meets it
+    assert values[2:] == pytest.approx(values[:1] * 2, abs=1e-4)
 
 
 def test_out_of_memory_is_explained(backbone, rte, tmp_path, monkeypatch):

@@ -19,7 +19,12 @@ from bayeslora_cli import sweep_jobs
 from bayeslora_cli.errors import Preempted
 from bayeslora_cli.signals import listening
 from bayeslora_cli.sweep import expand
-from bayeslora_cli.sweep_jobs import run_jobs, slot_environments, visible_gpus
+from bayeslora_cli.sweep_jobs import (
+    run_jobs,
+    slot_environments,
+    they_take_turns,
+    visible_gpus,
+)
 
 # stands in for a training: does what the seed says, and leaves when it came and went
 CHILD = """
@@ -55,19 +60,52 @@ found = {"began": began, "ended": time.time(), "env": {n: os.environ.get(n) for 
 """
 
 
+# the same of a `worker`, which stays: fails at seed 14, and leaves when it has said that 15 is done
+WORKER = """
+import json, os, socket, sys, time
+from pathlib import Path
+
+channel = socket.socket(fileno=0)
+arguments = sys.argv[1:]
+orders = channel.makefile("r")
+while True:
+    seed = int(arguments[arguments.index("--seed") + 1])
+    out = Path(arguments[arguments.index("--output") + 1])
+    print("this is", seed, flush=True)
+    if seed == 14:
+        sys.exit("error: 14")
+    if seed >= 100:
+        time.sleep(60)
+    found = {"arguments": arguments, "pid": os.getpid(), "began": time.time()}
+    time.sleep(0.2)
+    name = "-".join(arguments).replace("/", "_")[-60:]
+    (out / f"{name}.json").write_text(json.dumps(found | {"ended": time.time()}))
+    channel.sendall(b"\\n")
+    line = "" if seed == 15 else orders.readline()
+    if not line:
+        break
+    order = json.loads(line)
+    arguments = order["arguments"]
+    log = os.open(order["log"], os.O_WRONLY | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+(out / f"left-{os.getpid()}").touch()
+"""
+
+
 @pytest.fixture
 def train(tmp_path, monkeypatch):
     """Train the seeds: train(seeds, jobs) -> problems."""
     program = tmp_path / "child.py"
-    program.write_text(CHILD)
     monkeypatch.setattr(sweep_jobs, "POLL", 0.02)
     monkeypatch.setattr(sweep_jobs, "visible_gpus", list)
 
-    def run_it(seeds, jobs, console=None):
+    def run_it(seeds, jobs, console=None, child=CHILD, **typed):
+        program.write_text(child)
         console = console or Console(file=io.StringIO(), force_terminal=False)
-        runs = expand({"task": "rte", "output": str(tmp_path), "seed": seeds}).runs
+        typed = {"task": "rte", "output": str(tmp_path), "seed": seeds, **typed}
         with listening() as stop:
-            return run_jobs(runs, jobs, console, stop, [sys.executable, str(program)])
+            return run_jobs(expand(typed).runs, jobs, console, stop, [sys.executable, str(program)])
 
     return run_it
 
@@ -153,6 +191,55 @@ def test_a_terminal_has_a_line_a_run(train, caplog):
     assert "of 3 runs done" not in caplog.text
 
 
+# ---- processes that stay
+
+
+def test_a_process_goes_on_with_runs_of_its_kind(train, tmp_path):
+    """And when there are none left helps with another's."""
+    assert train("1-3", 2, child=WORKER, criterion="snr,magnitude,precision") == {}
+    by_process = {}
+    for run in sorted(found_runs(tmp_path), key=lambda run: run["began"]):
+        criterion = run["arguments"][run["arguments"].index("--criterion") + 1]
+        by_process.setdefault(run["pid"], []).append(criterion)
+    assert len(by_process) == 2
+    first, second = by_process.values()
+    assert len(first) + len(second) == 9
+    for kinds in (first, second):
+        assert len(set(kinds[:3])) == 1
+        assert len(set(kinds[3:])) == 1
+    assert first[0] != second[0]
+    assert len(list(tmp_path.glob("left-*"))) == 2
+    logs = {path.name: path.read_text() for path in tmp_path.rglob("*-snr-r2/*.log")}
+    assert logs == {f"seed-{seed}.log": f"this is {seed}\n" for seed in (1, 2, 3)}
+
+
+def test_a_process_is_replaced_after_a_failure(train, tmp_path):
+    (problem,) = train("13-17", 1, child=WORKER).values()
+    assert problem.startswith("14 (exit code 1, ")
+    runs = sorted(found_runs(tmp_path), key=lambda run: run["began"])
+    assert [run["arguments"][-1] for run in runs] == ["13", "15", "16", "17"]
+    pids = [run["pid"] for run in runs]
+    assert pids[0] != pids[1]
+    assert pids[1] != pids[2]  # it was gone
+    assert pids[2] == pids[3]
+
+
+def test_a_signal_finds_the_run_that_a_process_is_at(train, tmp_path):
+    def send():
+        while not list(tmp_path.glob("*.json")):
+            time.sleep(0.02)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=send, daemon=True).start()
+    with pytest.raises(Preempted, match="1 of 3 runs done, 1 failed"):  # this child saves nothing
+        train("1,100,101", 1, child=WORKER)
+
+
+def found_runs(tmp_path):
+    return [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+
+
 # ---- the machine
 
 
@@ -176,6 +263,29 @@ def test_the_cores_are_shared_out(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert slot_environments(3, "auto") == [{"OMP_NUM_THREADS": "2"}] * 3
     assert slot_environments(100, "cpu")[99] == {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "jobs", "device", "expected"),
+    [
+        (["0"], 2, "auto", True), (["0"], 1, "auto", False), (["0", "1"], 2, "cuda", False),
+        (["0", "1"], 3, "cuda", True), (["0", "1"], 2, "cuda:1", True), (["0"], 8, "cpu", False),
+        ([], 8, "auto", False),
+    ],
+)  # fmt: skip
+def test_taking_turns_on_a_gpu_is_said(gpus, jobs, device, expected, monkeypatch, tmp_path):
+    monkeypatch.setattr(sweep_jobs, "visible_gpus", lambda: gpus)
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    assert they_take_turns(jobs, device) == expected
+    (tmp_path / "control").touch()  # of MPS
+    assert not they_take_turns(jobs, device)
+
+
+def test_it_is_said_once(train, monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(sweep_jobs, "visible_gpus", lambda: ["0"])
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    train("1-3", 2)
+    assert caplog.text.count("nvidia-cuda-mps-control -d") == 1
 
 
 @pytest.mark.parametrize(

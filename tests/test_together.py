@@ -314,6 +314,16 @@ def test_a_sweep_trains_each_run_on_all(jobs):
     assert job.texts[1] == ""
 
 
+def test_the_runs_of_a_sweep_are_those_of_jobs_of_their_own(jobs):
+    """With noise and dropout, each process's own, in the network that the first run leaves."""
+    sweep = jobs.train("shared", 2, *random(jobs), "--seeds", "1,2", "--verbose")
+    assert sweep.codes == [0, 0], sweep.texts
+    assert sweep.texts[0].count("the last run's network is used again") == 1
+    own = jobs.train("own", 2, *random(jobs), "--seed", "2")
+    (run,) = sweep.directory.glob("out/*/*/seed-2")
+    assert differences(run, contents(own.run)) == []
+
+
 def test_torchrun_itself(jobs):
     """What the other tests stand in for."""
     output = jobs.directory / "torchrun"

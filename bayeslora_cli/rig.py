@@ -1,0 +1,206 @@
+"""What a run's steps are made with; the next run takes it over, if it differs in the seed alone."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterable
+
+import torch
+
+from bayeslora_cli.allocator import Allocator, RankAllocator
+from bayeslora_cli.backbone import Labels
+from bayeslora_cli.batches import Feed, TokenisedSplit
+from bayeslora_cli.capture import GraphRunner
+from bayeslora_cli.checkpoint import Stateful, transfer
+from bayeslora_cli.compiler import compile_blocks, is_worth_compiling
+from bayeslora_cli.config import RunConfig, kind
+from bayeslora_cli.criteria import CRITERIA
+from bayeslora_cli.device import pick_device, set_precision
+from bayeslora_cli.fingerprint import data_fingerprint
+from bayeslora_cli.gate_training import gate_trainer
+from bayeslora_cli.model import METHODS, Network, build_network
+from bayeslora_cli.optim import OPTIMIZERS
+from bayeslora_cli.passes import Batches
+from bayeslora_cli.prepare import Prepared, learning_rate, rank_budget
+from bayeslora_cli.processes import ALONE, Alone
+from bayeslora_cli.step import TrainStep
+
+logger = logging.getLogger("bayeslora")
+
+
+def rig_for(prepared: Prepared, processes: Alone = ALONE) -> Rig:
+    """The last run's rig at this one's beginning, if it will do; else a new one, the old one freed.
+
+    Until somebody puts it back into `prepared.shared` no other run gets it.
+
+    Raises:
+        UserError: data, model or device that the user can mend.
+    """
+    kept: Rig | None = prepared.shared.rig
+    prepared.shared.rig = None
+    with processes.as_one():
+        taken = kept is not None and kept.begin(prepared, processes)
+    if not all(processes.gather(taken)):
+        kept = None
+    gc.collect()  # a network is full of cycles: the old one, or what the new draws came from
+    if kept is not None:
+        logger.debug("the last run's network is used again, from this run's beginning")
+        return kept
+    torch.cuda.empty_cache()  # other processes may be on the same GPU
+    with processes.as_one():
+        device = pick_device(prepared.config.device)
+    device = processes.take(device)
+    with processes.as_one():
+        set_precision(prepared.config.precision, deterministic=prepared.config.deterministic)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        rig = Rig(prepared, Data(prepared, device, processes), device, processes)
+    processes.same(rig.checksums)
+    if device.type == "cuda" and not prepared.config.eager:
+        rig.capture(compiled=_is_worth_compiling(prepared))
+    return rig
+
+
+def _is_worth_compiling(prepared: Prepared) -> bool:
+    """By the steps of all runs that share what is compiled.
+
+    But a run that is to have the same bits has them wherever it is trained.
+    """
+    config = prepared.config
+    assert config.schedule_steps is not None
+    runs = 1 if config.deterministic else prepared.shared.alike
+    return is_worth_compiling(config.compile, config.schedule_steps * runs)
+
+
+class Data:
+    """A run's rows, tokenised, on a device."""
+
+    def __init__(self, prepared: Prepared, device: torch.device, processes: Alone) -> None:
+        config = prepared.config
+        splits = _tokens(prepared)
+        self.fingerprint = _fingerprint(splits.values())
+        train = splits.pop("train")
+        self.training_rows = len(train)
+        self.feed = Feed(train, device)
+        self.splits = {
+            name: Batches(split, config.eval_batch_size, device, processes)
+            for name, split in splits.items()
+        }
+
+
+def _tokens(prepared: Prepared) -> dict[str, TokenisedSplit]:
+    config, task = prepared.config, prepared.task
+    return prepared.shared.tokens(config, task, prepared.examples, prepared.tokenizer)
+
+
+def _fingerprint(splits: Iterable[TokenisedSplit]) -> str:
+    return data_fingerprint(
+        tensor
+        for split in splits
+        for tensor in (split.tokens, split.offsets, split.token_types, split.labels)
+    )
+
+
+class Rig:
+    """Network, optimizer, allocator, step and data on a device, as a run begins.
+
+    All state is in `parts`. Tensors stay where they are from run to run, as captured steps want.
+    """
+
+    def __init__(
+        self, prepared: Prepared, data: Data, device: torch.device, processes: Alone
+    ) -> None:
+        """Loads and moves the network.
+
+        Raises:
+            ModelError: as `build_network` does.
+        """
+        config, maker = prepared.config, OPTIMIZERS[prepared.config.optimizer]
+        self.kind, self.task = kind(config), prepared.task
+        self.data, self.device, self.processes = data, device, processes
+        self.network = build_network(
+            config,
+            Labels(classes=prepared.task.classes),
+            prepared.tokenizer,
+            posterior=maker.posterior,
+            device=device,
+        )
+        self.architecture = self.network.module.config.to_dict()
+        self.checksums = {
+            "the backbone's weights have": self.network.backbone_sha256,
+            "the data or their tokens have": data.fingerprint,
+        }
+        self.noise = torch.Generator(device).manual_seed(processes.seed(config.seed))
+        self.optimizer = maker.build(config, self.network.bank, data.training_rows, self.noise)
+        self.allocator = _allocator(config, self.network, self.noise, processes)
+        self.step = TrainStep(
+            self.network,
+            self.optimizer,
+            self.allocator,
+            learning_rate=learning_rate(config),
+            orth_reg=config.orth_reg if METHODS[config.method].adaptive else 0.0,
+            samples=config.train_samples,
+            processes=processes,
+        )
+        self.parts: dict[str, Stateful] = {
+            "bank": self.network.bank,
+            "optimizer": self.optimizer,
+            "step": self.step,
+        }
+        if self.allocator is not None:
+            self.parts["allocator"] = self.allocator
+
+    def capture(self, *, compiled: bool) -> None:
+        """Run pieces of the step as CUDA graphs from here on, `compiled` or as they are."""
+        # captures and what comes before them want one stream, and not the default one
+        torch.cuda.synchronize(self.device)
+        torch.cuda.set_stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
+        self.step.runner = GraphRunner([self.noise])
+        if compiled:
+            compile_blocks(self.network.module)
+            self.step.compile()
+
+    def begin(self, prepared: Prepared, processes: Alone) -> bool:
+        """Go to the beginning of another run; returns whether this rig is one for it.
+
+        What the seed decides is drawn as always, by a rig on the CPU, and copied from there.
+
+        Raises:
+            ModelError: the backbone cannot be loaded any more.
+        """
+        wanted = kind(prepared.config), prepared.task, processes
+        if (self.kind, self.task, self.processes) != wanted:
+            return False
+        if _fingerprint(_tokens(prepared).values()) != self.data.fingerprint:
+            return False
+        fresh = Rig(prepared, self.data, torch.device("cpu"), processes)
+        if not self._is_made_as(fresh):
+            return False
+        with torch.no_grad():
+            transfer(fresh.parts, self.parts)
+            for name, value in fresh.network.drawn.items():
+                self.network.set_drawn(name, value)
+        self.noise.manual_seed(fresh.noise.initial_seed())  # captured steps know this one alone
+        return True
+
+    def _is_made_as(self, fresh: Rig) -> bool:
+        """Whether the backbone is the same still, and as it was loaded: some count in buffers."""
+        buffers = self.network.module.buffers(), fresh.network.module.buffers()
+        return (
+            self.checksums == fresh.checksums
+            and self.architecture == fresh.architecture
+            and all(torch.equal(ours.cpu(), theirs) for ours, theirs in zip(*buffers, strict=True))
+        )
+
+
+def _allocator(
+    config: RunConfig, network: Network, noise: torch.Generator, processes: Alone
+) -> Allocator | None:
+    """Who decides on the ranks of a method that does not keep them."""
+    if network.gates is not None:
+        return gate_trainer(config, network, noise, processes)
+    if config.criterion is None:
+        return None
+    budget = rank_budget(config, len(network.bank.matrices))
+    return RankAllocator(network.bank, CRITERIA[config.criterion], budget)

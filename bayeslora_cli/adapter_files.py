@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bayeslora_cli.adapters import LowRankLinear
 from bayeslora_cli.backbone import backbone_path, inside
 from bayeslora_cli.config import RunConfig
+from bayeslora_cli.deberta import RelativeAttention
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.folding import fold, plain_number, uniform, without_empty
 from bayeslora_cli.model import METHODS, Network
@@ -113,6 +114,9 @@ def merge(network: Network, mean: Tensor, mask: Tensor) -> Any:
         base.weight += layer.delta_weight(a, e, b)
         parent, _, last = name.rpartition(".")
         setattr(network.module.get_submodule(parent), last, base)
+    for attention in network.module.modules():
+        if isinstance(attention, RelativeAttention):
+            attention.joint = None  # which would add its layers' deltas once more
     return network.module
 
 

@@ -68,7 +68,8 @@ class LowRankLinear(nn.Module):
 class JointLinear:
     """Layers of one shape that see the same input, as one product: a layer's q, k and v.
 
-    The base weights become views of one tensor, so that nothing is kept twice.
+    The base weights become views of one tensor, so that nothing is kept twice. What moves or casts
+    a module afterwards parts them: join last.
     """
 
     def __init__(self, layers: Sequence[LowRankLinear]) -> None:

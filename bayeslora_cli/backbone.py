@@ -215,6 +215,9 @@ def inside(name: str, modules: Sequence[str]) -> bool:
     return any(name == m or name.startswith(m + ".") for m in modules)
 
 
+PLAIN = (nn.Linear.forward, Conv1D.forward)  # adapted layers compute these themselves
+
+
 def match_targets(module: Any, head: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
     """Names of the layers to adapt, in the model's order, by PEFT's rules; never in the head.
 
@@ -241,10 +244,11 @@ def match_targets(module: Any, head: Sequence[str], wanted: Sequence[str] | None
             n for n, _ in module.named_modules() if n and check_target_module_exists(config, n)
         ]
     names = [n for n in names if not inside(n, head)]
-    other = [n for n in names if n not in linear]
+    other = [n for n in names if n not in linear or type(linear[n]).forward not in PLAIN]
     flag = f"--target-modules {','.join(wanted)}"
     if other:
-        raise ModelError(f"{flag}: {other[0]} is no linear layer; name layers that are")
+        own = " with torch's own forward pass" if other[0] in linear else ""
+        raise ModelError(f"{flag}: {other[0]} is no linear layer{own}; name layers that are")
     if not names:
         endings = sorted({n.rpartition(".")[2] for n in linear if not inside(n, head)})
         raise ModelError(f"{flag}: no layer of {kind} matches; it has {', '.join(endings)}")

@@ -15,6 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from bayeslora_cli.errors import BayesloraError
+
 logger = logging.getLogger("bayeslora")
 
 Inputs = Mapping[str, Tensor]
@@ -36,8 +38,15 @@ def run_eagerly(key: Hashable, piece: Piece, inputs: Inputs) -> None:
 class GraphRunner:
     """Replays pieces as CUDA graphs, all on the current stream and from one pool of memory."""
 
-    def __init__(self, generators: Iterable[torch.Generator]) -> None:
-        """`generators`: the device's, besides torch's own, that pieces draw from."""
+    def __init__(self, generators: Iterable[torch.Generator], *, alone: bool = True) -> None:
+        """Nothing is captured yet.
+
+        Args:
+            generators: the device's, besides torch's own, that pieces draw from.
+            alone: whether this process may run eagerly while others replay: not where they
+                communicate.
+        """
+        self.alone = alone
         self.generators = list(generators)
         self.failure: str | None = None
         """Why nothing is captured any more."""
@@ -72,6 +81,11 @@ class GraphRunner:
         except RuntimeError as error:
             self.failure = str(error).partition("\n")[0]
             self._settle()
+            if not self.alone:
+                raise BayesloraError(
+                    f"the step cannot be captured in CUDA graphs on this process ({self.failure}), "
+                    "and all have to do the same: use --eager"
+                ) from error
             logger.warning("steps are not captured in CUDA graphs, and slower: %s", self.failure)
             return None
         self._graphs[key] = graph, places

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -13,8 +14,8 @@ from bayeslora_cli import __version__, commands, presets
 from bayeslora_cli import options as o
 from bayeslora_cli.config import FIELDS
 from bayeslora_cli.console import Progress, closing_table, logger, set_up_logging
-from bayeslora_cli.errors import BayesloraError, ConfigError, Preempted, UserError
-from bayeslora_cli.launch import joined, place
+from bayeslora_cli.errors import EXIT_FAILED, BayesloraError, ConfigError, Preempted, UserError
+from bayeslora_cli.launch import Place, joined, place
 from bayeslora_cli.report import RankReport
 from bayeslora_cli.results_command import print_table
 from bayeslora_cli.rundir import RunDir
@@ -240,7 +241,9 @@ def main(shared: Any = None) -> None:
     Args:
         shared: a `shared.Shared` of the runs that this process has trained before.
     """
-    at = place()
+    # the other commands are never of several processes, though srun may start several of them
+    training = next((word for word in sys.argv[1:] if not word.startswith("-")), None) == "train"
+    at = place() if training else Place()
     try:
         with at.voice():
             app(obj=shared)
@@ -251,3 +254,9 @@ def main(shared: Any = None) -> None:
         at.leave(error.exit_code)
     except SystemExit as done:
         at.leave(done.code)
+    except Exception:
+        if at.world == 1:
+            raise
+        print(at.name, end="", file=sys.stderr)
+        traceback.print_exc()
+        at.leave(EXIT_FAILED)

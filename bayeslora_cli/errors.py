@@ -16,6 +16,8 @@ class BayesloraError(Exception):
     exit_code = EXIT_FAILED
     told = False
     """Whether another process of the job says it."""
+    common = False
+    """Whether all processes of the job have it, and so are at the same place still."""
 
 
 class UserError(BayesloraError):

@@ -61,7 +61,7 @@ class Alone:
     def once(self, error: Known) -> Known:
         """An error that all processes have: the first one's is said."""
         if isinstance(error, BayesloraError):
-            error.told = not self.first
+            error.told, error.common = not self.first, True
         return error
 
     def gather(self, value: Value) -> list[Value]:

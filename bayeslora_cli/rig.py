@@ -156,7 +156,7 @@ class Rig:
         # captures and what comes before them want one stream, and not the default one
         torch.cuda.synchronize(self.device)
         torch.cuda.set_stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
-        self.step.runner = GraphRunner([self.noise])
+        self.step.runner = GraphRunner([self.noise], alone=self.processes.world == 1)
         if compiled:
             compile_blocks(self.network.module)
             self.step.compile()

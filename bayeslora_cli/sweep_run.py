@@ -68,9 +68,13 @@ def _one_by_one(
         except Preempted:
             raise
         except BayesloraError as error:
+            if processes.world > 1 and not error.common:
+                raise  # the other processes are in the run still: nobody can go on
             problems[planned.label] = str(error)
             logger.error("%s failed: %s", planned.label, error)
         except Exception as error:  # a bug in one run is not the others'
+            if processes.world > 1:
+                raise
             problems[planned.label] = f"{type(error).__name__}: {error}"
             logger.exception("%s failed", planned.label)
         gc.collect()  # a network is full of cycles, and the next one needs its memory

@@ -130,6 +130,8 @@ class Together(Alone):
                     "nothing is lost. Run the same command again"
                 )
             )
+        if isinstance(error, BayesloraError):
+            error.common = True
         if error is not None:
             raise error
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from bayeslora_cli import cli
+from bayeslora_cli.errors import StorageError
 from bayeslora_cli.model import Network
 from bayeslora_cli.step import TrainStep
 
@@ -47,6 +48,10 @@ def harmed(harm, trace) -> None:
             network.bank.mean[0] += 1e-6
         elif what == "nan":
             network.module.bert.embeddings.word_embeddings.weight.data.fill_(float("nan"))
+        elif what == "error":
+            raise StorageError("injected")
+        elif what == "bug":
+            raise KeyError("injected")
         else:
             os.kill(os.getpid(), getattr(signal, what))
 

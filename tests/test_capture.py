@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bayeslora_cli.capture import GraphRunner, run_eagerly
+from bayeslora_cli.errors import BayesloraError
 
 
 class Graph:
@@ -102,3 +103,12 @@ def test_an_error_that_is_no_capture_s_is_raised(runner):
         runner("key", broken, {})
     with pytest.raises(KeyError):
         run_eagerly("key", broken, {})
+
+
+def test_of_several_processes_none_falls_back_alone(runner):
+    """The others would replay an all-reduce that this one launches."""
+    runner.alone = False
+    piece = piece_of(runner, [], fails=True)
+    runner("key", piece, {"x": torch.zeros(1)})
+    with pytest.raises(BayesloraError, match=r"operation not permitted.*--eager"):
+        runner("key", piece, {"x": torch.zeros(1)})

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bayeslora_cli.cli import main
 from bayeslora_cli.launch import Place, first_node, joined, place
 from bayeslora_cli.processes import ALONE, mixed
 from bayeslora_cli.signals import Stop
@@ -64,6 +65,17 @@ def test_the_first_speaks(capsys):
             print(f"out {rank}")
             print(f"error {rank}", file=sys.stderr)
     assert capsys.readouterr() == ("out 0\n", "error 0\n")
+
+
+def test_only_a_training_is_one_of_several(monkeypatch, capsys):
+    """srun may start four evaluations, each of which has something to say."""
+    for name, value in (SRUN | {"SLURM_PROCID": "1"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["bayeslora", "--version"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert not left.value.code
+    assert capsys.readouterr().out.startswith("bayeslora ")
 
 
 def test_names():

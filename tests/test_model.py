@@ -10,7 +10,7 @@ from peft import AdaLoraConfig, LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from bayeslora_cli import model
-from bayeslora_cli.adapter_files import save_peft_adapter
+from bayeslora_cli.adapter_files import merge, save_peft_adapter
 from bayeslora_cli.backbone import Labels, load_tokenizer, match_targets
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.deberta import RelativeAttention
@@ -317,6 +317,28 @@ def test_gradient_checkpointing_gives_the_same_gradient(backbone):
         network.bank.collect()
         gradients.append(network.bank.local.clone())
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2", "gpt2"])
+def test_a_merged_module_computes_what_the_network_did(kind, backbone):
+    network, _ = build(backbone(kind))
+    randomise(network)
+    batch = batch_of()
+    expected = logits(network, batch)
+    module = merge(network, network.bank.mean, network.bank.mask)
+    found = module.eval()(**batch).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_with_a_forward_pass_of_its_own_is_not_adapted(backbone):
+    class Doubled(torch.nn.Linear):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    module = AutoModelForSequenceClassification.from_pretrained(backbone("bert"))
+    module.bert.encoder.layer[1].attention.self.query.__class__ = Doubled
+    with pytest.raises(ModelError, match="is no linear layer with torch's own forward pass"):
+        match_targets(module, ("classifier",), ("query",))
 
 
 def test_match_targets_names_what_there_is(backbone):

@@ -314,6 +314,19 @@ def test_a_sweep_trains_each_run_on_all(jobs):
     assert job.texts[1] == ""
 
 
+@pytest.mark.parametrize(("rank", "what"), [(0, "error"), (1, "error"), (1, "bug")])
+def test_what_one_alone_fails_with_ends_the_sweep(rank, what, jobs):
+    """The others are in its run still, and could follow it into no other."""
+    job = jobs.train(
+        f"alone-{rank}-{what}", 2, *ADAMW, "--seeds", "1,2", rank=rank, what=what, step=3
+    )
+    assert job.codes == [1, 1], job.texts
+    assert "injected" in job.texts[rank]
+    assert "is lost" in job.texts[1 - rank]
+    again = jobs.train(f"alone-{rank}-{what}", 2, *ADAMW, "--seeds", "1,2")
+    assert again.codes == [0, 0], again.texts
+
+
 def test_the_runs_of_a_sweep_are_those_of_jobs_of_their_own(jobs):
     """With noise and dropout, each process's own, in the network that the first run leaves."""
     sweep = jobs.train("shared", 2, *random(jobs), "--seeds", "1,2", "--verbose")

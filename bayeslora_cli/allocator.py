@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -53,11 +53,11 @@ class Allocator(ABC):
         """Prepare the device for `step`; returns its phase, which is hashable."""
 
     def before_passes(  # noqa: B027
-        self, step: int, batch: Mapping[str, Tensor] | None, good: Tensor
+        self, step: int, batches: Sequence[Mapping[str, Tensor]], good: Tensor
     ) -> None:
         """What has to be known before the passes of a step, if its batch says it.
 
-        `batch`: of this process; None where it has no part in it.
+        `batches`: this process's micro-batches, of which there may be none.
         """
 
     def regularise(self) -> Tensor | None:

@@ -1,8 +1,8 @@
-"""The first ranges of B-LoRA's quantizers, measured on one batch."""
+"""The first ranges of B-LoRA's quantizers, measured on the rows of one step."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf
 
 import torch
@@ -16,15 +16,16 @@ from bayeslora_cli.quantizer import SMALLEST_RANGE
 
 
 @torch.no_grad()
-def measure(network: Network, batch: Mapping[str, Tensor] | None) -> Tensor:
+def measure(network: Network, batches: Sequence[Mapping[str, Tensor]]) -> Tensor:
     """Smallest and largest elements of the layers' x, x A' and x A' diag(E): (n, 3, 2).
 
     At the mean, without dropout or quantizers, and with the singular values that are 0 at
-    `E_FLOOR`: 0 would give the last of them no range. Of no batch: infinity and its negative.
+    `E_FLOOR`: 0 would give the last of them no range. Over all batches; of none: infinity and its
+    negative.
     """
     gates, bank, module = network.gates, network.bank, network.module
     assert gates is not None
-    if batch is None:
+    if not batches:
         ends = torch.tensor((inf, -inf), device=bank.theta.device)
         return ends.expand(len(gates.layers), 3, 2)
     singular, mode, training = bank.singular_values(bank.theta), gates.mode, module.training
@@ -36,7 +37,8 @@ def measure(network: Network, batch: Mapping[str, Tensor] | None) -> Tensor:
     with uncompiled(), bank.at_mean():
         singular.copy_(torch.where(singular == 0, E_FLOOR, singular))
         bank.publish()
-        network.logits(batch)
+        for batch in batches:
+            network.logits(batch)
     seen = torch.stack([layer.extremes() for layer in gates.layers])
     for layer in gates.layers:
         layer.seen = None

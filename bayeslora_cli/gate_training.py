@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -79,10 +79,12 @@ class GateTrainer(Allocator):
             self._history.append(step)
         return phase
 
-    def before_passes(self, step: int, batch: Mapping[str, Tensor] | None, good: Tensor) -> None:
+    def before_passes(
+        self, step: int, batches: Sequence[Mapping[str, Tensor]], good: Tensor
+    ) -> None:
         """Measure the first ranges, at the end of the float phase, once."""
         if step == self.schedule.t_init and self.gates.plan.operands:
-            seen = self.processes.extremes(measure(self.network, batch))
+            seen = self.processes.extremes(measure(self.network, batches))
             calibrate(self.gates, self.bank.mean, seen, good)
 
     def regularise(self) -> Tensor:

@@ -89,7 +89,7 @@ class TrainStep:
         holds = phase is not None and phase.holds
         passes = None if phase is None else phase.passes
         if self.allocator is not None:
-            self.allocator.before_passes(step, next(iter(micro_batches), None), self.good)
+            self.allocator.before_passes(step, micro_batches, self.good)
         if not micro_batches:
             self.network.bank.message.zero_()
         rows = sum(len(batch["labels"]) for batch in micro_batches)

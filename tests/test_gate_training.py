@@ -79,7 +79,7 @@ def test_ranges_are_measured_when_the_float_phase_ends(backbone):
     assert gates.layers[0].operands is None
     before = {n: s.view(bank.mean).clone() for n, s in bank.segments.items()}
     state = torch.get_rng_state()
-    step.allocator.before_passes(T_INIT, data[T_INIT], torch.tensor(True))
+    step.allocator.before_passes(T_INIT, [data[T_INIT]], torch.tensor(True))
     assert torch.equal(torch.get_rng_state(), state)
     for name, segment in bank.segments.items():
         same = torch.equal(segment.view(bank.mean), before[name])

@@ -140,10 +140,12 @@ def test_gates(more, jobs):
         assert [first["mean"], first["mask"]] == [second["mean"], second["mask"]]
 
 
-def test_ranges_are_those_of_the_whole_batch(jobs):
+@pytest.mark.parametrize("parts", ["1", "2"])
+def test_ranges_are_those_of_the_whole_batch(parts, jobs):
     """Without a gate there is nothing to draw: the training is that of one process."""
     options = ("--method", "blora", "--blora-mode", "quant", "--bit-ladder", "16", "--t-init", "5")
-    runs = [jobs.train(f"ladder-{n}", n, *options) for n in (1, 2)]
+    options = (*options, "--grad-accum", parts)
+    runs = [jobs.train(f"ladder-{n}-{parts}", n, *options) for n in (1, 2)]
     assert runs[1].codes == [0, 0], runs[1].texts
     for step in range(18):
         ours, theirs = (run.traces[0][step]["loss"][0] for run in runs)

@@ -140,7 +140,7 @@ def test_gates(more, jobs):
         assert [first["mean"], first["mask"]] == [second["mean"], second["mask"]]
 
 
-@pytest.mark.parametrize("parts", ["1", "2"])
+@pytest.mark.parametrize("parts", ["1", "3"])
 def test_ranges_are_those_of_the_whole_batch(parts, jobs):
     """Without a gate there is nothing to draw: the training is that of one process."""
     options = ("--method", "blora", "--blora-mode", "quant", "--bit-ladder", "16", "--t-init", "5")

@@ -332,6 +332,7 @@ def slot_environments(jobs: int, device: str) -> list[dict[str, str]]:
 def they_take_turns(jobs: int, device: str) -> bool:
     """Whether `jobs` processes wait for each other on the GPUs: MPS listens at a socket."""
     gpus = len(visible_gpus()) if device in ANY_GPU else device.startswith("cuda")
+    # NVIDIA's own default for where its daemon listens
     pipes = os.environ.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps"
     return 0 < gpus < jobs and not (Path(pipes) / "control").exists()
 

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import safetensors.torch
 import torch
@@ -118,15 +119,8 @@ def warm_up(order) -> None:
         cli.main()
 
 
-def run(order) -> None:
-    """In the fork: `bayeslora` with the order's arguments."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background
-    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    sys.argv = ["bayeslora", *order["arguments"]]
-    root = Path(order["root"])
-    Watch(root, order["fault"], order["at"], root.parent / "calls").install()
+def be_bayeslora() -> NoReturn:
+    """`bayeslora` with the arguments in `sys.argv`, in a fork, whose end runs nobody's clean-up."""
     code = 1
     try:
         cli.main()
@@ -139,6 +133,18 @@ def run(order) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def run(order) -> None:
+    """In the fork: `bayeslora` with the order's arguments."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.argv = ["bayeslora", *order["arguments"]]
+    root = Path(order["root"])
+    Watch(root, order["fault"], order["at"], root.parent / "calls").install()
+    be_bayeslora()
 
 
 def main() -> None:

@@ -17,12 +17,11 @@ from pathlib import Path
 
 import torch
 
-from bayeslora_cli import cli
 from bayeslora_cli.errors import StorageError
 from bayeslora_cli.model import Network
 from bayeslora_cli.step import TrainStep
 
-from .fault_server import warm_up
+from .fault_server import be_bayeslora, warm_up
 
 
 def free_port() -> int:
@@ -102,18 +101,7 @@ def run(order, rank: int, port: int) -> None:
     sys.argv = ["bayeslora", *arguments]
     harm = order["harm"] if rank == order["harm"].get("rank", rank) else {}
     harmed(harm, (root / f"trace-{rank}").open("w"))
-    code = 1
-    try:
-        cli.main()
-    except SystemExit as stopped:
-        code = stopped.code or 0
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    be_bayeslora()
 
 
 def job(order) -> list[int]:

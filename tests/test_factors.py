@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -38,6 +40,31 @@ def passed(layers, seed=1):
     return total
 
 
+def bank_of(layers):
+    matrices = [
+        Matrix(name=str(i), a=layer.lora_A, b=layer.lora_B, e=layer.lora_E)
+        for i, layer in enumerate(layers)
+    ]
+    return AdapterBank(matrices, [], posterior=False)
+
+
+def assert_gradients(bank, plain):
+    """What the bank has collected is what the plain layers have got; of no pass it is 0."""
+    for segment in bank.segments.values():
+        index, _, name = segment.name.partition(".")
+        mine, theirs = segment.view(bank.local), getattr(plain[int(index)], name).grad
+        theirs = torch.zeros_like(mine) if theirs is None else theirs
+        assert (mine - theirs).norm() <= 1e-4 * theirs.norm() + 1e-4, segment.name
+
+
+@torch.no_grad()
+def change(bank, *sides):
+    """Another theta, which the factors are to follow."""
+    for layer in chain(*sides):
+        layer.lora_B.mul_(1.5)
+    bank.publish()
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     shapes=st.lists(st.tuples(SIZE, SIZE), min_size=1, max_size=6), rank=st.integers(1, 5),
@@ -47,13 +74,7 @@ def test_values_and_gradients_are_the_layers_own(shapes, rank, adaptive, unit, s
     """Whatever the rank is filled up to."""
     plain = layers_of(shapes, rank, adaptive=adaptive, seed=seed)
     banked = layers_of(shapes, rank, adaptive=adaptive, seed=seed)
-    bank = AdapterBank(
-        [
-            Matrix(name=str(i), a=layer.lora_A, b=layer.lora_B, e=layer.lora_E)
-            for i, layer in enumerate(banked)
-        ],
-        [], posterior=False,
-    )  # fmt: skip
+    bank = bank_of(banked)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(factors, "padded_rank", lambda rank, *_: -(-rank // unit) * unit)
         bank.factors = Factors(bank, banked, torch.float32)
@@ -67,16 +88,8 @@ def test_values_and_gradients_are_the_layers_own(shapes, rank, adaptive, unit, s
         expected.backward()
         found.backward()
         bank.collect()
-        for i, layer in enumerate(plain):
-            for part in "AEB" if adaptive else "AB":
-                mine = bank.segments[f"{i}.lora_{part}"].view(bank.local)
-                theirs = getattr(layer, f"lora_{part}").grad
-                assert (mine - theirs).norm() <= 1e-4 * theirs.norm() + 1e-4, (i, part)
-        with torch.no_grad():  # and follows theta
-            for one, other in zip(plain, banked, strict=True):
-                one.lora_B.mul_(1.5)
-                other.lora_B.mul_(1.5)
-        bank.publish()
+        assert_gradients(bank, plain)
+        change(bank, plain, banked)
 
 
 @settings(max_examples=60, deadline=None)
@@ -90,13 +103,7 @@ def test_joints(many, units, others, width, height, rank, adaptive, unit, order)
     shapes = [(height, width)] * (many * units + others)
     plain = layers_of(shapes, rank, adaptive=adaptive, seed=1)
     banked = layers_of(shapes, rank, adaptive=adaptive, seed=1)
-    bank = AdapterBank(
-        [
-            Matrix(name=str(i), a=layer.lora_A, b=layer.lora_B, e=layer.lora_E)
-            for i, layer in enumerate(banked)
-        ],
-        [], posterior=False,
-    )  # fmt: skip
+    bank = bank_of(banked)
     drawn = order.sample(range(len(banked)), many * units)
     groups = [drawn[many * u : many * (u + 1)] for u in range(units)]
     joints = [JointLinear([banked[i] for i in group]) for group in groups]
@@ -117,17 +124,8 @@ def test_joints(many, units, others, width, height, rank, adaptive, unit, order)
         found.backward()
         expected.backward()
         bank.collect()
-        for i, layer in enumerate(plain):
-            for part in "AEB" if adaptive else "AB":
-                mine = bank.segments[f"{i}.lora_{part}"].view(bank.local)
-                theirs = getattr(layer, f"lora_{part}").grad
-                theirs = torch.zeros_like(mine) if theirs is None else theirs
-                assert (mine - theirs).norm() <= 1e-4 * theirs.norm() + 1e-4, (i, part)
-        with torch.no_grad():
-            for one, other in zip(plain, banked, strict=True):
-                one.lora_B.mul_(1.5)
-                other.lora_B.mul_(1.5)
-        bank.publish()
+        assert_gradients(bank, plain)
+        change(bank, plain, banked)
 
 
 def test_a_gpu_gets_whole_rows():

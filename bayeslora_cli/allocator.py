@@ -74,6 +74,10 @@ class Allocator(ABC):
             `good`, and false as well where something was not finite.
         """
 
+    def compile(self) -> None:
+        """Put what follows the update under torch.compile, where that makes fewer kernels of it."""
+        self.after_update = torch.compile(self.after_update, dynamic=False)  # type: ignore[method-assign]
+
     @abstractmethod
     def scores(self, sigma: Tensor | None) -> Tensor:
         """The triplets' scores now: (n, r)."""

@@ -110,6 +110,14 @@ class GateTrainer(Allocator):
         for role in UPDATED[phase.mode]:
             if role in self._adamw:
                 self._adamw[role].update(0, self._rates[role], good)
+        self._settle(phase, good)
+        return good
+
+    def compile(self) -> None:  # torch's AdamW is one kernel as it is, and not for a compiler
+        self._settle = torch.compile(self._settle, dynamic=False)  # type: ignore[method-assign]
+
+    def _settle(self, phase: GatePhase, good: Tensor) -> None:
+        """Close the gates' ranks, and record them."""
         if phase.mode == LEARNING:
             kept = self.gates.mask_in(self.bank.mean)
             torch.where(good, kept, self.bank.mask, out=self.bank.mask)
@@ -117,7 +125,6 @@ class GateTrainer(Allocator):
             levels = self.gates.levels_in(self.bank.mean).to(self._recorded.dtype)
             found = torch.cat((self.bank.mask.sum(1, keepdim=True), levels), 1)
             self._recorded.index_copy_(0, self._row, found[None])
-        return good
 
     # ---- what the loop asks for
 

@@ -139,9 +139,9 @@ EvalEvery = _option(
     int, "Steps between evaluations from the second epoch on, besides epochs' ends.", LENGTH
 )
 
-Lr = _option(float, "Learning rate that decays to 0.", RATES)
+Lr = _option(str, "Learning rate that decays to 0; a comma list trains a run each.", RATES)
 LrSchedule = _option(str, "linear, or boost: a plateau of its own height first.", RATES)
-BoostLr = _option(float, "Learning rate of the plateau.", RATES)
+BoostLr = _option(str, "Learning rate of the plateau, or a comma list.", RATES)
 BoostUntilStep = _option(int, "Step at which the plateau ends.", RATES)
 WarmupSteps = _option(int, "Steps of rising learning rate at the start.", RATES)
 WeightDecay = _option(

@@ -162,13 +162,10 @@ class TrainStep:
         timing it, in each process.
         """
         self.optimizer.compile()
-        for owner, name in (
-            (self, "_collect"),
-            (self.network.bank, "publish"),
-            (self.allocator if self.processes.world == 1 else None, "after_update"),
-        ):
-            if owner is not None:
-                setattr(owner, name, torch.compile(getattr(owner, name), dynamic=False))
+        for owner, name in ((self, "_collect"), (self.network.bank, "publish")):
+            setattr(owner, name, torch.compile(getattr(owner, name), dynamic=False))
+        if self.allocator is not None and self.processes.world == 1:
+            self.allocator.compile()
 
     def bad_step(self) -> int | None:
         """The first step whose loss, gradient or scores were not finite; this reads the device."""

@@ -32,7 +32,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "criterion": CRITERION_NAMES,
     "blora_mode": BLORA_MODES,
 }
-REALS = ("lambda_quant", "lambda_rank")
+REALS = ("lr", "boost_lr", "lambda_quant", "lambda_rank")
 AXES = ("task", "target_rank", "method", "optimizer", "criterion", "blora_mode", *REALS, "seed")
 MOST = 10_000
 """Numbers of a range: more are a slip of the finger."""

@@ -138,8 +138,8 @@ def test_what_is_left_out_is_said_once():
     )  # fmt: skip
     assert len(sweep.runs) == 2 * 2 * 3
     assert sweep.notices == (
-        "left out --method adalora --optimizer adamw --criterion snr (6 runs): --criterion snr: "
-        "needs a posterior: use --optimizer ivon, or one of sensitivity, magnitude",
+        "left out --method adalora --optimizer adamw --criterion snr --lr 0.1 (6 runs): "
+        "--criterion snr: needs a posterior: use --optimizer ivon, or one of sensitivity, magnitude",
         "--method lora allocates no ranks: it is trained without --criterion",
         "--ess has no effect with --optimizer adamw",
     )
@@ -258,9 +258,27 @@ def test_modes_and_weights_of_the_penalties():
         assert [r.run.path for r in expand(again).runs] == [run.run.path]
 
 
+def test_learning_rates():
+    """Each has its directory, the preset's own the one without a hash; no plateau, no second run."""
+    typed = {"task": "rte", "optimizer": "ivon,adamw", "lr": "0.5,1", "boost_lr": "2,4"}
+    found = expand(typed)
+    points = [(c.optimizer, c.lr, c.boost_lr) for c in (run.resolved.config for run in found.runs)]
+    assert points == [
+        ("ivon", 0.5, 2), ("ivon", 0.5, 4), ("ivon", 1, 2), ("ivon", 1, 4), ("adamw", 0.5, None),
+        ("adamw", 1, None),
+    ]  # fmt: skip
+    assert found.runs[0].run.path.parent.name == "rte-adalora-ivon-snr-r2"
+    assert len({run.run.path for run in found.runs}) == 6
+    for run in found.runs:
+        again, _ = as_typed(run.command())
+        assert [r.run.path for r in expand(again).runs] == [run.run.path]
+
+
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
+        ({"lr": "1e-3,much"}, "--lr 1e-3,much: give a number, or several"),
+        ({"lr": "-1"}, "--lr -1.0: "),
         ({"lambda_quant": "1e-4,x"}, "--lambda-quant 1e-4,x: give a number, or several"),
         ({"lambda_rank": ""}, "--lambda-rank : give a number"),
         ({"lambda_quant": "-1"}, "--lambda-quant -1.0: must be finite and not negative"),

@@ -139,7 +139,8 @@ def test_what_is_left_out_is_said_once():
     assert len(sweep.runs) == 2 * 2 * 3
     assert sweep.notices == (
         "left out --method adalora --optimizer adamw --criterion snr --lr 0.1 (6 runs): "
-        "--criterion snr: needs a posterior: use --optimizer ivon, or one of sensitivity, magnitude",
+        "--criterion snr: needs a posterior: use --optimizer ivon, or one of sensitivity, "
+        "magnitude",
         "--method lora allocates no ranks: it is trained without --criterion",
         "--ess has no effect with --optimizer adamw",
     )
@@ -259,7 +260,7 @@ def test_modes_and_weights_of_the_penalties():
 
 
 def test_learning_rates():
-    """Each has its directory, the preset's own the one without a hash; no plateau, no second run."""
+    """Each has its directory, the preset's own the one without a hash."""
     typed = {"task": "rte", "optimizer": "ivon,adamw", "lr": "0.5,1", "boost_lr": "2,4"}
     found = expand(typed)
     points = [(c.optimizer, c.lr, c.boost_lr) for c in (run.resolved.config for run in found.runs)]

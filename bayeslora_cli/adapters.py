@@ -46,17 +46,20 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
-        base = self.base_layer
-        weight, bias = base.weight, base.bias
-        assert isinstance(weight, Tensor)
-        assert bias is None or isinstance(bias, Tensor)
+        weight, bias = self.frozen()
         down, up = self.down, self.up
         if down is None or up is None:
             down = self.lora_A * (self.scale if self.lora_E is None else self.lora_E * self.scale)
             up = self.lora_B
-        weight = weight if isinstance(base, nn.Linear) else weight.t()
         out = low_rank_linear(x.flatten(0, -2), weight, bias, down, up)
         return out.view(*x.shape[:-1], -1)
+
+    def frozen(self) -> tuple[Tensor, Tensor | None]:
+        """The base layer's weight, (out, in), and bias."""
+        weight, bias = self.base_layer.weight, self.base_layer.bias
+        assert isinstance(weight, Tensor)
+        assert bias is None or isinstance(bias, Tensor)
+        return (weight if isinstance(self.base_layer, nn.Linear) else weight.t()), bias
 
     @torch.no_grad()
     def delta_weight(self, a: Tensor, e: Tensor | None, b: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from bayeslora_cli.adapters import ADALORA_STD, LowRankLinear
-from bayeslora_cli.quantizer import Quantizers, quantize
+from bayeslora_cli.gated_product import gated_product
+from bayeslora_cli.low_rank import low_rank_linear
+from bayeslora_cli.quantizer import Quantizers, is_fused, quantize
 
 E_FLOOR = 0.02
 """What a singular value of 0 counts as where ranges are measured, and its own first range."""
@@ -22,7 +24,7 @@ class Operands(NamedTuple):
     a: Tensor
     """(r, in)."""
     e: Tensor
-    """(r,), times the ranks' gates."""
+    """(r,), times the ranks' gates, fp32."""
     b: Tensor
     """(out, r), times the scale."""
     of_input: Quantizers | None = None
@@ -62,18 +64,30 @@ class GatedLinear(LowRankLinear):
         if by is None:
             return super().forward(x)
         rows = x.flatten(0, -2)
-        taken = rows if by.of_input is None else _quantized(rows, by.of_input)
-        out = self._base(rows, taken, by)
-        h = F.linear(taken, by.a)  # (rows, r)
-        if by.of_a is not None:
-            h = _quantized(h, by.of_a)
-        h = h * by.e
-        if by.of_h is not None:
-            h = _quantized(h, by.of_h)
-        # as in the base class
-        compiled = torch.compiler.is_compiling()
-        out = out + F.linear(h, by.b) if compiled else out.addmm_(h, by.b.t())
+        out = self._whole(rows, by)
+        if out is None:
+            taken = rows if by.of_input is None else _quantized(rows, by.of_input)
+            h = F.linear(taken, by.a)  # (rows, r)
+            if by.of_a is not None:
+                h = _quantized(h, by.of_a)
+            h = h * by.e.to(h.dtype)
+            if by.of_h is not None:
+                h = _quantized(h, by.of_h)
+            out = self._base(rows, taken, by) + F.linear(h, by.b)
         return out.view(*x.shape[:-1], -1)
+
+    def _whole(self, rows: Tensor, by: Operands) -> Tensor | None:
+        """The same as one operator; None: there is none for these operands."""
+        if by.of_base is not None:
+            return None
+        weight, bias = self.frozen()
+        of_x, of_a, of_h = by.of_input, by.of_a, by.of_h
+        if of_x is None and of_a is None and of_h is None:
+            down = by.a * by.e[:, None].to(by.a.dtype)
+            return low_rank_linear(rows, weight, bias, down, by.b)
+        if of_x is None or of_a is None or of_h is None or not is_fused(rows):
+            return None
+        return gated_product(rows, weight, bias, by.a, by.e, by.b, of_x, of_a, of_h)
 
     def _base(self, rows: Tensor, quantized: Tensor, by: Operands) -> Tensor:
         if by.of_base is None:

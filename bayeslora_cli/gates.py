@@ -220,7 +220,7 @@ class Gates:
         parts = {} if by is None else self._by_operand(by)
         a, b = self._quantized("A", parts), self._quantized("B", parts)
         e = quantize(self._e, parts["E"]) if "E" in parts else self._e
-        e = self._filled((e * self._rank_gates(u.get("ranks"))).to(self.dtype), along=-1)
+        e = self._filled(e * self._rank_gates(u.get("ranks")), along=-1)
         rows = {name: _rows(parts[name]) for name in ("x", "a", "h", BASE) if name in parts}
         none: list[None] = [None] * len(self.layers)
         for layer, *operands in zip(

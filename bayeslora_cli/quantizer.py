@@ -76,9 +76,9 @@ def _rounded(clipped: Tensor, constants: Tensor) -> Tensor:
     return (clipped[:, None] / constants[:, 2:, None]).round_()
 
 
-def _is_fused(x: Tensor) -> bool:
-    """Whether one kernel of our own does it; torch.compile fuses it with what stands around it."""
-    return x.is_cuda and HAS_TRITON and not torch.compiler.is_compiling()
+def is_fused(x: Tensor) -> bool:
+    """Whether kernels of our own do it."""
+    return x.is_cuda and HAS_TRITON
 
 
 class _Quantize(torch.autograd.Function):
@@ -88,7 +88,7 @@ class _Quantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, learned: Tensor, constants: Tensor) -> Tensor:
         ctx.save_for_backward(x, constants)
-        if _is_fused(x):
+        if is_fused(x):
             from bayeslora_cli import quantizer_kernels
 
             found: Tensor = quantizer_kernels.forward(x, learned, constants)
@@ -106,7 +106,7 @@ class _Quantize(torch.autograd.Function):
         the whole, is proportional to beta.
         """
         (x, constants), (grad,) = ctx.saved_tensors, grads
-        if _is_fused(x):
+        if is_fused(x):
             from bayeslora_cli import quantizer_kernels
 
             return *quantizer_kernels.backward(x, grad, constants), None

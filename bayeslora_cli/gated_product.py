@@ -1,0 +1,141 @@
+"""B-LoRA's layer, quantized activations and all, as one operator each way on a GPU.
+
+As `low_rank`'s, both sums happen in place of the large product; and what is done to the ranks
+between the products of low rank is one kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import Library, register_autograd, register_fake
+from torch.nn import functional as F
+
+from bayeslora_cli.quantizer import Quantizers
+
+
+def gated_product(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, e: Tensor, b: Tensor,
+    of_input: Quantizers, of_a: Quantizers, of_h: Quantizers,
+) -> Tensor:  # fmt: skip
+    """rows W' + bias + Qh(Qa(Qx(rows) a') * e) b', differentiable in all but W and the bias.
+
+    Args:
+        rows: (n, in).
+        weight: (out, in), frozen.
+        bias: (out,), frozen.
+        a: (r, in).
+        e: (r,), fp32.
+        b: (out, r).
+        of_input, of_a, of_h: a quantizer each, (1, 1 + L) and (1, 2 + L).
+    Returns:
+        (n, out)
+    """
+    out: Tensor = torch.ops.bayeslora.gated_product(
+        rows, weight, bias, a, e, b, *of_input, *of_a, *of_h
+    )[0]
+    return out
+
+
+_LIBRARY: Any = Library("bayeslora", "FRAGMENT")  # type: ignore[no-untyped-call]
+_FORWARD, _BACKWARD = "gated_product", "gated_product_backward"
+_QUANTIZERS = ", ".join(f"Tensor learned_{n}, Tensor constants_{n}" for n in "xah")
+_LIBRARY.define(
+    f"{_FORWARD}(Tensor rows, Tensor weight, Tensor? bias, Tensor a, Tensor e, Tensor b, "
+    f"{_QUANTIZERS}) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+_LIBRARY.define(
+    f"{_BACKWARD}(Tensor grad, bool needed, Tensor rows, Tensor weight, Tensor a, Tensor e, "
+    "Tensor b, Tensor constants_x, Tensor learned_a, Tensor constants_a, Tensor constants_h, "
+    "Tensor taken, Tensor p, Tensor h) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _forward(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, e: Tensor, b: Tensor,
+    learned_x: Tensor, constants_x: Tensor, learned_a: Tensor, constants_a: Tensor,
+    learned_h: Tensor, constants_h: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The result, Qx(rows), Qx(rows) a' and what comes to b."""
+    from bayeslora_cli import bottleneck_kernels, quantizer_kernels
+
+    rows = rows.contiguous()
+    taken = quantizer_kernels.forward(rows.view(1, -1), learned_x, constants_x).view(rows.shape)
+    p = F.linear(taken, a)
+    h = bottleneck_kernels.forward(
+        p, e, Quantizers(learned_a, constants_a), Quantizers(learned_h, constants_h)
+    )
+    return F.linear(rows, weight, bias).addmm_(h, b.t()), taken, p, h
+
+
+def _backward(
+    grad: Tensor, needed: bool, rows: Tensor, weight: Tensor, a: Tensor, e: Tensor,
+    b: Tensor, constants_x: Tensor, learned_a: Tensor, constants_a: Tensor, constants_h: Tensor,
+    taken: Tensor, p: Tensor, h: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of rows, where `needed` and else empty, of Qx, a, b; in one of Qa, Qh and e."""
+    from bayeslora_cli import bottleneck_kernels, quantizer_kernels
+
+    to_p, sums = bottleneck_kernels.backward(
+        p, grad @ b, e, Quantizers(learned_a, constants_a), constants_h
+    )
+    to_taken = to_p @ a
+    of_rows, of_x = quantizer_kernels.backward(
+        rows.reshape(1, -1), to_taken.view(1, -1), constants_x
+    )
+    of_rows = of_rows.view(rows.shape).addmm_(grad, weight) if needed else grad.new_empty(0)
+    return of_rows, of_x, to_p.t() @ taken, (h.t() @ grad).t(), sums
+
+
+def _forward_shapes(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, e: Tensor, b: Tensor,
+    *_: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    n = len(rows)
+    p = rows.new_empty(n, len(a))
+    return rows.new_empty(n, len(weight)), rows.new_empty(rows.shape), p, torch.empty_like(p)
+
+
+def _backward_shapes(
+    grad: Tensor, needed: bool, rows: Tensor, weight: Tensor, a: Tensor, e: Tensor,
+    b: Tensor, constants_x: Tensor, learned_a: Tensor, *_: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return (
+        rows.new_empty(rows.shape if needed else 0),
+        e.new_empty(1, constants_x.shape[-1] - 1),
+        torch.empty_like(a),
+        b.new_empty(b.shape[1], b.shape[0]).t(),
+        e.new_empty(2 * learned_a.shape[-1] + len(e)),
+    )
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    rows, weight, _, *rest, _, constants_h = inputs  # the backward pass makes no code of h's
+    a, e, b, _, constants_x, learned_a, constants_a = rest
+    ctx.save_for_backward(
+        rows, weight, a, e, b, constants_x, learned_a, constants_a, constants_h, *output[1:]
+    )
+    ctx.set_materialize_grads(False)  # nobody asks for those of the others
+
+
+def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    needed = ctx.needs_input_grad[0]
+    of_rows, of_x, of_a, of_b, sums = torch.ops.bayeslora.gated_product_backward(
+        grad, needed, *ctx.saved_tensors
+    )
+    width = of_x.shape[1]
+    return (
+        of_rows if needed else None, None, None, of_a, sums[2 * width :], of_b,
+        of_x, None, sums[None, :width], None, sums[None, width : 2 * width], None,
+    )  # fmt: skip
+
+
+for name, kernel, shapes in (
+    (_FORWARD, _forward, _forward_shapes),
+    (_BACKWARD, _backward, _backward_shapes),
+):
+    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    register_fake(f"bayeslora::{name}", shapes, lib=_LIBRARY)
+register_autograd(f"bayeslora::{_FORWARD}", _differentiate, setup_context=_keep, lib=_LIBRARY)

@@ -115,6 +115,8 @@ def measure(options: argparse.Namespace, processes: Alone) -> list[dict[str, Any
         for length in options.lengths:
             for optimizer in options.optimizers:
                 total = 2 * (options.warm_up + options.repeats * options.inner)
+                if processes.first:
+                    print(f"{precision}, {length}, {optimizer}", file=sys.stderr, flush=True)
                 step = build(
                     optimizer, options.model, precision, total, device, processes,
                     compiled=options.compile,

@@ -82,7 +82,6 @@ def parts_of(
 
     def allocate() -> None:
         allocator.after_update(allocator.announce(STEP), optim.sigma(), good)
-        allocator.history.clear()
 
     return bank, {
         "sample": torch.no_grad()(sample),

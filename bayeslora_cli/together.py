@@ -81,9 +81,14 @@ class Together(Alone):
             ) from error
 
     def close(self) -> None:
-        """Part in order: the first process may hold what the others' last words go through."""
+        """Part in order: the first process may hold what the others' last words go through.
+
+        NCCL's connections end with the process: to close them waits for captured graphs that hold
+        them, and compiled functions hold those.
+        """
         self.gather(None)
-        dist.destroy_process_group()
+        if self._nccl is None:
+            dist.destroy_process_group()
 
     def check_arguments(self, arguments: Sequence[str]) -> None:
         """Whether all processes were given the same command.

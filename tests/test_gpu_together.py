@@ -72,6 +72,17 @@ def test_two_processes_train_as_one_does(kind, backbone, rte, tmp_path):
     assert json.loads((runs[1] / "environment.json").read_text())["processes"] == 2
 
 
+def test_compiled_processes_end(backbone, rte, tmp_path):
+    """The connections are held by captured graphs, and those by compiled functions."""
+    torchrun(
+        2, "bayeslora_cli", "train", "--task", "rte", "--data", rte, "--model", backbone("bert"),
+        "--max-steps", "8", "--batch-size", "8", "--max-length", "16", "--device", "cuda",
+        "--compile", "on", "--output", str(tmp_path),
+    )  # fmt: skip
+    (run,) = tmp_path.glob("*/*/seed-*")
+    assert (run / "result.json").is_file()
+
+
 def test_more_processes_than_gpus_are_refused(backbone, rte, tmp_path):
     count = torch.cuda.device_count() + 1
     done = subprocess.run(

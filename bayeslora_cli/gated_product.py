@@ -1,7 +1,7 @@
 """B-LoRA's layer, quantized activations and all, as one operator each way on a GPU.
 
-As `low_rank`'s, both sums happen in place of the large product; and what is done to the ranks
-between the products of low rank is one kernel.
+As `low_rank`'s, both sums happen in place of the large products, and around those `gated_kernels`
+do the rest.
 """
 
 from __future__ import annotations
@@ -44,79 +44,69 @@ _FORWARD, _BACKWARD = "gated_product", "gated_product_backward"
 _QUANTIZERS = ", ".join(f"Tensor learned_{n}, Tensor constants_{n}" for n in "xah")
 _LIBRARY.define(
     f"{_FORWARD}(Tensor rows, Tensor weight, Tensor? bias, Tensor a, Tensor e, Tensor b, "
-    f"{_QUANTIZERS}) -> (Tensor, Tensor, Tensor, Tensor)"
+    f"{_QUANTIZERS}) -> (Tensor, Tensor, Tensor)"
 )
 _LIBRARY.define(
     f"{_BACKWARD}(Tensor grad, bool needed, Tensor rows, Tensor weight, Tensor a, Tensor e, "
-    "Tensor b, Tensor constants_x, Tensor learned_a, Tensor constants_a, Tensor constants_h, "
-    "Tensor taken, Tensor p, Tensor h) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "Tensor b, Tensor learned_x, Tensor constants_x, Tensor learned_a, Tensor constants_a, "
+    "Tensor constants_h, Tensor p, Tensor h) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
 def _forward(
     rows: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, e: Tensor, b: Tensor,
-    learned_x: Tensor, constants_x: Tensor, learned_a: Tensor, constants_a: Tensor,
-    learned_h: Tensor, constants_h: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The result, Qx(rows), Qx(rows) a' and what comes to b."""
-    from bayeslora_cli import bottleneck_kernels, quantizer_kernels
+    *by: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The result, Qx(rows) a', and what comes to b."""
+    from bayeslora_cli import gated_kernels
 
     rows = rows.contiguous()
-    taken = quantizer_kernels.forward(rows.view(1, -1), learned_x, constants_x).view(rows.shape)
-    p = F.linear(taken, a)
-    h = bottleneck_kernels.forward(
-        p, e, Quantizers(learned_a, constants_a), Quantizers(learned_h, constants_h)
-    )
-    return F.linear(rows, weight, bias).addmm_(h, b.t()), taken, p, h
+    p, h = gated_kernels.forward(rows, a, e, *map(Quantizers, by[::2], by[1::2]))
+    return F.linear(rows, weight, bias).addmm_(h, b.t()), p, h
 
 
 def _backward(
     grad: Tensor, needed: bool, rows: Tensor, weight: Tensor, a: Tensor, e: Tensor,
-    b: Tensor, constants_x: Tensor, learned_a: Tensor, constants_a: Tensor, constants_h: Tensor,
-    taken: Tensor, p: Tensor, h: Tensor,
+    b: Tensor, learned_x: Tensor, constants_x: Tensor, learned_a: Tensor, constants_a: Tensor,
+    constants_h: Tensor, p: Tensor, h: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of rows, where `needed` and else empty, of Qx, a, b; in one of Qa, Qh and e."""
-    from bayeslora_cli import bottleneck_kernels, quantizer_kernels
+    from bayeslora_cli import gated_kernels
 
-    to_p, sums = bottleneck_kernels.backward(
-        p, grad @ b, e, Quantizers(learned_a, constants_a), constants_h
-    )
-    to_taken = to_p @ a
-    of_rows, of_x = quantizer_kernels.backward(
-        rows.reshape(1, -1), to_taken.view(1, -1), constants_x
-    )
-    of_rows = of_rows.view(rows.shape).addmm_(grad, weight) if needed else grad.new_empty(0)
-    return of_rows, of_x, to_p.t() @ taken, (h.t() @ grad).t(), sums
+    grad = grad.contiguous()
+    of_rows, of_x, of_a, rest = gated_kernels.backward(
+        grad, rows.contiguous(), p, a, e, b,
+        Quantizers(learned_x, constants_x), Quantizers(learned_a, constants_a), constants_h,
+    )  # fmt: skip
+    of_rows = of_rows.addmm_(grad, weight) if needed else grad.new_empty(0)
+    return of_rows, of_x, of_a, (h.t() @ grad).t(), rest
 
 
 def _forward_shapes(
     rows: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, e: Tensor, b: Tensor,
     *_: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     n = len(rows)
     p = rows.new_empty(n, len(a))
-    return rows.new_empty(n, len(weight)), rows.new_empty(rows.shape), p, torch.empty_like(p)
+    return rows.new_empty(n, len(weight)), p, torch.empty_like(p)
 
 
 def _backward_shapes(
     grad: Tensor, needed: bool, rows: Tensor, weight: Tensor, a: Tensor, e: Tensor,
-    b: Tensor, constants_x: Tensor, learned_a: Tensor, *_: Tensor,
+    b: Tensor, learned_x: Tensor, *_: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return (
         rows.new_empty(rows.shape if needed else 0),
-        e.new_empty(1, constants_x.shape[-1] - 1),
+        torch.empty_like(learned_x),
         torch.empty_like(a),
         b.new_empty(b.shape[1], b.shape[0]).t(),
-        e.new_empty(2 * learned_a.shape[-1] + len(e)),
+        e.new_empty(2 * learned_x.shape[-1] + len(e)),
     )
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    rows, weight, _, *rest, _, constants_h = inputs  # the backward pass makes no code of h's
-    a, e, b, _, constants_x, learned_a, constants_a = rest
-    ctx.save_for_backward(
-        rows, weight, a, e, b, constants_x, learned_a, constants_a, constants_h, *output[1:]
-    )
+    rows, weight, _, a, e, b, *by, _, constants_h = inputs  # no code of h is made again
+    ctx.save_for_backward(rows, weight, a, e, b, *by, constants_h, *output[1:])
     ctx.set_materialize_grads(False)  # nobody asks for those of the others
 
 

@@ -1,0 +1,232 @@
+"""`gated_product`'s way from x to h and back as Triton kernels: one there, three back.
+
+p = Qx(x) a', h = Qh(Qa(p) * e), each rounded to x's type where torch would round. Neither Qx(x) nor
+the gradient of it is ever in a GPU's memory. All sums are made of the same parts in the same order
+at every repetition.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bayeslora_cli.quantizer import Quantizers
+from bayeslora_cli.quantizer_kernels import clipped, code, mixed
+
+ROWS = 16
+"""Of x and h in a tile of the skinny products."""
+DEPTH = 128
+"""Elements of each row that they take at once."""
+TALL, WIDE = 32, 64
+"""A tile of x on the way back, of which a chunk has few: nothing is loaded ahead."""
+CHUNKS = 32
+"""Parts of the rows whose gradients of a are summed last."""
+PARTS = 64
+"""Parts of a sum that are read at once."""
+PIECE = 256
+"""Elements of a's gradient that a program sums."""
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _through(p, e, learned_a, constants_a, constants_h, kind: tl.constexpr, L: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """p within Qa's range, Qa(p), h before its quantizer, and within that one's range."""
+    p_in = clipped(p, constants_a)
+    a = mixed(p_in, learned_a, constants_a, L).to(kind).to(tl.float32)
+    h = (a * e).to(kind).to(tl.float32)
+    return p_in, a, h, clipped(h, constants_h)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _forward(  # type: ignore[no-untyped-def]
+    x, a, e, learned_x, constants_x, learned_a, constants_a, learned_h, constants_h, p, h,  # noqa: ANN001
+    rows, width, R: tl.constexpr, L: tl.constexpr,  # noqa: ANN001
+    ROWS: tl.constexpr, DEPTH: tl.constexpr, COLUMNS: tl.constexpr,
+) -> None:  # fmt: skip
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    column = tl.arange(0, COLUMNS)
+    kind = p.dtype.element_ty
+    found = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for start in range(0, width, DEPTH):
+        k = start + tl.arange(0, DEPTH)
+        inside = (row[:, None] < rows) & (k[None, :] < width)
+        value = tl.load(x + row[:, None] * width + k[None, :], inside, 0.0).to(tl.float32)
+        taken = mixed(clipped(value, constants_x), learned_x, constants_x, L).to(kind)
+        inside = (column[None, :] < R) & (k[:, None] < width)
+        down = tl.load(a + column[None, :] * width + k[:, None], inside, 0.0)
+        found = tl.dot(taken, down, found, input_precision="ieee")
+    inside = (row[:, None] < rows) & (column[None, :] < R)
+    places = row[:, None] * R + column[None, :]
+    found = found.to(kind)
+    tl.store(p + places, found, inside)
+    by = tl.load(e + column, column < R, 0.0).to(kind).to(tl.float32)[None, :]
+    _, _, _, h_in = _through(found.to(tl.float32), by, learned_a, constants_a, constants_h, kind, L)
+    tl.store(h + places, mixed(h_in, learned_h, constants_h, L).to(kind), inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _back_to_p(  # type: ignore[no-untyped-def]
+    grad, b, p, e, learned_a, constants_a, constants_h, of_p, sums,  # noqa: ANN001
+    rows, height, R: tl.constexpr, L: tl.constexpr,  # noqa: ANN001
+    ROWS: tl.constexpr, DEPTH: tl.constexpr, COLUMNS: tl.constexpr,
+) -> None:  # fmt: skip
+    """Sums: of Qa's range and factors, of Qh's, of each e."""
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    column = tl.arange(0, COLUMNS)
+    kind = of_p.dtype.element_ty
+    slope = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for start in range(0, height, DEPTH):
+        k = start + tl.arange(0, DEPTH)
+        inside = (row[:, None] < rows) & (k[None, :] < height)
+        value = tl.load(grad + row[:, None] * height + k[None, :], inside, 0.0)
+        inside = (column[None, :] < R) & (k[:, None] < height)
+        up = tl.load(b + k[:, None] * R + column[None, :], inside, 0.0)
+        slope = tl.dot(value, up, slope, input_precision="ieee")
+    slope = slope.to(kind).to(tl.float32)
+    inside = (row[:, None] < rows) & (column[None, :] < R)
+    places = row[:, None] * R + column[None, :]
+    by = tl.load(e + column, column < R, 0.0).to(kind).to(tl.float32)[None, :]
+    value = tl.load(p + places, inside, 0.0).to(tl.float32)
+    p_in, a, h, h_in = _through(value, by, learned_a, constants_a, constants_h, kind, L)
+    to_h = slope * (h_in == h).to(tl.float32)
+    to_a = (to_h * by).to(kind).to(tl.float32)
+    to_p = to_a * (p_in == value).to(tl.float32)
+    tl.store(of_p + places, to_p.to(kind), inside)
+    sums += tl.program_id(0) * (2 * (1 + L) + R)
+    tl.store(sums, tl.sum(to_p * value))
+    tl.store(sums + 1 + L, tl.sum(to_h * h))
+    for n in tl.static_range(L):
+        tl.store(sums + 1 + n, tl.sum(code(p_in, constants_a, n) * to_a))
+        tl.store(sums + 2 + L + n, tl.sum(code(h_in, constants_h, n) * slope))
+    tl.store(sums + 2 * (1 + L) + column, tl.sum(to_h * a, 0), column < R)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _back_to_x(  # type: ignore[no-untyped-def]
+    x, of_p, a, learned_x, constants_x, of_x, parts_a, sums,  # noqa: ANN001
+    rows, width, chunk, R: tl.constexpr, L: tl.constexpr,  # noqa: ANN001
+    TALL: tl.constexpr, WIDE: tl.constexpr, COLUMNS: tl.constexpr,
+) -> None:  # fmt: skip
+    """A chunk of rows and some columns of x's gradient; their part of a's, and of Qx's sums."""
+    k = tl.program_id(0) * WIDE + tl.arange(0, WIDE)
+    column = tl.arange(0, COLUMNS)
+    kind = of_x.dtype.element_ty
+    within = (column[:, None] < R) & (k[None, :] < width)
+    down = tl.load(a + column[:, None] * width + k[None, :], within, 0.0)
+    of_a = tl.zeros((COLUMNS, WIDE), tl.float32)
+    place = tl.arange(0, COLUMNS)
+    of_learned = tl.zeros((COLUMNS,), tl.float32)
+    first = tl.program_id(1) * chunk
+    for start in range(first, first + chunk, TALL):
+        row = (start + tl.arange(0, TALL)).to(tl.int64)
+        own = (row[:, None] < rows) & (column[None, :] < R)
+        to_p = tl.load(of_p + row[:, None] * R + column[None, :], own, 0.0)
+        slope = tl.dot(to_p, down, input_precision="ieee").to(kind).to(tl.float32)
+        inside = (row[:, None] < rows) & (k[None, :] < width)
+        value = tl.load(x + row[:, None] * width + k[None, :], inside, 0.0).to(tl.float32)
+        value_in = clipped(value, constants_x)
+        passed = slope * (value_in == value).to(tl.float32)
+        tl.store(of_x + row[:, None] * width + k[None, :], passed.to(kind), inside)
+        of_learned += tl.where(place == 0, tl.sum(passed * value), 0.0)
+        taken = tl.zeros((TALL, WIDE), tl.float32)
+        for n in tl.static_range(L):
+            own_code = code(value_in, constants_x, n)
+            taken += own_code * tl.load(learned_x + 1 + n)
+            of_learned += tl.where(place == 1 + n, tl.sum(own_code * slope), 0.0)
+        of_a = tl.dot(tl.trans(to_p), taken.to(kind), of_a, input_precision="ieee")
+    places = (tl.program_id(1) * R + column[:, None]) * width + k[None, :]
+    tl.store(parts_a + places, of_a, within)
+    sums += (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * (1 + L)
+    tl.store(sums + place, of_learned, place < 1 + L)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _add(parts, count, size, place, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """The sum of `count` rows of `size` numbers, at some places of them."""
+    found = tl.zeros((PARTS, place.shape[0]), tl.float32)
+    for start in range(0, count, PARTS):
+        row = start + tl.arange(0, PARTS)
+        inside = (row[:, None] < count) & (place[None, :] < size)
+        found += tl.load(parts + row[:, None] * size + place[None, :], inside, 0.0)
+    return tl.sum(found, 0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _finish(  # type: ignore[no-untyped-def]
+    parts_a, sums_x, sums_p, of_a, of_x, of_rest,  # noqa: ANN001
+    chunks, size_a, count_x, size_x, count_p, size_p,  # noqa: ANN001
+    CHUNKS: tl.constexpr, PARTS: tl.constexpr, PIECE: tl.constexpr, COLUMNS: tl.constexpr,
+) -> None:  # fmt: skip
+    """All sums of parts: of a's gradient by the first programs, of the others by the last two."""
+    last = tl.num_programs(0) - 1
+    if tl.program_id(0) < last - 1:
+        piece = tl.program_id(0) * PIECE + tl.arange(0, PIECE)
+        found = _add(parts_a, chunks, size_a, piece, CHUNKS)
+        tl.store(of_a + piece, found.to(of_a.dtype.element_ty), piece < size_a)
+    else:
+        place = tl.arange(0, COLUMNS)
+        if tl.program_id(0) < last:
+            tl.store(of_x + place, _add(sums_x, count_x, size_x, place, PARTS), place < size_x)
+        else:
+            tl.store(of_rest + place, _add(sums_p, count_p, size_p, place, PARTS), place < size_p)
+
+
+def _columns(rank: int) -> int:
+    """Of a tile that has all ranks; the matrix units want 16."""
+    found: int = max(16, triton.next_power_of_2(rank))
+    return found
+
+
+def forward(
+    x: Tensor, a: Tensor, e: Tensor, of_x: Quantizers, of_a: Quantizers, of_h: Quantizers
+) -> tuple[Tensor, Tensor]:
+    """p and h (n, r) of x (n, in), a (r, in) and e (r,)."""
+    (rows, width), rank = x.shape, len(a)
+    p, h = (torch.empty(rows, rank, dtype=x.dtype, device=x.device) for _ in range(2))
+    _forward[(triton.cdiv(rows, ROWS),)](
+        x, a.contiguous(), e.contiguous(), *of_x, *of_a, *of_h, p, h, rows, width,
+        R=rank, L=of_a.learned.shape[-1] - 1, ROWS=ROWS, DEPTH=DEPTH, COLUMNS=_columns(rank),
+        enable_fp_fusion=False,
+    )  # fmt: skip
+    return p, h
+
+
+def backward(
+    grad: Tensor, x: Tensor, p: Tensor, a: Tensor, e: Tensor, b: Tensor,
+    of_x: Quantizers, of_a: Quantizers, constants_h: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients by way of h (n, out) b': of x, of Qx (1, 1 + L), of a, and in one of Qa, Qh, e.
+
+    Args:
+        grad: (n, out), of h b'.
+    """
+    (rows, width), rank, height = x.shape, len(a), len(b)
+    widths, columns = of_a.learned.shape[-1] - 1, _columns(rank)
+    a, e = a.contiguous(), e.contiguous()
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, device=x.device)
+
+    programs, rest = triton.cdiv(rows, ROWS), 2 * (1 + widths) + rank
+    to_p, sums_p = torch.empty_like(p), empty(programs, rest)
+    common = {"R": rank, "L": widths, "COLUMNS": columns, "enable_fp_fusion": False}
+    _back_to_p[(programs,)](
+        grad, b.contiguous(), p, e, *of_a, constants_h, to_p, sums_p, rows, height,
+        ROWS=ROWS, DEPTH=DEPTH, **common,
+    )  # fmt: skip
+    chunk = TALL * triton.cdiv(rows, TALL * CHUNKS)
+    tiles = triton.cdiv(width, WIDE), triton.cdiv(rows, chunk)
+    to_x, parts_a = torch.empty_like(x), empty(tiles[1], rank * width)
+    sums_x = empty(tiles[0] * tiles[1], 1 + widths)
+    _back_to_x[tiles](
+        x, to_p, a, *of_x, to_x, parts_a, sums_x, rows, width, chunk,
+        TALL=TALL, WIDE=WIDE, num_warps=8, num_stages=1, **common,
+    )  # fmt: skip
+    found_a, found_x, found = torch.empty_like(a), empty(1, 1 + widths), empty(rest)
+    _finish[(triton.cdiv(a.numel(), PIECE) + 2,)](
+        parts_a, sums_x, sums_p, found_a, found_x, found,
+        tiles[1], a.numel(), len(sums_x), 1 + widths, programs, rest,
+        CHUNKS=CHUNKS, PARTS=PARTS, PIECE=PIECE, COLUMNS=triton.next_power_of_2(rest),
+    )  # fmt: skip
+    return to_x, found_x, found_a, found

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_ADALORA_TARGET_MODULES_M
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import import_utils
 from transformers.utils import logging as transformers_logging
 
 from bayeslora_cli.config import RunConfig
@@ -253,3 +255,21 @@ def match_targets(module: Any, head: Sequence[str], wanted: Sequence[str] | None
         endings = sorted({n.rpartition(".")[2] for n in linear if not inside(n, head)})
         raise ModelError(f"{flag}: no layer of {kind} matches; it has {', '.join(endings)}")
     return names
+
+
+@contextmanager
+def unread(device: torch.device) -> Iterator[None]:
+    """Inside, transformers does not read from a GPU whether a batch has padding, as in a capture.
+
+    It would leave out the mask of a batch without. What a capture is to repeat would then run other
+    kernels, and compiled blocks would be compiled anew within the capture, which fails.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    original = import_utils.is_cuda_stream_capturing
+    import_utils.is_cuda_stream_capturing = lambda: True
+    try:
+        yield
+    finally:
+        import_utils.is_cuda_stream_capturing = original

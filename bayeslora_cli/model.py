@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora_cli.adapters import JointLinear, LowRankLinear, adalora_linear, lora_linear
-from bayeslora_cli.backbone import Labels, inside, load_backbone, match_targets
+from bayeslora_cli.backbone import Labels, inside, load_backbone, match_targets, unread
 from bayeslora_cli.bank import AdapterBank, Matrix
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.deberta import RelativeAttention, replace_attention
@@ -48,7 +48,8 @@ class Network:
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         if self.gates is not None:
             self.gates.dress(training=self.module.training)
-        logits: Tensor = self.module(**inputs).logits
+        with unread(self.bank.theta.device):
+            logits: Tensor = self.module(**inputs).logits
         return logits.float()
 
     @property

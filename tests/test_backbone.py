@@ -7,8 +7,17 @@ import sys
 
 import pytest
 import torch
+from transformers import BertConfig
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.utils.import_utils import is_tracing
 
-from bayeslora_cli.backbone import Labels, backbone_path, load_backbone, load_tokenizer
+from bayeslora_cli.backbone import (
+    Labels,
+    backbone_path,
+    load_backbone,
+    load_tokenizer,
+    unread,
+)
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.errors import ModelError
 
@@ -107,3 +116,21 @@ def test_code_of_a_model_is_not_run_unasked(backbone, tmp_path):
     )
     assert ran.exists()
     assert type(module).__name__ == "TheirModel"
+
+
+def test_on_a_gpu_masks_are_not_read():
+    """As in a capture: of a batch without padding the mask stays."""
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    config._attn_implementation = "sdpa"
+    found = []
+    for device in ("cpu", "cuda"):
+        with unread(torch.device(device)):
+            found.append(
+                create_bidirectional_mask(
+                    config=config, inputs_embeds=torch.zeros(2, 3, 8),
+                    attention_mask=torch.ones(2, 3, dtype=torch.long),
+                )
+            )  # fmt: skip
+    assert found[0] is None
+    assert found[1].shape == (2, 1, 3, 3)
+    assert not is_tracing()

@@ -83,9 +83,9 @@ class RunConfig:
     """Steps between two allocations."""
     blora_mode: str = _option("both", "--blora-mode")
     """What blora's gates are over: both, quant (bit widths) or rank."""
-    lambda_quant: float = _option(1e-4, "--lambda-quant")
+    lambda_quant: float = _option(1e-3, "--lambda-quant")
     """Weight of the penalty on bit widths, a quantizer."""
-    lambda_rank: float = _option(1e-4, "--lambda-rank")
+    lambda_rank: float = _option(0.1, "--lambda-rank")
     """Weight of the penalty on ranks, a matrix."""
     bit_ladder: str = _option("2,4,8,16", "--bit-ladder")
     """Widths that a quantizer may have, as `parse_ladder` reads them."""

@@ -100,9 +100,9 @@ BloraMode = _option(
     WIDTHS,
 )
 LambdaQuant = _option(
-    str, "Weight of the penalty on bit widths, a quantizer (default: 1e-4).", WIDTHS
+    str, "Weight of the penalty on bit widths, a quantizer (default: 0.001).", WIDTHS
 )
-LambdaRank = _option(str, "Weight of the penalty on ranks, a matrix (default: 1e-4).", WIDTHS)
+LambdaRank = _option(str, "Weight of the penalty on ranks, a matrix (default: 0.1).", WIDTHS)
 BitLadder = _option(
     str, "Widths to choose from: 2,4,8,16 or neighbours among them (default: all).", WIDTHS
 )

@@ -252,7 +252,7 @@ def test_modes_and_weights_of_the_penalties():
     ]
     assert points == [
         ("both", 1e-4, 0.01), ("both", 1e-3, 0.01), ("quant", 1e-4, 0.1), ("quant", 1e-3, 0.1),
-        ("rank", 1e-4, 0.01),
+        ("rank", 1e-3, 0.01),
     ]  # fmt: skip
     for run in found.runs:
         again, _ = as_typed(run.command())

@@ -27,6 +27,8 @@ PARTS = 64
 """Parts of a sum that are read at once."""
 PIECE = 256
 """Elements of a's gradient that a program sums."""
+_OF_ALL = ["e", *(f"{what}_{operand}" for what in ("learned", "constants") for operand in "xah")]
+"""Arguments that are rows of larger tensors: how they are aligned makes no other kernel."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -38,7 +40,7 @@ def _through(p, e, learned_a, constants_a, constants_h, kind: tl.constexpr, L: t
     return p_in, a, h, clipped(h, constants_h)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize_on_alignment=_OF_ALL)  # type: ignore[untyped-decorator]
 def _forward(  # type: ignore[no-untyped-def]
     x, a, e, learned_x, constants_x, learned_a, constants_a, learned_h, constants_h, p, h,  # noqa: ANN001
     rows, width, R: tl.constexpr, L: tl.constexpr,  # noqa: ANN001
@@ -65,7 +67,7 @@ def _forward(  # type: ignore[no-untyped-def]
     tl.store(h + places, mixed(h_in, learned_h, constants_h, L).to(kind), inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize_on_alignment=_OF_ALL)  # type: ignore[untyped-decorator]
 def _back_to_p(  # type: ignore[no-untyped-def]
     grad, b, p, e, learned_a, constants_a, constants_h, of_p, sums,  # noqa: ANN001
     rows, height, R: tl.constexpr, L: tl.constexpr,  # noqa: ANN001
@@ -102,7 +104,7 @@ def _back_to_p(  # type: ignore[no-untyped-def]
     tl.store(sums + 2 * (1 + L) + column, tl.sum(to_h * a, 0), column < R)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize_on_alignment=_OF_ALL)  # type: ignore[untyped-decorator]
 def _back_to_x(  # type: ignore[no-untyped-def]
     x, of_p, a, learned_x, constants_x, of_x, parts_a, sums,  # noqa: ANN001
     rows, width, chunk, R: tl.constexpr, L: tl.constexpr,  # noqa: ANN001

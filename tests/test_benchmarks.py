@@ -1,0 +1,33 @@
+"""The benchmarks run to their end and print their tables; what they measure is nobody's concern."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+
+import pytest
+
+from .faults import ROOT
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "rows"),
+    [
+        ("update_cost", "--layers 1,2 --repeats 1 --inner 2 --device cpu", 4),
+        (
+            "gpu_step",
+            "--device cpu --tiny --lengths 8 --precision fp32 --repeats 1 --warm-up 1 --inner 1 "
+            "--rows adalora-ivon,blora-adamw,peft-lora-adamw",
+            3,
+        ),
+    ],
+)
+def test_it_runs(name, options, rows, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "benchmarks"))
+    monkeypatch.setattr(sys, "argv", [name, *options.split()])
+    with warnings.catch_warnings():
+        importlib.import_module(name).main()
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    titles = [line for line in table if line.startswith(("| layers", "| |"))]
+    assert len(table) - len(titles) == rows

@@ -180,7 +180,7 @@ def _dress(network: Network, device: torch.device) -> None:
         }
         layer.operands = Operands(
             a=empty(rank, layer.lora_A.shape[1], dtype=gates.dtype),
-            e=empty(rank, dtype=gates.dtype),
+            e=empty(rank),
             b=empty(layer.lora_B.shape[0], rank, dtype=gates.dtype),
             of_input=by.get("x"),
             of_a=by.get("a"),

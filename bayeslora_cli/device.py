@@ -29,6 +29,8 @@ def pick_device(name: str) -> torch.device:
         raise UserError(
             f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices"
         )
+    if device.index is not None:  # where kernels of Triton are launched
+        torch.cuda.set_device(device)
     return device
 
 

@@ -1,8 +1,8 @@
 """`gated_product`'s way from x to h and back as Triton kernels: one there, three back.
 
 p = Qx(x) a', h = Qh(Qa(p) * e), each rounded to x's type where torch would round. Neither Qx(x) nor
-the gradient of it is ever in a GPU's memory. All sums are made of the same parts in the same order
-at every repetition.
+the gradient of it is ever in a GPU's memory. No product takes TF32, and all sums are made of the
+same parts in the same order at every repetition.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from bayeslora_cli.quantizer_kernels import clipped, code, mixed
 
 ROWS = 16
 """Of x and h in a tile of the skinny products."""
-DEPTH = 128
-"""Elements of each row that they take at once."""
-TALL, WIDE = 32, 64
+DEPTH = 8192
+"""Elements of the low-rank side's tile there."""
+TALL, WIDE = 32, 64  # half as wide above 128 ranks, for shared memory
 """A tile of x on the way back, of which a chunk has few: nothing is loaded ahead."""
 CHUNKS = 32
 """Parts of the rows whose gradients of a are summed last."""
-PARTS = 64
-"""Parts of a sum that are read at once."""
+PARTS = 2048
+"""Numbers of the parts of a sum that are read at once."""
 PIECE = 256
 """Elements of a's gradient that a program sums."""
 _OF_ALL = ["e", *(f"{what}_{operand}" for what in ("learned", "constants") for operand in "xah")]
 """Arguments that are rows of larger tensors: how they are aligned makes no other kernel."""
+_COUNTS = ["rows", "chunk", "chunks", "count_x", "count_p"]
+"""Numbers that change with the batch, likewise."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -40,7 +42,7 @@ def _through(p, e, learned_a, constants_a, constants_h, kind: tl.constexpr, L: t
     return p_in, a, h, clipped(h, constants_h)
 
 
-@triton.jit(do_not_specialize_on_alignment=_OF_ALL)  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=_COUNTS, do_not_specialize_on_alignment=_OF_ALL)  # type: ignore[untyped-decorator]
 def _forward(  # type: ignore[no-untyped-def]
     x, a, e, learned_x, constants_x, learned_a, constants_a, learned_h, constants_h, p, h,  # noqa: ANN001
     rows, width, R: tl.constexpr, L: tl.constexpr,  # noqa: ANN001
@@ -67,7 +69,7 @@ def _forward(  # type: ignore[no-untyped-def]
     tl.store(h + places, mixed(h_in, learned_h, constants_h, L).to(kind), inside)
 
 
-@triton.jit(do_not_specialize_on_alignment=_OF_ALL)  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=_COUNTS, do_not_specialize_on_alignment=_OF_ALL)  # type: ignore[untyped-decorator]
 def _back_to_p(  # type: ignore[no-untyped-def]
     grad, b, p, e, learned_a, constants_a, constants_h, of_p, sums,  # noqa: ANN001
     rows, height, R: tl.constexpr, L: tl.constexpr,  # noqa: ANN001
@@ -96,15 +98,15 @@ def _back_to_p(  # type: ignore[no-untyped-def]
     to_p = to_a * (p_in == value).to(tl.float32)
     tl.store(of_p + places, to_p.to(kind), inside)
     sums += tl.program_id(0) * (2 * (1 + L) + R)
-    tl.store(sums, tl.sum(to_p * value))
-    tl.store(sums + 1 + L, tl.sum(to_h * h))
+    tl.store(sums, tl.sum(to_p * p_in))
+    tl.store(sums + 1 + L, tl.sum(to_h * h_in))
     for n in tl.static_range(L):
         tl.store(sums + 1 + n, tl.sum(code(p_in, constants_a, n) * to_a))
         tl.store(sums + 2 + L + n, tl.sum(code(h_in, constants_h, n) * slope))
     tl.store(sums + 2 * (1 + L) + column, tl.sum(to_h * a, 0), column < R)
 
 
-@triton.jit(do_not_specialize_on_alignment=_OF_ALL)  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=_COUNTS, do_not_specialize_on_alignment=_OF_ALL)  # type: ignore[untyped-decorator]
 def _back_to_x(  # type: ignore[no-untyped-def]
     x, of_p, a, learned_x, constants_x, of_x, parts_a, sums,  # noqa: ANN001
     rows, width, chunk, R: tl.constexpr, L: tl.constexpr,  # noqa: ANN001
@@ -130,7 +132,7 @@ def _back_to_x(  # type: ignore[no-untyped-def]
         value_in = clipped(value, constants_x)
         passed = slope * (value_in == value).to(tl.float32)
         tl.store(of_x + row[:, None] * width + k[None, :], passed.to(kind), inside)
-        of_learned += tl.where(place == 0, tl.sum(passed * value), 0.0)
+        of_learned += tl.where(place == 0, tl.sum(passed * value_in), 0.0)
         taken = tl.zeros((TALL, WIDE), tl.float32)
         for n in tl.static_range(L):
             own_code = code(value_in, constants_x, n)
@@ -154,7 +156,7 @@ def _add(parts, count, size, place, PARTS: tl.constexpr):  # type: ignore[no-unt
     return tl.sum(found, 0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=_COUNTS)  # type: ignore[untyped-decorator]
 def _finish(  # type: ignore[no-untyped-def]
     parts_a, sums_x, sums_p, of_a, of_x, of_rest,  # noqa: ANN001
     chunks, size_a, count_x, size_x, count_p, size_p,  # noqa: ANN001
@@ -174,10 +176,10 @@ def _finish(  # type: ignore[no-untyped-def]
             tl.store(of_rest + place, _add(sums_p, count_p, size_p, place, PARTS), place < size_p)
 
 
-def _columns(rank: int) -> int:
-    """Of a tile that has all ranks; the matrix units want 16."""
-    found: int = max(16, triton.next_power_of_2(rank))
-    return found
+def _tile(rank: int) -> tuple[int, int]:
+    """Columns of a tile that has all ranks, of which the matrix units want 16, and its depth."""
+    columns: int = max(16, triton.next_power_of_2(rank))
+    return columns, max(16, min(128, DEPTH // columns))
 
 
 def forward(
@@ -185,10 +187,11 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """p and h (n, r) of x (n, in), a (r, in) and e (r,)."""
     (rows, width), rank = x.shape, len(a)
+    columns, depth = _tile(rank)
     p, h = (torch.empty(rows, rank, dtype=x.dtype, device=x.device) for _ in range(2))
     _forward[(triton.cdiv(rows, ROWS),)](
         x, a.contiguous(), e.contiguous(), *of_x, *of_a, *of_h, p, h, rows, width,
-        R=rank, L=of_a.learned.shape[-1] - 1, ROWS=ROWS, DEPTH=DEPTH, COLUMNS=_columns(rank),
+        R=rank, L=of_a.learned.shape[-1] - 1, ROWS=ROWS, DEPTH=depth, COLUMNS=columns,
         enable_fp_fusion=False,
     )  # fmt: skip
     return p, h
@@ -204,7 +207,7 @@ def backward(
         grad: (n, out), of h b'.
     """
     (rows, width), rank, height = x.shape, len(a), len(b)
-    widths, columns = of_a.learned.shape[-1] - 1, _columns(rank)
+    widths, (columns, depth) = of_a.learned.shape[-1] - 1, _tile(rank)
     a, e = a.contiguous(), e.contiguous()
 
     def empty(*shape: int) -> Tensor:
@@ -215,20 +218,21 @@ def backward(
     common = {"R": rank, "L": widths, "COLUMNS": columns, "enable_fp_fusion": False}
     _back_to_p[(programs,)](
         grad, b.contiguous(), p, e, *of_a, constants_h, to_p, sums_p, rows, height,
-        ROWS=ROWS, DEPTH=DEPTH, **common,
+        ROWS=ROWS, DEPTH=depth, **common,
     )  # fmt: skip
-    chunk = TALL * triton.cdiv(rows, TALL * CHUNKS)
-    tiles = triton.cdiv(width, WIDE), triton.cdiv(rows, chunk)
+    chunk, wide = TALL * max(1, triton.cdiv(rows, TALL * CHUNKS)), WIDE if columns <= 128 else 32
+    tiles = triton.cdiv(width, wide), triton.cdiv(rows, chunk)
     to_x, parts_a = torch.empty_like(x), empty(tiles[1], rank * width)
     sums_x = empty(tiles[0] * tiles[1], 1 + widths)
     _back_to_x[tiles](
         x, to_p, a, *of_x, to_x, parts_a, sums_x, rows, width, chunk,
-        TALL=TALL, WIDE=WIDE, num_warps=8, num_stages=1, **common,
+        TALL=TALL, WIDE=wide, num_warps=8, num_stages=1, **common,
     )  # fmt: skip
     found_a, found_x, found = torch.empty_like(a), empty(1, 1 + widths), empty(rest)
+    together: int = triton.next_power_of_2(rest)
     _finish[(triton.cdiv(a.numel(), PIECE) + 2,)](
         parts_a, sums_x, sums_p, found_a, found_x, found,
         tiles[1], a.numel(), len(sums_x), 1 + widths, programs, rest,
-        CHUNKS=CHUNKS, PARTS=PARTS, PIECE=PIECE, COLUMNS=triton.next_power_of_2(rest),
+        CHUNKS=CHUNKS, PARTS=max(8, PARTS // together), PIECE=PIECE, COLUMNS=together,
     )  # fmt: skip
     return to_x, found_x, found_a, found

@@ -97,8 +97,8 @@ def _backward_shapes(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return (
         rows.new_empty(rows.shape if needed else 0),
-        torch.empty_like(learned_x),
-        torch.empty_like(a),
+        learned_x.new_empty(learned_x.shape),
+        a.new_empty(a.shape),
         b.new_empty(b.shape[1], b.shape[0]).t(),
         e.new_empty(2 * learned_x.shape[-1] + len(e)),
     )

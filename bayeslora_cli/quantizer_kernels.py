@@ -33,8 +33,8 @@ def clipped(value: tl.tensor, constants: tl.tensor) -> tl.tensor:
 def code(clipped: tl.tensor, constants: tl.tensor, n: tl.constexpr) -> tl.tensor:
     """What it is as whole numbers of a width's step.
 
-    The quotient is rounded correctly (Markstein, IBM J. Res. Dev. 34, 1990), at a third of the
-    instructions of a division.
+    The quotient is a division's, by Markstein's correction (IBM J. Res. Dev. 34, 1990), at a third
+    of its instructions. Steps are above 2^-128, whose inverse is finite.
     """
     step = tl.load(constants + 2 + n)
     inverse = tl.div_rn(1.0, step)
@@ -86,7 +86,7 @@ def _backward(
     value_in = clipped(value, constants)
     passed = slope * (value_in == value).to(tl.float32)
     tl.store(of_x + start + places, passed.to(of_x.dtype.element_ty), inside)
-    tl.store(sums, tl.sum(passed * value))
+    tl.store(sums, tl.sum(passed * value_in))
     for n in tl.static_range(L):
         tl.store(sums + 1 + n, tl.sum(code(value_in, constants, n) * slope))
 

@@ -83,8 +83,8 @@ class Together(Alone):
     def close(self) -> None:
         """Part in order: the first process may hold what the others' last words go through.
 
-        NCCL's connections end with the process: to close them waits for captured graphs that hold
-        them, and compiled functions hold those.
+        NCCL's connections end with the process, which has to `leave`: to close them waits for
+        captured graphs that hold them, and compiled functions hold those.
         """
         self.gather(None)
         if self._nccl is None:

@@ -105,7 +105,7 @@ def _backward_shapes(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    rows, weight, _, a, e, b, *by, _, constants_h = inputs  # no code of h is made again
+    rows, weight, _, a, e, b, *by, _, constants_h = inputs  # h's factors are not asked for again
     ctx.save_for_backward(rows, weight, a, e, b, *by, constants_h, *output[1:])
     ctx.set_materialize_grads(False)  # nobody asks for those of the others
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 # steps from which compiling pays on a GPU: it takes five to ten seconds for each padded width and
-# saves a fifth of a step (DeBERTaV3-base, bf16, H200: 1.5 of 7.1 ms at 64 tokens, 5.7 of 29.0 at 256)
+# saves a fifth of a step (DeBERTaV3-base, bf16, H200: 1.5 of 7.1 ms at 64 tokens, 5.7 of 29 at 256)
 WORTH_IT = 20_000
 VARIANTS = 128  # widths, row counts and phases that a block is compiled for, then runs as it is
 

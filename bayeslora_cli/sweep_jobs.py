@@ -49,6 +49,7 @@ class Worker:
         """Starts it; `program` may as well train a single run and end."""
         self.kind = kind(job.planned.resolved.config)
         """Of its last run, whose network it has."""
+        self.given = False  # a run after its first
         self._channel, theirs = socket.socketpair()
         with theirs, job.log.open("ab") as file:
             # a terminal's ^C is not to reach it twice, at once and by way of this process
@@ -68,7 +69,7 @@ class Worker:
             self._channel.sendall(json.dumps(order).encode() + b"\n")
         except OSError:
             return False
-        self.kind = kind(job.planned.resolved.config)
+        self.kind, self.given = kind(job.planned.resolved.config), True
         return True
 
     def is_done(self) -> bool:
@@ -182,10 +183,12 @@ class _Slot:
     def ended(self, *, wait: bool = False) -> int | None:
         """The exit code of the run's process, 0 if that waits for another run; None: it goes on."""
         assert self.worker is not None
-        process = self.worker.process
-        code = process.wait() if wait else process.poll()
+        code = self.worker.process.wait() if wait else self.worker.process.poll()
         if self.worker.is_done():
             return 0
+        if code == 0 and self.worker.given and self.job and not wait:
+            self.begin(self.job)  # it was leaving already, and has not seen the run
+            return None
         if code is not None:
             self.close()
         return code

@@ -81,6 +81,8 @@ while True:
     name = "-".join(arguments).replace("/", "_")[-60:]
     (out / f"{name}.json").write_text(json.dumps(found | {"ended": time.time()}))
     channel.sendall(b"\\n")
+    if seed == 15:
+        time.sleep(0.3)  # and is given a run meanwhile that it never sees
     line = "" if seed == 15 else orders.readline()
     if not line:
         break

@@ -17,13 +17,13 @@ from bayeslora_cli.quantizer_kernels import clipped, code, mixed
 
 ROWS = 16
 """Of x and h in a tile of the skinny products."""
-DEPTH = 8192
-"""Elements of the low-rank side's tile there."""
+DEEPEST, AREA = 128, 8192
+"""Elements of each row that they take at once at the most, and of the tile of a or b there."""
 TALL, WIDE = 32, 64  # half as wide above 128 ranks, for shared memory
 """A tile of x on the way back, of which a chunk has few: nothing is loaded ahead."""
 CHUNKS = 32
 """Parts of the rows whose gradients of a are summed last."""
-PARTS = 2048
+READ = 2048
 """Numbers of the parts of a sum that are read at once."""
 PIECE = 256
 """Elements of a's gradient that a program sums."""
@@ -119,7 +119,6 @@ def _back_to_x(  # type: ignore[no-untyped-def]
     within = (column[:, None] < R) & (k[None, :] < width)
     down = tl.load(a + column[:, None] * width + k[None, :], within, 0.0)
     of_a = tl.zeros((COLUMNS, WIDE), tl.float32)
-    place = tl.arange(0, COLUMNS)
     of_learned = tl.zeros((COLUMNS,), tl.float32)
     first = tl.program_id(1) * chunk
     for start in range(first, first + chunk, TALL):
@@ -132,17 +131,17 @@ def _back_to_x(  # type: ignore[no-untyped-def]
         value_in = clipped(value, constants_x)
         passed = slope * (value_in == value).to(tl.float32)
         tl.store(of_x + row[:, None] * width + k[None, :], passed.to(kind), inside)
-        of_learned += tl.where(place == 0, tl.sum(passed * value_in), 0.0)
+        of_learned += tl.where(column == 0, tl.sum(passed * value_in), 0.0)
         taken = tl.zeros((TALL, WIDE), tl.float32)
         for n in tl.static_range(L):
             own_code = code(value_in, constants_x, n)
             taken += own_code * tl.load(learned_x + 1 + n)
-            of_learned += tl.where(place == 1 + n, tl.sum(own_code * slope), 0.0)
+            of_learned += tl.where(column == 1 + n, tl.sum(own_code * slope), 0.0)
         of_a = tl.dot(tl.trans(to_p), taken.to(kind), of_a, input_precision="ieee")
     places = (tl.program_id(1) * R + column[:, None]) * width + k[None, :]
     tl.store(parts_a + places, of_a, within)
     sums += (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * (1 + L)
-    tl.store(sums + place, of_learned, place < 1 + L)
+    tl.store(sums + column, of_learned, column < 1 + L)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -179,7 +178,7 @@ def _finish(  # type: ignore[no-untyped-def]
 def _tile(rank: int) -> tuple[int, int]:
     """Columns of a tile that has all ranks, of which the matrix units want 16, and its depth."""
     columns: int = max(16, triton.next_power_of_2(rank))
-    return columns, max(16, min(128, DEPTH // columns))
+    return columns, max(16, min(DEEPEST, AREA // columns))
 
 
 def forward(
@@ -233,6 +232,6 @@ def backward(
     _finish[(triton.cdiv(a.numel(), PIECE) + 2,)](
         parts_a, sums_x, sums_p, found_a, found_x, found,
         tiles[1], a.numel(), len(sums_x), 1 + widths, programs, rest,
-        CHUNKS=CHUNKS, PARTS=max(8, PARTS // together), PIECE=PIECE, COLUMNS=together,
+        CHUNKS=CHUNKS, PARTS=max(8, READ // together), PIECE=PIECE, COLUMNS=together,
     )  # fmt: skip
     return to_x, found_x, found_a, found

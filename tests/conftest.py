@@ -153,3 +153,10 @@ def write_rte(directory: Path, *, train: int = 64, validation: int = 40, seed: i
 def rte(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Directory of a made-up task in RTE's layout."""
     return str(write_rte(tmp_path_factory.mktemp("glue")))
+
+
+@pytest.fixture
+def a_gpu() -> None:
+    """Tests marked gpu fail where there is none: they were asked for."""
+    if not torch.cuda.is_available():
+        pytest.fail("marked gpu, but there is no CUDA device")

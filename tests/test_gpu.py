@@ -18,16 +18,9 @@ from .test_step import METHODS, T_FINAL, T_INIT, TOTAL, batches, make_step
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.usefixtures("a_gpu"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
-    pytest.mark.filterwarnings("ignore:.torch.jit.script_method"),
-    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _needs_a_gpu() -> None:
-    if not torch.cuda.is_available():
-        pytest.fail("marked gpu, but there is no CUDA device")
 
 
 @pytest.fixture

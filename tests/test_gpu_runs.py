@@ -21,15 +21,10 @@ from .faults import ROOT, contents, differences
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.usefixtures("a_gpu"),
     pytest.mark.filterwarnings("ignore:.torch.jit.script_method"),
     pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _needs_a_gpu() -> None:
-    if not torch.cuda.is_available():
-        pytest.fail("marked gpu, but there is no CUDA device")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])

@@ -15,11 +15,11 @@ from torch import Tensor
 from bayeslora_cli.quantizer import Quantizers
 from bayeslora_cli.quantizer_kernels import clipped, code, mixed
 
-ROWS = 16
-"""Of x and h in a tile of the skinny products."""
+ROWS, BACK = 8, 16
+"""Of x in a tile of the skinny product, and of the gradient in one of that on the way back."""
 DEEPEST, AREA = 128, 8192
 """Elements of each row that they take at once at the most, and of the tile of a or b there."""
-TALL, WIDE = 32, 64  # half as wide above 128 ranks, for shared memory
+TALL, WIDE = 16, 64  # narrower above 64 ranks, for registers
 """A tile of x on the way back, of which a chunk has few: nothing is loaded ahead."""
 CHUNKS = 32
 """Parts of the rows whose gradients of a are summed last."""
@@ -119,7 +119,7 @@ def _back_to_x(  # type: ignore[no-untyped-def]
     within = (column[:, None] < R) & (k[None, :] < width)
     down = tl.load(a + column[:, None] * width + k[None, :], within, 0.0)
     of_a = tl.zeros((COLUMNS, WIDE), tl.float32)
-    of_learned = tl.zeros((COLUMNS,), tl.float32)
+    of_learned = (tl.zeros((TALL, WIDE), tl.float32),) * (1 + L)
     first = tl.program_id(1) * chunk
     for start in range(first, first + chunk, TALL):
         row = (start + tl.arange(0, TALL)).to(tl.int64)
@@ -131,17 +131,19 @@ def _back_to_x(  # type: ignore[no-untyped-def]
         value_in = clipped(value, constants_x)
         passed = slope * (value_in == value).to(tl.float32)
         tl.store(of_x + row[:, None] * width + k[None, :], passed.to(kind), inside)
-        of_learned += tl.where(column == 0, tl.sum(passed * value_in), 0.0)
+        more = (of_learned[0] + passed * value_in,)
         taken = tl.zeros((TALL, WIDE), tl.float32)
         for n in tl.static_range(L):
             own_code = code(value_in, constants_x, n)
             taken += own_code * tl.load(learned_x + 1 + n)
-            of_learned += tl.where(column == 1 + n, tl.sum(own_code * slope), 0.0)
+            more += (of_learned[1 + n] + own_code * slope,)  # type: ignore[assignment]
+        of_learned = more
         of_a = tl.dot(tl.trans(to_p), taken.to(kind), of_a, input_precision="ieee")
     places = (tl.program_id(1) * R + column[:, None]) * width + k[None, :]
     tl.store(parts_a + places, of_a, within)
     sums += (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * (1 + L)
-    tl.store(sums + column, of_learned, column < 1 + L)
+    for n in tl.static_range(1 + L):
+        tl.store(sums + n, tl.sum(of_learned[n]))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -212,20 +214,21 @@ def backward(
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, device=x.device)
 
-    programs, rest = triton.cdiv(rows, ROWS), 2 * (1 + widths) + rank
+    programs, rest = triton.cdiv(rows, BACK), 2 * (1 + widths) + rank
     to_p, sums_p = torch.empty_like(p), empty(programs, rest)
     common = {"R": rank, "L": widths, "COLUMNS": columns, "enable_fp_fusion": False}
     _back_to_p[(programs,)](
         grad, b.contiguous(), p, e, *of_a, constants_h, to_p, sums_p, rows, height,
-        ROWS=ROWS, DEPTH=depth, **common,
+        ROWS=BACK, DEPTH=depth, **common,
     )  # fmt: skip
-    chunk, wide = TALL * max(1, triton.cdiv(rows, TALL * CHUNKS)), WIDE if columns <= 128 else 32
+    chunk = TALL * max(1, triton.cdiv(rows, TALL * CHUNKS))
+    wide = max(16, min(WIDE, WIDE * 64 // columns))
     tiles = triton.cdiv(width, wide), triton.cdiv(rows, chunk)
     to_x, parts_a = torch.empty_like(x), empty(tiles[1], rank * width)
     sums_x = empty(tiles[0] * tiles[1], 1 + widths)
     _back_to_x[tiles](
         x, to_p, a, *of_x, to_x, parts_a, sums_x, rows, width, chunk,
-        TALL=TALL, WIDE=wide, num_warps=8, num_stages=1, **common,
+        TALL=TALL, WIDE=wide, num_stages=1, **common,
     )  # fmt: skip
     found_a, found_x, found = torch.empty_like(a), empty(1, 1 + widths), empty(rest)
     together: int = triton.next_power_of_2(rest)

@@ -39,7 +39,7 @@ def code(clipped: tl.tensor, constants: tl.tensor, n: tl.constexpr) -> tl.tensor
     step = tl.load(constants + 2 + n)
     inverse = tl.div_rn(1.0, step)
     quotient = clipped * inverse
-    quotient = tl.fma(tl.fma(-quotient, step, clipped), inverse, quotient)
+    quotient = tl.fma(tl.fma(quotient, -step, clipped), inverse, quotient)
     return (quotient + NEAREST) - NEAREST
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from bayeslora_cli.quantizer import Quantizers
 from bayeslora_cli.quantizer_kernels import clipped, code, mixed
 
-ROWS, BACK = 8, 16
-"""Of x in a tile of the skinny product, and of the gradient in one of that on the way back."""
+ROWS = 16
+"""Of x and h in a tile of the skinny products."""
 DEEPEST, AREA = 128, 8192
 """Elements of each row that they take at once at the most, and of the tile of a or b there."""
 TALL, WIDE = 16, 64  # narrower above 64 ranks, for registers
@@ -214,12 +214,12 @@ def backward(
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, device=x.device)
 
-    programs, rest = triton.cdiv(rows, BACK), 2 * (1 + widths) + rank
+    programs, rest = triton.cdiv(rows, ROWS), 2 * (1 + widths) + rank
     to_p, sums_p = torch.empty_like(p), empty(programs, rest)
     common = {"R": rank, "L": widths, "COLUMNS": columns, "enable_fp_fusion": False}
     _back_to_p[(programs,)](
         grad, b.contiguous(), p, e, *of_a, constants_h, to_p, sums_p, rows, height,
-        ROWS=BACK, DEPTH=depth, **common,
+        ROWS=ROWS, DEPTH=depth, **common,
     )  # fmt: skip
     chunk = TALL * max(1, triton.cdiv(rows, TALL * CHUNKS))
     wide = max(16, min(WIDE, WIDE * 64 // columns))

@@ -19,6 +19,7 @@ from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.heatmap import Grid, bit_grid, rank_grid
 from bayeslora_cli.rank_correlation import Floats, spearman
 from bayeslora_cli.report import GATES, MatrixReport, RankReport
+from bayeslora_cli.resolve import without_effect
 from bayeslora_cli.rundir import RunDir, runs_below
 from bayeslora_cli.shades import printable
 
@@ -115,13 +116,17 @@ def _group(found: Sequence[tuple[RunDir, RankReport]]) -> Group:
 
 
 def _settings(run: RunDir) -> str:
-    """What decides the run besides seed and place of the data; as written, of any version."""
+    """What decides the run besides seed and place of the data; as written, of any version.
+
+    What has no effect on it is another version's default at the most.
+    """
     try:
         values = tomllib.loads(run.read_text(run.config))
     except tomllib.TOMLDecodeError as error:
         raise RunDirError(f"{run.config} is corrupt: {error}") from error
     idle = {name for name, field in FIELDS.items() if not field.metadata["affects_result"]}
-    kept = {n: v for n, v in values.items() if n not in idle | {"seed", "data"}}
+    idle |= {"seed", "data", *without_effect(values.get("method"), values.get("optimizer"), values)}
+    kept = {name: value for name, value in values.items() if name not in idle}
     return json.dumps(kept, sort_keys=True, default=str)
 
 

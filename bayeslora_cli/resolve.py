@@ -44,7 +44,9 @@ class Resolved:
     """Typed options without effect, a sentence each."""
 
 
-def without_effect(method: str, optimizer: str, values: Mapping[str, Any]) -> dict[str, str]:
+def without_effect(
+    method: str | None, optimizer: str | None, values: Mapping[str, Any]
+) -> dict[str, str]:
     """Options that do nothing beside the others: field name -> why.
 
     Args:

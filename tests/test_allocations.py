@@ -83,9 +83,11 @@ def configured(path, **options):
 
 
 def test_groups_are_of_runs_that_differ_in_the_seed_alone(tmp_path):
-    """And in where data and output are, and in what changes no number."""
+    """And in where data and output are, and in what changes no number of their method."""
     configured(tmp_path / "a" / "1", seed=1, data="/")
     configured(tmp_path / "a" / "2", seed=2, output="elsewhere", log_every=3)
+    unused = tmp_path / "a" / "2" / "config.toml"
+    unused.write_text(re.sub(r"lambda_rank = .*", "lambda_rank = 12.0", unused.read_text()))
     configured(tmp_path / "a" / "3", seed=3, lr=3.0)
     configured(tmp_path / "b" / "1", seed=1, target_rank=4)
     configured(tmp_path / "b" / "2", seed=5)

@@ -146,6 +146,7 @@ MAY_IMPORT = {
         "errors",
         "rank_correlation",
         "report",
+        "resolve",
         "rundir",
         "shades",
         "heatmap",

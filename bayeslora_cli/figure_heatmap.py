@@ -25,6 +25,7 @@ from bayeslora_cli.figure_parts import (
     wrapped,
     write_lines,
 )
+from bayeslora_cli.figure_small import small_multiples
 from bayeslora_cli.heatmap import MEAN, SUM, Grid
 
 if TYPE_CHECKING:
@@ -39,12 +40,15 @@ TOTALS, ROW = 0.33, 0.2
 """Inches of the rows' sums, and of the height of a row."""
 HEAD = 2.2 * LINE
 """Inches of the layers' numbers."""
+MANY = 12
+"""Heatmaps with numbers in a figure."""
 
 
 def panels_figure(panels: Sequence[tuple[Grid, Sequence[str]]], what: str | None = None) -> Figure:
     """Heatmaps of kinds of matrices by layers, with sums, those of one unit in the same colours.
 
-    Two are beside each other where a page has room; more layers than fit go into blocks.
+    Two are beside each other where a page has room; more layers than fit go into blocks. More than
+    `MANY`, which would be longer than a page, are shades alone.
 
     Args:
         panels: each one's numbers and titles, a line each; longer ones are broken.
@@ -54,6 +58,8 @@ def panels_figure(panels: Sequence[tuple[Grid, Sequence[str]]], what: str | None
     for grid, _ in panels:
         most = max(map(abs, grid.numbers))
         strongest[grid.unit] = max(strongest.get(grid.unit, 0.0), most)
+    if len(panels) > MANY:
+        return small_multiples(panels, strongest)
     heatmaps = [(_Heatmap(grid, strongest[grid.unit] or 1.0), titles) for grid, titles in panels]
     width = max(heatmap.width for heatmap, _ in heatmaps)
     beside = min(len(panels), 2 if width == COLUMN else 1)

@@ -21,9 +21,11 @@ LETTER = 0.058
 """Inches of a letter of a row's name, about."""
 LINE = 0.13
 """Inches of a line of text."""
+SIZE = 7.0
+"""Points of the letters."""
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # which comes with matplotlib
-    "font.size": 7,
+    "font.size": SIZE,
     "axes.labelsize": 7,
     "xtick.labelsize": 6.5,
     "ytick.labelsize": 7,
@@ -53,13 +55,14 @@ def new_figure(width: float, height: float, titles: Sequence[str]) -> Figure:
     return figure
 
 
-def write_lines(figure: Figure, lines: Sequence[str], *, top: float, left: float = 0.0) -> None:
-    """Lines of text from `top` inches downwards."""
+def write_lines(
+    figure: Figure, lines: Sequence[str], *, top: float, left: float = 0.0, size: float = SIZE
+) -> None:
+    """Lines of text from `top` inches downwards, their letters `size` points large."""
     width, height = figure.get_size_inches()
     for number, line in enumerate(lines):
-        figure.text(
-            (left + 0.1) / width, (top - number * LINE) / height, line, va="top", parse_math=False
-        )
+        x, y = left + 0.1, top - number * LINE * size / SIZE
+        figure.text(x / width, y / height, line, va="top", size=size, parse_math=False)
 
 
 def new_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
@@ -80,9 +83,9 @@ def colour_bar(axes: Axes, mappable: ScalarMappable, what: str) -> None:
     axes.set_title(what, size=6.5, loc="left", pad=4)
 
 
-def wrapped(texts: Sequence[str], width: float) -> list[str]:
+def wrapped(texts: Sequence[str], width: float, size: float = SIZE) -> list[str]:
     """Lines that fit a figure `width` inches wide, a new one for each text."""
-    columns = int(72 * (width - 0.2) / (0.53 * STYLE["font.size"]))
+    columns = int(72 * (width - 0.2) / (0.53 * size))
     return [line for text in texts for line in wrap(text, columns)]
 
 

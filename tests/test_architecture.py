@@ -83,7 +83,14 @@ ONLY = {
     "wandb": {"trackers"},
     "mlflow": {"trackers"},
     "trackio": {"trackers"},
-    "matplotlib": {"reliability", "figure", "figure_parts", "figure_heatmap", "figure_curves"},
+    "matplotlib": {
+        "reliability",
+        "figure",
+        "figure_parts",
+        "figure_heatmap",
+        "figure_small",
+        "figure_curves",
+    },
 }
 # module -> all that it may import of the project, function bodies included: the foundations, whose
 # independence lets them be read and tested alone; the modules above them are free but for cycles
@@ -172,7 +179,8 @@ MAY_IMPORT = {
         "allocations",
     },
     "figure_parts": set(),
-    "figure_heatmap": {"heatmap", "figure_parts"},
+    "figure_small": {"heatmap", "figure_parts"},
+    "figure_heatmap": {"heatmap", "figure_parts", "figure_small"},
     "figure_curves": {"history", "scores", "figure_parts"},
     "console": {"report", "heatmap"},
     "checkpoint": {"atomic", "errors", "intervals"},

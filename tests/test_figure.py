@@ -165,6 +165,25 @@ def test_panels(runs, tmp_path, paths, width, high):
     assert len(set(bars)) == 1
 
 
+@pytest.mark.parametrize(("name", "beside"), [("snr", 8), ("twelve", 4), ("large", 1), ("gpt2", 6)])
+def test_many_panels_are_shades_on_a_page(runs, name, beside):
+    """As many in a row as there is room for, one scale, no numbers, nothing over anything."""
+    group = load_group([runs / name])
+    with matplotlib.rc_context(figures.STYLE):
+        figure = draw_figure(Panels(groups=(group,) * 13))
+        assert list(overlaps(figure)) == []
+    *panels, bar = sorted(figure.axes, key=lambda axes: axes.get_title(loc="left") == "rank")
+    assert bar.get_ylim() == (0, max(mean_grid(group).numbers))
+    assert len(panels) == 13
+    assert len({round(axes.get_position().y0, 4) for axes in panels}) == -(-13 // beside)
+    assert not any(axes.texts for axes in figure.axes)
+    assert figure.get_size_inches()[0] == PAGE
+    # the shade of each cell is its number's
+    shades = panels[0].collections[0].get_facecolor()
+    cells = [v for row in mean_grid(group).values for v in row]
+    assert len({tuple(shade) for shade in shades[: len(cells)]}) == len(set(cells))
+
+
 @pytest.mark.parametrize("load", [load_history, load_scores])
 def test_nor_large_numbers(runs, load):
     """Thousands of triplets: the widest numbers beside an axis."""
@@ -320,6 +339,11 @@ def test_widths_are_beside_ranks_and_below_their_course(tmp_path):
     bars = [[axes.get_title(loc="left") for axes in figure.axes] for figure in (ranks, course)]
     assert [titles.count("bits") for titles in bars] == [2, 1]
     assert [titles.count("rank") for titles in bars] == [1, 1]
+    with matplotlib.rc_context(figures.STYLE):
+        many = draw_figure(Panels(groups=(group,) * 5))
+        assert list(overlaps(many)) == []
+    assert [axes.get_title(loc="left") for axes in many.axes].count("bits") == 1
+    assert len(many.axes) == 15 + 2
     assert "mean widths of a matrix's operands, A minus B" in {
         text.get_text() for text in both.findobj(Text)
     }

@@ -1,0 +1,101 @@
+"""Many heatmaps on a page: their shades beside each other, without numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil, nan
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bayeslora_cli.figure_parts import (
+    BAR,
+    LINE,
+    PAGE,
+    RISING,
+    SIZE,
+    colour_bar,
+    formula,
+    left_of,
+    new_axes,
+    new_figure,
+    wrapped,
+    write_lines,
+)
+from bayeslora_cli.heatmap import Grid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+SMALL = 5.0
+"""Points of the letters."""
+NARROWEST, ROW = 0.075, 0.1
+"""Inches of a layer at the least, and of a kind of matrices."""
+GAP = 0.12
+"""Inches between two heatmaps."""
+
+
+def small_multiples(panels: Sequence[tuple[Grid, Sequence[str]]], tops: dict[str, float]) -> Figure:
+    """As many in a row as a page has room for, those of one unit in the same colours.
+
+    Args:
+        panels: each one's numbers, none of them negative, and titles, a line each or more.
+        tops: the number of the strongest colour by unit.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    grids = [grid for grid, _ in panels]
+    left = max(left_of((*g.kinds, *(kind for kind, _ in g.outside))) for g in grids)
+    layers = max(len(grid.layers) for grid in grids)
+    room = PAGE - BAR
+    beside = max(1, min(len(panels), int(room / (left + NARROWEST * layers + GAP))))
+    wide = room / beside
+    cell = (wide - left - GAP) / max(1, layers)
+    titles = [wrapped(titles, wide, SMALL) for _, titles in panels]
+    line = LINE * SMALL / SIZE
+    above = (max(map(len, titles)) + 1.2) * line  # with the layers' numbers
+    rows = max(len(_cells(grid)) for grid in grids)
+    high = above + rows * ROW + 1.5 * GAP
+    figure = new_figure(PAGE, ceil(len(panels) / beside) * high, ())
+    top = float(figure.get_size_inches()[1])
+    bars: list[str] = []
+    for number, (grid, title) in enumerate(zip(grids, titles, strict=True)):
+        x, y = number % beside * wide, top - number // beside * high
+        write_lines(figure, title, top=y - 0.4 * line, left=x, size=SMALL)
+        colours = ScalarMappable(Normalize(0, tops[grid.unit] or 1.0), RISING)
+        cells = _cells(grid)
+        size = len(grid.layers) * cell, len(cells) * ROW
+        _draw(new_axes(figure, x + left, y - above - size[1], *size), grid, cells, colours)
+        if grid.unit not in bars:
+            # a bar a unit, beside the first rows
+            foot = top - len(bars) * high - above - rows * ROW
+            bar = new_axes(figure, PAGE - BAR + 0.08, foot, 0.08, rows * ROW)
+            colour_bar(bar, colours, grid.unit)
+            bars.append(grid.unit)
+    return figure
+
+
+def _cells(grid: Grid) -> list[list[float]]:
+    """A row a kind, and below an empty one those of matrices outside the layers; NaN: none."""
+    inside = [[nan if value is None else value for value in row] for row in grid.values]
+    blank = [nan] * len(grid.layers)
+    outside = [[value, *blank[1:]] for _, value in grid.outside]
+    return [*inside, *([blank] if outside else []), *outside]
+
+
+def _draw(
+    axes: Axes, grid: Grid, cells: Sequence[Sequence[float]], colours: ScalarMappable
+) -> None:
+    axes.spines[:].set_visible(False)
+    shaded = colours.to_rgba(np.ma.masked_invalid(cells))
+    axes.pcolormesh(shaded, edgecolors="white", linewidth=0.3)
+    axes.invert_yaxis()
+    kinds = [*grid.kinds, *([""] if grid.outside else []), *(kind for kind, _ in grid.outside)]
+    axes.set_yticks([i + 0.5 for i in range(len(kinds))], [formula(kind) for kind in kinds])
+    ends = sorted({0, len(grid.layers) - 1}) if grid.layers else []
+    axes.set_xticks([i + 0.5 for i in ends], [str(grid.layers[i]) for i in ends])
+    axes.tick_params(length=0, pad=1, labelsize=SMALL, top=True, bottom=False)
+    axes.tick_params(labeltop=True, labelbottom=False)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bayeslora_cli.config import FIELDS
+from bayeslora_cli.config import FIELDS, METHODS, OPTIMIZERS
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.heatmap import Grid, bit_grid, rank_grid
 from bayeslora_cli.rank_correlation import Floats, spearman
@@ -118,14 +118,17 @@ def _group(found: Sequence[tuple[RunDir, RankReport]]) -> Group:
 def _settings(run: RunDir) -> str:
     """What decides the run besides seed and place of the data; as written, of any version.
 
-    What has no effect on it is another version's default at the most.
+    Options without effect on its method are left out: versions differ in their defaults.
     """
     try:
         values = tomllib.loads(run.read_text(run.config))
     except tomllib.TOMLDecodeError as error:
         raise RunDirError(f"{run.config} is corrupt: {error}") from error
     idle = {name for name, field in FIELDS.items() if not field.metadata["affects_result"]}
-    idle |= {"seed", "data", *without_effect(values.get("method"), values.get("optimizer"), values)}
+    method, optimizer = values.get("method"), values.get("optimizer")
+    if method in METHODS and optimizer in OPTIMIZERS:
+        idle |= without_effect(method, optimizer, values).keys()
+    idle |= {"seed", "data"}
     kept = {name: value for name, value in values.items() if name not in idle}
     return json.dumps(kept, sort_keys=True, default=str)
 

@@ -48,7 +48,7 @@ def panels_figure(panels: Sequence[tuple[Grid, Sequence[str]]], what: str | None
     """Heatmaps of kinds of matrices by layers, with sums, those of one unit in the same colours.
 
     Two are beside each other where a page has room; more layers than fit go into blocks. More than
-    `MANY`, which would be longer than a page, are shades alone.
+    `MANY` are shades alone.
 
     Args:
         panels: each one's numbers and titles, a line each; longer ones are broken.

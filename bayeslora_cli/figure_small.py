@@ -1,4 +1,4 @@
-"""Many heatmaps on a page: their shades beside each other, without numbers."""
+"""Many heatmaps as wide as a page: their shades beside each other, without numbers."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ NARROWEST, ROW = 0.075, 0.1
 """Inches of a layer at the least, and of a kind of matrices."""
 GAP = 0.12
 """Inches between two heatmaps."""
+FEWEST = 5
+"""Rows beside which the numbers of the colour bar have room."""
 
 
 def small_multiples(panels: Sequence[tuple[Grid, Sequence[str]]], tops: dict[str, float]) -> Figure:
@@ -49,16 +51,16 @@ def small_multiples(panels: Sequence[tuple[Grid, Sequence[str]]], tops: dict[str
 
     grids = [grid for grid, _ in panels]
     left = max(left_of((*g.kinds, *(kind for kind, _ in g.outside))) for g in grids)
-    layers = max(len(grid.layers) for grid in grids)
+    layers = max(1, *(len(grid.layers) for grid in grids))
     room = PAGE - BAR
-    beside = max(1, min(len(panels), int(room / (left + NARROWEST * layers + GAP))))
+    beside = max(1, int(room / (left + NARROWEST * layers + GAP)))
     wide = room / beside
-    cell = (wide - left - GAP) / max(1, layers)
+    cell = (wide - left - GAP) / layers
     titles = [wrapped(titles, wide, SMALL) for _, titles in panels]
     line = LINE * SMALL / SIZE
     above = (max(map(len, titles)) + 1.2) * line  # with the layers' numbers
-    rows = max(len(_cells(grid)) for grid in grids)
-    high = above + rows * ROW + 1.5 * GAP
+    deep = ROW * max(FEWEST, *(len(_rows(grid)) for grid in grids))
+    high = above + deep + 1.5 * GAP
     figure = new_figure(PAGE, ceil(len(panels) / beside) * high, ())
     top = float(figure.get_size_inches()[1])
     bars: list[str] = []
@@ -66,35 +68,37 @@ def small_multiples(panels: Sequence[tuple[Grid, Sequence[str]]], tops: dict[str
         x, y = number % beside * wide, top - number // beside * high
         write_lines(figure, title, top=y - 0.4 * line, left=x, size=SMALL)
         colours = ScalarMappable(Normalize(0, tops[grid.unit] or 1.0), RISING)
-        cells = _cells(grid)
-        size = len(grid.layers) * cell, len(cells) * ROW
-        _draw(new_axes(figure, x + left, y - above - size[1], *size), grid, cells, colours)
+        rows = _rows(grid)
+        size = len(rows[0][1]) * cell, len(rows) * ROW
+        _draw(new_axes(figure, x + left, y - above - size[1], *size), grid, rows, colours)
         if grid.unit not in bars:
             # a bar a unit, beside the first rows
-            foot = top - len(bars) * high - above - rows * ROW
-            bar = new_axes(figure, PAGE - BAR + 0.08, foot, 0.08, rows * ROW)
+            foot = top - len(bars) * high - above - deep
+            bar = new_axes(figure, PAGE - BAR + 0.08, foot, 0.08, deep)
             colour_bar(bar, colours, grid.unit)
             bars.append(grid.unit)
     return figure
 
 
-def _cells(grid: Grid) -> list[list[float]]:
+def _rows(grid: Grid) -> list[tuple[str, list[float]]]:
     """A row a kind, and below an empty one those of matrices outside the layers; NaN: none."""
-    inside = [[nan if value is None else value for value in row] for row in grid.values]
-    blank = [nan] * len(grid.layers)
-    outside = [[value, *blank[1:]] for _, value in grid.outside]
-    return [*inside, *([blank] if outside else []), *outside]
+    inside = [
+        (kind, [nan if value is None else value for value in row])
+        for kind, row in zip(grid.kinds, grid.values, strict=True)
+    ]
+    blank = [nan] * max(1, len(grid.layers))
+    outside = [(kind, [value, *blank[1:]]) for kind, value in grid.outside]
+    return [*inside, *([("", blank)] if outside else []), *outside]
 
 
 def _draw(
-    axes: Axes, grid: Grid, cells: Sequence[Sequence[float]], colours: ScalarMappable
+    axes: Axes, grid: Grid, rows: Sequence[tuple[str, list[float]]], colours: ScalarMappable
 ) -> None:
     axes.spines[:].set_visible(False)
-    shaded = colours.to_rgba(np.ma.masked_invalid(cells))
+    shaded = colours.to_rgba(np.ma.masked_invalid([row for _, row in rows]))
     axes.pcolormesh(shaded, edgecolors="white", linewidth=0.3)
     axes.invert_yaxis()
-    kinds = [*grid.kinds, *([""] if grid.outside else []), *(kind for kind, _ in grid.outside)]
-    axes.set_yticks([i + 0.5 for i in range(len(kinds))], [formula(kind) for kind in kinds])
+    axes.set_yticks([i + 0.5 for i in range(len(rows))], [formula(kind) for kind, _ in rows])
     ends = sorted({0, len(grid.layers) - 1}) if grid.layers else []
     axes.set_xticks([i + 0.5 for i in ends], [str(grid.layers[i]) for i in ends])
     axes.tick_params(length=0, pad=1, labelsize=SMALL, top=True, bottom=False)

@@ -20,7 +20,7 @@ ROWS = 16
 DEEPEST, AREA = 128, 8192
 """Elements of each row that they take at once at the most, and of the tile of a or b there."""
 TALL, WIDE = 16, 64  # narrower above 64 ranks, for registers
-"""A tile of x on the way back, of which a chunk has few: nothing is loaded ahead."""
+"""A tile of x on the way back, where nothing is loaded ahead."""
 CHUNKS = 32
 """Parts of the rows whose gradients of a are summed last."""
 READ = 2048

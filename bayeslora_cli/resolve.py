@@ -44,13 +44,11 @@ class Resolved:
     """Typed options without effect, a sentence each."""
 
 
-def without_effect(
-    method: str | None, optimizer: str | None, values: Mapping[str, Any]
-) -> dict[str, str]:
+def without_effect(method: str, optimizer: str, values: Mapping[str, Any]) -> dict[str, str]:
     """Options that do nothing beside the others: field name -> why.
 
     Args:
-        values: what was typed over the preset.
+        values: of the other options, all or those that were typed.
     """
     mode = values.get("blora_mode") if method == "blora" else None
     groups = (

@@ -157,6 +157,6 @@ def rte(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def a_gpu() -> None:
-    """Tests marked gpu fail where there is none: they were asked for."""
+    """Tests of one GPU fail where there is none: they were asked for."""
     if not torch.cuda.is_available():
         pytest.fail("marked gpu, but there is no CUDA device")

@@ -96,9 +96,17 @@ def test_groups_are_of_runs_that_differ_in_the_seed_alone(tmp_path):
 
 
 def test_runs_of_other_versions_are_grouped_too(tmp_path):
-    for name, text in {"1": "seed = 1\nnew = 2", "2": "seed = 2\nnew = 2", "3": "new = 3"}.items():
+    written = {
+        "1": "seed = 1\nnew = 2",
+        "2": "seed = 2\nnew = 2",
+        "3": "new = 3",
+        # nobody knows what has an effect on an unknown method
+        "4": 'method = "new"\ndelta_t = 1',
+        "5": 'method = "new"\ndelta_t = 2',
+    }
+    for name, text in written.items():
         write_run(tmp_path / name, REPORT).config.write_text(text)
-    assert [len(group.runs) for group in load_groups([tmp_path])] == [2, 1]
+    assert [len(group.runs) for group in load_groups([tmp_path])] == [2, 1, 1, 1]
     (tmp_path / "1" / "config.toml").write_text("=")
     with pytest.raises(RunDirError, match=r"config\.toml is corrupt"):
         load_groups([tmp_path])

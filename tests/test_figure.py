@@ -11,6 +11,8 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -19,7 +21,7 @@ from bayeslora_cli import figure as figures
 from bayeslora_cli.allocations import load_group, mean_grid
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.figure import check_figure, draw_figure, save_figure
-from bayeslora_cli.figure_parts import COLUMN, DPI, PAGE, formula
+from bayeslora_cli.figure_parts import COLUMN, DPI, PAGE, RISING, formula
 from bayeslora_cli.history import load_history
 from bayeslora_cli.scores import load_scores
 from bayeslora_cli.views import Difference, Panels, Ranks
@@ -165,23 +167,49 @@ def test_panels(runs, tmp_path, paths, width, high):
     assert len(set(bars)) == 1
 
 
-@pytest.mark.parametrize(("name", "beside"), [("snr", 8), ("twelve", 4), ("large", 1), ("gpt2", 6)])
-def test_many_panels_are_shades_on_a_page(runs, name, beside):
+SMALL = {
+    "encoder": names(2),
+    "twelve": names(12),
+    "decoder": names(48, DECODER, pooler=False),
+    "gpt2": names(2, GPT2),
+    "deep": names(90, DECODER[:1], pooler=False),
+    "query": names(2, DECODER[:1], pooler=False),
+    "missing": names(3)[1:],
+    "pooler": ["pooler.dense"],
+    "empty": names(2),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "beside"), [*zip(SMALL, (8, 4, 1, 6, 1, 8, 7, 8, 8), strict=True)]
+)
+def test_many_panels_are_shades(tmp_path, name, beside):
     """As many in a row as there is room for, one scale, no numbers, nothing over anything."""
-    group = load_group([runs / name])
+    write_seeds(tmp_path / name, SMALL[name], share=0 if name == "empty" else 2 / 3)
+    group = load_group([tmp_path / name])
     with matplotlib.rc_context(figures.STYLE):
         figure = draw_figure(Panels(groups=(group,) * 13))
         assert list(overlaps(figure)) == []
     *panels, bar = sorted(figure.axes, key=lambda axes: axes.get_title(loc="left") == "rank")
-    assert bar.get_ylim() == (0, max(mean_grid(group).numbers))
+    grid = mean_grid(group)
+    top = max(grid.numbers) or 1
+    assert bar.get_ylim() == (0, top)
     assert len(panels) == 13
     assert len({round(axes.get_position().y0, 4) for axes in panels}) == -(-13 // beside)
     assert not any(axes.texts for axes in figure.axes)
     assert figure.get_size_inches()[0] == PAGE
-    # the shade of each cell is its number's
-    shades = panels[0].collections[0].get_facecolor()
-    cells = [v for row in mean_grid(group).values for v in row]
-    assert len({tuple(shade) for shade in shades[: len(cells)]}) == len(set(cells))
+    assert " ".join(text.get_text() for text in figure.texts).count(f"{name} 3 runs") == 13
+    blank = [np.nan] * max(1, len(grid.layers))
+    cells = [[np.nan if value is None else value for value in row] for row in grid.values]
+    cells += [blank] * bool(grid.outside) + [[value, *blank[1:]] for _, value in grid.outside]
+    kinds = [*grid.kinds, *[""] * bool(grid.outside), *(kind for kind, _ in grid.outside)]
+    ends = [str(layer) for layer in (*grid.layers[:1], *grid.layers[1:][-1:])]
+    shades = ScalarMappable(Normalize(0, top), RISING).to_rgba(np.ma.masked_invalid(cells))
+    for axes in panels:
+        np.testing.assert_array_equal(axes.collections[0].get_facecolor(), shades.reshape(-1, 4))
+        assert axes.yaxis_inverted()
+        assert [t.get_text() for t in axes.get_yticklabels()] == [formula(kind) for kind in kinds]
+        assert [t.get_text() for t in axes.get_xticklabels()] == ends
 
 
 @pytest.mark.parametrize("load", [load_history, load_scores])
@@ -342,8 +370,11 @@ def test_widths_are_beside_ranks_and_below_their_course(tmp_path):
     with matplotlib.rc_context(figures.STYLE):
         many = draw_figure(Panels(groups=(group,) * 5))
         assert list(overlaps(many)) == []
-    assert [axes.get_title(loc="left") for axes in many.axes].count("bits") == 1
     assert len(many.axes) == 15 + 2
+    bars = {axes.get_title(loc="left"): axes for axes in many.axes}
+    assert bars["bits"].get_ylim() == (0, 8)
+    assert bars["rank"].get_ylim() == (0, max(mean_grid(group).numbers))
+    assert bars["bits"].get_position().y1 < bars["rank"].get_position().y0
     assert "mean widths of a matrix's operands, A minus B" in {
         text.get_text() for text in both.findobj(Text)
     }

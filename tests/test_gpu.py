@@ -93,17 +93,17 @@ def test_fused_quantizers_are_torchs(rows, size, ladder, kind, monkeypatch):
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("ladder", [(2, 4, 8, 16), (8,)])
-@pytest.mark.parametrize(("rows", "rank"), [(37, 3), (2048, 8), (513, 24)])
+@pytest.mark.parametrize(("rows", "rank"), [(37, 3), (2048, 8), (513, 24), (130, 100)])
 def test_a_fused_layer_is_torchs(rows, rank, ladder, kind, monkeypatch):
     generator = torch.Generator("cuda").manual_seed(0)
 
     def drawn(*shape):
         return torch.randn(*shape, generator=generator, device="cuda")
 
-    layer = GatedLinear(torch.nn.Linear(64, 48), rank, 1.0).to("cuda", kind)
+    layer = GatedLinear(torch.nn.Linear(200, 48), rank, 1.0).to("cuda", kind)
     layer.requires_grad_(False)
     divisors = torch.tensor(quantizer.intervals(ladder), device="cuda").float()
-    leaves = [drawn(rows, 64).to(kind), (drawn(rank, 64) / 8).to(kind), drawn(rank)]
+    leaves = [drawn(rows, 200).to(kind), (drawn(rank, 200) / 14).to(kind), drawn(rank)]
     leaves.append(drawn(48, rank).to(kind))
     constants = []
     for signed in (1.0, 1.0, 0.0):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from bayeslora_cli.adapters import JointLinear, LowRankLinear, adalora_linear, l
 from bayeslora_cli.backbone import Labels, inside, load_backbone, match_targets, unread
 from bayeslora_cli.bank import AdapterBank, Matrix
 from bayeslora_cli.config import RunConfig
+from bayeslora_cli.cpu_dropout import cpu_dropout
 from bayeslora_cli.deberta import RelativeAttention, replace_attention
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.factors import Factors
@@ -48,7 +50,8 @@ class Network:
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         if self.gates is not None:
             self.gates.dress(training=self.module.training)
-        with unread(self.bank.theta.device):
+        device = inputs["input_ids"].device
+        with unread(device), cpu_dropout(device):
             logits: Tensor = self.module(**inputs).logits
         return logits.float()
 
@@ -152,8 +155,11 @@ def build_network(
     if config.gradient_checkpointing:
         # transformers 5.23 renamed the method; older ones know the old name alone
         renamed = getattr(module, "activation_checkpointing_enable", None)
+        options: dict[str, Any] = {"use_reentrant": False}
+        if device.type == "cpu":  # a layer that runs again does so outside of `Network.logits`
+            options["context_fn"] = lambda: (nullcontext(), cpu_dropout(device))
         try:
-            (renamed or module.gradient_checkpointing_enable)({"use_reentrant": False})
+            (renamed or module.gradient_checkpointing_enable)(options)
         except ValueError as error:
             kind = type(module).__name__
             raise ModelError(f"--gradient-checkpointing: {kind} does not support it") from error

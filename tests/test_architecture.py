@@ -106,6 +106,7 @@ MAY_IMPORT = {
     "adapters": {"low_rank"},
     "factors": {"adapters", "bank"},
     "skew": set(),
+    "cpu_dropout": set(),
     "skew_kernel": {"skew"},
     "deberta": {"adapters", "skew", "skew_kernel"},
     "bank": set(),
@@ -204,6 +205,7 @@ MAY_IMPORT = {
     "model": {
         "errors",
         "config",
+        "cpu_dropout",
         "adapters",
         "backbone",
         "bank",

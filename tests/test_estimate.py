@@ -231,7 +231,7 @@ def test_a_large_backbone_takes_no_memory(tmp_path):
     assert found.parameters == 435_063_810 + 1025  # the hub's count with two classes
     assert len(found.matrices) == 24 * 6 + 1
     assert found.weights > 1.7e9
-    assert found.activations > 10e9
+    assert found.activations > 9.5e9  # dropout masks of a byte an element
 
 
 def requested():

@@ -1,0 +1,73 @@
+"""Dropout on a CPU from 16 random bits an element.
+
+torch draws a whole number for each there, which takes an eighth of a training step of MiniLM. Here
+an element is dropped with probability d = round(65536 p) / 65536, within 1e-5 of p, and the others
+are divided by 1 - d: the expectation is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+WHOLE = 2**16
+
+
+def cpu_dropout(device: torch.device) -> AbstractContextManager[Any]:
+    """Inside, `torch.nn.functional`'s dropout and attention draw so; on other devices as ever.
+
+    The bits are torch's own generator's, one after the other on any number of threads.
+    """
+    return _Mode() if device.type == "cpu" else nullcontext()
+
+
+class _Mode(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        return _OURS.get(func, func)(*args, **(kwargs or {}))
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    below = round(p * WHOLE)
+    if not training or inplace or not 0 < below < WHOLE:
+        return F.dropout(x, p, training, inplace)
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    kept = (bits.view(torch.int16)[: x.numel()] >= below - WHOLE // 2).view(x.shape)
+    return (x * kept).mul_(WHOLE / (WHOLE - below))
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    if not dropout_p or is_causal or enable_gqa:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
+    if attn_mask is None:
+        weights = scores.softmax(-1)
+    elif attn_mask.dtype == torch.bool:
+        # a row without any key gives zeros
+        least = torch.finfo(scores.dtype).min
+        weights = scores.masked_fill(~attn_mask, least).softmax(-1).masked_fill(~attn_mask, 0.0)
+    else:
+        weights = (scores + attn_mask).softmax(-1)
+    return _dropout(weights, dropout_p) @ v
+
+
+_OURS: Mapping[Callable[..., Any], Callable[..., Any]] = {
+    F.dropout: _dropout,
+    F.scaled_dot_product_attention: _attention,
+}

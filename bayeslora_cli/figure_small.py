@@ -59,24 +59,21 @@ def small_multiples(panels: Sequence[tuple[Grid, Sequence[str]]], tops: dict[str
     titles = [wrapped(titles, wide, SMALL) for _, titles in panels]
     line = LINE * SMALL / SIZE
     above = (max(map(len, titles)) + 1.2) * line  # with the layers' numbers
-    deep = ROW * max(FEWEST, *(len(_rows(grid)) for grid in grids))
+    tables = [_rows(grid) for grid in grids]
+    deep = ROW * max(FEWEST, *map(len, tables))
     high = above + deep + 1.5 * GAP
     figure = new_figure(PAGE, ceil(len(panels) / beside) * high, ())
     top = float(figure.get_size_inches()[1])
-    bars: list[str] = []
-    for number, (grid, title) in enumerate(zip(grids, titles, strict=True)):
+    colours = {u: ScalarMappable(Normalize(0, most or 1.0), RISING) for u, most in tops.items()}
+    for number, (grid, title, rows) in enumerate(zip(grids, titles, tables, strict=True)):
         x, y = number % beside * wide, top - number // beside * high
         write_lines(figure, title, top=y - 0.4 * line, left=x, size=SMALL)
-        colours = ScalarMappable(Normalize(0, tops[grid.unit] or 1.0), RISING)
-        rows = _rows(grid)
         size = len(rows[0][1]) * cell, len(rows) * ROW
-        _draw(new_axes(figure, x + left, y - above - size[1], *size), grid, rows, colours)
-        if grid.unit not in bars:
-            # a bar a unit, beside the first rows
-            foot = top - len(bars) * high - above - deep
-            bar = new_axes(figure, PAGE - BAR + 0.08, foot, 0.08, deep)
-            colour_bar(bar, colours, grid.unit)
-            bars.append(grid.unit)
+        axes = new_axes(figure, x + left, y - above - size[1], *size)
+        _draw(axes, grid, rows, colours[grid.unit])
+    for number, (unit, shades) in enumerate(colours.items()):  # beside the first rows
+        foot = top - number * high - above - deep
+        colour_bar(new_axes(figure, PAGE - BAR + 0.08, foot, 0.08, deep), shades, unit)
     return figure
 
 

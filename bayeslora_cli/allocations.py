@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from bayeslora_cli.config import FIELDS, METHODS, OPTIMIZERS
+from bayeslora_cli.effects import without_effect
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.heatmap import Grid, bit_grid, rank_grid
 from bayeslora_cli.rank_correlation import Floats, spearman
 from bayeslora_cli.report import GATES, MatrixReport, RankReport
-from bayeslora_cli.resolve import without_effect
 from bayeslora_cli.rundir import RunDir, runs_below
 from bayeslora_cli.shades import printable
 

@@ -184,12 +184,6 @@ def flag(name: str) -> str:
     return str(FIELDS[name].metadata["flag"])
 
 
-def affecting(config: RunConfig) -> dict[str, Any]:
-    """The values that decide the result, by field name."""
-    values = asdict(config)
-    return {n: values[n] for n, f in FIELDS.items() if f.metadata["affects_result"]}
-
-
 # what a run's kernels and their inputs do not depend on, but for the draws that the seed decides
 ASIDE = ("seed", "output", "overwrite", "log_every", "log_to", "checkpoint_every")
 

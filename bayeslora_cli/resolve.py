@@ -18,14 +18,12 @@ from bayeslora_cli.config import (
     check_schedule,
     flag,
 )
+from bayeslora_cli.effects import without_effect
 from bayeslora_cli.errors import ConfigError
 from bayeslora_cli.presets import preset_chain, row_values, task_chain, top_level
 
 # step numbers that a preset states for its own total and that scale with another
 SCHEDULED = ("warmup_steps", "boost_until_step", "t_init", "t_final", "delta_t", "eval_every")
-QUANT = ("lambda_quant", "bit_ladder", "quantize_base", "reg", "range_lr")
-"""Options of quantizers."""
-BLORA = ("blora_mode", "lambda_rank", "gate_lr", *QUANT)
 BLORA_RANK = 8  # of every matrix at the start
 # an evaluation costs what it costs: short runs are not to spend most of their time on them
 EVAL_EVERY_AT_LEAST = 50
@@ -42,64 +40,6 @@ class Resolved:
     """Values that affect the result otherwise than the task's own preset does."""
     notices: tuple[str, ...] = ()
     """Typed options without effect, a sentence each."""
-
-
-def without_effect(method: str, optimizer: str, values: Mapping[str, Any]) -> dict[str, str]:
-    """Options that do nothing beside the others: field name -> why.
-
-    Args:
-        values: of the other options, all or those that were typed.
-    """
-    mode = values.get("blora_mode") if method == "blora" else None
-    groups = (
-        (method != "adalora", ("delta_t", "orth_reg"), f"--method {method}"),
-        (method not in ("adalora", "blora"), ("t_init", "t_final"), f"--method {method}"),
-        (method != "blora", BLORA, f"--method {method}"),
-        (
-            method == "blora",
-            ("target_rank",),
-            "--method blora, whose gates find the ranks from --init-rank on",
-        ),
-        (mode == "rank", QUANT, "--blora-mode rank"),
-        (mode == "quant", ("lambda_rank",), "--blora-mode quant"),
-        (
-            method == "blora" and "," not in str(values.get("bit_ladder", ",")),
-            ("lambda_quant", "reg"),
-            "one width in --bit-ladder",
-        ),
-        (
-            method == "full",
-            ("target_rank", "init_rank", "alpha", "target_modules"),
-            "--method full",
-        ),
-        (
-            optimizer != "ivon",
-            (
-                "ess",
-                "ess_per_example",
-                "hess_init",
-                "ivon_beta1",
-                "ivon_beta2",
-                "clip_radius",
-                "train_samples",
-            ),
-            f"--optimizer {optimizer}",
-        ),
-        (
-            values.get("lr_schedule", "linear") != "boost",
-            ("boost_lr", "boost_until_step"),
-            "--lr-schedule linear",
-        ),
-        (values.get("ess") is not None, ("ess_per_example",), "--ess"),
-        (values.get("max_steps") is not None, ("epochs",), "--max-steps"),
-        (
-            values.get("task") != "custom",
-            ("text_columns", "label_column"),
-            f"--task {values.get('task')}",
-        ),
-        (values.get("task") in ("custom", "demo"), ("data",), f"--task {values.get('task')}"),
-    )
-    return {name: why for holds, names, why in groups if holds for name in names}
 
 
 def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:

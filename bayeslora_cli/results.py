@@ -8,15 +8,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from bayeslora_cli.config import RunConfig, affecting
+from bayeslora_cli.config import RunConfig
+from bayeslora_cli.effects import affecting
 from bayeslora_cli.errors import ConfigError, RunDirError
-from bayeslora_cli.resolve import SCHEDULED, resolve, scale_schedule, without_effect
+from bayeslora_cli.resolve import SCHEDULED, resolve, scale_schedule
 from bayeslora_cli.rundir import RunDir, runs_below
 
 logger = logging.getLogger("bayeslora")
@@ -247,12 +248,9 @@ def _settings(outcome: Outcome) -> dict[str, Any]:
     usual = _usual(typed, config.schedule_steps)
     mine = affecting(config)
     for name in (*known, *_DATA, "seed", "model", "eval_file"):
-        del mine[name]
-    idle = without_effect(config.method, config.optimizer, asdict(config))
+        mine.pop(name, None)
     found = {
-        n: v
-        for n, v in mine.items()
-        if n not in idle and (n in _TRADED or usual is None or v != getattr(usual, n))
+        n: v for n, v in mine.items() if n in _TRADED or usual is None or v != getattr(usual, n)
     }
     return found | {name: getattr(config, name) for name in _DATA}
 

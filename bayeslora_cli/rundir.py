@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora_cli.atomic import aside, named, remove, tidy, write_json, write_text
-from bayeslora_cli.config import RunConfig, affecting, flag
+from bayeslora_cli.config import RunConfig, flag
 from bayeslora_cli.config_file import from_toml, to_toml
+from bayeslora_cli.effects import affecting
 from bayeslora_cli.errors import RunDirError, StorageError, UserError
 from bayeslora_cli.tasks import Task
 
@@ -152,7 +153,11 @@ class RunDir:
         if self.started:
             self._check_links()
             old, new = affecting(self.read_config()), affecting(config)
-            different = [f"{flag(n)} {old[n]} there, {new[n]} now" for n in new if old[n] != new[n]]
+            different = [
+                f"{flag(n)} {old[n]} there, {new[n]} now"
+                for n in new
+                if n in old and old[n] != new[n]
+            ]
             if different:
                 raise RunDirError(
                     f"{self.path} holds a run with other settings: {'; '.join(different)}. "

@@ -16,10 +16,10 @@ from bayeslora_cli.config import (
     METHODS,
     OPTIMIZERS,
     TASK_NAMES,
-    affecting,
     flag,
     nearest,
 )
+from bayeslora_cli.effects import affecting
 from bayeslora_cli.errors import ConfigError, UserError
 from bayeslora_cli.resolve import SCHEDULED, Resolved, resolve, run_name
 from bayeslora_cli.rundir import RunDir
@@ -65,11 +65,14 @@ class PlannedRun:
         if self.resolved.config.overwrite or not self.run.finished:
             return False
         try:
-            there = affecting(self.run.read_config())
+            there = self.run.read_config()
         except UserError:
             return False  # the ordinary run says what is wrong
-        mine = affecting(self.resolved.config)
-        return all(there[name] == mine[name] for name in mine if name not in _FITTED)
+        mine, theirs = (
+            {name: value for name, value in affecting(config).items() if name not in _FITTED}
+            for config in (self.resolved.config, there)
+        )
+        return mine == theirs
 
     def arguments(self) -> list[str]:
         """The arguments of `bayeslora` that train this run, and no other."""

@@ -20,8 +20,9 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from bayeslora_cli.atomic import write_json
-from bayeslora_cli.config import RunConfig, affecting
+from bayeslora_cli.config import RunConfig
 from bayeslora_cli.config_file import to_toml
+from bayeslora_cli.effects import affecting
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.rundir import RunDir
 

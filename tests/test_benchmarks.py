@@ -18,8 +18,8 @@ from .faults import ROOT
         (
             "gpu_step",
             "--device cpu --tiny --lengths 8 --precision fp32 --repeats 1 --warm-up 1 --inner 1 "
-            "--rows adalora-ivon,blora-adamw,peft-lora-adamw",
-            3,
+            "--rows adalora-ivon,blora-adamw,blora-adamw-base,blora-ivon,peft-lora-adamw",
+            5,
         ),
     ],
 )

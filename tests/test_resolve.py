@@ -18,21 +18,19 @@ from bayeslora_cli.config import (
     FIELDS,
     GLUE_TASKS,
     RunConfig,
-    affecting,
     check_schedule,
     flag,
 )
+from bayeslora_cli.effects import BLORA, affecting, without_effect
 from bayeslora_cli.errors import ConfigError
 from bayeslora_cli.presets import presets_directory
 from bayeslora_cli.resolve import (
-    BLORA,
     EVAL_EVERY_AT_LEAST,
     SCHEDULED,
     Resolved,
     resolve,
     run_name,
     scale_schedule,
-    without_effect,
 )
 
 from .strategies import FLOATS, FREE, NOT_RESULT, ROWS, TABLE, TYPED

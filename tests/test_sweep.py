@@ -230,6 +230,12 @@ def test_another_run_in_its_place_is_not_it(planned, other):
     assert not planned.is_done()
 
 
+def test_done_by_a_version_with_other_defaults_of_what_has_no_effect(planned):
+    assert planned.resolved.config.method != "blora"
+    finish(planned, lambda_quant=3.0, reg="bop")
+    assert planned.is_done()
+
+
 def test_what_is_to_be_overwritten_is_not_done(planned):
     finish(planned)
     again = expand({**planned.typed, "overwrite": True}).runs[0]

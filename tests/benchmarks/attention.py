@@ -1,10 +1,12 @@
-"""One DeBERTa attention layer: this engine's against disentangled-flash's kernels, on one GPU.
+"""One DeBERTa attention layer: this engine's against the fused kernels that there are, on one GPU.
 
-    pip install disentangled-flash && python tests/benchmarks/attention.py [--lengths 64,128,256]
+    pip install disentangled-flash flashdeberta
+    python tests/benchmarks/attention.py [--lengths 64,128,256] [--precision fp32,bf16]
 
-Forward, and backward to the layer's input, ten of them in one CUDA graph, medians of the replays:
-DeBERTaV3-base's shapes, random weights, rows half to fully padded, dropout on. Before that the
-difference of the results without dropout, relative to the norm.
+First, with PEFT's LoRA on the three projections and no dropout, how far from transformers' layer in
+float64 the result is, its gradient to the input and to the adapters, each relative to its norm.
+Then the time of a layer without adapters, forward and backward to its input, ten in a CUDA graph,
+medians of the replays. DeBERTaV3-base's shapes, random weights, rows half to fully padded.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
 
 import torch
 from gpu_step import ARCHITECTURE, comma_list
 from measure import describe, environment
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import DebertaV2Config
 from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
@@ -25,10 +30,96 @@ from bayeslora_cli.deberta import RelativeAttention
 
 CALLS = 10  # in a graph
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TARGETS = ["query_proj", "key_proj", "value_proj"]
+
+Run = Callable[[Tensor], Tensor]
 
 
-def replayed(call: Callable[[], object], repeats: int) -> float:
-    """Milliseconds a call."""
+class Batch:
+    """One layer's inputs, in float64, and the gradient of what it returns."""
+
+    def __init__(self, rows: int, length: int) -> None:
+        hidden = ARCHITECTURE["hidden_size"]
+        self.relative = torch.randn(512, hidden, dtype=torch.double, device="cuda")
+        lengths = torch.randint(length // 2, length + 1, (rows, 1), device="cuda")
+        lengths[0] = length
+        self.mask = torch.arange(length, device="cuda") < lengths
+        self.pairs = self.mask[:, None, None, :] & self.mask[:, None, :, None]
+        self.x = torch.randn(rows, length, hidden, dtype=torch.double, device="cuda")
+        self.gradient = torch.randn_like(self.x) * self.mask[..., None]
+
+    def through(self, layer: Callable[..., Any], mask: Tensor | None, dtype: torch.dtype) -> Run:
+        """The layer as a function of its input; `mask` in the form that it knows."""
+        relative = self.relative.to(dtype)
+        return lambda x: layer(x, mask, rel_embeddings=relative)[0].view_as(x)
+
+
+def layers() -> tuple[nn.Module, dict[str, tuple[nn.Module, str]]]:
+    """transformers' layer, and the others with their masks' names; all of one set of weights."""
+    from disentangled_flash.training import TritonTrainingDisentangledSelfAttention
+    from flashdeberta import FlashDisentangledSelfAttention
+
+    class Calling(TritonTrainingDisentangledSelfAttention):  # type: ignore[misc]
+        """Calls its projections, instead of reading their weights."""
+
+        def _project_qkv(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            x = hidden_states
+            return self.query_proj(x), self.key_proj(x), self.value_proj(x)
+
+    config = DebertaV2Config(**ARCHITECTURE)
+    original = DisentangledSelfAttention(config).cuda().requires_grad_(requires_grad=False)
+
+    def like(cls: type[nn.Module]) -> nn.Module:
+        made = cls(config)
+        for name, child in original.named_children():
+            setattr(made, name, deepcopy(child))
+        return made
+
+    return original, {
+        "ours": (RelativeAttention(deepcopy(original), 512).cuda(), "pairs"),
+        "disentangled-flash": (like(TritonTrainingDisentangledSelfAttention), "mask"),
+        "the same, calling its projections": (like(Calling), "mask"),
+        "flashdeberta": (like(FlashDisentangledSelfAttention), "mask"),
+    }
+
+
+def adapt(layer: nn.Module) -> nn.Module:
+    """A copy with LoRA, the same in every layer and no zero in it, on the projections."""
+    config = LoraConfig(r=8, lora_alpha=32, target_modules=TARGETS, init_lora_weights=False)
+    made: nn.Module = inject_adapter_in_model(config, deepcopy(layer)).eval()
+    draws = torch.Generator("cuda").manual_seed(1)
+    with torch.no_grad():
+        for name in TARGETS:
+            for parameter in made.get_submodule(name).parameters():
+                if parameter.requires_grad:
+                    parameter.normal_(std=0.1, generator=draws)
+    return made
+
+
+def outcome(layer: nn.Module, mask: str, batch: Batch, dtype: torch.dtype) -> list[Tensor]:
+    """The result, the gradient to the input, and those to the adapters in one piece."""
+    run = batch.through(layer, getattr(batch, mask), dtype)
+    x = batch.x.to(dtype).requires_grad_()
+    adapters = [p for p in layer.parameters() if p.requires_grad]
+    out = run(x)
+    grads = torch.autograd.grad(
+        out, [x, *adapters], batch.gradient.to(dtype), allow_unused=True, materialize_grads=True
+    )
+    return [
+        out.detach() * batch.mask[..., None],
+        grads[0],
+        torch.cat([grad.flatten() for grad in grads[1:]]),
+    ]
+
+
+def replayed(run: Run, batch: Batch, dtype: torch.dtype, repeats: int) -> float:
+    """Milliseconds forward and backward."""
+    x = batch.x.to(dtype).requires_grad_()
+    gradient = batch.gradient.to(dtype)
+
+    def call() -> None:
+        torch.autograd.grad(run(x), x, gradient)
+
     for _ in range(3):
         call()
     torch.cuda.synchronize()
@@ -47,40 +138,58 @@ def replayed(call: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
-def compare(
-    ours: nn.Module, theirs: nn.Module, rows: int, length: int, dtype: torch.dtype, repeats: int
-) -> list[float]:
-    """The results' difference, and the times of ours, compiled and as it is, and of theirs."""
-    hidden = ARCHITECTURE["hidden_size"]
-    relative = torch.randn(512, hidden, device="cuda", dtype=dtype)
-    lengths = torch.randint(length // 2, length + 1, (rows, 1), device="cuda")
-    lengths[0] = length
-    mask = torch.arange(length, device="cuda") < lengths
-    pairs = mask[:, None, None, :] & mask[:, None, :, None]
-    x = torch.randn(rows, length, hidden, device="cuda", dtype=dtype, requires_grad=True)
-    gradient = torch.randn_like(x) * mask[..., None]
-    compiled = torch.compile(ours, dynamic=False)
+def compare(rows: int, lengths: list[int], precisions: list[str]) -> None:
+    """Print a line a precision, length and implementation: its distances from float64."""
+    original, others = layers()
+    twin = adapt(original).double()
+    sides = {"transformers": (original, "pairs"), **others}
+    print("| with LoRA, no dropout | | result | gradient to the input | to the adapters |")
+    print("|---|---|---|---|---|")
+    for precision in precisions:
+        dtype = TYPES[precision]
+        for length in lengths:
+            batch = Batch(rows, length)
+            exact = outcome(twin, "pairs", batch, torch.double)
+            for name, (layer, mask) in sides.items():
+                found = outcome(adapt(layer).to(dtype), mask, batch, dtype)
+                cells = [f"{precision}, {length} tokens", name]
+                for a, b in zip(found, exact, strict=True):
+                    cells.append(f"{float((a.double() - b).norm() / b.norm()):.1e}")
+                print(f"| {' | '.join(cells)} |", flush=True)
 
-    def run(layer: Callable[..., tuple[Tensor, ...]], seen: Tensor) -> Tensor:
-        return layer(x, seen, rel_embeddings=relative)[0].view_as(x)
 
-    with torch.no_grad():
-        a, b = run(ours.eval(), pairs), run(theirs.eval(), mask)
-        difference = float(((a - b) * mask[..., None]).norm() / (a * mask[..., None]).norm())
-    ours.train()
-    theirs.train()
-    sides = ((compiled, pairs), (ours, pairs), (theirs, mask))
-    return [
-        difference,
-        *(
-            replayed(lambda side=side: torch.autograd.grad(run(*side), x, gradient), repeats)  # type: ignore[misc]
-            for side in sides
-        ),
-    ]
+def time_all(rows: int, lengths: list[int], precisions: list[str], repeats: int) -> None:
+    """Print a line a precision and length; flashdeberta knows neither dropout nor, here, padding.
+
+    It looks at the mask on the host, which no graph can hold.
+    """
+    _, others = layers()
+    ours, theirs, flash = (
+        others[name][0] for name in ("ours", "disentangled-flash", "flashdeberta")
+    )
+    print("| ms | ours, compiled | not compiled | disentangled-flash |", end="")
+    print(" no dropout: ours, compiled | flashdeberta, nothing padded |\n|---|---|---|---|---|---|")
+    for precision in precisions:
+        dtype = TYPES[precision]
+        for length in lengths:
+            batch = Batch(rows, length)
+            compiled = torch.compile(ours.to(dtype), dynamic=False)
+            cells = [f"{precision}, {length} tokens"]
+            for layer, module, mask, train in (
+                (compiled, ours, batch.pairs, True),
+                (ours, ours, batch.pairs, True),
+                (theirs, theirs, batch.mask, True),
+                (compiled, ours, batch.pairs, False),
+                (flash, flash, None, False),
+            ):
+                module.to(dtype).train(mode=train)
+                run = batch.through(layer, mask, dtype)
+                cells.append(f"{replayed(run, batch, dtype, repeats):.3f}")
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
-    """Print a line a precision and length."""
+    """Print the two tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -89,27 +198,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
-    from disentangled_flash.training import TritonTrainingDisentangledSelfAttention
+    lengths = [int(length) for length in options.lengths]
 
     torch.cuda.set_stream(torch.cuda.Stream())  # graphs are not captured on the default stream
     print(f"{describe(environment(torch.device('cuda')))}\n`{' '.join(['python', *sys.argv])}`\n")
-    print("| | difference | ours, compiled | ours, not compiled | disentangled-flash |")
-    print("|---|---|---|---|---|")
-    config = DebertaV2Config(**ARCHITECTURE)
     torch.manual_seed(0)
-    original = DisentangledSelfAttention(config).cuda().requires_grad_(requires_grad=False)
-    theirs = TritonTrainingDisentangledSelfAttention(config).cuda()
-    theirs.load_state_dict(original.state_dict(), strict=False)
-    theirs.requires_grad_(requires_grad=False)
-    ours = RelativeAttention(original, 512).cuda()
-    for precision in options.precision:
-        dtype = TYPES[precision]
-        for length in map(int, options.lengths):
-            difference, *times = compare(
-                ours.to(dtype), theirs.to(dtype), options.rows, length, dtype, options.repeats
-            )
-            cells = [f"{difference:.1e}", *(f"{ms:.3f} ms" for ms in times)]
-            print(f"| {precision}, {length} tokens | {' | '.join(cells)} |", flush=True)
+    compare(options.rows, lengths, options.precision)
+    print()
+    time_all(options.rows, lengths, options.precision, options.repeats)
 
 
 if __name__ == "__main__":

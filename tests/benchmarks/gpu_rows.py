@@ -58,8 +58,12 @@ def engine(
     *,
     captured: bool = True,
     compiled: bool = True,
+    **options: Any,
 ) -> Callable[[Setting], Step]:
-    """The engine's step, at the paper's ranks; on a GPU in graphs, its blocks compiled."""
+    """The engine's step, at the paper's ranks; on a GPU in graphs, its blocks compiled.
+
+    `options`: further ones of the run.
+    """
 
     def build(s: Setting) -> Step:
         config = RunConfig(
@@ -67,6 +71,7 @@ def engine(
             init_rank=3 if METHODS[method].adaptive or METHODS[method].gated else 2,
             precision=s.precision, weight_decay=1e-8 if optimizer == "ivon" else 0.0,
             t_init=T_INIT, t_final=s.total // 3, schedule_steps=s.total,
+            **options,
         )  # fmt: skip
         maker = OPTIMIZERS[optimizer]
         network = build_network(
@@ -200,8 +205,12 @@ ROWS: dict[str, tuple[str, Callable[[Setting], Step]]] = {
     LORA: ("bayeslora LoRA + AdamW", engine("lora", "adamw", None)),
     "blora-adamw": ("bayeslora B-LoRA + AdamW", engine("blora", "adamw", None)),
     "blora-adamw-graphs": (
-        "bayeslora B-LoRA + AdamW, not compiled",
+        "the same, not compiled",
         engine("blora", "adamw", None, compiled=False),
+    ),
+    "blora-adamw-base": (
+        "bayeslora B-LoRA + AdamW, --quantize-base",
+        engine("blora", "adamw", None, quantize_base=True),
     ),
     "blora-ivon": ("bayeslora B-LoRA + IVON", engine("blora", "ivon", None)),
 }

@@ -173,6 +173,7 @@ def time_all(rows: int, lengths: list[int], precisions: list[str], repeats: int)
         dtype = TYPES[precision]
         for length in lengths:
             batch = Batch(rows, length)
+            torch.compiler.reset()  # after eight shapes the compiler gives up
             compiled = torch.compile(ours.to(dtype), dynamic=False)
             cells = [f"{precision}, {length} tokens"]
             for layer, module, mask, train in (

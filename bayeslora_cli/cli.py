@@ -14,7 +14,14 @@ from bayeslora_cli import __version__, commands, presets
 from bayeslora_cli import options as o
 from bayeslora_cli.config import FIELDS
 from bayeslora_cli.console import Progress, closing_table, logger, set_up_logging
-from bayeslora_cli.errors import EXIT_FAILED, BayesloraError, ConfigError, Preempted, UserError
+from bayeslora_cli.errors import (
+    EXIT_FAILED,
+    BayesloraError,
+    ConfigError,
+    Preempted,
+    RunDirError,
+    UserError,
+)
 from bayeslora_cli.launch import Place, joined, place
 from bayeslora_cli.report import RankReport
 from bayeslora_cli.results_command import print_table
@@ -207,21 +214,26 @@ def _print_sweep(sweep: Sweep, problems: Mapping[str, str], *, as_json: bool) ->
     Raises:
         BayesloraError: there are some.
     """
-    done = [planned.run for planned in sweep.runs if planned.label not in problems]
+    problems, done = dict(problems), []
+    for planned in sweep.runs:
+        if planned.label not in problems:
+            try:
+                done.append((planned.run.path, planned.run.read_result()))
+            except RunDirError as error:
+                problems[planned.label] = f"{error}; --overwrite trains it again"
     if as_json:
-        found: list[dict[str, Any]] = [
-            {"run": str(run.path), **run.read_result()} for run in done
-        ] + [
+        found: list[dict[str, Any]] = [{"run": str(path), **result} for path, result in done]
+        found += [
             {"run": str(planned.run.path), "error": problems[planned.label]}
             for planned in sweep.runs
             if planned.label in problems
         ]
         print(json.dumps(found, allow_nan=False))
     elif done:
-        print_table([run.path for run in done], forms={})
+        print_table([path for path, _ in done], forms={})
         print()
-        for run in done:
-            print(run.path)
+        for path, _ in done:
+            print(path)
     if problems:
         lines = "\n".join(f"{label}: {problem}" for label, problem in problems.items())
         raise BayesloraError(f"{len(problems)} of {len(sweep.runs)} runs failed\n{lines}")

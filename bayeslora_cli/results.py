@@ -16,7 +16,7 @@ from typing import Any
 
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.effects import affecting
-from bayeslora_cli.errors import ConfigError, RunDirError
+from bayeslora_cli.errors import ConfigError, RunDirError, UserError
 from bayeslora_cli.resolve import SCHEDULED, resolve, scale_schedule
 from bayeslora_cli.rundir import RunDir, runs_below
 
@@ -151,11 +151,13 @@ class Results:
 def load_results(paths: Sequence[Path], at: str = AT[0]) -> Results:
     """Read the runs at `paths`, or anywhere below them; a run that is named twice counts once.
 
+    What is below a path and cannot be read is left out, with a warning.
+
     Raises:
-        UserError: a path that is no run and holds none, or a file missing or corrupt.
+        UserError: a path that is no run and holds none, or a run's file missing or corrupt.
     """
-    found = {run.path.resolve(): run for path in paths for run in _finished(path)}
-    outcomes = [_outcome(run, at) for run in found.values()]
+    found = {o.run.path.resolve(): o for path in paths for o in _outcomes(path, at)}
+    outcomes = list(found.values())
     models = _grouped(outcomes, lambda o: o.config.model)
     rows = [
         row
@@ -170,20 +172,28 @@ def load_results(paths: Sequence[Path], at: str = AT[0]) -> Results:
     return Results(at=at, rows=tuple(rows))
 
 
-def _finished(path: Path) -> Iterator[RunDir]:
-    """The run at `path`, else the finished ones below it."""
+def _outcomes(path: Path, at: str) -> Iterator[Outcome]:
+    """Of the run at `path`, else of the finished ones below it."""
     if not path.is_dir() or RunDir(path).started:
-        yield RunDir.open(path)
+        yield _outcome(RunDir.open(path), at)
         return
     found = False
+    problem: UserError = RunDirError(
+        f"{path}: not a run directory, and there is no finished run below it"
+    )
     for run in runs_below(path):
-        if run.finished:
-            found = True
-            yield RunDir.open(run.path)
-        else:
+        if not run.finished:
             logger.warning("%s is left out: the run has not finished", run.path)
+            continue
+        try:
+            yield _outcome(RunDir.open(run.path), at)
+        except UserError as error:
+            logger.warning("%s is left out: %s", run.path, error)
+            problem = error
+        else:
+            found = True
     if not found:
-        raise RunDirError(f"{path}: not a run directory, and there is no finished run below it")
+        raise problem
 
 
 def _outcome(run: RunDir, at: str) -> Outcome:

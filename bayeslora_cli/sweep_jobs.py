@@ -276,7 +276,7 @@ class _Pool:
 
     def summary(self) -> str:
         """How many of how many."""
-        counts = {"failed": len(self.problems), "stopped with a checkpoint": len(self.stopped)}
+        counts = {"failed": len(self.problems), "stopped": len(self.stopped)}
         rest = (f", {count} {what}" for what, count in counts.items() if count)
         return f"{len(self.done)} of {self.total} runs done" + "".join(rest)
 

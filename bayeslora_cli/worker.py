@@ -2,15 +2,19 @@
 
 The first run is its command line's. Its standard input is a socket, on which it says of each run
 that it is done, a line, and is given the next one, or no more. After a failure it ends, with the
-run's exit code: what is left of a run that has failed is nothing to go on with.
+run's exit code: what is left of a run that has failed is nothing to go on with. Where nobody is at
+the socket's other end any more, it stops as if asked to: the same command is to find its state.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import socket
 import sys
+from threading import Event, Thread
 
 from bayeslora_cli import cli
 
@@ -21,25 +25,37 @@ def main() -> None:
         _open(os.devnull, os.O_RDONLY, 0)  # nobody else is to read orders
         from bayeslora_cli.shared import Shared
 
-        shared = Shared()
-        _train(shared)
+        shared, training = Shared(), Event()
+        Thread(target=_stop_if_left, args=(channel, training), daemon=True).start()
+        _train(shared, training)
         channel.sendall(b"\n")
         for line in orders:
             order = json.loads(line)
             for number in (1, 2):
                 _open(order["log"], os.O_WRONLY | os.O_APPEND, number)
             sys.argv[1:] = order["arguments"]
-            _train(shared)
+            _train(shared, training)
             channel.sendall(b"\n")
 
 
-def _train(shared: object) -> None:
+def _stop_if_left(channel: socket.socket, training: Event) -> None:
+    """Wait for the other end to close, which while a run is trained only its death does."""
+    poll = select.poll()
+    poll.register(channel, 0)  # that is reported always
+    poll.poll()
+    if training.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _train(shared: object, training: Event) -> None:
     """Be `bayeslora`, but stay where that ends well."""
+    training.set()
     try:
         cli.main(shared)
     except SystemExit as done:
         if done.code:
             raise
+    training.clear()
     sys.stdout.flush()
     sys.stderr.flush()
 

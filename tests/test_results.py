@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.errors import RunDirError
+from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.results import GROUPS, Cell, load_results, tasks_of
 from tests.scored_runs import ROWS, SEEDS, TASKS, score, write_scored, write_sweep
 
@@ -177,6 +177,19 @@ def test_unfinished_runs_are_left_out_with_a_word(tmp_path, caplog):
     assert "seed-2 is left out: the run has not finished" in caplog.text
     with pytest.raises(RunDirError, match="has not finished"):
         load_results([unfinished.path])
+
+
+def test_corrupt_runs_are_left_out_with_a_word(tmp_path, caplog):
+    write_scored(tmp_path, "rte", 0.8, seed=1)
+    corrupt = write_scored(tmp_path, "rte", 0.8, seed=2), write_scored(tmp_path, "rte", 0.8, seed=3)
+    corrupt[0].result.write_text("{")
+    corrupt[1].config.write_text("x =")
+    (row,) = load_results([tmp_path]).rows
+    assert list(row.cells["rte"].scores) == [1]
+    for run, name in zip(corrupt, ("result.json", "config.toml"), strict=True):
+        assert f"{run.path} is left out: {run.path / name} is" in caplog.text
+        with pytest.raises(UserError, match=name):
+            load_results([run.path])
 
 
 def test_what_is_no_run(tmp_path):

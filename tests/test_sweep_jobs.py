@@ -168,7 +168,7 @@ def test_a_signal_reaches_them_all_and_they_are_waited_for(train, tmp_path, numb
     finally:
         signal.signal(signal.SIGINT, before)
     assert str(caught.value) == (
-        f"stopped by {number.name}: 0 of 4 runs done, 2 stopped with a checkpoint. "
+        f"stopped by {number.name}: 0 of 4 runs done, 2 stopped. "
         "Run the same command again to go on"
     )
     assert not (tmp_path / "began-102").exists()
@@ -178,7 +178,7 @@ def test_a_signal_reaches_them_all_and_they_are_waited_for(train, tmp_path, numb
 
 
 def test_one_that_was_stopped_alone_makes_the_command_one_to_repeat(train, tmp_path):
-    with pytest.raises(Preempted, match="2 of 3 runs done, 1 stopped with a checkpoint") as caught:
+    with pytest.raises(Preempted, match="2 of 3 runs done, 1 stopped") as caught:
         train("1,75,2", 1)
     assert caught.value.exit_code == 75
     assert found(tmp_path).keys() == {1, 2}

@@ -111,6 +111,23 @@ def test_what_is_done_is_skipped_and_what_fails_keeps_nobody_back(
     assert all("best_at_budget" in run for run in found)
 
 
+def test_a_finished_run_that_is_corrupt_is_one_of_the_failures(typed, options, tmp_path):
+    options += ["--output", tmp_path]
+    assert typed(*options, "--seeds", "1-2")[0] == 0
+    (corrupt,) = tmp_path.rglob("seed-2/result.json")
+    corrupt.write_text("{")
+    code, out, err = typed(*options, "--seeds", "1-3")
+    assert code == 1
+    paths = out.strip().split("\n\n")[-1]
+    assert [line[-6:] for line in paths.splitlines()] == ["seed-1", "seed-3"]
+    assert "error: 1 of 3 runs failed" in err
+    assert "result.json is corrupt: " in err
+    assert "--overwrite trains it again" in err
+    good, other, bad = json.loads(typed(*options, "--seeds", "1-3", "--json")[1])
+    assert good["steps"] == other["steps"] == 4
+    assert "corrupt" in bad["error"]
+
+
 def test_failures_in_json(typed, options, tmp_path, trained):
     trained.fail = {1: NonFiniteError("it diverged")}
     code, out, _ = typed(*options, "--output", tmp_path, "--seeds", "1,2", "--json")

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -76,6 +77,17 @@ def test_runs_one_after_the_other_until_one_fails(worker, options, backbone, rte
     assert channel.recv(9) == b""
     assert process.wait(timeout=120) == 2
     assert (tmp_path / "third").read_text().startswith("error: --lr -1.0: must be positive")
+
+
+def test_it_saves_its_state_when_whoever_gave_the_run_is_gone(worker, tmp_path):
+    process, channel = worker("--output", str(tmp_path / "out"), "--max-steps", "100000")
+    until = time.monotonic() + 120
+    while not list(tmp_path.rglob("metrics.jsonl")):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    channel.close()
+    assert process.wait(timeout=120) == 75
+    assert "stopped by SIGTERM: checkpoint at step " in (tmp_path / "first").read_text()
 
 
 def test_it_leaves_when_there_are_no_more(worker, tmp_path):

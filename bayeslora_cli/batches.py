@@ -144,22 +144,26 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     CPU generator uses 32 bits of its seed and seeds such as `seed + epoch` would give run 1 in
     epoch 0 the order of run 0 in epoch 1.
     """
-    mixed = np.random.SeedSequence([seed, epoch]).generate_state(1)[0]
-    return torch.randperm(n, generator=torch.Generator().manual_seed(int(mixed)))
+    return torch.randperm(n, generator=_draws(seed, epoch))
 
 
-def grouped(order: Tensor, lengths: Tensor, batch_size: int) -> Tensor:
+def _draws(*entropy: int) -> torch.Generator:
+    mixed = np.random.SeedSequence(entropy).generate_state(1)[0]
+    return torch.Generator().manual_seed(int(mixed))
+
+
+def grouped(order: Tensor, lengths: Tensor, batch_size: int, draws: torch.Generator) -> Tensor:
     """An epoch's order (n,) in which rows of like length share a batch.
 
-    Pools of `POOL` batches, as the order has them, are sorted by length; their batches come in the
-    order in which their first rows stood. So each row is seen once an epoch and the batches come at
-    random, but which rows share one does depend on their lengths. The last, short batch stays.
+    Pools of `POOL` batches, as the order has them, are sorted by length; their batches come in
+    drawn order. So each row is seen once an epoch and the batches come at random, but which rows
+    share one does depend on their lengths. The last, short batch stays.
     """
     whole = len(order) - len(order) % batch_size
     parts = []
     for pool in torch.split(order[:whole], POOL * batch_size):
-        places = torch.argsort(lengths[pool], stable=True).view(-1, batch_size)
-        parts.append(pool[places[places[:, 0].argsort()]].flatten())
+        batches = pool[torch.argsort(lengths[pool], stable=True)].view(-1, batch_size)
+        parts.append(batches[torch.randperm(len(batches), generator=draws)].flatten())
     return torch.cat((*parts, order[whole:]))
 
 
@@ -187,7 +191,8 @@ class TrainOrder:
         if epoch != self._epoch:
             self._epoch, self._order = epoch, epoch_order(self.n, self.seed, epoch)
             if self.group_by is not None:
-                self._order = grouped(self._order, self.group_by, self.batch_size)
+                draws = _draws(self.seed, epoch, 1)
+                self._order = grouped(self._order, self.group_by, self.batch_size, draws)
         return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
 

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from bayeslora_cli.device import is_out_of_memory
 from bayeslora_cli.errors import BayesloraError
 
 logger = logging.getLogger("bayeslora")
@@ -80,7 +81,12 @@ class GraphRunner:
                 piece(places)
         except RuntimeError as error:
             self.failure = str(error).partition("\n")[0]
+            short = is_out_of_memory(error)
+            if short:
+                self._release()
             self._settle()
+            if not self.alone and short:
+                raise  # it is explained further up
             if not self.alone:
                 raise BayesloraError(
                     f"the step cannot be captured in CUDA graphs on this process ({self.failure}), "
@@ -105,6 +111,12 @@ class GraphRunner:
             stream=torch.cuda.current_stream(),
             capture_error_mode="thread_local",
         )
+
+    def _release(self) -> None:
+        """Leave the graphs' memory to the steps that run without them."""
+        torch.cuda.synchronize()
+        self._graphs.clear()
+        torch.cuda.empty_cache()
 
     def _settle(self) -> None:
         """After a failure torch's generators still believe in the capture: end one that works."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+logger = logging.getLogger("bayeslora")
+
 # steps from which compiling pays on a GPU: it takes five to ten seconds for each padded width and
 # saves a fifth of a step (DeBERTaV3-base, bf16, H200: 1.5 of 7.1 ms at 64 tokens, 5.7 of 29 at 256)
 WORTH_IT = 20_000
@@ -18,8 +21,16 @@ VARIANTS = 128  # widths, row counts and phases that a block is compiled for, th
 
 
 def is_worth_compiling(choice: str, steps: int) -> bool:
-    """Whether to compile a run of so many steps on a GPU, `choice` being auto, on or off."""
-    return choice == "on" or (choice == "auto" and steps >= WORTH_IT and bool(find_spec("triton")))
+    """Whether to compile a run of so many steps on a GPU, `choice` being auto, on or off.
+
+    Where it would be but cannot, a warning says so.
+    """
+    if choice == "off" or (choice == "auto" and steps < WORTH_IT):
+        return False
+    if not find_spec("triton"):
+        logger.warning("steps are not compiled, and slower: that wants Triton (pip install triton)")
+        return False
+    return True
 
 
 def compile_blocks(module: nn.Module) -> None:

@@ -58,12 +58,12 @@ def _attention(
     scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
     if attn_mask is None:
         weights = scores.softmax(-1)
-    elif attn_mask.dtype == torch.bool:
-        # a row without any key gives zeros
+    else:  # a row without any key gives zeros
+        is_seen = attn_mask.dtype == torch.bool
+        blocked = ~attn_mask if is_seen else attn_mask == -torch.inf
+        scores = scores if is_seen else scores + attn_mask
         least = torch.finfo(scores.dtype).min
-        weights = scores.masked_fill(~attn_mask, least).softmax(-1).masked_fill(~attn_mask, 0.0)
-    else:
-        weights = (scores + attn_mask).softmax(-1)
+        weights = scores.masked_fill(blocked, least).softmax(-1).masked_fill(blocked, 0.0)
     return _dropout(weights, dropout_p) @ v
 
 

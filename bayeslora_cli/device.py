@@ -57,8 +57,8 @@ def memory_explained() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:  # torch's own is one; cuBLAS says it in words
-        if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
             raise
         raise BayesloraError(
             "out of GPU memory. The same command goes on from the last checkpoint with "
@@ -66,6 +66,14 @@ def memory_explained() -> Iterator[None]:
             "run needs less with more --grad-accum, a lower --batch-size or --max-length, or "
             "--precision bf16"
         ) from error
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether a GPU's memory was not enough, then or in what was being dealt with."""
+    if error is None:
+        return False
+    said = "ALLOC_FAILED" in str(error)  # cuBLAS says it in words
+    return isinstance(error, torch.OutOfMemoryError) or said or is_out_of_memory(error.__context__)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -38,9 +38,10 @@ def without_effect(method: str, optimizer: str, values: Mapping[str, Any]) -> di
             "--method blora, whose gates find the ranks from --init-rank on",
         ),
         (mode == "rank", QUANT, "--blora-mode rank"),
+        (bool(values.get("eager")), ("compile",), "--eager"),
         (mode == "quant", ("lambda_rank",), "--blora-mode quant"),
         (
-            method == "blora" and "," not in str(values.get("bit_ladder", ",")),
+            method == "blora" and mode != "rank" and "," not in str(values.get("bit_ladder", ",")),
             ("lambda_quant", "reg"),
             "one width in --bit-ladder",
         ),

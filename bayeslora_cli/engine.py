@@ -253,7 +253,9 @@ class Training(Session):
         if bad_step is None:
             return
         self.processes.check_masks(bad_step)
-        if self.generators.rewind(bad_step):  # or the last checkpoint has to do
+        saved = "What was saved last"
+        if self.generators.rewind(bad_step):
+            saved = "The state before that step"
             self.step.forget(self.loop.step - bad_step)
             self.loop.step = bad_step
             if self.allocator is not None:
@@ -261,8 +263,7 @@ class Training(Session):
             self._save()
         raise NonFiniteError(
             f"step {bad_step}: the loss, a gradient or a score is not finite; lower --lr (and "
-            "--boost-lr), or try --precision fp32. The state before that step is in "
-            f"{self.run.checkpoint}"
+            f"--boost-lr), or try --precision fp32. {saved} is in {self.run.checkpoint}"
         )
 
     def _log_allocations(self, allocator: Allocator, before: int | None = None) -> None:

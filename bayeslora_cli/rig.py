@@ -59,6 +59,8 @@ def rig_for(prepared: Prepared, processes: Alone = ALONE) -> Rig:
     processes.same(rig.checksums)
     if device.type == "cuda" and not prepared.config.eager:
         rig.capture(compiled=_is_worth_compiling(prepared))
+    elif prepared.config.compile == "on":
+        logger.warning("--compile on has no effect on a %s", device.type.upper())
     return rig
 
 

@@ -226,6 +226,17 @@ def test_groups_come_in_no_order_of_length():
     assert all(int(b.max() - b.min()) == 31 for b in map(order.indices, range(50)))
 
 
+def test_groups_of_one_length_come_at_random():
+    """Of rows as alike as sentences are: the shortest batch is as often late as early."""
+    lengths = torch.arange(1600) % 20
+    order = TrainOrder(1600, 32, 1, group_by=lengths)
+    epochs = [[int(lengths[order.indices(50 * e + s)].sum()) for s in range(50)] for e in range(90)]
+    for extreme in (min, max):
+        places = [epoch.index(extreme(epoch)) for epoch in epochs]
+        last = [49 - epoch[::-1].index(extreme(epoch)) for epoch in epochs]
+        assert abs((sum(places) + sum(last)) / 180 - 24.5) < 5
+
+
 @pytest.mark.parametrize(
     ("length", "width"), [(1, 8), (16, 16), (17, 24), (65, 80), (128, 128), (129, 160), (250, 250)]
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bayeslora_cli.capture import GraphRunner, run_eagerly
+from bayeslora_cli.device import memory_explained
 from bayeslora_cli.errors import BayesloraError
 
 
@@ -39,6 +40,8 @@ def runner(monkeypatch):
     monkeypatch.setattr(found, "_graph", Graph)
     monkeypatch.setattr(found, "_recording", recording)
     monkeypatch.setattr(found, "_settle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     return found
 
 
@@ -93,6 +96,34 @@ def test_what_cannot_be_captured_is_said_once_and_runs(runner, caplog):
     assert log == [("eager", [value]) for value in (1.0, 2.0, 3.0, 4.0)]
     (record,) = caplog.records
     assert record.message.endswith("slower: operation not permitted when stream is capturing")
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_too_little_memory_for_graphs(runner, caplog, hidden):
+    """What they held is the eager steps'; several processes stop, and it is explained to them."""
+    log = []
+
+    def too_large(inputs):
+        log.append(runner.recorded)
+        if runner.recorded is not None:
+            try:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            finally:
+                if hidden:  # what the end of a capture says to it
+                    raise RuntimeError("operation failed due to a previous error during capture")
+
+    piece = piece_of(runner, [])
+    for _ in range(2):
+        runner("small", piece, {"x": torch.zeros(1)})
+    assert runner._graphs
+    for _ in range(3):
+        runner("large", too_large, {})
+    assert len(log) == 4
+    assert not runner._graphs
+    assert len(caplog.records) == 1
+    runner.alone, runner.failure = False, None
+    with pytest.raises(BayesloraError, match="out of GPU memory"), memory_explained():
+        runner("large", too_large, {})
 
 
 def test_an_error_that_is_no_capture_s_is_raised(runner):

@@ -15,16 +15,17 @@ from .test_step import T_FINAL, T_INIT, TOTAL, batches, make_step
 @pytest.mark.parametrize(
     ("choice", "steps", "triton", "expected"),
     [
-        ("on", 1, False, True), ("off", 10 * WORTH_IT, True, False),
+        ("on", 1, True, True), ("on", 1, False, False), ("off", 10 * WORTH_IT, True, False),
         ("auto", WORTH_IT - 1, True, False), ("auto", WORTH_IT, True, True),
         ("auto", WORTH_IT, False, False),
     ],
 )  # fmt: skip
 def test_long_runs_are_compiled_where_there_is_a_compiler(
-    choice, steps, triton, expected, monkeypatch
+    choice, steps, triton, expected, monkeypatch, caplog
 ):
     monkeypatch.setattr(compiler, "find_spec", lambda name: triton or None)
     assert is_worth_compiling(choice, steps) == expected
+    assert ("not compiled, and slower" in caplog.text) == (not triton)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method")  # in torch's own imports

@@ -81,6 +81,9 @@ MASKS = {
     "none": None,
     "bool": torch.arange(7) < torch.tensor([[7], [3], [0]])[:, None, None],  # the last has no key
     "float": torch.randn(3, 1, 7, 7, generator=torch.Generator().manual_seed(5)),
+    "-inf": torch.zeros(3, 1, 1, 7).masked_fill(
+        torch.arange(7) >= torch.tensor([[7], [3], [0]])[:, None, None], -torch.inf
+    ),
 }
 
 
@@ -91,7 +94,7 @@ def test_attention_is_torchs(mask, scale, monkeypatch):
     monkeypatch.setattr(own, "_dropout", lambda x, p: x)
     generator = torch.Generator().manual_seed(0)
     given = [torch.randn(3, 2, 7, 5, dtype=torch.float64, generator=generator) for _ in range(4)]
-    bias = MASKS[mask].double() if mask == "float" else MASKS[mask]
+    bias = MASKS[mask].double() if mask in ("float", "-inf") else MASKS[mask]
     found = []
     for p in (0.1, 0.0):
         q, k, v = (x.clone().requires_grad_() for x in given[:3])

@@ -222,9 +222,11 @@ def _gated(result: Mapping[str, Any]) -> str:
         f"{cost['storage_bytes']:,} bytes.\n"
     ]
     if bits is not None:
+        base = any("W" in operands for operands in bits.values())
         lines.append(
             "The adapter below has E folded into A and its quantized weights as real numbers; its\n"
-            "activations are not quantized any more. The integer codes, and the metrics above, are "
-            "those of\n`bayeslora export --format quantized`.\n"
+            f"activations{' and the base weights' if base else ''} are not quantized any more, so "
+            "that it may predict otherwise. The integer\ncodes, and the metrics above, are those "
+            "of `bayeslora export --format quantized`.\n"
         )
     return "\n".join(lines)

@@ -33,6 +33,7 @@ COMPILE = ("auto", "on", "off")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 PRECISIONS = ("fp32", "tf32", "bf16")
 LR_SCHEDULES = ("linear", "boost")
+LARGEST_PENALTY = 1e9
 BLORA_MODES = ("both", "quant", "rank")
 REGULARISERS = ("const", "bop")
 
@@ -265,6 +266,8 @@ def _problems(c: RunConfig) -> list[str]:
         "lambda_quant", "lambda_rank",
     ):  # fmt: skip
         expect(0 <= getattr(c, name) < math.inf, name, "must be finite and not negative")
+    for name in ("lambda_quant", "lambda_rank"):  # AdamW's squares of it must be finite in fp32
+        expect(not LARGEST_PENALTY < getattr(c, name) < math.inf, name, "1e9 at the most")
     for name in ("alpha", "lr", "epochs", "hess_init", "ess_per_example", "gate_lr", "range_lr"):
         expect(0 < getattr(c, name) < math.inf, name, "must be positive and finite")
     for name in ("max_steps", "ess", "eval_every", "boost_lr"):

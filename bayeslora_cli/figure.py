@@ -64,16 +64,16 @@ def draw_figure(view: View) -> Figure:
     """The figure of a view, in the style that is set."""
     match view:
         case Ranks(group=group):
-            return panels_figure(_panels(group))
+            return panels_figure([_panels(group)])
         case Panels(groups=groups):
-            return panels_figure([panel for group in groups for panel in _panels(group)])
+            return panels_figure([_panels(group) for group in groups])
         case Difference(a=a, b=b):
             titles = [f"A: {a.label}", a.facts(), f"B: {b.label}", b.facts()]
             panels = [(difference_grid(a, b), titles)]
             if (bits := bit_difference_grid(a, b)) is not None:
                 widths = [f"A: {a.label}", "bit widths", f"B: {b.label}", "bit widths"]
                 panels.append((bits, widths))
-            return panels_figure(panels, f"A {MINUS} B")
+            return panels_figure([panels], f"A {MINUS} B")
         case History():
             return history_figure(view)
         case Scores():

@@ -44,26 +44,35 @@ MANY = 12
 """Heatmaps with numbers in a figure."""
 
 
-def panels_figure(panels: Sequence[tuple[Grid, Sequence[str]]], what: str | None = None) -> Figure:
+def panels_figure(
+    groups: Sequence[Sequence[tuple[Grid, Sequence[str]]]], what: str | None = None
+) -> Figure:
     """Heatmaps of kinds of matrices by layers, with sums, those of one unit in the same colours.
 
-    Two are beside each other where a page has room; more layers than fit go into blocks. More than
-    `MANY` are shades alone.
+    Two are beside each other where a page has room, and of one group where any has several; more
+    layers than fit go into blocks. More than `MANY` are shades alone.
 
     Args:
-        panels: each one's numbers and titles, a line each; longer ones are broken.
+        groups: each one's panels: numbers and titles, a line each; longer ones are broken.
         what: the numbers' name, of some ten letters; None: their unit.
     """
+    panels = [panel for group in groups for panel in group]
     strongest: dict[str, float] = {}
     for grid, _ in panels:
         most = max(map(abs, grid.numbers))
         strongest[grid.unit] = max(strongest.get(grid.unit, 0.0), most)
     if len(panels) > MANY:
         return small_multiples(panels, strongest)
-    heatmaps = [(_Heatmap(grid, strongest[grid.unit] or 1.0), titles) for grid, titles in panels]
-    width = max(heatmap.width for heatmap, _ in heatmaps)
-    beside = min(len(panels), 2 if width == COLUMN else 1)
-    rows = [heatmaps[start : start + beside] for start in range(0, len(panels), beside)]
+    parts = [panels] if len(panels) == len(groups) else groups
+    heatmaps = [
+        [(_Heatmap(grid, strongest[grid.unit] or 1.0), titles) for grid, titles in part]
+        for part in parts
+    ]
+    width = max(heatmap.width for part in heatmaps for heatmap, _ in part)
+    beside = min(max(map(len, parts)), 2 if width == COLUMN else 1)
+    rows = [
+        part[start : start + beside] for part in heatmaps for start in range(0, len(part), beside)
+    ]
     heights = [max(heatmap.height(titles) for heatmap, titles in row) for row in rows]
     figure = new_figure(width * beside, sum(heights), ())
     top = sum(heights)

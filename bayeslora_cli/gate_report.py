@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,11 @@ from torch import Tensor
 
 from bayeslora_cli.bit_operations import FLOAT_BITS, Sizes, cost, multiplications
 from bayeslora_cli.model import Network
+
+AT_RANK_1 = 0.95
+"""Share of the matrices at rank 1 from which ranks have collapsed."""
+AT_NARROWEST = 1.25
+"""Times the bit operations that the narrowest widths have, up to which widths have collapsed."""
 
 
 def widths(network: Network, flat: Tensor) -> list[dict[str, int]]:
@@ -99,7 +105,7 @@ def gate_result(network: Network, flat: Tensor, mask: Tensor) -> dict[str, Any]:
     bits = widths(network, flat)
     sizes = sizes_of(network, bits, mask)
     return {
-        "gates_note": _collapsed(network, bits, sizes),
+        "gates_note": _collapsed(network, sizes),
         "mean_rank": _mean([m.rank for m in sizes]),
         "mean_bits": mean_bits(bits),
         "bits": dict(zip(network.adapters, bits, strict=True)) if gates.plan.bits else None,
@@ -107,23 +113,25 @@ def gate_result(network: Network, flat: Tensor, mask: Tensor) -> dict[str, Any]:
     }
 
 
-def _collapsed(
-    network: Network, bits: Sequence[dict[str, int]], sizes: Sequence[Sizes]
-) -> str | None:
-    """What to say where every gate there is has closed."""
+def _collapsed(network: Network, sizes: Sequence[Sizes]) -> str | None:
+    """What to say where nearly all gates over ranks have closed, or over widths."""
     gates = network.gates
     assert gates is not None
     found = {}
-    if gates.ranks is not None:
-        found["--lambda-rank"] = "rank 1", {m.rank for m in sizes} == {1}
+    if gates.ranks is not None and sum(m.rank == 1 for m in sizes) >= AT_RANK_1 * len(sizes):
+        found["--lambda-rank"] = "rank 1"
     if gates.bits is not None:
+        # by what they cost: the few numbers of a and E are wide for nothing
         narrowest = gates.plan.ladder[0]
-        alike = {width for row in bits for width in row.values()} == {narrowest}
-        found["--lambda-quant"] = f"{narrowest} bits", alike
-    if not found or not all(alike for _, alike in found.values()):
+        floor = [replace(m, bits=dict.fromkeys(m.bits, narrowest)) for m in sizes]
+        if sum(m.adapter() for m in sizes) <= AT_NARROWEST * sum(m.adapter() for m in floor):
+            found["--lambda-quant"] = f"{narrowest} bits"
+    if not found:
         return None
-    what = " and ".join(text for text, _ in found.values())
-    return f"everything has collapsed to {what}: lower {' and '.join(found)}"
+    return (
+        f"nearly everything has collapsed to {' and '.join(found.values())}: "
+        f"lower {' and '.join(found)}"
+    )
 
 
 def mean_bits(bits: Sequence[dict[str, int]]) -> float:

@@ -110,14 +110,23 @@ def too_short(config: RunConfig) -> str | None:
     if not weights:
         return None  # there is no gate, or none is to close
     steps = schedule_of(config).learning
-    if steps_to_close(config.gate_lr, steps, max(weights.values())) is not None:
-        return None
+    if steps == 0:
+        return (
+            f"--t-init {config.t_init} --t-final {config.t_final}: of {config.schedule_steps} "
+            "steps none is left for gates and ranges to be learned in. Lower them"
+        )
     if steps_to_close(config.gate_lr, steps) is not None:
         values = {"--lambda-quant": config.lambda_quant, "--lambda-rank": config.lambda_rank}
-        given = " ".join(f"{name} {values[name]}" for name in weights)
+        given = " ".join(
+            f"{name} {values[name]}"
+            for name, weight in weights.items()
+            if steps_to_close(config.gate_lr, steps, weight) is None
+        )
+        if not given:
+            return None
         return (
             f"{given}: too small for AdamW to close a gate in the learning phase's {steps} steps "
-            "by the penalty; ranks and widths may stay what they are at the start. Raise the "
+            "by the penalty; ranks or widths may stay what they are at the start. Raise the "
             "penalty"
         )
     return (

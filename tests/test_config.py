@@ -94,7 +94,8 @@ FAULTS = {
     "orth_reg": [-0.1, NAN], "weight_decay": [-1e-9, NAN], "seed": [-1],
     "alpha": [0.0, -1.0, NAN], "lr": [0.0, NAN], "epochs": [0.0, NAN], "hess_init": [0.0, NAN],
     "clip_radius": [-1e-3, NAN], "max_steps": [0], "ess": [0.0, NAN], "eval_every": [0],
-    "lambda_quant": [-1.0, NAN], "lambda_rank": [-1e-9], "gate_lr": [0.0, NAN], "range_lr": [-1.0],
+    "lambda_quant": [-1.0, NAN, 1.1e9], "lambda_rank": [-1e-9, 1e25],
+    "gate_lr": [0.0, NAN], "range_lr": [-1.0],
     "bit_ladder": ["", "2,8", "32"], "reg": ["mean"], "blora_mode": ["all"],
     "boost_lr": [0.0, NAN], "ivon_beta1": [1.0, -0.1, NAN], "ivon_beta2": [1.0, NAN],
 }  # fmt: skip

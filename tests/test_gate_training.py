@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.bit_operations import Sizes
+from bayeslora_cli.config import RunConfig, flag
 from bayeslora_cli.evaluate import evaluate_run
+from bayeslora_cli.gate_report import _collapsed
 from bayeslora_cli.gate_schedule import GateSchedule, steps_to_close, too_short
 from bayeslora_cli.hard_concrete import SHIFT, START, THRESHOLD
 from bayeslora_cli.posterior import Posterior
@@ -311,6 +314,40 @@ def test_a_weak_penalty_is_near_adamws_epsilon(weight):
         assert f"--lambda-quant {weight / 3}: too small" in said
         assert "--lambda-rank" not in said
     assert too_short(replace(config, schedule_steps=2 * found + 2)) is None
+
+
+@pytest.mark.parametrize("name", ["lambda_quant", "lambda_rank"])
+def test_each_penalty_that_is_too_small_is_named(name):
+    plain = RunConfig(**{**BLORA, "target_rank": 3, "schedule_steps": 2000})
+    assert too_short(plain) is None
+    said = too_short(replace(plain, **{name: 1e-12}))
+    assert said.startswith(f"{flag(name)} 1e-12: too small")
+
+
+def test_no_step_is_left_to_learn_gates_in():
+    config = RunConfig(**{**BLORA, "target_rank": 3, "schedule_steps": 20, "t_init": 16})
+    said = too_short(replace(config, t_final=4))
+    assert said.startswith("--t-init 16 --t-final 4: of 20 steps none is left")
+
+
+@pytest.mark.parametrize(
+    ("wide", "ranks", "said"),
+    [
+        ({}, [1, 1, 1], "rank 1 and 2 bits: lower --lambda-rank and --lambda-quant"),
+        ({"a": 16, "E": 16}, [1, 1, 1], "rank 1 and 2 bits"),  # their share of the cost is small
+        ({"x": 16}, [1, 1, 1], "rank 1: lower --lambda-rank"),
+        ({}, [1, 1, 3], "2 bits: lower --lambda-quant"),
+        ({"x": 16}, [1, 1, 3], None),
+    ],
+)
+def test_collapse_of_ranks_or_of_widths(wide, ranks, said):
+    bits = dict.fromkeys("xAaEhB", 2) | wide
+    gates = SimpleNamespace(
+        ranks=object(), bits=object(), rank=3, plan=SimpleNamespace(ladder=(2, 4, 8, 16))
+    )
+    sizes = [Sizes(width=300, height=300, rank=rank, bits=bits) for rank in ranks]
+    found = _collapsed(SimpleNamespace(gates=gates), sizes)
+    assert found == said or f"collapsed to {said}" in found
 
 
 @pytest.mark.parametrize(

@@ -368,8 +368,11 @@ def test_widths_are_beside_ranks_and_below_their_course(tmp_path):
     assert [titles.count("bits") for titles in bars] == [2, 1]
     assert [titles.count("rank") for titles in bars] == [1, 1]
     with matplotlib.rc_context(figures.STYLE):
+        two = draw_figure(Panels(groups=(group,) * 2))
         many = draw_figure(Panels(groups=(group,) * 5))
         assert list(overlaps(many)) == []
+    width, height = ranks.get_size_inches()
+    assert tuple(two.get_size_inches()) == (width, 2 * height)  # each begins a row
     assert len(many.axes) == 15 + 2
     bars = {axes.get_title(loc="left"): axes for axes in many.axes}
     assert bars["bits"].get_ylim() == (0, 8)

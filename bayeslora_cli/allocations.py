@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bayeslora_cli.config import FIELDS, METHODS, OPTIMIZERS
-from bayeslora_cli.effects import without_effect
+from bayeslora_cli.effects import deciding
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.heatmap import Grid, bit_grid, rank_grid
 from bayeslora_cli.rank_correlation import Floats, spearman
@@ -124,12 +123,9 @@ def _settings(run: RunDir) -> str:
         values = tomllib.loads(run.read_text(run.config))
     except tomllib.TOMLDecodeError as error:
         raise RunDirError(f"{run.config} is corrupt: {error}") from error
-    idle = {name for name, field in FIELDS.items() if not field.metadata["affects_result"]}
-    method, optimizer = values.get("method"), values.get("optimizer")
-    if method in METHODS and optimizer in OPTIMIZERS:
-        idle |= without_effect(method, optimizer, values).keys()
-    idle |= {"seed", "data"}
-    kept = {name: value for name, value in values.items() if name not in idle}
+    kept = deciding(values)
+    for name in ("seed", "data"):
+        kept.pop(name, None)
     return json.dumps(kept, sort_keys=True, default=str)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from bayeslora_cli.config import FIELDS, RunConfig
+from bayeslora_cli.config import FIELDS, METHODS, OPTIMIZERS, RunConfig
 
 QUANT = ("lambda_quant", "bit_ladder", "quantize_base", "reg", "range_lr")
 """Options of quantizers."""
@@ -15,10 +15,16 @@ BLORA = ("blora_mode", "lambda_rank", "gate_lr", *QUANT)
 
 def affecting(config: RunConfig) -> dict[str, Any]:
     """The values that decide the result, by field name; none that have no effect on its method."""
-    values = asdict(config)
-    idle = without_effect(config.method, config.optimizer, values)
-    affects = (name for name, field in FIELDS.items() if field.metadata["affects_result"])
-    return {name: values[name] for name in affects if name not in idle}
+    return deciding(asdict(config))
+
+
+def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of a configuration of any version; what this one does not know decides as well."""
+    idle = {name for name, field in FIELDS.items() if not field.metadata["affects_result"]}
+    method, optimizer = values.get("method"), values.get("optimizer")
+    if method in METHODS and optimizer in OPTIMIZERS:
+        idle |= without_effect(method, optimizer, values).keys()
+    return {name: value for name, value in values.items() if name not in idle}
 
 
 def without_effect(method: str, optimizer: str, values: Mapping[str, Any]) -> dict[str, str]:

@@ -152,7 +152,6 @@ MAY_IMPORT = {
     "shades": set(),
     "heatmap": {"report", "shades"},
     "allocations": {
-        "config",
         "effects",
         "errors",
         "rank_correlation",

@@ -85,9 +85,9 @@ class GraphRunner:
             if short:
                 self._release()
             self._settle()
-            if not self.alone and short:
-                raise  # it is explained further up
             if not self.alone:
+                if short:
+                    raise  # it is explained further up
                 raise BayesloraError(
                     f"the step cannot be captured in CUDA graphs on this process ({self.failure}), "
                     "and all have to do the same: use --eager"

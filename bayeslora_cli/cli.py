@@ -220,7 +220,7 @@ def _print_sweep(sweep: Sweep, problems: Mapping[str, str], *, as_json: bool) ->
             try:
                 done.append((planned.run.path, planned.run.read_result()))
             except RunDirError as error:
-                problems[planned.label] = f"{error}; --overwrite trains it again"
+                problems[planned.label] = f"{error}; remove the run, or put the file back"
     if as_json:
         found: list[dict[str, Any]] = [{"run": str(path), **result} for path, result in done]
         found += [

@@ -253,7 +253,7 @@ class Training(Session):
         if bad_step is None:
             return
         self.processes.check_masks(bad_step)
-        saved = "What was saved last"
+        saved = "The last checkpoint"
         if self.generators.rewind(bad_step):
             saved = "The state before that step"
             self.step.forget(self.loop.step - bad_step)
@@ -261,9 +261,10 @@ class Training(Session):
             if self.allocator is not None:
                 self._log_allocations(self.allocator, before=bad_step)
             self._save()
+        there = f". {saved} is in {self.run.checkpoint}" if self.run.checkpoint.is_dir() else ""
         raise NonFiniteError(
             f"step {bad_step}: the loss, a gradient or a score is not finite; lower --lr (and "
-            f"--boost-lr), or try --precision fp32. {saved} is in {self.run.checkpoint}"
+            f"--boost-lr), or try --precision fp32{there}"
         )
 
     def _log_allocations(self, allocator: Allocator, before: int | None = None) -> None:

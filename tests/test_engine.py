@@ -291,6 +291,18 @@ def test_divergence_is_named_and_the_state_before_it_kept(backbone, rte, tmp_pat
         run_of(backbone, rte, tmp_path / "a", log_every=100, **DIVERGING)
 
 
+def test_divergence_too_far_back_names_no_state_that_is_not_there(
+    backbone, rte, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("bayeslora_cli.state.Generators.rewind", lambda self, step: False)
+    for directory, every in (("a", "100"), ("b", "1")):
+        options = {"log_every": 100, "checkpoint_every": every, **DIVERGING}
+        with pytest.raises(NonFiniteError) as caught:
+            run_of(backbone, rte, tmp_path / directory, **options)
+        saved = list((tmp_path / directory).rglob("checkpoint"))
+        assert ("The last checkpoint is in" in str(caught.value)) == bool(saved) == (every == "1")
+
+
 @pytest.mark.parametrize(
     "failure",
     [

@@ -122,7 +122,7 @@ def test_a_finished_run_that_is_corrupt_is_one_of_the_failures(typed, options, t
     assert [line[-6:] for line in paths.splitlines()] == ["seed-1", "seed-3"]
     assert "error: 1 of 3 runs failed" in err
     assert "result.json is corrupt: " in err
-    assert "--overwrite trains it again" in err
+    assert "remove the run, or put the file back" in err
     good, other, bad = json.loads(typed(*options, "--seeds", "1-3", "--json")[1])
     assert good["steps"] == other["steps"] == 4
     assert "corrupt" in bad["error"]

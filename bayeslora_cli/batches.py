@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -80,9 +81,7 @@ class TokenisedSplit:
         return batch
 
 
-def tokenise(
-    examples: Examples, tokenizer: Any, max_length: int, *, regression: bool
-) -> TokenisedSplit:
+def encode(examples: Examples, tokenizer: Any, max_length: int) -> dict[str, Tensor]:
     """Tokenise each row as `tokenizer([first], [second], truncation=True, max_length=max_length)`.
 
     (A pair stays a pair when its second sentence is empty; called with a bare "", not in a list,
@@ -93,16 +92,10 @@ def tokenise(
         tokenizer: a `transformers` tokenizer. Pairs are truncated longest sentence first, which is
             its meaning of `truncation=True`.
         max_length: tokens a row at the most, special tokens included.
-        regression: whether labels are scores (float32) and not class indices (int64).
 
-    Raises:
-        UserError: the tokenizer has no padding token.
+    Returns:
+        `tokens`, `offsets` and, when the tokenizer makes them, `token_types` of a `TokenisedSplit`.
     """
-    if tokenizer.pad_token_id is None:
-        raise UserError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no padding token, which batches need: "
-            "set pad_token in its tokenizer_config.json"
-        )
     tokens: list[NDArray[np.int32]] = []
     types: list[NDArray[np.int8]] = []
     lengths: list[int] = []
@@ -119,13 +112,49 @@ def tokenise(
         tokens.append(np.fromiter(chain.from_iterable(encoded["input_ids"]), np.int32))
         if "token_type_ids" in encoded:  # made when model_input_names has it
             types.append(np.fromiter(chain.from_iterable(encoded["token_type_ids"]), np.int8))
+    found = {
+        "tokens": torch.from_numpy(np.concatenate(tokens)),
+        "offsets": torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64)),
+    }
+    if types:
+        found["token_types"] = torch.from_numpy(np.concatenate(types))
+    return found
+
+
+def tokenise(
+    examples: Examples,
+    tokenizer: Any,
+    max_length: int,
+    *,
+    regression: bool,
+    encode: Callable[[Examples, Any, int], dict[str, Tensor]] = encode,
+) -> TokenisedSplit:
+    """Tokens and labels of a split.
+
+    Args:
+        examples: n rows of text.
+        tokenizer: a `transformers` tokenizer.
+        max_length: tokens a row at the most, special tokens included.
+        regression: whether labels are scores (float32) and not class indices (int64).
+        encode: who makes the tokens: `encode` here, or `token_cache.encode_once`, which gives the
+            same.
+
+    Raises:
+        UserError: the tokenizer has no padding token.
+    """
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no padding token, which batches need: "
+            "set pad_token in its tokenizer_config.json"
+        )
     labels = None
     if examples.labels is not None:
         labels = torch.tensor(examples.labels, dtype=torch.float32 if regression else torch.int64)
+    found = encode(examples, tokenizer, max_length)
     return TokenisedSplit(
-        tokens=torch.from_numpy(np.concatenate(tokens)),
-        offsets=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64)),
-        token_types=torch.from_numpy(np.concatenate(types)) if types else None,
+        tokens=found["tokens"],
+        offsets=found["offsets"],
+        token_types=found.get("token_types"),
         labels=labels,
         pad_id=tokenizer.pad_token_id,
         pad_type_id=tokenizer.pad_token_type_id,

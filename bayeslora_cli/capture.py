@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ logger = logging.getLogger("bayeslora")
 
 Inputs = Mapping[str, Tensor]
 Piece = Callable[[Inputs], None]
+Key = tuple[Hashable, Hashable]
+"""Of a piece, and the names, shapes and types of its inputs."""
 
 
 class Runner(Protocol):
@@ -39,31 +42,40 @@ def run_eagerly(key: Hashable, piece: Piece, inputs: Inputs) -> None:
 class GraphRunner:
     """Replays pieces as CUDA graphs, all on the current stream and from one pool of memory."""
 
-    def __init__(self, generators: Iterable[torch.Generator], *, alone: bool = True) -> None:
+    def __init__(
+        self,
+        generators: Iterable[torch.Generator],
+        *,
+        alone: bool = True,
+        around_first: Callable[[Key], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         """Nothing is captured yet.
 
         Args:
             generators: the device's, besides torch's own, that pieces draw from.
             alone: whether this process may run eagerly while others replay: not where they
                 communicate.
+            around_first: what surrounds a piece's first time, given its key.
         """
         self.alone = alone
+        self.around_first = around_first
         self.generators = list(generators)
         self.failure: str | None = None
         """Why nothing is captured any more."""
         self._pool = torch.cuda.graph_pool_handle()
-        self._seen: set[Hashable] = set()
-        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
+        self._seen: set[Key] = set()
+        self._graphs: dict[Key, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
 
     def __call__(self, key: Hashable, piece: Piece, inputs: Inputs) -> None:
         shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in inputs.items())
-        key = (key, shapes)
-        found = self._graphs.get(key)
-        if found is None and key in self._seen and self.failure is None:
-            found = self._capture(key, piece, inputs)
+        whole = key, shapes
+        found = self._graphs.get(whole)
+        if found is None and whole in self._seen and self.failure is None:
+            found = self._capture(whole, piece, inputs)
         if found is None:
-            self._seen.add(key)
-            piece(inputs)
+            with nullcontext() if whole in self._seen else self.around_first(whole):
+                piece(inputs)
+            self._seen.add(whole)
             return
         graph, places = found
         for name, tensor in inputs.items():
@@ -71,7 +83,7 @@ class GraphRunner:
         graph.replay()
 
     def _capture(
-        self, key: Hashable, piece: Piece, inputs: Inputs
+        self, key: Key, piece: Piece, inputs: Inputs
     ) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]] | None:
         """A graph of a piece and the tensors that it reads; None: it cannot be captured."""
         places = {name: tensor.clone() for name, tensor in inputs.items()}

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from hashlib import sha256
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from bayeslora_cli.config import RunConfig, kind
+from bayeslora_cli.lock import once
 
 logger = logging.getLogger("bayeslora")
 
@@ -62,6 +67,37 @@ def _with_gradient(
         return args, kwargs
     states = states.detach().requires_grad_()
     return ((states, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": states})
+
+
+@contextmanager
+def compiled_once(config: RunConfig, key: tuple[Hashable, Hashable]) -> Iterator[None]:
+    """Around what compiles: of the processes that are to compile the same, one does.
+
+    The others wait, and find it in the compiler's cache on disk: first all runs of a method on
+    inputs of the same shapes, whose blocks are most of the work, then those that differ in seed.
+
+    Args:
+        config: of the run.
+        key: of what is compiled, and its inputs' shapes.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # a second, where none compiles
+
+    common = torch.__version__, torch.cuda.get_device_name(), config.model, config.precision
+    place = Path(cache_dir()) / "bayeslora"
+    blocks = place / _name(common, config.method, key[1])
+    own = place / _name(common, kind(config), key)
+    with ExitStack() as held:
+        for made in (blocks, own):
+            if held.enter_context(once(made)):
+                break
+        yield
+        with suppress(OSError):
+            blocks.touch()
+            own.touch()
+
+
+def _name(*parts: object) -> str:
+    return sha256(repr(parts).encode()).hexdigest()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One process at a time in a run directory."""
+"""One process at a time: in a run directory, or at work that others can use when it is done."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -37,10 +37,31 @@ def locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):
-            path.unlink()
-        os.close(descriptor)
+        _give_up(path, descriptor)
         _remove(made)
+
+
+@contextmanager
+def once(made: Path) -> Iterator[bool]:
+    """Whether `made` is to be made inside, by this process; those who ask meanwhile wait for it.
+
+    Where nothing can be locked, nobody waits.
+    """
+    lock = made.with_suffix(".lock")
+    with ExitStack() as held:
+        if not made.exists():
+            with suppress(OSError):
+                lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                held.callback(_give_up, lock, _acquire(lock, wait=True))
+            if made.exists():  # by another process, and all who have waited may use it at once
+                held.close()
+        yield not made.exists()
+
+
+def _give_up(path: Path, descriptor: int) -> None:
+    with suppress(OSError):
+        path.unlink()
+    os.close(descriptor)
 
 
 def _remove(directories: list[Path]) -> None:
@@ -49,12 +70,13 @@ def _remove(directories: list[Path]) -> None:
             directory.rmdir()
 
 
-def _acquire(path: Path) -> int:
-    """The locked file's descriptor."""
+def _acquire(path: Path, *, wait: bool = False) -> int:
+    """The locked file's descriptor; whoever does not `wait` for it is told who has it."""
+    flags = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, flags)
         except BlockingIOError as error:
             holder = os.read(descriptor, 200).decode("utf-8", "replace").partition("\n")[0]
             os.close(descriptor)
@@ -64,6 +86,9 @@ def _acquire(path: Path) -> int:
                 "--output"
             ) from error
         except OSError as error:  # a file system without locks
+            if wait:
+                os.close(descriptor)
+                raise
             logger.warning("%s cannot be locked (%s): start no second process on it", path, error)
             return descriptor
         # whoever had it may have removed it just before: then this file is nobody's

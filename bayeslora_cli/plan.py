@@ -19,6 +19,7 @@ from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.prepare import Prepared, learning_rate, rank_budget
 from bayeslora_cli.report import kinds_of
 from bayeslora_cli.resolve import SCHEDULED, Resolved
+from bayeslora_cli.token_cache import encode_once
 
 POINTS = 8  # of the schedule, besides its first and last step
 PHASES = {
@@ -47,7 +48,11 @@ def plan(prepared: Prepared, resolved: Resolved, processes: int = 1) -> dict[str
         device=torch.device("meta"),
     )
     train = tokenise(
-        prepared.examples["train"], tokenizer, config.max_length, regression=task.regression
+        prepared.examples["train"],
+        tokenizer,
+        config.max_length,
+        regression=task.regression,
+        encode=encode_once,
     )
     longest = int(train.lengths.max())
     needed = estimate(

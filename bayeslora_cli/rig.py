@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 
@@ -13,7 +14,7 @@ from bayeslora_cli.backbone import Labels
 from bayeslora_cli.batches import Feed, TokenisedSplit
 from bayeslora_cli.capture import GraphRunner
 from bayeslora_cli.checkpoint import Stateful, transfer
-from bayeslora_cli.compiler import compile_blocks, is_worth_compiling
+from bayeslora_cli.compiler import compile_blocks, compiled_once, is_worth_compiling
 from bayeslora_cli.config import RunConfig, kind
 from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.device import pick_device, set_precision
@@ -58,7 +59,7 @@ def rig_for(prepared: Prepared, processes: Alone = ALONE) -> Rig:
         rig = Rig(prepared, Data(prepared, device, processes), device, processes)
     processes.same(rig.checksums)
     if device.type == "cuda" and not prepared.config.eager:
-        rig.capture(compiled=_is_worth_compiling(prepared))
+        rig.capture(prepared.config, compiled=_is_worth_compiling(prepared))
     elif prepared.config.compile == "on":
         logger.warning("--compile on has no effect on a %s", device.type.upper())
     return rig
@@ -153,13 +154,16 @@ class Rig:
         if self.allocator is not None:
             self.parts["allocator"] = self.allocator
 
-    def capture(self, *, compiled: bool) -> None:
+    def capture(self, config: RunConfig, *, compiled: bool) -> None:
         """Run pieces of the step as CUDA graphs from here on, `compiled` or as they are."""
         # captures and what comes before them want one stream, and not the default one
         torch.cuda.synchronize(self.device)
         torch.cuda.set_stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
-        self.step.runner = GraphRunner([self.noise], alone=self.processes.world == 1)
+        alone = self.processes.world == 1
+        self.step.runner = runner = GraphRunner([self.noise], alone=alone)
         if compiled:
+            if alone:  # others would wait inside for this one
+                runner.around_first = partial(compiled_once, config)
             compile_blocks(self.network.module)
             self.step.compile()
 

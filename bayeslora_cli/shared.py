@@ -9,6 +9,7 @@ from bayeslora_cli.batches import TokenisedSplit, tokenise
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.data import load_examples
 from bayeslora_cli.tasks import Examples, Task
+from bayeslora_cli.token_cache import encode_once
 
 _SOURCE = ("task", "data", "train_file", "eval_file", "text_columns", "label_column")
 
@@ -47,7 +48,13 @@ class Shared:
         key = config.model, config.max_length
         if self._tokens is None or self._tokens[0] != key:
             found = {
-                name: tokenise(rows, tokenizer, config.max_length, regression=task.regression)
+                name: tokenise(
+                    rows,
+                    tokenizer,
+                    config.max_length,
+                    regression=task.regression,
+                    encode=encode_once,
+                )
                 for name, rows in examples.items()
             }
             self._tokens = key, found

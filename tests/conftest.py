@@ -22,6 +22,15 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 settings.register_profile("bayeslora", deadline=None)  # a busy machine is no failure
 settings.load_profile("bayeslora")
 
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory):
+    """Tokens that are kept are not kept among the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BAYESLORA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 WORDS = [f"w{i}" for i in range(60)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 VOCABULARY = len(WORDS) + len(SPECIAL)

@@ -77,6 +77,26 @@ def test_shapes_types_and_keys_are_told_apart(runner):
     assert log[-1] == ("graph", [1.0, 1.0])
 
 
+def test_what_surrounds_the_first_time_of_each_key(runner):
+    log, entered = [], []
+
+    @contextmanager
+    def around(key):
+        entered.append(key)
+        yield
+        log.append("after")
+
+    runner.around_first = around
+    piece, x = piece_of(runner, log), torch.zeros(1)
+    for key in ("key", "key", "other", "key"):
+        runner(key, piece, {"x": x})
+    assert [how if how == "after" else how[0] for how in log] == [
+        "eager", "after", "graph", "eager", "after", "graph",
+    ]  # fmt: skip
+    shapes = (("x", torch.Size([1]), torch.float32),)
+    assert entered == [("key", shapes), ("other", shapes)]
+
+
 def test_a_graph_keeps_inputs_of_its_own(runner):
     """What the caller does with a batch afterwards is nothing to the graph."""
     log = []

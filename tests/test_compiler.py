@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from bayeslora_cli import compiler
-from bayeslora_cli.compiler import WORTH_IT, compile_blocks, is_worth_compiling
+from bayeslora_cli import compiler, lock
+from bayeslora_cli.compiler import (
+    WORTH_IT,
+    compile_blocks,
+    compiled_once,
+    is_worth_compiling,
+)
+from bayeslora_cli.config import RunConfig
 
 from .test_step import T_FINAL, T_INIT, TOTAL, batches, make_step
 
@@ -69,3 +78,56 @@ def test_gated_blocks_are_whole_graphs_and_few(kind, backbone, monkeypatch):
     assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]
     assert step.bad_step() is None
+
+
+class Waits(Exception):
+    """A process would wait here."""
+
+
+@pytest.fixture
+def waits(monkeypatch, tmp_path):
+    """Whether a process that is to compile something waits for those that do; else it has."""
+    flock = fcntl.flock
+
+    def never_wait(descriptor, operation):
+        try:
+            flock(descriptor, operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Waits from None
+
+    def find(config, key, **changes):
+        try:
+            with compiled_once(replace(config, **changes), key):
+                return False
+        except Waits:
+            return True
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(lock.fcntl, "flock", never_wait)
+    return find
+
+
+def test_the_same_is_compiled_by_one_at_a_time(waits):
+    """First what all runs of a method have in common, on inputs of the same shapes."""
+    config = RunConfig(task="rte", model="m")
+    shapes = (("input_ids", torch.Size([8, 16]), torch.int64),)
+    wider = (("input_ids", torch.Size([8, 24]), torch.int64),)
+    key = "a pass", shapes
+    with compiled_once(config, key):
+        assert waits(config, key, seed=5)
+        assert waits(config, ("another pass", shapes))
+        assert waits(config, key, criterion="magnitude")
+        assert not waits(config, ("a pass", wider))
+        assert not waits(config, key, model="n")
+        assert not waits(config, key, method="lora", criterion=None, init_rank=2)
+    with compiled_once(config, ("another pass", shapes)):
+        assert waits(config, ("another pass", shapes), seed=5)
+        assert not waits(config, key, seed=5), "that is there"
+        assert not waits(config, ("another pass", shapes), criterion="magnitude")
+
+
+def test_what_could_not_be_compiled_is_not_taken_for_compiled(waits, tmp_path):
+    with pytest.raises(RuntimeError), compiled_once(RunConfig(task="rte"), ("a pass", ())):
+        raise RuntimeError
+    assert not list((tmp_path / "bayeslora").iterdir())

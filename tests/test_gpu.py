@@ -172,6 +172,23 @@ def test_a_captured_step_is_the_eager_one(
     assert [name for name in eager if not torch.equal(eager[name], captured[name])] == []
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_recomputed_activations_draw_the_same(dropout, backbone, side_stream):
+    """With --gradient-checkpointing, captured or not, and it is the run without it."""
+    options = {"method": "lora", "device": "cuda"}
+    usual = trained(make_step(backbone("bert", dropout), "adamw", None, **options))
+    options["gradient_checkpointing"] = True
+    eager = trained(make_step(backbone("bert", dropout), "adamw", None, **options))
+    step = make_step(
+        backbone("bert", dropout), "adamw", None, **options,
+        runner=lambda noise: GraphRunner([noise]),
+    )  # fmt: skip
+    captured = trained(step)
+    assert [name for name in usual if not torch.equal(usual[name], eager[name])] == []
+    assert [name for name in eager if not torch.equal(eager[name], captured[name])] == []
+    assert step.runner.failure is None, "so that it is as fast as it can be"
+
+
 @pytest.mark.filterwarnings("default")  # the compiler's own, which differ from release to release
 @pytest.mark.parametrize(
     ("method", "optimizer"),

@@ -13,7 +13,7 @@ import pytest
 
 from bayeslora_cli import lock
 from bayeslora_cli.errors import RunDirError
-from bayeslora_cli.lock import locked
+from bayeslora_cli.lock import locked, once
 
 HOLDER = (
     "import sys, time\n"
@@ -121,3 +121,75 @@ def test_where_there_can_be_none(tmp_path, what):
     with pytest.raises(RunDirError, match="--output: cannot write"):
         locked(path).__enter__()
     assert what != "a link" or (tmp_path / "precious").read_text() == "1"
+
+
+# ---- work that one process does for all
+
+WORKER = (
+    "import sys, time\n"
+    "from pathlib import Path\n"
+    "from bayeslora_cli.lock import once\n"
+    "made = Path(sys.argv[1])\n"
+    "with once(made) as first:\n"
+    "    print(first, flush=True)\n"
+    "    time.sleep(float(sys.argv[2]))\n"
+    "    first and made.touch()\n"
+)
+
+
+def worker(made, seconds):
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(made), str(seconds)], stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+
+
+def test_one_is_first_and_the_others_wait(tmp_path):
+    made = tmp_path / "new" / "thing"
+    workers = [worker(made, 0.3) for _ in range(4)]
+    said = [process.communicate()[0] for process in workers]
+    assert sorted(said) == [b"False\n"] * 3 + [b"True\n"]
+    assert [path.name for path in made.parent.iterdir()] == ["thing"]
+
+
+def test_those_who_have_waited_do_not_wait_for_each_other(tmp_path):
+    """One that uses what was made, for ever, is in nobody's way."""
+    made = tmp_path / "thing"
+    first = worker(made, 1)
+    assert first.stdout.readline() == b"True\n"
+    others = [worker(made, 600) for _ in range(3)]
+    try:
+        assert [other.stdout.readline() for other in others] == [b"False\n"] * 3
+    finally:
+        for process in (first, *others):
+            process.kill()
+            process.communicate()
+
+
+def test_one_that_dies_or_fails_is_followed_by_another(tmp_path):
+    made = tmp_path / "thing"
+    dead = worker(made, 600)
+    assert dead.stdout.readline() == b"True\n"
+    dead.kill()
+    dead.communicate()
+    with pytest.raises(KeyboardInterrupt), once(made):
+        raise KeyboardInterrupt
+    with once(made) as first:
+        assert first
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("reason", ["no locks", "a file in the way"])
+def test_nobody_waits_where_nothing_can_be_locked(tmp_path, monkeypatch, reason, caplog):
+    def none(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    place = tmp_path / "place"
+    if reason == "no locks":
+        monkeypatch.setattr(lock.fcntl, "flock", none)
+    else:
+        place.touch()
+    with once(place / "thing") as first, once(place / "thing") as f:
+        assert first
+        assert f
+    assert not caplog.text

@@ -1,0 +1,261 @@
+"""Tokens on disk are those that would be made, whoever made them and whatever became of a file."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bayeslora_cli import token_cache
+from bayeslora_cli.batches import encode
+from bayeslora_cli.tasks import Examples
+from bayeslora_cli.token_cache import encode_once
+
+from .conftest import WORDS, tiny_tokenizer
+
+PAIRS = Examples(["w1 w2 w3", "w4"], ["w5 w6", ""], None)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache, which nobody has made yet."""
+    place = tmp_path / "new" / "cache"
+    monkeypatch.setenv(token_cache.VARIABLE, str(place))
+    return place
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """How many rows each call has tokenised, but for the one that is always asked for."""
+    found = []
+
+    def counting(examples, tokenizer, max_length):
+        found.append(len(examples))
+        return encode(examples, tokenizer, max_length)
+
+    monkeypatch.setattr(token_cache, "encode", counting)
+    return found
+
+
+def same(found, expected):
+    return found.keys() == expected.keys() and all(
+        torch.equal(found[name], value) and found[name].dtype == value.dtype
+        for name, value in expected.items()
+    )
+
+
+def files(cache):
+    return list(cache.iterdir())
+
+
+sentences = st.lists(st.sampled_from([*WORDS, "é", "\U0001f600", "\0"]), max_size=9).map(" ".join)
+
+
+@given(
+    rows=st.lists(st.tuples(sentences, sentences), min_size=1, max_size=20),
+    paired=st.booleans(),
+    types=st.booleans(),
+    length=st.integers(4, 12),
+)
+def test_what_is_read_is_what_would_be_made(rows, paired, types, length, tmp_path_factory):
+    tokenizer = tiny_tokenizer()
+    if types:
+        tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    first, second = map(list, zip(*rows, strict=True))
+    examples = Examples(first, second if paired else None, None)
+    expected = encode(examples, tokenizer, length)
+    assert ("token_types" in expected) == types
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(token_cache.VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        for _ in range(2):
+            assert same(encode_once(examples, tokenizer, length), expected)
+
+
+def test_made_once_and_again_for_others(cache, made):
+    def other_words():
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_tokens(["w1 w2"])
+        return tokenizer
+
+    def from_the_left():
+        tokenizer = tiny_tokenizer()
+        tokenizer.truncation_side = "left"
+        return tokenizer
+
+    wanted = [
+        (PAIRS, tiny_tokenizer, 5),
+        (PAIRS, tiny_tokenizer, 6),
+        (PAIRS, other_words, 5),
+        (PAIRS, from_the_left, 5),
+        (Examples(["w4", "w1 w2 w3"], ["", "w5 w6"], None), tiny_tokenizer, 5),  # another order
+        (Examples(["w1 w2 w3 ", "w4"], ["w5 w6", ""], None), tiny_tokenizer, 5),
+        (Examples(["w1 w2 w3w4", ""], ["w5 w6", ""], None), tiny_tokenizer, 5),  # the same joined
+        (Examples(PAIRS.first, None, None), tiny_tokenizer, 5),
+        (Examples(PAIRS.first, ["", ""], None), tiny_tokenizer, 5),
+    ]
+    for again in (False, True):
+        made.clear()
+        for examples, tokenizer, length in wanted:
+            expected = encode(examples, tokenizer(), length)
+            assert same(encode_once(examples, tokenizer(), length), expected)
+        assert made == ([1] if again else [2]) * len(wanted)
+    assert len(files(cache)) == len(wanted), "and no locks"
+
+
+def test_labels_do_not_count(cache, made):
+    for labels in ([0, 1], [1, 0], None):
+        encode_once(Examples(PAIRS.first, PAIRS.second, labels), tiny_tokenizer(), 5)
+    assert made == [2, 1, 1]
+
+
+def test_the_tokenizer_is_left_as_one_that_has_tokenised(cache):
+    """Its settings of the last call are saved with it."""
+    tokenizer = tiny_tokenizer()
+    tokenizer(["w1"], truncation=True, max_length=3, padding="max_length")
+    for _ in range(2):
+        encode_once(PAIRS, tokenizer, 5)
+        assert tokenizer.backend_tokenizer.truncation["max_length"] == 5
+        assert tokenizer.backend_tokenizer.padding is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "other rows"])
+def test_a_damaged_file_is_made_again(cache, made, damage):
+    examples = Examples([" ".join(WORDS)] * 50, None, None)
+    expected = encode_once(examples, tiny_tokenizer(), 60)
+    (path,) = files(cache)
+    whole = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "flipped":
+        place = random.Random(0).randrange(len(whole) // 2, len(whole))
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    else:
+        encode_once(PAIRS, tiny_tokenizer(), 5)
+        (other,) = set(files(cache)) - {path}
+        other.replace(path)
+    made.clear()
+    assert same(encode_once(examples, tiny_tokenizer(), 60), expected)
+    assert made[-1] == 50
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("reason", ["a file", "no room"])
+def test_where_nothing_can_be_kept(cache, made, reason, monkeypatch):
+    if reason == "a file":
+        cache.parent.parent.mkdir(exist_ok=True)
+        cache.parent.write_text("in the way")
+    else:
+
+        def full(*arguments, **keywords):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(token_cache, "save_file", full)
+    for _ in range(2):
+        assert same(encode_once(PAIRS, tiny_tokenizer(), 5), encode(PAIRS, tiny_tokenizer(), 5))
+    assert made == [2, 2]
+
+
+def test_none_where_there_is_to_be_none(monkeypatch, made, tmp_path):
+    monkeypatch.setenv(token_cache.VARIABLE, "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for _ in range(2):
+        encode_once(PAIRS, tiny_tokenizer(), 5)
+    assert made == [2, 2]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", ["XDG_CACHE_HOME", "HOME"])
+def test_its_place(monkeypatch, tmp_path, where):
+    for name in (token_cache.VARIABLE, "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(where, str(tmp_path))
+    encode_once(PAIRS, tiny_tokenizer(), 5)
+    place = tmp_path / ("bayeslora" if where == "XDG_CACHE_HOME" else ".cache/bayeslora")
+    assert len(files(place)) == 1
+    assert place.stat().st_mode & 0o777 == 0o700, "rows may be nobody else's business"
+
+
+def test_tokenizers_that_are_not_known_well(cache, made):
+    """Code of somebody else's may do anything."""
+
+    class Own(type(tiny_tokenizer())):
+        pass
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.__class__ = Own
+    for _ in range(2):
+        encode_once(PAIRS, tokenizer, 5)
+    assert made == [2, 2]
+
+
+def test_what_was_not_read_for_longest_goes_first(cache, made, monkeypatch):
+    def ask(number):
+        """A row of its own in a file of its own, made at a time that `number` says."""
+        before = set(files(cache)) if cache.exists() else set()
+        encode_once(Examples([f"w{number}"], None, None), tiny_tokenizer(), 5)
+        for path in set(files(cache)) - before:
+            os.utime(path, (100 + number,) * 2)
+
+    ask(0)
+    (first,) = files(cache)
+    monkeypatch.setattr(token_cache, "LIMIT", 3 * first.stat().st_size)
+    ask(1)
+    (second,) = set(files(cache)) - {first}
+    ask(2)
+    ask(0)  # so it was read just now
+    ask(3)
+    assert len(files(cache)) == 3
+    assert first.exists()
+    assert not second.exists()
+
+
+PROCESS = """
+import os, sys, time
+from bayeslora_cli import token_cache
+from bayeslora_cli.tasks import Examples
+from tests.conftest import tiny_tokenizer
+real = token_cache.encode
+def slow(examples, *rest):
+    if len(examples) > 1:
+        os.write(1, b"made\\n")
+        time.sleep(float(sys.argv[1]))
+    return real(examples, *rest)
+token_cache.encode = slow
+rows = Examples(["w1 w2 w3", "w4"], ["w5 w6", ""], None)
+found = token_cache.encode_once(rows, tiny_tokenizer(), 5)
+os.write(1, f"{found['tokens'].tolist()}\\n".encode())
+"""
+
+
+def start(seconds):
+    return subprocess.Popen(
+        [sys.executable, "-c", PROCESS, str(seconds)], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+
+
+def test_of_processes_that_want_the_same_one_makes_it(cache):
+    processes = [start(0.5) for _ in range(3)]
+    said = [process.communicate()[0].splitlines() for process in processes]
+    expected = str(encode(PAIRS, tiny_tokenizer(), 5)["tokens"].tolist())
+    assert sorted(said, key=len) == [[expected], [expected], ["made", expected]]
+    assert len(files(cache)) == 1
+
+
+def test_a_process_that_dies_over_it_keeps_nobody_waiting(cache, made):
+    process = start(600)
+    assert process.stdout.readline() == "made\n"
+    process.kill()
+    process.communicate()
+    assert same(encode_once(PAIRS, tiny_tokenizer(), 5), encode(PAIRS, tiny_tokenizer(), 5))
+    assert made == [2]
+    assert len(files(cache)) == 1, "its lock is gone as well"

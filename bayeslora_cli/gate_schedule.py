@@ -99,6 +99,11 @@ def schedule_of(config: RunConfig) -> GateSchedule:
 
 def too_short(config: RunConfig) -> str | None:
     """A warning where no gate can close in the learning phase, by the penalty alone."""
+    if config.blora_mode == "rank" and config.init_rank == 1:
+        return (
+            "--blora-mode rank --init-rank 1: there is no gate, as the first rank of a matrix is "
+            "kept. Raise --init-rank"
+        )
     weights = {}
     ladder = parse_ladder(config.bit_ladder)
     if config.blora_mode != "rank" and len(ladder) > 1 and config.lambda_quant:

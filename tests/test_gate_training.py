@@ -355,13 +355,19 @@ def test_collapse_of_ranks_or_of_widths(wide, ranks, said):
     [
         {"blora_mode": "quant", "bit_ladder": "8"},
         {"lambda_quant": 0.0, "lambda_rank": 0.0},
-        {"blora_mode": "rank", "init_rank": 1, "target_rank": 1},
+        {"init_rank": 1, "target_rank": 1, "lambda_quant": 0.0},
     ],
 )
 def test_no_warning_where_nothing_is_to_close(changes):
     config = RunConfig(**{**BLORA, "target_rank": 3, "schedule_steps": 10, **changes})
     assert too_short(config) is None
     assert too_short(replace(config, schedule_steps=10_000)) is None
+
+
+def test_a_warning_where_ranks_alone_are_learned_and_there_is_one():
+    config = RunConfig(**{**BLORA, "blora_mode": "rank", "init_rank": 1, "target_rank": 1})
+    assert "there is no gate" in too_short(config)
+    assert too_short(replace(config, blora_mode="both", schedule_steps=10_000)) is None
 
 
 @pytest.mark.parametrize("mode", ["both", "quant", "rank"])

@@ -61,6 +61,8 @@ def once(made: Path) -> Iterator[bool]:
 def _give_up(path: Path, descriptor: int) -> None:
     with suppress(OSError):
         path.unlink()
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough where a child has it too
     os.close(descriptor)
 
 

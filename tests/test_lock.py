@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -89,7 +90,8 @@ def test_a_lock_file_removed_by_its_holder_is_nobodys(tmp_path, monkeypatch):
     def removed_meanwhile(descriptor, operation):
         if not tries:
             path.unlink()
-        tries.append(descriptor)
+        if operation != fcntl.LOCK_UN:
+            tries.append(descriptor)
         flock(descriptor, operation)
 
     monkeypatch.setattr(lock.fcntl, "flock", removed_meanwhile)
@@ -137,9 +139,9 @@ WORKER = (
 )
 
 
-def worker(made, seconds):
+def worker(made, seconds, script=WORKER):
     return subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(made), str(seconds)], stdout=subprocess.PIPE,
+        [sys.executable, "-c", script, str(made), str(seconds)], stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )  # fmt: skip
 
@@ -177,6 +179,23 @@ def test_one_that_dies_or_fails_is_followed_by_another(tmp_path):
     with once(made) as first:
         assert first
     assert not list(tmp_path.iterdir())
+
+
+def test_a_child_that_lives_on_holds_nothing(tmp_path):
+    """A fork has the descriptor too, and the lock belongs to both."""
+    made = tmp_path / "thing"
+    forking = "    import os\n    print(os.fork() or time.sleep(600), flush=True)\n"
+    first = worker(made, 0.5, WORKER.replace("    time", forking + "    time"))
+    assert first.stdout.readline() == b"True\n"
+    child = int(first.stdout.readline())
+    second = worker(made, 0)
+    try:
+        assert second.stdout.readline() == b"False\n"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        for process in (first, second):
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.parametrize("reason", ["no locks", "a file in the way"])

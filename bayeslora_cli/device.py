@@ -62,9 +62,9 @@ def memory_explained() -> Iterator[None]:
             raise
         raise BayesloraError(
             "out of GPU memory. The same command goes on from the last checkpoint with --eager (no "
-            "memory for CUDA graphs), with --gradient-checkpointing, or in an evaluation with a lower "
-            "--eval-batch-size. Another run needs less with more --grad-accum, a lower --batch-size "
-            "or --max-length, or --precision bf16"
+            "memory for CUDA graphs), with --gradient-checkpointing, or in an evaluation with a "
+            "lower --eval-batch-size. Another run needs less with more --grad-accum, a lower "
+            "--batch-size or --max-length, or --precision bf16"
         ) from error
 
 

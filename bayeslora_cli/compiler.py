@@ -22,6 +22,13 @@ logger = logging.getLogger("bayeslora")
 # steps from which compiling pays on a GPU: it takes five to ten seconds for each padded width and
 # saves a fifth of a step (DeBERTaV3-base, bf16, H200: 1.5 of 7.1 ms at 64 tokens, 5.7 of 29 at 256)
 WORTH_IT = 20_000
+PATIENCE = 30.0
+"""Seconds to wait for another process's compiling: a block takes five to twenty, also here."""
+# what tells one block's code from another's, mostly
+_BLOCK = (
+    "model", "precision", "method", "blora_mode", "init_rank", "target_modules", "dropout",
+    "gradient_checkpointing",
+)  # fmt: skip
 VARIANTS = 128  # widths, row counts and phases that a block is compiled for, then runs as it is
 
 
@@ -73,8 +80,8 @@ def _with_gradient(
 def compiled_once(config: RunConfig, key: tuple[Hashable, Hashable]) -> Iterator[None]:
     """Around what compiles: of the processes that are to compile the same, one does.
 
-    The others wait, and find it in the compiler's cache on disk: first all runs of a method on
-    inputs of the same shapes, whose blocks are most of the work, then those that differ in seed.
+    The others wait, and find it in the compiler's cache on disk: first runs whose blocks are alike,
+    on inputs of the same shapes, as blocks are most of the work, then those that differ in seed.
 
     Args:
         config: of the run.
@@ -82,18 +89,20 @@ def compiled_once(config: RunConfig, key: tuple[Hashable, Hashable]) -> Iterator
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir  # a second, where none compiles
 
-    common = torch.__version__, torch.cuda.get_device_name(), config.model, config.precision
+    machine = torch.__version__, torch.cuda.get_device_name()
     place = Path(cache_dir()) / "bayeslora"
-    blocks = place / _name(common, config.method, key[1])
-    own = place / _name(common, kind(config), key)
+    wanted = [place / _name(machine, kind(config), key)]
+    if key[1]:  # a pass, with blocks in it
+        block = [getattr(config, name) for name in _BLOCK]
+        wanted.insert(0, place / _name(machine, block, key[1]))
     with ExitStack() as held:
-        for made in (blocks, own):
-            if held.enter_context(once(made)):
+        for made in wanted:
+            if held.enter_context(once(made, "compile the same", PATIENCE)):
                 break
         yield
         with suppress(OSError):
-            blocks.touch()
-            own.touch()
+            for made in wanted:
+                made.touch()
 
 
 def _name(*parts: object) -> str:

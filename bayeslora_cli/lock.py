@@ -10,10 +10,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from time import monotonic, sleep
 
 from bayeslora_cli.errors import RunDirError
 
 logger = logging.getLogger("bayeslora")
+
+POLL = 0.1
+"""Seconds between two looks at a lock that is waited for."""
+SILENCE = 5.0
+"""Seconds of waiting before a line says so."""
+
+
+class _NoLocks(OSError):
+    """The file system has none."""
 
 
 @contextmanager
@@ -28,42 +38,70 @@ def locked(path: Path) -> Iterator[None]:
     """
     directories = [path.parent, *path.parent.parents]
     made = [directory for directory in directories if not directory.exists()]
+    held = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _acquire(path)
+        held = _acquire(path)
+    except _NoLocks as error:
+        logger.warning("%s cannot be locked (%s): start no second process on it", path, error)
     except OSError as error:
         _remove(made)
         raise RunDirError(f"--output: cannot write {path.parent}: {error.strerror}") from error
+    if isinstance(held, str):
+        raise RunDirError(
+            f"{path.parent} is being trained by {held}; wait for it or stop it, or give another "
+            "--output"
+        )
     try:
         yield
     finally:
-        _give_up(path, descriptor)
+        _give_up(path, held)
         _remove(made)
 
 
 @contextmanager
-def once(made: Path) -> Iterator[bool]:
+def once(made: Path, what: str, patience: float) -> Iterator[bool]:
     """Whether `made` is to be made inside, by this process; those who ask meanwhile wait for it.
 
-    Where nothing can be locked, nobody waits.
+    Who has waited in vain makes it without a lock, at the same time as others who have: the one
+    before could not, or takes longer than `patience`. Nobody waits where nothing can be locked.
+
+    Args:
+        what: is being done, for who waits: a verb and its object.
+        patience: seconds.
     """
     lock = made.with_suffix(".lock")
-    with ExitStack() as held:
-        if not made.exists():
-            with suppress(OSError):
+    with ExitStack() as stack:
+        with suppress(OSError):
+            if not os.path.exists(made):  # no error where nobody may look
                 lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                held.callback(_give_up, lock, _acquire(lock, wait=True))
-            if made.exists():  # by another process, and all who have waited may use it at once
-                held.close()
-        yield not made.exists()
+                if isinstance(held := _acquire(lock), str):
+                    _wait(made, lock, f"waiting for {held} to {what}", patience)
+                else:
+                    stack.callback(_give_up, lock, held)
+        yield not os.path.exists(made)
 
 
-def _give_up(path: Path, descriptor: int) -> None:
+def _wait(made: Path, lock: Path, notice: str, patience: float) -> None:
+    """Until something is made, or its lock is free."""
+    began, told = monotonic(), False
+    while not os.path.exists(made) and (waited := monotonic() - began) < patience:
+        if not isinstance(held := _acquire(lock), str):
+            _give_up(lock, held)
+            return
+        if waited > SILENCE and not told:
+            logger.info("%s", notice)
+            told = True
+        sleep(POLL)
+
+
+def _give_up(path: Path, descriptor: int | None) -> None:
     with suppress(OSError):
         path.unlink()
-    with suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough where a child has it too
-    os.close(descriptor)
+    if descriptor is not None:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing does it not where a child has it too
+        os.close(descriptor)
 
 
 def _remove(directories: list[Path]) -> None:
@@ -72,27 +110,23 @@ def _remove(directories: list[Path]) -> None:
             directory.rmdir()
 
 
-def _acquire(path: Path, *, wait: bool = False) -> int:
-    """The locked file's descriptor; whoever does not `wait` for it is told who has it."""
-    flags = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+def _acquire(path: Path) -> int | str:
+    """The locked file's descriptor, or who holds it.
+
+    Raises:
+        OSError: it cannot be made or locked.
+    """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
-            fcntl.flock(descriptor, flags)
-        except BlockingIOError as error:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             holder = os.read(descriptor, 200).decode("utf-8", "replace").partition("\n")[0]
             os.close(descriptor)
-            who = "".join(c for c in holder if c.isprintable()) or "another process"
-            raise RunDirError(
-                f"{path.parent} is being trained by {who}; wait for it or stop it, or give another "
-                "--output"
-            ) from error
-        except OSError as error:  # a file system without locks
-            if wait:
-                os.close(descriptor)
-                raise
-            logger.warning("%s cannot be locked (%s): start no second process on it", path, error)
-            return descriptor
+            return "".join(c for c in holder if c.isprintable()) or "another process"
+        except OSError as error:
+            _give_up(path, descriptor)
+            raise _NoLocks(*error.args) from error
         # whoever had it may have removed it just before: then this file is nobody's
         with suppress(FileNotFoundError):
             if os.path.samestat(os.stat(path), os.fstat(descriptor)):

@@ -162,7 +162,7 @@ class Rig:
         alone = self.processes.world == 1
         self.step.runner = runner = GraphRunner([self.noise], alone=alone)
         if compiled:
-            if alone:  # others would wait inside for this one
+            if alone:  # several compile in step: one that waits for a lock would stop all
                 runner.around_first = partial(compiled_once, config)
             compile_blocks(self.network.module)
             self.step.compile()

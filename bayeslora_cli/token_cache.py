@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from hashlib import sha256
@@ -35,7 +36,10 @@ VARIABLE = "BAYESLORA_CACHE"
 """The directory; set and empty: there is none."""
 LIMIT = 2 * 2**30
 """Bytes in it at the most: MNLI takes 75 MB. What has not been read for longest goes first."""
+PATIENCE = 600.0
+"""Seconds to wait for another process's tokens."""
 _FORMAT = 1  # of the files and their names
+_OURS = re.compile(r"\.?[0-9a-f]{64}\.safetensors(\.tmp)?")  # whatever else is in the directory
 
 
 def encode_once(examples: Examples, tokenizer: Any, max_length: int) -> dict[str, Tensor]:
@@ -48,7 +52,7 @@ def encode_once(examples: Examples, tokenizer: Any, max_length: int) -> dict[str
     if directory is None or name is None:
         return encode(examples, tokenizer, max_length)
     path = directory / f"{name}.safetensors"
-    with once(path) as first:
+    with once(path, "tokenise the same rows", PATIENCE) as first:
         found = None if first else _read(path)
         # the first row is tokenised anyway, which leaves the tokenizer as one that has done it all
         if found is None or not _begins(found, examples, tokenizer, max_length):
@@ -58,24 +62,29 @@ def encode_once(examples: Examples, tokenizer: Any, max_length: int) -> dict[str
 
 
 def _directory() -> Path | None:
-    chosen = os.environ.get(VARIABLE)
-    if chosen is not None:
-        return Path(chosen) if chosen else None
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    chosen = os.environ.get(VARIABLE, f"{caches}/bayeslora")
     try:
-        return Path(caches).expanduser() / "bayeslora"
+        return Path(chosen).expanduser() if chosen else None
     except RuntimeError:  # nobody's home
         return None
 
 
 def _name(examples: Examples, tokenizer: Any, max_length: int) -> str | None:
-    """A checksum of what the tokens depend on; None: that is not known."""
+    """A checksum of what the tokens depend on; None: that is not known.
+
+    What the tokenizer's last call has left is taken from it; each call sets its own.
+    """
     kind = type(tokenizer)
     if not tokenizer.is_fast or not kind.__module__.startswith("transformers."):
         return None
     backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # the last call's; each sets its own
+    backend.no_truncation()
     backend.no_padding()
+    try:
+        state = backend.to_str()
+    except Exception:  # parts of it are Python's (RoFormer's); `tokenizers` has no class for that
+        return None
     facts = [
         _FORMAT,
         version("transformers"),
@@ -85,7 +94,7 @@ def _name(examples: Examples, tokenizer: Any, max_length: int) -> str | None:
         tokenizer.split_special_tokens,
         tokenizer.model_input_names,
         max_length,
-        backend.to_str(),
+        state,
     ]
     digest = sha256(json.dumps(facts).encode())
     for texts in (examples.first, examples.second):
@@ -109,10 +118,11 @@ def _read(path: Path) -> dict[str, Tensor] | None:
     """What is in a file; None: not what was written."""
     try:
         with safe_open(path, "pt") as file:
-            # copies: a file that is mapped must not go
+            # copies: it is mapped, and may go
             found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             whole = file.metadata()["sha256"] == data_fingerprint(found.values())
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+    # torch, which opens it a second time, has a RuntimeError if it is gone
+    except (OSError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
         logger.debug("%s cannot be read: %s", path, error)
         return None
     with suppress(OSError):  # it may be somebody else's
@@ -126,9 +136,10 @@ def _write(path: Path, tokens: dict[str, Tensor]) -> None:
     try:
         with replacing(path) as temporary:
             save_file(tokens, temporary, metadata={"sha256": data_fingerprint(tokens.values())})
-        files = sorted(path.parent.glob("*.safetensors"), key=lambda file: -file.stat().st_mtime)
+        # temporary ones too: whoever was killed over one leaves it
+        files = [file for file in path.parent.iterdir() if _OURS.fullmatch(file.name)]
         total = 0
-        for file in files:
+        for file in sorted(files, key=lambda file: -file.stat().st_mtime):
             total += file.stat().st_size
             if total > LIMIT:
                 file.unlink()

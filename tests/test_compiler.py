@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from dataclasses import replace
 
 import pytest
@@ -87,24 +86,21 @@ class Waits(Exception):
 @pytest.fixture
 def waits(monkeypatch, tmp_path):
     """Whether a process that is to compile something waits for those that do; else it has."""
-    flock = fcntl.flock
-
-    def never_wait(descriptor, operation):
-        try:
-            flock(descriptor, operation | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Waits from None
+    waited = []
 
     def find(config, key, **changes):
+        waited.clear()
         try:
             with compiled_once(replace(config, **changes), key):
-                return False
+                if waited:
+                    raise Waits
         except Waits:
             return True
+        return False
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    monkeypatch.setattr(lock.fcntl, "flock", never_wait)
+    monkeypatch.setattr(lock, "_wait", lambda *arguments: waited.append(arguments))
     return find
 
 
@@ -120,11 +116,15 @@ def test_the_same_is_compiled_by_one_at_a_time(waits):
         assert waits(config, key, criterion="magnitude")
         assert not waits(config, ("a pass", wider))
         assert not waits(config, key, model="n")
-        assert not waits(config, key, method="lora", criterion=None, init_rank=2)
+        assert not waits(config, key, init_rank=4)
+        assert not waits(config, ("an update", ()))
     with compiled_once(config, ("another pass", shapes)):
         assert waits(config, ("another pass", shapes), seed=5)
         assert not waits(config, key, seed=5), "that is there"
         assert not waits(config, ("another pass", shapes), criterion="magnitude")
+    with compiled_once(config, ("an update of others", ())):
+        assert waits(config, ("an update of others", ()), seed=5)
+        assert not waits(config, ("an update of others", ()), criterion="magnitude")
 
 
 def test_what_could_not_be_compiled_is_not_taken_for_compiled(waits, tmp_path):

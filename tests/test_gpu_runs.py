@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
 
+from bayeslora_cli import rig
 from bayeslora_cli.capture import GraphRunner
 from bayeslora_cli.engine import train
 from bayeslora_cli.errors import BayesloraError
@@ -148,14 +150,20 @@ def test_seeds_of_one_process_are_those_of_fresh_ones(options, kind, backbone, r
 def test_a_second_seed_captures_and_compiles_next_to_nothing(
     compile, backbone, rte, tmp_path, monkeypatch
 ):
-    captured = []
+    captured, compiled = [], []
     original = GraphRunner._capture
 
     def noted(self, key, piece, inputs):
         captured.append(key)
         return original(self, key, piece, inputs)
 
+    @contextmanager
+    def once(config, key):
+        compiled.append(key)
+        yield
+
     monkeypatch.setattr(GraphRunner, "_capture", noted)
+    monkeypatch.setattr(rig, "compiled_once", once)
     shared, counts, values = Shared(), [], []
     for seed in (1, 2, 1, 1):
         run = train(
@@ -172,6 +180,8 @@ def test_a_second_seed_captures_and_compiles_next_to_nothing(
         values.append(run.read_json(run.result)["last"]["metrics"]["validation"]["nll"])
     assert counts[0] > 4
     assert counts[1] < 2 * counts[0]
+    assert len(compiled) == len(set(compiled))
+    assert (set(compiled) >= set(captured)) == (compile == "on")
     assert counts[3] == counts[2]  # what a run meets once is captured when the next one meets it
     assert values[2:] == pytest.approx(values[:1] * 2, abs=1e-4)
 

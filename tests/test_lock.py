@@ -127,78 +127,109 @@ def test_where_there_can_be_none(tmp_path, what):
 
 # ---- work that one process does for all
 
+# makes a thing in so many seconds
 WORKER = (
-    "import sys, time\n"
+    "import logging, sys, time\n"
     "from pathlib import Path\n"
     "from bayeslora_cli.lock import once\n"
-    "made = Path(sys.argv[1])\n"
-    "with once(made) as first:\n"
+    "logging.basicConfig(level='INFO', stream=sys.stdout, format='%(message)s')\n"
+    "made, seconds, patience = Path(sys.argv[1]), *map(float, sys.argv[2:])\n"
+    "with once(made, 'make it', patience) as first:\n"
     "    print(first, flush=True)\n"
-    "    time.sleep(float(sys.argv[2]))\n"
+    "    time.sleep(seconds)\n"
     "    first and made.touch()\n"
 )
 
 
-def worker(made, seconds, script=WORKER):
-    return subprocess.Popen(
-        [sys.executable, "-c", script, str(made), str(seconds)], stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-    )  # fmt: skip
+@pytest.fixture
+def start():
+    """Starts a worker; none is left in the end."""
+    started = []
+
+    def found(made, seconds, patience=60, script=WORKER):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, made, str(seconds), str(patience)],
+            stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield found
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
-def test_one_is_first_and_the_others_wait(tmp_path):
+def says(process):
+    return process.stdout.readline().rstrip("\n")
+
+
+def test_one_is_first_and_the_others_wait(tmp_path, start):
     made = tmp_path / "new" / "thing"
-    workers = [worker(made, 0.3) for _ in range(4)]
-    said = [process.communicate()[0] for process in workers]
-    assert sorted(said) == [b"False\n"] * 3 + [b"True\n"]
+    workers = [start(made, 0.3) for _ in range(4)]
+    assert sorted(says(worker) for worker in workers) == ["False"] * 3 + ["True"]
+    assert [worker.wait() for worker in workers] == [0] * 4
     assert [path.name for path in made.parent.iterdir()] == ["thing"]
 
 
-def test_those_who_have_waited_do_not_wait_for_each_other(tmp_path):
+def test_those_who_have_waited_do_not_wait_for_each_other(tmp_path, start):
     """One that uses what was made, for ever, is in nobody's way."""
     made = tmp_path / "thing"
-    first = worker(made, 1)
-    assert first.stdout.readline() == b"True\n"
-    others = [worker(made, 600) for _ in range(3)]
-    try:
-        assert [other.stdout.readline() for other in others] == [b"False\n"] * 3
-    finally:
-        for process in (first, *others):
-            process.kill()
-            process.communicate()
+    first = start(made, 1)
+    assert says(first) == "True"
+    others = [start(made, 600) for _ in range(3)]
+    assert [says(other) for other in others] == ["False"] * 3
 
 
-def test_one_that_dies_or_fails_is_followed_by_another(tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_those_who_have_waited_in_vain_all_make_it(tmp_path, start, how):
+    """At the same time: one after the other would be the slowest."""
     made = tmp_path / "thing"
-    dead = worker(made, 600)
-    assert dead.stdout.readline() == b"True\n"
-    dead.kill()
-    dead.communicate()
-    with pytest.raises(KeyboardInterrupt), once(made):
-        raise KeyboardInterrupt
-    with once(made) as first:
-        assert first
+    first = start(made, 600)
+    assert says(first) == "True"
+    others = [start(made, 600) for _ in range(3)]
+    assert all(says(other).startswith("waiting for") for other in others)
+    first.send_signal(how)
+    assert [says(other) for other in others] == ["True"] * 3
+
+
+def test_a_long_wait_is_said_and_has_an_end(tmp_path, start):
+    made = tmp_path / "thing"
+    first = start(made, 600)
+    assert says(first) == "True"
+    first.send_signal(signal.SIGSTOP)
+    second = start(made, 0, patience=7)
+    said = says(second)
+    assert said.startswith(f"waiting for process {first.pid} on ")
+    assert said.endswith(" to make it")
+    assert says(second) == "True"
+
+
+def test_an_error_inside_leaves_nothing(tmp_path):
+    made = tmp_path / "thing"
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), once(made, "make it", 0.0):
+            raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
 
 
-def test_a_child_that_lives_on_holds_nothing(tmp_path):
+def test_a_child_that_lives_on_holds_nothing(tmp_path, start):
     """A fork has the descriptor too, and the lock belongs to both."""
     made = tmp_path / "thing"
     forking = "    import os\n    print(os.fork() or time.sleep(600), flush=True)\n"
-    first = worker(made, 0.5, WORKER.replace("    time", forking + "    time"))
-    assert first.stdout.readline() == b"True\n"
-    child = int(first.stdout.readline())
-    second = worker(made, 0)
+    first = start(made, 0.5, script=WORKER.replace("    time", forking + "    time"))
+    assert says(first) == "True"
+    child = int(says(first))
+    second = start(made, 0, patience=600)
     try:
-        assert second.stdout.readline() == b"False\n"
+        assert says(second) == "False"
     finally:
         os.kill(child, signal.SIGKILL)
-        for process in (first, second):
-            process.kill()
-            process.communicate()
 
 
-@pytest.mark.parametrize("reason", ["no locks", "a file in the way"])
+@pytest.mark.parametrize("reason", ["no locks", "a file in the way", "what nobody may ask for"])
 def test_nobody_waits_where_nothing_can_be_locked(tmp_path, monkeypatch, reason, caplog):
     def none(descriptor, operation):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -206,9 +237,11 @@ def test_nobody_waits_where_nothing_can_be_locked(tmp_path, monkeypatch, reason,
     place = tmp_path / "place"
     if reason == "no locks":
         monkeypatch.setattr(lock.fcntl, "flock", none)
-    else:
+    elif reason == "a file in the way":
         place.touch()
-    with once(place / "thing") as first, once(place / "thing") as f:
+    made = place / ("x" * 300 if reason == "what nobody may ask for" else "thing")
+    with once(made, "make it", 60) as first, once(made, "make it", 60) as second:
         assert first
-        assert f
+        assert second
     assert not caplog.text
+    assert not place.is_dir() or not list(place.iterdir())

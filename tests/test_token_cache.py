@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.pre_tokenizers import PreTokenizer
 
 from bayeslora_cli import token_cache
 from bayeslora_cli.batches import encode
@@ -89,8 +90,20 @@ def test_made_once_and_again_for_others(cache, made):
         tokenizer.truncation_side = "left"
         return tokenizer
 
+    def with_types():
+        tokenizer = tiny_tokenizer()
+        tokenizer.model_input_names = ["input_ids", "token_type_ids"]
+        return tokenizer
+
+    def with_special_tokens_as_text():
+        tokenizer = tiny_tokenizer()
+        tokenizer.split_special_tokens = True
+        return tokenizer
+
     wanted = [
         (PAIRS, tiny_tokenizer, 5),
+        (PAIRS, with_types, 5),
+        (PAIRS, with_special_tokens_as_text, 5),
         (PAIRS, tiny_tokenizer, 6),
         (PAIRS, other_words, 5),
         (PAIRS, from_the_left, 5),
@@ -116,11 +129,12 @@ def test_labels_do_not_count(cache, made):
 
 
 def test_the_tokenizer_is_left_as_one_that_has_tokenised(cache):
-    """Its settings of the last call are saved with it."""
+    """Its settings of the last call are saved with it, and are not what counts for the next."""
     tokenizer = tiny_tokenizer()
-    tokenizer(["w1"], truncation=True, max_length=3, padding="max_length")
     for _ in range(2):
+        tokenizer(["w1"], truncation=True, max_length=3, padding="max_length")
         encode_once(PAIRS, tokenizer, 5)
+        assert len(files(cache)) == 1
         assert tokenizer.backend_tokenizer.truncation["max_length"] == 5
         assert tokenizer.backend_tokenizer.padding is None
 
@@ -148,11 +162,25 @@ def test_a_damaged_file_is_made_again(cache, made, damage):
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("reason", ["a file", "no room"])
+def test_a_file_that_goes_while_it_is_read(cache, made, monkeypatch):
+    """Another process may need the room: safetensors' own error, and torch's, which comes after."""
+    encode_once(PAIRS, tiny_tokenizer(), 5)
+    for error in (FileNotFoundError, RuntimeError):
+
+        def gone(*arguments, error=error):
+            raise error
+
+        monkeypatch.setattr(token_cache, "safe_open", gone)
+        assert same(encode_once(PAIRS, tiny_tokenizer(), 5), encode(PAIRS, tiny_tokenizer(), 5))
+    assert made == [2, 2, 2]
+
+
+@pytest.mark.parametrize("reason", ["a file in the way", "no room", "nobody may look there"])
 def test_where_nothing_can_be_kept(cache, made, reason, monkeypatch):
-    if reason == "a file":
-        cache.parent.parent.mkdir(exist_ok=True)
-        cache.parent.write_text("in the way")
+    if reason == "a file in the way":
+        cache.parent.write_text("")
+    elif reason == "nobody may look there":
+        monkeypatch.setenv(token_cache.VARIABLE, str(cache / ("x" * 300)))
     else:
 
         def full(*arguments, **keywords):
@@ -173,13 +201,22 @@ def test_none_where_there_is_to_be_none(monkeypatch, made, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("where", ["XDG_CACHE_HOME", "HOME"])
-def test_its_place(monkeypatch, tmp_path, where):
+@pytest.mark.parametrize(
+    ("where", "value", "place"),
+    [
+        ("XDG_CACHE_HOME", "/caches", "caches/bayeslora"),
+        ("HOME", "", ".cache/bayeslora"),
+        (token_cache.VARIABLE, "/mine", "mine"),
+        (token_cache.VARIABLE, "~/mine", "mine"),
+    ],
+)
+def test_its_place(monkeypatch, tmp_path, where, value, place):
     for name in (token_cache.VARIABLE, "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(where, str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(where, value if value.startswith("~") else f"{tmp_path}{value}")
     encode_once(PAIRS, tiny_tokenizer(), 5)
-    place = tmp_path / ("bayeslora" if where == "XDG_CACHE_HOME" else ".cache/bayeslora")
+    place = tmp_path / place
     assert len(files(place)) == 1
     assert place.stat().st_mode & 0o777 == 0o700, "rows may be nobody else's business"
 
@@ -190,11 +227,19 @@ def test_tokenizers_that_are_not_known_well(cache, made):
     class Own(type(tiny_tokenizer())):
         pass
 
-    tokenizer = tiny_tokenizer()
-    tokenizer.__class__ = Own
-    for _ in range(2):
-        encode_once(PAIRS, tokenizer, 5)
-    assert made == [2, 2]
+    own, part = tiny_tokenizer(), tiny_tokenizer()
+    own.__class__ = Own
+    part.backend_tokenizer.pre_tokenizer = PreTokenizer.custom(BySpaces())
+    for tokenizer in (own, part, own, part):
+        assert same(encode_once(PAIRS, tokenizer, 5), encode(PAIRS, tiny_tokenizer(), 5))
+    assert made == [2] * 4
+
+
+class BySpaces:
+    """A part of a tokenizer in Python, as RoFormer has one."""
+
+    def pre_tokenize(self, text):
+        text.split(lambda _, part: part.split(" ", "removed"))
 
 
 def test_what_was_not_read_for_longest_goes_first(cache, made, monkeypatch):
@@ -207,15 +252,22 @@ def test_what_was_not_read_for_longest_goes_first(cache, made, monkeypatch):
 
     ask(0)
     (first,) = files(cache)
+    left = cache / f".{'0' * 64}.safetensors.tmp"  # by a process that was killed
+    foreign = [cache / "model.safetensors", cache / f"{'0' * 64}.safetensors.old"]
+    for path in (left, *foreign):
+        path.write_bytes(bytes(first.stat().st_size))
+        os.utime(path, (50, 50))
     monkeypatch.setattr(token_cache, "LIMIT", 3 * first.stat().st_size)
     ask(1)
-    (second,) = set(files(cache)) - {first}
+    (second,) = set(files(cache)) - {first, left, *foreign}
     ask(2)
+    assert not left.exists()
     ask(0)  # so it was read just now
     ask(3)
-    assert len(files(cache)) == 3
+    assert len(files(cache)) == 3 + len(foreign)
     assert first.exists()
     assert not second.exists()
+    assert all(path.exists() for path in foreign)
 
 
 PROCESS = """

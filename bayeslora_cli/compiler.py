@@ -23,7 +23,7 @@ logger = logging.getLogger("bayeslora")
 # saves a fifth of a step (DeBERTaV3-base, bf16, H200: 1.5 of 7.1 ms at 64 tokens, 5.7 of 29 at 256)
 WORTH_IT = 20_000
 PATIENCE = 30.0
-"""Seconds to wait for another process's compiling: a block takes five to twenty, also here."""
+"""Seconds to wait for another process's compiling, which takes five to twenty a width."""
 # what tells one block's code from another's, mostly
 _BLOCK = (
     "model", "precision", "method", "blora_mode", "init_rank", "target_modules", "dropout",

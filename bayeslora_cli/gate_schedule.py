@@ -98,7 +98,7 @@ def schedule_of(config: RunConfig) -> GateSchedule:
 
 
 def too_short(config: RunConfig) -> str | None:
-    """A warning where no gate can close in the learning phase, by the penalty alone."""
+    """A warning where there is no gate, or none can close in the learning phase, by the penalty."""
     if config.blora_mode == "rank" and config.init_rank == 1:
         return (
             "--blora-mode rank --init-rank 1: there is no gate, as the first rank of a matrix is "

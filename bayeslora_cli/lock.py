@@ -100,7 +100,7 @@ def _give_up(path: Path, descriptor: int | None) -> None:
         path.unlink()
     if descriptor is not None:
         with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing does it not where a child has it too
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough if a child has it
         os.close(descriptor)
 
 

@@ -122,6 +122,8 @@ def test_the_same_is_compiled_by_one_at_a_time(waits):
         assert waits(config, ("another pass", shapes), seed=5)
         assert not waits(config, key, seed=5), "that is there"
         assert not waits(config, ("another pass", shapes), criterion="magnitude")
+    with compiled_once(config, key):
+        assert not waits(config, key, seed=5), "there is nothing left to be first at"
     with compiled_once(config, ("an update of others", ())):
         assert waits(config, ("an update of others", ()), seed=5)
         assert not waits(config, ("an update of others", ()), criterion="magnitude")

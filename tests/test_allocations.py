@@ -27,7 +27,7 @@ from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.heatmap import rank_grid
 from bayeslora_cli.resolve import resolve
 from bayeslora_cli.rundir import RunDir
-from tests.ranked_runs import DECODER, allocation, constant, names, write_run, write_seeds
+from tests.support.ranked_runs import DECODER, allocation, constant, names, write_run, write_seeds
 
 NAMES = names(2)
 REPORT = allocation(NAMES)

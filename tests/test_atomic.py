@@ -15,8 +15,7 @@ import pytest
 from bayeslora_cli import atomic
 from bayeslora_cli.atomic import replacing, write_json, write_text
 from bayeslora_cli.errors import StorageError
-
-from .trees import put, tree
+from tests.support.trees import put, tree
 
 # ---- atomic writes
 

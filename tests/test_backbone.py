@@ -20,8 +20,7 @@ from bayeslora_cli.backbone import (
 )
 from bayeslora_cli.config import RunConfig
 from bayeslora_cli.errors import ModelError
-
-from .conftest import DECODERS, KINDS
+from tests.conftest import DECODERS, KINDS
 
 
 def load(directory, **changes):

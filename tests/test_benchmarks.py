@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 
-from .faults import ROOT
+from tests.support.faults import ROOT
 
 
 @pytest.mark.parametrize(

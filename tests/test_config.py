@@ -15,8 +15,7 @@ from bayeslora_cli.errors import ConfigError, UserError
 from bayeslora_cli.resolve import (
     resolve,
 )
-
-from .strategies import FLOATS, NOT_RESULT, ROWS, TABLE, configs
+from tests.support.strategies import FLOATS, NOT_RESULT, ROWS, TABLE, configs
 
 
 def problems(values):

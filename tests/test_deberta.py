@@ -19,8 +19,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 from bayeslora_cli import deberta
 from bayeslora_cli.adapters import LowRankLinear, adalora_linear
 from bayeslora_cli.deberta import RelativeAttention, position_rows, replace_attention
-
-from .conftest import KINDS
+from tests.conftest import KINDS
 
 LAYERS = 2
 LONGEST = 66  # positions of the tiny backbones

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from bayeslora_cli.config import FIELDS
 from bayeslora_cli.effects import affecting, without_effect
 from bayeslora_cli.errors import ConfigError
-
-from .strategies import NOT_RESULT, configs
+from tests.support.strategies import NOT_RESULT, configs
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -32,9 +32,9 @@ from bayeslora_cli.passes import Batches, logits_of
 from bayeslora_cli.report import RankReport
 from bayeslora_cli.resolve import resolve
 from bayeslora_cli.step import TrainStep
+from tests.conftest import save_backbone
+from tests.support.faults import contents, differences
 
-from .conftest import save_backbone
-from .faults import contents, differences
 from .test_step import METHODS
 
 

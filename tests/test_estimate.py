@@ -22,8 +22,8 @@ from bayeslora_cli.model import build_network
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.schedules import RankBudget
 from bayeslora_cli.step import task_loss
+from tests.conftest import DECODERS, KINDS, tiny_tokenizer
 
-from .conftest import DECODERS, KINDS, tiny_tokenizer
 from .test_step import METHODS
 
 CPU, META = torch.device("cpu"), torch.device("meta")

@@ -20,8 +20,8 @@ from bayeslora_cli.evaluate import evaluate_run, load_run
 from bayeslora_cli.metrics import auroc, gaussian_nll, nll
 from bayeslora_cli.passes import Batches, Sampling, predict_at_mean, predict_over_samples
 from bayeslora_cli.rundir import RunDir
+from tests.conftest import WORDS
 
-from .conftest import WORDS
 from .test_engine import run_of
 
 SAMPLES = 3

@@ -25,8 +25,8 @@ from bayeslora_cli.export import ExportOptions, describe_export, export_run
 from bayeslora_cli.export_options import BOUNDS
 from bayeslora_cli.report import RankReport
 from bayeslora_cli.rundir import RunDir
+from tests.conftest import save_backbone
 
-from .conftest import save_backbone
 from .test_engine import run_of
 
 FORMATS = ["adalora", "lora", "lora-uniform", "merged", "onnx"]

@@ -14,8 +14,8 @@ from collections import Counter
 
 import pytest
 
-from .conftest import save_backbone, write_rte
-from .faults import Server, contents, differences
+from tests.conftest import save_backbone, write_rte
+from tests.support.faults import Server, contents, differences
 
 OPTIONS = (
     "--task rte --max-steps 13 --batch-size 16 --log-every 3 --max-length 16 --device cpu "

@@ -25,7 +25,7 @@ from bayeslora_cli.figure_parts import COLUMN, DPI, PAGE, RISING, formula
 from bayeslora_cli.history import load_history
 from bayeslora_cli.scores import load_scores
 from bayeslora_cli.views import Difference, Panels, Ranks
-from tests.ranked_runs import (
+from tests.support.ranked_runs import (
     DECODER,
     allocation,
     constant,

@@ -18,8 +18,7 @@ from bayeslora_cli.passes import Sampling
 from bayeslora_cli.resolve import resolve
 from bayeslora_cli.shared import Shared
 from bayeslora_cli.step import TrainStep
-
-from .faults import ROOT, contents, differences
+from tests.support.faults import ROOT, contents, differences
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from .faults import ROOT
+from tests.support.faults import ROOT
 
 pytestmark = pytest.mark.gpu
 
@@ -35,7 +35,7 @@ def torchrun(processes: int, *command: str) -> str:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_captured_step_is_the_eager_one(precision, backbone):
     """To the bit, all-reduce, noise and dropout included."""
-    text = torchrun(2, "tests.two_gpus", backbone("bert", 0.1), precision)
+    text = torchrun(2, "tests.support.two_gpus", backbone("bert", 0.1), precision)
     lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     assert len(lines) == 5, text
     for line in lines:

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from bayeslora_cli.allocations import load_group
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.history import load_history
-from tests.ranked_runs import allocation, constant, history_lines, names, write_run, write_seeds
+from tests.support.ranked_runs import (
+    allocation,
+    constant,
+    history_lines,
+    names,
+    write_run,
+    write_seeds,
+)
 
 NAMES = names(1)[:2]
 REPORT = allocation(NAMES, share=1, step=99)

@@ -16,7 +16,7 @@ import pytest
 from bayeslora_cli.allocations import load_group
 from bayeslora_cli.cli import main
 from bayeslora_cli.views import Ranks
-from tests.ranked_runs import allocation, constant, names, write_run, write_seeds
+from tests.support.ranked_runs import allocation, constant, names, write_run, write_seeds
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "peft", "datasets", "sklearn", "scipy", "matplotlib")

@@ -16,8 +16,7 @@ from bayeslora_cli.config import RunConfig
 from bayeslora_cli.deberta import RelativeAttention
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.model import build_network
-
-from .conftest import KINDS, tiny_tokenizer
+from tests.conftest import KINDS, tiny_tokenizer
 
 CPU = torch.device("cpu")
 LABELS = Labels(classes=("no", "yes", "perhaps"))

@@ -14,7 +14,7 @@ from scipy.stats import rankdata, ttest_rel
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.paired import compare, describe, find_row, verdict
 from bayeslora_cli.results import Cell, load_results
-from tests.scored_runs import write_scored, write_sweep
+from tests.support.scored_runs import write_scored, write_sweep
 
 
 def row(name, **tasks):

@@ -29,8 +29,7 @@ from bayeslora_cli.report import RankReport
 from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.tables import read_table
 from bayeslora_cli.tasks import Task
-
-from .ranked_runs import allocation, names
+from tests.support.ranked_runs import allocation, names
 
 FUZZ = settings(
     max_examples=100, deadline=None,

@@ -32,8 +32,7 @@ from bayeslora_cli.resolve import (
     run_name,
     scale_schedule,
 )
-
-from .strategies import FLOATS, FREE, NOT_RESULT, ROWS, TABLE, TYPED
+from tests.support.strategies import FLOATS, FREE, NOT_RESULT, ROWS, TABLE, TYPED
 
 # ---- layers
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.results import GROUPS, Cell, load_results, tasks_of
-from tests.scored_runs import ROWS, SEEDS, TASKS, score, write_scored, write_sweep
+from tests.support.scored_runs import ROWS, SEEDS, TASKS, score, write_scored, write_sweep
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bayeslora_cli.cli import main
-from tests.scored_runs import write_sweep
+from tests.support.scored_runs import write_sweep
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "sklearn", "scipy", "numpy", "matplotlib")
 

@@ -9,7 +9,7 @@ import pytest
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.results import load_results
 from bayeslora_cli.results_table import Table, read_reference
-from tests.scored_runs import ROWS, gated, write_scored, write_sweep
+from tests.support.scored_runs import ROWS, gated, write_scored, write_sweep
 
 
 @pytest.fixture(scope="module")

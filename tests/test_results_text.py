@@ -15,7 +15,7 @@ from rich.console import Console
 from bayeslora_cli.results import load_results
 from bayeslora_cli.results_table import Table, read_reference
 from bayeslora_cli.results_text import as_csv, draw, latex, markdown
-from tests.scored_runs import write_scored, write_sweep
+from tests.support.scored_runs import write_scored, write_sweep
 
 GOLDEN = Path(__file__).parent / "golden"
 FORMS = {"plain": (False, True), "ascii": (False, False), "colour": (True, True)}

@@ -22,9 +22,9 @@ from bayeslora_cli.resolve import resolve
 from bayeslora_cli.shared import Shared
 from bayeslora_cli.signals import listening
 from bayeslora_cli.step import TrainStep
+from tests.conftest import save_backbone
+from tests.support.faults import contents, differences
 
-from .conftest import save_backbone
-from .faults import contents, differences
 from .test_engine import options
 from .test_gate_training import ACTIVE
 from .test_step import METHODS

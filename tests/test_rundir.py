@@ -19,8 +19,7 @@ from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.glue import TASKS
 from bayeslora_cli.resolve import resolve
 from bayeslora_cli.rundir import RunDir
-
-from .trees import put, tree
+from tests.support.trees import put, tree
 
 CONFIG = RunConfig()
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bayeslora_cli.allocations import load_group
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.scores import load_scores
-from tests.ranked_runs import allocation, constant, names, write_run, write_seeds
+from tests.support.ranked_runs import allocation, constant, names, write_run, write_seeds
 
 NAMES = names(1)
 REPORT = allocation(NAMES)

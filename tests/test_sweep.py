@@ -17,7 +17,7 @@ from bayeslora_cli.config_file import to_toml
 from bayeslora_cli.errors import ConfigError
 from bayeslora_cli.resolve import resolve
 from bayeslora_cli.sweep import MOST, expand, parse_names, parse_numbers
-from tests.strategies import TABLE, TYPED
+from tests.support.strategies import TABLE, TYPED
 
 TASKS = ("rte", "mrpc", "cola", "demo")
 

@@ -12,7 +12,7 @@ import pytest
 from bayeslora_cli import engine
 from bayeslora_cli.cli import main
 from bayeslora_cli.errors import NonFiniteError, Preempted
-from tests.faults import contents
+from tests.support.faults import contents
 
 
 @pytest.fixture

@@ -13,10 +13,9 @@ from safetensors.torch import load_file
 from bayeslora_cli.errors import BayesloraError
 from bayeslora_cli.signals import Stop
 from bayeslora_cli.together import Together
-
-from .conftest import save_backbone, write_rte
-from .faults import ROOT, contents, differences
-from .jobs import Jobs
+from tests.conftest import save_backbone, write_rte
+from tests.support.faults import ROOT, contents, differences
+from tests.support.jobs import Jobs
 
 # 64 rows in batches of 9: an epoch's last batch is one row, so that some processes have none;
 # 40 rows are evaluated in 6 batches

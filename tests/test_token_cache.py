@@ -18,8 +18,7 @@ from bayeslora_cli import token_cache
 from bayeslora_cli.batches import encode
 from bayeslora_cli.tasks import Examples
 from bayeslora_cli.token_cache import encode_once
-
-from .conftest import WORDS, tiny_tokenizer
+from tests.conftest import WORDS, tiny_tokenizer
 
 PAIRS = Examples(["w1 w2 w3", "w4"], ["w5 w6", ""], None)
 

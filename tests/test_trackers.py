@@ -111,7 +111,7 @@ def test_it_is_told_what_metrics_jsonl_has(options, fakes, capsys):
 
 
 def test_it_changes_nothing_else(options, fakes, tmp_path):
-    from tests.faults import contents
+    from tests.support.faults import contents
 
     with_it = contents(train(resolve({**options, "log_to": ("wandb",)})).path)
     without = contents(train(resolve({**options, "output": str(tmp_path / "b")})).path)

@@ -19,7 +19,7 @@ from bayeslora_cli.history import load_history
 from bayeslora_cli.scores import load_scores
 from bayeslora_cli.shades import SHADES
 from bayeslora_cli.views import Difference, Panels, Ranks
-from tests.ranked_runs import DECODER, allocation, constant, names, write_run, write_seeds
+from tests.support.ranked_runs import DECODER, allocation, constant, names, write_run, write_seeds
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = {12: names(12), 48: names(48, DECODER, pooler=False)}

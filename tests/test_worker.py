@@ -12,8 +12,7 @@ import pytest
 
 from bayeslora_cli.engine import train
 from bayeslora_cli.resolve import resolve
-
-from .faults import ROOT, contents, differences
+from tests.support.faults import ROOT, contents, differences
 
 
 @pytest.fixture

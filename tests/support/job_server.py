@@ -20,8 +20,7 @@ import torch
 from bayeslora_cli.errors import StorageError
 from bayeslora_cli.model import Network
 from bayeslora_cli.step import TrainStep
-
-from .fault_server import be_bayeslora, warm_up
+from tests.support.fault_server import be_bayeslora, warm_up
 
 
 def free_port() -> int:

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TIMES = {
     "seconds", "train_seconds", "evaluation_seconds", "checkpoint_seconds", "interval_seconds",
     "interval_tokens", "steps_per_second", "tokens_per_second", "peak_memory_bytes",
@@ -38,7 +38,7 @@ class Server:
         self.options = options
         self.token = "hf_" + "s3cret" * 5
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fault_server"], cwd=ROOT, text=True,
+            [sys.executable, "-m", "tests.support.fault_server"], cwd=ROOT, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env={**os.environ, "HF_TOKEN": self.token},
         )  # fmt: skip

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .faults import ROOT
+from tests.support.faults import ROOT
 
 LIMIT = 60
 """Seconds until a job that hangs is killed."""
@@ -45,7 +45,7 @@ class Jobs:
         """Runs are written below `directory`; `options` are those of all of them."""
         self.directory, self.options = directory, options
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.job_server"], cwd=ROOT, text=True,
+            [sys.executable, "-m", "tests.support.job_server"], cwd=ROOT, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         self._send({"warm": True, "arguments": self._arguments("warm", ())})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bayeslora_cli.adapters import LowRankLinear
 from bayeslora_cli.backbone import backbone_path, inside
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.deberta import RelativeAttention
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.folding import fold, plain_number, uniform, without_empty

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bayeslora_cli.effects import deciding
+from bayeslora_cli.config.effects import deciding
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.heatmap import Grid, bit_grid, rank_grid
 from bayeslora_cli.rank_correlation import Floats, spearman

@@ -17,7 +17,7 @@ from torch import Tensor
 from bayeslora_cli import card, posterior
 from bayeslora_cli.adapter_files import BACKBONE, save_peft_adapter
 from bayeslora_cli.atomic import replacing, write_json, write_text
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import RunDirError
 from bayeslora_cli.gate_report import widths
 from bayeslora_cli.model import Network

@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import import_utils
 from transformers.utils import logging as transformers_logging
 
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
 
 HEADS = ("classifier", "score", "classification_head")  # what transformers calls them

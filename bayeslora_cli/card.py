@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.tasks import Task
 
 

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from bayeslora_cli import __version__, commands, presets
+from bayeslora_cli import __version__, commands
 from bayeslora_cli import options as o
-from bayeslora_cli.config import FIELDS
+from bayeslora_cli.config import presets
+from bayeslora_cli.config.run_config import FIELDS
 from bayeslora_cli.console import Progress, closing_table, logger, set_up_logging
 from bayeslora_cli.errors import (
     EXIT_FAILED,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeslora_cli.config import RunConfig, kind
+from bayeslora_cli.config.run_config import RunConfig, kind
 from bayeslora_cli.lock import once
 
 logger = logging.getLogger("bayeslora")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.demo import DEMO, demo_examples
 from bayeslora_cli.errors import DataError, UserError
 from bayeslora_cli.glue import SCORE_RANGE, TASKS, GlueTask, read_tsv, tsv_file

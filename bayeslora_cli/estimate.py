@@ -20,7 +20,7 @@ from torch.func import functional_call
 from bayeslora_cli.adapters import JointLinear, LowRankLinear
 from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.bank import AdapterBank
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.deberta import RelativeAttention
 from bayeslora_cli.factors import padded_rank

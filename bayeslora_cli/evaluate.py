@@ -13,7 +13,7 @@ from bayeslora_cli import posterior
 from bayeslora_cli.backbone import Labels, load_tokenizer
 from bayeslora_cli.batches import TokenisedSplit, tokenise
 from bayeslora_cli.capture import Runner, run_eagerly
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data import load_examples
 from bayeslora_cli.device import pick_device, set_precision
 from bayeslora_cli.errors import DataError, ModelError, RunDirError, UserError

@@ -19,7 +19,7 @@ from bayeslora_cli.atomic import replacing, write_json
 from bayeslora_cli.backbone import Labels, backbone_path
 from bayeslora_cli.batches import tokenise
 from bayeslora_cli.card import on_the_hub
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data import load_examples
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.evaluate import (

@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.hub import check_name
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bayeslora_cli.allocator import HISTORY, Allocation, Allocator
 from bayeslora_cli.bank import AdapterBank
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.gate_ranges import calibrate, measure
 from bayeslora_cli.gate_report import gate_facts, gate_result, width_weights
 from bayeslora_cli.gate_schedule import GatePhase, GateSchedule, schedule_of

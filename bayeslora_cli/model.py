@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from bayeslora_cli.adapters import JointLinear, LowRankLinear, adalora_linear, lora_linear
 from bayeslora_cli.backbone import Labels, inside, load_backbone, match_targets, unread
 from bayeslora_cli.bank import AdapterBank, Matrix
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.ladder import parse_ladder
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.cpu_dropout import cpu_dropout
 from bayeslora_cli.deberta import RelativeAttention, replace_attention
 from bayeslora_cli.errors import ModelError
@@ -21,7 +22,6 @@ from bayeslora_cli.factors import Factors
 from bayeslora_cli.fingerprint import fingerprint
 from bayeslora_cli.gated import GatedLinear, gated_linear
 from bayeslora_cli.gates import FLOAT, Gates, Plan
-from bayeslora_cli.ladder import parse_ladder
 
 
 @dataclass(kw_only=True, slots=True)

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data import load_examples, load_task
 from bayeslora_cli.demo import DEMO, demo_examples
 from bayeslora_cli.errors import DataError, UserError

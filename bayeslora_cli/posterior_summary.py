@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.bank import AdapterBank
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.criteria import CRITERIA, ElementStatistics
 from bayeslora_cli.metrics import spearman
 from bayeslora_cli.optim import effective_sample_size

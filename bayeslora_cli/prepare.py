@@ -10,11 +10,11 @@ from typing import Any
 
 from bayeslora_cli.backbone import load_tokenizer, usable_length
 from bayeslora_cli.batches import steps_per_epoch
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.resolution import Resolved, run_name, scale_schedule
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ConfigError, RunDirError
 from bayeslora_cli.gate_schedule import too_short
 from bayeslora_cli.model import METHODS
-from bayeslora_cli.resolve import Resolved, run_name, scale_schedule
 from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.schedules import LearningRate, RankBudget
 from bayeslora_cli.shared import Shared

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 from bayeslora_cli.atomic import write_json, write_text
 from bayeslora_cli.backbone import Labels, load_tokenizer
 from bayeslora_cli.bit_operations import cost
-from bayeslora_cli.config import RunConfig
-from bayeslora_cli.config_file import from_toml, to_toml
+from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import RunDirError
 from bayeslora_cli.gate_report import sizes_of, widths
 from bayeslora_cli.gated import GatedLinear, Operands

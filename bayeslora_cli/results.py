@@ -14,10 +14,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from bayeslora_cli.config import RunConfig
-from bayeslora_cli.effects import affecting
+from bayeslora_cli.config.effects import affecting
+from bayeslora_cli.config.resolution import SCHEDULED, resolve, scale_schedule
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ConfigError, RunDirError, UserError
-from bayeslora_cli.resolve import SCHEDULED, resolve, scale_schedule
 from bayeslora_cli.rundir import RunDir, runs_below
 
 logger = logging.getLogger("bayeslora")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from bayeslora_cli.config import nearest
+from bayeslora_cli.config.run_config import nearest
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.results import AT, load_results
 from bayeslora_cli.results_table import Table, read_reference

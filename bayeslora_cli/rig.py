@@ -15,7 +15,7 @@ from bayeslora_cli.batches import Feed, TokenisedSplit
 from bayeslora_cli.capture import GraphRunner
 from bayeslora_cli.checkpoint import Stateful, transfer
 from bayeslora_cli.compiler import compile_blocks, compiled_once, is_worth_compiling
-from bayeslora_cli.config import RunConfig, kind
+from bayeslora_cli.config.run_config import RunConfig, kind
 from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.device import pick_device, set_precision
 from bayeslora_cli.fingerprint import data_fingerprint

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora_cli.atomic import aside, named, remove, tidy, write_json, write_text
-from bayeslora_cli.config import RunConfig, flag
-from bayeslora_cli.config_file import from_toml, to_toml
-from bayeslora_cli.effects import affecting
+from bayeslora_cli.config.effects import affecting
+from bayeslora_cli.config.run_config import RunConfig, flag
+from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import RunDirError, StorageError, UserError
 from bayeslora_cli.tasks import Task
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bayeslora_cli.batches import TokenisedSplit, tokenise
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data import load_examples
 from bayeslora_cli.tasks import Examples, Task
 from bayeslora_cli.token_cache import encode_once

@@ -10,7 +10,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.config import (
+from bayeslora_cli.config.effects import affecting
+from bayeslora_cli.config.resolution import SCHEDULED, Resolved, resolve, run_name
+from bayeslora_cli.config.run_config import (
     BLORA_MODES,
     CRITERION_NAMES,
     METHODS,
@@ -19,9 +21,7 @@ from bayeslora_cli.config import (
     flag,
     nearest,
 )
-from bayeslora_cli.effects import affecting
 from bayeslora_cli.errors import ConfigError, UserError
-from bayeslora_cli.resolve import SCHEDULED, Resolved, resolve, run_name
 from bayeslora_cli.rundir import RunDir
 
 # the options that take a list; the first varies slowest

@@ -20,9 +20,9 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from bayeslora_cli.atomic import write_json
-from bayeslora_cli.config import RunConfig
-from bayeslora_cli.config_file import to_toml
-from bayeslora_cli.effects import affecting
+from bayeslora_cli.config.effects import affecting
+from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.config.toml_files import to_toml
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.rundir import RunDir
 

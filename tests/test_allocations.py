@@ -22,10 +22,10 @@ from bayeslora_cli.allocations import (
     mean_grid,
     within,
 )
-from bayeslora_cli.config_file import to_toml
+from bayeslora_cli.config.resolution import resolve
+from bayeslora_cli.config.toml_files import to_toml
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.heatmap import rank_grid
-from bayeslora_cli.resolve import resolve
 from bayeslora_cli.rundir import RunDir
 from tests.support.ranked_runs import DECODER, allocation, constant, names, write_run, write_seeds
 

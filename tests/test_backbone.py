@@ -18,7 +18,7 @@ from bayeslora_cli.backbone import (
     load_tokenizer,
     unread,
 )
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
 from tests.conftest import DECODERS, KINDS
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from bayeslora_cli.card import base_model, front_matter
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from bayeslora_cli import presets
 from bayeslora_cli.cli import main, train
-from bayeslora_cli.config import FIELDS
+from bayeslora_cli.config import presets
+from bayeslora_cli.config.run_config import FIELDS
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,7 +15,7 @@ from bayeslora_cli.compiler import (
     compiled_once,
     is_worth_compiling,
 )
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 
 from .test_step import T_FINAL, T_INIT, TOTAL, batches, make_step
 

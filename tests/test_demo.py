@@ -13,6 +13,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.demo import (
     CONTRADICTION,
     DEMO,
@@ -26,7 +27,6 @@ from bayeslora_cli.demo import (
 )
 from bayeslora_cli.engine import train
 from bayeslora_cli.evaluate import evaluate_run
-from bayeslora_cli.resolve import resolve
 
 # of the text and the labels: a change here is another task, whose results cannot be compared
 SHA256 = {

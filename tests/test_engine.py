@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification
 
 from bayeslora_cli import checkpoint
 from bayeslora_cli.backbone import load_tokenizer
+from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.data import load_task
 from bayeslora_cli.engine import train
 from bayeslora_cli.errors import (
@@ -30,7 +31,6 @@ from bayeslora_cli.errors import (
 from bayeslora_cli.evaluate import evaluate_run
 from bayeslora_cli.passes import Batches, logits_of
 from bayeslora_cli.report import RankReport
-from bayeslora_cli.resolve import resolve
 from bayeslora_cli.step import TrainStep
 from tests.conftest import save_backbone
 from tests.support.faults import contents, differences

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.backbone import Labels, load_tokenizer
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.device import peak_memory
 from bayeslora_cli.estimate import estimate, saved_bytes

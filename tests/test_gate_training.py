@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from bayeslora_cli.bit_operations import Sizes
-from bayeslora_cli.config import RunConfig, flag
+from bayeslora_cli.config.run_config import RunConfig, flag
 from bayeslora_cli.evaluate import evaluate_run
 from bayeslora_cli.gate_report import _collapsed
 from bayeslora_cli.gate_schedule import GateSchedule, steps_to_close, too_short

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from bayeslora_cli.config import FIELDS, flag
+from bayeslora_cli.config.resolution import resolve
+from bayeslora_cli.config.run_config import FIELDS, flag
 from bayeslora_cli.engine import train
 from bayeslora_cli.plan import describe_plan, plan
 from bayeslora_cli.prepare import prepare
-from bayeslora_cli.resolve import resolve
 
 from .test_step import METHODS
 

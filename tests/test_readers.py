@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 
 from bayeslora_cli import checkpoint, history, posterior
 from bayeslora_cli.backbone import Labels, load_tokenizer
-from bayeslora_cli.config import FIELDS, RunConfig
-from bayeslora_cli.config_file import from_toml, to_toml
+from bayeslora_cli.config.presets import read_preset
+from bayeslora_cli.config.run_config import FIELDS, RunConfig
+from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import DataError, RunDirError, UserError
 from bayeslora_cli.glue import TASKS
 from bayeslora_cli.model import build_network
 from bayeslora_cli.posterior import Posterior
-from bayeslora_cli.presets import read_preset
 from bayeslora_cli.report import RankReport
 from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.tables import read_table

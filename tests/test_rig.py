@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bayeslora_cli import rig as module
-from bayeslora_cli.config import ASIDE, FIELDS, RunConfig, kind
+from bayeslora_cli.config.resolution import resolve
+from bayeslora_cli.config.run_config import ASIDE, FIELDS, RunConfig, kind
 from bayeslora_cli.engine import train
 from bayeslora_cli.errors import ModelError, NonFiniteError, Preempted
-from bayeslora_cli.resolve import resolve
 from bayeslora_cli.shared import Shared
 from bayeslora_cli.signals import listening
 from bayeslora_cli.step import TrainStep

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayeslora_cli.atomic import write_json
-from bayeslora_cli.config import RunConfig, flag
+from bayeslora_cli.config.resolution import resolve
+from bayeslora_cli.config.run_config import RunConfig, flag
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.glue import TASKS
-from bayeslora_cli.resolve import resolve
 from bayeslora_cli.rundir import RunDir
 from tests.support.trees import put, tree
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bayeslora_cli import shared as module
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.shared import Shared
 from tests.conftest import tiny_tokenizer, write_rte
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.backbone import Labels, load_tokenizer
 from bayeslora_cli.capture import run_eagerly
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.gate_training import gate_trainer
 from bayeslora_cli.model import build_network

@@ -12,10 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bayeslora_cli import cli
-from bayeslora_cli.config import CRITERION_NAMES, FIELDS, METHODS, OPTIMIZERS
-from bayeslora_cli.config_file import to_toml
+from bayeslora_cli.config.resolution import resolve
+from bayeslora_cli.config.run_config import CRITERION_NAMES, FIELDS, METHODS, OPTIMIZERS
+from bayeslora_cli.config.toml_files import to_toml
 from bayeslora_cli.errors import ConfigError
-from bayeslora_cli.resolve import resolve
 from bayeslora_cli.sweep import MOST, expand, parse_names, parse_numbers
 from tests.support.strategies import TABLE, TYPED
 

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
+from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.engine import train
-from bayeslora_cli.resolve import resolve
 from tests.support.faults import ROOT, contents, differences
 
 

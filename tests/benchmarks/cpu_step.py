@@ -30,7 +30,7 @@ from torch import Tensor
 from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.backbone import Labels, load_tokenizer
 from bayeslora_cli.batches import TrainOrder, tokenise
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.data import load_task
 from bayeslora_cli.model import build_network

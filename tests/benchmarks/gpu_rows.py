@@ -19,7 +19,7 @@ from bayeslora_cli.backbone import Labels
 from bayeslora_cli.batches import padded_width
 from bayeslora_cli.capture import GraphRunner, run_eagerly
 from bayeslora_cli.compiler import compile_blocks
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.deberta import replace_attention
 from bayeslora_cli.gate_training import gate_trainer

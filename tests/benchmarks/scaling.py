@@ -36,7 +36,7 @@ from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.backbone import Labels
 from bayeslora_cli.capture import GraphRunner, run_eagerly
 from bayeslora_cli.compiler import compile_blocks
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.device import set_precision
 from bayeslora_cli.launch import joined, place

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from bayeslora_cli.atomic import write_json, write_text
-from bayeslora_cli.config_file import to_toml
-from bayeslora_cli.resolve import resolve, run_name
+from bayeslora_cli.config.resolution import resolve, run_name
+from bayeslora_cli.config.toml_files import to_toml
 from bayeslora_cli.rundir import RunDir
 
 

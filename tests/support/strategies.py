@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from bayeslora_cli.config import FIELDS, TASK_NAMES, RunConfig
+from bayeslora_cli.config.run_config import FIELDS, TASK_NAMES, RunConfig
 
 # the product's table, written out once more: method, optimizer -> criteria, the default first
 TABLE = {

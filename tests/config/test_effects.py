@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.config import FIELDS
-from bayeslora_cli.effects import affecting, without_effect
+from bayeslora_cli.config.effects import affecting, without_effect
+from bayeslora_cli.config.run_config import FIELDS
 from bayeslora_cli.errors import ConfigError
 from tests.support.strategies import NOT_RESULT, configs
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.config import (
+from bayeslora_cli.config.effects import without_effect
+from bayeslora_cli.config.presets import preset_chain, row_values, task_chain, top_level
+from bayeslora_cli.config.run_config import (
     COMBINATIONS,
     DEFAULT_OPTIMIZER,
     FIELDS,
@@ -18,9 +20,7 @@ from bayeslora_cli.config import (
     check_schedule,
     flag,
 )
-from bayeslora_cli.effects import without_effect
 from bayeslora_cli.errors import ConfigError
-from bayeslora_cli.presets import preset_chain, row_values, task_chain, top_level
 
 # step numbers that a preset states for its own total and that scale with another
 SCHEDULED = ("warmup_steps", "boost_until_step", "t_init", "t_final", "delta_t", "eval_every")

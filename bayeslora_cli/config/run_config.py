@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from bayeslora_cli.config.intervals import parse_interval
+from bayeslora_cli.config.ladder import parse_ladder
 from bayeslora_cli.errors import ConfigError
-from bayeslora_cli.intervals import parse_interval
-from bayeslora_cli.ladder import parse_ladder
 
 GLUE_TASKS = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli")
 TASK_NAMES = (*GLUE_TASKS, "demo", "custom")  # custom: a user's own files

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.config import COMBINATIONS, FIELDS, nearest
-from bayeslora_cli.config_file import from_file
+from bayeslora_cli.config.run_config import COMBINATIONS, FIELDS, nearest
+from bayeslora_cli.config.toml_files import from_file
 from bayeslora_cli.errors import ConfigError
 
 SECTIONS = tuple(
@@ -27,7 +27,7 @@ SECTIONS = tuple(
 
 def presets_directory() -> Path:
     """`presets/`: inside an installed package, beside the package in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     installed = package / "presets"
     return installed if installed.is_dir() else package.parent / "presets"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from bayeslora_cli.config import FIELDS, METHODS, OPTIMIZERS, RunConfig
+from bayeslora_cli.config.run_config import FIELDS, METHODS, OPTIMIZERS, RunConfig
 
 QUANT = ("lambda_quant", "bit_ladder", "quantize_base", "reg", "range_lr")
 """Options of quantizers."""

@@ -6,7 +6,7 @@ import tomllib
 from dataclasses import asdict
 from typing import Any
 
-from bayeslora_cli.config import FIELDS, RunConfig
+from bayeslora_cli.config.run_config import FIELDS, RunConfig
 from bayeslora_cli.errors import ConfigError, UserError
 
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bayeslora_cli.config import FIELDS, GLUE_TASKS, TASK_NAMES, check_schedule
+from bayeslora_cli.config.presets import list_presets, presets_directory
+from bayeslora_cli.config.resolution import resolve
+from bayeslora_cli.config.run_config import FIELDS, GLUE_TASKS, TASK_NAMES, check_schedule
 from bayeslora_cli.errors import ConfigError
-from bayeslora_cli.presets import list_presets, presets_directory
-from bayeslora_cli.resolve import resolve
 
-PAPER = Path(__file__).parents[2] / "shared" / "paper" / "hyperparameters.json"
+PAPER = Path(__file__).parents[3] / "shared" / "paper" / "hyperparameters.json"
 CRITERIA = {
     ("adalora", "ivon"): ("snr", "sensitivity", "snr-abs", "magnitude", "precision"),
     ("adalora", "adamw"): ("sensitivity", "magnitude"),

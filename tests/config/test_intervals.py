@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bayeslora_cli.config import RunConfig
+from bayeslora_cli.config.intervals import Interval, parse_interval
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ConfigError
-from bayeslora_cli.intervals import Interval, parse_interval
 
 
 @given(number=st.integers(1, 10**9 - 1), unit=st.sampled_from([("s", 1), ("m", 60), ("h", 3600)]))

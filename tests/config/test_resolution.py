@@ -14,17 +14,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.config import (
-    FIELDS,
-    GLUE_TASKS,
-    RunConfig,
-    check_schedule,
-    flag,
-)
-from bayeslora_cli.effects import BLORA, affecting, without_effect
-from bayeslora_cli.errors import ConfigError
-from bayeslora_cli.presets import presets_directory
-from bayeslora_cli.resolve import (
+from bayeslora_cli.config.effects import BLORA, affecting, without_effect
+from bayeslora_cli.config.presets import presets_directory
+from bayeslora_cli.config.resolution import (
     EVAL_EVERY_AT_LEAST,
     SCHEDULED,
     Resolved,
@@ -32,6 +24,14 @@ from bayeslora_cli.resolve import (
     run_name,
     scale_schedule,
 )
+from bayeslora_cli.config.run_config import (
+    FIELDS,
+    GLUE_TASKS,
+    RunConfig,
+    check_schedule,
+    flag,
+)
+from bayeslora_cli.errors import ConfigError
 from tests.support.strategies import FLOATS, FREE, NOT_RESULT, ROWS, TABLE, TYPED
 
 # ---- layers
@@ -376,7 +376,7 @@ def test_names_are_stable_between_processes():
 
 def test_unknown_preset_keys_are_named(tmp_path, monkeypatch):
     (tmp_path / "rte.toml").write_text("lr = 1.0\nlearning_rate = 1\n[adalora]\nrank = 3\n")
-    monkeypatch.setattr("bayeslora_cli.presets.presets_directory", lambda: tmp_path)
+    monkeypatch.setattr("bayeslora_cli.config.presets.presets_directory", lambda: tmp_path)
     with pytest.raises(ConfigError) as caught:
         resolve({"task": "rte"})
     assert len(caught.value.problems) == 2

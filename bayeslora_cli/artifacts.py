@@ -24,7 +24,7 @@ from bayeslora_cli.model import Network
 from bayeslora_cli.posterior import Posterior
 from bayeslora_cli.report import GATES, MatrixReport, RankReport, kinds_of, layer_of
 from bayeslora_cli.rundir import RunDir
-from bayeslora_cli.tasks import Task
+from bayeslora_cli.tasks.task import Task
 
 logger = logging.getLogger("bayeslora")
 PACKAGES = (

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.tasks import Examples
+from bayeslora_cli.tasks.task import Examples
 
 POOL = 50  # batches whose rows are grouped by length
 _ROWS_A_CALL = 1000  # enough to keep a fast tokenizer busy, few enough for its objects to be small

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.tasks import Task
+from bayeslora_cli.tasks.task import Task
 
 
 def front_matter(config: RunConfig, library: str) -> str:

@@ -14,20 +14,10 @@ from bayeslora_cli.backbone import Labels, load_tokenizer
 from bayeslora_cli.batches import TokenisedSplit, tokenise
 from bayeslora_cli.capture import Runner, run_eagerly
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.data import load_examples
 from bayeslora_cli.device import pick_device, set_precision
 from bayeslora_cli.errors import DataError, ModelError, RunDirError, UserError
-from bayeslora_cli.glue import TASKS
-from bayeslora_cli.metrics import (
-    ECE_BINS,
-    OBSERVATION_VARIANCE,
-    auroc,
-    reliability_bins,
-    task_metrics,
-)
 from bayeslora_cli.model import Network, build_network
 from bayeslora_cli.optim import OPTIMIZERS
-from bayeslora_cli.other_rows import check_data_is_read, load_file, load_outside
 from bayeslora_cli.passes import (
     Batches,
     Sampling,
@@ -44,7 +34,17 @@ from bayeslora_cli.predictions import (
 )
 from bayeslora_cli.predictive import Predictive
 from bayeslora_cli.rundir import RunDir
-from bayeslora_cli.tasks import Task
+from bayeslora_cli.tasks.metrics import (
+    ECE_BINS,
+    OBSERVATION_VARIANCE,
+    auroc,
+    reliability_bins,
+    task_metrics,
+)
+from bayeslora_cli.tasks.sources.comparison_rows import check_data_is_read, load_file, load_outside
+from bayeslora_cli.tasks.sources.glue import TASKS
+from bayeslora_cli.tasks.sources.loading import load_examples
+from bayeslora_cli.tasks.task import Task
 
 _OUTSIDE = "--ood"  # no name of a split
 Metrics = dict[str, dict[str, float]]

@@ -20,7 +20,6 @@ from bayeslora_cli.backbone import Labels, backbone_path
 from bayeslora_cli.batches import tokenise
 from bayeslora_cli.card import on_the_hub
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.data import load_examples
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.evaluate import (
     Metrics,
@@ -51,13 +50,14 @@ from bayeslora_cli.export_options import (
 from bayeslora_cli.hub import upload
 from bayeslora_cli.model import Network
 from bayeslora_cli.onnx_file import open_onnx, write_onnx
-from bayeslora_cli.other_rows import check_data_is_read, load_file
 from bayeslora_cli.passes import Batches
 from bayeslora_cli.plain import Logits, load_merged, open_adapter, open_merged
 from bayeslora_cli.prune import prune
 from bayeslora_cli.quantized_file import load_quantized, save_quantized
 from bayeslora_cli.rundir import RunDir
-from bayeslora_cli.tasks import Examples, Task
+from bayeslora_cli.tasks.sources.comparison_rows import check_data_is_read, load_file
+from bayeslora_cli.tasks.sources.loading import load_examples
+from bayeslora_cli.tasks.task import Examples, Task
 
 logger = logging.getLogger("bayeslora")
 

@@ -9,7 +9,7 @@ from bayeslora_cli.adapter_files import BACKBONE
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.export_gates import Lost
 from bayeslora_cli.onnx_file import ONNX_FILE
-from bayeslora_cli.tasks import Task
+from bayeslora_cli.tasks.task import Task
 
 LIBRARIES = {
     "adalora": "peft",

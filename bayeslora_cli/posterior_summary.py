@@ -11,9 +11,9 @@ from torch import Tensor
 from bayeslora_cli.bank import AdapterBank
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.criteria import CRITERIA, ElementStatistics
-from bayeslora_cli.metrics import spearman
 from bayeslora_cli.optim import effective_sample_size
 from bayeslora_cli.posterior import Posterior
+from bayeslora_cli.tasks.metrics import spearman
 
 NEAR = 0.1
 """Largest share by which h/h0 of nine elements in ten differs from 1 where the Hessian has stayed.

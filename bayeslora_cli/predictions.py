@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from bayeslora_cli.atomic import replacing
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.glue import SCORE_RANGE, GlueTask
-from bayeslora_cli.tasks import Task
+from bayeslora_cli.tasks.sources.glue import SCORE_RANGE, GlueTask
+from bayeslora_cli.tasks.task import Task
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bayeslora_cli.metrics import (
+from bayeslora_cli.tasks.metrics import (
     OBSERVATION_VARIANCE,
     brier,
     ece,

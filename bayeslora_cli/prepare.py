@@ -18,7 +18,7 @@ from bayeslora_cli.model import METHODS
 from bayeslora_cli.rundir import RunDir
 from bayeslora_cli.schedules import LearningRate, RankBudget
 from bayeslora_cli.shared import Shared
-from bayeslora_cli.tasks import Examples, Task
+from bayeslora_cli.tasks.task import Examples, Task
 from bayeslora_cli.trackers import check_trackers
 
 logger = logging.getLogger("bayeslora")

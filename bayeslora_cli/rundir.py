@@ -14,7 +14,7 @@ from bayeslora_cli.config.effects import affecting
 from bayeslora_cli.config.run_config import RunConfig, flag
 from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import RunDirError, StorageError, UserError
-from bayeslora_cli.tasks import Task
+from bayeslora_cli.tasks.task import Task
 
 
 class RunDir:

@@ -7,8 +7,8 @@ from typing import Any
 
 from bayeslora_cli.batches import TokenisedSplit, tokenise
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.data import load_examples
-from bayeslora_cli.tasks import Examples, Task
+from bayeslora_cli.tasks.sources.loading import load_examples
+from bayeslora_cli.tasks.task import Examples, Task
 from bayeslora_cli.token_cache import encode_once
 
 _SOURCE = ("task", "data", "train_file", "eval_file", "text_columns", "label_column")

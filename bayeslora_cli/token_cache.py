@@ -28,7 +28,7 @@ from bayeslora_cli.batches import encode
 from bayeslora_cli.errors import StorageError
 from bayeslora_cli.fingerprint import data_fingerprint
 from bayeslora_cli.lock import once
-from bayeslora_cli.tasks import Examples
+from bayeslora_cli.tasks.task import Examples
 
 logger = logging.getLogger("bayeslora")
 

@@ -19,7 +19,7 @@ from bayeslora_cli.batches import (
     tokenise,
 )
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.tasks import Examples
+from bayeslora_cli.tasks.task import Examples
 
 # --- tokens ------------------------------------------------------------------------------------
 

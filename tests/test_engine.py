@@ -19,7 +19,6 @@ from transformers import AutoModelForSequenceClassification
 from bayeslora_cli import checkpoint
 from bayeslora_cli.backbone import load_tokenizer
 from bayeslora_cli.config.resolution import resolve
-from bayeslora_cli.data import load_task
 from bayeslora_cli.engine import train
 from bayeslora_cli.errors import (
     BayesloraError,
@@ -32,6 +31,7 @@ from bayeslora_cli.evaluate import evaluate_run
 from bayeslora_cli.passes import Batches, logits_of
 from bayeslora_cli.report import RankReport
 from bayeslora_cli.step import TrainStep
+from bayeslora_cli.tasks.sources.loading import load_task
 from tests.conftest import save_backbone
 from tests.support.faults import contents, differences
 

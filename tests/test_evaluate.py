@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 from bayeslora_cli import posterior
 from bayeslora_cli.backbone import Labels
 from bayeslora_cli.batches import TokenisedSplit, tokenise
-from bayeslora_cli.data import load_examples
 from bayeslora_cli.errors import DataError, NonFiniteError, UserError
 from bayeslora_cli.evaluate import evaluate_run, load_run
-from bayeslora_cli.metrics import auroc, gaussian_nll, nll
 from bayeslora_cli.passes import Batches, Sampling, predict_at_mean, predict_over_samples
 from bayeslora_cli.rundir import RunDir
+from bayeslora_cli.tasks.metrics import auroc, gaussian_nll, nll
+from bayeslora_cli.tasks.sources.loading import load_examples
 from tests.conftest import WORDS
 
 from .test_engine import run_of

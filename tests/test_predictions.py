@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.glue import TASKS, read_tsv
 from bayeslora_cli.predictions import SUFFIXES, Predicted, write_predictions, write_submission
-from bayeslora_cli.tasks import Task
+from bayeslora_cli.tasks.sources.glue import TASKS, read_tsv
+from bayeslora_cli.tasks.task import Task
 
 NAMES = st.lists(
     st.text(max_size=6) | st.sampled_from(["a,b", 'a"b', "a\tb", "a\nb", "a\rb", "", "1", " "]),

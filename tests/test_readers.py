@@ -22,13 +22,13 @@ from bayeslora_cli.config.presets import read_preset
 from bayeslora_cli.config.run_config import FIELDS, RunConfig
 from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import DataError, RunDirError, UserError
-from bayeslora_cli.glue import TASKS
 from bayeslora_cli.model import build_network
 from bayeslora_cli.posterior import Posterior
 from bayeslora_cli.report import RankReport
 from bayeslora_cli.rundir import RunDir
-from bayeslora_cli.tables import read_table
-from bayeslora_cli.tasks import Task
+from bayeslora_cli.tasks.sources.glue import TASKS
+from bayeslora_cli.tasks.sources.table_reader import read_table
+from bayeslora_cli.tasks.task import Task
 from tests.support.ranked_runs import allocation, names
 
 FUZZ = settings(

@@ -17,8 +17,8 @@ from bayeslora_cli.atomic import write_json
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.run_config import RunConfig, flag
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.glue import TASKS
 from bayeslora_cli.rundir import RunDir
+from bayeslora_cli.tasks.sources.glue import TASKS
 from tests.support.trees import put, tree
 
 CONFIG = RunConfig()

@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import PreTokenizer
 
 from bayeslora_cli import token_cache
 from bayeslora_cli.batches import encode
-from bayeslora_cli.tasks import Examples
+from bayeslora_cli.tasks.task import Examples
 from bayeslora_cli.token_cache import encode_once
 from tests.conftest import WORDS, tiny_tokenizer
 

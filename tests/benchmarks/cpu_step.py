@@ -32,11 +32,11 @@ from bayeslora_cli.backbone import Labels, load_tokenizer
 from bayeslora_cli.batches import TrainOrder, tokenise
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
-from bayeslora_cli.data import load_task
 from bayeslora_cli.model import build_network
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.schedules import LearningRate, RankBudget
 from bayeslora_cli.step import TrainStep
+from bayeslora_cli.tasks.sources.loading import load_task
 
 TARGETS = ["query", "key", "value", "dense"]
 T_INIT = 2

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.data import load_examples, load_task
-from bayeslora_cli.demo import DEMO, demo_examples
 from bayeslora_cli.errors import DataError, UserError
-from bayeslora_cli.glue import TASKS, GlueTask
-from bayeslora_cli.own_data import table_examples
-from bayeslora_cli.tables import read_table
-from bayeslora_cli.tasks import Examples, Task
+from bayeslora_cli.tasks.sources.demo import DEMO, demo_examples
+from bayeslora_cli.tasks.sources.glue import TASKS, GlueTask
+from bayeslora_cli.tasks.sources.loading import load_examples, load_task
+from bayeslora_cli.tasks.sources.table_reader import read_table
+from bayeslora_cli.tasks.sources.tabular import table_examples
+from bayeslora_cli.tasks.task import Examples, Task
 
 
 def check_data_is_read(config: RunConfig, data: str, file: str | None) -> None:

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from bayeslora_cli.demo import DEMO
 from bayeslora_cli.errors import RunDirError
-from bayeslora_cli.glue import TASKS
-from bayeslora_cli.tasks import Task
+from bayeslora_cli.tasks.sources.demo import DEMO
+from bayeslora_cli.tasks.sources.glue import TASKS
+from bayeslora_cli.tasks.task import Task
 
 
 @pytest.mark.parametrize("task", [DEMO, *TASKS.values()], ids=lambda task: task.name)

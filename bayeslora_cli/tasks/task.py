@@ -21,7 +21,7 @@ class Task:
     classes: tuple[str, ...]
     """The classes' names, a class's place being its index; () for regression."""
     metrics: tuple[str, ...]
-    """Keys of `bayeslora_cli.metrics.METRICS`."""
+    """Keys of `bayeslora_cli.tasks.metrics.METRICS`."""
     selecting: str
     """The metric that picks the best evaluation, on the first of `validation_splits`."""
     validation_splits: tuple[str, ...] = ("validation",)

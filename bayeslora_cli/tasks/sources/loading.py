@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.demo import DEMO, demo_examples
 from bayeslora_cli.errors import DataError, UserError
-from bayeslora_cli.glue import SCORE_RANGE, TASKS, GlueTask, read_tsv, tsv_file
-from bayeslora_cli.own_data import custom_task, table_examples
-from bayeslora_cli.tables import Table, read_table
-from bayeslora_cli.tasks import Examples, Task
+from bayeslora_cli.tasks.sources.demo import DEMO, demo_examples
+from bayeslora_cli.tasks.sources.glue import SCORE_RANGE, TASKS, GlueTask, read_tsv, tsv_file
+from bayeslora_cli.tasks.sources.table_reader import Table, read_table
+from bayeslora_cli.tasks.sources.tabular import custom_task, table_examples
+from bayeslora_cli.tasks.task import Examples, Task
 
 HUB_DATASET = "nyu-mll/glue"
 _HUB_NO_LABEL = -1  # what the hub's test splits hold in place of a label

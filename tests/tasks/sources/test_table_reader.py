@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bayeslora_cli.errors import DataError, UserError
-from bayeslora_cli.tables import SUFFIXES, read_table
+from bayeslora_cli.tasks.sources.table_reader import SUFFIXES, read_table
 
 BOM = b"\xef\xbb\xbf"
 HUB = "owner/reviews"

@@ -14,7 +14,9 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from bayeslora_cli.config.resolution import resolve
-from bayeslora_cli.demo import (
+from bayeslora_cli.engine import train
+from bayeslora_cli.evaluate import evaluate_run
+from bayeslora_cli.tasks.sources.demo import (
     CONTRADICTION,
     DEMO,
     ENTAILMENT,
@@ -25,8 +27,6 @@ from bayeslora_cli.demo import (
     TRIPLETS,
     demo_examples,
 )
-from bayeslora_cli.engine import train
-from bayeslora_cli.evaluate import evaluate_run
 
 # of the text and the labels: a change here is another task, whose results cannot be compared
 SHA256 = {

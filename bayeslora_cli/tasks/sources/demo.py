@@ -26,7 +26,7 @@ from itertools import permutations
 from random import Random
 from typing import TypeVar
 
-from bayeslora_cli.tasks import Examples, Task
+from bayeslora_cli.tasks.task import Examples, Task
 
 T = TypeVar("T")
 Row = tuple[str, str, int]

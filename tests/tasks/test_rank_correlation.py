@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ConstantInputWarning, spearmanr
 
-from bayeslora_cli import allocations, metrics, rank_correlation
-from bayeslora_cli.rank_correlation import spearman
+from bayeslora_cli import allocations
+from bayeslora_cli.tasks import metrics, rank_correlation
+from bayeslora_cli.tasks.rank_correlation import spearman
 
 
 def test_there_is_one():

@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.metrics import (
+from bayeslora_cli.tasks.metrics import (
     ECE_BINS,
     METRICS,
     auroc,

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.data import load_task
 from bayeslora_cli.errors import DataError, UserError
-from bayeslora_cli.glue import TASKS, read_tsv
-from bayeslora_cli.metrics import METRICS
-from bayeslora_cli.tasks import Examples
+from bayeslora_cli.tasks.metrics import METRICS
+from bayeslora_cli.tasks.sources.glue import TASKS, read_tsv
+from bayeslora_cli.tasks.sources.loading import load_task
+from bayeslora_cli.tasks.task import Examples
 
 GLUE = Path(
-    os.environ.get("BAYESLORA_GLUE") or Path(__file__).parents[2] / "shared" / "glue"
+    os.environ.get("BAYESLORA_GLUE") or Path(__file__).parents[4] / "shared" / "glue"
 ).absolute()
 
 # headers of the official files, with labels and without
@@ -420,7 +420,7 @@ def test_offline_variable_is_honoured(tmp_path):
     )
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     env.pop("HF_DATASETS_CACHE", None)
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", script], env=env, cwd=root, capture_output=True, text=True
     )

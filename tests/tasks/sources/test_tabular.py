@@ -12,9 +12,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bayeslora_cli.errors import DataError
-from bayeslora_cli.own_data import LABEL_GUESSES, TEXT_GUESSES, custom_task, table_examples
-from bayeslora_cli.tables import Table, read_table
-from bayeslora_cli.tasks import Examples
+from bayeslora_cli.tasks.sources.table_reader import Table, read_table
+from bayeslora_cli.tasks.sources.tabular import (
+    LABEL_GUESSES,
+    TEXT_GUESSES,
+    custom_task,
+    table_examples,
+)
+from bayeslora_cli.tasks.task import Examples
 
 
 def table(columns, *, spelled=False, class_names=None, option="--train-file"):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from bayeslora_cli import rank_correlation
+from bayeslora_cli.tasks import rank_correlation
 
 OBSERVATION_VARIANCE = 0.5
 """Of a score's noise, in its squared units: the likelihood that training with mean squared error

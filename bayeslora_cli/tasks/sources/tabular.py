@@ -8,8 +8,8 @@ from collections.abc import Collection
 from typing import Any
 
 from bayeslora_cli.errors import DataError
-from bayeslora_cli.tables import Table, shown
-from bayeslora_cli.tasks import Examples, Task
+from bayeslora_cli.tasks.sources.table_reader import Table, shown
+from bayeslora_cli.tasks.task import Examples, Task
 
 TEXT_GUESSES: tuple[tuple[str, ...], ...] = (
     ("sentence1", "sentence2"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bayeslora_cli.errors import DataError
-from bayeslora_cli.tasks import Examples, Task
+from bayeslora_cli.tasks.task import Examples, Task
 
 logger = logging.getLogger("bayeslora")
 

@@ -24,9 +24,9 @@ from bayeslora_cli.errors import (
     UserError,
 )
 from bayeslora_cli.launch import Place, joined, place
-from bayeslora_cli.report import RankReport
 from bayeslora_cli.results_command import print_table
-from bayeslora_cli.rundir import RunDir
+from bayeslora_cli.runs.directory import RunDir
+from bayeslora_cli.runs.rank_report import RankReport
 from bayeslora_cli.signals import listening
 from bayeslora_cli.sweep import Sweep, expand
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora_cli.config.run_config import RunConfig, kind
-from bayeslora_cli.lock import once
+from bayeslora_cli.runs.file_lock import once
 
 logger = logging.getLogger("bayeslora")
 

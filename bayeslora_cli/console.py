@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from bayeslora_cli.report import RankReport
+from bayeslora_cli.runs.rank_report import RankReport
 
 if TYPE_CHECKING:
     from rich.console import Console

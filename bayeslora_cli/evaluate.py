@@ -33,7 +33,7 @@ from bayeslora_cli.predictions import (
     write_submission,
 )
 from bayeslora_cli.predictive import Predictive
-from bayeslora_cli.rundir import RunDir
+from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.tasks.metrics import (
     ECE_BINS,
     OBSERVATION_VARIANCE,

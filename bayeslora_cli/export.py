@@ -15,10 +15,8 @@ import torch
 
 from bayeslora_cli.adapter_files import merge, save_lora_adapter, save_peft_adapter
 from bayeslora_cli.artifacts import now, versions
-from bayeslora_cli.atomic import replacing, write_json
 from bayeslora_cli.backbone import Labels, backbone_path
 from bayeslora_cli.batches import tokenise
-from bayeslora_cli.card import on_the_hub
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.evaluate import (
@@ -54,7 +52,9 @@ from bayeslora_cli.passes import Batches
 from bayeslora_cli.plain import Logits, load_merged, open_adapter, open_merged
 from bayeslora_cli.prune import prune
 from bayeslora_cli.quantized_file import load_quantized, save_quantized
-from bayeslora_cli.rundir import RunDir
+from bayeslora_cli.runs.atomic_write import replacing, write_json
+from bayeslora_cli.runs.directory import RunDir
+from bayeslora_cli.runs.model_card import on_the_hub
 from bayeslora_cli.tasks.sources.comparison_rows import check_data_is_read, load_file
 from bayeslora_cli.tasks.sources.loading import load_examples
 from bayeslora_cli.tasks.task import Examples, Task

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bayeslora_cli import card
 from bayeslora_cli.adapter_files import BACKBONE
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.export_gates import Lost
 from bayeslora_cli.onnx_file import ONNX_FILE
+from bayeslora_cli.runs import model_card
 from bayeslora_cli.tasks.task import Task
 
 LIBRARIES = {
@@ -56,14 +56,14 @@ def export_card(
     reopened = "Read back" if form == "quantized" else "Reopened without bayeslora"
     return "\n".join(
         [
-            card.front_matter(config, LIBRARIES[form]),
-            card.heading(config, task),
-            card.introduction(config, task, steps) + pruned + "\n",
+            model_card.front_matter(config, LIBRARIES[form]),
+            model_card.heading(config, task),
+            model_card.introduction(config, task, steps) + pruned + "\n",
             f"{_WHAT[name]}\n{reopened}, {check}.\n",
             *([] if lost is None else [f"{str(lost)[0].upper()}{str(lost)[1:]}.\n"]),
             f"Metrics, measured in {precision}:\n",
-            card.metric_table(metrics),
-            card.code(snippet(form, config, task)),
+            model_card.metric_table(metrics),
+            model_card.code(snippet(form, config, task)),
         ]
     )
 
@@ -109,7 +109,7 @@ def snippet(form: str, config: RunConfig, task: Task) -> str:
         load = [f"model = AutoModelForSequenceClassification.from_pretrained(directory{trust})"]
         classes = "AutoModelForSequenceClassification, AutoTokenizer"
         if form != "merged":
-            base_imports, base = card.base_model(config.model)
+            base_imports, base = model_card.base_model(config.model)
             imports = [*base_imports, "", *imports] if base_imports else imports
             imports.append("from peft import PeftModel")
             classes = "AutoConfig, " + classes

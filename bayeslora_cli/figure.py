@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bayeslora_cli.allocations import Group, bit_difference_grid, difference_grid, mean_grid
-from bayeslora_cli.atomic import replacing
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.figure_curves import history_figure, scores_figure
 from bayeslora_cli.figure_heatmap import panels_figure
 from bayeslora_cli.figure_parts import DPI, MINUS, STYLE
 from bayeslora_cli.heatmap import PARTS, Grid, bit_grid
 from bayeslora_cli.history import History
+from bayeslora_cli.runs.atomic_write import replacing
 from bayeslora_cli.scores import Scores
 from bayeslora_cli.views import Difference, Panels, Ranks, View
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from bayeslora_cli.report import MatrixReport, RankReport
+from bayeslora_cli.runs.rank_report import MatrixReport, RankReport
 from bayeslora_cli.shades import Shading, show
 
 if TYPE_CHECKING:

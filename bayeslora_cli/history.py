@@ -16,8 +16,8 @@ from bayeslora_cli.allocations import Group
 from bayeslora_cli.bit_operations import FLOAT_BITS
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.heatmap import ABSENT, ROWS
-from bayeslora_cli.report import RankReport
-from bayeslora_cli.rundir import RunDir
+from bayeslora_cli.runs.directory import RunDir
+from bayeslora_cli.runs.rank_report import RankReport
 from bayeslora_cli.shades import Shading, printable
 from bayeslora_cli.tasks.rank_correlation import Floats
 

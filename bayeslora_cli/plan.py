@@ -18,7 +18,7 @@ from bayeslora_cli.gate_schedule import schedule_of
 from bayeslora_cli.model import METHODS, build_network
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.prepare import Prepared, learning_rate, rank_budget
-from bayeslora_cli.report import kinds_of
+from bayeslora_cli.runs.rank_report import kinds_of
 from bayeslora_cli.token_cache import encode_once
 
 POINTS = 8  # of the schedule, besides its first and last step

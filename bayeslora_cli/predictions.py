@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayeslora_cli.atomic import replacing
 from bayeslora_cli.errors import UserError
+from bayeslora_cli.runs.atomic_write import replacing
 from bayeslora_cli.tasks.sources.glue import SCORE_RANGE, GlueTask
 from bayeslora_cli.tasks.task import Task
 

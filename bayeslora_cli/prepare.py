@@ -15,11 +15,11 @@ from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ConfigError, RunDirError
 from bayeslora_cli.gate_schedule import too_short
 from bayeslora_cli.model import METHODS
-from bayeslora_cli.rundir import RunDir
+from bayeslora_cli.runs.directory import RunDir
+from bayeslora_cli.runs.trackers import check_trackers
 from bayeslora_cli.schedules import LearningRate, RankBudget
 from bayeslora_cli.shared import Shared
 from bayeslora_cli.tasks.task import Examples, Task
-from bayeslora_cli.trackers import check_trackers
 
 logger = logging.getLogger("bayeslora")
 

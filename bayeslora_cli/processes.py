@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bayeslora_cli.bank import AdapterBank
-    from bayeslora_cli.checkpoint import Stateful
+    from bayeslora_cli.runs.checkpoint import Stateful
 
 Value = TypeVar("Value")
 Known = TypeVar("Known", bound=BaseException)

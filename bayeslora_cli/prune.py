@@ -8,8 +8,8 @@ from torch import Tensor
 from bayeslora_cli.allocator import largest
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.model import Network
-from bayeslora_cli.report import RankReport
-from bayeslora_cli.rundir import RunDir
+from bayeslora_cli.runs.directory import RunDir
+from bayeslora_cli.runs.rank_report import RankReport
 
 
 def prune(run: RunDir, network: Network, target_rank: int) -> Tensor:

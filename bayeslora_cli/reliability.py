@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bayeslora_cli.atomic import replacing
 from bayeslora_cli.errors import UserError
+from bayeslora_cli.runs.atomic_write import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

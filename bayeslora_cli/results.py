@@ -18,7 +18,7 @@ from bayeslora_cli.config.effects import affecting
 from bayeslora_cli.config.resolution import SCHEDULED, resolve, scale_schedule
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ConfigError, RunDirError, UserError
-from bayeslora_cli.rundir import RunDir, runs_below
+from bayeslora_cli.runs.directory import RunDir, runs_below
 
 logger = logging.getLogger("bayeslora")
 

@@ -11,7 +11,7 @@ from bayeslora_cli.config.run_config import nearest
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.results import AT, load_results
 from bayeslora_cli.results_table import Table, read_reference
-from bayeslora_cli.rundir import RunDir, runs_below
+from bayeslora_cli.runs.directory import RunDir, runs_below
 
 
 def is_collection(path: Path) -> bool:

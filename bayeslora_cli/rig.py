@@ -13,7 +13,6 @@ from bayeslora_cli.allocator import Allocator, RankAllocator
 from bayeslora_cli.backbone import Labels
 from bayeslora_cli.batches import Feed, TokenisedSplit
 from bayeslora_cli.capture import GraphRunner
-from bayeslora_cli.checkpoint import Stateful, transfer
 from bayeslora_cli.compiler import compile_blocks, compiled_once, is_worth_compiling
 from bayeslora_cli.config.run_config import RunConfig, kind
 from bayeslora_cli.criteria import CRITERIA
@@ -25,6 +24,7 @@ from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.passes import Batches
 from bayeslora_cli.prepare import Prepared, learning_rate, rank_budget
 from bayeslora_cli.processes import ALONE, Alone
+from bayeslora_cli.runs.checkpoint import Stateful, transfer
 from bayeslora_cli.step import TrainStep
 
 logger = logging.getLogger("bayeslora")

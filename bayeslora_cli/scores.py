@@ -15,7 +15,7 @@ from bayeslora_cli.allocations import Group
 from bayeslora_cli.console import posterior_line
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.heatmap import ROWS
-from bayeslora_cli.report import RankReport
+from bayeslora_cli.runs.rank_report import RankReport
 from bayeslora_cli.shades import printable
 from bayeslora_cli.tasks.rank_correlation import Floats
 

@@ -22,7 +22,7 @@ from bayeslora_cli.config.run_config import (
     nearest,
 )
 from bayeslora_cli.errors import ConfigError, UserError
-from bayeslora_cli.rundir import RunDir
+from bayeslora_cli.runs.directory import RunDir
 
 # the options that take a list; the first varies slowest
 NAMES: dict[str, tuple[str, ...]] = {

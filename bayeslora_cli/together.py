@@ -23,7 +23,6 @@ from torch.distributed.rendezvous import rendezvous
 
 from bayeslora_cli.agreement import AgreedStop
 from bayeslora_cli.bank import AdapterBank
-from bayeslora_cli.checkpoint import Stateful
 from bayeslora_cli.errors import (
     EXIT_FAILED,
     EXIT_PREEMPTED,
@@ -34,6 +33,7 @@ from bayeslora_cli.errors import (
     UserError,
 )
 from bayeslora_cli.processes import Alone
+from bayeslora_cli.runs.checkpoint import Stateful
 from bayeslora_cli.signals import Stop
 
 Value = TypeVar("Value")

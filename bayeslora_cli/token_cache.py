@@ -23,11 +23,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bayeslora_cli.atomic import replacing
 from bayeslora_cli.batches import encode
 from bayeslora_cli.errors import StorageError
 from bayeslora_cli.fingerprint import data_fingerprint
-from bayeslora_cli.lock import once
+from bayeslora_cli.runs.atomic_write import replacing
+from bayeslora_cli.runs.file_lock import once
 from bayeslora_cli.tasks.task import Examples
 
 logger = logging.getLogger("bayeslora")

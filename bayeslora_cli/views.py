@@ -19,7 +19,7 @@ from bayeslora_cli.allocations import (
     within,
 )
 from bayeslora_cli.heatmap import beside, bit_grid, draw
-from bayeslora_cli.report import MatrixReport
+from bayeslora_cli.runs.rank_report import MatrixReport
 from bayeslora_cli.shades import printable
 
 

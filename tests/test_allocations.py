@@ -26,7 +26,7 @@ from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.toml_files import to_toml
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.heatmap import rank_grid
-from bayeslora_cli.rundir import RunDir
+from bayeslora_cli.runs.directory import RunDir
 from tests.support.ranked_runs import DECODER, allocation, constant, names, write_run, write_seeds
 
 NAMES = names(2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bayeslora_cli import compiler, lock
+from bayeslora_cli import compiler
 from bayeslora_cli.compiler import (
     WORTH_IT,
     compile_blocks,
@@ -16,6 +16,7 @@ from bayeslora_cli.compiler import (
     is_worth_compiling,
 )
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.runs import file_lock
 
 from .test_step import T_FINAL, T_INIT, TOTAL, batches, make_step
 
@@ -100,7 +101,7 @@ def waits(monkeypatch, tmp_path):
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    monkeypatch.setattr(lock, "_wait", lambda *arguments: waited.append(arguments))
+    monkeypatch.setattr(file_lock, "_wait", lambda *arguments: waited.append(arguments))
     return find
 
 

@@ -23,7 +23,7 @@ from bayeslora_cli.console import (
     set_up_logging,
     side_by_side,
 )
-from bayeslora_cli.report import MatrixReport, RankReport
+from bayeslora_cli.runs.rank_report import MatrixReport, RankReport
 
 logger = logging.getLogger("bayeslora")
 

@@ -16,7 +16,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from bayeslora_cli import checkpoint
 from bayeslora_cli.backbone import load_tokenizer
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.engine import train
@@ -29,7 +28,8 @@ from bayeslora_cli.errors import (
 )
 from bayeslora_cli.evaluate import evaluate_run
 from bayeslora_cli.passes import Batches, logits_of
-from bayeslora_cli.report import RankReport
+from bayeslora_cli.runs import checkpoint
+from bayeslora_cli.runs.rank_report import RankReport
 from bayeslora_cli.step import TrainStep
 from bayeslora_cli.tasks.sources.loading import load_task
 from tests.conftest import save_backbone

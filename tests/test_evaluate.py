@@ -17,7 +17,7 @@ from bayeslora_cli.batches import TokenisedSplit, tokenise
 from bayeslora_cli.errors import DataError, NonFiniteError, UserError
 from bayeslora_cli.evaluate import evaluate_run, load_run
 from bayeslora_cli.passes import Batches, Sampling, predict_at_mean, predict_over_samples
-from bayeslora_cli.rundir import RunDir
+from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.tasks.metrics import auroc, gaussian_nll, nll
 from bayeslora_cli.tasks.sources.loading import load_examples
 from tests.conftest import WORDS

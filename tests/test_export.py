@@ -23,8 +23,8 @@ from bayeslora_cli.errors import BayesloraError, DataError, ModelError, RunDirEr
 from bayeslora_cli.evaluate import evaluate_run, load_run
 from bayeslora_cli.export import ExportOptions, describe_export, export_run
 from bayeslora_cli.export_options import BOUNDS
-from bayeslora_cli.report import RankReport
-from bayeslora_cli.rundir import RunDir
+from bayeslora_cli.runs.directory import RunDir
+from bayeslora_cli.runs.rank_report import RankReport
 from tests.conftest import save_backbone
 
 from .test_engine import run_of

@@ -288,7 +288,7 @@ def test_no_token_is_written_or_printed(server):
 
 def test_the_second_process_is_refused(server):
     """It says who is there, leaves alone what it finds, and exits with 2."""
-    from bayeslora_cli.lock import locked
+    from bayeslora_cli.runs.file_lock import locked
 
     shutil.copytree(server.directory / "whole", server.directory / "two")
     run = server.run("two")

@@ -20,7 +20,7 @@ from bayeslora_cli.gate_report import _collapsed
 from bayeslora_cli.gate_schedule import GateSchedule, steps_to_close, too_short
 from bayeslora_cli.hard_concrete import SHIFT, START, THRESHOLD
 from bayeslora_cli.posterior import Posterior
-from bayeslora_cli.report import RankReport
+from bayeslora_cli.runs.rank_report import RankReport
 from tests.support.faults import contents, differences
 
 from .test_engine import killed_at, lines, run_of  # noqa: F401

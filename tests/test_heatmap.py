@@ -24,7 +24,7 @@ from bayeslora_cli.heatmap import (
     print_heatmap,
     rank_grid,
 )
-from bayeslora_cli.report import MatrixReport, RankReport
+from bayeslora_cli.runs.rank_report import MatrixReport, RankReport
 from bayeslora_cli.shades import RAMP, SHADES
 
 TERMINAL = {"TERM": "xterm-256color", "COLORTERM": "truecolor"}

@@ -6,9 +6,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from bayeslora_cli.atomic import write_json
-from bayeslora_cli.report import MatrixReport, RankReport, kinds_of, layer_of
-from bayeslora_cli.rundir import RunDir
+from bayeslora_cli.runs.atomic_write import write_json
+from bayeslora_cli.runs.directory import RunDir
+from bayeslora_cli.runs.rank_report import MatrixReport, RankReport, kinds_of, layer_of
 
 ENCODER = (
     "attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj",

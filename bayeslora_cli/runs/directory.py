@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.atomic import aside, named, remove, tidy, write_json, write_text
 from bayeslora_cli.config.effects import affecting
 from bayeslora_cli.config.run_config import RunConfig, flag
 from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import RunDirError, StorageError, UserError
+from bayeslora_cli.runs.atomic_write import aside, named, remove, tidy, write_json, write_text
 from bayeslora_cli.tasks.task import Task
 
 

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bayeslora_cli import checkpoint, state
-from bayeslora_cli.checkpoint import COMPLETE, SCALARS, TENSORS, Checkpoints, read
+from bayeslora_cli import state
 from bayeslora_cli.config.intervals import parse_interval
 from bayeslora_cli.errors import RunDirError, StorageError
+from bayeslora_cli.runs import checkpoint
+from bayeslora_cli.runs.checkpoint import COMPLETE, SCALARS, TENSORS, Checkpoints, read
 from bayeslora_cli.state import BestSoFar, Generators, Inputs, Loop
 
 from .test_step import batches, make_step

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bayeslora_cli import atomic
-from bayeslora_cli.atomic import replacing, write_json, write_text
 from bayeslora_cli.errors import StorageError
+from bayeslora_cli.runs import atomic_write
+from bayeslora_cli.runs.atomic_write import replacing, write_json, write_text
 from tests.support.trees import put, tree
 
 # ---- atomic writes
@@ -83,7 +83,7 @@ def test_flushed_before_the_name_appears(tmp_path, monkeypatch, kind):
         fsync(descriptor)
 
     monkeypatch.setattr(Path, "rename", noted_rename)
-    monkeypatch.setattr(atomic.os, "fsync", noted_fsync)
+    monkeypatch.setattr(atomic_write.os, "fsync", noted_fsync)
     with replacing(tmp_path / "thing") as temporary:
         put(temporary, kind, "new")
     at = events.index(("rename", str(tmp_path / "thing")))
@@ -205,7 +205,7 @@ def test_a_refused_write_of_safetensors_is_named(tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
     assert done.stdout.startswith("cannot write x.safetensors: File too large"), done.stderr
     assert tree(tmp_path) == {}

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bayeslora_cli import lock
 from bayeslora_cli.errors import RunDirError
-from bayeslora_cli.lock import locked, once
+from bayeslora_cli.runs import file_lock
+from bayeslora_cli.runs.file_lock import locked, once
 
 HOLDER = (
     "import sys, time\n"
@@ -31,7 +31,7 @@ def holder(tmp_path):
     """Another process that holds the lock."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path / "run" / ".lock")], stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
     assert process.stdout.readline() == b"held\n"
     yield process
@@ -94,7 +94,7 @@ def test_a_lock_file_removed_by_its_holder_is_nobodys(tmp_path, monkeypatch):
             tries.append(descriptor)
         flock(descriptor, operation)
 
-    monkeypatch.setattr(lock.fcntl, "flock", removed_meanwhile)
+    monkeypatch.setattr(file_lock.fcntl, "flock", removed_meanwhile)
     with locked(path):
         assert path.exists()
         with pytest.raises(RunDirError, match=f"process {os.getpid()}"):
@@ -106,7 +106,7 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog)
     def none(descriptor, operation):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(lock.fcntl, "flock", none)
+    monkeypatch.setattr(file_lock.fcntl, "flock", none)
     with caplog.at_level("WARNING", "bayeslora"), locked(tmp_path / ".lock"):
         assert "start no second process" in caplog.text
 
@@ -150,7 +150,7 @@ def start():
         process = subprocess.Popen(
             [sys.executable, "-c", script, made, str(seconds), str(patience)],
             stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )  # fmt: skip
         started.append(process)
         return process
@@ -236,7 +236,7 @@ def test_nobody_waits_where_nothing_can_be_locked(tmp_path, monkeypatch, reason,
 
     place = tmp_path / "place"
     if reason == "no locks":
-        monkeypatch.setattr(lock.fcntl, "flock", none)
+        monkeypatch.setattr(file_lock.fcntl, "flock", none)
     elif reason == "a file in the way":
         place.touch()
     made = place / ("x" * 300 if reason == "what nobody may ask for" else "thing")

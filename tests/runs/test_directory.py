@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.atomic import write_json
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.run_config import RunConfig, flag
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.rundir import RunDir
+from bayeslora_cli.runs.atomic_write import write_json
+from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.tasks.sources.glue import TASKS
 from tests.support.trees import put, tree
 

@@ -7,8 +7,8 @@ import json
 import pytest
 import yaml
 
-from bayeslora_cli.card import base_model, front_matter
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.runs.model_card import base_model, front_matter
 
 
 @pytest.mark.parametrize(

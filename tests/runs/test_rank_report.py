@@ -17,7 +17,14 @@ from transformers.pytorch_utils import Conv1D
 from bayeslora_cli.artifacts import rank_report
 from bayeslora_cli.errors import RunDirError
 from bayeslora_cli.heatmap import rank_grid
-from bayeslora_cli.report import SCHEMA, MatrixReport, RankReport, kind_of, kinds_of, layer_of
+from bayeslora_cli.runs.rank_report import (
+    SCHEMA,
+    MatrixReport,
+    RankReport,
+    kind_of,
+    kinds_of,
+    layer_of,
+)
 
 from .test_model import build
 

@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bayeslora_cli.atomic import discard, leftovers, named, replacing, tidy
 from bayeslora_cli.config.intervals import Interval
 from bayeslora_cli.errors import RunDirError
+from bayeslora_cli.runs.atomic_write import discard, leftovers, named, replacing, tidy
 
 TENSORS = "state.safetensors"
 SCALARS = "state.json"

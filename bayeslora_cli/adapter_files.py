@@ -10,13 +10,13 @@ from peft import AdaLoraConfig, LoraConfig, PeftConfig, TaskType
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bayeslora_cli.adapters import LowRankLinear
-from bayeslora_cli.backbone import backbone_path, inside
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.deberta import RelativeAttention
 from bayeslora_cli.errors import ModelError
-from bayeslora_cli.folding import fold, plain_number, uniform, without_empty
 from bayeslora_cli.model import METHODS, Network
+from bayeslora_cli.models.adapters.layer import LowRankLinear
+from bayeslora_cli.models.adapters.plain_lora import fold, plain_number, uniform, without_empty
+from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
+from bayeslora_cli.models.backbones.loading import backbone_path, inside
 
 BACKBONE = "backbone"  # subfolder of an adapter: the configuration that it was trained with
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bayeslora_cli.bank import AdapterBank
 from bayeslora_cli.criteria import Criterion, ElementStatistics
+from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.schedules import Phase, RankBudget
 
 SENSITIVITY_BETA1 = 0.85  # AdaLoRA, section 4.1; PEFT's beta1

@@ -15,7 +15,6 @@ import torch
 
 from bayeslora_cli.adapter_files import merge, save_lora_adapter, save_peft_adapter
 from bayeslora_cli.artifacts import now, versions
-from bayeslora_cli.backbone import Labels, backbone_path
 from bayeslora_cli.batches import tokenise
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import RunDirError, UserError
@@ -47,6 +46,7 @@ from bayeslora_cli.export_options import (
 )
 from bayeslora_cli.hub import upload
 from bayeslora_cli.model import Network
+from bayeslora_cli.models.backbones.loading import Labels, backbone_path
 from bayeslora_cli.onnx_file import open_onnx, write_onnx
 from bayeslora_cli.passes import Batches
 from bayeslora_cli.plain import Logits, load_merged, open_adapter, open_merged

@@ -12,7 +12,7 @@ from bayeslora_cli.compiler import uncompiled
 from bayeslora_cli.gated import E_FLOOR
 from bayeslora_cli.gates import BASE, FLOAT, Gates
 from bayeslora_cli.model import Network
-from bayeslora_cli.quantizer import SMALLEST_RANGE
+from bayeslora_cli.models.kernels.quantize import SMALLEST_RANGE
 
 
 @torch.no_grad()

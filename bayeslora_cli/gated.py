@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from bayeslora_cli.adapters import ADALORA_STD, LowRankLinear
-from bayeslora_cli.gated_product import gated_product
-from bayeslora_cli.low_rank import low_rank_linear
-from bayeslora_cli.quantizer import Quantizers, is_fused, quantize
+from bayeslora_cli.models.adapters.layer import ADALORA_STD, LowRankLinear
+from bayeslora_cli.models.kernels.gated_linear import gated_product
+from bayeslora_cli.models.kernels.low_rank_linear import low_rank_linear
+from bayeslora_cli.models.kernels.quantize import Quantizers, is_fused, quantize
 
 E_FLOOR = 0.02
 """What a singular value of 0 counts as where ranges are measured, and its own first range."""

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayeslora_cli.bank import AdapterBank
-from bayeslora_cli.factors import padded_rank
 from bayeslora_cli.gated import GatedLinear, Operands
 from bayeslora_cli.hard_concrete import MARGIN, START, is_open, nested, probability, sampled
-from bayeslora_cli.quantizer import Quantizers, intervals, quantize, quantizers
+from bayeslora_cli.models.adapters.bank import AdapterBank
+from bayeslora_cli.models.adapters.published_factors import padded_rank
+from bayeslora_cli.models.kernels.quantize import Quantizers, intervals, quantize, quantizers
 
 OPERANDS = ("A", "B", "E", "x", "a", "h")
 """Quantized: the weights, the adapter's input, what A makes of it, and that times E."""

@@ -10,18 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeslora_cli.adapters import JointLinear, LowRankLinear, adalora_linear, lora_linear
-from bayeslora_cli.backbone import Labels, inside, load_backbone, match_targets, unread
-from bayeslora_cli.bank import AdapterBank, Matrix
 from bayeslora_cli.config.ladder import parse_ladder
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.cpu_dropout import cpu_dropout
-from bayeslora_cli.deberta import RelativeAttention, replace_attention
 from bayeslora_cli.errors import ModelError
-from bayeslora_cli.factors import Factors
-from bayeslora_cli.fingerprint import fingerprint
 from bayeslora_cli.gated import GatedLinear, gated_linear
 from bayeslora_cli.gates import FLOAT, Gates, Plan
+from bayeslora_cli.models.adapters.bank import AdapterBank, Matrix
+from bayeslora_cli.models.adapters.layer import (
+    JointLinear,
+    LowRankLinear,
+    adalora_linear,
+    lora_linear,
+)
+from bayeslora_cli.models.adapters.published_factors import Factors
+from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention, replace_attention
+from bayeslora_cli.models.backbones.fingerprint import fingerprint
+from bayeslora_cli.models.backbones.loading import (
+    Labels,
+    inside,
+    load_backbone,
+    match_targets,
+    unread,
+)
+from bayeslora_cli.models.kernels.cpu_dropout import cpu_dropout
 
 
 @dataclass(kw_only=True, slots=True)

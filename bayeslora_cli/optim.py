@@ -15,8 +15,8 @@ import ivon
 import torch
 from torch import Tensor
 
-from bayeslora_cli.bank import AdapterBank
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.models.adapters.bank import AdapterBank
 
 CPU_PART = 2**15  # elements of an update at a time on a CPU: the most that torch gives one thread
 

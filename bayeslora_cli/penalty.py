@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bayeslora_cli.bank import AdapterBank
+from bayeslora_cli.models.adapters.bank import AdapterBank
 
 PIECE = 64  # elements that a product of long and few rows sums at a time
 

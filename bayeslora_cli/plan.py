@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from bayeslora_cli.backbone import Labels
 from bayeslora_cli.batches import steps_per_epoch, tokenise
 from bayeslora_cli.config.resolution import SCHEDULED, Resolved
 from bayeslora_cli.config.run_config import FIELDS, flag
@@ -16,6 +15,7 @@ from bayeslora_cli.device import pick_device
 from bayeslora_cli.estimate import Estimate, estimate
 from bayeslora_cli.gate_schedule import schedule_of
 from bayeslora_cli.model import METHODS, build_network
+from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.prepare import Prepared, learning_rate, rank_budget
 from bayeslora_cli.runs.rank_report import kinds_of

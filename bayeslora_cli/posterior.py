@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bayeslora_cli.bank import AdapterBank, Segment
 from bayeslora_cli.errors import RunDirError
 from bayeslora_cli.model import Network
+from bayeslora_cli.models.adapters.bank import AdapterBank, Segment
 
 FORMAT = "bayeslora-posterior-1"
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.backbone import load_tokenizer, usable_length
 from bayeslora_cli.batches import steps_per_epoch
 from bayeslora_cli.config.resolution import Resolved, run_name, scale_schedule
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ConfigError, RunDirError
 from bayeslora_cli.gate_schedule import too_short
 from bayeslora_cli.model import METHODS
+from bayeslora_cli.models.backbones.loading import load_tokenizer, usable_length
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.trackers import check_trackers
 from bayeslora_cli.schedules import LearningRate, RankBudget

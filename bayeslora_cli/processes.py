@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from bayeslora_cli.bank import AdapterBank
+    from bayeslora_cli.models.adapters.bank import AdapterBank
     from bayeslora_cli.runs.checkpoint import Stateful
 
 Value = TypeVar("Value")

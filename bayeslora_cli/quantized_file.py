@@ -23,7 +23,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from bayeslora_cli.backbone import Labels, load_tokenizer
 from bayeslora_cli.bit_operations import cost
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.config.toml_files import from_toml, to_toml
@@ -32,7 +31,8 @@ from bayeslora_cli.gate_report import sizes_of, widths
 from bayeslora_cli.gated import GatedLinear, Operands
 from bayeslora_cli.gates import BASE, WEIGHTS, Gates
 from bayeslora_cli.model import Network, build_network
-from bayeslora_cli.quantizer import Quantizers, codes
+from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
+from bayeslora_cli.models.kernels.quantize import Quantizers, codes
 from bayeslora_cli.runs.atomic_write import write_json, write_text
 
 SCHEMA = 1

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora_cli.bank import AdapterBank
 from bayeslora_cli.errors import RunDirError
+from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.processes import ALONE, Alone, mixed
 
 logger = logging.getLogger("bayeslora")

@@ -22,7 +22,6 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from bayeslora_cli.agreement import AgreedStop
-from bayeslora_cli.bank import AdapterBank
 from bayeslora_cli.errors import (
     EXIT_FAILED,
     EXIT_PREEMPTED,
@@ -32,6 +31,7 @@ from bayeslora_cli.errors import (
     Preempted,
     UserError,
 )
+from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.processes import Alone
 from bayeslora_cli.runs.checkpoint import Stateful
 from bayeslora_cli.signals import Stop

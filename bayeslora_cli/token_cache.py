@@ -25,7 +25,7 @@ from torch import Tensor
 
 from bayeslora_cli.batches import encode
 from bayeslora_cli.errors import StorageError
-from bayeslora_cli.fingerprint import data_fingerprint
+from bayeslora_cli.models.backbones.fingerprint import data_fingerprint
 from bayeslora_cli.runs.atomic_write import replacing
 from bayeslora_cli.runs.file_lock import once
 from bayeslora_cli.tasks.task import Examples

@@ -10,8 +10,8 @@ from peft.tuners.adalora.layer import RankAllocator as PeftAllocator
 from torch import nn
 
 from bayeslora_cli.allocator import RankAllocator, largest
-from bayeslora_cli.bank import AdapterBank, Matrix
 from bayeslora_cli.criteria import CRITERIA
+from bayeslora_cli.models.adapters.bank import AdapterBank, Matrix
 from bayeslora_cli.schedules import RankBudget
 
 RANK = 4

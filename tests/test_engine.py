@@ -16,7 +16,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from bayeslora_cli.backbone import load_tokenizer
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.engine import train
 from bayeslora_cli.errors import (
@@ -27,6 +26,7 @@ from bayeslora_cli.errors import (
     RunDirError,
 )
 from bayeslora_cli.evaluate import evaluate_run
+from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.passes import Batches, logits_of
 from bayeslora_cli.runs import checkpoint
 from bayeslora_cli.runs.rank_report import RankReport
@@ -371,9 +371,9 @@ def test_prediction_does_not_depend_on_the_batch_size(backbone, rte, tmp_path):
 
 
 def test_predictions_that_are_not_finite_are_an_error(backbone, rte, tmp_path):
-    from bayeslora_cli.backbone import Labels
     from bayeslora_cli.batches import tokenise
     from bayeslora_cli.evaluate import load_run
+    from bayeslora_cli.models.backbones.loading import Labels
 
     run = run_of(backbone, rte, tmp_path, max_steps=2)
     network, tokenizer, _ = load_run(run, run.read_config(), Labels(classes=("a", "b")), "cpu")

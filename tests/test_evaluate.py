@@ -12,10 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from bayeslora_cli import posterior
-from bayeslora_cli.backbone import Labels
 from bayeslora_cli.batches import TokenisedSplit, tokenise
 from bayeslora_cli.errors import DataError, NonFiniteError, UserError
 from bayeslora_cli.evaluate import evaluate_run, load_run
+from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.passes import Batches, Sampling, predict_at_mean, predict_over_samples
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.tasks.metrics import auroc, gaussian_nll, nll

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from bayeslora_cli.adapter_files import save_lora_adapter
-from bayeslora_cli.backbone import load_tokenizer
 from bayeslora_cli.errors import BayesloraError, ModelError, NonFiniteError
 from bayeslora_cli.export import _reopen, _write
 from bayeslora_cli.export_check import batches_of, compare, random_rows, run_logits
 from bayeslora_cli.export_options import BOUNDS, ExportOptions
+from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.onnx_file import write_onnx
 from bayeslora_cli.plain import load_merged
 

@@ -8,14 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bayeslora_cli.bank import AdapterBank, Matrix
-from bayeslora_cli.factors import Factors
 from bayeslora_cli.gate_ranges import calibrate
 from bayeslora_cli.gated import E_FLOOR, gated_linear
 from bayeslora_cli.gates import FIXED, FLOAT, LEARNING, Gates, Plan
 from bayeslora_cli.hard_concrete import sampled
-
-from .test_quantizer import twin
+from bayeslora_cli.models.adapters.bank import AdapterBank, Matrix
+from bayeslora_cli.models.adapters.published_factors import Factors
+from tests.models.kernels.test_quantize import twin
 
 SHAPES = [(6, 9), (9, 6), (6, 9), (5, 5)]
 LADDER = (2, 4, 8, 16)

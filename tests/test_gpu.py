@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from bayeslora_cli import quantizer
 from bayeslora_cli.capture import GraphRunner
 from bayeslora_cli.compiler import compile_blocks
 from bayeslora_cli.gated import GatedLinear, Operands
 from bayeslora_cli.model import Network
+from bayeslora_cli.models.kernels import quantize
 from bayeslora_cli.step import TrainStep
 
 from .test_step import METHODS, T_FINAL, T_INIT, TOTAL, batches, make_step
@@ -67,28 +67,28 @@ def test_the_step_never_waits(method, optimizer, criterion, precision, backbone,
 @pytest.mark.parametrize(("rows", "size"), [(1, 7), (1, 2**17 + 3), (5, 9000)])
 def test_fused_quantizers_are_torchs(rows, size, ladder, kind, monkeypatch):
     """As far as rounding goes; a NaN is not lost."""
-    assert quantizer.HAS_TRITON
+    assert quantize.HAS_TRITON
     generator = torch.Generator("cuda").manual_seed(0)
     data = torch.randn(2, rows, size, generator=generator, device="cuda").to(kind)
     log_range = torch.randn(rows, generator=generator, device="cuda") * 0.3
     signed = torch.arange(rows, device="cuda").remainder(2).float()
-    divisors = torch.tensor(quantizer.intervals(ladder), device="cuda").float()
+    divisors = torch.tensor(quantize.intervals(ladder), device="cuda").float()
     shares = torch.rand(rows, len(ladder), generator=generator, device="cuda").softmax(-1)
-    by = quantizer.quantizers(log_range, signed, divisors.expand(shares.shape), shares)
+    by = quantize.quantizers(log_range, signed, divisors.expand(shares.shape), shares)
     found = []
     for fused in (True, False):
-        monkeypatch.setattr(quantizer, "HAS_TRITON", fused)
+        monkeypatch.setattr(quantize, "HAS_TRITON", fused)
         x, learned = data[0].clone().requires_grad_(), by.learned.clone().requires_grad_()
-        out = quantizer.quantize(x, quantizer.Quantizers(learned, by.constants))
+        out = quantize.quantize(x, quantize.Quantizers(learned, by.constants))
         out.backward(data[1])
         found.append((out.detach(), x.grad, learned.grad))
     for a, b in list(zip(*found, strict=True))[:2]:
         torch.testing.assert_close(a, b, rtol=1e-6 if kind == torch.float32 else 1e-2, atol=1e-6)
     torch.testing.assert_close(found[0][2], found[1][2], rtol=1e-4, atol=1e-2)
-    monkeypatch.setattr(quantizer, "HAS_TRITON", True)
+    monkeypatch.setattr(quantize, "HAS_TRITON", True)
     bad = data[0].clone()
     bad[0, 0] = float("nan")
-    assert bool(quantizer.quantize(bad, by)[0, 0].isnan())
+    assert bool(quantize.quantize(bad, by)[0, 0].isnan())
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
@@ -102,21 +102,21 @@ def test_a_fused_layer_is_torchs(rows, rank, ladder, kind, monkeypatch):
 
     layer = GatedLinear(torch.nn.Linear(200, 48), rank, 1.0).to("cuda", kind)
     layer.requires_grad_(False)
-    divisors = torch.tensor(quantizer.intervals(ladder), device="cuda").float()
+    divisors = torch.tensor(quantize.intervals(ladder), device="cuda").float()
     leaves = [drawn(rows, 200).to(kind), (drawn(rank, 200) / 14).to(kind), drawn(rank)]
     leaves.append(drawn(48, rank).to(kind))
     constants = []
     for signed in (1.0, 1.0, 0.0):
         log_range, sign = 0.1 * drawn(1), torch.full((1,), signed, device="cuda")
         shares = drawn(1, len(ladder)).softmax(-1)
-        by = quantizer.quantizers(log_range, sign, divisors.expand(shares.shape), shares)
+        by = quantize.quantizers(log_range, sign, divisors.expand(shares.shape), shares)
         leaves.append(by.learned)
         constants.append(by.constants)
     gradient, found = drawn(rows, 48).to(kind), []
     for fused in (True, False):
-        monkeypatch.setattr(quantizer, "HAS_TRITON", fused)
+        monkeypatch.setattr(quantize, "HAS_TRITON", fused)
         own = [leaf.detach().clone().requires_grad_() for leaf in leaves]
-        by = [quantizer.Quantizers(*pair) for pair in zip(own[4:], constants, strict=True)]
+        by = [quantize.Quantizers(*pair) for pair in zip(own[4:], constants, strict=True)]
         layer.operands = Operands(*own[1:4], *by)
         assert (layer._whole(own[0], layer.operands) is not None) == fused
         out = layer(own[0])

@@ -11,11 +11,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from bayeslora_cli import model
 from bayeslora_cli.adapter_files import merge, save_peft_adapter
-from bayeslora_cli.backbone import Labels, load_tokenizer, match_targets
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.deberta import RelativeAttention
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.model import build_network
+from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
+from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer, match_targets
 from tests.conftest import KINDS, tiny_tokenizer
 
 CPU = torch.device("cpu")

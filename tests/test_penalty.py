@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bayeslora_cli.bank import AdapterBank, Matrix
+from bayeslora_cli.models.adapters.bank import AdapterBank, Matrix
 from bayeslora_cli.penalty import orthogonality
 
 SHAPES = [(6, 9), (9, 6), (6, 9), (5, 5), (128, 64)]  # in one piece and in several

@@ -11,13 +11,13 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from bayeslora_cli.backbone import Labels
 from bayeslora_cli.errors import BayesloraError, RunDirError, UserError
 from bayeslora_cli.evaluate import load_run
 from bayeslora_cli.export import export_run
 from bayeslora_cli.export_check import run_logits
 from bayeslora_cli.export_options import ExportOptions
 from bayeslora_cli.gate_report import widths
+from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.quantized_file import CODES, FACTS, load_quantized
 
 from .test_engine import run_of

@@ -33,7 +33,6 @@ from transformers import AutoModelForSequenceClassification, DebertaV2Config
 from transformers.utils.logging import disable_progress_bar
 
 from bayeslora_cli.allocator import RankAllocator
-from bayeslora_cli.backbone import Labels
 from bayeslora_cli.capture import GraphRunner, run_eagerly
 from bayeslora_cli.compiler import compile_blocks
 from bayeslora_cli.config.run_config import RunConfig
@@ -41,6 +40,7 @@ from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.device import set_precision
 from bayeslora_cli.launch import joined, place
 from bayeslora_cli.model import build_network
+from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.processes import Alone
 from bayeslora_cli.schedules import LearningRate, RankBudget

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bayeslora_cli.skew import position_bias, skew
+from bayeslora_cli.models.kernels.position_bias import position_bias, skew
 
 
 @given(length=st.integers(1, 12), seed=st.integers(0, 1000), shift=st.integers(0, 1))
@@ -61,7 +61,9 @@ def test_position_bias(length):
 @pytest.mark.parametrize("compiled", [False, True])
 def test_its_gradients_by_the_kernel(length, dtype, compiled):
     """To the bit those of the views, whatever the memory held, and for a gradient in any order."""
-    by_kernel = pytest.importorskip("bayeslora_cli.skew_kernel").position_bias
+    by_kernel = pytest.importorskip(
+        "bayeslora_cli.models.kernels.position_bias_triton"
+    ).position_bias
     found = products(length, dtype, "cuda")
     call = torch.compile(by_kernel, dynamic=False) if compiled else by_kernel
     weights = torch.randn(2, 3, length, length, device="cuda").to(dtype).transpose(0, 1)

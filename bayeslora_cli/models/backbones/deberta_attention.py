@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayeslora_cli.adapters import JointLinear
-from bayeslora_cli.skew import position_bias, skew
+from bayeslora_cli.models.adapters.layer import JointLinear
+from bayeslora_cli.models.kernels.position_bias import position_bias, skew
 
 REPLACED = "DisentangledSelfAttention"  # transformers' name; version 1 of DeBERTa has it as well
 EXPECTED = (
@@ -118,9 +118,9 @@ def position_rows(reach: int, span: int, buckets: int, longest: int) -> Tensor:
 
 def _position_bias(c2p: Tensor, p2c: Tensor) -> Tensor:
     if HAVE_TRITON and c2p.is_cuda:
-        from bayeslora_cli import skew_kernel
+        from bayeslora_cli.models.kernels import position_bias_triton
 
-        found: Tensor = skew_kernel.position_bias(c2p, p2c)
+        found: Tensor = position_bias_triton.position_bias(c2p, p2c)
         return found
     return position_bias(c2p, p2c)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bayeslora_cli.low_rank import low_rank_linear
+from bayeslora_cli.models.kernels.low_rank_linear import low_rank_linear
 
 RANK_EPSILON = 1e-5  # PEFT divides by (r_init + 1e-5): forward, merging and folding must agree
 ADALORA_STD = 0.02  # of A and B at the start; E starts at 0 (PEFT's AdaLoRA)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bayeslora_cli.low_rank import low_rank_linear
+from bayeslora_cli.models.kernels.low_rank_linear import low_rank_linear
 
 
 def written_out(rows, weight, bias, down, up):

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from bayeslora_cli import skew
+from bayeslora_cli.models.kernels import position_bias as skew
 
 TILE = 64  # tokens, both ways
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bayeslora_cli.bank import ALIGNMENT, AdapterBank, Matrix
+from bayeslora_cli.models.adapters.bank import ALIGNMENT, AdapterBank, Matrix
 
 
 def build(shapes, rank, head=(), *, posterior=False, dtype=torch.float32, lora=False, full=()):

@@ -89,9 +89,9 @@ class _Quantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, learned: Tensor, constants: Tensor) -> Tensor:
         ctx.save_for_backward(x, constants)
         if is_fused(x):
-            from bayeslora_cli import quantizer_kernels
+            from bayeslora_cli.models.kernels import quantize_triton
 
-            found: Tensor = quantizer_kernels.forward(x, learned, constants)
+            found: Tensor = quantize_triton.forward(x, learned, constants)
             return found
         found = codes(x, constants).mul_(learned[:, 1:, None])
         return (found[:, 0] if found.shape[1] == 1 else found.sum(1)).to(x.dtype)
@@ -107,9 +107,9 @@ class _Quantize(torch.autograd.Function):
         """
         (x, constants), (grad,) = ctx.saved_tensors, grads
         if is_fused(x):
-            from bayeslora_cli import quantizer_kernels
+            from bayeslora_cli.models.kernels import quantize_triton
 
-            return *quantizer_kernels.backward(x, grad, constants), None
+            return *quantize_triton.backward(x, grad, constants), None
         clipped = _clipped(x, constants)
         of_factors = _rounded(clipped, constants).mul_(grad[:, None]).sum(-1)
         of_x = grad * (clipped == x)

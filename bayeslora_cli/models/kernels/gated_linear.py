@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 from torch.nn import functional as F
 
-from bayeslora_cli.quantizer import Quantizers
+from bayeslora_cli.models.kernels.quantize import Quantizers
 
 
 def gated_product(
@@ -58,10 +58,10 @@ def _forward(
     *by: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The result, Qx(rows) a', and what comes to b."""
-    from bayeslora_cli import gated_kernels
+    from bayeslora_cli.models.kernels import gated_linear_triton
 
     rows = rows.contiguous()
-    p, h = gated_kernels.forward(rows, a, e, *map(Quantizers, by[::2], by[1::2]))
+    p, h = gated_linear_triton.forward(rows, a, e, *map(Quantizers, by[::2], by[1::2]))
     return F.linear(rows, weight, bias).addmm_(h, b.t()), p, h
 
 
@@ -71,10 +71,10 @@ def _backward(
     constants_h: Tensor, p: Tensor, h: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of rows, where `needed` and else empty, of Qx, a, b; in one of Qa, Qh and e."""
-    from bayeslora_cli import gated_kernels
+    from bayeslora_cli.models.kernels import gated_linear_triton
 
     grad = grad.contiguous()
-    of_rows, of_x, of_a, rest = gated_kernels.backward(
+    of_rows, of_x, of_a, rest = gated_linear_triton.backward(
         grad, rows.contiguous(), p, a, e, b,
         Quantizers(learned_x, constants_x), Quantizers(learned_a, constants_a), constants_h,
     )  # fmt: skip

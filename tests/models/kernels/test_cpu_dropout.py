@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bayeslora_cli import cpu_dropout as own
-from bayeslora_cli.cpu_dropout import cpu_dropout
+from bayeslora_cli.models.kernels import cpu_dropout as own
+from bayeslora_cli.models.kernels.cpu_dropout import cpu_dropout
 
 CPU = torch.device("cpu")
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bayeslora_cli import factors
-from bayeslora_cli.adapters import JointLinear, LowRankLinear
-from bayeslora_cli.bank import AdapterBank, Matrix
-from bayeslora_cli.factors import Factors, padded_rank
+from bayeslora_cli.models.adapters import published_factors
+from bayeslora_cli.models.adapters.bank import AdapterBank, Matrix
+from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
+from bayeslora_cli.models.adapters.published_factors import Factors, padded_rank
 
 SIZE = st.integers(1, 9)
 
@@ -76,7 +76,7 @@ def test_values_and_gradients_are_the_layers_own(shapes, rank, adaptive, unit, s
     banked = layers_of(shapes, rank, adaptive=adaptive, seed=seed)
     bank = bank_of(banked)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(factors, "padded_rank", lambda rank, *_: -(-rank // unit) * unit)
+        patch.setattr(published_factors, "padded_rank", lambda rank, *_: -(-rank // unit) * unit)
         bank.factors = Factors(bank, banked, torch.float32)
     assert banked[0].down.shape[0] == -(-rank // unit) * unit
     for _ in range(2):  # a second pass starts from nothing
@@ -108,7 +108,7 @@ def test_joints(many, units, others, width, height, rank, adaptive, unit, order)
     groups = [drawn[many * u : many * (u + 1)] for u in range(units)]
     joints = [JointLinear([banked[i] for i in group]) for group in groups]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(factors, "padded_rank", lambda rank, *_: -(-rank // unit) * unit)
+        patch.setattr(published_factors, "padded_rank", lambda rank, *_: -(-rank // unit) * unit)
         bank.factors = Factors(bank, banked, torch.float32, joints)
     x = torch.randn(3, width, generator=torch.Generator().manual_seed(2))
     for _ in range(2):

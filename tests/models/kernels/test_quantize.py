@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.quantizer import MARGIN, codes, intervals, quantize, quantizers
+from bayeslora_cli.models.kernels.quantize import MARGIN, codes, intervals, quantize, quantizers
 
 LADDERS = [(2, 4, 8, 16), (2, 4), (4, 8), (8,), (2,), (4, 8, 16)]
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bayeslora_cli.fingerprint import SAMPLES, fingerprint
+from bayeslora_cli.models.backbones.fingerprint import SAMPLES, fingerprint
 
 
 def weights(seed=0):

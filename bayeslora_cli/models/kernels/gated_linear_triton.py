@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bayeslora_cli.quantizer import Quantizers
-from bayeslora_cli.quantizer_kernels import clipped, code, mixed
+from bayeslora_cli.models.kernels.quantize import Quantizers
+from bayeslora_cli.models.kernels.quantize_triton import clipped, code, mixed
 
 ROWS = 16
 """Of x and h in a tile of the skinny products."""

@@ -11,15 +11,15 @@ from transformers import BertConfig
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils.import_utils import is_tracing
 
-from bayeslora_cli.backbone import (
+from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.errors import ModelError
+from bayeslora_cli.models.backbones.loading import (
     Labels,
     backbone_path,
     load_backbone,
     load_tokenizer,
     unread,
 )
-from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.errors import ModelError
 from tests.conftest import DECODERS, KINDS
 
 

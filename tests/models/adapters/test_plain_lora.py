@@ -7,8 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bayeslora_cli.adapters import RANK_EPSILON
-from bayeslora_cli.folding import Factors, fold, pad, plain_number, uniform, without_empty
+from bayeslora_cli.models.adapters.layer import RANK_EPSILON
+from bayeslora_cli.models.adapters.plain_lora import (
+    Factors,
+    fold,
+    pad,
+    plain_number,
+    uniform,
+    without_empty,
+)
 
 RANKS = st.integers(0, 5)
 SCALES = st.floats(1e-3, 1e3)

@@ -23,11 +23,11 @@ from bayeslora_cli.errors import (
     RunDirError,
     UserError,
 )
-from bayeslora_cli.launch import Place, joined, place
+from bayeslora_cli.execution.launch_environment import Place, joined, place
+from bayeslora_cli.execution.signals import listening
 from bayeslora_cli.results_command import print_table
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import RankReport
-from bayeslora_cli.signals import listening
 from bayeslora_cli.sweep import Sweep, expand
 
 app = typer.Typer(

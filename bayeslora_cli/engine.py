@@ -18,13 +18,14 @@ from bayeslora_cli.artifacts import Snapshot, now, record_environment, write_art
 from bayeslora_cli.config.intervals import parse_interval
 from bayeslora_cli.config.resolution import Resolved
 from bayeslora_cli.console import Reporter
-from bayeslora_cli.device import memory_explained, peak_memory
 from bayeslora_cli.errors import NonFiniteError, Preempted
 from bayeslora_cli.evaluate import describe, evaluate_splits
+from bayeslora_cli.execution.device import memory_explained, peak_memory
+from bayeslora_cli.execution.processes import ALONE, Alone
+from bayeslora_cli.execution.signals import Stop, Stopped
 from bayeslora_cli.posterior import Posterior
 from bayeslora_cli.posterior_summary import posterior_summary
 from bayeslora_cli.prepare import Prepared, prepare
-from bayeslora_cli.processes import ALONE, Alone
 from bayeslora_cli.runs.atomic_write import write_json
 from bayeslora_cli.runs.checkpoint import KEPT, Checkpoints
 from bayeslora_cli.runs.directory import RunDir
@@ -32,7 +33,6 @@ from bayeslora_cli.runs.file_lock import locked
 from bayeslora_cli.runs.trackers import Trackers
 from bayeslora_cli.session import Session
 from bayeslora_cli.shared import Shared
-from bayeslora_cli.signals import Stop, Stopped
 
 logger = logging.getLogger("bayeslora")
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from bayeslora_cli import posterior
 from bayeslora_cli.batches import TokenisedSplit, tokenise
-from bayeslora_cli.capture import Runner, run_eagerly
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.device import pick_device, set_precision
 from bayeslora_cli.errors import DataError, ModelError, RunDirError, UserError
+from bayeslora_cli.execution.cuda_graphs import Runner, run_eagerly
+from bayeslora_cli.execution.device import pick_device, set_precision
 from bayeslora_cli.model import Network, build_network
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
 from bayeslora_cli.optim import OPTIMIZERS

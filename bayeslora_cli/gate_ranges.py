@@ -8,7 +8,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from bayeslora_cli.compiler import uncompiled
+from bayeslora_cli.execution.compilation import uncompiled
 from bayeslora_cli.gated import E_FLOOR
 from bayeslora_cli.gates import BASE, FLOAT, Gates
 from bayeslora_cli.model import Network

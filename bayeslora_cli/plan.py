@@ -11,8 +11,8 @@ import torch
 from bayeslora_cli.batches import steps_per_epoch, tokenise
 from bayeslora_cli.config.resolution import SCHEDULED, Resolved
 from bayeslora_cli.config.run_config import FIELDS, flag
-from bayeslora_cli.device import pick_device
 from bayeslora_cli.estimate import Estimate, estimate
+from bayeslora_cli.execution.device import pick_device
 from bayeslora_cli.gate_schedule import schedule_of
 from bayeslora_cli.model import METHODS, build_network
 from bayeslora_cli.models.backbones.loading import Labels

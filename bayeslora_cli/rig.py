@@ -11,11 +11,12 @@ import torch
 
 from bayeslora_cli.allocator import Allocator, RankAllocator
 from bayeslora_cli.batches import Feed, TokenisedSplit
-from bayeslora_cli.capture import GraphRunner
-from bayeslora_cli.compiler import compile_blocks, compiled_once, is_worth_compiling
 from bayeslora_cli.config.run_config import RunConfig, kind
 from bayeslora_cli.criteria import CRITERIA
-from bayeslora_cli.device import pick_device, set_precision
+from bayeslora_cli.execution.compilation import compile_blocks, compiled_once, is_worth_compiling
+from bayeslora_cli.execution.cuda_graphs import GraphRunner
+from bayeslora_cli.execution.device import pick_device, set_precision
+from bayeslora_cli.execution.processes import ALONE, Alone
 from bayeslora_cli.gate_training import gate_trainer
 from bayeslora_cli.model import METHODS, Network, build_network
 from bayeslora_cli.models.backbones.fingerprint import data_fingerprint
@@ -23,7 +24,6 @@ from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.passes import Batches
 from bayeslora_cli.prepare import Prepared, learning_rate, rank_budget
-from bayeslora_cli.processes import ALONE, Alone
 from bayeslora_cli.runs.checkpoint import Stateful, transfer
 from bayeslora_cli.step import TrainStep
 

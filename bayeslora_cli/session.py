@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bayeslora_cli.batches import TrainOrder, steps_per_epoch
+from bayeslora_cli.execution.processes import ALONE, Alone
 from bayeslora_cli.prepare import Prepared
-from bayeslora_cli.processes import ALONE, Alone
 from bayeslora_cli.rig import rig_for
 from bayeslora_cli.runs.checkpoint import Stateful
 from bayeslora_cli.state import BestSoFar, Generators, Inputs, Loop

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.errors import RunDirError
+from bayeslora_cli.execution.processes import ALONE, Alone, mixed
 from bayeslora_cli.models.adapters.bank import AdapterBank
-from bayeslora_cli.processes import ALONE, Alone, mixed
 
 logger = logging.getLogger("bayeslora")
 STEPS_BACK = 1000  # that the generators can go: 10 kB a step on a CPU, next to nothing on a GPU

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 from bayeslora_cli.config.run_config import kind
 from bayeslora_cli.console import duration
 from bayeslora_cli.errors import EXIT_PREEMPTED, Preempted
+from bayeslora_cli.execution.signals import Stop, Stopped
 from bayeslora_cli.runs.atomic_write import named
-from bayeslora_cli.signals import Stop, Stopped
 from bayeslora_cli.sweep import PlannedRun
 
 if TYPE_CHECKING:

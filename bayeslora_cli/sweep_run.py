@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from bayeslora_cli.config.run_config import kind
 from bayeslora_cli.console import Progress
 from bayeslora_cli.errors import BayesloraError, Preempted
-from bayeslora_cli.processes import ALONE, Alone
-from bayeslora_cli.signals import Stop
+from bayeslora_cli.execution.processes import ALONE, Alone
+from bayeslora_cli.execution.signals import Stop
 from bayeslora_cli.sweep import PlannedRun
 
 if TYPE_CHECKING:

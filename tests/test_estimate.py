@@ -13,8 +13,8 @@ from transformers import AutoConfig
 from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
-from bayeslora_cli.device import peak_memory
 from bayeslora_cli.estimate import estimate, saved_bytes
+from bayeslora_cli.execution.device import peak_memory
 from bayeslora_cli.gate_training import gate_optimizers
 from bayeslora_cli.gates import LEARNING
 from bayeslora_cli.model import build_network

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from bayeslora_cli.capture import GraphRunner
-from bayeslora_cli.compiler import compile_blocks
+from bayeslora_cli.execution.compilation import compile_blocks
+from bayeslora_cli.execution.cuda_graphs import GraphRunner
 from bayeslora_cli.gated import GatedLinear, Operands
 from bayeslora_cli.model import Network
 from bayeslora_cli.models.kernels import quantize

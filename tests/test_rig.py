@@ -19,8 +19,8 @@ from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.run_config import ASIDE, FIELDS, RunConfig, kind
 from bayeslora_cli.engine import train
 from bayeslora_cli.errors import ModelError, NonFiniteError, Preempted
+from bayeslora_cli.execution.signals import listening
 from bayeslora_cli.shared import Shared
-from bayeslora_cli.signals import listening
 from bayeslora_cli.step import TrainStep
 from tests.conftest import save_backbone
 from tests.support.faults import contents, differences
@@ -312,7 +312,7 @@ def test_tensors_and_generator_stay_where_they_are(trained):
     ],
 )  # fmt: skip
 def test_compiling_pays_by_the_steps_of_all(choice, alike, deterministic, expected, monkeypatch):
-    monkeypatch.setattr("bayeslora_cli.compiler.find_spec", lambda name: True)
+    monkeypatch.setattr("bayeslora_cli.execution.compilation.find_spec", lambda name: True)
     config = RunConfig(compile=choice, deterministic=deterministic, schedule_steps=5000)
     prepared = SimpleNamespace(config=config, shared=SimpleNamespace(alike=alike))
     assert module._is_worth_compiling(prepared) == expected

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from bayeslora_cli import sweep_jobs
 from bayeslora_cli.errors import Preempted
-from bayeslora_cli.signals import listening
+from bayeslora_cli.execution.signals import listening
 from bayeslora_cli.sweep import expand
 from bayeslora_cli.sweep_jobs import (
     run_jobs,

@@ -43,7 +43,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, DebertaV2Config
 from transformers.utils.logging import disable_progress_bar
 
-from bayeslora_cli.device import set_precision
+from bayeslora_cli.execution.device import set_precision
 
 ARCHITECTURE: dict[str, Any] = {
     "vocab_size": 128100, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,

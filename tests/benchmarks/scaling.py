@@ -33,18 +33,18 @@ from transformers import AutoModelForSequenceClassification, DebertaV2Config
 from transformers.utils.logging import disable_progress_bar
 
 from bayeslora_cli.allocator import RankAllocator
-from bayeslora_cli.capture import GraphRunner, run_eagerly
-from bayeslora_cli.compiler import compile_blocks
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
-from bayeslora_cli.device import set_precision
-from bayeslora_cli.launch import joined, place
+from bayeslora_cli.execution.compilation import compile_blocks
+from bayeslora_cli.execution.cuda_graphs import GraphRunner, run_eagerly
+from bayeslora_cli.execution.device import set_precision
+from bayeslora_cli.execution.launch_environment import joined, place
+from bayeslora_cli.execution.processes import Alone
+from bayeslora_cli.execution.signals import Stop
 from bayeslora_cli.model import build_network
 from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.optim import OPTIMIZERS
-from bayeslora_cli.processes import Alone
 from bayeslora_cli.schedules import LearningRate, RankBudget
-from bayeslora_cli.signals import Stop
 from bayeslora_cli.step import TrainStep
 
 # optimizer -> criterion

@@ -14,10 +14,10 @@ from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.engine import train
 from bayeslora_cli.errors import ConfigError, Preempted, UserError
+from bayeslora_cli.execution.signals import Stop
 from bayeslora_cli.runs import trackers as module
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.trackers import OPENERS, Trackers, check_trackers
-from bayeslora_cli.signals import Stop
 
 
 @pytest.fixture

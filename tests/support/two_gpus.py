@@ -11,10 +11,10 @@ import sys
 
 import torch
 
-from bayeslora_cli.capture import GraphRunner, run_eagerly
-from bayeslora_cli.launch import joined, place
-from bayeslora_cli.processes import Alone
-from bayeslora_cli.signals import Stop
+from bayeslora_cli.execution.cuda_graphs import GraphRunner, run_eagerly
+from bayeslora_cli.execution.launch_environment import joined, place
+from bayeslora_cli.execution.processes import Alone
+from bayeslora_cli.execution.signals import Stop
 
 from .test_step import TOTAL, batches, make_step
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from bayeslora_cli import compiler
-from bayeslora_cli.compiler import (
+from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.execution import compilation
+from bayeslora_cli.execution.compilation import (
     WORTH_IT,
     compile_blocks,
     compiled_once,
     is_worth_compiling,
 )
-from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.runs import file_lock
 
 from .test_step import T_FINAL, T_INIT, TOTAL, batches, make_step
@@ -32,7 +32,7 @@ from .test_step import T_FINAL, T_INIT, TOTAL, batches, make_step
 def test_long_runs_are_compiled_where_there_is_a_compiler(
     choice, steps, triton, expected, monkeypatch, caplog
 ):
-    monkeypatch.setattr(compiler, "find_spec", lambda name: triton or None)
+    monkeypatch.setattr(compilation, "find_spec", lambda name: triton or None)
     assert is_worth_compiling(choice, steps) == expected
     assert ("not compiled, and slower" in caplog.text) == (not triton)
 

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bayeslora_cli.device import is_out_of_memory
 from bayeslora_cli.errors import BayesloraError
+from bayeslora_cli.execution.device import is_out_of_memory
 
 logger = logging.getLogger("bayeslora")
 

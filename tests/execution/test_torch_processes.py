@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file
 
 from bayeslora_cli.errors import BayesloraError
-from bayeslora_cli.signals import Stop
-from bayeslora_cli.together import Together
+from bayeslora_cli.execution.signals import Stop
+from bayeslora_cli.execution.torch_processes import Together
 from tests.conftest import save_backbone, write_rte
 from tests.support.faults import ROOT, contents, differences
 from tests.support.jobs import Jobs

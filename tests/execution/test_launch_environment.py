@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bayeslora_cli.cli import main
-from bayeslora_cli.launch import Place, first_node, joined, place
-from bayeslora_cli.processes import ALONE, mixed
-from bayeslora_cli.signals import Stop
+from bayeslora_cli.execution.launch_environment import Place, first_node, joined, place
+from bayeslora_cli.execution.processes import ALONE, mixed
+from bayeslora_cli.execution.signals import Stop
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1",

@@ -13,8 +13,8 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from dataclasses import dataclass
 from typing import NoReturn
 
-from bayeslora_cli.processes import ALONE, Alone
-from bayeslora_cli.signals import Stop
+from bayeslora_cli.execution.processes import ALONE, Alone
+from bayeslora_cli.execution.signals import Stop
 
 PORTS = range(15_000, 30_000)
 """Below those that systems give away by themselves; a SLURM job takes one by its number."""
@@ -101,7 +101,7 @@ def joined(at: Place, stop: Stop) -> Iterator[Alone]:
     if at.world == 1:
         yield ALONE
         return
-    from bayeslora_cli.together import Together
+    from bayeslora_cli.execution.torch_processes import Together
 
     if at.address is not None:
         os.environ.setdefault("MASTER_ADDR", at.address)

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from bayeslora_cli.agreement import AgreedStop
 from bayeslora_cli.errors import (
     EXIT_FAILED,
     EXIT_PREEMPTED,
@@ -31,10 +30,11 @@ from bayeslora_cli.errors import (
     Preempted,
     UserError,
 )
+from bayeslora_cli.execution.host_channel import AgreedStop
+from bayeslora_cli.execution.processes import Alone
+from bayeslora_cli.execution.signals import Stop
 from bayeslora_cli.models.adapters.bank import AdapterBank
-from bayeslora_cli.processes import Alone
 from bayeslora_cli.runs.checkpoint import Stateful
-from bayeslora_cli.signals import Stop
 
 Value = TypeVar("Value")
 PATIENCE = 2.0

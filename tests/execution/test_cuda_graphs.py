@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from bayeslora_cli.capture import GraphRunner, run_eagerly
-from bayeslora_cli.device import memory_explained
 from bayeslora_cli.errors import BayesloraError
+from bayeslora_cli.execution.cuda_graphs import GraphRunner, run_eagerly
+from bayeslora_cli.execution.device import memory_explained
 
 
 class Graph:

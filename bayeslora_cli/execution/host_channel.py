@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from bayeslora_cli.signals import Stop, Stopped
+from bayeslora_cli.execution.signals import Stop, Stopped
 
 AGREE = 0.25
 """Seconds between two agreements on signals and clocks, or a step, if that is longer."""

@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, TypeVar
 
 from bayeslora_cli.errors import BayesloraError
-from bayeslora_cli.signals import Stop
+from bayeslora_cli.execution.signals import Stop
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from bayeslora_cli.errors import Preempted
-from bayeslora_cli.signals import SIGNALS, Stop, Stopped, listening
+from bayeslora_cli.execution.signals import SIGNALS, Stop, Stopped, listening
 
 
 def send(number):

@@ -18,6 +18,7 @@ from bayeslora_cli.artifacts import Snapshot, now, record_environment, write_art
 from bayeslora_cli.config.intervals import parse_interval
 from bayeslora_cli.config.resolution import Resolved
 from bayeslora_cli.console import Reporter
+from bayeslora_cli.data.example_cache import Shared
 from bayeslora_cli.errors import NonFiniteError, Preempted
 from bayeslora_cli.evaluate import describe, evaluate_splits
 from bayeslora_cli.execution.device import memory_explained, peak_memory
@@ -32,7 +33,6 @@ from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.file_lock import locked
 from bayeslora_cli.runs.trackers import Trackers
 from bayeslora_cli.session import Session
-from bayeslora_cli.shared import Shared
 
 logger = logging.getLogger("bayeslora")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora_cli import posterior
-from bayeslora_cli.batches import TokenisedSplit, tokenise
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.data.batching import TokenisedSplit, tokenise
 from bayeslora_cli.errors import DataError, ModelError, RunDirError, UserError
 from bayeslora_cli.execution.cuda_graphs import Runner, run_eagerly
 from bayeslora_cli.execution.device import pick_device, set_precision

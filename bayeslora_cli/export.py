@@ -15,8 +15,8 @@ import torch
 
 from bayeslora_cli.adapter_files import merge, save_lora_adapter, save_peft_adapter
 from bayeslora_cli.artifacts import now, versions
-from bayeslora_cli.batches import tokenise
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.data.batching import tokenise
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.evaluate import (
     Metrics,

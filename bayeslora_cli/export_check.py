@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora_cli.batches import TokenisedSplit, evaluation_order
+from bayeslora_cli.data.batching import TokenisedSplit, evaluation_order
 from bayeslora_cli.errors import BayesloraError, NonFiniteError
 from bayeslora_cli.model import Network
 from bayeslora_cli.plain import Logits

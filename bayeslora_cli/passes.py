@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayeslora_cli.batches import TokenisedSplit, evaluation_order, padded_width
+from bayeslora_cli.data.batching import TokenisedSplit, evaluation_order, padded_width
 from bayeslora_cli.errors import NonFiniteError
 from bayeslora_cli.execution.compilation import uncompiled
 from bayeslora_cli.execution.cuda_graphs import Inputs, Runner, run_eagerly

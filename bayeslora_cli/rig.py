@@ -10,9 +10,9 @@ from functools import partial
 import torch
 
 from bayeslora_cli.allocator import Allocator, RankAllocator
-from bayeslora_cli.batches import Feed, TokenisedSplit
 from bayeslora_cli.config.run_config import RunConfig, kind
 from bayeslora_cli.criteria import CRITERIA
+from bayeslora_cli.data.batching import Feed, TokenisedSplit
 from bayeslora_cli.execution.compilation import compile_blocks, compiled_once, is_worth_compiling
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
 from bayeslora_cli.execution.device import pick_device, set_precision

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bayeslora_cli.batches import TrainOrder, steps_per_epoch
+from bayeslora_cli.data.batching import TrainOrder, steps_per_epoch
 from bayeslora_cli.execution.processes import ALONE, Alone
 from bayeslora_cli.prepare import Prepared
 from bayeslora_cli.rig import rig_for

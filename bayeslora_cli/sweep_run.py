@@ -56,8 +56,8 @@ def _one_by_one(
     problems: dict[str, str] = {}
     if not runs:
         return problems
+    from bayeslora_cli.data.example_cache import Shared
     from bayeslora_cli.engine import train
-    from bayeslora_cli.shared import Shared
 
     shared = Shared()
     for number, planned in enumerate(runs, start=1):

@@ -23,7 +23,7 @@ def main() -> None:
     """Train what the command line says, and then what the socket says."""
     with socket.socket(fileno=os.dup(0)) as channel, channel.makefile("r") as orders:
         _open(os.devnull, os.O_RDONLY, 0)  # nobody else is to read orders
-        from bayeslora_cli.shared import Shared
+        from bayeslora_cli.data.example_cache import Shared
 
         shared, training = Shared(), Event()
         Thread(target=_stop_if_left, args=(channel, training), daemon=True).start()

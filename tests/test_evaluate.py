@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from bayeslora_cli import posterior
-from bayeslora_cli.batches import TokenisedSplit, tokenise
+from bayeslora_cli.data.batching import TokenisedSplit, tokenise
 from bayeslora_cli.errors import DataError, NonFiniteError, UserError
 from bayeslora_cli.evaluate import evaluate_run, load_run
 from bayeslora_cli.models.backbones.loading import Labels

@@ -11,12 +11,12 @@ import torch
 
 from bayeslora_cli import rig
 from bayeslora_cli.config.resolution import resolve
+from bayeslora_cli.data.example_cache import Shared
 from bayeslora_cli.engine import train
 from bayeslora_cli.errors import BayesloraError
 from bayeslora_cli.evaluate import evaluate_run
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
 from bayeslora_cli.passes import Sampling
-from bayeslora_cli.shared import Shared
 from bayeslora_cli.step import TrainStep
 from tests.support.faults import ROOT, contents, differences
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from bayeslora_cli import rig as module
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.run_config import ASIDE, FIELDS, RunConfig, kind
+from bayeslora_cli.data.example_cache import Shared
 from bayeslora_cli.engine import train
 from bayeslora_cli.errors import ModelError, NonFiniteError, Preempted
 from bayeslora_cli.execution.signals import listening
-from bayeslora_cli.shared import Shared
 from bayeslora_cli.step import TrainStep
 from tests.conftest import save_backbone
 from tests.support.faults import contents, differences

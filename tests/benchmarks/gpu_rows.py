@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
 from bayeslora_cli.allocator import Allocator, RankAllocator
-from bayeslora_cli.batches import padded_width
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.criteria import CRITERIA
+from bayeslora_cli.data.batching import padded_width
 from bayeslora_cli.execution.compilation import compile_blocks
 from bayeslora_cli.execution.cuda_graphs import GraphRunner, run_eagerly
 from bayeslora_cli.gate_training import gate_trainer

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bayeslora_cli.batches import TokenisedSplit, tokenise
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.data.batching import TokenisedSplit, tokenise
+from bayeslora_cli.data.token_cache import encode_once
 from bayeslora_cli.tasks.sources.loading import load_examples
 from bayeslora_cli.tasks.task import Examples, Task
-from bayeslora_cli.token_cache import encode_once
 
 _SOURCE = ("task", "data", "train_file", "eval_file", "text_columns", "label_column")
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.batches import (
+from bayeslora_cli.data.batching import (
     TokenisedSplit,
     TrainOrder,
     epoch_order,

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import PreTokenizer
 
-from bayeslora_cli import token_cache
-from bayeslora_cli.batches import encode
+from bayeslora_cli.data import token_cache
+from bayeslora_cli.data.batching import encode
+from bayeslora_cli.data.token_cache import encode_once
 from bayeslora_cli.tasks.task import Examples
-from bayeslora_cli.token_cache import encode_once
 from tests.conftest import WORDS, tiny_tokenizer
 
 PAIRS = Examples(["w1 w2 w3", "w4"], ["w5 w6", ""], None)
@@ -290,7 +290,7 @@ os.write(1, f"{found['tokens'].tolist()}\\n".encode())
 def start(seconds):
     return subprocess.Popen(
         [sys.executable, "-c", PROCESS, str(seconds)], stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bayeslora_cli import shared as module
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.shared import Shared
+from bayeslora_cli.data import example_cache as module
+from bayeslora_cli.data.example_cache import Shared
 from tests.conftest import tiny_tokenizer, write_rte
 
 

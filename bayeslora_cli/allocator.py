@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bayeslora_cli.criteria import Criterion, ElementStatistics
+from bayeslora_cli.bayes.criteria import Criterion, ElementStatistics
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.schedules import Phase, RankBudget
 

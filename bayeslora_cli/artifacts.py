@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora_cli import posterior
 from bayeslora_cli.adapter_files import BACKBONE, save_peft_adapter
+from bayeslora_cli.bayes import posterior
+from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import RunDirError
 from bayeslora_cli.gate_report import widths
 from bayeslora_cli.model import Network
-from bayeslora_cli.posterior import Posterior
 from bayeslora_cli.runs import model_card as card
 from bayeslora_cli.runs.atomic_write import replacing, write_json, write_text
 from bayeslora_cli.runs.directory import RunDir

@@ -18,8 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from bayeslora_cli.allocator import RankAllocator
+from bayeslora_cli.bayes.criteria import CRITERIA
+from bayeslora_cli.bayes.optimizer import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.gate_training import gate_optimizers
 from bayeslora_cli.gated import Operands
 from bayeslora_cli.gates import BASE
@@ -29,7 +30,6 @@ from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
 from bayeslora_cli.models.adapters.published_factors import padded_rank
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
 from bayeslora_cli.models.kernels.quantize import Quantizers
-from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.schedules import RankBudget
 from bayeslora_cli.step import task_loss
 

@@ -9,7 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli import posterior
+from bayeslora_cli.bayes import posterior
+from bayeslora_cli.bayes.optimizer import OPTIMIZERS
+from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import TokenisedSplit, tokenise
 from bayeslora_cli.errors import DataError, ModelError, RunDirError, UserError
@@ -17,7 +19,6 @@ from bayeslora_cli.execution.cuda_graphs import Runner, run_eagerly
 from bayeslora_cli.execution.device import pick_device, set_precision
 from bayeslora_cli.model import Network, build_network
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
-from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.passes import (
     Batches,
     Sampling,
@@ -25,7 +26,6 @@ from bayeslora_cli.passes import (
     predict_at_mean,
     predict_over_samples,
 )
-from bayeslora_cli.posterior import Posterior
 from bayeslora_cli.predictions import (
     Predicted,
     check_path,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.allocator import HISTORY, Allocation, Allocator
+from bayeslora_cli.bayes.optimizer import BankAdamW
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.execution.processes import ALONE, Alone
 from bayeslora_cli.gate_ranges import calibrate, measure
@@ -19,7 +20,6 @@ from bayeslora_cli.gates import FIXED, FLOAT, LEARNING
 from bayeslora_cli.hard_concrete import nested, probability
 from bayeslora_cli.model import Network
 from bayeslora_cli.models.adapters.bank import AdapterBank
-from bayeslora_cli.optim import BankAdamW
 
 logger = logging.getLogger("bayeslora")
 UPDATED = {FLOAT: (), LEARNING: ("gate", "range"), FIXED: ("range",)}

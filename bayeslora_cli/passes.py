@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.data.batching import TokenisedSplit, evaluation_order, padded_width
 from bayeslora_cli.errors import NonFiniteError
 from bayeslora_cli.execution.compilation import uncompiled
 from bayeslora_cli.execution.cuda_graphs import Inputs, Runner, run_eagerly
 from bayeslora_cli.execution.processes import ALONE, Alone
 from bayeslora_cli.model import Network
-from bayeslora_cli.posterior import Posterior
 from bayeslora_cli.predictive import Predictive
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bayeslora_cli.bayes.optimizer import OPTIMIZERS
 from bayeslora_cli.config.resolution import SCHEDULED, Resolved
 from bayeslora_cli.config.run_config import FIELDS, flag
 from bayeslora_cli.data.batching import steps_per_epoch, tokenise
@@ -17,7 +18,6 @@ from bayeslora_cli.execution.device import pick_device
 from bayeslora_cli.gate_schedule import schedule_of
 from bayeslora_cli.model import METHODS, build_network
 from bayeslora_cli.models.backbones.loading import Labels
-from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.prepare import Prepared, learning_rate, rank_budget
 from bayeslora_cli.runs.rank_report import kinds_of
 

@@ -10,8 +10,9 @@ from functools import partial
 import torch
 
 from bayeslora_cli.allocator import Allocator, RankAllocator
+from bayeslora_cli.bayes.criteria import CRITERIA
+from bayeslora_cli.bayes.optimizer import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig, kind
-from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.data.batching import Feed, TokenisedSplit
 from bayeslora_cli.execution.compilation import compile_blocks, compiled_once, is_worth_compiling
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
@@ -21,7 +22,6 @@ from bayeslora_cli.gate_training import gate_trainer
 from bayeslora_cli.model import METHODS, Network, build_network
 from bayeslora_cli.models.backbones.fingerprint import data_fingerprint
 from bayeslora_cli.models.backbones.loading import Labels
-from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.passes import Batches
 from bayeslora_cli.prepare import Prepared, learning_rate, rank_budget
 from bayeslora_cli.runs.checkpoint import Stateful, transfer

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bayeslora_cli.allocator import Allocator
+from bayeslora_cli.bayes.optimizer import BankOptimizer
 from bayeslora_cli.execution.cuda_graphs import Inputs, Runner, run_eagerly
 from bayeslora_cli.execution.processes import ALONE, Alone
 from bayeslora_cli.model import Network
-from bayeslora_cli.optim import BankOptimizer
 from bayeslora_cli.penalty import orthogonality
 from bayeslora_cli.schedules import LearningRate
 

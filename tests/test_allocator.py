@@ -10,7 +10,7 @@ from peft.tuners.adalora.layer import RankAllocator as PeftAllocator
 from torch import nn
 
 from bayeslora_cli.allocator import RankAllocator, largest
-from bayeslora_cli.criteria import CRITERIA
+from bayeslora_cli.bayes.criteria import CRITERIA
 from bayeslora_cli.models.adapters.bank import AdapterBank, Matrix
 from bayeslora_cli.schedules import RankBudget
 
@@ -145,7 +145,7 @@ def test_scores_are_a_slow_sum_over_triplets(name):
         parts = {p: bank.segments[f"{matrix.name}.lora_{p}"] for p in "ABE"}
 
         def element(part, i, j, parts=parts):
-            from bayeslora_cli.criteria import ElementStatistics
+            from bayeslora_cli.bayes.criteria import ElementStatistics
 
             segment = parts[part]
             mean = segment.view(bank.mean)[i, j].double()

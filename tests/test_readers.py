@@ -16,14 +16,15 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from bayeslora_cli import history, posterior
+from bayeslora_cli import history
+from bayeslora_cli.bayes import posterior
+from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.presets import read_preset
 from bayeslora_cli.config.run_config import FIELDS, RunConfig
 from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import DataError, RunDirError, UserError
 from bayeslora_cli.model import build_network
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
-from bayeslora_cli.posterior import Posterior
 from bayeslora_cli.runs import checkpoint
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import RankReport

@@ -8,13 +8,13 @@ from peft import AdaLoraConfig, TaskType, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 from bayeslora_cli.allocator import RankAllocator
+from bayeslora_cli.bayes.criteria import CRITERIA
+from bayeslora_cli.bayes.optimizer import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.execution.cuda_graphs import run_eagerly
 from bayeslora_cli.gate_training import gate_trainer
 from bayeslora_cli.model import build_network
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
-from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.schedules import LearningRate, RankBudget
 from bayeslora_cli.step import TrainStep
 

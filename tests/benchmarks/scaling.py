@@ -33,8 +33,9 @@ from transformers import AutoModelForSequenceClassification, DebertaV2Config
 from transformers.utils.logging import disable_progress_bar
 
 from bayeslora_cli.allocator import RankAllocator
+from bayeslora_cli.bayes.criteria import CRITERIA
+from bayeslora_cli.bayes.optimizer import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.execution.compilation import compile_blocks
 from bayeslora_cli.execution.cuda_graphs import GraphRunner, run_eagerly
 from bayeslora_cli.execution.device import set_precision
@@ -43,7 +44,6 @@ from bayeslora_cli.execution.processes import Alone
 from bayeslora_cli.execution.signals import Stop
 from bayeslora_cli.model import build_network
 from bayeslora_cli.models.backbones.loading import Labels
-from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.schedules import LearningRate, RankBudget
 from bayeslora_cli.step import TrainStep
 

@@ -24,10 +24,10 @@ from measure import describe, environment, synchronize, work_of
 from torch import nn
 
 from bayeslora_cli.allocator import RankAllocator
+from bayeslora_cli.bayes.criteria import CRITERIA
+from bayeslora_cli.bayes.optimizer import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.criteria import CRITERIA
 from bayeslora_cli.models.adapters.bank import AdapterBank, Matrix
-from bayeslora_cli.optim import OPTIMIZERS
 from bayeslora_cli.penalty import orthogonality
 from bayeslora_cli.schedules import RankBudget
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from bayeslora_cli.bayes.optimizer import BankAdamW, BankIVON
 from bayeslora_cli.models.adapters.bank import AdapterBank, Matrix
-from bayeslora_cli.optim import BankAdamW, BankIVON
 
 SHAPES = [[(5, 7)], [(3, 2), (64,), (11, 3, 2)]]
 IVON = {

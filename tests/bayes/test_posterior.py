@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from bayeslora_cli import posterior
+from bayeslora_cli.bayes import posterior
+from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.errors import RunDirError
-from bayeslora_cli.posterior import Posterior
 
 from .test_model import batch_of, build, randomise
 

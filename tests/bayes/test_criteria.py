@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.criteria import CRITERIA, ElementStatistics, snr_abs
+from bayeslora_cli.bayes.criteria import CRITERIA, ElementStatistics, snr_abs
 
 DTYPES = (torch.float32, torch.float64)
 MP = mpmath.mp.clone()

@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from bayeslora_cli import posterior
-from bayeslora_cli.posterior import Posterior
-from bayeslora_cli.posterior_summary import posterior_summary
+from bayeslora_cli.bayes import posterior
+from bayeslora_cli.bayes.posterior import Posterior
+from bayeslora_cli.bayes.posterior_summary import posterior_summary
 
 from .test_model import build, randomise
 

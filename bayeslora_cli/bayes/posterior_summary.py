@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayeslora_cli.bayes.criteria import CRITERIA, ElementStatistics
+from bayeslora_cli.bayes.optimizer import effective_sample_size
+from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.criteria import CRITERIA, ElementStatistics
 from bayeslora_cli.models.adapters.bank import AdapterBank
-from bayeslora_cli.optim import effective_sample_size
-from bayeslora_cli.posterior import Posterior
 from bayeslora_cli.tasks.metrics import spearman
 
 NEAR = 0.1

@@ -19,8 +19,8 @@ from bayeslora_cli.bayes import posterior
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import RunDirError
-from bayeslora_cli.gate_report import widths
-from bayeslora_cli.model import Network
+from bayeslora_cli.methods.blora.report import widths
+from bayeslora_cli.methods.network import Network
 from bayeslora_cli.runs import model_card as card
 from bayeslora_cli.runs.atomic_write import replacing, write_json, write_text
 from bayeslora_cli.runs.directory import RunDir

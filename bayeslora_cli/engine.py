@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora_cli.allocator import Allocator
 from bayeslora_cli.artifacts import Snapshot, now, record_environment, write_artifacts
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.bayes.posterior_summary import posterior_summary
@@ -26,6 +25,7 @@ from bayeslora_cli.evaluate import describe, evaluate_splits
 from bayeslora_cli.execution.device import memory_explained, peak_memory
 from bayeslora_cli.execution.processes import ALONE, Alone
 from bayeslora_cli.execution.signals import Stop, Stopped
+from bayeslora_cli.methods.adalora.rank_allocator import Allocator
 from bayeslora_cli.prepare import Prepared, prepare
 from bayeslora_cli.runs.atomic_write import write_json
 from bayeslora_cli.runs.checkpoint import KEPT, Checkpoints

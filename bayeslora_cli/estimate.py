@@ -17,20 +17,20 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
-from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.bayes.criteria import CRITERIA
 from bayeslora_cli.bayes.optimizer import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.gate_training import gate_optimizers
-from bayeslora_cli.gated import Operands
-from bayeslora_cli.gates import BASE
-from bayeslora_cli.model import Network
+from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
+from bayeslora_cli.methods.blora.gates import BASE
+from bayeslora_cli.methods.blora.layer import Operands
+from bayeslora_cli.methods.blora.trainer import gate_optimizers
+from bayeslora_cli.methods.network import Network
+from bayeslora_cli.methods.schedules import RankBudget
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
 from bayeslora_cli.models.adapters.published_factors import padded_rank
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
 from bayeslora_cli.models.kernels.quantize import Quantizers
-from bayeslora_cli.schedules import RankBudget
 from bayeslora_cli.step import task_loss
 
 logger = logging.getLogger("bayeslora")

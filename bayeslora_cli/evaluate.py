@@ -17,7 +17,7 @@ from bayeslora_cli.data.batching import TokenisedSplit, tokenise
 from bayeslora_cli.errors import DataError, ModelError, RunDirError, UserError
 from bayeslora_cli.execution.cuda_graphs import Runner, run_eagerly
 from bayeslora_cli.execution.device import pick_device, set_precision
-from bayeslora_cli.model import Network, build_network
+from bayeslora_cli.methods.network import Network, build_network
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
 from bayeslora_cli.passes import (
     Batches,

@@ -45,12 +45,12 @@ from bayeslora_cli.export_options import (
     check_output,
 )
 from bayeslora_cli.hub import upload
-from bayeslora_cli.model import Network
+from bayeslora_cli.methods.adalora.pruning import prune
+from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.backbones.loading import Labels, backbone_path
 from bayeslora_cli.onnx_file import open_onnx, write_onnx
 from bayeslora_cli.passes import Batches
 from bayeslora_cli.plain import Logits, load_merged, open_adapter, open_merged
-from bayeslora_cli.prune import prune
 from bayeslora_cli.quantized_file import load_quantized, save_quantized
 from bayeslora_cli.runs.atomic_write import replacing, write_json
 from bayeslora_cli.runs.directory import RunDir

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bayeslora_cli.data.batching import TokenisedSplit, evaluation_order
 from bayeslora_cli.errors import BayesloraError, NonFiniteError
-from bayeslora_cli.model import Network
+from bayeslora_cli.methods.network import Network
 from bayeslora_cli.plain import Logits
 
 Batch = dict[str, Tensor]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bayeslora_cli.export_check import Batch, run_logits
-from bayeslora_cli.gates import BASE, WEIGHTS
-from bayeslora_cli.model import Network
+from bayeslora_cli.methods.blora.gates import BASE, WEIGHTS
+from bayeslora_cli.methods.network import Network
 
 logger = logging.getLogger("bayeslora")
 

@@ -14,7 +14,7 @@ from bayeslora_cli.errors import NonFiniteError
 from bayeslora_cli.execution.compilation import uncompiled
 from bayeslora_cli.execution.cuda_graphs import Inputs, Runner, run_eagerly
 from bayeslora_cli.execution.processes import ALONE, Alone
-from bayeslora_cli.model import Network
+from bayeslora_cli.methods.network import Network
 from bayeslora_cli.predictive import Predictive
 
 

@@ -13,12 +13,12 @@ from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import steps_per_epoch
 from bayeslora_cli.data.example_cache import Shared
 from bayeslora_cli.errors import ConfigError, RunDirError
-from bayeslora_cli.gate_schedule import too_short
-from bayeslora_cli.model import METHODS
+from bayeslora_cli.methods.blora.schedule import too_short
+from bayeslora_cli.methods.network import METHODS
+from bayeslora_cli.methods.schedules import LearningRate, RankBudget
 from bayeslora_cli.models.backbones.loading import load_tokenizer, usable_length
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.trackers import check_trackers
-from bayeslora_cli.schedules import LearningRate, RankBudget
 from bayeslora_cli.tasks.task import Examples, Task
 
 logger = logging.getLogger("bayeslora")

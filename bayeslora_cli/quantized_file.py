@@ -23,14 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from bayeslora_cli.bit_operations import cost
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import RunDirError
-from bayeslora_cli.gate_report import sizes_of, widths
-from bayeslora_cli.gated import GatedLinear, Operands
-from bayeslora_cli.gates import BASE, WEIGHTS, Gates
-from bayeslora_cli.model import Network, build_network
+from bayeslora_cli.methods.blora.bit_operations import cost
+from bayeslora_cli.methods.blora.gates import BASE, WEIGHTS, Gates
+from bayeslora_cli.methods.blora.layer import GatedLinear, Operands
+from bayeslora_cli.methods.blora.report import sizes_of, widths
+from bayeslora_cli.methods.network import Network, build_network
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
 from bayeslora_cli.models.kernels.quantize import Quantizers, codes
 from bayeslora_cli.runs.atomic_write import write_json, write_text

@@ -9,7 +9,6 @@ from functools import partial
 
 import torch
 
-from bayeslora_cli.allocator import Allocator, RankAllocator
 from bayeslora_cli.bayes.criteria import CRITERIA
 from bayeslora_cli.bayes.optimizer import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig, kind
@@ -18,8 +17,9 @@ from bayeslora_cli.execution.compilation import compile_blocks, compiled_once, i
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
 from bayeslora_cli.execution.device import pick_device, set_precision
 from bayeslora_cli.execution.processes import ALONE, Alone
-from bayeslora_cli.gate_training import gate_trainer
-from bayeslora_cli.model import METHODS, Network, build_network
+from bayeslora_cli.methods.adalora.rank_allocator import Allocator, RankAllocator
+from bayeslora_cli.methods.blora.trainer import gate_trainer
+from bayeslora_cli.methods.network import METHODS, Network, build_network
 from bayeslora_cli.models.backbones.fingerprint import data_fingerprint
 from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.passes import Batches

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bayeslora_cli.allocator import Allocator
 from bayeslora_cli.bayes.optimizer import BankOptimizer
 from bayeslora_cli.execution.cuda_graphs import Inputs, Runner, run_eagerly
 from bayeslora_cli.execution.processes import ALONE, Alone
-from bayeslora_cli.model import Network
-from bayeslora_cli.penalty import orthogonality
-from bayeslora_cli.schedules import LearningRate
+from bayeslora_cli.methods.adalora.orthogonality import orthogonality
+from bayeslora_cli.methods.adalora.rank_allocator import Allocator
+from bayeslora_cli.methods.network import Network
+from bayeslora_cli.methods.schedules import LearningRate
 
 
 def task_loss(logits: Tensor, labels: Tensor, *, regression: bool) -> Tensor:

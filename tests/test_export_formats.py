@@ -21,8 +21,7 @@ from bayeslora_cli.export_options import BOUNDS, ExportOptions
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.onnx_file import write_onnx
 from bayeslora_cli.plain import load_merged
-
-from .test_model import build
+from tests.methods.test_network import build
 
 KINDS = ["bert", "deberta-v2", "roberta", "distilbert", "gpt2", "llama"]
 FORMS = {

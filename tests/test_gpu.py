@@ -9,8 +9,8 @@ import torch
 
 from bayeslora_cli.execution.compilation import compile_blocks
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
-from bayeslora_cli.gated import GatedLinear, Operands
-from bayeslora_cli.model import Network
+from bayeslora_cli.methods.blora.layer import GatedLinear, Operands
+from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.kernels import quantize
 from bayeslora_cli.step import TrainStep
 

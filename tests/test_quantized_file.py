@@ -16,12 +16,12 @@ from bayeslora_cli.evaluate import load_run
 from bayeslora_cli.export import export_run
 from bayeslora_cli.export_check import run_logits
 from bayeslora_cli.export_options import ExportOptions
-from bayeslora_cli.gate_report import widths
+from bayeslora_cli.methods.blora.report import widths
 from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.quantized_file import CODES, FACTS, load_quantized
+from tests.methods.blora.test_trainer import ACTIVE
 
 from .test_engine import run_of
-from .test_gate_training import ACTIVE
 
 CPU = torch.device("cpu")
 

@@ -23,10 +23,10 @@ from bayeslora_cli.errors import ModelError, NonFiniteError, Preempted
 from bayeslora_cli.execution.signals import listening
 from bayeslora_cli.step import TrainStep
 from tests.conftest import save_backbone
+from tests.methods.blora.test_trainer import ACTIVE
 from tests.support.faults import contents, differences
 
 from .test_engine import options
-from .test_gate_training import ACTIVE
 from .test_step import METHODS
 
 # whatever a run may have: dropout, several passes a step, a short last batch, checkpoints midway

@@ -7,15 +7,15 @@ import torch
 from peft import AdaLoraConfig, TaskType, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
-from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.bayes.criteria import CRITERIA
 from bayeslora_cli.bayes.optimizer import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.execution.cuda_graphs import run_eagerly
-from bayeslora_cli.gate_training import gate_trainer
-from bayeslora_cli.model import build_network
+from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
+from bayeslora_cli.methods.blora.trainer import gate_trainer
+from bayeslora_cli.methods.network import build_network
+from bayeslora_cli.methods.schedules import LearningRate, RankBudget
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
-from bayeslora_cli.schedules import LearningRate, RankBudget
 from bayeslora_cli.step import TrainStep
 
 TOTAL, T_INIT, T_FINAL, DELTA_T = 60, 10, 20, 3

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bayeslora_cli.errors import RunDirError
-from bayeslora_cli.model import Network
+from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.adapters.bank import AdapterBank, Segment
 
 FORMAT = "bayeslora-posterior-1"

@@ -11,8 +11,7 @@ from scipy.stats import spearmanr
 from bayeslora_cli.bayes import posterior
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.bayes.posterior_summary import posterior_summary
-
-from .test_model import build, randomise
+from tests.methods.test_network import build, randomise
 
 ROWS = 400
 FIELDS = {"hessian_over_h0", "sigma_ratio", "snr_magnitude_correlation", "note"}

@@ -27,14 +27,14 @@ import torch
 from peers import Step, peft_adalora_adamw, peft_adalora_ivon
 from torch import Tensor
 
-from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.bayes.criteria import CRITERIA
 from bayeslora_cli.bayes.optimizer import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import TrainOrder, tokenise
-from bayeslora_cli.model import build_network
+from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
+from bayeslora_cli.methods.network import build_network
+from bayeslora_cli.methods.schedules import LearningRate, RankBudget
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
-from bayeslora_cli.schedules import LearningRate, RankBudget
 from bayeslora_cli.step import TrainStep
 from bayeslora_cli.tasks.sources.loading import load_task
 

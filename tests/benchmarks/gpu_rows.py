@@ -14,18 +14,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
-from bayeslora_cli.allocator import Allocator, RankAllocator
 from bayeslora_cli.bayes.criteria import CRITERIA
 from bayeslora_cli.bayes.optimizer import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import padded_width
 from bayeslora_cli.execution.compilation import compile_blocks
 from bayeslora_cli.execution.cuda_graphs import GraphRunner, run_eagerly
-from bayeslora_cli.gate_training import gate_trainer
-from bayeslora_cli.model import METHODS, build_network
+from bayeslora_cli.methods.adalora.rank_allocator import Allocator, RankAllocator
+from bayeslora_cli.methods.blora.trainer import gate_trainer
+from bayeslora_cli.methods.network import METHODS, build_network
+from bayeslora_cli.methods.schedules import LearningRate, RankBudget
 from bayeslora_cli.models.backbones.deberta_attention import replace_attention
 from bayeslora_cli.models.backbones.loading import Labels
-from bayeslora_cli.schedules import LearningRate, RankBudget
 from bayeslora_cli.step import TrainStep
 
 TARGETS = ["query_proj", "key_proj", "value_proj", "dense"]

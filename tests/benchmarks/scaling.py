@@ -32,7 +32,6 @@ from measure import describe, environment, synchronize
 from transformers import AutoModelForSequenceClassification, DebertaV2Config
 from transformers.utils.logging import disable_progress_bar
 
-from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.bayes.criteria import CRITERIA
 from bayeslora_cli.bayes.optimizer import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
@@ -42,9 +41,10 @@ from bayeslora_cli.execution.device import set_precision
 from bayeslora_cli.execution.launch_environment import joined, place
 from bayeslora_cli.execution.processes import Alone
 from bayeslora_cli.execution.signals import Stop
-from bayeslora_cli.model import build_network
+from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
+from bayeslora_cli.methods.network import build_network
+from bayeslora_cli.methods.schedules import LearningRate, RankBudget
 from bayeslora_cli.models.backbones.loading import Labels
-from bayeslora_cli.schedules import LearningRate, RankBudget
 from bayeslora_cli.step import TrainStep
 
 # optimizer -> criterion

@@ -23,13 +23,13 @@ import torch
 from measure import describe, environment, synchronize, work_of
 from torch import nn
 
-from bayeslora_cli.allocator import RankAllocator
 from bayeslora_cli.bayes.criteria import CRITERIA
 from bayeslora_cli.bayes.optimizer import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.methods.adalora.orthogonality import orthogonality
+from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
+from bayeslora_cli.methods.schedules import RankBudget
 from bayeslora_cli.models.adapters.bank import AdapterBank, Matrix
-from bayeslora_cli.penalty import orthogonality
-from bayeslora_cli.schedules import RankBudget
 
 RANK, HIDDEN, INNER = 3, 768, 3072
 SHAPES = [(HIDDEN, HIDDEN)] * 4 + [(INNER, HIDDEN), (HIDDEN, INNER)]  # (out, in) of a layer's

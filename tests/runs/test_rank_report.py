@@ -25,8 +25,7 @@ from bayeslora_cli.runs.rank_report import (
     kinds_of,
     layer_of,
 )
-
-from .test_model import build
+from tests.methods.test_network import build
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 

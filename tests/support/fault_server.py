@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 
 from bayeslora_cli import cli
-from bayeslora_cli.model import Network
+from bayeslora_cli.methods.network import Network
 from bayeslora_cli.step import TrainStep
 
 WRITING = set("wxa+")

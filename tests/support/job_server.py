@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from bayeslora_cli.errors import StorageError
-from bayeslora_cli.model import Network
+from bayeslora_cli.methods.network import Network
 from bayeslora_cli.step import TrainStep
 from tests.support.fault_server import be_bayeslora, warm_up
 

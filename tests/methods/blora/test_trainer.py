@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from bayeslora_cli.bayes.posterior import Posterior
-from bayeslora_cli.bit_operations import Sizes
 from bayeslora_cli.config.run_config import RunConfig, flag
 from bayeslora_cli.evaluate import evaluate_run
-from bayeslora_cli.gate_report import _collapsed
-from bayeslora_cli.gate_schedule import GateSchedule, steps_to_close, too_short
-from bayeslora_cli.hard_concrete import SHIFT, START, THRESHOLD
+from bayeslora_cli.methods.blora.bit_operations import Sizes
+from bayeslora_cli.methods.blora.hard_concrete import SHIFT, START, THRESHOLD
+from bayeslora_cli.methods.blora.report import _collapsed
+from bayeslora_cli.methods.blora.schedule import GateSchedule, steps_to_close, too_short
 from bayeslora_cli.runs.rank_report import RankReport
 from tests.support.faults import contents, differences
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.bayes.criteria import Criterion, ElementStatistics
+from bayeslora_cli.methods.schedules import Phase, RankBudget
 from bayeslora_cli.models.adapters.bank import AdapterBank
-from bayeslora_cli.schedules import Phase, RankBudget
 
 SENSITIVITY_BETA1 = 0.85  # AdaLoRA, section 4.1; PEFT's beta1
 SENSITIVITY_BETA2 = 0.85  # likewise, beta2

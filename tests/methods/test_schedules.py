@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from peft.tuners.adalora.layer import RankAllocator as PeftAllocator
 
-from bayeslora_cli.schedules import LearningRate, RankBudget
+from bayeslora_cli.methods.schedules import LearningRate, RankBudget
 
 # ---- learning rate
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora_cli.bit_operations import FLOAT_BITS, Sizes, cost, multiplications
-from bayeslora_cli.model import Network
+from bayeslora_cli.methods.blora.bit_operations import FLOAT_BITS, Sizes, cost, multiplications
+from bayeslora_cli.methods.network import Network
 
 AT_RANK_1 = 0.95
 """Share of the matrices at rank 1 from which ranks have collapsed."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from bayeslora_cli.config.ladder import parse_ladder
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
-from bayeslora_cli.gated import GatedLinear, gated_linear
-from bayeslora_cli.gates import FLOAT, Gates, Plan
+from bayeslora_cli.methods.blora.gates import FLOAT, Gates, Plan
+from bayeslora_cli.methods.blora.layer import GatedLinear, gated_linear
 from bayeslora_cli.models.adapters.bank import AdapterBank, Matrix
 from bayeslora_cli.models.adapters.layer import (
     JointLinear,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.bit_operations import Sizes, cost, multiplications
+from bayeslora_cli.methods.blora.bit_operations import Sizes, cost, multiplications
 
 BITS = {"x": 8, "A": 4, "a": 16, "E": 2, "h": 8, "B": 2}
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.execution.compilation import uncompiled
-from bayeslora_cli.gated import E_FLOOR
-from bayeslora_cli.gates import BASE, FLOAT, Gates
-from bayeslora_cli.model import Network
+from bayeslora_cli.methods.blora.gates import BASE, FLOAT, Gates
+from bayeslora_cli.methods.blora.layer import E_FLOOR
+from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.kernels.quantize import SMALLEST_RANGE
 
 

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora_cli.allocator import HISTORY, Allocation, Allocator
 from bayeslora_cli.bayes.optimizer import BankAdamW
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.execution.processes import ALONE, Alone
-from bayeslora_cli.gate_ranges import calibrate, measure
-from bayeslora_cli.gate_report import gate_facts, gate_result, width_weights
-from bayeslora_cli.gate_schedule import GatePhase, GateSchedule, schedule_of
-from bayeslora_cli.gates import FIXED, FLOAT, LEARNING
-from bayeslora_cli.hard_concrete import nested, probability
-from bayeslora_cli.model import Network
+from bayeslora_cli.methods.adalora.rank_allocator import HISTORY, Allocation, Allocator
+from bayeslora_cli.methods.blora.gates import FIXED, FLOAT, LEARNING
+from bayeslora_cli.methods.blora.hard_concrete import nested, probability
+from bayeslora_cli.methods.blora.range_calibration import calibrate, measure
+from bayeslora_cli.methods.blora.report import gate_facts, gate_result, width_weights
+from bayeslora_cli.methods.blora.schedule import GatePhase, GateSchedule, schedule_of
+from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.adapters.bank import AdapterBank
 
 logger = logging.getLogger("bayeslora")

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bayeslora_cli.gate_ranges import calibrate
-from bayeslora_cli.gated import E_FLOOR, gated_linear
-from bayeslora_cli.gates import FIXED, FLOAT, LEARNING, Gates, Plan
-from bayeslora_cli.hard_concrete import sampled
+from bayeslora_cli.methods.blora.gates import FIXED, FLOAT, LEARNING, Gates, Plan
+from bayeslora_cli.methods.blora.hard_concrete import sampled
+from bayeslora_cli.methods.blora.layer import E_FLOOR, gated_linear
+from bayeslora_cli.methods.blora.range_calibration import calibrate
 from bayeslora_cli.models.adapters.bank import AdapterBank, Matrix
 from bayeslora_cli.models.adapters.published_factors import Factors
 from tests.models.kernels.test_quantize import twin

@@ -19,8 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayeslora_cli.gated import GatedLinear, Operands
-from bayeslora_cli.hard_concrete import MARGIN, START, is_open, nested, probability, sampled
+from bayeslora_cli.methods.blora.hard_concrete import (
+    MARGIN,
+    START,
+    is_open,
+    nested,
+    probability,
+    sampled,
+)
+from bayeslora_cli.methods.blora.layer import GatedLinear, Operands
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.published_factors import padded_rank
 from bayeslora_cli.models.kernels.quantize import Quantizers, intervals, quantize, quantizers

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bayeslora_cli.allocator import largest
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.model import Network
+from bayeslora_cli.methods.adalora.rank_allocator import largest
+from bayeslora_cli.methods.network import Network
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import RankReport
 

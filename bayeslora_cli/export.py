@@ -18,7 +18,8 @@ from bayeslora_cli.artifacts import now, versions
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import tokenise
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.evaluate import (
+from bayeslora_cli.evaluation.forward_passes import Batches
+from bayeslora_cli.evaluation.run_evaluation import (
     Metrics,
     describe,
     evaluate_splits,
@@ -49,7 +50,6 @@ from bayeslora_cli.methods.adalora.pruning import prune
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.backbones.loading import Labels, backbone_path
 from bayeslora_cli.onnx_file import open_onnx, write_onnx
-from bayeslora_cli.passes import Batches
 from bayeslora_cli.plain import Logits, load_merged, open_adapter, open_merged
 from bayeslora_cli.quantized_file import load_quantized, save_quantized
 from bayeslora_cli.runs.atomic_write import replacing, write_json

@@ -13,6 +13,7 @@ from bayeslora_cli.bayes.criteria import CRITERIA
 from bayeslora_cli.bayes.optimizer import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig, kind
 from bayeslora_cli.data.batching import Feed, TokenisedSplit
+from bayeslora_cli.evaluation.forward_passes import Batches
 from bayeslora_cli.execution.compilation import compile_blocks, compiled_once, is_worth_compiling
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
 from bayeslora_cli.execution.device import pick_device, set_precision
@@ -22,7 +23,6 @@ from bayeslora_cli.methods.blora.trainer import gate_trainer
 from bayeslora_cli.methods.network import METHODS, Network, build_network
 from bayeslora_cli.models.backbones.fingerprint import data_fingerprint
 from bayeslora_cli.models.backbones.loading import Labels
-from bayeslora_cli.passes import Batches
 from bayeslora_cli.prepare import Prepared, learning_rate, rank_budget
 from bayeslora_cli.runs.checkpoint import Stateful, transfer
 from bayeslora_cli.step import TrainStep

@@ -25,9 +25,9 @@ from bayeslora_cli.errors import (
     NonFiniteError,
     RunDirError,
 )
-from bayeslora_cli.evaluate import evaluate_run
+from bayeslora_cli.evaluation.forward_passes import Batches, logits_of
+from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.models.backbones.loading import load_tokenizer
-from bayeslora_cli.passes import Batches, logits_of
 from bayeslora_cli.runs import checkpoint
 from bayeslora_cli.runs.rank_report import RankReport
 from bayeslora_cli.step import TrainStep
@@ -372,7 +372,7 @@ def test_prediction_does_not_depend_on_the_batch_size(backbone, rte, tmp_path):
 
 def test_predictions_that_are_not_finite_are_an_error(backbone, rte, tmp_path):
     from bayeslora_cli.data.batching import tokenise
-    from bayeslora_cli.evaluate import load_run
+    from bayeslora_cli.evaluation.run_evaluation import load_run
     from bayeslora_cli.models.backbones.loading import Labels
 
     run = run_of(backbone, rte, tmp_path, max_steps=2)

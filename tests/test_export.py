@@ -19,7 +19,7 @@ from bayeslora_cli import adapter_files
 from bayeslora_cli import export as export_module
 from bayeslora_cli.cli import main
 from bayeslora_cli.errors import BayesloraError, DataError, ModelError, RunDirError, UserError
-from bayeslora_cli.evaluate import evaluate_run, load_run
+from bayeslora_cli.evaluation.run_evaluation import evaluate_run, load_run
 from bayeslora_cli.export import ExportOptions, describe_export, export_run
 from bayeslora_cli.export_options import BOUNDS
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer

@@ -14,9 +14,9 @@ from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.data.example_cache import Shared
 from bayeslora_cli.engine import train
 from bayeslora_cli.errors import BayesloraError
-from bayeslora_cli.evaluate import evaluate_run
+from bayeslora_cli.evaluation.forward_passes import Sampling
+from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
-from bayeslora_cli.passes import Sampling
 from bayeslora_cli.step import TrainStep
 from tests.support.faults import ROOT, contents, differences
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from bayeslora_cli.errors import BayesloraError, RunDirError, UserError
-from bayeslora_cli.evaluate import load_run
+from bayeslora_cli.evaluation.run_evaluation import load_run
 from bayeslora_cli.export import export_run
 from bayeslora_cli.export_check import run_logits
 from bayeslora_cli.export_options import ExportOptions

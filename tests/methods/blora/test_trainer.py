@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.run_config import RunConfig, flag
-from bayeslora_cli.evaluate import evaluate_run
+from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.methods.blora.bit_operations import Sizes
 from bayeslora_cli.methods.blora.hard_concrete import SHIFT, START, THRESHOLD
 from bayeslora_cli.methods.blora.report import _collapsed
@@ -269,7 +269,7 @@ def test_resuming_repeats_the_run(optimizer, crash, backbone, rte, tmp_path, kil
 
 
 def test_samples_of_the_posterior_keep_the_gates(backbone, rte, tmp_path):
-    from bayeslora_cli.passes import Sampling
+    from bayeslora_cli.evaluation.forward_passes import Sampling
 
     run = run_of(backbone, rte, tmp_path, **ACTIVE | {"optimizer": "ivon"})
     found = evaluate_run(run.path, device="cpu", sampling=Sampling(2, 0.0))

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.engine import train
-from bayeslora_cli.evaluate import evaluate_run
+from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.tasks.sources.demo import (
     CONTRADICTION,
     DEMO,

@@ -14,7 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.predictions import SUFFIXES, Predicted, write_predictions, write_submission
+from bayeslora_cli.evaluation.prediction_files import (
+    SUFFIXES,
+    Predicted,
+    write_predictions,
+    write_submission,
+)
 from bayeslora_cli.tasks.sources.glue import TASKS, read_tsv
 from bayeslora_cli.tasks.task import Task
 

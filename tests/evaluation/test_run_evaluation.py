@@ -14,9 +14,14 @@ from safetensors.torch import save_file
 from bayeslora_cli.bayes import posterior
 from bayeslora_cli.data.batching import TokenisedSplit, tokenise
 from bayeslora_cli.errors import DataError, NonFiniteError, UserError
-from bayeslora_cli.evaluate import evaluate_run, load_run
+from bayeslora_cli.evaluation.forward_passes import (
+    Batches,
+    Sampling,
+    predict_at_mean,
+    predict_over_samples,
+)
+from bayeslora_cli.evaluation.run_evaluation import evaluate_run, load_run
 from bayeslora_cli.models.backbones.loading import Labels
-from bayeslora_cli.passes import Batches, Sampling, predict_at_mean, predict_over_samples
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.tasks.metrics import auroc, gaussian_nll, nll
 from bayeslora_cli.tasks.sources.loading import load_examples

@@ -11,11 +11,11 @@ from torch import Tensor
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.data.batching import TokenisedSplit, evaluation_order, padded_width
 from bayeslora_cli.errors import NonFiniteError
+from bayeslora_cli.evaluation.predictive import Predictive
 from bayeslora_cli.execution.compilation import uncompiled
 from bayeslora_cli.execution.cuda_graphs import Inputs, Runner, run_eagerly
 from bayeslora_cli.execution.processes import ALONE, Alone
 from bayeslora_cli.methods.network import Network
-from bayeslora_cli.predictive import Predictive
 
 
 class Batches:

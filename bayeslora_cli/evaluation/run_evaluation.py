@@ -15,24 +15,24 @@ from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import TokenisedSplit, tokenise
 from bayeslora_cli.errors import DataError, ModelError, RunDirError, UserError
-from bayeslora_cli.execution.cuda_graphs import Runner, run_eagerly
-from bayeslora_cli.execution.device import pick_device, set_precision
-from bayeslora_cli.methods.network import Network, build_network
-from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
-from bayeslora_cli.passes import (
+from bayeslora_cli.evaluation.forward_passes import (
     Batches,
     Sampling,
     logits_of,
     predict_at_mean,
     predict_over_samples,
 )
-from bayeslora_cli.predictions import (
+from bayeslora_cli.evaluation.prediction_files import (
     Predicted,
     check_path,
     write_predictions,
     write_submission,
 )
-from bayeslora_cli.predictive import Predictive
+from bayeslora_cli.evaluation.predictive import Predictive
+from bayeslora_cli.execution.cuda_graphs import Runner, run_eagerly
+from bayeslora_cli.execution.device import pick_device, set_precision
+from bayeslora_cli.methods.network import Network, build_network
+from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.tasks.metrics import (
     ECE_BINS,

@@ -12,7 +12,7 @@ from bayeslora_cli import options as o
 from bayeslora_cli.console import logger, set_up_logging, side_by_side
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.export_options import ExportOptions
-from bayeslora_cli.reliability import check_figure, diagram, draw
+from bayeslora_cli.reports.figures.reliability_diagram import check_figure, diagram, draw
 from bayeslora_cli.results_command import is_collection, print_table
 
 _FORM, _CHECK, _WHERE = "What to write", "How to check it", "Where to"  # panels of export's help

@@ -259,7 +259,7 @@ def closing_table(result: Mapping[str, Any], report: RankReport | None, console:
         _print(console, textwrap.fill(f"note: {note}", console.width))
 
     if report is not None and report.criterion is not None:
-        from bayeslora_cli.heatmap import print_heatmap
+        from bayeslora_cli.reports.ranks.heatmap import print_heatmap
 
         _print(console, "")
         print_heatmap(report, console)

@@ -12,13 +12,13 @@ from typing import Any
 
 from rich.console import Console
 
-from bayeslora_cli.allocations import Group, check_same, load_group, load_groups
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.figure import check_figure, save_figure
-from bayeslora_cli.history import load_history
-from bayeslora_cli.scores import load_scores
-from bayeslora_cli.shades import show
-from bayeslora_cli.views import Difference, Panels, Ranks, View
+from bayeslora_cli.reports.figures.save import check_figure, save_figure
+from bayeslora_cli.reports.ranks.history import load_history
+from bayeslora_cli.reports.ranks.run_groups import Group, check_same, load_group, load_groups
+from bayeslora_cli.reports.ranks.score_distribution import load_scores
+from bayeslora_cli.reports.ranks.views import Difference, Panels, Ranks, View
+from bayeslora_cli.reports.terminal_shading import show
 
 logger = logging.getLogger("bayeslora")
 

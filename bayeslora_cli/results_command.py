@@ -9,8 +9,8 @@ from pathlib import Path
 
 from bayeslora_cli.config.run_config import nearest
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.results import AT, load_results
-from bayeslora_cli.results_table import Table, read_reference
+from bayeslora_cli.reports.results.rows import AT, load_results
+from bayeslora_cli.reports.results.table import Table, read_reference
 from bayeslora_cli.runs.directory import RunDir, runs_below
 
 
@@ -45,7 +45,7 @@ def print_table(
     table = Table(results=results, reference=expected)
     test = None
     if paired is not None:
-        from bayeslora_cli.paired import compare, find_row
+        from bayeslora_cli.reports.results.paired_test import compare, find_row
 
         a, b = (find_row(results, name) for name in paired)
         test = compare(a, b)
@@ -53,23 +53,23 @@ def print_table(
     if form == "--json":
         print(json.dumps({**table.to_json(), **({"paired": test} if test else {})}))
         return
-    from bayeslora_cli import results_text
+    from bayeslora_cli.reports.results import table_drawing
 
     if form == "":
         from rich.console import Console
 
-        from bayeslora_cli.shades import show
+        from bayeslora_cli.reports.terminal_shading import show
 
-        show(partial(results_text.draw, table), Console())
+        show(partial(table_drawing.draw, table), Console())
     else:
         pasted = {
-            "--markdown": results_text.markdown,
-            "--latex": results_text.latex,
-            "--csv": results_text.as_csv,
+            "--markdown": table_drawing.markdown,
+            "--latex": table_drawing.latex,
+            "--csv": table_drawing.as_csv,
         }
         print(pasted[form](table))
     if test is not None and form != "--csv":
-        from bayeslora_cli.paired import describe
+        from bayeslora_cli.reports.results.paired_test import describe
 
         before = {"--latex": "% "}.get(form, "")
         print()

@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from bayeslora_cli import history
 from bayeslora_cli.bayes import posterior
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.presets import read_preset
@@ -25,6 +24,7 @@ from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import DataError, RunDirError, UserError
 from bayeslora_cli.methods.network import build_network
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
+from bayeslora_cli.reports.ranks import history
 from bayeslora_cli.runs import checkpoint
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import RankReport

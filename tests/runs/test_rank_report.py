@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bayeslora_cli.artifacts import rank_report
 from bayeslora_cli.errors import RunDirError
-from bayeslora_cli.heatmap import rank_grid
+from bayeslora_cli.reports.ranks.heatmap import rank_grid
 from bayeslora_cli.runs.rank_report import (
     SCHEMA,
     MatrixReport,

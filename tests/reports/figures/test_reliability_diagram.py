@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.reliability import diagram, draw
+from bayeslora_cli.reports.figures.reliability_diagram import diagram, draw
 
 
 def bins(**filled):

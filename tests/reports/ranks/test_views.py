@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from bayeslora_cli.allocations import load_group
-from bayeslora_cli.history import load_history
-from bayeslora_cli.scores import load_scores
-from bayeslora_cli.shades import SHADES
-from bayeslora_cli.views import Difference, Panels, Ranks
+from bayeslora_cli.reports.ranks.history import load_history
+from bayeslora_cli.reports.ranks.run_groups import load_group
+from bayeslora_cli.reports.ranks.score_distribution import load_scores
+from bayeslora_cli.reports.ranks.views import Difference, Panels, Ranks
+from bayeslora_cli.reports.terminal_shading import SHADES
 from tests.support.ranked_runs import DECODER, allocation, constant, names, write_run, write_seeds
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 NAMES = {12: names(12), 48: names(48, DECODER, pooler=False)}
 RANKS = {12: {"init_rank": 3}, 48: {"init_rank": 12}}
 VIEWS = ("run", "mean", "difference", "history", "mean-history", "scores", "mean-scores")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bayeslora_cli.figure_parts import (
+from bayeslora_cli.reports.figures.style import (
     BAR,
     COLUMN,
     LINE,
@@ -19,8 +19,8 @@ from bayeslora_cli.figure_parts import (
     new_figure,
     wrapped,
 )
-from bayeslora_cli.history import History
-from bayeslora_cli.scores import KEPT, PRUNED, Scores
+from bayeslora_cli.reports.ranks.history import History
+from bayeslora_cli.reports.ranks.score_distribution import KEPT, PRUNED, Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

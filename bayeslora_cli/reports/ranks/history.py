@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.text import Text
 
-from bayeslora_cli.allocations import Group
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.heatmap import ABSENT, ROWS
 from bayeslora_cli.methods.blora.bit_operations import FLOAT_BITS
+from bayeslora_cli.reports.ranks.heatmap import ABSENT, ROWS
+from bayeslora_cli.reports.ranks.run_groups import Group
+from bayeslora_cli.reports.terminal_shading import Shading, printable
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import RankReport
-from bayeslora_cli.shades import Shading, printable
 from bayeslora_cli.tasks.rank_correlation import Floats
 
 Ints = NDArray[np.int64]

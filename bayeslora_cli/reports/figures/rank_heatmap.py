@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bayeslora_cli.figure_parts import (
+from bayeslora_cli.reports.figures.small_multiples import small_multiples
+from bayeslora_cli.reports.figures.style import (
     BAR,
     COLUMN,
     DIVERGING,
@@ -25,8 +26,7 @@ from bayeslora_cli.figure_parts import (
     wrapped,
     write_lines,
 )
-from bayeslora_cli.figure_small import small_multiples
-from bayeslora_cli.heatmap import MEAN, SUM, Grid
+from bayeslora_cli.reports.ranks.heatmap import MEAN, SUM, Grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.results import GROUPS, ROW, Results, Row
+from bayeslora_cli.reports.results.rows import GROUPS, ROW, Results, Row
 
 SCHEMA = 1
 COUNTED = {

@@ -10,8 +10,8 @@ from textwrap import wrap
 
 from rich.text import Text
 
-from bayeslora_cli.results_table import Entry, Table
-from bayeslora_cli.shades import printable
+from bayeslora_cli.reports.results.table import Entry, Table
+from bayeslora_cli.reports.terminal_shading import printable
 
 NAME = 28
 """Columns of a row's name where the table is wider than the terminal."""

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.text import Text
 
-from bayeslora_cli.allocations import Group
 from bayeslora_cli.console import posterior_line
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.heatmap import ROWS
+from bayeslora_cli.reports.ranks.heatmap import ROWS
+from bayeslora_cli.reports.ranks.run_groups import Group
+from bayeslora_cli.reports.terminal_shading import printable
 from bayeslora_cli.runs.rank_report import RankReport
-from bayeslora_cli.shades import printable
 from bayeslora_cli.tasks.rank_correlation import Floats
 
 Bools = NDArray[np.bool_]

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.results import load_results
-from bayeslora_cli.results_table import Table, read_reference
+from bayeslora_cli.reports.results.rows import load_results
+from bayeslora_cli.reports.results.table import Table, read_reference
 from tests.support.scored_runs import ROWS, gated, write_scored, write_sweep
 
 

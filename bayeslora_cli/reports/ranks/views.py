@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from rich.text import Text
 
-from bayeslora_cli.allocations import (
+from bayeslora_cli.reports.ranks.heatmap import beside, bit_grid, draw
+from bayeslora_cli.reports.ranks.run_groups import (
     Agreement,
     Group,
     between,
@@ -18,9 +19,8 @@ from bayeslora_cli.allocations import (
     mean_grid,
     within,
 )
-from bayeslora_cli.heatmap import beside, bit_grid, draw
+from bayeslora_cli.reports.terminal_shading import printable
 from bayeslora_cli.runs.rank_report import MatrixReport
-from bayeslora_cli.shades import printable
 
 
 class View(Protocol):

@@ -17,14 +17,15 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from bayeslora_cli import figure as figures
-from bayeslora_cli.allocations import load_group, mean_grid
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.figure import check_figure, draw_figure, save_figure
-from bayeslora_cli.figure_parts import COLUMN, DPI, PAGE, RISING, formula
-from bayeslora_cli.history import load_history
-from bayeslora_cli.scores import load_scores
-from bayeslora_cli.views import Difference, Panels, Ranks
+from bayeslora_cli.reports.figures import save as figures
+from bayeslora_cli.reports.figures.save import check_figure, draw_figure, save_figure
+from bayeslora_cli.reports.figures.style import COLUMN, DPI, PAGE, RISING, formula
+from bayeslora_cli.reports.ranks.history import load_history
+from bayeslora_cli.reports.ranks.run_groups import load_group, mean_grid
+from bayeslora_cli.reports.ranks.score_distribution import load_scores
+from bayeslora_cli.reports.ranks.views import Difference, Panels, Ranks
+from tests.reports.ranks.test_score_distribution import with_scores
 from tests.support.ranked_runs import (
     DECODER,
     allocation,
@@ -33,7 +34,6 @@ from tests.support.ranked_runs import (
     write_run,
     write_seeds,
 )
-from tests.test_scores import with_scores
 
 GPT2 = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 STARTS = {".png": b"\x89PNG\r\n\x1a\n", ".pdf": b"%PDF-", ".svg": b"<?xml "}

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata, ttest_rel
 
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.paired import compare, describe, find_row, verdict
-from bayeslora_cli.results import Cell, load_results
+from bayeslora_cli.reports.results.paired_test import compare, describe, find_row, verdict
+from bayeslora_cli.reports.results.rows import Cell, load_results
 from tests.support.scored_runs import write_scored, write_sweep
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bayeslora_cli.figure_parts import (
+from bayeslora_cli.reports.figures.style import (
     BAR,
     LINE,
     PAGE,
@@ -22,7 +22,7 @@ from bayeslora_cli.figure_parts import (
     wrapped,
     write_lines,
 )
-from bayeslora_cli.heatmap import Grid
+from bayeslora_cli.reports.ranks.heatmap import Grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.allocations import load_group
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.history import load_history
+from bayeslora_cli.reports.ranks.history import load_history
+from bayeslora_cli.reports.ranks.run_groups import load_group
 from tests.support.ranked_runs import (
     allocation,
     constant,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.allocations import load_group
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.scores import load_scores
+from bayeslora_cli.reports.ranks.run_groups import load_group
+from bayeslora_cli.reports.ranks.score_distribution import load_scores
 from tests.support.ranked_runs import allocation, constant, names, write_run, write_seeds
 
 NAMES = names(1)

@@ -16,10 +16,10 @@ import numpy as np
 
 from bayeslora_cli.config.effects import deciding
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.heatmap import Grid, bit_grid, rank_grid
+from bayeslora_cli.reports.ranks.heatmap import Grid, bit_grid, rank_grid
+from bayeslora_cli.reports.terminal_shading import printable
 from bayeslora_cli.runs.directory import RunDir, runs_below
 from bayeslora_cli.runs.rank_report import GATES, MatrixReport, RankReport
-from bayeslora_cli.shades import printable
 from bayeslora_cli.tasks.rank_correlation import Floats, spearman
 
 logger = logging.getLogger("bayeslora")

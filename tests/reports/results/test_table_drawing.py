@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bayeslora_cli.results import load_results
-from bayeslora_cli.results_table import Table, read_reference
-from bayeslora_cli.results_text import as_csv, draw, latex, markdown
+from bayeslora_cli.reports.results.rows import load_results
+from bayeslora_cli.reports.results.table import Table, read_reference
+from bayeslora_cli.reports.results.table_drawing import as_csv, draw, latex, markdown
 from tests.support.scored_runs import write_scored, write_sweep
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 FORMS = {"plain": (False, True), "ascii": (False, False), "colour": (True, True)}
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.color import Color, ColorSystem
 
-from bayeslora_cli.shades import DIVERGING, SHADES, Shading, printable
-from tests.test_heatmap import luminance
+from bayeslora_cli.reports.terminal_shading import DIVERGING, SHADES, Shading, printable
+from tests.reports.ranks.test_heatmap import luminance
 
 values = st.floats(-1, 1).map(lambda v: v * 7)
 SPACE = " "

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.results import GROUPS, Cell, load_results, tasks_of
+from bayeslora_cli.reports.results.rows import GROUPS, Cell, load_results, tasks_of
 from tests.support.scored_runs import ROWS, SEEDS, TASKS, score, write_scored, write_sweep
 
 

@@ -14,7 +14,7 @@ from rich.color import Color, ColorSystem
 from rich.console import Console
 from rich.text import Text
 
-from bayeslora_cli.heatmap import (
+from bayeslora_cli.reports.ranks.heatmap import (
     ROWS,
     Grid,
     beside,
@@ -24,8 +24,8 @@ from bayeslora_cli.heatmap import (
     print_heatmap,
     rank_grid,
 )
+from bayeslora_cli.reports.terminal_shading import RAMP, SHADES
 from bayeslora_cli.runs.rank_report import MatrixReport, RankReport
-from bayeslora_cli.shades import RAMP, SHADES
 
 TERMINAL = {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
 KINDS = (*ROWS, "W_gate", "in_proj", "x")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from bayeslora_cli.reports.terminal_shading import Shading, show
 from bayeslora_cli.runs.rank_report import MatrixReport, RankReport
-from bayeslora_cli.shades import Shading, show
 
 if TYPE_CHECKING:
     from rich.console import Console

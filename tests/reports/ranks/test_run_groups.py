@@ -12,7 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.allocations import (
+from bayeslora_cli.config.resolution import resolve
+from bayeslora_cli.config.toml_files import to_toml
+from bayeslora_cli.errors import RunDirError, UserError
+from bayeslora_cli.reports.ranks.heatmap import rank_grid
+from bayeslora_cli.reports.ranks.run_groups import (
     Group,
     between,
     check_same,
@@ -22,10 +26,6 @@ from bayeslora_cli.allocations import (
     mean_grid,
     within,
 )
-from bayeslora_cli.config.resolution import resolve
-from bayeslora_cli.config.toml_files import to_toml
-from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.heatmap import rank_grid
 from bayeslora_cli.runs.directory import RunDir
 from tests.support.ranked_runs import DECODER, allocation, constant, names, write_run, write_seeds
 

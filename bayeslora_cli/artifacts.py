@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora_cli.adapter_files import BACKBONE, save_peft_adapter
 from bayeslora_cli.bayes import posterior
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import RunDirError
+from bayeslora_cli.export.formats.peft_adapter import BACKBONE, save_peft_adapter
 from bayeslora_cli.methods.blora.report import widths
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.runs import model_card as card

@@ -11,7 +11,7 @@ import typer
 from bayeslora_cli import options as o
 from bayeslora_cli.console import logger, set_up_logging, side_by_side
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.export_options import ExportOptions
+from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.reports.figures.reliability_diagram import check_figure, diagram, draw
 from bayeslora_cli.results_command import is_collection, print_table
 
@@ -251,7 +251,7 @@ def export(
     The last line printed is the export's directory.
     """
     set_up_logging(quiet=False, verbose=False)
-    from bayeslora_cli.export import describe_export, export_run
+    from bayeslora_cli.export.exporter import describe_export, export_run
 
     options = ExportOptions(
         format=form,

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from bayeslora_cli.adapter_files import save_lora_adapter
 from bayeslora_cli.errors import BayesloraError, ModelError, NonFiniteError
-from bayeslora_cli.export import _reopen, _write
-from bayeslora_cli.export_check import batches_of, compare, random_rows, run_logits
-from bayeslora_cli.export_options import BOUNDS, ExportOptions
+from bayeslora_cli.export.exporter import _reopen, _write
+from bayeslora_cli.export.formats.onnx_model import write_onnx
+from bayeslora_cli.export.formats.peft_adapter import save_lora_adapter
+from bayeslora_cli.export.independent_reader import load_merged
+from bayeslora_cli.export.request import BOUNDS, ExportOptions
+from bayeslora_cli.export.verification import batches_of, compare, random_rows, run_logits
 from bayeslora_cli.models.backbones.loading import load_tokenizer
-from bayeslora_cli.onnx_file import write_onnx
-from bayeslora_cli.plain import load_merged
 from tests.methods.test_network import build
 
 KINDS = ["bert", "deberta-v2", "roberta", "distilbert", "gpt2", "llama"]

@@ -9,9 +9,9 @@ import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from bayeslora_cli.adapter_files import merge, save_peft_adapter
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
+from bayeslora_cli.export.formats.peft_adapter import merge, save_peft_adapter
 from bayeslora_cli.methods import network as model
 from bayeslora_cli.methods.network import build_network
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention

@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from bayeslora_cli.adapter_files import BACKBONE
+from bayeslora_cli.export.formats.peft_adapter import BACKBONE
 
 Logits = Callable[[dict[str, Tensor]], Tensor]
 """A batch of inputs, as the tokenizer makes them -> logits (b, outputs) on the CPU."""

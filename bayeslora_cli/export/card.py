@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bayeslora_cli.adapter_files import BACKBONE
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.export_gates import Lost
-from bayeslora_cli.onnx_file import ONNX_FILE
+from bayeslora_cli.export.formats.onnx_model import ONNX_FILE
+from bayeslora_cli.export.formats.peft_adapter import BACKBONE
+from bayeslora_cli.export.quantization_loss import Lost
 from bayeslora_cli.runs import model_card
 from bayeslora_cli.tasks.task import Task
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bayeslora_cli.data.batching import TokenisedSplit, evaluation_order
 from bayeslora_cli.errors import BayesloraError, NonFiniteError
+from bayeslora_cli.export.independent_reader import Logits
 from bayeslora_cli.methods.network import Network
-from bayeslora_cli.plain import Logits
 
 Batch = dict[str, Tensor]
 RANDOM_LENGTH = 64  # tokens of a random row at the most

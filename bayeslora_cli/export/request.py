@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.hub import check_name
+from bayeslora_cli.export.hub_upload import check_name
 
 MANIFEST = "manifest.json"
 # format -> largest difference of a logit, relative to the largest logit where that is above 1

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora_cli.errors import ModelError
-from bayeslora_cli.plain import Logits
+from bayeslora_cli.export.independent_reader import Logits
 
 ONNX_FILE = "model.onnx"
 

@@ -15,13 +15,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from bayeslora_cli import adapter_files
-from bayeslora_cli import export as export_module
 from bayeslora_cli.cli import main
 from bayeslora_cli.errors import BayesloraError, DataError, ModelError, RunDirError, UserError
 from bayeslora_cli.evaluation.run_evaluation import evaluate_run, load_run
-from bayeslora_cli.export import ExportOptions, describe_export, export_run
-from bayeslora_cli.export_options import BOUNDS
+from bayeslora_cli.export import exporter as export_module
+from bayeslora_cli.export.exporter import ExportOptions, describe_export, export_run
+from bayeslora_cli.export.formats import peft_adapter
+from bayeslora_cli.export.request import BOUNDS
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import RankReport
@@ -243,8 +243,8 @@ def test_data_that_is_not_read(run, backbone, rte, tmp_path):
 def test_a_wrong_fold_leaves_nothing_behind(run, monkeypatch):
     """Folding with one per cent too much scale is found, and the run is as it was."""
     before = tree(run.path)
-    fold = adapter_files.fold
-    monkeypatch.setattr(adapter_files, "fold", lambda a, e, b, scale: fold(a, e, b, scale * 1.01))
+    fold = peft_adapter.fold
+    monkeypatch.setattr(peft_adapter, "fold", lambda a, e, b, scale: fold(a, e, b, scale * 1.01))
     with pytest.raises(BayesloraError, match="nothing is written") as raised:
         exported(run, "lora")
     assert raised.value.exit_code == 1
@@ -264,7 +264,7 @@ def test_a_failed_check_keeps_an_earlier_export_and_uploads_nothing(run, monkeyp
 
 def test_a_pooler_left_out_is_found(run, monkeypatch):
     """The base's own draw differs each time it is loaded: the seed of the run proves nothing."""
-    monkeypatch.setattr(adapter_files, "_modules_to_save", lambda network: list(network.head))
+    monkeypatch.setattr(peft_adapter, "_modules_to_save", lambda network: list(network.head))
     with pytest.raises(BayesloraError, match="nothing is written"):
         exported(run, "lora")
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from bayeslora_cli.adapter_files import merge, save_lora_adapter, save_peft_adapter
 from bayeslora_cli.artifacts import now, versions
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import tokenise
@@ -27,17 +26,14 @@ from bayeslora_cli.evaluation.run_evaluation import (
     of_the_training,
     split_names,
 )
-from bayeslora_cli.export_card import export_card
-from bayeslora_cli.export_check import (
-    Check,
-    batches_of,
-    compare,
-    logits_from,
-    random_rows,
-    run_logits,
-)
-from bayeslora_cli.export_gates import Lost, lose
-from bayeslora_cli.export_options import (
+from bayeslora_cli.export.card import export_card
+from bayeslora_cli.export.formats.integer_codes import load_quantized, save_quantized
+from bayeslora_cli.export.formats.onnx_model import open_onnx, write_onnx
+from bayeslora_cli.export.formats.peft_adapter import merge, save_lora_adapter, save_peft_adapter
+from bayeslora_cli.export.hub_upload import upload
+from bayeslora_cli.export.independent_reader import Logits, load_merged, open_adapter, open_merged
+from bayeslora_cli.export.quantization_loss import Lost, lose
+from bayeslora_cli.export.request import (
     BOUNDS,
     MANIFEST,
     ONNX_PACKAGES,
@@ -45,13 +41,17 @@ from bayeslora_cli.export_options import (
     check_options,
     check_output,
 )
-from bayeslora_cli.hub import upload
+from bayeslora_cli.export.verification import (
+    Check,
+    batches_of,
+    compare,
+    logits_from,
+    random_rows,
+    run_logits,
+)
 from bayeslora_cli.methods.adalora.pruning import prune
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.backbones.loading import Labels, backbone_path
-from bayeslora_cli.onnx_file import open_onnx, write_onnx
-from bayeslora_cli.plain import Logits, load_merged, open_adapter, open_merged
-from bayeslora_cli.quantized_file import load_quantized, save_quantized
 from bayeslora_cli.runs.atomic_write import replacing, write_json
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.model_card import on_the_hub

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bayeslora_cli.export_check import Batch, run_logits
+from bayeslora_cli.export.verification import Batch, run_logits
 from bayeslora_cli.methods.blora.gates import BASE, WEIGHTS
 from bayeslora_cli.methods.network import Network
 

@@ -13,12 +13,12 @@ from transformers import AutoModelForSequenceClassification
 
 from bayeslora_cli.errors import BayesloraError, RunDirError, UserError
 from bayeslora_cli.evaluation.run_evaluation import load_run
-from bayeslora_cli.export import export_run
-from bayeslora_cli.export_check import run_logits
-from bayeslora_cli.export_options import ExportOptions
+from bayeslora_cli.export.exporter import export_run
+from bayeslora_cli.export.formats.integer_codes import CODES, FACTS, load_quantized
+from bayeslora_cli.export.request import ExportOptions
+from bayeslora_cli.export.verification import run_logits
 from bayeslora_cli.methods.blora.report import widths
 from bayeslora_cli.models.backbones.loading import Labels
-from bayeslora_cli.quantized_file import CODES, FACTS, load_quantized
 from tests.methods.blora.test_trainer import ACTIVE
 
 from .test_engine import run_of
@@ -109,9 +109,9 @@ def test_a_run_from_elsewhere_gives_the_same(runs, tmp_path):
 
 def test_a_wrong_code_is_noticed(runs, tmp_path, monkeypatch):
     run = runs("bert", False)
-    from bayeslora_cli import export
+    from bayeslora_cli.export import exporter
 
-    original = export.save_quantized
+    original = exporter.save_quantized
 
     def wrong(network, config, mean, mask, directory):
         facts = original(network, config, mean, mask, directory)
@@ -121,7 +121,7 @@ def test_a_wrong_code_is_noticed(runs, tmp_path, monkeypatch):
         save_file(tensors, directory / CODES)
         return facts
 
-    monkeypatch.setattr(export, "save_quantized", wrong)
+    monkeypatch.setattr(exporter, "save_quantized", wrong)
     with pytest.raises(BayesloraError, match="the export is wrong"):
         exported(run, "quantized", tmp_path)
     assert not (tmp_path / "quantized").exists()

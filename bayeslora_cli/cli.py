@@ -177,7 +177,7 @@ def train(
                 if processes.first:
                     _print_sweep(sweep, problems, as_json=as_json)
         else:
-            from bayeslora_cli.engine import train as run_training
+            from bayeslora_cli.training.loop import train as run_training
 
             resolved = sweep.runs[0].resolved
             run = run_training(resolved, Progress(console), stop, ctx.obj, processes)
@@ -199,8 +199,8 @@ def _print_run(run: RunDir, *, as_json: bool) -> None:
 
 def _print_plans(sweep: Sweep, processes: int, *, as_json: bool) -> None:
     """What each run would be: one object or several, in JSON a list of them."""
-    from bayeslora_cli.plan import describe_plan, plan
-    from bayeslora_cli.prepare import prepare
+    from bayeslora_cli.training.plan import describe_plan, plan
+    from bayeslora_cli.training.preparation import prepare
 
     found = [plan(prepare(planned.resolved), planned.resolved, processes) for planned in sweep.runs]
     if as_json:

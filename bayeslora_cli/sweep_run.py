@@ -57,7 +57,7 @@ def _one_by_one(
     if not runs:
         return problems
     from bayeslora_cli.data.example_cache import Shared
-    from bayeslora_cli.engine import train
+    from bayeslora_cli.training.loop import train
 
     shared = Shared()
     for number, planned in enumerate(runs, start=1):

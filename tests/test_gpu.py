@@ -12,9 +12,8 @@ from bayeslora_cli.execution.cuda_graphs import GraphRunner
 from bayeslora_cli.methods.blora.layer import GatedLinear, Operands
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.kernels import quantize
-from bayeslora_cli.step import TrainStep
-
-from .test_step import METHODS, T_FINAL, T_INIT, TOTAL, batches, make_step
+from bayeslora_cli.training.step import TrainStep
+from tests.training.test_step import METHODS, T_FINAL, T_INIT, TOTAL, batches, make_step
 
 pytestmark = [
     pytest.mark.gpu,

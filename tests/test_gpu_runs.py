@@ -9,15 +9,15 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from bayeslora_cli import rig
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.data.example_cache import Shared
-from bayeslora_cli.engine import train
 from bayeslora_cli.errors import BayesloraError
 from bayeslora_cli.evaluation.forward_passes import Sampling
 from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
-from bayeslora_cli.step import TrainStep
+from bayeslora_cli.training import assembly
+from bayeslora_cli.training.loop import train
+from bayeslora_cli.training.step import TrainStep
 from tests.support.faults import ROOT, contents, differences
 
 pytestmark = [
@@ -162,7 +162,7 @@ def test_a_second_seed_captures_and_compiles_next_to_nothing(
         yield
 
     monkeypatch.setattr(GraphRunner, "_capture", noted)
-    monkeypatch.setattr(rig, "compiled_once", once)
+    monkeypatch.setattr(assembly, "compiled_once", once)
     shared, counts, values = Shared(), [], []
     for seed in (1, 2, 1, 1):
         run = train(

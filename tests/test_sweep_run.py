@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bayeslora_cli import engine
 from bayeslora_cli.cli import main
 from bayeslora_cli.errors import NonFiniteError, Preempted
+from bayeslora_cli.training import loop
 from tests.support.faults import contents
 
 
@@ -45,7 +45,7 @@ def trained(monkeypatch):
         def __init__(self):
             self.fail = {}
 
-    seen, real = Trained(), engine.train
+    seen, real = Trained(), loop.train
 
     def train(resolved, progress, stop, shared=None, processes=None):
         seed = resolved.config.seed
@@ -54,7 +54,7 @@ def trained(monkeypatch):
             raise seen.fail[seed]
         return real(resolved, progress, stop, shared)
 
-    monkeypatch.setattr(engine, "train", train)
+    monkeypatch.setattr(loop, "train", train)
     return seen
 
 

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from bayeslora_cli.config.resolution import resolve
-from bayeslora_cli.engine import train
+from bayeslora_cli.training.loop import train
 from tests.support.faults import ROOT, contents, differences
 
 

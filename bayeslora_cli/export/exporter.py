@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from bayeslora_cli.artifacts import now, versions
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import tokenise
 from bayeslora_cli.errors import RunDirError, UserError
@@ -58,6 +57,7 @@ from bayeslora_cli.runs.model_card import on_the_hub
 from bayeslora_cli.tasks.sources.comparison_rows import check_data_is_read, load_file
 from bayeslora_cli.tasks.sources.loading import load_examples
 from bayeslora_cli.tasks.task import Examples, Task
+from bayeslora_cli.training.artifacts import now, versions
 
 logger = logging.getLogger("bayeslora")
 

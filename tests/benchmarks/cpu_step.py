@@ -35,8 +35,8 @@ from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
 from bayeslora_cli.methods.network import build_network
 from bayeslora_cli.methods.schedules import LearningRate, RankBudget
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
-from bayeslora_cli.step import TrainStep
 from bayeslora_cli.tasks.sources.loading import load_task
+from bayeslora_cli.training.step import TrainStep
 
 TARGETS = ["query", "key", "value", "dense"]
 T_INIT = 2

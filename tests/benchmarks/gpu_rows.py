@@ -26,7 +26,7 @@ from bayeslora_cli.methods.network import METHODS, build_network
 from bayeslora_cli.methods.schedules import LearningRate, RankBudget
 from bayeslora_cli.models.backbones.deberta_attention import replace_attention
 from bayeslora_cli.models.backbones.loading import Labels
-from bayeslora_cli.step import TrainStep
+from bayeslora_cli.training.step import TrainStep
 
 TARGETS = ["query_proj", "key_proj", "value_proj", "dense"]
 T_INIT = 1  # the first step without an allocation

@@ -45,7 +45,7 @@ from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
 from bayeslora_cli.methods.network import build_network
 from bayeslora_cli.methods.schedules import LearningRate, RankBudget
 from bayeslora_cli.models.backbones.loading import Labels
-from bayeslora_cli.step import TrainStep
+from bayeslora_cli.training.step import TrainStep
 
 # optimizer -> criterion
 ROWS = {"ivon": "snr", "adamw": "sensitivity"}

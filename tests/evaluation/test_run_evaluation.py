@@ -26,8 +26,7 @@ from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.tasks.metrics import auroc, gaussian_nll, nll
 from bayeslora_cli.tasks.sources.loading import load_examples
 from tests.conftest import WORDS
-
-from .test_engine import run_of
+from tests.training.test_loop import run_of
 
 SAMPLES = 3
 

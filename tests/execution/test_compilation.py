@@ -17,8 +17,7 @@ from bayeslora_cli.execution.compilation import (
     is_worth_compiling,
 )
 from bayeslora_cli.runs import file_lock
-
-from .test_step import T_FINAL, T_INIT, TOTAL, batches, make_step
+from tests.training.test_step import T_FINAL, T_INIT, TOTAL, batches, make_step
 
 
 @pytest.mark.parametrize(

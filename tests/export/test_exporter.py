@@ -26,8 +26,7 @@ from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import RankReport
 from tests.conftest import save_backbone
-
-from .test_engine import run_of
+from tests.training.test_loop import run_of
 
 FORMATS = ["adalora", "lora", "lora-uniform", "merged", "onnx"]
 

@@ -10,14 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bayeslora_cli import state
 from bayeslora_cli.config.intervals import parse_interval
 from bayeslora_cli.errors import RunDirError, StorageError
 from bayeslora_cli.runs import checkpoint
 from bayeslora_cli.runs.checkpoint import COMPLETE, SCALARS, TENSORS, Checkpoints, read
-from bayeslora_cli.state import BestSoFar, Generators, Inputs, Loop
-
-from .test_step import batches, make_step
+from bayeslora_cli.training import state
+from bayeslora_cli.training.state import BestSoFar, Generators, Inputs, Loop
+from tests.training.test_step import batches, make_step
 
 
 def parts_of(step, noise):

@@ -14,7 +14,6 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
-from bayeslora_cli.artifacts import rank_report
 from bayeslora_cli.errors import RunDirError
 from bayeslora_cli.reports.ranks.heatmap import rank_grid
 from bayeslora_cli.runs.rank_report import (
@@ -25,6 +24,7 @@ from bayeslora_cli.runs.rank_report import (
     kinds_of,
     layer_of,
 )
+from bayeslora_cli.training.artifacts import rank_report
 from tests.methods.test_network import build
 
 finite = st.floats(allow_nan=False, allow_infinity=False)

@@ -12,12 +12,12 @@ import pytest
 
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.engine import train
 from bayeslora_cli.errors import ConfigError, Preempted, UserError
 from bayeslora_cli.execution.signals import Stop
 from bayeslora_cli.runs import trackers as module
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.trackers import OPENERS, Trackers, check_trackers
+from bayeslora_cli.training.loop import train
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def fakes(monkeypatch):
 
     monkeypatch.setitem(OPENERS, "wandb", opening)
     monkeypatch.setattr(module, "check_trackers", lambda names: None)
-    monkeypatch.setattr("bayeslora_cli.prepare.check_trackers", lambda names: None)
+    monkeypatch.setattr("bayeslora_cli.training.preparation.check_trackers", lambda names: None)
     return opened
 
 

@@ -22,7 +22,7 @@ import torch
 
 from bayeslora_cli import cli
 from bayeslora_cli.methods.network import Network
-from bayeslora_cli.step import TrainStep
+from bayeslora_cli.training.step import TrainStep
 
 WRITING = set("wxa+")
 FILE_CALLS = ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync", "ftruncate")

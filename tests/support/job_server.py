@@ -19,7 +19,7 @@ import torch
 
 from bayeslora_cli.errors import StorageError
 from bayeslora_cli.methods.network import Network
-from bayeslora_cli.step import TrainStep
+from bayeslora_cli.training.step import TrainStep
 from tests.support.fault_server import be_bayeslora, warm_up
 
 

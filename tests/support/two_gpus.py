@@ -15,8 +15,7 @@ from bayeslora_cli.execution.cuda_graphs import GraphRunner, run_eagerly
 from bayeslora_cli.execution.launch_environment import joined, place
 from bayeslora_cli.execution.processes import Alone
 from bayeslora_cli.execution.signals import Stop
-
-from .test_step import TOTAL, batches, make_step
+from tests.training.test_step import TOTAL, batches, make_step
 
 METHODS = [
     ("adalora", "ivon", "snr"),

@@ -20,8 +20,7 @@ from bayeslora_cli.export.verification import run_logits
 from bayeslora_cli.methods.blora.report import widths
 from bayeslora_cli.models.backbones.loading import Labels
 from tests.methods.blora.test_trainer import ACTIVE
-
-from .test_engine import run_of
+from tests.training.test_loop import run_of
 
 CPU = torch.device("cpu")
 

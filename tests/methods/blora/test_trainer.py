@@ -22,9 +22,8 @@ from bayeslora_cli.methods.blora.report import _collapsed
 from bayeslora_cli.methods.blora.schedule import GateSchedule, steps_to_close, too_short
 from bayeslora_cli.runs.rank_report import RankReport
 from tests.support.faults import contents, differences
-
-from .test_engine import killed_at, lines, run_of  # noqa: F401
-from .test_step import GATES, T_FINAL, T_INIT, TOTAL, batches, make_step
+from tests.training.test_loop import killed_at, lines, run_of  # noqa: F401
+from tests.training.test_step import GATES, T_FINAL, T_INIT, TOTAL, batches, make_step
 
 BLORA = {"method": "blora", "optimizer": "adamw", "criterion": None, "init_rank": 3}
 # some gates close in twelve steps, and some do not

@@ -14,7 +14,6 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from bayeslora_cli.config.resolution import resolve
-from bayeslora_cli.engine import train
 from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.tasks.sources.demo import (
     CONTRADICTION,
@@ -27,6 +26,7 @@ from bayeslora_cli.tasks.sources.demo import (
     TRIPLETS,
     demo_examples,
 )
+from bayeslora_cli.training.loop import train
 
 # of the text and the labels: a change here is another task, whose results cannot be compared
 SHA256 = {

@@ -14,20 +14,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli import rig as module
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.run_config import ASIDE, FIELDS, RunConfig, kind
 from bayeslora_cli.data.example_cache import Shared
-from bayeslora_cli.engine import train
 from bayeslora_cli.errors import ModelError, NonFiniteError, Preempted
 from bayeslora_cli.execution.signals import listening
-from bayeslora_cli.step import TrainStep
+from bayeslora_cli.training import assembly as module
+from bayeslora_cli.training.loop import train
+from bayeslora_cli.training.step import TrainStep
 from tests.conftest import save_backbone
 from tests.methods.blora.test_trainer import ACTIVE
 from tests.support.faults import contents, differences
-
-from .test_engine import options
-from .test_step import METHODS
+from tests.training.test_loop import options
+from tests.training.test_step import METHODS
 
 # whatever a run may have: dropout, several passes a step, a short last batch, checkpoints midway
 BUSY = {"grad_accum": 2, "batch_size": 10, "group_by_length": True, "checkpoint_every": "4"}

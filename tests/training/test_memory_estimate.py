@@ -13,7 +13,6 @@ from transformers import AutoConfig
 from bayeslora_cli.bayes.criteria import CRITERIA
 from bayeslora_cli.bayes.optimizer import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.estimate import estimate, saved_bytes
 from bayeslora_cli.execution.device import peak_memory
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
 from bayeslora_cli.methods.blora.gates import LEARNING
@@ -21,10 +20,10 @@ from bayeslora_cli.methods.blora.trainer import gate_optimizers
 from bayeslora_cli.methods.network import build_network
 from bayeslora_cli.methods.schedules import RankBudget
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
-from bayeslora_cli.step import task_loss
+from bayeslora_cli.training.memory_estimate import estimate, saved_bytes
+from bayeslora_cli.training.step import task_loss
 from tests.conftest import DECODERS, KINDS, tiny_tokenizer
-
-from .test_step import METHODS
+from tests.training.test_step import METHODS
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 LABELS = Labels(classes=("a", "b", "c"))

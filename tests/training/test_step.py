@@ -16,7 +16,7 @@ from bayeslora_cli.methods.blora.trainer import gate_trainer
 from bayeslora_cli.methods.network import build_network
 from bayeslora_cli.methods.schedules import LearningRate, RankBudget
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
-from bayeslora_cli.step import TrainStep
+from bayeslora_cli.training.step import TrainStep
 
 TOTAL, T_INIT, T_FINAL, DELTA_T = 60, 10, 20, 3
 PHASES = {"t_init": T_INIT, "t_final": T_FINAL, "schedule_steps": TOTAL}

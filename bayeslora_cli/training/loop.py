@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora_cli.artifacts import Snapshot, now, record_environment, write_artifacts
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.bayes.posterior_summary import posterior_summary
 from bayeslora_cli.config.intervals import parse_interval
@@ -26,13 +25,14 @@ from bayeslora_cli.execution.device import memory_explained, peak_memory
 from bayeslora_cli.execution.processes import ALONE, Alone
 from bayeslora_cli.execution.signals import Stop, Stopped
 from bayeslora_cli.methods.adalora.rank_allocator import Allocator
-from bayeslora_cli.prepare import Prepared, prepare
 from bayeslora_cli.runs.atomic_write import write_json
 from bayeslora_cli.runs.checkpoint import KEPT, Checkpoints
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.file_lock import locked
 from bayeslora_cli.runs.trackers import Trackers
-from bayeslora_cli.session import Session
+from bayeslora_cli.training.artifacts import Snapshot, now, record_environment, write_artifacts
+from bayeslora_cli.training.preparation import Prepared, prepare
+from bayeslora_cli.training.session import Session
 
 logger = logging.getLogger("bayeslora")
 

@@ -31,7 +31,7 @@ from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
 from bayeslora_cli.models.adapters.published_factors import padded_rank
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
 from bayeslora_cli.models.kernels.quantize import Quantizers
-from bayeslora_cli.step import task_loss
+from bayeslora_cli.training.step import task_loss
 
 logger = logging.getLogger("bayeslora")
 

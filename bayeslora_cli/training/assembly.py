@@ -23,9 +23,9 @@ from bayeslora_cli.methods.blora.trainer import gate_trainer
 from bayeslora_cli.methods.network import METHODS, Network, build_network
 from bayeslora_cli.models.backbones.fingerprint import data_fingerprint
 from bayeslora_cli.models.backbones.loading import Labels
-from bayeslora_cli.prepare import Prepared, learning_rate, rank_budget
 from bayeslora_cli.runs.checkpoint import Stateful, transfer
-from bayeslora_cli.step import TrainStep
+from bayeslora_cli.training.preparation import Prepared, learning_rate, rank_budget
+from bayeslora_cli.training.step import TrainStep
 
 logger = logging.getLogger("bayeslora")
 

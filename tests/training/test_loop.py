@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from bayeslora_cli.config.resolution import resolve
-from bayeslora_cli.engine import train
 from bayeslora_cli.errors import (
     BayesloraError,
     ConfigError,
@@ -30,12 +29,12 @@ from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.runs import checkpoint
 from bayeslora_cli.runs.rank_report import RankReport
-from bayeslora_cli.step import TrainStep
 from bayeslora_cli.tasks.sources.loading import load_task
+from bayeslora_cli.training.loop import train
+from bayeslora_cli.training.step import TrainStep
 from tests.conftest import save_backbone
 from tests.support.faults import contents, differences
-
-from .test_step import METHODS
+from tests.training.test_step import METHODS
 
 
 def options(backbone, rte, output, **changes):
@@ -294,7 +293,7 @@ def test_divergence_is_named_and_the_state_before_it_kept(backbone, rte, tmp_pat
 def test_divergence_too_far_back_names_no_state_that_is_not_there(
     backbone, rte, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("bayeslora_cli.state.Generators.rewind", lambda self, step: False)
+    monkeypatch.setattr("bayeslora_cli.training.state.Generators.rewind", lambda self, step: False)
     for directory, every in (("a", "100"), ("b", "1")):
         options = {"log_every": 100, "checkpoint_every": every, **DIVERGING}
         with pytest.raises(NonFiniteError) as caught:
@@ -384,7 +383,7 @@ def test_predictions_that_are_not_finite_are_an_error(backbone, rte, tmp_path):
         logits_of(network, Batches(split, 8, torch.device("cpu")))
 
 
-GLUE_FILES = Path(__file__).parents[2] / "shared"
+GLUE_FILES = Path(__file__).parents[3] / "shared"
 
 
 @pytest.mark.realdata

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from bayeslora_cli.data.batching import TrainOrder, steps_per_epoch
 from bayeslora_cli.execution.processes import ALONE, Alone
-from bayeslora_cli.prepare import Prepared
-from bayeslora_cli.rig import rig_for
 from bayeslora_cli.runs.checkpoint import Stateful
-from bayeslora_cli.state import BestSoFar, Generators, Inputs, Loop
+from bayeslora_cli.training.assembly import rig_for
+from bayeslora_cli.training.preparation import Prepared
+from bayeslora_cli.training.state import BestSoFar, Generators, Inputs, Loop
 
 
 class Session:

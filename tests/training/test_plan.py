@@ -8,11 +8,10 @@ import pytest
 
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.run_config import FIELDS, flag
-from bayeslora_cli.engine import train
-from bayeslora_cli.plan import describe_plan, plan
-from bayeslora_cli.prepare import prepare
-
-from .test_step import METHODS
+from bayeslora_cli.training.loop import train
+from bayeslora_cli.training.plan import describe_plan, plan
+from bayeslora_cli.training.preparation import prepare
+from tests.training.test_step import METHODS
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from bayeslora_cli.execution.signals import listening
 from bayeslora_cli.results_command import print_table
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import RankReport
-from bayeslora_cli.sweep import Sweep, expand
+from bayeslora_cli.sweeps.grid import Sweep, expand
 
 app = typer.Typer(
     name="bayeslora",
@@ -170,7 +170,7 @@ def train(
             with processes.as_one():
                 _print_plans(sweep, processes.world, as_json=as_json)
         elif len(sweep.runs) > 1:
-            from bayeslora_cli.sweep_run import run_sweep
+            from bayeslora_cli.sweeps.runner import run_sweep
 
             problems = run_sweep(sweep.runs, jobs or 1, console, stop, processes)
             with processes.as_one():

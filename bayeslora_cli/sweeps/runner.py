@@ -13,7 +13,7 @@ from bayeslora_cli.console import Progress
 from bayeslora_cli.errors import BayesloraError, Preempted
 from bayeslora_cli.execution.processes import ALONE, Alone
 from bayeslora_cli.execution.signals import Stop
-from bayeslora_cli.sweep import PlannedRun
+from bayeslora_cli.sweeps.grid import PlannedRun
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +36,7 @@ def run_sweep(
     if len(todo) < len(runs):
         logger.info("%d of %d runs are done already", len(runs) - len(todo), len(runs))
     if jobs > 1 and len(todo) > 1:
-        from bayeslora_cli.sweep_jobs import run_jobs
+        from bayeslora_cli.sweeps.worker_pool import run_jobs
 
         return run_jobs(todo, min(jobs, len(todo)), console, stop)
     # of all runs, whatever is done: the same command again is to compile the same

@@ -16,7 +16,7 @@ from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.run_config import CRITERION_NAMES, FIELDS, METHODS, OPTIMIZERS
 from bayeslora_cli.config.toml_files import to_toml
 from bayeslora_cli.errors import ConfigError
-from bayeslora_cli.sweep import MOST, expand, parse_names, parse_numbers
+from bayeslora_cli.sweeps.grid import MOST, expand, parse_names, parse_numbers
 from tests.support.strategies import TABLE, TYPED
 
 TASKS = ("rte", "mrpc", "cola", "demo")

@@ -158,7 +158,7 @@ def test_one_run_is_the_ordinary_run(typed, options, tmp_path, trained):
 
 
 def test_jobs_of_real_trainings(typed, options, tmp_path, monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[1])  # where `-m bayeslora_cli` is found
+    monkeypatch.chdir(Path(__file__).parents[2])  # where `-m bayeslora_cli` is found
     code, out, err = typed(*options, "--output", tmp_path / "a", "--seeds", "1-2", "--jobs", 2)
     assert code == 0, err
     runs = [Path(line) for line in out.strip().split("\n\n")[-1].splitlines()]

@@ -24,7 +24,7 @@ from bayeslora_cli.console import duration
 from bayeslora_cli.errors import EXIT_PREEMPTED, Preempted
 from bayeslora_cli.execution.signals import Stop, Stopped
 from bayeslora_cli.runs.atomic_write import named
-from bayeslora_cli.sweep import PlannedRun
+from bayeslora_cli.sweeps.grid import PlannedRun
 
 if TYPE_CHECKING:
     from rich.console import Console

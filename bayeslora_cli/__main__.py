@@ -1,5 +1,5 @@
 """`python -m bayeslora_cli` is `bayeslora`."""
 
-from bayeslora_cli.cli import main
+from bayeslora_cli.cli.app import main
 
 main()

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from bayeslora_cli.cli.progress import Progress
 from bayeslora_cli.config.run_config import kind
-from bayeslora_cli.console import Progress
 from bayeslora_cli.errors import BayesloraError, Preempted
 from bayeslora_cli.execution.processes import ALONE, Alone
 from bayeslora_cli.execution.signals import Stop

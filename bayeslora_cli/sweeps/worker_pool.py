@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bayeslora_cli.cli.progress import duration
 from bayeslora_cli.config.run_config import kind
-from bayeslora_cli.console import duration
 from bayeslora_cli.errors import EXIT_PREEMPTED, Preempted
 from bayeslora_cli.execution.signals import Stop, Stopped
 from bayeslora_cli.runs.atomic_write import named
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("bayeslora")
 
-PROGRAM = (sys.executable, "-m", "bayeslora_cli.worker")
+PROGRAM = (sys.executable, "-m", "bayeslora_cli.cli.worker")
 POLL = 0.2
 """Seconds between two looks at the processes."""
 TAIL = 4096

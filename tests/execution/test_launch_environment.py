@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bayeslora_cli.cli import main
+from bayeslora_cli.cli.app import main
 from bayeslora_cli.execution.launch_environment import Place, first_node, joined, place
 from bayeslora_cli.execution.processes import ALONE, mixed
 from bayeslora_cli.execution.signals import Stop

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from bayeslora_cli.cli import main
+from bayeslora_cli.cli.app import main
 from bayeslora_cli.errors import BayesloraError, DataError, ModelError, RunDirError, UserError
 from bayeslora_cli.evaluation.run_evaluation import evaluate_run, load_run
 from bayeslora_cli.export import exporter as export_module

@@ -20,7 +20,7 @@ from typing import NoReturn
 import safetensors.torch
 import torch
 
-from bayeslora_cli import cli
+from bayeslora_cli.cli import app
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.training.step import TrainStep
 
@@ -116,14 +116,14 @@ def warm_up(order) -> None:
     """A training in this process, of one thread: what it imports and caches, no fork needs to."""
     sys.argv = ["bayeslora", *order["arguments"], "--quiet"]
     with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
-        cli.main()
+        app.main()
 
 
 def be_bayeslora() -> NoReturn:
     """`bayeslora` with the arguments in `sys.argv`, in a fork, whose end runs nobody's clean-up."""
     code = 1
     try:
-        cli.main()
+        app.main()
     except SystemExit as stopped:
         code = stopped.code or 0
     except BaseException:

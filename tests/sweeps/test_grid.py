@@ -11,7 +11,7 @@ import typer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli import cli
+from bayeslora_cli.cli import app
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.run_config import CRITERION_NAMES, FIELDS, METHODS, OPTIMIZERS
 from bayeslora_cli.config.toml_files import to_toml
@@ -104,7 +104,7 @@ def as_typed(line):
     """What the command line makes of a command: (fields, preset)."""
     program, command, *arguments = shlex.split(line)
     assert (program, command) == ("bayeslora", "train")
-    parser = typer.main.get_command(cli.app).commands["train"]
+    parser = typer.main.get_command(app.app).commands["train"]
     given = parser.make_context("train", arguments).params
     typed = {n: v for n, v in given.items() if n in FIELDS and v is not None}
     for name in ("target_modules", "text_columns", "log_to"):

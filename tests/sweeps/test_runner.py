@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bayeslora_cli.cli import main
+from bayeslora_cli.cli.app import main
 from bayeslora_cli.errors import NonFiniteError, Preempted
 from bayeslora_cli.training import loop
 from tests.support.faults import contents

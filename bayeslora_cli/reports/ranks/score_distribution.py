@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.text import Text
 
-from bayeslora_cli.console import posterior_line
+from bayeslora_cli.cli.progress import posterior_line
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.reports.ranks.heatmap import ROWS
 from bayeslora_cli.reports.ranks.run_groups import Group

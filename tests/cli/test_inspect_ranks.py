@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from bayeslora_cli.cli import main
+from bayeslora_cli.cli.app import main
 from bayeslora_cli.reports.ranks.run_groups import load_group
 from bayeslora_cli.reports.ranks.views import Ranks
 from tests.support.ranked_runs import allocation, constant, names, write_run, write_seeds
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "peft", "datasets", "sklearn", "scipy", "matplotlib")
 
 

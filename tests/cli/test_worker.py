@@ -32,7 +32,7 @@ def worker(options, tmp_path):
         ours, theirs = socket.socketpair()
         with theirs, (tmp_path / "first").open("w") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "bayeslora_cli.worker", *options, *arguments],
+                [sys.executable, "-m", "bayeslora_cli.cli.worker", *options, *arguments],
                 cwd=ROOT, stdin=theirs.fileno(), stdout=log, stderr=log,
             )  # fmt: skip
         ours.settimeout(120)

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bayeslora_cli import console as module
-from bayeslora_cli.console import (
+from bayeslora_cli.cli import progress as module
+from bayeslora_cli.cli.progress import (
     Progress,
     Reporter,
     closing_table,

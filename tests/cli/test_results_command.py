@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bayeslora_cli.cli import main
+from bayeslora_cli.cli.app import main
 from tests.support.scored_runs import write_sweep
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "sklearn", "scipy", "numpy", "matplotlib")
@@ -99,7 +99,7 @@ def test_no_model_is_loaded(sweep):
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.stderr.split() == []
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from bayeslora_cli.cli import main, train
+from bayeslora_cli.cli.app import main, train
 from bayeslora_cli.config import presets
 from bayeslora_cli.config.run_config import FIELDS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def bayeslora(*arguments, cwd=None):

@@ -16,7 +16,7 @@ import socket
 import sys
 from threading import Event, Thread
 
-from bayeslora_cli import cli
+from bayeslora_cli.cli import app
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def _train(shared: object, training: Event) -> None:
     """Be `bayeslora`, but stay where that ends well."""
     training.set()
     try:
-        cli.main(shared)
+        app.main(shared)
     except SystemExit as done:
         if done.code:
             raise

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from bayeslora_cli import options as o
-from bayeslora_cli.console import logger, set_up_logging, side_by_side
+from bayeslora_cli.cli import options as o
+from bayeslora_cli.cli.progress import logger, set_up_logging, side_by_side
+from bayeslora_cli.cli.results_command import is_collection, print_table
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.reports.figures.reliability_diagram import check_figure, diagram, draw
-from bayeslora_cli.results_command import is_collection, print_table
 
 _FORM, _CHECK, _WHERE = "What to write", "How to check it", "Where to"  # panels of export's help
 
@@ -310,7 +310,7 @@ def inspect_ranks(
 ) -> None:
     """Show where the ranks of finished runs went: kinds of matrices by layers."""
     set_up_logging(quiet=False, verbose=False)
-    from bayeslora_cli.inspect_ranks import inspect_ranks as show
+    from bayeslora_cli.cli.inspect_ranks import inspect_ranks as show
 
     show(
         runs,

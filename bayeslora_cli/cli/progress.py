@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from bayeslora_cli.config.values import duration
 from bayeslora_cli.runs.rank_report import RankReport
 
 if TYPE_CHECKING:
@@ -199,14 +200,6 @@ class _Pace:
         """Time that `steps` will take, with evaluations as frequent as so far."""
         assert self.rate is not None
         return steps * (1 / self.rate + self._skipped / (self._done - self._first))
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 45s, 2m10s or 3h05m."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60}h{minutes % 60:02}m"
-    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
 
 
 def _short(rate: float) -> str:

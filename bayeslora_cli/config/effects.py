@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from bayeslora_cli.config.run_config import FIELDS, METHODS, OPTIMIZERS, RunConfig
+from bayeslora_cli.config.catalogue import METHODS, OPTIMIZERS
+from bayeslora_cli.config.run_config import FIELDS, RunConfig
 
 QUANT = ("lambda_quant", "bit_ladder", "quantize_base", "reg", "range_lr")
 """Options of quantizers."""

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.config.run_config import COMBINATIONS, FIELDS, nearest
+from bayeslora_cli.config.catalogue import COMBINATIONS
+from bayeslora_cli.config.run_config import FIELDS, nearest
 from bayeslora_cli.config.toml_files import from_file
 from bayeslora_cli.errors import ConfigError
 

@@ -10,16 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bayeslora_cli.config.catalogue import COMBINATIONS, DEFAULT_OPTIMIZER
 from bayeslora_cli.config.effects import without_effect
 from bayeslora_cli.config.presets import preset_chain, row_values, task_chain, top_level
-from bayeslora_cli.config.run_config import (
-    COMBINATIONS,
-    DEFAULT_OPTIMIZER,
-    FIELDS,
-    RunConfig,
-    check_schedule,
-    flag,
-)
+from bayeslora_cli.config.run_config import FIELDS, RunConfig, check_schedule, flag
 from bayeslora_cli.errors import ConfigError
 
 # step numbers that a preset states for its own total and that scale with another

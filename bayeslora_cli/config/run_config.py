@@ -8,34 +8,23 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from bayeslora_cli.config.intervals import parse_interval
-from bayeslora_cli.config.ladder import parse_ladder
+from bayeslora_cli.config.catalogue import (
+    BLORA_MODES,
+    COMBINATIONS,
+    COMPILE,
+    CRITERION_NAMES,
+    LR_SCHEDULES,
+    METHODS,
+    OPTIMIZERS,
+    PRECISIONS,
+    REGULARISERS,
+    TASK_NAMES,
+    TRACKERS,
+)
+from bayeslora_cli.config.values import parse_interval, parse_ladder
 from bayeslora_cli.errors import ConfigError
 
-GLUE_TASKS = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli")
-TASK_NAMES = (*GLUE_TASKS, "demo", "custom")  # custom: a user's own files
-# criterion by method and optimizer, the default first; none: the method allocates nothing
-COMBINATIONS: dict[tuple[str, str], tuple[str, ...]] = {
-    ("adalora", "ivon"): ("snr", "sensitivity", "snr-abs", "magnitude", "precision"),
-    ("adalora", "adamw"): ("sensitivity", "magnitude"),
-    ("lora", "adamw"): (),
-    ("lora", "ivon"): (),
-    ("full", "adamw"): (),
-    ("full", "ivon"): (),
-    ("blora", "adamw"): (),
-    ("blora", "ivon"): (),
-}
-DEFAULT_OPTIMIZER = {"adalora": "ivon", "lora": "adamw", "full": "adamw", "blora": "adamw"}
-METHODS = tuple(DEFAULT_OPTIMIZER)
-OPTIMIZERS = ("ivon", "adamw")
-CRITERION_NAMES = COMBINATIONS["adalora", "ivon"]
-COMPILE = ("auto", "on", "off")
-TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
-PRECISIONS = ("fp32", "tf32", "bf16")
-LR_SCHEDULES = ("linear", "boost")
 LARGEST_PENALTY = 1e9
-BLORA_MODES = ("both", "quant", "rank")
-REGULARISERS = ("const", "bop")
 
 
 def _option(default: Any, flag: str, *, affects_result: bool = True) -> Any:

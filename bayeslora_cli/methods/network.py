@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeslora_cli.config.ladder import parse_ladder
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.config.values import parse_ladder
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.methods.blora.gates import FLOAT, Gates, Plan
 from bayeslora_cli.methods.blora.layer import GatedLinear, gated_linear

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bayeslora_cli.config.intervals import Interval
+from bayeslora_cli.config.values import Interval
 from bayeslora_cli.errors import RunDirError
 from bayeslora_cli.runs.atomic_write import discard, leftovers, named, replacing, tidy
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.config.effects import affecting
-from bayeslora_cli.config.resolution import SCHEDULED, Resolved, resolve, run_name
-from bayeslora_cli.config.run_config import (
+from bayeslora_cli.config.catalogue import (
     BLORA_MODES,
     CRITERION_NAMES,
     METHODS,
     OPTIMIZERS,
     TASK_NAMES,
-    flag,
-    nearest,
 )
+from bayeslora_cli.config.effects import affecting
+from bayeslora_cli.config.resolution import SCHEDULED, Resolved, resolve, run_name
+from bayeslora_cli.config.run_config import flag, nearest
+from bayeslora_cli.config.values import parse_names, parse_numbers, parse_reals
 from bayeslora_cli.errors import ConfigError, UserError
 from bayeslora_cli.runs.directory import RunDir
 
@@ -34,8 +33,6 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 REALS = ("lr", "boost_lr", "lambda_quant", "lambda_rank")
 AXES = ("task", "target_rank", "method", "optimizer", "criterion", "blora_mode", *REALS, "seed")
-MOST = 10_000
-"""Numbers of a range: more are a slip of the finger."""
 # fields whose final value depends on the data and the backbone
 _FITTED = {*SCHEDULED, "schedule_steps", "max_length"}
 
@@ -210,49 +207,3 @@ def _parser(name: str) -> Callable[[str], tuple[Any, ...]]:
     if name in NAMES:
         return parse_names
     return parse_reals if name in REALS else parse_numbers
-
-
-def parse_names(text: str) -> tuple[str, ...]:
-    """A comma list, each name once, in order.
-
-    Raises:
-        ValueError: nothing in it.
-    """
-    found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not found:
-        raise ValueError("give a name, or several with commas between them")
-    return found
-
-
-def parse_reals(text: str) -> tuple[float, ...]:
-    """A comma list of numbers, each once, in order: 1e-4,0.001.
-
-    Raises:
-        ValueError: anything else.
-    """
-    try:
-        return tuple(dict.fromkeys(float(part) for part in text.split(",")))
-    except ValueError:
-        raise ValueError("give a number, or several with commas between them") from None
-
-
-def parse_numbers(text: str) -> tuple[int, ...]:
-    """A comma list of whole numbers and ranges, each number once, in order: 1,5,7-9.
-
-    Raises:
-        ValueError: anything else.
-    """
-    return tuple(dict.fromkeys(_numbers(text)))
-
-
-def _numbers(text: str) -> Iterator[int]:
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*(-?\d{1,19})(?:-(\d{1,19}))?\s*", part, re.ASCII)
-        if found is None:
-            raise ValueError("give whole numbers and ranges, such as 2021-2025 or 1,5,7-9")
-        first, last = int(found[1]), int(found[2] or found[1])
-        if last < first:
-            raise ValueError(f"the range {part.strip()} is empty; give the smaller number first")
-        if last - first >= MOST:
-            raise ValueError(f"the range {part.strip()} has more than {MOST:,} numbers")
-        yield from range(first, last + 1)

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bayeslora_cli.cli.progress import duration
 from bayeslora_cli.config.run_config import kind
+from bayeslora_cli.config.values import duration
 from bayeslora_cli.errors import EXIT_PREEMPTED, Preempted
 from bayeslora_cli.execution.signals import Stop, Stopped
 from bayeslora_cli.runs.atomic_write import named

@@ -16,8 +16,8 @@ from torch import Tensor
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.bayes.posterior_summary import posterior_summary
 from bayeslora_cli.cli.progress import Reporter
-from bayeslora_cli.config.intervals import parse_interval
 from bayeslora_cli.config.resolution import Resolved
+from bayeslora_cli.config.values import parse_interval
 from bayeslora_cli.data.example_cache import Shared
 from bayeslora_cli.errors import NonFiniteError, Preempted
 from bayeslora_cli.evaluation.run_evaluation import describe, evaluate_splits

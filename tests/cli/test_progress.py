@@ -19,10 +19,10 @@ from bayeslora_cli.cli.progress import (
     Progress,
     Reporter,
     closing_table,
-    duration,
     set_up_logging,
     side_by_side,
 )
+from bayeslora_cli.config.values import duration
 from bayeslora_cli.runs.rank_report import MatrixReport, RankReport
 
 logger = logging.getLogger("bayeslora")

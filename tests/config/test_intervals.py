@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bayeslora_cli.config.intervals import Interval, parse_interval
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.config.values import Interval, parse_interval
 from bayeslora_cli.errors import ConfigError
 
 

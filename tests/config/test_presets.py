@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from bayeslora_cli.config.catalogue import GLUE_TASKS, TASK_NAMES
 from bayeslora_cli.config.presets import list_presets, presets_directory
 from bayeslora_cli.config.resolution import resolve
-from bayeslora_cli.config.run_config import FIELDS, GLUE_TASKS, TASK_NAMES, check_schedule
+from bayeslora_cli.config.run_config import FIELDS, check_schedule
 from bayeslora_cli.errors import ConfigError
 
 PAPER = Path(__file__).parents[3] / "shared" / "paper" / "hyperparameters.json"

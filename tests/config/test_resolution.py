@@ -14,6 +14,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from bayeslora_cli.config.catalogue import GLUE_TASKS
 from bayeslora_cli.config.effects import BLORA, affecting, without_effect
 from bayeslora_cli.config.presets import presets_directory
 from bayeslora_cli.config.resolution import (
@@ -24,13 +25,7 @@ from bayeslora_cli.config.resolution import (
     run_name,
     scale_schedule,
 )
-from bayeslora_cli.config.run_config import (
-    FIELDS,
-    GLUE_TASKS,
-    RunConfig,
-    check_schedule,
-    flag,
-)
+from bayeslora_cli.config.run_config import FIELDS, RunConfig, check_schedule, flag
 from bayeslora_cli.errors import ConfigError
 from tests.support.strategies import FLOATS, FREE, NOT_RESULT, ROWS, TABLE, TYPED
 

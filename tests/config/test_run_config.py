@@ -9,10 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bayeslora_cli.config.catalogue import GLUE_TASKS
 from bayeslora_cli.config.resolution import (
     resolve,
 )
-from bayeslora_cli.config.run_config import FIELDS, GLUE_TASKS, RunConfig, flag
+from bayeslora_cli.config.run_config import FIELDS, RunConfig, flag
 from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import ConfigError, UserError
 from tests.support.strategies import FLOATS, NOT_RESULT, ROWS, TABLE, configs

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bayeslora_cli.config.intervals import parse_interval
+from bayeslora_cli.config.values import parse_interval
 from bayeslora_cli.errors import RunDirError, StorageError
 from bayeslora_cli.runs import checkpoint
 from bayeslora_cli.runs.checkpoint import COMPLETE, SCALARS, TENSORS, Checkpoints, read

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from bayeslora_cli.config.run_config import FIELDS, TASK_NAMES, RunConfig
+from bayeslora_cli.config.catalogue import TASK_NAMES
+from bayeslora_cli.config.run_config import FIELDS, RunConfig
 
 # the product's table, written out once more: method, optimizer -> criteria, the default first
 TABLE = {

@@ -12,11 +12,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bayeslora_cli.cli import app
+from bayeslora_cli.config.catalogue import CRITERION_NAMES, METHODS, OPTIMIZERS
 from bayeslora_cli.config.resolution import resolve
-from bayeslora_cli.config.run_config import CRITERION_NAMES, FIELDS, METHODS, OPTIMIZERS
+from bayeslora_cli.config.run_config import FIELDS
 from bayeslora_cli.config.toml_files import to_toml
+from bayeslora_cli.config.values import MOST, parse_names, parse_numbers
 from bayeslora_cli.errors import ConfigError
-from bayeslora_cli.sweeps.grid import MOST, expand, parse_names, parse_numbers
+from bayeslora_cli.sweeps.grid import expand
 from tests.support.strategies import TABLE, TYPED
 
 TASKS = ("rte", "mrpc", "cola", "demo")

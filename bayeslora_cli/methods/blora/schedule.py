@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from bayeslora_cli.config.ladder import parse_ladder
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.config.values import parse_ladder
 from bayeslora_cli.methods.blora.hard_concrete import SHIFT, START, THRESHOLD
 
 LINES = 200  # of ranks.jsonl from the learning phase, at the most

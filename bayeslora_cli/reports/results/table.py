@@ -259,6 +259,6 @@ def _millions(parameters: float | None) -> str:
 
 
 def _time(seconds: float | None) -> str:
-    from bayeslora_cli.cli.progress import duration
+    from bayeslora_cli.config.values import duration
 
     return "" if seconds is None else duration(seconds)

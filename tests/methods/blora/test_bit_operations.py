@@ -52,14 +52,14 @@ def test_narrower_and_fewer_never_cost_more(shapes, operand):
 
 @pytest.mark.parametrize("ladder", ["2,4,8,16", "4,8", "2", " 8, 16"])
 def test_ladders(ladder):
-    from bayeslora_cli.config.ladder import parse_ladder
+    from bayeslora_cli.config.values import parse_ladder
 
     assert parse_ladder(ladder) == tuple(int(part) for part in ladder.split(","))
 
 
 @pytest.mark.parametrize("ladder", ["", "2,8", "4,2", "3", "2,4,8,16,32", "2;4"])
 def test_no_ladders(ladder):
-    from bayeslora_cli.config.ladder import parse_ladder
+    from bayeslora_cli.config.values import parse_ladder
 
     with pytest.raises(ValueError, match="neighbours among them"):
         parse_ladder(ladder)

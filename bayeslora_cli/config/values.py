@@ -1,0 +1,111 @@
+"""Values of options as text: lists, ranges, intervals, ladders of bit widths."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}  # seconds
+
+
+FORM = "auto, a number of steps (500), or a time (30s, 10m, 2h)"
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A number of steps, or a time, or neither: whatever is best."""
+
+    steps: int | None = None
+    seconds: int | None = None
+
+
+def parse_interval(text: str) -> Interval:
+    """Read what `FORM` says.
+
+    Raises:
+        ValueError: something else, or nothing of it.
+    """
+    if text == "auto":
+        return Interval()
+    found = re.fullmatch(r"([0-9]{1,9})([smh]?)", text)
+    if found is None or int(found[1]) == 0:
+        raise ValueError(f"give {FORM}")
+    number, unit = int(found[1]), found[2]
+    return Interval(seconds=number * _UNITS[unit]) if unit else Interval(steps=number)
+
+
+WIDTHS = (2, 4, 8, 16)
+
+
+def parse_ladder(text: str) -> tuple[int, ...]:
+    """`2,4,8,16`, or neighbours among these alone, the narrowest first.
+
+    Raises:
+        ValueError: anything else; the message says what to give.
+    """
+    names = [part.strip() for part in text.split(",")]
+    for start in range(len(WIDTHS)):
+        for stop in range(start + 1, len(WIDTHS) + 1):
+            if names == [str(width) for width in WIDTHS[start:stop]]:
+                return WIDTHS[start:stop]
+    known = ",".join(str(width) for width in WIDTHS)
+    raise ValueError(f"give {known}, or neighbours among them, such as 4,8")
+
+
+MOST = 10_000
+"""Numbers of a range: more are a slip of the finger."""
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """A comma list, each name once, in order.
+
+    Raises:
+        ValueError: nothing in it.
+    """
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not found:
+        raise ValueError("give a name, or several with commas between them")
+    return found
+
+
+def parse_reals(text: str) -> tuple[float, ...]:
+    """A comma list of numbers, each once, in order: 1e-4,0.001.
+
+    Raises:
+        ValueError: anything else.
+    """
+    try:
+        return tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        raise ValueError("give a number, or several with commas between them") from None
+
+
+def parse_numbers(text: str) -> tuple[int, ...]:
+    """A comma list of whole numbers and ranges, each number once, in order: 1,5,7-9.
+
+    Raises:
+        ValueError: anything else.
+    """
+    return tuple(dict.fromkeys(_numbers(text)))
+
+
+def _numbers(text: str) -> Iterator[int]:
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(-?\d{1,19})(?:-(\d{1,19}))?\s*", part, re.ASCII)
+        if found is None:
+            raise ValueError("give whole numbers and ranges, such as 2021-2025 or 1,5,7-9")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            raise ValueError(f"the range {part.strip()} is empty; give the smaller number first")
+        if last - first >= MOST:
+            raise ValueError(f"the range {part.strip()} has more than {MOST:,} numbers")
+        yield from range(first, last + 1)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 45s, 2m10s or 3h05m."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60}h{minutes % 60:02}m"
+    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"

@@ -53,11 +53,11 @@ from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.backbones.loading import Labels, backbone_path
 from bayeslora_cli.runs.atomic_write import replacing, write_json
 from bayeslora_cli.runs.directory import RunDir
+from bayeslora_cli.runs.environment import now, versions
 from bayeslora_cli.runs.model_card import on_the_hub
 from bayeslora_cli.tasks.sources.comparison_rows import check_data_is_read, load_file
 from bayeslora_cli.tasks.sources.loading import load_examples
 from bayeslora_cli.tasks.task import Examples, Task
-from bayeslora_cli.training.artifacts import now, versions
 
 logger = logging.getLogger("bayeslora")
 

@@ -28,9 +28,10 @@ from bayeslora_cli.methods.adalora.rank_allocator import Allocator
 from bayeslora_cli.runs.atomic_write import write_json
 from bayeslora_cli.runs.checkpoint import KEPT, Checkpoints
 from bayeslora_cli.runs.directory import RunDir
+from bayeslora_cli.runs.environment import now, record_environment
 from bayeslora_cli.runs.file_lock import locked
 from bayeslora_cli.runs.trackers import Trackers
-from bayeslora_cli.training.artifacts import Snapshot, now, record_environment, write_artifacts
+from bayeslora_cli.training.artifacts import Snapshot, write_artifacts
 from bayeslora_cli.training.preparation import Prepared, prepare
 from bayeslora_cli.training.session import Session
 

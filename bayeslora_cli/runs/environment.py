@@ -1,0 +1,85 @@
+"""What a run was made with: versions, device, command line, start and end."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from bayeslora_cli.errors import RunDirError
+from bayeslora_cli.runs.atomic_write import write_json
+from bayeslora_cli.runs.directory import RunDir
+
+logger = logging.getLogger("bayeslora")
+
+PACKAGES = (
+    "bayeslora", "torch", "transformers", "peft", "ivon-opt", "datasets", "tokenizers",
+    "safetensors", "scikit-learn", "scipy", "torchmetrics",
+)  # fmt: skip
+
+
+def environment(
+    device: torch.device, revision: str | None, backbone_sha256: str, processes: int = 1
+) -> dict[str, Any]:
+    """Versions, device and command line, as environment.json holds them at the start.
+
+    Args:
+        device: the first process's.
+        revision: of the backbone on the hub; None: it is not from there.
+        backbone_sha256: `Network.backbone_sha256`, by which a later command knows the backbone.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "versions": versions(PACKAGES),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": name,
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "model_revision": revision,
+        "backbone_sha256": backbone_sha256,
+        "command": sys.argv,
+        "start": now(),
+        "end": None,
+    }
+
+
+def record_environment(
+    run: RunDir,
+    device: torch.device,
+    revision: str | None,
+    backbone_sha256: str,
+    processes: int = 1,
+) -> None:
+    """Write environment.json: of a resumed run, this process's below the first one's."""
+    found = environment(device, revision, backbone_sha256, processes)
+    if run.environment.is_file():
+        try:
+            first = run.read_json(run.environment)
+            found = {**first, "resumed": [*first.get("resumed", []), found]}
+        except (RunDirError, TypeError) as error:
+            logger.warning("%s is written anew: %s", run.environment, error)
+    write_json(run.environment, found)
+
+
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Installed versions; None: not installed."""
+    found: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

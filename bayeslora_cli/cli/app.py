@@ -13,7 +13,7 @@ import typer
 from bayeslora_cli import __version__
 from bayeslora_cli.cli import commands
 from bayeslora_cli.cli import options as o
-from bayeslora_cli.cli.progress import Progress, closing_table, logger, set_up_logging
+from bayeslora_cli.cli.progress import Progress, logger, set_up_logging
 from bayeslora_cli.cli.results_command import print_table
 from bayeslora_cli.config import presets
 from bayeslora_cli.config.run_config import FIELDS
@@ -27,6 +27,7 @@ from bayeslora_cli.errors import (
 )
 from bayeslora_cli.execution.launch_environment import Place, joined, place
 from bayeslora_cli.execution.signals import listening
+from bayeslora_cli.reports.run_summary import closing_table
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import RankReport
 from bayeslora_cli.sweeps.grid import Sweep, expand

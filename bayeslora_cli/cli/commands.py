@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 
 from bayeslora_cli.cli import options as o
-from bayeslora_cli.cli.progress import logger, set_up_logging, side_by_side
+from bayeslora_cli.cli.progress import logger, set_up_logging
 from bayeslora_cli.cli.results_command import is_collection, print_table
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.reports.figures.reliability_diagram import check_figure, diagram, draw
+from bayeslora_cli.reports.run_summary import side_by_side
 
 _FORM, _CHECK, _WHERE = "What to write", "How to check it", "Where to"  # panels of export's help
 

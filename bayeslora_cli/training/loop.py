@@ -15,7 +15,6 @@ from torch import Tensor
 
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.bayes.posterior_summary import posterior_summary
-from bayeslora_cli.cli.progress import Reporter
 from bayeslora_cli.config.resolution import Resolved
 from bayeslora_cli.config.values import parse_interval
 from bayeslora_cli.data.example_cache import Shared
@@ -33,6 +32,7 @@ from bayeslora_cli.runs.file_lock import locked
 from bayeslora_cli.runs.trackers import Trackers
 from bayeslora_cli.training.artifacts import Snapshot, write_artifacts
 from bayeslora_cli.training.preparation import Prepared, prepare
+from bayeslora_cli.training.run_log import Reporter
 from bayeslora_cli.training.session import Session
 
 logger = logging.getLogger("bayeslora")

@@ -15,15 +15,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from bayeslora_cli.cli import progress as module
-from bayeslora_cli.cli.progress import (
-    Progress,
-    Reporter,
-    closing_table,
-    set_up_logging,
-    side_by_side,
-)
+from bayeslora_cli.cli.progress import Progress, set_up_logging
 from bayeslora_cli.config.values import duration
+from bayeslora_cli.reports.run_summary import closing_table, side_by_side
 from bayeslora_cli.runs.rank_report import MatrixReport, RankReport
+from bayeslora_cli.training.run_log import Reporter
 
 logger = logging.getLogger("bayeslora")
 

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.text import Text
 
-from bayeslora_cli.cli.progress import posterior_line
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.reports.ranks.heatmap import ROWS
 from bayeslora_cli.reports.ranks.run_groups import Group
+from bayeslora_cli.reports.run_summary import posterior_line
 from bayeslora_cli.reports.terminal_shading import printable
 from bayeslora_cli.runs.rank_report import RankReport
 from bayeslora_cli.tasks.rank_correlation import Floats

@@ -1,0 +1,130 @@
+"""What a finished run says of itself on a terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from bayeslora_cli.cli.progress import _CONTROL
+from bayeslora_cli.config.values import duration
+from bayeslora_cli.runs.rank_report import RankReport
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def _print(console: Console, text: str) -> None:
+    """Print lines as they are: no markup, no colours, no line breaks, no control characters."""
+    console.print(
+        text.translate(_CONTROL), markup=False, emoji=False, highlight=False, soft_wrap=True
+    )
+
+
+def _short(rate: float) -> str:
+    """Three digits, never an exponent for the large."""
+    return f"{rate:.3g}" if rate < 999.5 else f"{rate:.0f}"
+
+
+def closing_table(result: Mapping[str, Any], report: RankReport | None, console: Console) -> None:
+    """Print what a finished run has come to.
+
+    Args:
+        result: the run's result.json.
+        report: its ranks, drawn where the method allocates them; None: a run without adapters.
+        console: of stdout.
+    """
+    splits = result["last"]["metrics"]
+    # one split is named below; of several the names must leave room on 80 columns
+    prefixes = {s: f"{s.removeprefix('validation_')} " if len(splits) > 1 else "" for s in splits}
+    rows = [["", "step", *(prefixes[split] + name for split in splits for name in splits[split])]]
+    for name in ("best", "best_at_budget", "last"):
+        metrics = result[name]["metrics"]
+        values = [f"{value:.4f}" for split in splits for value in metrics[split].values()]
+        rows.append([name, str(result[name]["step"] + 1), *values])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *rest in rows:
+        cells = (f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
+        _print(console, "  ".join([f"{first:{widths[0]}}", *cells]))
+
+    memory = result["peak_memory_bytes"]
+    facts = {
+        "best by": f"{result['selecting']} on {next(iter(splits))}",
+        "trainable parameters": f"{result['trainable_parameters']:,}",
+        "kept parameters": f"{result['kept_parameters']:,}",
+        "training time": f"{duration(result['train_seconds'])}, "
+        f"with evaluations {duration(result['seconds'])}",
+        "steps a second": _short(result["steps_per_second"]),
+        **_gate_facts(result),
+        **({} if memory is None else {"peak memory": f"{memory / 1e9:.2f} GB"}),
+    }
+    _print(console, "")
+    for name, fact in facts.items():
+        _print(console, f"{name:{max(map(len, facts))}}  {fact}")
+
+    posterior = result.get("posterior") or {}
+    if posterior:
+        _print(console, f"{'posterior':{max(map(len, facts))}}  {posterior_line(posterior)}")
+    note = posterior.get("note")
+    if note is not None:
+        _print(console, "")
+        _print(console, textwrap.fill(f"note: {note}", console.width))
+
+    if report is not None and report.criterion is not None:
+        from bayeslora_cli.reports.ranks.heatmap import print_heatmap
+
+        _print(console, "")
+        print_heatmap(report, console)
+
+
+def _gate_facts(result: Mapping[str, Any]) -> dict[str, str]:
+    """What gates over ranks and bit widths have come to; nothing without any."""
+    if "cost" not in result:
+        return {}
+    cost = result["cost"]
+    return {
+        "ranks and widths": f"mean rank {result['mean_rank']:.2f}, "
+        f"mean width {result['mean_bits']:.2f} bits",
+        "bit operations": f"{cost['adapter_relative']:.2%} of 32 x 32 at the first rank, "
+        f"with the base {cost['with_base_relative']:.2%}",
+        "adapters' storage": f"{cost['storage_bytes']:,} bytes, {cost['storage_relative']:.2%}",
+    }
+
+
+def posterior_line(summary: Mapping[str, Any]) -> str:
+    """`posterior_summary.posterior_summary` on one line."""
+    ratios = summary["hessian_over_h0"]
+    parts = [
+        f"h/h0 {ratios['q05']:.3g} to {ratios['q95']:.3g}",
+        f"sigma 95%/5% {summary['sigma_ratio']:.3g}",
+    ]
+    if summary["snr_magnitude_correlation"] is not None:
+        parts.append(f"snr against magnitude {summary['snr_magnitude_correlation']:.3f}")
+    return ", ".join(parts)
+
+
+def side_by_side(result: Mapping[str, Any]) -> str:
+    """What `evaluate.evaluate_run` has found, a line a number: at the mean, and over samples."""
+    columns = {"metrics": "mean"}
+    if "sampled" in result:
+        columns["sampled"] = f"{result['samples']} sample{'s' if result['samples'] > 1 else ''}"
+    blocks: dict[str, dict[str, list[float | None]]] = {}
+    for split, names in result["metrics"].items():
+        blocks[split] = {
+            name: [result[column][split][name] for column in columns] for name in names
+        }
+    if "ood" in result:
+        outside = [result["ood"][at] for at in ("mean", "sampled") if at in result["ood"]]
+        for split, names in outside[-1].items():
+            title = f"AUROC, {result['ood']['source']} against {split}"
+            blocks[title] = {name: [at[split].get(name) for at in outside] for name in names}
+    width = max(len(name) for names in blocks.values() for name in names) + 2
+    lines = [" " * width + "".join(f"{name:>12}" for name in columns.values())]
+    for title, names in blocks.items():
+        lines.append(title)
+        for name, values in names.items():
+            cells = ("-" if value is None else f"{value:.4f}" for value in values)
+            lines.append(f"  {name:{width - 2}}" + "".join(f"{cell:>12}" for cell in cells))
+    if result.get("posterior"):
+        lines.append(f"posterior: {posterior_line(result['posterior'])}")
+    return "\n".join(lines)

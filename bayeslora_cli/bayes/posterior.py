@@ -16,7 +16,8 @@ from torch import Tensor
 
 from bayeslora_cli.errors import RunDirError
 from bayeslora_cli.methods.network import Network
-from bayeslora_cli.models.adapters.bank import AdapterBank, Segment
+from bayeslora_cli.models.adapters.bank import AdapterBank
+from bayeslora_cli.models.adapters.bank_layout import Segment
 
 FORMAT = "bayeslora-posterior-1"
 

@@ -15,7 +15,8 @@ from bayeslora_cli.config.values import parse_ladder
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.methods.blora.gates import FLOAT, Gates, Plan
 from bayeslora_cli.methods.blora.layer import GatedLinear, gated_linear
-from bayeslora_cli.models.adapters.bank import AdapterBank, Matrix
+from bayeslora_cli.models.adapters.bank import AdapterBank
+from bayeslora_cli.models.adapters.bank_layout import Matrix
 from bayeslora_cli.models.adapters.layer import (
     JointLinear,
     LowRankLinear,
@@ -25,13 +26,8 @@ from bayeslora_cli.models.adapters.layer import (
 from bayeslora_cli.models.adapters.published_factors import Factors
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention, replace_attention
 from bayeslora_cli.models.backbones.fingerprint import fingerprint
-from bayeslora_cli.models.backbones.loading import (
-    Labels,
-    inside,
-    load_backbone,
-    match_targets,
-    unread,
-)
+from bayeslora_cli.models.backbones.loading import Labels, load_backbone, unread
+from bayeslora_cli.models.backbones.targets import inside, match_targets
 from bayeslora_cli.models.kernels.cpu_dropout import cpu_dropout
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from bayeslora_cli.bayes.optimizer import BankAdamW, BankIVON
-from bayeslora_cli.models.adapters.bank import AdapterBank, Matrix
+from bayeslora_cli.models.adapters.bank import AdapterBank
+from bayeslora_cli.models.adapters.bank_layout import Matrix
 
 SHAPES = [[(5, 7)], [(3, 2), (64,), (11, 3, 2)]]
 IVON = {

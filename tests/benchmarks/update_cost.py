@@ -29,7 +29,8 @@ from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.methods.adalora.orthogonality import orthogonality
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
 from bayeslora_cli.methods.schedules import RankBudget
-from bayeslora_cli.models.adapters.bank import AdapterBank, Matrix
+from bayeslora_cli.models.adapters.bank import AdapterBank
+from bayeslora_cli.models.adapters.bank_layout import Matrix
 
 RANK, HIDDEN, INNER = 3, 768, 3072
 SHAPES = [(HIDDEN, HIDDEN)] * 4 + [(INNER, HIDDEN), (HIDDEN, INNER)]  # (out, in) of a layer's

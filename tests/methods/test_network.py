@@ -15,7 +15,8 @@ from bayeslora_cli.export.formats.peft_adapter import merge, save_peft_adapter
 from bayeslora_cli.methods import network as model
 from bayeslora_cli.methods.network import build_network
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
-from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer, match_targets
+from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
+from bayeslora_cli.models.backbones.targets import match_targets
 from tests.conftest import KINDS, tiny_tokenizer
 
 CPU = torch.device("cpu")

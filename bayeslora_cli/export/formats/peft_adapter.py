@@ -16,7 +16,8 @@ from bayeslora_cli.methods.network import METHODS, Network
 from bayeslora_cli.models.adapters.layer import LowRankLinear
 from bayeslora_cli.models.adapters.plain_lora import fold, plain_number, uniform, without_empty
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
-from bayeslora_cli.models.backbones.loading import backbone_path, inside
+from bayeslora_cli.models.backbones.loading import backbone_path
+from bayeslora_cli.models.backbones.targets import inside
 
 BACKBONE = "backbone"  # subfolder of an adapter: the configuration that it was trained with
 

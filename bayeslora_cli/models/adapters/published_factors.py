@@ -9,7 +9,8 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from bayeslora_cli.models.adapters.bank import AdapterBank, ShapeGroup
+from bayeslora_cli.models.adapters.bank import AdapterBank
+from bayeslora_cli.models.adapters.bank_layout import ShapeGroup
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
 
 # a GPU's matrix products want rows of 16 bytes: with a rank of 3 they take three times as long

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from bayeslora_cli.methods.adalora.orthogonality import orthogonality
-from bayeslora_cli.models.adapters.bank import AdapterBank, Matrix
+from bayeslora_cli.models.adapters.bank import AdapterBank
+from bayeslora_cli.models.adapters.bank_layout import Matrix
 
 SHAPES = [(6, 9), (9, 6), (6, 9), (5, 5), (128, 64)]  # in one piece and in several
 

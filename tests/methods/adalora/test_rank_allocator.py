@@ -12,7 +12,8 @@ from torch import nn
 from bayeslora_cli.bayes.criteria import CRITERIA
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator, largest
 from bayeslora_cli.methods.schedules import RankBudget
-from bayeslora_cli.models.adapters.bank import AdapterBank, Matrix
+from bayeslora_cli.models.adapters.bank import AdapterBank
+from bayeslora_cli.models.adapters.bank_layout import Matrix
 
 RANK = 4
 SHAPES = [(6, 9), (9, 6), (6, 9), (5, 5), (9, 6), (6, 9)]

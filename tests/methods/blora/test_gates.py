@@ -12,7 +12,8 @@ from bayeslora_cli.methods.blora.gates import FIXED, FLOAT, LEARNING, Gates, Pla
 from bayeslora_cli.methods.blora.hard_concrete import sampled
 from bayeslora_cli.methods.blora.layer import E_FLOOR, gated_linear
 from bayeslora_cli.methods.blora.range_calibration import calibrate
-from bayeslora_cli.models.adapters.bank import AdapterBank, Matrix
+from bayeslora_cli.models.adapters.bank import AdapterBank
+from bayeslora_cli.models.adapters.bank_layout import Matrix
 from bayeslora_cli.models.adapters.published_factors import Factors
 from tests.models.kernels.test_quantize import twin
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bayeslora_cli.models.adapters.bank import ALIGNMENT, AdapterBank, Matrix
+from bayeslora_cli.models.adapters.bank import AdapterBank
+from bayeslora_cli.models.adapters.bank_layout import ALIGNMENT, Matrix
 
 
 def build(shapes, rank, head=(), *, posterior=False, dtype=torch.float32, lora=False, full=()):

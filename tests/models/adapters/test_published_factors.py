@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bayeslora_cli.models.adapters import published_factors
-from bayeslora_cli.models.adapters.bank import AdapterBank, Matrix
+from bayeslora_cli.models.adapters.bank import AdapterBank
+from bayeslora_cli.models.adapters.bank_layout import Matrix
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
 from bayeslora_cli.models.adapters.published_factors import Factors, padded_rank
 

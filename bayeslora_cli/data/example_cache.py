@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.data.batching import TokenisedSplit, tokenise
 from bayeslora_cli.data.token_cache import encode_once
+from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
 from bayeslora_cli.tasks.sources.loading import load_examples
 from bayeslora_cli.tasks.task import Examples, Task
 

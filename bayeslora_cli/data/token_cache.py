@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bayeslora_cli.data.batching import encode
+from bayeslora_cli.data.tokenization import encode
 from bayeslora_cli.errors import StorageError
 from bayeslora_cli.models.backbones.fingerprint import data_fingerprint
 from bayeslora_cli.runs.atomic_write import replacing

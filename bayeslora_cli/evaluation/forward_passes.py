@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.bayes.posterior import Posterior
-from bayeslora_cli.data.batching import TokenisedSplit, evaluation_order, padded_width
+from bayeslora_cli.data.batching import evaluation_order, padded_width
+from bayeslora_cli.data.tokenization import TokenisedSplit
 from bayeslora_cli.errors import NonFiniteError
 from bayeslora_cli.evaluation.predictive import Predictive
 from bayeslora_cli.execution.compilation import uncompiled

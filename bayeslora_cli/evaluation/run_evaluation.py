@@ -13,7 +13,7 @@ from bayeslora_cli.bayes import posterior
 from bayeslora_cli.bayes.optimizer import OPTIMIZERS
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.data.batching import TokenisedSplit, tokenise
+from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
 from bayeslora_cli.errors import DataError, ModelError, RunDirError, UserError
 from bayeslora_cli.evaluation.forward_passes import (
     Batches,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.data.batching import tokenise
+from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.evaluation.forward_passes import Batches
 from bayeslora_cli.evaluation.run_evaluation import (

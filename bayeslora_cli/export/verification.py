@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora_cli.data.batching import TokenisedSplit, evaluation_order
+from bayeslora_cli.data.batching import evaluation_order
+from bayeslora_cli.data.tokenization import TokenisedSplit
 from bayeslora_cli.errors import BayesloraError, NonFiniteError
 from bayeslora_cli.export.independent_reader import Logits
 from bayeslora_cli.methods.network import Network

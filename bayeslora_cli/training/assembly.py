@@ -12,7 +12,8 @@ import torch
 from bayeslora_cli.bayes.criteria import CRITERIA
 from bayeslora_cli.bayes.optimizer import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig, kind
-from bayeslora_cli.data.batching import Feed, TokenisedSplit
+from bayeslora_cli.data.batching import Feed
+from bayeslora_cli.data.tokenization import TokenisedSplit
 from bayeslora_cli.evaluation.forward_passes import Batches
 from bayeslora_cli.execution.compilation import compile_blocks, compiled_once, is_worth_compiling
 from bayeslora_cli.execution.cuda_graphs import GraphRunner

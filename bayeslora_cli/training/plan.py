@@ -11,8 +11,9 @@ import torch
 from bayeslora_cli.bayes.optimizer import OPTIMIZERS
 from bayeslora_cli.config.resolution import SCHEDULED, Resolved
 from bayeslora_cli.config.run_config import FIELDS, flag
-from bayeslora_cli.data.batching import steps_per_epoch, tokenise
+from bayeslora_cli.data.batching import steps_per_epoch
 from bayeslora_cli.data.token_cache import encode_once
+from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.execution.device import pick_device
 from bayeslora_cli.methods.blora.schedule import schedule_of
 from bayeslora_cli.methods.network import METHODS, build_network

@@ -30,7 +30,8 @@ from torch import Tensor
 from bayeslora_cli.bayes.criteria import CRITERIA
 from bayeslora_cli.bayes.optimizer import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.data.batching import TrainOrder, tokenise
+from bayeslora_cli.data.batching import TrainOrder
+from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
 from bayeslora_cli.methods.network import build_network
 from bayeslora_cli.methods.schedules import LearningRate, RankBudget

@@ -10,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayeslora_cli.data.batching import (
-    TokenisedSplit,
     TrainOrder,
     epoch_order,
     evaluation_order,
     padded_width,
     steps_per_epoch,
-    tokenise,
 )
+from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.tasks.task import Examples
 

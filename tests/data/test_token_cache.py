@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from bayeslora_cli.data import token_cache
-from bayeslora_cli.data.batching import encode
 from bayeslora_cli.data.token_cache import encode_once
+from bayeslora_cli.data.tokenization import encode
 from bayeslora_cli.tasks.task import Examples
 from tests.conftest import WORDS, tiny_tokenizer
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from bayeslora_cli.bayes import posterior
-from bayeslora_cli.data.batching import TokenisedSplit, tokenise
+from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
 from bayeslora_cli.errors import DataError, NonFiniteError, UserError
 from bayeslora_cli.evaluation.forward_passes import (
     Batches,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.bayes.criteria import CRITERIA, ElementStatistics
-from bayeslora_cli.bayes.optimizer import effective_sample_size
+from bayeslora_cli.bayes.ivon import effective_sample_size
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.models.adapters.bank import AdapterBank

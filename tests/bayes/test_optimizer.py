@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from bayeslora_cli.bayes.optimizer import BankAdamW, BankIVON
+from bayeslora_cli.bayes.adamw import BankAdamW
+from bayeslora_cli.bayes.ivon import BankIVON
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.bank_layout import Matrix
 

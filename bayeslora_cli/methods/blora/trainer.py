@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora_cli.bayes.optimizer import BankAdamW
+from bayeslora_cli.bayes.adamw import BankAdamW
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.execution.processes import ALONE, Alone
 from bayeslora_cli.methods.adalora.rank_allocator import HISTORY, Allocation, Allocator

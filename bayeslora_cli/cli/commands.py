@@ -118,8 +118,8 @@ def evaluate(
     for name, value in (("--temperature", temperature), ("--seed", seed)):
         if samples is None and value is not None:
             raise UserError(f"{name} {value}: it is of samples; give --samples S as well")
-    from bayeslora_cli.evaluation.forward_passes import Sampling
-    from bayeslora_cli.evaluation.run_evaluation import describe, evaluate_run
+    from bayeslora_cli.evaluation.forward_passes import Sampling, describe
+    from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 
     sampling = None
     if samples is not None:

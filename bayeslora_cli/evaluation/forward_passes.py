@@ -17,6 +17,8 @@ from bayeslora_cli.execution.compilation import uncompiled
 from bayeslora_cli.execution.cuda_graphs import Inputs, Runner, run_eagerly
 from bayeslora_cli.execution.processes import ALONE, Alone
 from bayeslora_cli.methods.network import Network
+from bayeslora_cli.tasks.metrics import task_metrics
+from bayeslora_cli.tasks.task import Task
 
 
 class Batches:
@@ -154,3 +156,38 @@ def predict_over_samples(
 def _predictive(network: Network, batches: Batches) -> Predictive:
     labels = network.labels
     return Predictive(batches.examples, None if labels.regression else labels.outputs)
+
+
+Metrics = dict[str, dict[str, float]]
+"""Split -> metric -> value."""
+
+
+def evaluate_splits(
+    network: Network,
+    task: Task,
+    splits: Mapping[str, Batches],
+    check: Callable[[], None] = lambda: None,
+    runner: Runner = run_eagerly,
+) -> Metrics:
+    """Metrics of each split, which has labels, at the mean, with the current mask applied.
+
+    Args:
+        check, runner: as in `passes.logits_of`.
+    """
+    with network.bank.at_mean():
+        found = {}
+        for name, batches in splits.items():
+            assert batches.labels is not None
+            logits = logits_of(network, batches, check, runner)
+            found[name] = task_metrics(
+                task.metrics, logits, batches.labels, regression=network.labels.regression
+            )
+        return found
+
+
+def describe(metrics: Metrics) -> str:
+    """Metrics on one line."""
+    return "  ".join(
+        f"{split} " + " ".join(f"{name} {value:.4f}" for name, value in values.items())
+        for split, values in metrics.items()
+    )

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.bayes import posterior
 from bayeslora_cli.bayes.optimizer import OPTIMIZERS
-from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
-from bayeslora_cli.errors import DataError, ModelError, RunDirError, UserError
+from bayeslora_cli.errors import DataError, RunDirError, UserError
 from bayeslora_cli.evaluation.forward_passes import (
     Batches,
     Sampling,
-    logits_of,
     predict_at_mean,
     predict_over_samples,
 )
@@ -29,17 +25,14 @@ from bayeslora_cli.evaluation.prediction_files import (
     write_submission,
 )
 from bayeslora_cli.evaluation.predictive import Predictive
-from bayeslora_cli.execution.cuda_graphs import Runner, run_eagerly
-from bayeslora_cli.execution.device import pick_device, set_precision
-from bayeslora_cli.methods.network import Network, build_network
-from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
+from bayeslora_cli.evaluation.run_loading import load_run, of_the_training, split_names
+from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.tasks.metrics import (
     ECE_BINS,
     OBSERVATION_VARIANCE,
     auroc,
     reliability_bins,
-    task_metrics,
 )
 from bayeslora_cli.tasks.sources.comparison_rows import check_data_is_read, load_file, load_outside
 from bayeslora_cli.tasks.sources.glue import TASKS
@@ -47,31 +40,6 @@ from bayeslora_cli.tasks.sources.loading import load_examples
 from bayeslora_cli.tasks.task import Task
 
 _OUTSIDE = "--ood"  # no name of a split
-Metrics = dict[str, dict[str, float]]
-"""Split -> metric -> value."""
-
-
-def evaluate_splits(
-    network: Network,
-    task: Task,
-    splits: Mapping[str, Batches],
-    check: Callable[[], None] = lambda: None,
-    runner: Runner = run_eagerly,
-) -> Metrics:
-    """Metrics of each split, which has labels, at the mean, with the current mask applied.
-
-    Args:
-        check, runner: as in `passes.logits_of`.
-    """
-    with network.bank.at_mean():
-        found = {}
-        for name, batches in splits.items():
-            assert batches.labels is not None
-            logits = logits_of(network, batches, check, runner)
-            found[name] = task_metrics(
-                task.metrics, logits, batches.labels, regression=network.labels.regression
-            )
-        return found
 
 
 def evaluate_run(
@@ -247,73 +215,3 @@ def _write(
         write_predictions(predictions, task, predicted)
     if submission is not None:
         write_submission(submission, TASKS[task.name], predicted)
-
-
-def split_names(task: Task, split: str) -> tuple[str, ...]:
-    """What `--split` names: MNLI's validation and test are two splits each.
-
-    Raises:
-        DataError: no such split.
-    """
-    groups = {
-        "train": ("train",),
-        "validation": task.validation_splits,
-        "test": task.test_splits,
-        "ood": task.ood_splits,
-    }
-    groups = {name: splits for name, splits in groups.items() if splits}
-    if split not in groups:
-        raise DataError(f"--split {split}: {task.name} has {', '.join(groups)}")
-    return groups[split]
-
-
-def load_run(
-    run: RunDir, config: RunConfig, labels: Labels, device: str
-) -> tuple[Network, Any, Posterior]:
-    """The network of a finished run at its posterior mean, its tokenizer, and the posterior.
-
-    Raises:
-        UserError: as `model.build_network` and `posterior.load` do, or another checkpoint than
-            the run was trained on.
-    """
-    set_precision(config.precision)
-    with of_the_training(run, "--model", "--target-modules"):
-        tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-        network = build_network(
-            config, labels, tokenizer, posterior=False, device=pick_device(device)
-        )
-    _check_backbone(run, config, network)
-    kept = posterior.load(run.posterior, network)
-    kept.apply(network.bank)
-    return network, tokenizer, kept
-
-
-@contextmanager
-def of_the_training(run: RunDir, *options: str) -> Iterator[None]:
-    """Say of errors about these options that the training was given them, not this command."""
-    try:
-        yield
-    except UserError as error:
-        if str(error).startswith(options):
-            raise type(error)(f"{run.path} was trained with {error}") from error
-        raise
-
-
-def _check_backbone(run: RunDir, config: RunConfig, network: Network) -> None:
-    trained_on = run.read_json(run.environment)
-    expected = trained_on.get("backbone_sha256")  # runs of earlier versions did not note it
-    if expected is not None and expected != network.backbone_sha256:
-        revision = trained_on.get("model_revision")
-        then = f"revision {revision}" if revision else "the checkpoint of then"
-        raise ModelError(
-            f"{run.path} was trained with --model {config.model}: its weights are others now; "
-            f"put {then} in their place"
-        )
-
-
-def describe(metrics: Metrics) -> str:
-    """Metrics on one line."""
-    return "  ".join(
-        f"{split} " + " ".join(f"{name} {value:.4f}" for name, value in values.items())
-        for split, values in metrics.items()
-    )

@@ -19,7 +19,7 @@ from bayeslora_cli.config.resolution import Resolved
 from bayeslora_cli.config.values import parse_interval
 from bayeslora_cli.data.example_cache import Shared
 from bayeslora_cli.errors import NonFiniteError, Preempted
-from bayeslora_cli.evaluation.run_evaluation import describe, evaluate_splits
+from bayeslora_cli.evaluation.forward_passes import describe, evaluate_splits
 from bayeslora_cli.execution.device import memory_explained, peak_memory
 from bayeslora_cli.execution.processes import ALONE, Alone
 from bayeslora_cli.execution.signals import Stop, Stopped

@@ -20,7 +20,8 @@ from bayeslora_cli.evaluation.forward_passes import (
     predict_at_mean,
     predict_over_samples,
 )
-from bayeslora_cli.evaluation.run_evaluation import evaluate_run, load_run
+from bayeslora_cli.evaluation.run_evaluation import evaluate_run
+from bayeslora_cli.evaluation.run_loading import load_run
 from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.tasks.metrics import auroc, gaussian_nll, nll

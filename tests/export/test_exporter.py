@@ -17,7 +17,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from bayeslora_cli.cli.app import main
 from bayeslora_cli.errors import BayesloraError, DataError, ModelError, RunDirError, UserError
-from bayeslora_cli.evaluation.run_evaluation import evaluate_run, load_run
+from bayeslora_cli.evaluation.run_evaluation import evaluate_run
+from bayeslora_cli.evaluation.run_loading import load_run
 from bayeslora_cli.export import exporter as export_module
 from bayeslora_cli.export.exporter import ExportOptions, describe_export, export_run
 from bayeslora_cli.export.formats import peft_adapter

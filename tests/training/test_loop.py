@@ -371,7 +371,7 @@ def test_prediction_does_not_depend_on_the_batch_size(backbone, rte, tmp_path):
 
 def test_predictions_that_are_not_finite_are_an_error(backbone, rte, tmp_path):
     from bayeslora_cli.data.tokenization import tokenise
-    from bayeslora_cli.evaluation.run_evaluation import load_run
+    from bayeslora_cli.evaluation.run_loading import load_run
     from bayeslora_cli.models.backbones.loading import Labels
 
     run = run_of(backbone, rte, tmp_path, max_steps=2)

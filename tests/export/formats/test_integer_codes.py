@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from bayeslora_cli.errors import BayesloraError, RunDirError, UserError
-from bayeslora_cli.evaluation.run_evaluation import load_run
+from bayeslora_cli.evaluation.run_loading import load_run
 from bayeslora_cli.export.exporter import export_run
 from bayeslora_cli.export.formats.integer_codes import CODES, FACTS, load_quantized
 from bayeslora_cli.export.request import ExportOptions

@@ -1,0 +1,79 @@
+"""A finished run's network, at the weights that it has kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from bayeslora_cli.bayes import posterior
+from bayeslora_cli.bayes.posterior import Posterior
+from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.errors import DataError, ModelError, UserError
+from bayeslora_cli.execution.device import pick_device, set_precision
+from bayeslora_cli.methods.network import Network, build_network
+from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
+from bayeslora_cli.runs.directory import RunDir
+from bayeslora_cli.tasks.task import Task
+
+
+def split_names(task: Task, split: str) -> tuple[str, ...]:
+    """What `--split` names: MNLI's validation and test are two splits each.
+
+    Raises:
+        DataError: no such split.
+    """
+    groups = {
+        "train": ("train",),
+        "validation": task.validation_splits,
+        "test": task.test_splits,
+        "ood": task.ood_splits,
+    }
+    groups = {name: splits for name, splits in groups.items() if splits}
+    if split not in groups:
+        raise DataError(f"--split {split}: {task.name} has {', '.join(groups)}")
+    return groups[split]
+
+
+def load_run(
+    run: RunDir, config: RunConfig, labels: Labels, device: str
+) -> tuple[Network, Any, Posterior]:
+    """The network of a finished run at its posterior mean, its tokenizer, and the posterior.
+
+    Raises:
+        UserError: as `model.build_network` and `posterior.load` do, or another checkpoint than
+            the run was trained on.
+    """
+    set_precision(config.precision)
+    with of_the_training(run, "--model", "--target-modules"):
+        tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+        network = build_network(
+            config, labels, tokenizer, posterior=False, device=pick_device(device)
+        )
+    _check_backbone(run, config, network)
+    kept = posterior.load(run.posterior, network)
+    kept.apply(network.bank)
+    return network, tokenizer, kept
+
+
+@contextmanager
+def of_the_training(run: RunDir, *options: str) -> Iterator[None]:
+    """Say of errors about these options that the training was given them, not this command."""
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith(options):
+            raise type(error)(f"{run.path} was trained with {error}") from error
+        raise
+
+
+def _check_backbone(run: RunDir, config: RunConfig, network: Network) -> None:
+    trained_on = run.read_json(run.environment)
+    expected = trained_on.get("backbone_sha256")  # runs of earlier versions did not note it
+    if expected is not None and expected != network.backbone_sha256:
+        revision = trained_on.get("model_revision")
+        then = f"revision {revision}" if revision else "the checkpoint of then"
+        raise ModelError(
+            f"{run.path} was trained with --model {config.model}: its weights are others now; "
+            f"put {then} in their place"
+        )

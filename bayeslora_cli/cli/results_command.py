@@ -9,7 +9,8 @@ from pathlib import Path
 
 from bayeslora_cli.config.run_config import nearest
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.reports.results.rows import AT, load_results
+from bayeslora_cli.reports.results.outcomes import AT
+from bayeslora_cli.reports.results.rows import load_results
 from bayeslora_cli.reports.results.table import Table, read_reference
 from bayeslora_cli.runs.directory import RunDir, runs_below
 

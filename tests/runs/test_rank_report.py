@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from bayeslora_cli.errors import RunDirError
-from bayeslora_cli.reports.ranks.heatmap import rank_grid
+from bayeslora_cli.reports.ranks.grids import rank_grid
 from bayeslora_cli.runs.rank_report import (
     SCHEMA,
     MatrixReport,

@@ -26,7 +26,8 @@ from bayeslora_cli.reports.figures.style import (
     wrapped,
     write_lines,
 )
-from bayeslora_cli.reports.ranks.heatmap import MEAN, SUM, Grid
+from bayeslora_cli.reports.ranks.grids import Grid
+from bayeslora_cli.reports.ranks.heatmap import MEAN, SUM
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,7 +22,7 @@ from bayeslora_cli.reports.figures.style import (
     wrapped,
     write_lines,
 )
-from bayeslora_cli.reports.ranks.heatmap import Grid
+from bayeslora_cli.reports.ranks.grids import Grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

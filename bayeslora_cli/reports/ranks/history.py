@@ -14,7 +14,8 @@ from rich.text import Text
 
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.methods.blora.bit_operations import FLOAT_BITS
-from bayeslora_cli.reports.ranks.heatmap import ABSENT, ROWS
+from bayeslora_cli.reports.ranks.grids import ROWS
+from bayeslora_cli.reports.ranks.heatmap import ABSENT
 from bayeslora_cli.reports.ranks.run_groups import Group
 from bayeslora_cli.reports.terminal_shading import Shading, printable
 from bayeslora_cli.runs.directory import RunDir

@@ -6,21 +6,18 @@ import json
 import logging
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from bayeslora_cli.config.effects import deciding
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.reports.ranks.heatmap import Grid, bit_grid, rank_grid
 from bayeslora_cli.reports.terminal_shading import printable
 from bayeslora_cli.runs.directory import RunDir, runs_below
-from bayeslora_cli.runs.rank_report import GATES, MatrixReport, RankReport
-from bayeslora_cli.tasks.rank_correlation import Floats, spearman
+from bayeslora_cli.runs.rank_report import MatrixReport, RankReport
+from bayeslora_cli.tasks.rank_correlation import Floats
 
 logger = logging.getLogger("bayeslora")
 
@@ -196,145 +193,4 @@ def check_same(
 # --- means and differences ------------------------------------------------------------------------
 
 
-def mean_grid(group: Group) -> Grid:
-    """Mean ranks with their standard deviations (n - 1) over the runs; of one run, its ranks."""
-    grids = [rank_grid(report) for report in group.reports]
-    if len(grids) == 1:
-        return grids[0]
-    count, kept = len(group.matrices), float(group.ranks.sum(axis=1).mean())
-    spread = _filled(grids[0], *(x.std(axis=0, ddof=1) for x in _numbers(grids)))
-    return _filled(
-        grids[0],
-        *(x.mean(axis=0) for x in _numbers(grids)),
-        caption=f"{kept:.1f} of {group.initial} triplets kept ({kept / group.initial:.0%}), "
-        f"mean rank {kept / count:.2f} of {count} matrices; mean and std over {len(grids)} runs",
-        spread=spread,
-    )
-
-
-def difference_grid(a: Group, b: Group) -> Grid:
-    """Mean rank in `a` minus mean rank in `b`, which adapt the same matrices."""
-    ours, theirs = ([rank_grid(report) for report in group.reports] for group in (a, b))
-    means = [
-        x.mean(axis=0) - y.mean(axis=0)
-        for x, y in zip(_numbers(ours), _numbers(theirs), strict=True)
-    ]
-    size = float(np.abs(a.ranks.mean(axis=0) - b.ranks.mean(axis=0)).mean())
-    return _filled(
-        ours[0],
-        *means,
-        caption=f"mean ranks, A minus B; mean absolute difference {size:.2f} "
-        f"over {len(a.matrices)} matrices",
-        signed=True,
-    )
-
-
-def bit_difference_grid(a: Group, b: Group) -> Grid | None:
-    """Mean width in `a` minus mean width in `b`; None: one of them has none."""
-    ours, theirs = bit_grid(a.reports), bit_grid(b.reports)
-    if ours is None or theirs is None:
-        return None
-    means = [x[0] - y[0] for x, y in zip(_numbers([ours]), _numbers([theirs]), strict=True)]
-    return _filled(
-        ours,
-        *means,
-        caption="mean widths of a matrix's operands, A minus B",
-        signed=True,
-        unit="bits",
-        averages=True,
-    )
-
-
-def _numbers(grids: Sequence[Grid]) -> tuple[Floats, Floats]:
-    """(grids, kinds, layers), nan where there is no matrix, and (grids, outside)."""
-    return (
-        np.array([grid.values for grid in grids], dtype=float),
-        np.array([[value for _, value in grid.outside] for grid in grids], dtype=float),
-    )
-
-
-def _filled(like: Grid, inside: Floats, outside: Floats, **rest: Any) -> Grid:
-    """A grid of the form of `like` with other numbers."""
-    return Grid(
-        kinds=like.kinds,
-        layers=like.layers,
-        values=tuple(tuple(None if np.isnan(v) else float(v) for v in row) for row in inside),
-        outside=tuple((k, float(v)) for (k, _), v in zip(like.outside, outside, strict=True)),
-        **{"caption": "", **rest},
-    )
-
-
 # --- agreement ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Agreement:
-    """How far pairs of runs allocate alike; an empty tuple or None where that is undefined."""
-
-    pairs: int
-    rank_correlation: tuple[float, ...]
-    """Spearman's, of the matrices' ranks, of each pair; left out where all ranks are the same."""
-    in_common: tuple[float, ...]
-    """Of each pair, the share of kept triplets that both keep: 2 |A and B| / (|A| + |B|).
-
-    A triplet is known by its place in its matrix. Under another seed the same place starts from
-    another direction, so there it can only follow the ranks: compare `by_chance_at_ranks`.
-    """
-    by_chance: float | None
-    """Mean share expected if each run kept as many triplets, drawn from all at random."""
-    by_chance_at_ranks: float | None
-    """Mean share expected if each run kept its ranks, the triplets in a matrix drawn at random."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Means over the pairs with the smallest and the largest; null where undefined."""
-        return {
-            "pairs": self.pairs,
-            "rank_correlation": _summary(self.rank_correlation),
-            "in_common": _summary(self.in_common),
-            "by_chance": self.by_chance,
-            "by_chance_at_ranks": self.by_chance_at_ranks,
-        }
-
-
-def within(group: Group) -> Agreement | None:
-    """Of each two runs of a group; None: it has one run alone."""
-    return _agreement(combinations(group.reports, 2)) if len(group.runs) > 1 else None
-
-
-def between(a: Group, b: Group) -> Agreement:
-    """Of each run of `a` with each of `b`."""
-    return _agreement(product(a.reports, b.reports))
-
-
-def _agreement(pairs: Iterable[tuple[RankReport, RankReport]]) -> Agreement:
-    count = 0
-    correlations, common, chance, chance_at_ranks = [], [], [], []
-    for a, b in pairs:
-        count += 1
-        x, y = (np.array([m.rank for m in report.matrices], dtype=float) for report in (a, b))
-        correlation = spearman(x, y)
-        if correlation is not None:
-            correlations.append(correlation)
-        sizes = [m.init_rank for m in a.matrices]
-        if GATES in (a.criterion, b.criterion):  # whose places say no more than the ranks
-            continue
-        if sizes != [m.init_rank for m in b.matrices] or not x.any() or not y.any():
-            continue
-        ours, theirs = (np.array([k for m in report.matrices for k in m.kept]) for report in (a, b))
-        total = x.sum() + y.sum()
-        common.append(float(2 * (ours & theirs).sum() / total))
-        chance.append(float(2 * x.sum() * y.sum() / sum(sizes) / total))
-        chance_at_ranks.append(float(2 * (x * y / sizes).sum() / total))
-    return Agreement(
-        pairs=count,
-        rank_correlation=tuple(correlations),
-        in_common=tuple(common),
-        by_chance=float(np.mean(chance)) if chance else None,
-        by_chance_at_ranks=float(np.mean(chance_at_ranks)) if chance_at_ranks else None,
-    )
-
-
-def _summary(values: Sequence[float]) -> dict[str, float] | None:
-    if not values:
-        return None
-    return {"mean": float(np.mean(values)), "min": min(values), "max": max(values)}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.text import Text
 
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.reports.ranks.heatmap import ROWS
+from bayeslora_cli.reports.ranks.grids import ROWS
 from bayeslora_cli.reports.ranks.run_groups import Group
 from bayeslora_cli.reports.run_summary import posterior_line
 from bayeslora_cli.reports.terminal_shading import printable

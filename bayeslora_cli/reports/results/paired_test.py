@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.reports.results.rows import GROUPS, Results, Row
+from bayeslora_cli.reports.results.outcomes import GROUPS
+from bayeslora_cli.reports.results.rows import Results, Row
 
 LEVEL = 0.05
 """Probability under which a difference counts as more than noise."""

@@ -6,8 +6,7 @@ A run's result.json and config.toml are all that is read; no model is loaded.
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,47 +16,28 @@ from typing import Any
 from bayeslora_cli.config.effects import affecting
 from bayeslora_cli.config.resolution import SCHEDULED, resolve, scale_schedule
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.errors import ConfigError, RunDirError, UserError
-from bayeslora_cli.runs.directory import RunDir, runs_below
+from bayeslora_cli.errors import ConfigError
+from bayeslora_cli.reports.results.outcomes import (
+    AT,
+    GROUPS,
+    ROW,
+    Outcome,
+    _grouped,
+    _inside,
+    _outcomes,
+    tasks_of,
+)
 
 logger = logging.getLogger("bayeslora")
 
-# the paper's Table I: its groups of tasks, in its order
-GROUPS: dict[str, tuple[str, ...]] = {
-    "group1": ("mnli", "qqp", "qnli", "sst2"),
-    "group2": ("cola", "stsb", "mrpc", "rte"),
-}
-GROUPS["all"] = (*GROUPS["group1"], *GROUPS["group2"])
 # and its rows
 ORDER = ("full", "lora", "adalora", "blora", "adamw", "ivon", "sensitivity", "snr-abs", "snr",
          "magnitude", "precision")  # fmt: skip
-AT = ("best_at_budget", "best", "last")
-ROW = ("method", "optimizer", "criterion", "target_rank")
 # follow from the backbone and the total number of steps, and that from the data
 _FITTED = (*SCHEDULED, "max_length")
 _DATA = ("schedule_steps", "data")
 # where runs differ in these, all of them say it, those at the preset's values too
 _TRADED = ("blora_mode", "lambda_quant", "lambda_rank")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """A finished run and how it ended."""
-
-    run: RunDir
-    task: str
-    config: RunConfig
-    score: float
-    """The task's own metric in percent."""
-    result: Mapping[str, Any]
-    """result.json."""
-
-    @property
-    def row(self) -> tuple[Any, ...]:
-        """`ROW`'s values; a method without adapters has no rank."""
-        c = self.config
-        rank = c.target_rank if self.result.get("ranks") else None
-        return c.method, c.optimizer, c.criterion, rank
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,52 +152,6 @@ def load_results(paths: Sequence[Path], at: str = AT[0]) -> Results:
     return Results(at=at, rows=tuple(rows))
 
 
-def _outcomes(path: Path, at: str) -> Iterator[Outcome]:
-    """Of the run at `path`, else of the finished ones below it."""
-    if not path.is_dir() or RunDir(path).started:
-        yield _outcome(RunDir.open(path), at)
-        return
-    found = False
-    problem: UserError = RunDirError(
-        f"{path}: not a run directory, and there is no finished run below it"
-    )
-    for run in runs_below(path):
-        if not run.finished:
-            logger.warning("%s is left out: the run has not finished", run.path)
-            continue
-        try:
-            yield _outcome(RunDir.open(run.path), at)
-        except UserError as error:
-            logger.warning("%s is left out: %s", run.path, error)
-            problem = error
-        else:
-            found = True
-    if not found:
-        raise problem
-
-
-def _outcome(run: RunDir, at: str) -> Outcome:
-    result, config = run.read_result(), run.read_config()
-    entry = result[at]
-    value = entry.get("value") if isinstance(entry, dict) else None
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise RunDirError(f"{run.result} is corrupt: {at} has no value")
-    return Outcome(
-        run=run,
-        task=str(result.get("task", config.task)),
-        config=config,
-        score=100 * value,
-        result=result,
-    )
-
-
-def tasks_of(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
-    """The tasks, the paper's first and in its order."""
-    found = dict.fromkeys(outcome.task for outcome in outcomes)
-    known = GROUPS["all"]
-    return (*(t for t in known if t in found), *(t for t in found if t not in known))
-
-
 # ---- rows: never a mean over different settings
 
 
@@ -303,21 +237,6 @@ def _once(outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
         for copy in alike[1:]:
             logger.warning("%s is left out: it is %s again", copy.run.path, alike[0].run.path)
         yield alike[0]
-
-
-def _inside(result: Any, names: Sequence[str]) -> Any:
-    for name in names:
-        result = result.get(name) if isinstance(result, Mapping) else None
-    return result
-
-
-def _grouped(
-    outcomes: Sequence[Outcome], key: Callable[[Outcome], Any]
-) -> dict[Any, list[Outcome]]:
-    found: dict[Any, list[Outcome]] = {}
-    for outcome in outcomes:
-        found.setdefault(key(outcome), []).append(outcome)
-    return found
 
 
 def _in_order(settings: Mapping[str, Any]) -> list[tuple[str, bool, float, str]]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.reports.results.rows import GROUPS, ROW, Results, Row
+from bayeslora_cli.reports.results.outcomes import GROUPS, ROW
+from bayeslora_cli.reports.results.rows import Results, Row
 
 SCHEMA = 1
 COUNTED = {

@@ -21,8 +21,9 @@ from bayeslora_cli.errors import UserError
 from bayeslora_cli.reports.figures import save as figures
 from bayeslora_cli.reports.figures.save import check_figure, draw_figure, save_figure
 from bayeslora_cli.reports.figures.style import COLUMN, DPI, PAGE, RISING, formula
+from bayeslora_cli.reports.ranks.group_grids import mean_grid
 from bayeslora_cli.reports.ranks.history import load_history
-from bayeslora_cli.reports.ranks.run_groups import load_group, mean_grid
+from bayeslora_cli.reports.ranks.run_groups import load_group
 from bayeslora_cli.reports.ranks.score_distribution import load_scores
 from bayeslora_cli.reports.ranks.views import Difference, Panels, Ranks
 from tests.reports.ranks.test_score_distribution import with_scores

@@ -14,16 +14,8 @@ from rich.color import Color, ColorSystem
 from rich.console import Console
 from rich.text import Text
 
-from bayeslora_cli.reports.ranks.heatmap import (
-    ROWS,
-    Grid,
-    beside,
-    bit_grid,
-    draw,
-    heatmap,
-    print_heatmap,
-    rank_grid,
-)
+from bayeslora_cli.reports.ranks.grids import ROWS, Grid, bit_grid, rank_grid
+from bayeslora_cli.reports.ranks.heatmap import beside, draw, heatmap, print_heatmap
 from bayeslora_cli.reports.terminal_shading import RAMP, SHADES
 from bayeslora_cli.runs.rank_report import MatrixReport, RankReport
 

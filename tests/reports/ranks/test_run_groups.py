@@ -15,17 +15,10 @@ from hypothesis import strategies as st
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.toml_files import to_toml
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.reports.ranks.heatmap import rank_grid
-from bayeslora_cli.reports.ranks.run_groups import (
-    Group,
-    between,
-    check_same,
-    difference_grid,
-    load_group,
-    load_groups,
-    mean_grid,
-    within,
-)
+from bayeslora_cli.reports.ranks.grids import rank_grid
+from bayeslora_cli.reports.ranks.group_grids import difference_grid, mean_grid
+from bayeslora_cli.reports.ranks.rank_agreement import between, within
+from bayeslora_cli.reports.ranks.run_groups import Group, check_same, load_group, load_groups
 from bayeslora_cli.runs.directory import RunDir
 from tests.support.ranked_runs import DECODER, allocation, constant, names, write_run, write_seeds
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.reports.results.rows import GROUPS, Cell, load_results, tasks_of
+from bayeslora_cli.reports.results.outcomes import GROUPS, tasks_of
+from bayeslora_cli.reports.results.rows import Cell, load_results
 from tests.support.scored_runs import ROWS, SEEDS, TASKS, score, write_scored, write_sweep
 
 

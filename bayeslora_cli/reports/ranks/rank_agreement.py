@@ -1,0 +1,87 @@
+"""How alike the allocations of runs are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+
+from bayeslora_cli.reports.ranks.run_groups import Group
+from bayeslora_cli.runs.rank_report import GATES, RankReport
+from bayeslora_cli.tasks.rank_correlation import spearman
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Agreement:
+    """How far pairs of runs allocate alike; an empty tuple or None where that is undefined."""
+
+    pairs: int
+    rank_correlation: tuple[float, ...]
+    """Spearman's, of the matrices' ranks, of each pair; left out where all ranks are the same."""
+    in_common: tuple[float, ...]
+    """Of each pair, the share of kept triplets that both keep: 2 |A and B| / (|A| + |B|).
+
+    A triplet is known by its place in its matrix. Under another seed the same place starts from
+    another direction, so there it can only follow the ranks: compare `by_chance_at_ranks`.
+    """
+    by_chance: float | None
+    """Mean share expected if each run kept as many triplets, drawn from all at random."""
+    by_chance_at_ranks: float | None
+    """Mean share expected if each run kept its ranks, the triplets in a matrix drawn at random."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Means over the pairs with the smallest and the largest; null where undefined."""
+        return {
+            "pairs": self.pairs,
+            "rank_correlation": _summary(self.rank_correlation),
+            "in_common": _summary(self.in_common),
+            "by_chance": self.by_chance,
+            "by_chance_at_ranks": self.by_chance_at_ranks,
+        }
+
+
+def within(group: Group) -> Agreement | None:
+    """Of each two runs of a group; None: it has one run alone."""
+    return _agreement(combinations(group.reports, 2)) if len(group.runs) > 1 else None
+
+
+def between(a: Group, b: Group) -> Agreement:
+    """Of each run of `a` with each of `b`."""
+    return _agreement(product(a.reports, b.reports))
+
+
+def _agreement(pairs: Iterable[tuple[RankReport, RankReport]]) -> Agreement:
+    count = 0
+    correlations, common, chance, chance_at_ranks = [], [], [], []
+    for a, b in pairs:
+        count += 1
+        x, y = (np.array([m.rank for m in report.matrices], dtype=float) for report in (a, b))
+        correlation = spearman(x, y)
+        if correlation is not None:
+            correlations.append(correlation)
+        sizes = [m.init_rank for m in a.matrices]
+        if GATES in (a.criterion, b.criterion):  # whose places say no more than the ranks
+            continue
+        if sizes != [m.init_rank for m in b.matrices] or not x.any() or not y.any():
+            continue
+        ours, theirs = (np.array([k for m in report.matrices for k in m.kept]) for report in (a, b))
+        total = x.sum() + y.sum()
+        common.append(float(2 * (ours & theirs).sum() / total))
+        chance.append(float(2 * x.sum() * y.sum() / sum(sizes) / total))
+        chance_at_ranks.append(float(2 * (x * y / sizes).sum() / total))
+    return Agreement(
+        pairs=count,
+        rank_correlation=tuple(correlations),
+        in_common=tuple(common),
+        by_chance=float(np.mean(chance)) if chance else None,
+        by_chance_at_ranks=float(np.mean(chance_at_ranks)) if chance_at_ranks else None,
+    )
+
+
+def _summary(values: Sequence[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    return {"mean": float(np.mean(values)), "min": min(values), "max": max(values)}

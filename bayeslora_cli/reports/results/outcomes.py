@@ -1,0 +1,112 @@
+"""Finished runs read back: what each came to, on which task."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.errors import RunDirError, UserError
+from bayeslora_cli.runs.directory import RunDir, runs_below
+
+logger = logging.getLogger("bayeslora")
+
+# the paper's Table I: its groups of tasks, in its order
+GROUPS: dict[str, tuple[str, ...]] = {
+    "group1": ("mnli", "qqp", "qnli", "sst2"),
+    "group2": ("cola", "stsb", "mrpc", "rte"),
+}
+
+
+GROUPS["all"] = (*GROUPS["group1"], *GROUPS["group2"])
+
+
+AT = ("best_at_budget", "best", "last")
+
+
+ROW = ("method", "optimizer", "criterion", "target_rank")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """A finished run and how it ended."""
+
+    run: RunDir
+    task: str
+    config: RunConfig
+    score: float
+    """The task's own metric in percent."""
+    result: Mapping[str, Any]
+    """result.json."""
+
+    @property
+    def row(self) -> tuple[Any, ...]:
+        """`ROW`'s values; a method without adapters has no rank."""
+        c = self.config
+        rank = c.target_rank if self.result.get("ranks") else None
+        return c.method, c.optimizer, c.criterion, rank
+
+
+def _outcomes(path: Path, at: str) -> Iterator[Outcome]:
+    """Of the run at `path`, else of the finished ones below it."""
+    if not path.is_dir() or RunDir(path).started:
+        yield _outcome(RunDir.open(path), at)
+        return
+    found = False
+    problem: UserError = RunDirError(
+        f"{path}: not a run directory, and there is no finished run below it"
+    )
+    for run in runs_below(path):
+        if not run.finished:
+            logger.warning("%s is left out: the run has not finished", run.path)
+            continue
+        try:
+            yield _outcome(RunDir.open(run.path), at)
+        except UserError as error:
+            logger.warning("%s is left out: %s", run.path, error)
+            problem = error
+        else:
+            found = True
+    if not found:
+        raise problem
+
+
+def _outcome(run: RunDir, at: str) -> Outcome:
+    result, config = run.read_result(), run.read_config()
+    entry = result[at]
+    value = entry.get("value") if isinstance(entry, dict) else None
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise RunDirError(f"{run.result} is corrupt: {at} has no value")
+    return Outcome(
+        run=run,
+        task=str(result.get("task", config.task)),
+        config=config,
+        score=100 * value,
+        result=result,
+    )
+
+
+def tasks_of(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """The tasks, the paper's first and in its order."""
+    found = dict.fromkeys(outcome.task for outcome in outcomes)
+    known = GROUPS["all"]
+    return (*(t for t in known if t in found), *(t for t in found if t not in known))
+
+
+def _inside(result: Any, names: Sequence[str]) -> Any:
+    for name in names:
+        result = result.get(name) if isinstance(result, Mapping) else None
+    return result
+
+
+def _grouped(
+    outcomes: Sequence[Outcome], key: Callable[[Outcome], Any]
+) -> dict[Any, list[Outcome]]:
+    found: dict[Any, list[Outcome]] = {}
+    for outcome in outcomes:
+        found.setdefault(key(outcome), []).append(outcome)
+    return found

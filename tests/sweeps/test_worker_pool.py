@@ -19,12 +19,8 @@ from bayeslora_cli.errors import Preempted
 from bayeslora_cli.execution.signals import listening
 from bayeslora_cli.sweeps import worker_pool
 from bayeslora_cli.sweeps.grid import expand
-from bayeslora_cli.sweeps.worker_pool import (
-    run_jobs,
-    slot_environments,
-    they_take_turns,
-    visible_gpus,
-)
+from bayeslora_cli.sweeps.worker_pool import run_jobs
+from bayeslora_cli.sweeps.workers import slot_environments, they_take_turns, visible_gpus
 
 # stands in for a training: does what the seed says, and leaves when it came and went
 CHILD = """

@@ -7,13 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bayeslora_cli.tasks.metrics import (
-    OBSERVATION_VARIANCE,
-    brier,
-    ece,
-    gaussian_nll,
-    task_metrics,
-)
+from bayeslora_cli.tasks.calibration import OBSERVATION_VARIANCE, brier, ece, gaussian_nll
+from bayeslora_cli.tasks.metrics import task_metrics
 
 _TINY = torch.finfo(torch.float64).tiny  # a probability of 0 has no logarithm
 

@@ -28,12 +28,7 @@ from bayeslora_cli.evaluation.predictive import Predictive
 from bayeslora_cli.evaluation.run_loading import load_run, of_the_training, split_names
 from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.runs.directory import RunDir
-from bayeslora_cli.tasks.metrics import (
-    ECE_BINS,
-    OBSERVATION_VARIANCE,
-    auroc,
-    reliability_bins,
-)
+from bayeslora_cli.tasks.calibration import ECE_BINS, OBSERVATION_VARIANCE, auroc, reliability_bins
 from bayeslora_cli.tasks.sources.comparison_rows import check_data_is_read, load_file, load_outside
 from bayeslora_cli.tasks.sources.glue import TASKS
 from bayeslora_cli.tasks.sources.loading import load_examples

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayeslora_cli.evaluation.predictive import Predictive
-from bayeslora_cli.tasks.metrics import brier, ece, gaussian_nll, nll, task_metrics
+from bayeslora_cli.tasks.calibration import brier, ece, gaussian_nll, nll
+from bayeslora_cli.tasks.metrics import task_metrics
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(2, 4))  # S, n, classes
 

@@ -24,7 +24,7 @@ from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.evaluation.run_loading import load_run
 from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.runs.directory import RunDir
-from bayeslora_cli.tasks.metrics import auroc, gaussian_nll, nll
+from bayeslora_cli.tasks.calibration import auroc, gaussian_nll, nll
 from bayeslora_cli.tasks.sources.loading import load_examples
 from tests.conftest import WORDS
 from tests.training.test_loop import run_of

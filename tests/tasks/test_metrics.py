@@ -9,17 +9,16 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.tasks.metrics import (
+from bayeslora_cli.tasks.calibration import (
     ECE_BINS,
-    METRICS,
     auroc,
     brier,
     ece,
     gaussian_nll,
     nll,
     reliability_bins,
-    task_metrics,
 )
+from bayeslora_cli.tasks.metrics import METRICS, task_metrics
 
 
 def slow_accuracy(predictions, labels):

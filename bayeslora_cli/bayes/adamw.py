@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.bayes.optimizer import BankOptimizer
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.models.adapters.bank import AdapterBank
 
 
@@ -49,3 +50,10 @@ class BankAdamW(BankOptimizer):
 
     def tensors(self) -> dict[str, Tensor]:
         return dict(self.adamw.state[self._mean])
+
+
+def build(
+    config: RunConfig, bank: AdapterBank, train_size: int, noise: torch.Generator
+) -> BankAdamW:
+    """AdamW with the configuration's settings."""
+    return BankAdamW(bank, weight_decay=config.weight_decay)

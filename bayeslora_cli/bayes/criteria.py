@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bayeslora_cli.config.catalogue import CRITERIA, implementation
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -72,16 +74,13 @@ class Criterion:
     """A score of elements and what has to be kept for it."""
 
     score: Callable[[ElementStatistics], Tensor]
-    needs_posterior: bool = False
-    """Wants sigma: only a variational optimizer has one."""
     needs_gradient: bool = False
     """Wants the sensitivity averages, updated at every step."""
 
 
-CRITERIA: dict[str, Criterion] = {
-    "sensitivity": Criterion(score=sensitivity, needs_gradient=True),
-    "snr": Criterion(score=snr, needs_posterior=True),
-    "snr-abs": Criterion(score=snr_abs, needs_posterior=True),
-    "magnitude": Criterion(score=magnitude),
-    "precision": Criterion(score=precision, needs_posterior=True),
-}
+def load_criterion(name: str) -> Criterion:
+    """The criterion that the catalogue has under a name."""
+    entry = CRITERIA[name]
+    return Criterion(
+        score=implementation(entry.implementation), needs_gradient=entry.needs_gradient
+    )

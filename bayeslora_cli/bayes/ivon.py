@@ -93,3 +93,21 @@ class BankIVON(ivon.IVON, BankOptimizer):  # type: ignore[misc]
 def effective_sample_size(config: RunConfig, train_size: int) -> float:
     """IVON's ess, in examples, of a run on `train_size` of them."""
     return config.ess or config.ess_per_example * train_size
+
+
+def build(
+    config: RunConfig, bank: AdapterBank, train_size: int, noise: torch.Generator
+) -> BankIVON:
+    """IVON with the configuration's settings."""
+    return BankIVON(
+        bank,
+        generator=noise,
+        lr=config.lr,
+        ess=effective_sample_size(config, train_size),
+        hess_init=config.hess_init,
+        beta1=config.ivon_beta1,
+        beta2=config.ivon_beta2,
+        weight_decay=config.weight_decay,
+        clip_radius=config.clip_radius,
+        mc_samples=config.train_samples,
+    )

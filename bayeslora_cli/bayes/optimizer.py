@@ -1,20 +1,17 @@
-"""IVON and AdamW on the flat bank; the only importer of `ivon`.
+"""What every optimizer on the flat bank has: `BankOptimizer`.
 
-Both optimizers have one interface, `BankOptimizer`, and touch nothing but flat tensors. An update
+Optimizers touch nothing but flat tensors. An update
 is guarded by a device flag: where it is false every tensor keeps its value, and nobody reads it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bayeslora_cli.bayes.adamw import BankAdamW
-from bayeslora_cli.bayes.ivon import BankIVON, effective_sample_size
+from bayeslora_cli.config.catalogue import OPTIMIZERS, implementation
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.models.adapters.bank import AdapterBank
 
@@ -55,40 +52,15 @@ class BankOptimizer(ABC):
         """Nothing to take."""
 
 
-def _ivon(
+def build_optimizer(
     config: RunConfig, bank: AdapterBank, train_size: int, noise: torch.Generator
 ) -> BankOptimizer:
-    return BankIVON(
-        bank,
-        generator=noise,
-        lr=config.lr,
-        ess=effective_sample_size(config, train_size),
-        hess_init=config.hess_init,
-        beta1=config.ivon_beta1,
-        beta2=config.ivon_beta2,
-        weight_decay=config.weight_decay,
-        clip_radius=config.clip_radius,
-        mc_samples=config.train_samples,
-    )
+    """The configuration's optimizer on a bank.
 
-
-def _adamw(
-    config: RunConfig, bank: AdapterBank, train_size: int, noise: torch.Generator
-) -> BankOptimizer:
-    return BankAdamW(bank, weight_decay=config.weight_decay)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OptimizerMaker:
-    """How to build an optimizer on a bank."""
-
-    posterior: bool
-    """What the bank must be built for."""
-    build: Callable[[RunConfig, AdapterBank, int, torch.Generator], BankOptimizer]
-    """(configuration, bank, number of training examples, noise generator)."""
-
-
-OPTIMIZERS: dict[str, OptimizerMaker] = {
-    "ivon": OptimizerMaker(posterior=True, build=_ivon),
-    "adamw": OptimizerMaker(posterior=False, build=_adamw),
-}
+    Args:
+        train_size: number of training examples.
+        noise: generator of the posterior samples, on the bank's device.
+    """
+    build = implementation(OPTIMIZERS[config.optimizer].implementation)
+    found: BankOptimizer = build(config, bank, train_size, noise)
+    return found

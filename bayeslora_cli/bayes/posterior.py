@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,11 +16,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bayeslora_cli.errors import RunDirError
-from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.bank_layout import Segment
 
 FORMAT = "bayeslora-posterior-1"
+
+
+class BankedNetwork(Protocol):
+    """What a posterior file needs of a network: `methods.network.Network` is one."""
+
+    bank: AdapterBank
+    drawn: dict[str, Tensor]
+    """Frozen tensors that the checkpoint lacked and the run drew, by name."""
+
+    def set_drawn(self, name: str, value: Tensor) -> None:
+        """Replace one of them."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -63,7 +74,7 @@ def _kept(bank: AdapterBank, segment: Segment, mask: Tensor) -> tuple[Tensor, in
     return mask[index].bool().cpu(), 1 if part == "B" else 0
 
 
-def save(path: Path, network: Network, posterior: Posterior) -> None:
+def save(path: Path, network: BankedNetwork, posterior: Posterior) -> None:
     """Write the file; pruned triplets are left out, the mask says which.
 
     Tensors: kept (n, r) uint8; mean/NAME and sigma/NAME a parameter; drawn/NAME a frozen tensor
@@ -86,7 +97,7 @@ def save(path: Path, network: Network, posterior: Posterior) -> None:
     save_file(tensors, path, metadata={"format": FORMAT})
 
 
-def _check_names(path: Path, found: set[str], network: Network) -> None:
+def _check_names(path: Path, found: set[str], network: BankedNetwork) -> None:
     """Whether the file has this network's tensors and no others, before any is read."""
     means = {f"mean/{name}" for name in network.bank.segments}
     sigmas = {f"sigma/{name}" for name in network.bank.segments}
@@ -95,7 +106,7 @@ def _check_names(path: Path, found: set[str], network: Network) -> None:
         raise RunDirError(f"{path} belongs to another model or other target modules")
 
 
-def load(path: Path, network: Network) -> Posterior:
+def load(path: Path, network: BankedNetwork) -> Posterior:
     """Read the file for a network of the same structure; its drawn tensors are set to the file's.
 
     Raises:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayeslora_cli.bayes.criteria import CRITERIA, ElementStatistics
+from bayeslora_cli.bayes.criteria import ElementStatistics, load_criterion
 from bayeslora_cli.bayes.ivon import effective_sample_size
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.run_config import RunConfig
@@ -97,7 +97,7 @@ def _agreement(bank: AdapterBank, posterior: Posterior) -> float | None:
         sigma=bank.adapters(posterior.sigma).to(device),
     )
     scores = [
-        bank.triplet_scores(CRITERIA[name].score(statistics)).cpu()[kept.cpu()]
+        bank.triplet_scores(load_criterion(name).score(statistics)).cpu()[kept.cpu()]
         for name in ("snr", "magnitude")
     ]
     return spearman(*scores)

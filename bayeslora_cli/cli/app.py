@@ -174,7 +174,9 @@ def train(
         elif len(sweep.runs) > 1:
             from bayeslora_cli.sweeps.runner import run_sweep
 
-            problems = run_sweep(sweep.runs, jobs or 1, console, stop, processes)
+            problems = run_sweep(
+                sweep.runs, jobs or 1, console, lambda: Progress(console), stop, processes
+            )
             with processes.as_one():
                 if processes.first:
                     _print_sweep(sweep, problems, as_json=as_json)

@@ -27,7 +27,6 @@ LOOKS = 100
 MARGIN = 3
 """Columns right of the bar: a terminal's echo of ^C would break a full line, and double the bar."""
 # what a terminal would obey, in file names and other people's messages
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 
 
 def set_up_logging(*, quiet: bool, verbose: bool) -> Console:

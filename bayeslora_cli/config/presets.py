@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.config.catalogue import COMBINATIONS
+from bayeslora_cli.config.catalogue import METHODS, OPTIMIZERS, criteria_of
 from bayeslora_cli.config.run_config import FIELDS, nearest
 from bayeslora_cli.config.toml_files import from_file
 from bayeslora_cli.errors import ConfigError
@@ -16,11 +16,12 @@ from bayeslora_cli.errors import ConfigError
 SECTIONS = tuple(
     dict.fromkeys(
         name
-        for (method, optimizer), criteria in COMBINATIONS.items()
+        for method in METHODS
+        for optimizer in OPTIMIZERS
         for name in (
             method,
             f"{method}-{optimizer}",
-            *(f"{method}-{optimizer}-{criterion}" for criterion in criteria),
+            *(f"{method}-{optimizer}-{criterion}" for criterion in criteria_of(method, optimizer)),
         )
     )
 )

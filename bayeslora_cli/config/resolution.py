@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.config.catalogue import COMBINATIONS, DEFAULT_OPTIMIZER
+from bayeslora_cli.config.catalogue import METHODS, OPTIMIZERS, criteria_of
 from bayeslora_cli.config.effects import without_effect
 from bayeslora_cli.config.presets import preset_chain, row_values, task_chain, top_level
 from bayeslora_cli.config.run_config import FIELDS, RunConfig, check_schedule, flag
@@ -58,8 +58,10 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
 
     top = _top(chain) | typed
     method = top.get("method", "adalora")
-    optimizer = top.get("optimizer", DEFAULT_OPTIMIZER.get(method, "ivon"))
-    allowed = COMBINATIONS.get((method, optimizer), ())
+    default = METHODS[method].default_optimizer if method in METHODS else "ivon"
+    optimizer = top.get("optimizer", default)
+    known = method in METHODS and optimizer in OPTIMIZERS
+    allowed = criteria_of(method, optimizer) if known else ()
     criterion = top.get("criterion", allowed[0] if allowed else None)
     row: dict[str, Any] = {
         "task": task, "method": method, "optimizer": optimizer, "criterion": criterion,

@@ -10,9 +10,8 @@ from typing import Any
 
 from bayeslora_cli.config.catalogue import (
     BLORA_MODES,
-    COMBINATIONS,
     COMPILE,
-    CRITERION_NAMES,
+    CRITERIA,
     LR_SCHEDULES,
     METHODS,
     OPTIMIZERS,
@@ -20,6 +19,7 @@ from bayeslora_cli.config.catalogue import (
     REGULARISERS,
     TASK_NAMES,
     TRACKERS,
+    criteria_of,
 )
 from bayeslora_cli.config.values import parse_interval, parse_ladder
 from bayeslora_cli.errors import ConfigError
@@ -219,12 +219,12 @@ def _problems(c: RunConfig) -> list[str]:
     )
     one_of("blora_mode", BLORA_MODES)
     one_of("reg", REGULARISERS)
-    methods_known = one_of("method", METHODS) & one_of("optimizer", OPTIMIZERS)
+    methods_known = one_of("method", tuple(METHODS)) & one_of("optimizer", tuple(OPTIMIZERS))
     if methods_known:
-        allowed = COMBINATIONS[c.method, c.optimizer]
+        allowed = criteria_of(c.method, c.optimizer)
         if not allowed:
             expect(c.criterion is None, "criterion", f"--method {c.method} has none")
-        elif c.criterion in CRITERION_NAMES and c.criterion not in allowed:
+        elif c.criterion in CRITERIA and c.criterion not in allowed:
             expect(False, "criterion", "needs a posterior: use --optimizer ivon, or one of "
                    + ", ".join(allowed))  # fmt: skip
         else:

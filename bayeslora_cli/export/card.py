@@ -96,7 +96,7 @@ def snippet(form: str, config: RunConfig, task: Task) -> str:
             "import torch",
             "from transformers import AutoTokenizer",
             "",
-            "from bayeslora_cli.quantized_file import load_quantized",
+            "from bayeslora_cli.export.formats.integer_codes import load_quantized",
         ]
         load = [
             f'network = load_quantized(Path(directory), torch.device("cpu"){trust})',

@@ -6,12 +6,14 @@ import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bayeslora_cli.cli.progress import _CONTROL
 from bayeslora_cli.config.values import duration
 from bayeslora_cli.runs.rank_report import RankReport
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 
 
 def _print(console: Console, text: str) -> None:

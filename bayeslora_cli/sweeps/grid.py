@@ -11,7 +11,7 @@ from typing import Any
 
 from bayeslora_cli.config.catalogue import (
     BLORA_MODES,
-    CRITERION_NAMES,
+    CRITERIA,
     METHODS,
     OPTIMIZERS,
     TASK_NAMES,
@@ -26,9 +26,9 @@ from bayeslora_cli.runs.directory import RunDir
 # the options that take a list; the first varies slowest
 NAMES: dict[str, tuple[str, ...]] = {
     "task": TASK_NAMES,
-    "method": METHODS,
-    "optimizer": OPTIMIZERS,
-    "criterion": CRITERION_NAMES,
+    "method": tuple(METHODS),
+    "optimizer": tuple(OPTIMIZERS),
+    "criterion": tuple(CRITERIA),
     "blora_mode": BLORA_MODES,
 }
 REALS = ("lr", "boost_lr", "lambda_quant", "lambda_rank")

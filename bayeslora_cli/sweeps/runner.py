@@ -5,10 +5,9 @@ from __future__ import annotations
 import gc
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from bayeslora_cli.cli.progress import Progress
 from bayeslora_cli.config.run_config import kind
 from bayeslora_cli.errors import BayesloraError, Preempted
 from bayeslora_cli.execution.processes import ALONE, Alone
@@ -18,15 +17,25 @@ from bayeslora_cli.sweeps.grid import PlannedRun
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bayeslora_cli.training.run_log import Reporter
+
 logger = logging.getLogger("bayeslora")
 
 
 def run_sweep(
-    runs: Sequence[PlannedRun], jobs: int, console: Console, stop: Stop, processes: Alone = ALONE
+    runs: Sequence[PlannedRun],
+    jobs: int,
+    console: Console,
+    progress: Callable[[], Reporter],
+    stop: Stop,
+    processes: Alone = ALONE,
 ) -> dict[str, str]:
     """Train all that are not done yet; what has gone wrong: the run's label -> what.
 
     A run that fails does not keep the others from theirs.
+
+    Args:
+        progress: makes what is told of one run's steps, where this process trains it.
 
     Raises:
         Preempted: a signal has come; the states are saved.
@@ -42,13 +51,13 @@ def run_sweep(
     # of all runs, whatever is done: the same command again is to compile the same
     kinds = Counter(kind(run.resolved.config) for run in runs)
     alike = [kinds[kind(run.resolved.config)] for run in todo]
-    return _one_by_one(todo, alike, console, stop, processes)
+    return _one_by_one(todo, alike, progress, stop, processes)
 
 
 def _one_by_one(
     runs: Sequence[PlannedRun],
     alike: Sequence[int],
-    console: Console,
+    progress: Callable[[], Reporter],
     stop: Stop,
     processes: Alone,
 ) -> dict[str, str]:
@@ -64,7 +73,7 @@ def _one_by_one(
         shared.alike = alike[number - 1]
         logger.info("run %d of %d: %s", number, len(runs), planned.label)
         try:
-            train(planned.resolved, Progress(console), stop, shared, processes)
+            train(planned.resolved, progress(), stop, shared, processes)
         except Preempted:
             raise
         except BayesloraError as error:

@@ -9,8 +9,9 @@ from functools import partial
 
 import torch
 
-from bayeslora_cli.bayes.criteria import CRITERIA
-from bayeslora_cli.bayes.optimizer import OPTIMIZERS
+from bayeslora_cli.bayes.criteria import load_criterion
+from bayeslora_cli.bayes.optimizer import build_optimizer
+from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig, kind
 from bayeslora_cli.data.batching import Feed
 from bayeslora_cli.data.tokenization import TokenisedSplit
@@ -136,7 +137,7 @@ class Rig:
             "the data or their tokens have": data.fingerprint,
         }
         self.noise = torch.Generator(device).manual_seed(processes.seed(config.seed))
-        self.optimizer = maker.build(config, self.network.bank, data.training_rows, self.noise)
+        self.optimizer = build_optimizer(config, self.network.bank, data.training_rows, self.noise)
         self.allocator = _allocator(config, self.network, self.noise, processes)
         self.step = TrainStep(
             self.network,
@@ -210,4 +211,4 @@ def _allocator(
     if config.criterion is None:
         return None
     budget = rank_budget(config, len(network.bank.matrices))
-    return RankAllocator(network.bank, CRITERIA[config.criterion], budget)
+    return RankAllocator(network.bank, load_criterion(config.criterion), budget)

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
-from bayeslora_cli.bayes.criteria import CRITERIA
-from bayeslora_cli.bayes.optimizer import OPTIMIZERS
+from bayeslora_cli.bayes.criteria import load_criterion
+from bayeslora_cli.bayes.optimizer import build_optimizer
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
 from bayeslora_cli.methods.blora.gates import BASE
@@ -220,11 +220,10 @@ def _state(config: RunConfig, bank: AdapterBank, device: torch.device) -> list[T
     for name, tensor in vars(bank).items():
         if isinstance(tensor, Tensor):
             setattr(fake, name, torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
-    maker = OPTIMIZERS[config.optimizer]
-    found = [*maker.build(config, fake, 1, torch.Generator()).tensors().values()]
+    found = [*build_optimizer(config, fake, 1, torch.Generator()).tensors().values()]
     if config.criterion is not None:
         any_budget = RankBudget(initial=1, target=1, t_init=0, t_final=1, delta_t=1, total=1)
-        allocator = RankAllocator(fake, CRITERIA[config.criterion], any_budget)
+        allocator = RankAllocator(fake, load_criterion(config.criterion), any_budget)
         found += allocator.tensors().values()
     for adamw in gate_optimizers(fake).values():
         found += adamw.tensors().values()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bayeslora_cli.bayes.optimizer import OPTIMIZERS
+from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.resolution import SCHEDULED, Resolved
 from bayeslora_cli.config.run_config import FIELDS, flag
 from bayeslora_cli.data.batching import steps_per_epoch

@@ -10,7 +10,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.bayes.criteria import CRITERIA, ElementStatistics, snr_abs
+from bayeslora_cli.bayes.criteria import ElementStatistics, load_criterion, snr_abs
+from bayeslora_cli.config.catalogue import CRITERIA
 
 DTYPES = (torch.float32, torch.float64)
 MP = mpmath.mp.clone()
@@ -42,7 +43,9 @@ def twin(name, mean, sigma):
 
 def score(name, means, sigma, dtype):
     mean = torch.tensor(means, dtype=dtype)
-    return CRITERIA[name].score(ElementStatistics(mean=mean, sigma=torch.full_like(mean, sigma)))
+    return load_criterion(name).score(
+        ElementStatistics(mean=mean, sigma=torch.full_like(mean, sigma))
+    )
 
 
 def assert_close(name, means, sigma, dtype):
@@ -84,7 +87,7 @@ def test_sensitivity_is_the_product(dtype, average, deviation):
     average, deviation = (torch.tensor([v], dtype=dtype) for v in (average, deviation))
     statistics = ElementStatistics(mean=average, sensitivity=average, uncertainty=deviation)
     truth = MP.mpf(average.item()) * MP.mpf(deviation.item())
-    got = CRITERIA["sensitivity"].score(statistics).item()
+    got = load_criterion("sensitivity").score(statistics).item()
     assert abs(got - truth) <= ROUNDINGS["sensitivity"] * torch.finfo(dtype).eps * truth
 
 
@@ -132,7 +135,7 @@ def test_sign_does_not_matter(name, dtype, means, sigma):
         "sensitivity": torch.full_like(mean, 0.3),
         "uncertainty": torch.full_like(mean, 0.7),
     }
-    function = CRITERIA[name].score
+    function = load_criterion(name).score
     there = function(ElementStatistics(mean=mean, **rest))
     back = function(ElementStatistics(mean=-mean, **rest))
     assert torch.equal(there, back)
@@ -172,9 +175,9 @@ class Recorder:
 @pytest.mark.parametrize("name", CRITERIA)
 def test_flags_say_what_is_read(name):
     """The flags decide what a run keeps: too few break it, too many cost time at every step."""
-    criterion, recorder = CRITERIA[name], Recorder()
+    criterion, recorder = load_criterion(name), Recorder()
     criterion.score(recorder)
-    assert criterion.needs_posterior == ("sigma" in recorder.read)
+    assert CRITERIA[name].needs_posterior == ("sigma" in recorder.read)
     assert criterion.needs_gradient == ("sensitivity" in recorder.read)
     assert criterion.needs_gradient == ("uncertainty" in recorder.read)
 
@@ -192,9 +195,9 @@ def test_flags_say_what_is_read(name):
 def test_missing_statistics_raise(name, missing):
     ones = torch.ones(3)
     full = {"mean": ones, "sigma": ones, "sensitivity": ones, "uncertainty": ones}
-    CRITERIA[name].score(ElementStatistics(**full))
+    load_criterion(name).score(ElementStatistics(**full))
     with pytest.raises(AssertionError):
-        CRITERIA[name].score(ElementStatistics(**(full | {missing: None})))
+        load_criterion(name).score(ElementStatistics(**(full | {missing: None})))
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -205,7 +208,7 @@ def test_inputs_are_left_alone(name):
         for i, field in enumerate(("mean", "sigma", "sensitivity", "uncertainty"))
     }
     before = {field: value.clone() for field, value in values.items()}
-    got = CRITERIA[name].score(ElementStatistics(**values))
+    got = load_criterion(name).score(ElementStatistics(**values))
     assert got.shape == (2, 3, 4)
     assert all(torch.equal(values[field], before[field]) for field in values)
     assert all(got.data_ptr() != value.data_ptr() for value in values.values())

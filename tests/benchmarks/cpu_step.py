@@ -27,8 +27,9 @@ import torch
 from peers import Step, peft_adalora_adamw, peft_adalora_ivon
 from torch import Tensor
 
-from bayeslora_cli.bayes.criteria import CRITERIA
-from bayeslora_cli.bayes.optimizer import OPTIMIZERS
+from bayeslora_cli.bayes.criteria import load_criterion
+from bayeslora_cli.bayes.optimizer import build_optimizer
+from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import TrainOrder
 from bayeslora_cli.data.tokenization import tokenise
@@ -66,8 +67,8 @@ def ours(
     )  # fmt: skip
     step = TrainStep(
         network,
-        maker.build(config, network.bank, 2490, torch.Generator(where).manual_seed(0)),
-        RankAllocator(network.bank, CRITERIA[criterion], budget),
+        build_optimizer(config, network.bank, 2490, torch.Generator(where).manual_seed(0)),
+        RankAllocator(network.bank, load_criterion(criterion), budget),
         learning_rate=LearningRate(
             peak=0.5 if optimizer == "ivon" else 1e-3, total=total, warmup=1
         ),

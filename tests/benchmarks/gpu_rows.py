@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
-from bayeslora_cli.bayes.criteria import CRITERIA
-from bayeslora_cli.bayes.optimizer import OPTIMIZERS
+from bayeslora_cli.bayes.criteria import load_criterion
+from bayeslora_cli.bayes.optimizer import build_optimizer
+from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import padded_width
 from bayeslora_cli.execution.compilation import compile_blocks
@@ -88,11 +89,11 @@ def engine(
         if network.gates is not None:
             allocator = gate_trainer(config, network, noise)
         elif criterion is not None:
-            allocator = RankAllocator(bank, CRITERIA[criterion], budget)
+            allocator = RankAllocator(bank, load_criterion(criterion), budget)
         on_gpu = s.device.type == "cuda"
         step = TrainStep(
             network,
-            maker.build(config, bank, EXAMPLES, noise),
+            build_optimizer(config, bank, EXAMPLES, noise),
             allocator,
             learning_rate=LearningRate(
                 peak=0.4 if optimizer == "ivon" else 5e-4, total=s.total, warmup=1

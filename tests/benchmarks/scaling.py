@@ -32,8 +32,9 @@ from measure import describe, environment, synchronize
 from transformers import AutoModelForSequenceClassification, DebertaV2Config
 from transformers.utils.logging import disable_progress_bar
 
-from bayeslora_cli.bayes.criteria import CRITERIA
-from bayeslora_cli.bayes.optimizer import OPTIMIZERS
+from bayeslora_cli.bayes.criteria import load_criterion
+from bayeslora_cli.bayes.optimizer import build_optimizer
+from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.execution.compilation import compile_blocks
 from bayeslora_cli.execution.cuda_graphs import GraphRunner, run_eagerly
@@ -75,8 +76,8 @@ def build(
     captured = device.type == "cuda"
     step = TrainStep(
         network,
-        maker.build(config, network.bank, EXAMPLES, noise),
-        RankAllocator(network.bank, CRITERIA[ROWS[optimizer]], budget),
+        build_optimizer(config, network.bank, EXAMPLES, noise),
+        RankAllocator(network.bank, load_criterion(ROWS[optimizer]), budget),
         learning_rate=LearningRate(
             peak=0.4 if optimizer == "ivon" else 5e-4, total=total, warmup=1
         ),

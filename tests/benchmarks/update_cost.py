@@ -23,8 +23,9 @@ import torch
 from measure import describe, environment, synchronize, work_of
 from torch import nn
 
-from bayeslora_cli.bayes.criteria import CRITERIA
-from bayeslora_cli.bayes.optimizer import OPTIMIZERS
+from bayeslora_cli.bayes.criteria import load_criterion
+from bayeslora_cli.bayes.optimizer import build_optimizer
+from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.methods.adalora.orthogonality import orthogonality
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
@@ -65,12 +66,12 @@ def parts_of(
     maker = OPTIMIZERS[optimizer]
     bank = bank_of(layers, posterior=maker.posterior, device=device)
     config = RunConfig(optimizer=optimizer, criterion=criterion, weight_decay=1e-8)
-    optim = maker.build(config, bank, 2490, torch.Generator(device).manual_seed(0))
+    optim = build_optimizer(config, bank, 2490, torch.Generator(device).manual_seed(0))
     triplets = len(bank.matrices) * RANK
     budget = RankBudget(
         initial=triplets, target=triplets * 2 // 3, t_init=0, t_final=1, delta_t=1, total=10
     )
-    allocator = RankAllocator(bank, CRITERIA[criterion], budget)
+    allocator = RankAllocator(bank, load_criterion(criterion), budget)
     good = torch.ones((), dtype=torch.bool, device=device)
 
     def sample() -> None:

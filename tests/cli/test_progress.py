@@ -558,6 +558,6 @@ def test_colours_on_a_terminal_alone():
 
 def test_importing_it_costs_nothing():
     """`bayeslora --help` prints at once: rich is for those who show something."""
-    program = "import sys, bayeslora_cli.console; print('rich' in sys.modules)"
+    program = "import sys, bayeslora_cli.cli.progress; print('rich' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr

@@ -352,7 +352,7 @@ def test_names_are_stable_between_processes():
     ]
     program = (
         "import json, sys\n"
-        "from bayeslora_cli.resolve import resolve, run_name\n"
+        "from bayeslora_cli.config.resolution import resolve, run_name\n"
         "for t in json.load(sys.stdin):\n"
         "    if 'target_modules' in t: t['target_modules'] = tuple(t['target_modules'])\n"
         "    print(run_name(resolve(t)).as_posix())\n"

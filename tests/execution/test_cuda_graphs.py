@@ -1,4 +1,4 @@
-"""When pieces of a step run, are captured and replayed; what graphs compute is in test_gpu.py."""
+"""When pieces of a step run, are captured and replayed; for results see gpu/test_step.py."""
 
 from __future__ import annotations
 

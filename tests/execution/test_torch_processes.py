@@ -282,7 +282,7 @@ def test_the_lock_is_the_first_ones(jobs):
         [
             sys.executable,
             "-c",
-            "import pathlib, sys\nfrom bayeslora_cli.lock import locked\n"
+            "import pathlib, sys\nfrom bayeslora_cli.runs.file_lock import locked\n"
             f"with locked(pathlib.Path({run!r}) / '.lock'):\n    print(flush=True)\n    input()\n",
         ],
         cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,

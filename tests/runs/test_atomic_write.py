@@ -195,7 +195,7 @@ def test_a_refused_write_of_safetensors_is_named(tmp_path):
         "from pathlib import Path\n"
         "from safetensors.torch import save_file\n"
         "from bayeslora_cli.errors import StorageError\n"
-        "from bayeslora_cli.atomic import replacing\n"
+        "from bayeslora_cli.runs.atomic_write import replacing\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try:\n"
         "    with replacing(Path('x.safetensors')) as temporary:\n"

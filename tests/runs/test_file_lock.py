@@ -19,7 +19,7 @@ from bayeslora_cli.runs.file_lock import locked, once
 HOLDER = (
     "import sys, time\n"
     "from pathlib import Path\n"
-    "from bayeslora_cli.lock import locked\n"
+    "from bayeslora_cli.runs.file_lock import locked\n"
     "with locked(Path(sys.argv[1])):\n"
     "    print('held', flush=True)\n"
     "    time.sleep(600)\n"
@@ -131,7 +131,7 @@ def test_where_there_can_be_none(tmp_path, what):
 WORKER = (
     "import logging, sys, time\n"
     "from pathlib import Path\n"
-    "from bayeslora_cli.lock import once\n"
+    "from bayeslora_cli.runs.file_lock import once\n"
     "logging.basicConfig(level='INFO', stream=sys.stdout, format='%(message)s')\n"
     "made, seconds, patience = Path(sys.argv[1]), *map(float, sys.argv[2:])\n"
     "with once(made, 'make it', patience) as first:\n"

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bayeslora_cli.cli import app
-from bayeslora_cli.config.catalogue import CRITERION_NAMES, METHODS, OPTIMIZERS
+from bayeslora_cli.config.catalogue import CRITERIA, METHODS, OPTIMIZERS
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.run_config import FIELDS
 from bayeslora_cli.config.toml_files import to_toml
@@ -31,9 +31,9 @@ def some(values, most=3):
 AXES = st.fixed_dictionaries(
     {"task": some(TASKS)},
     optional={
-        "method": some(METHODS),
-        "optimizer": some(OPTIMIZERS),
-        "criterion": some(CRITERION_NAMES, 5),
+        "method": some(tuple(METHODS)),
+        "optimizer": some(tuple(OPTIMIZERS)),
+        "criterion": some(tuple(CRITERIA), 5),
         "target_rank": some([1, 2, 4]),
         "seed": some([1, 2, 2021]),
     },

@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from bayeslora_cli.bayes.criteria import CRITERIA
-from bayeslora_cli.bayes.optimizer import OPTIMIZERS
+from bayeslora_cli.bayes.criteria import load_criterion
+from bayeslora_cli.bayes.optimizer import build_optimizer
+from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.execution.device import peak_memory
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
@@ -91,11 +92,10 @@ def test_state_is_the_runs(backbone, method, optimizer, criterion, precision):
     network = build(config, CPU)
     bank, module = network.bank, network.module
     held = [t for t in vars(bank).values() if isinstance(t, torch.Tensor)]
-    maker = OPTIMIZERS[optimizer]
-    held += maker.build(config, bank, 100, torch.Generator()).tensors().values()
+    held += build_optimizer(config, bank, 100, torch.Generator()).tensors().values()
     if criterion:
         budget = RankBudget(initial=9, target=6, t_init=1, t_final=1, delta_t=1, total=9)
-        held += RankAllocator(bank, CRITERIA[criterion], budget).tensors().values()
+        held += RankAllocator(bank, load_criterion(criterion), budget).tensors().values()
     for adamw in gate_optimizers(bank).values():
         held += adamw.tensors().values()
     assert found.trained == size(held) + 2 * size(factors_of(network))
@@ -249,9 +249,9 @@ def test_bytes_on_a_gpu(minilm, precision):
     before = requested()
     network = build(config, device)
     noise = torch.Generator(device)
-    optimizer = OPTIMIZERS[config.optimizer].build(config, network.bank, 100, noise)
+    optimizer = build_optimizer(config, network.bank, 100, noise)
     budget = RankBudget(initial=9, target=6, t_init=1, t_final=1, delta_t=1, total=9)
-    allocator = RankAllocator(network.bank, CRITERIA["sensitivity"], budget)
+    allocator = RankAllocator(network.bank, load_criterion("sensitivity"), budget)
     assert optimizer.tensors()
     assert allocator.tensors()
     built = requested()

@@ -7,8 +7,9 @@ import torch
 from peft import AdaLoraConfig, TaskType, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
-from bayeslora_cli.bayes.criteria import CRITERIA
-from bayeslora_cli.bayes.optimizer import OPTIMIZERS
+from bayeslora_cli.bayes.criteria import load_criterion
+from bayeslora_cli.bayes.optimizer import build_optimizer
+from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.execution.cuda_graphs import run_eagerly
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
@@ -67,7 +68,7 @@ def make_step(
         posterior=maker.posterior, device=torch.device(device),
     )  # fmt: skip
     noise = torch.Generator(device).manual_seed(seed)
-    built = maker.build(config, network.bank, 2000, noise)
+    built = build_optimizer(config, network.bank, 2000, noise)
     allocator = gate_trainer(config, network, noise) if network.gates else None
     if criterion:
         n = len(network.bank.matrices)
@@ -79,7 +80,7 @@ def make_step(
             delta_t=DELTA_T,
             total=TOTAL,
         )
-        allocator = RankAllocator(network.bank, CRITERIA[criterion], budget)
+        allocator = RankAllocator(network.bank, load_criterion(criterion), budget)
     rate = LearningRate(peak=0.3 if optimizer == "ivon" else 3e-3, total=TOTAL, warmup=5)
     network.module.train()
     return TrainStep(

@@ -10,9 +10,8 @@ from bayeslora_cli.errors import UserError
 from bayeslora_cli.reports.figures.curves import history_figure, scores_figure
 from bayeslora_cli.reports.figures.rank_heatmap import panels_figure
 from bayeslora_cli.reports.figures.style import DPI, MINUS, STYLE
-from bayeslora_cli.reports.ranks.grids import Grid, bit_grid
+from bayeslora_cli.reports.ranks.grids import PARTS, Grid, bit_grid
 from bayeslora_cli.reports.ranks.group_grids import bit_difference_grid, difference_grid, mean_grid
-from bayeslora_cli.reports.ranks.heatmap import PARTS
 from bayeslora_cli.reports.ranks.history import History
 from bayeslora_cli.reports.ranks.run_groups import Group
 from bayeslora_cli.reports.ranks.score_distribution import Scores

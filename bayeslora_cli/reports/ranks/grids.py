@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bayeslora_cli.reports.ranks.heatmap import ALL
 from bayeslora_cli.runs.rank_report import MatrixReport, RankReport
 
 ROWS = ("W_q", "W_k", "W_v", "W_o", "W_f1", "W_f2")
@@ -18,6 +17,7 @@ OPERANDS = {
     "weights": ("A", "B", "E", "W"),
     "activations": ("x", "a", "h"),
 }
+ALL, *PARTS = OPERANDS
 """What a heatmap of bit widths is over: its name, and which operands there may be."""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from bayeslora_cli.reports.ranks.grids import OPERANDS, Grid, bit_grid, rank_grid
+from bayeslora_cli.reports.ranks.grids import Grid, bit_grid, rank_grid
 from bayeslora_cli.reports.terminal_shading import Shading, show
 from bayeslora_cli.runs.rank_report import RankReport
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 LAYER, SUM, MEAN, STD, ABSENT = "layer", "sum", "mean", " std", "-"
 BESIDE = 4  # columns between two heatmaps
-ALL, *PARTS = OPERANDS
 
 
 def beside(left: Text, right: Text, width: int) -> Text:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from peft.tuners.adalora.layer import RankAllocator as PeftAllocator
 from torch import nn
 
-from bayeslora_cli.bayes.criteria import CRITERIA
+from bayeslora_cli.bayes.criteria import load_criterion
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator, largest
 from bayeslora_cli.methods.schedules import RankBudget
 from bayeslora_cli.models.adapters.bank import AdapterBank
@@ -72,7 +72,7 @@ def test_masks_equal_pefts_over_200_steps(delta_t):
     bank, budget = make_bank(), make_budget(delta_t=delta_t)
     peft_side = PeftSide(bank.matrices)
     theirs = PeftAllocator(peft_side, PeftConfig(budget, 2), "default")
-    ours = RankAllocator(bank, CRITERIA["sensitivity"], budget)
+    ours = RankAllocator(bank, load_criterion("sensitivity"), budget)
     generator = torch.Generator().manual_seed(1)
     pattern, compared = None, 0
     for step in range(budget.total):
@@ -129,7 +129,7 @@ def test_the_budget_is_exact_under_ties(data):
 def test_pefts_own_rule_misses_the_budget_under_ties():
     """Why ours sorts: `score <= kthvalue` drops every triplet of the threshold's score."""
     bank, budget = make_bank(), make_budget(t_init=0)
-    ours = RankAllocator(bank, CRITERIA["sensitivity"], budget)
+    ours = RankAllocator(bank, load_criterion("sensitivity"), budget)
     assert ours.scores(None).unique().numel() == 1  # nothing observed yet: all zero
     for step in (3, 6, 30):
         ours.after_update(ours.announce(step), None, GOOD)
@@ -140,7 +140,7 @@ def test_pefts_own_rule_misses_the_budget_under_ties():
 def test_scores_are_a_slow_sum_over_triplets(name):
     bank = make_bank(posterior=True)
     sigma = torch.empty(bank.size).uniform_(0.1, 2.0, generator=torch.Generator().manual_seed(3))
-    criterion = CRITERIA[name]
+    criterion = load_criterion(name)
     scores = RankAllocator(bank, criterion, make_budget()).scores(sigma)
     for index, matrix in enumerate(bank.matrices):
         parts = {p: bank.segments[f"{matrix.name}.lora_{p}"] for p in "ABE"}
@@ -164,7 +164,7 @@ def test_scores_are_a_slow_sum_over_triplets(name):
 
 def test_dropped_triplets_may_grow_back_until_the_final_phase():
     bank, budget = make_bank(), make_budget(delta_t=5)
-    ours = RankAllocator(bank, CRITERIA["magnitude"], budget)
+    ours = RankAllocator(bank, load_criterion("magnitude"), budget)
     ours.after_update(ours.announce(100), None, GOOD)
     dropped = bank.mask == 0
     assert bool(dropped.any())
@@ -183,7 +183,7 @@ def test_dropped_triplets_may_grow_back_until_the_final_phase():
 
 def test_a_score_that_is_not_finite_is_an_error_not_zero():
     bank, budget = make_bank(), make_budget()
-    ours = RankAllocator(bank, CRITERIA["magnitude"], budget)
+    ours = RankAllocator(bank, load_criterion("magnitude"), budget)
     bank.segments["m2.lora_A"].view(bank.mean)[1, 1] = float("inf")
     before = bank.mask.clone()
     assert not ours.after_update(ours.announce(budget.final_step), None, GOOD)
@@ -192,7 +192,7 @@ def test_a_score_that_is_not_finite_is_an_error_not_zero():
 
 def test_nothing_happens_after_a_bad_step():
     bank, budget = make_bank(), make_budget()
-    ours = RankAllocator(bank, CRITERIA["sensitivity"], budget)
+    ours = RankAllocator(bank, load_criterion("sensitivity"), budget)
     bank.grad.fill_(float("nan"))
     values = bank.singular_values(bank.mean).clone()
     assert not ours.after_update(ours.announce(budget.final_step - 1), None, torch.tensor(False))
@@ -204,7 +204,7 @@ def test_nothing_happens_after_a_bad_step():
 
 def test_history_is_what_happened():
     bank, budget = make_bank(), make_budget(delta_t=10)
-    ours = RankAllocator(bank, CRITERIA["magnitude"], budget)
+    ours = RankAllocator(bank, load_criterion("magnitude"), budget)
     for step in range(budget.total):
         ours.after_update(ours.announce(step), None, GOOD)
     history = ours.fetch_history()

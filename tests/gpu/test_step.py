@@ -1,4 +1,4 @@
-"""The same step on a CUDA device: `pytest -m gpu tests/test_gpu.py`."""
+"""The same step on a CUDA device: `pytest -m gpu tests/gpu/test_step.py`."""
 
 from __future__ import annotations
 

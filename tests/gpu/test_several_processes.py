@@ -1,4 +1,4 @@
-"""Two processes on two GPUs, over NCCL: `pytest -m gpu tests/test_gpu_together.py`."""
+"""Two processes on two GPUs, over NCCL: `pytest -m gpu tests/gpu/test_several_processes.py`."""
 
 from __future__ import annotations
 

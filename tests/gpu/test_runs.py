@@ -1,4 +1,4 @@
-"""Whole runs on a CUDA device: `pytest -m gpu tests/test_gpu_runs.py`."""
+"""Whole runs on a CUDA device: `pytest -m gpu tests/gpu/test_runs.py`."""
 
 from __future__ import annotations
 

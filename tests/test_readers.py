@@ -22,7 +22,7 @@ from bayeslora_cli.config.presets import read_preset
 from bayeslora_cli.config.run_config import FIELDS, RunConfig
 from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import DataError, RunDirError, UserError
-from bayeslora_cli.methods.network import build_network
+from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
 from bayeslora_cli.reports.ranks import history
 from bayeslora_cli.runs import checkpoint

@@ -11,7 +11,8 @@ from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import DataError, ModelError, UserError
 from bayeslora_cli.execution.device import pick_device, set_precision
-from bayeslora_cli.methods.network import Network, build_network
+from bayeslora_cli.methods.building import build_network
+from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.tasks.task import Task

@@ -20,13 +20,16 @@ from bayeslora_cli.execution.compilation import compile_blocks, compiled_once, i
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
 from bayeslora_cli.execution.device import pick_device, set_precision
 from bayeslora_cli.execution.processes import ALONE, Alone
-from bayeslora_cli.methods.adalora.rank_allocator import Allocator, RankAllocator
+from bayeslora_cli.methods.adalora.method import rank_budget
+from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
+from bayeslora_cli.methods.allocation import Allocator
 from bayeslora_cli.methods.blora.trainer import gate_trainer
-from bayeslora_cli.methods.network import METHODS, Network, build_network
+from bayeslora_cli.methods.building import METHODS, build_network
+from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.backbones.fingerprint import data_fingerprint
 from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.runs.checkpoint import Stateful, transfer
-from bayeslora_cli.training.preparation import Prepared, learning_rate, rank_budget
+from bayeslora_cli.training.preparation import Prepared, learning_rate
 from bayeslora_cli.training.step import TrainStep
 
 logger = logging.getLogger("bayeslora")

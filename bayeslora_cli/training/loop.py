@@ -23,7 +23,7 @@ from bayeslora_cli.evaluation.forward_passes import describe, evaluate_splits
 from bayeslora_cli.execution.device import memory_explained, peak_memory
 from bayeslora_cli.execution.processes import ALONE, Alone
 from bayeslora_cli.execution.signals import Stop, Stopped
-from bayeslora_cli.methods.adalora.rank_allocator import Allocator
+from bayeslora_cli.methods.allocation import Allocator
 from bayeslora_cli.runs.atomic_write import write_json
 from bayeslora_cli.runs.checkpoint import KEPT, Checkpoints
 from bayeslora_cli.runs.directory import RunDir

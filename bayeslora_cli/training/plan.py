@@ -15,12 +15,13 @@ from bayeslora_cli.data.batching import steps_per_epoch
 from bayeslora_cli.data.token_cache import encode_once
 from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.execution.device import pick_device
+from bayeslora_cli.methods.adalora.method import rank_budget
 from bayeslora_cli.methods.blora.schedule import schedule_of
-from bayeslora_cli.methods.network import METHODS, build_network
+from bayeslora_cli.methods.building import METHODS, build_network
 from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.runs.rank_report import kinds_of
 from bayeslora_cli.training.memory_estimate import Estimate, estimate
-from bayeslora_cli.training.preparation import Prepared, learning_rate, rank_budget
+from bayeslora_cli.training.preparation import Prepared, learning_rate
 
 POINTS = 8  # of the schedule, besides its first and last step
 PHASES = {

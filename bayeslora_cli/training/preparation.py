@@ -14,8 +14,8 @@ from bayeslora_cli.data.batching import steps_per_epoch
 from bayeslora_cli.data.example_cache import Shared
 from bayeslora_cli.errors import ConfigError, RunDirError
 from bayeslora_cli.methods.blora.schedule import too_short
-from bayeslora_cli.methods.network import METHODS
-from bayeslora_cli.methods.schedules import LearningRate, RankBudget
+from bayeslora_cli.methods.building import METHODS
+from bayeslora_cli.methods.schedules import LearningRate
 from bayeslora_cli.models.backbones.loading import load_tokenizer, usable_length
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.trackers import check_trackers
@@ -117,17 +117,4 @@ def learning_rate(config: RunConfig) -> LearningRate:
         warmup=config.warmup_steps,
         boost=config.boost_lr if config.lr_schedule == "boost" else None,
         boost_until=config.boost_until_step,
-    )
-
-
-def rank_budget(config: RunConfig, matrices: int) -> RankBudget:
-    """The rank budget of each step over all matrices; `config` with its schedule final."""
-    assert config.schedule_steps is not None
-    return RankBudget(
-        initial=config.init_rank * matrices,
-        target=config.target_rank * matrices,
-        t_init=config.t_init,
-        t_final=config.t_final,
-        delta_t=config.delta_t,
-        total=config.schedule_steps,
     )

@@ -15,7 +15,7 @@ from bayeslora_cli.bayes.optimizer import BankOptimizer
 from bayeslora_cli.execution.cuda_graphs import Inputs, Runner, run_eagerly
 from bayeslora_cli.execution.processes import ALONE, Alone
 from bayeslora_cli.methods.adalora.orthogonality import orthogonality
-from bayeslora_cli.methods.adalora.rank_allocator import Allocator
+from bayeslora_cli.methods.allocation import Allocator
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.methods.schedules import LearningRate
 

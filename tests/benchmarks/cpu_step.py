@@ -34,7 +34,7 @@ from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import TrainOrder
 from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
-from bayeslora_cli.methods.network import build_network
+from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.schedules import LearningRate, RankBudget
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
 from bayeslora_cli.tasks.sources.loading import load_task

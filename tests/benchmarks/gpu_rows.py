@@ -21,9 +21,10 @@ from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import padded_width
 from bayeslora_cli.execution.compilation import compile_blocks
 from bayeslora_cli.execution.cuda_graphs import GraphRunner, run_eagerly
-from bayeslora_cli.methods.adalora.rank_allocator import Allocator, RankAllocator
+from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
+from bayeslora_cli.methods.allocation import Allocator
 from bayeslora_cli.methods.blora.trainer import gate_trainer
-from bayeslora_cli.methods.network import METHODS, build_network
+from bayeslora_cli.methods.building import METHODS, build_network
 from bayeslora_cli.methods.schedules import LearningRate, RankBudget
 from bayeslora_cli.models.backbones.deberta_attention import replace_attention
 from bayeslora_cli.models.backbones.loading import Labels

@@ -43,7 +43,7 @@ from bayeslora_cli.execution.launch_environment import joined, place
 from bayeslora_cli.execution.processes import Alone
 from bayeslora_cli.execution.signals import Stop
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
-from bayeslora_cli.methods.network import build_network
+from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.schedules import LearningRate, RankBudget
 from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.training.step import TrainStep

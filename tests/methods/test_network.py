@@ -13,7 +13,7 @@ from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.export.formats.peft_adapter import merge, save_peft_adapter
 from bayeslora_cli.methods import network as model
-from bayeslora_cli.methods.network import build_network
+from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
 from bayeslora_cli.models.backbones.targets import match_targets

@@ -18,7 +18,7 @@ from bayeslora_cli.execution.device import peak_memory
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
 from bayeslora_cli.methods.blora.gates import LEARNING
 from bayeslora_cli.methods.blora.trainer import gate_optimizers
-from bayeslora_cli.methods.network import build_network
+from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.schedules import RankBudget
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
 from bayeslora_cli.training.memory_estimate import estimate, saved_bytes

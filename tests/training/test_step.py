@@ -14,7 +14,7 @@ from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.execution.cuda_graphs import run_eagerly
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
 from bayeslora_cli.methods.blora.trainer import gate_trainer
-from bayeslora_cli.methods.network import build_network
+from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.schedules import LearningRate, RankBudget
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
 from bayeslora_cli.training.step import TrainStep

@@ -30,7 +30,8 @@ from bayeslora_cli.methods.blora.bit_operations import cost
 from bayeslora_cli.methods.blora.gates import BASE, WEIGHTS, Gates
 from bayeslora_cli.methods.blora.layer import GatedLinear, Operands
 from bayeslora_cli.methods.blora.report import sizes_of, widths
-from bayeslora_cli.methods.network import Network, build_network
+from bayeslora_cli.methods.building import build_network
+from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
 from bayeslora_cli.models.kernels.quantize import Quantizers, codes
 from bayeslora_cli.runs.atomic_write import write_json, write_text

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
-from bayeslora_cli.methods.network import METHODS, Network
+from bayeslora_cli.methods.building import METHODS
+from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.adapters.layer import LowRankLinear
 from bayeslora_cli.models.adapters.plain_lora import fold, plain_number, uniform, without_empty
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention

@@ -12,7 +12,8 @@ from torch import Tensor
 from bayeslora_cli.bayes.adamw import BankAdamW
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.execution.processes import ALONE, Alone
-from bayeslora_cli.methods.adalora.rank_allocator import HISTORY, Allocation, Allocator
+from bayeslora_cli.methods.adalora.rank_allocator import HISTORY
+from bayeslora_cli.methods.allocation import Allocation, Allocator
 from bayeslora_cli.methods.blora.gates import FIXED, FLOAT, LEARNING
 from bayeslora_cli.methods.blora.hard_concrete import nested, probability
 from bayeslora_cli.methods.blora.range_calibration import calibrate, measure

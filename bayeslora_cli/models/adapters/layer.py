@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -102,24 +101,3 @@ class JointLinear:
         assert self.up is not None
         out = low_rank_linear(rows, self.weight, self.bias, self.down, self.up)
         return out.chunk(len(self.layers), -1)
-
-
-def adalora_linear(
-    base: nn.Module, rank: int, alpha: float, generator: torch.Generator
-) -> LowRankLinear:
-    """AdaLoRA's adapter at its start: A, B ~ N(0, 0.02^2), E = 0, scale alpha / (r + 1e-5)."""
-    layer = LowRankLinear(base, rank, alpha / (rank + RANK_EPSILON), singular_values=True)
-    with torch.no_grad():
-        layer.lora_A.normal_(std=ADALORA_STD, generator=generator)
-        layer.lora_B.normal_(std=ADALORA_STD, generator=generator)
-    return layer
-
-
-def lora_linear(
-    base: nn.Module, rank: int, alpha: float, generator: torch.Generator
-) -> LowRankLinear:
-    """LoRA's adapter at its start: A uniform as PEFT draws it, B = 0, scale alpha / r."""
-    layer = LowRankLinear(base, rank, alpha / rank, singular_values=False)
-    with torch.no_grad():
-        nn.init.kaiming_uniform_(layer.lora_A, a=math.sqrt(5), generator=generator)
-    return layer

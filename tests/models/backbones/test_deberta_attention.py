@@ -16,7 +16,8 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
     build_relative_position,
 )
 
-from bayeslora_cli.models.adapters.layer import LowRankLinear, adalora_linear
+from bayeslora_cli.methods.adalora.method import adalora_linear
+from bayeslora_cli.models.adapters.layer import LowRankLinear
 from bayeslora_cli.models.backbones import deberta_attention
 from bayeslora_cli.models.backbones.deberta_attention import (
     RelativeAttention,

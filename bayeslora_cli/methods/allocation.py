@@ -1,0 +1,90 @@
+"""What the training step and loop ask of the object that allocates ranks: `Allocator`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Allocation(NamedTuple):
+    """What the matrices have from a step on."""
+
+    step: int
+    budget: int
+    """Triplets over all matrices."""
+    ranks: list[int]
+    bits: list[dict[str, int]] | None = None
+    """Width of each quantized operand, by matrix; None: nothing is quantized."""
+
+
+class Allocator(ABC):
+    """What step and loop ask of who decides on ranks.
+
+    A phase says whether it `allocates` (sigma is wanted), whether it `holds` (masked weights are
+    not sampled), and by `passes` what else a forward pass depends on.
+    """
+
+    final_step: int
+    """The last step at which the allocation changes."""
+
+    @abstractmethod
+    def announce(self, step: int) -> Any:
+        """Prepare the device for `step`; returns its phase, which is hashable."""
+
+    def before_passes(  # noqa: B027
+        self, step: int, batches: Sequence[Mapping[str, Tensor]], good: Tensor
+    ) -> None:
+        """What has to be known before the passes of a step, if its batch says it.
+
+        `batches`: this process's micro-batches, of which there may be none.
+        """
+
+    def regularise(self) -> Tensor | None:
+        """Add a penalty's gradient at theta to `bank.local`; its value, or None: there is none."""
+        return None
+
+    @abstractmethod
+    def after_update(self, phase: Any, sigma: Tensor | None, good: Tensor) -> Tensor:
+        """What follows the optimizer's update of the step announced, wherever `good` is true.
+
+        Args:
+            sigma: of all elements (N,), where the phase allocates; None without a posterior.
+        Returns:
+            `good`, and false as well where something was not finite.
+        """
+
+    def compile(self) -> None:
+        """Put what follows the update under torch.compile, where that makes fewer kernels of it."""
+        self.after_update = torch.compile(self.after_update, dynamic=False)  # type: ignore[method-assign]
+
+    @abstractmethod
+    def scores(self, sigma: Tensor | None) -> Tensor:
+        """The triplets' scores now: (n, r)."""
+
+    @abstractmethod
+    def facts(self, step: int) -> dict[str, Any]:
+        """For a line of metrics.jsonl; this may read the device."""
+
+    def result(self, mean: Tensor, mask: Tensor) -> dict[str, Any]:
+        """For result.json, of the state that the run keeps."""
+        return {}
+
+    @abstractmethod
+    def fetch_history(self) -> list[Allocation]:
+        """The allocations since the last fetch: this reads the device."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that the future depends on besides the bank."""
+
+    @abstractmethod
+    def scalars(self) -> dict[str, Any]:
+        """State that is no tensor; fetch the history before."""
+
+    @abstractmethod
+    def load_scalars(self, scalars: dict[str, Any]) -> None:
+        """Take `scalars()` of an earlier process."""

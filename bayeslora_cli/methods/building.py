@@ -1,0 +1,159 @@
+"""Builds a network: a backbone, adapted as a method says, what is trained put into a bank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.config.values import parse_ladder
+from bayeslora_cli.errors import ModelError
+from bayeslora_cli.methods.adalora.method import adalora_linear
+from bayeslora_cli.methods.blora.gates import Gates, Plan
+from bayeslora_cli.methods.blora.layer import GatedLinear, gated_linear
+from bayeslora_cli.methods.lora import lora_linear
+from bayeslora_cli.methods.network import Method, Network
+from bayeslora_cli.models.adapters.bank import AdapterBank
+from bayeslora_cli.models.adapters.bank_layout import Matrix
+from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
+from bayeslora_cli.models.adapters.published_factors import Factors
+from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention, replace_attention
+from bayeslora_cli.models.backbones.fingerprint import fingerprint
+from bayeslora_cli.models.backbones.loading import Labels, load_backbone
+from bayeslora_cli.models.backbones.targets import inside, match_targets
+from bayeslora_cli.models.kernels.cpu_dropout import cpu_dropout
+
+METHODS: dict[str, Method] = {
+    "adalora": Method(layer=adalora_linear, adaptive=True),
+    "lora": Method(layer=lora_linear, adaptive=False),
+    "full": Method(layer=None, adaptive=False),
+    "blora": Method(layer=gated_linear, adaptive=False, gated=True),
+}
+
+
+# --blora-mode: over bit widths, over ranks
+GATED = {"both": (True, True), "quant": (True, False), "rank": (False, True)}
+
+
+def build_network(
+    config: RunConfig,
+    labels: Labels,
+    tokenizer: Any,
+    *,
+    posterior: bool,
+    device: torch.device,
+) -> Network:
+    """Load, adapt, move and bank a network.
+
+    Args:
+        posterior: whether the optimizer samples its weights.
+        device: meta for the shapes alone; then no weights are read.
+    Raises:
+        ModelError: as `load_backbone` and `match_targets` do.
+    """
+    module, head, missing = load_backbone(config, labels, tokenizer, weights=device.type != "meta")
+    pretrained = [
+        tensor
+        for name, tensor in module.named_parameters()
+        if name not in missing and not inside(name, head)
+    ]
+    replace_attention(module, config.max_length)
+    backbone_sha256 = "" if device.type == "meta" else fingerprint(pretrained)
+    method = METHODS[config.method]
+    module.requires_grad_(method.layer is None)
+    for name in head:
+        module.get_submodule(name).requires_grad_(True)
+    drawn = {
+        name: tensor.detach().clone()
+        for name, tensor in module.state_dict().items()
+        if name in missing and not inside(name, head) and method.layer is not None
+    }
+
+    adapters: dict[str, LowRankLinear] = {}
+    if method.layer is not None:
+        generator = torch.Generator().manual_seed(config.seed)
+        for name in match_targets(module, head, config.target_modules):
+            base = module.get_submodule(name)
+            layer = method.layer(base, config.init_rank, config.alpha, generator)
+            parent, _, last = name.rpartition(".")
+            setattr(module.get_submodule(parent), last, layer)
+            adapters[name] = layer
+
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    module.to(device)
+    matrices = [Matrix(name=n, a=m.lora_A, b=m.lora_B, e=m.lora_E) for n, m in adapters.items()]
+    low_rank = {id(p) for m in matrices for p in (m.a, m.b, m.e)}
+    for name, parameter in module.named_parameters():  # and no buffer: rotary angles want fp32
+        # logits are worth fp32: a bf16 regression output has three digits
+        exact = inside(name, head) or id(parameter) in low_rank
+        parameter.data = parameter.data.to(torch.float32 if exact else dtype)
+    for name in head:
+        module.get_submodule(name).register_forward_pre_hook(_inputs_to_float)
+    if config.gradient_checkpointing:
+        # transformers 5.23 renamed the method; older ones know the old name alone
+        renamed = getattr(module, "activation_checkpointing_enable", None)
+        options: dict[str, Any] = {"use_reentrant": False}
+        if device.type == "cpu":  # a layer that runs again does so outside of `Network.logits`
+            options["context_fn"] = lambda: (nullcontext(), cpu_dropout(device))
+        try:
+            (renamed or module.gradient_checkpointing_enable)(options)
+        except ValueError as error:
+            kind = type(module).__name__
+            raise ModelError(f"--gradient-checkpointing: {kind} does not support it") from error
+    module.config.use_cache = False
+
+    others = [
+        (name, "head" if inside(name, head) else "full", parameter)
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad and id(parameter) not in low_rank
+    ]
+    gates = _gates(config, adapters) if method.gated else None
+    others += [] if gates is None else gates.parameters
+    bank = AdapterBank(matrices, others, posterior=posterior, device=device, compute_dtype=dtype)
+    if adapters:
+        joints = _joints(module)
+        bank.factors = Factors(bank, list(adapters.values()), dtype, joints)
+    if gates is not None:
+        gates.attach(bank, dtype)
+    return Network(
+        module=module,
+        labels=labels,
+        bank=bank,
+        compute_dtype=dtype,
+        adapters=adapters,
+        head=head,
+        drawn=drawn,
+        backbone_sha256=backbone_sha256,
+        gates=gates,
+    )
+
+
+def _joints(module: nn.Module) -> list[JointLinear]:
+    """Join the projections of each attention that lets us; gated layers quantize by themselves."""
+    found = []
+    for attention in module.modules():
+        if isinstance(attention, RelativeAttention):
+            projections = (attention.query_proj, attention.key_proj, attention.value_proj)
+            layers = [layer for layer in projections if type(layer) is LowRankLinear]
+            if len(layers) == len(projections):
+                attention.joint = JointLinear(layers)
+                found.append(attention.joint)
+    return found
+
+
+def _gates(config: RunConfig, adapters: Mapping[str, LowRankLinear]) -> Gates:
+    bits, ranks = GATED[config.blora_mode]
+    ladder = parse_ladder(config.bit_ladder)
+    plan = Plan(bits=bits, ranks=ranks, ladder=ladder, base=config.quantize_base)
+    layers = {name: m for name, m in adapters.items() if isinstance(m, GatedLinear)}
+    return Gates(plan, layers, config.init_rank)
+
+
+def _inputs_to_float(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs
+    )

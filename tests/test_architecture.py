@@ -56,6 +56,7 @@ ONLY = {
     "torchmetrics": {"tasks.calibration"},
     "onnxruntime": {"export.formats.onnx_model"},
     "huggingface_hub": {"export.hub_upload"},
+    "filelock": {"runs.file_lock"},
     "subprocess": {"sweeps.workers"},
     "wandb": {"runs.trackers"},
     "mlflow": {"runs.trackers"},

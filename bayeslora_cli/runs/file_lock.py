@@ -1,8 +1,12 @@
-"""One process at a time: in a run directory, or at work that others can use when it is done."""
+"""File locks: one process per run directory, and one per piece of work whose result others reuse.
+
+The locks are the `filelock` package's. This file adds who holds one, what a process does that finds
+one held, and that nothing is left when it is released.
+"""
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import logging
 import os
 import socket
@@ -12,26 +16,30 @@ from datetime import datetime
 from pathlib import Path
 from time import monotonic, sleep
 
+from filelock import FileLock, Timeout
+
 from bayeslora_cli.errors import RunDirError
 
 logger = logging.getLogger("bayeslora")
 
 POLL = 0.1
-"""Seconds between two looks at a lock that is waited for."""
+"""Seconds between two attempts at a lock that is waited for."""
 SILENCE = 5.0
 """Seconds of waiting before a line says so."""
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of a file system that has no locks."""
 
 
 class _NoLocks(OSError):
-    """The file system has none."""
+    """The file system has no locks."""
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, made with its directory; at the end it goes, and they if nothing came.
+    """Hold a lock file inside; it is made with its directories, and removed with those left empty.
 
     The lock is the kernel's: it ends with the process that holds it, however that ends, and over
-    NFS with its machine. A file that is left behind locks nobody out.
+    NFS with its machine. A lock file that is left behind locks nobody out.
 
     Raises:
         RunDirError: another process holds it, or it cannot be made.
@@ -55,39 +63,40 @@ def locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        _give_up(path, held)
+        if held is not None:
+            _release(held)
         _remove(made)
 
 
 @contextmanager
 def once(made: Path, what: str, patience: float) -> Iterator[bool]:
-    """Whether `made` is to be made inside, by this process; those who ask meanwhile wait for it.
+    """Whether this process is to make `made` inside; others that ask meanwhile wait until it is.
 
-    Who has waited in vain makes it without a lock, at the same time as others who have: the one
-    before could not, or takes longer than `patience`. Nobody waits where nothing can be locked.
+    A process that waited in vain makes it without a lock, at the same time as others that did: the
+    first one failed, or takes longer than `patience`. Where nothing can be locked, none waits.
 
     Args:
-        what: is being done, for who waits: a verb and its object.
-        patience: seconds.
+        what: what is being done, for the message of those that wait: a verb and its object.
+        patience: the longest wait in seconds.
     """
     lock = made.with_suffix(".lock")
     with ExitStack() as stack:
         with suppress(OSError):
-            if not os.path.exists(made):  # no error where nobody may look
+            if not os.path.exists(made):  # no error where reading is forbidden
                 lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 if isinstance(held := _acquire(lock), str):
                     _wait(made, lock, f"waiting for {held} to {what}", patience)
                 else:
-                    stack.callback(_give_up, lock, held)
+                    stack.callback(_release, held)
         yield not os.path.exists(made)
 
 
 def _wait(made: Path, lock: Path, notice: str, patience: float) -> None:
-    """Until something is made, or its lock is free."""
+    """Wait until `made` is there, its lock is free, or `patience` seconds have passed."""
     began, told = monotonic(), False
     while not os.path.exists(made) and (waited := monotonic() - began) < patience:
         if not isinstance(held := _acquire(lock), str):
-            _give_up(lock, held)
+            _release(held)
             return
         if waited > SILENCE and not told:
             logger.info("%s", notice)
@@ -95,46 +104,48 @@ def _wait(made: Path, lock: Path, notice: str, patience: float) -> None:
         sleep(POLL)
 
 
-def _give_up(path: Path, descriptor: int | None) -> None:
+def _acquire(path: Path) -> FileLock | str:
+    """Return the lock, held, or the name of its holder.
+
+    Raises:
+        OSError: the file cannot be made.
+        _NoLocks: it cannot be locked.
+    """
+    # without flock filelock would take the file itself for the lock, which outlives a killed holder
+    lock = FileLock(path, mode=0o644, thread_local=False, fallback_to_soft=False, on_acquired=_sign)
+    while True:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            with suppress(FileNotFoundError):  # its holder has just removed it: try again
+                holder = path.read_text("utf-8", "replace").partition("\n")[0]
+                return "".join(c for c in holder if c.isprintable()) or "another process"
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            path.unlink(missing_ok=True)
+            raise _NoLocks(*error.args) from error
+        else:
+            return lock
+
+
+def _sign(descriptor: int) -> None:
+    """Write into a lock file which process holds it."""
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    holder = f"process {os.getpid()} on {socket.gethostname()} since {now}\n"
+    with suppress(OSError):  # a full disk: the lock holds all the same
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, holder.encode())
+
+
+def _release(lock: FileLock) -> None:
     with suppress(OSError):
-        path.unlink()
-    if descriptor is not None:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough if a child has it
-        os.close(descriptor)
+        os.unlink(lock.lock_file)
+    with suppress(OSError):
+        lock.release()
 
 
 def _remove(directories: list[Path]) -> None:
     for directory in directories:
         with suppress(OSError):  # there is something in it
             directory.rmdir()
-
-
-def _acquire(path: Path) -> int | str:
-    """The locked file's descriptor, or who holds it.
-
-    Raises:
-        OSError: it cannot be made or locked.
-    """
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 200).decode("utf-8", "replace").partition("\n")[0]
-            os.close(descriptor)
-            return "".join(c for c in holder if c.isprintable()) or "another process"
-        except OSError as error:
-            _give_up(path, descriptor)
-            raise _NoLocks(*error.args) from error
-        # whoever had it may have removed it just before: then this file is nobody's
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(path), os.fstat(descriptor)):
-                break
-        os.close(descriptor)
-    now = datetime.now().astimezone().isoformat(timespec="seconds")
-    holder = f"process {os.getpid()} on {socket.gethostname()} since {now}\n"
-    with suppress(OSError):  # a full disk: the lock holds all the same
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, holder.encode())
-    return descriptor

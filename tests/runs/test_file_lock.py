@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from bayeslora_cli.errors import RunDirError
-from bayeslora_cli.runs import file_lock
 from bayeslora_cli.runs.file_lock import locked, once
 
 HOLDER = (
@@ -94,7 +93,7 @@ def test_a_lock_file_removed_by_its_holder_is_nobodys(tmp_path, monkeypatch):
             tries.append(descriptor)
         flock(descriptor, operation)
 
-    monkeypatch.setattr(file_lock.fcntl, "flock", removed_meanwhile)
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
     with locked(path):
         assert path.exists()
         with pytest.raises(RunDirError, match=f"process {os.getpid()}"):
@@ -106,7 +105,7 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog)
     def none(descriptor, operation):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(file_lock.fcntl, "flock", none)
+    monkeypatch.setattr(fcntl, "flock", none)
     with caplog.at_level("WARNING", "bayeslora"), locked(tmp_path / ".lock"):
         assert "start no second process" in caplog.text
 
@@ -215,16 +214,22 @@ def test_an_error_inside_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_child_that_lives_on_holds_nothing(tmp_path, start):
-    """A fork has the descriptor too, and the lock belongs to both."""
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_child_that_lives_on_holds_nothing(tmp_path, start, killed):
+    """A fork has the descriptor too; the lock ends with the holder all the same."""
     made = tmp_path / "thing"
     forking = "    import os\n    print(os.fork() or time.sleep(600), flush=True)\n"
-    first = start(made, 0.5, script=WORKER.replace("    time", forking + "    time"))
+    first = start(
+        made, 600 if killed else 0.5, script=WORKER.replace("    time", forking + "    time")
+    )
     assert says(first) == "True"
     child = int(says(first))
+    if killed:
+        first.kill()
+        first.wait()
     second = start(made, 0, patience=600)
     try:
-        assert says(second) == "False"
+        assert says(second) == str(killed)
     finally:
         os.kill(child, signal.SIGKILL)
 
@@ -236,7 +241,7 @@ def test_nobody_waits_where_nothing_can_be_locked(tmp_path, monkeypatch, reason,
 
     place = tmp_path / "place"
     if reason == "no locks":
-        monkeypatch.setattr(file_lock.fcntl, "flock", none)
+        monkeypatch.setattr(fcntl, "flock", none)
     elif reason == "a file in the way":
         place.touch()
     made = place / ("x" * 300 if reason == "what nobody may ask for" else "thing")

@@ -11,13 +11,13 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 class BayesloraError(Exception):
-    """A known failure: one message on stderr, no traceback."""
+    """A known failure: it is printed as one message on stderr, without a traceback."""
 
     exit_code = EXIT_FAILED
-    told = False
-    """Whether another process of the job says it."""
-    common = False
-    """Whether all processes of the job have it, and so are at the same place still."""
+    reported_elsewhere = False
+    """Whether another process of the job prints it."""
+    on_all_processes = False
+    """Whether all processes of the job raise it, and so are still at the same place."""
 
 
 class UserError(BayesloraError):
@@ -27,7 +27,7 @@ class UserError(BayesloraError):
 
 
 class ConfigError(UserError):
-    """Every problem of one configuration, reported together."""
+    """All problems of one configuration, reported together."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -47,21 +47,21 @@ class RunDirError(UserError):
 
 
 class NonFiniteError(BayesloraError):
-    """The loss, a gradient or a score was not finite; the last good state is kept."""
+    """The loss, a gradient or a score is not finite; the last finite state is kept."""
 
 
 class DriftError(BayesloraError):
-    """The processes of a job have come to different results."""
+    """The processes of a job have computed different results."""
 
 
 class Preempted(BayesloraError):
-    """A signal has stopped the run; the same command goes on with it."""
+    """A signal has stopped the run; the same command resumes it."""
 
     exit_code = EXIT_PREEMPTED
 
 
 class StorageError(BayesloraError, OSError):
-    """Something could not be written: no space, no right. What was there before still is."""
+    """A file could not be written: no space, or no permission. What it held before is kept."""
 
     def __init__(self, path: Path, error: OSError) -> None:
         super().__init__(error.errno, error.strerror)

@@ -156,7 +156,7 @@ def train(
     if jobs is not None and jobs < 1:
         raise ConfigError([f"--jobs {jobs}: must be at least 1"])
     with listening() as stop, joined(place(), stop) as processes:
-        with processes.as_one():
+        with processes.all_or_none():
             sweep = expand(typed, preset)
             if jobs is not None and processes.world > 1:
                 raise UserError(
@@ -169,7 +169,7 @@ def train(
             for planned in sweep.runs:
                 print(planned.command())
         elif dry_run:
-            with processes.as_one():
+            with processes.all_or_none():
                 _print_plans(sweep, processes.world, as_json=as_json)
         elif len(sweep.runs) > 1:
             from bayeslora_cli.sweeps.runner import run_sweep
@@ -177,7 +177,7 @@ def train(
             problems = run_sweep(
                 sweep.runs, jobs or 1, console, lambda: Progress(console), stop, processes
             )
-            with processes.as_one():
+            with processes.all_or_none():
                 if processes.first:
                     _print_sweep(sweep, problems, as_json=as_json)
         else:
@@ -265,7 +265,7 @@ def main(shared: Any = None) -> None:
         with at.voice():
             app(obj=shared)
     except BayesloraError as error:
-        if not error.told:
+        if not error.reported_elsewhere:
             kind = "" if isinstance(error, Preempted) else "error: "
             print(at.name if at.rank else "", kind, error, sep="", file=sys.stderr)
         at.leave(error.exit_code)

@@ -15,7 +15,7 @@ from bayeslora_cli.errors import NonFiniteError
 from bayeslora_cli.evaluation.predictive import Predictive
 from bayeslora_cli.execution.compilation import uncompiled
 from bayeslora_cli.execution.cuda_graphs import Inputs, Runner, run_eagerly
-from bayeslora_cli.execution.processes import ALONE, Alone
+from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.tasks.metrics import task_metrics
 from bayeslora_cli.tasks.task import Task
@@ -32,7 +32,7 @@ class Batches:
         split: TokenisedSplit,
         batch_size: int,
         device: torch.device,
-        processes: Alone = ALONE,
+        processes: Processes = SINGLE,
     ) -> None:
         order = evaluation_order(split, batch_size)
         longest = int(split.lengths.max())
@@ -95,7 +95,7 @@ def logits_of(
                     logits.append(batches.place[: len(batch["input_ids"])].clone())
         found = torch.zeros(batches.examples, network.labels.outputs)
         found[batches.rows] = torch.cat(logits).cpu()
-        batches.processes.total(found)  # zeros elsewhere: a row is one process's
+        batches.processes.sum_in_place(found)  # zeros elsewhere: a row is one process's
     finally:
         network.module.train(training)
     if not found.isfinite().all():

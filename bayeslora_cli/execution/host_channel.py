@@ -1,65 +1,192 @@
-"""When several processes stop: together, though a signal may have come to one of them alone."""
+"""How the processes of a job exchange facts and errors, and stop at the same step.
+
+Messages are small JSON values, sent between the hosts over gloo. Nothing is pickled, and no GPU
+waits for them.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
+from bayeslora_cli.errors import (
+    EXIT_FAILED,
+    EXIT_PREEMPTED,
+    EXIT_USER,
+    BayesloraError,
+    Preempted,
+    UserError,
+)
+from bayeslora_cli.execution.processes import Processes, Value
 from bayeslora_cli.execution.signals import Stop, Stopped
 
-AGREE = 0.25
-"""Seconds between two agreements on signals and clocks, or a step, if that is longer."""
+PATIENCE = 2.0
+"""Seconds in which a second SIGINT is the launcher's: a terminal and it have sent one."""
+GRACE = 1.0
+"""Seconds that the other processes have to report after a connection broke."""
+EXCHANGE = 0.25
+"""Seconds between two exchanges of signals and clocks, or one step, if that is longer."""
 MOST_STEPS = 1000
-"""Between two agreements."""
+"""At most this many steps between two exchanges."""
+BY_EXIT_CODE = {EXIT_USER: UserError, EXIT_PREEMPTED: Preempted, EXIT_FAILED: BayesloraError}
 
 
-class Hosts(Protocol):
-    """The processes of a job, without their devices."""
+class HostChannel(Processes):
+    """The connection of this process to the others, without their devices."""
 
-    ticking: bool
-    """Whether the last check was an agreement."""
-    hears: bool
-    """Whether others than `AgreedStop` look for signals."""
+    def __init__(self, rank: int, world: int, stop: Stop) -> None:
+        """Wait for the other processes at the address that torch's variables name.
 
-    @property
-    def first(self) -> bool:
-        """Whether this is the process whose clock counts."""
+        From now on a signal to this process is noted, and found where all processes look for it.
 
-    def greatest(self, values: Tensor) -> None:
-        """The greatest over all processes, in place."""
+        Raises:
+            BayesloraError: they do not come.
+        """
+        self.rank, self.world = rank, world
+        self._stop = stop
+        stop.noting, stop.patience = True, PATIENCE
+        self.looks_for_signals = True
+        """Whether `all_or_none` looks for signals; while there is a state to save, `JointStop`
+        does."""
+        self.exchanged = False
+        """Whether the last `JointStop.check` was an exchange."""
+        try:
+            self.store, *_ = next(rendezvous("env://", rank, world))
+            store = PrefixStore("bayeslora", self.store)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+        except (RuntimeError, ValueError) as error:
+            port = os.environ.get("MASTER_PORT")
+            reason = str(error).strip().partition("\n")[0]
+            raise BayesloraError(
+                f"MASTER_ADDR {os.environ.get('MASTER_ADDR')}, MASTER_PORT {port}: {world} "
+                f"processes cannot meet there ({reason}); set another free port, and the machine "
+                "of process 0"
+            ) from error
+
+    @contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as own:
+            error = own
+        mine: tuple[str, int] | None = None
+        if error is not None:
+            mine = str(error), error.exit_code if isinstance(error, BayesloraError) else 1
+        received = (self._stop.signal or 0) if self.looks_for_signals else 0
+        found = [(p and (p[0], p[1]), number) for p, number in self.gather((mine, received))]
+        problems = [problem for problem, _ in found if problem is not None]
+        number = max(number for _, number in found)
+        if isinstance(error, BayesloraError):
+            error.reported_elsewhere = mine in [problem for problem, _ in found[: self.rank]]
+        elif error is None and problems:
+            error = BY_EXIT_CODE[problems[0][1]](problems[0][0])
+            error.reported_elsewhere = True
+        elif error is None and number:
+            error = self.report_once(
+                Preempted(
+                    f"stopped by {signal.Signals(number).name}, outside of the training's steps: "
+                    "nothing is lost. Run the same command again"
+                )
+            )
+        if isinstance(error, BayesloraError):
+            error.on_all_processes = True
+        if error is not None:
+            raise error
+
+    def gather(self, value: Value) -> list[Value]:
+        mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        with self.connected():
+            dist.all_gather(sizes, torch.tensor([len(mine)]))
+            most = max(int(size) for size in sizes)
+            parts = [torch.zeros(most, dtype=torch.uint8) for _ in sizes]
+            dist.all_gather(parts, torch.nn.functional.pad(mine, (0, most - len(mine))))
+        return [
+            json.loads(part[: int(size)].numpy().tobytes())
+            for part, size in zip(parts, sizes, strict=True)
+        ]
+
+    def ask(self, question: Callable[[], bool]) -> bool:
+        return self.exchanged and self.from_first(question())
+
+    def joint_stop(self, stop: Stop) -> Stop:
+        self.looks_for_signals = True
+        return JointStop(stop, self)
+
+    def maximum_in_place(self, values: Tensor) -> None:
+        """The largest over all processes of each element of a CPU tensor, in place."""
+        with self.connected():
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+
+    def sum_in_place(self, values: Tensor) -> None:
+        with self.connected():
+            dist.all_reduce(values)
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Report an error of the connection inside this block as a process that is gone.
+
+        Raises:
+            BayesloraError: instead of such an error.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            raise BayesloraError(
+                f"the connection to {self._silent()} is lost: it has ended, was killed, or is out "
+                "of reach. What was saved is there: run the same command again, with as many "
+                "processes or another number"
+            ) from error
+
+    def _silent(self) -> str:
+        """Name the process that no longer answers: those that still do write to the store."""
+        try:
+            self.store.set(f"here/{self.rank}", "")
+            time.sleep(GRACE)
+            gone = [r for r in range(self.world) if not self.store.check([f"here/{r}"])]
+        except RuntimeError:  # without torchrun the first process holds the store
+            gone = [0]
+        # if several are missing, some may only not have noticed yet
+        return f"process {gone[0]} of {self.world}" if len(gone) == 1 else "another process"
 
 
-class AgreedStop(Stop):
-    """Signals of all processes: one that has come to any of them is found by all at one check.
+class JointStop(Stop):
+    """Stops all processes at the same step when any one of them receives a signal.
 
-    Most checks only count. Now and then, some `AGREE` seconds apart by the first process's clock,
-    the hosts exchange two numbers over gloo, which no GPU waits for.
+    Most checks only count. About every `EXCHANGE` seconds, by the first process's clock, the hosts
+    exchange two numbers: a signal's, and how many steps to count to the next exchange.
     """
 
-    def __init__(self, own: Stop, hosts: Hosts) -> None:
+    def __init__(self, own: Stop, channel: HostChannel) -> None:
         super().__init__()
-        self._own, self._hosts = own, hosts
+        self._own, self._channel = own, channel
         self._steps = self._left = 1
         self._then = perf_counter()
 
     def check(self) -> None:
         self._left -= 1
-        self._hosts.ticking = self._left <= 0
-        if self._hosts.ticking:
-            self._agree()
+        self._channel.exchanged = self._left <= 0
+        if self._channel.exchanged:
+            self._exchange()
 
-    def _agree(self) -> None:
+    def _exchange(self) -> None:
         pace = max(1e-6, (perf_counter() - self._then) / self._steps)
-        steps = min(int(AGREE / pace), 2 * self._steps, MOST_STEPS)
+        steps = min(int(EXCHANGE / pace), 2 * self._steps, MOST_STEPS)
         own = self._own.signal or 0
-        found = torch.tensor([own, max(1, steps) if self._hosts.first else 0])
-        self._hosts.greatest(found)
+        found = torch.tensor([own, max(1, steps) if self._channel.first else 0])
+        self._channel.maximum_in_place(found)
         number, self._left = found.tolist()
         self._steps, self._then = self._left, perf_counter()
         if number:
@@ -67,8 +194,8 @@ class AgreedStop(Stop):
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        self._hosts.hears = False
+        self._channel.looks_for_signals = False
         yield
-        self._hosts.ticking = True
-        self._agree()
-        self._hosts.hears = True
+        self._channel.exchanged = True
+        self._exchange()
+        self._channel.looks_for_signals = True

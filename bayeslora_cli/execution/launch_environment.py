@@ -1,6 +1,6 @@
-"""Which process of a job this is, how it finds the others, speaks for them and leaves.
+"""Reads from the environment which process of a job this is, and joins the others.
 
-Who starts several processes says so in variables: torchrun, accelerate launch, or srun.
+torchrun, accelerate launch and srun describe the processes that they start in variables.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from dataclasses import dataclass
 from typing import NoReturn
 
-from bayeslora_cli.execution.processes import ALONE, Alone
+from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.execution.signals import Stop
 
 PORTS = range(15_000, 30_000)
-"""Below those that systems give away by themselves; a SLURM job takes one by its number."""
+"""Ports below those that systems assign themselves; a SLURM job's number selects one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Which process of a job this is, counted from 0, as the variables say."""
+    """Which process of a job this is, counted from 0."""
 
     rank: int = 0
     world: int = 1
     """Processes of the job."""
     local: int = 0
-    """Of the processes on this machine."""
+    """Which of the processes on this machine this is."""
     address: str | None = None
-    """Where the first process is, if that has to be worked out."""
+    """The first process's machine; None: torch's variables name it."""
     port: int = 0
-    """On which it listens, likewise."""
+    """The port on which the first process listens there."""
 
     @property
     def name(self) -> str:
-        """What this process calls itself in a message; nothing, if it is alone."""
+        """How a message names this process; empty if it is the only one."""
         return f"process {self.rank} of {self.world}: " if self.world > 1 else ""
 
     @contextmanager
     def voice(self) -> Iterator[None]:
-        """Inside, the first process speaks for all: what others print goes nowhere."""
+        """Inside this block only the first process prints; the others' output is dropped."""
         with ExitStack() as stack:
             if self.rank:
                 nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
@@ -50,9 +50,10 @@ class Place:
             yield
 
     def leave(self, code: int | str | None) -> NoReturn:
-        """End this process; one of several at once, as what it would wait for may never come.
+        """End this process; one of several exits at once, without clean-up.
 
-        After a good end, too: torch's threads for connections have crashed an interpreter's end.
+        Clean-up may wait for processes that are gone. That holds after success too: torch's
+        connection threads have crashed the interpreter as it shut down.
         """
         if self.world > 1:
             sys.stdout.flush()
@@ -62,14 +63,14 @@ class Place:
 
 
 def place(variables: Mapping[str, str] = os.environ) -> Place:
-    """Where torchrun's variables, which accelerate sets too, or those of a step of srun put us."""
+    """The place that torchrun's variables describe, which accelerate sets too, or srun's."""
     if {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= variables.keys():
         return Place(
             rank=int(variables["RANK"]),
             world=int(variables["WORLD_SIZE"]),
             local=int(variables.get("LOCAL_RANK", 0)),
         )
-    # of srun alone: a batch script without it has SLURM_NTASKS and SLURM_PROCID as well
+    # only srun sets this one: a batch script without it has SLURM_NTASKS and SLURM_PROCID as well
     if int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         nodes = variables.get("SLURM_STEP_NODELIST") or variables.get("SLURM_NODELIST", "")
         number = int(variables.get("SLURM_JOB_ID", 0)) + int(variables.get("SLURM_STEP_ID", 0))
@@ -91,22 +92,22 @@ def first_node(nodes: str) -> str:
 
 
 @contextmanager
-def joined(at: Place, stop: Stop) -> Iterator[Alone]:
-    """The processes of the job that this one belongs to; `stop` hears the signals to this one.
+def joined(at: Place, stop: Stop) -> Iterator[Processes]:
+    """The processes of the job that this one belongs to; `stop` notes the signals to this one.
 
     Raises:
-        UserError: they were given different commands.
-        BayesloraError: they do not come.
+        UserError: the processes were given different commands.
+        BayesloraError: the other processes do not come.
     """
     if at.world == 1:
-        yield ALONE
+        yield SINGLE
         return
-    from bayeslora_cli.execution.torch_processes import Together
+    from bayeslora_cli.execution.torch_processes import TorchProcesses
 
     if at.address is not None:
         os.environ.setdefault("MASTER_ADDR", at.address)
         os.environ.setdefault("MASTER_PORT", str(at.port))
-    group = Together(at.rank, at.world, at.local, stop)
+    group = TorchProcesses(at.rank, at.world, at.local, stop)
     group.check_arguments(sys.argv[1:])
     yield group
-    group.close()  # after an error nobody waits: the others may be gone
+    group.close()  # not after an error: the others may be gone

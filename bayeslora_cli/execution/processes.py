@@ -1,6 +1,6 @@
-"""The processes of a job: this one alone, or one of several that train a run together.
+"""The processes of a job: `SINGLE`, or one of several that train a run together.
 
-All else asks one object, `Alone` or `together.Together`, and does not know how many there are.
+All other code asks one object, a `Processes`, and does not know how many processes there are.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from bayeslora_cli.errors import BayesloraError
 from bayeslora_cli.execution.signals import Stop
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import torch
     from torch import Tensor
 
@@ -21,23 +23,25 @@ if TYPE_CHECKING:
     from bayeslora_cli.runs.checkpoint import Stateful
 
 Value = TypeVar("Value")
-Known = TypeVar("Known", bound=BaseException)
+Failure = TypeVar("Failure", bound=BaseException)
 
 
 def mixed(*parts: object) -> int:
-    """A seed of 63 bits, another one for any other parts."""
+    """A seed of 63 bits, a different one for different parts."""
     text = " ".join(str(part) for part in parts)
     return int.from_bytes(sha256(text.encode()).digest()[:8]) >> 1
 
 
-class Alone:
-    """What the training asks of the other processes, where there are none: next to nothing.
+class Processes(Protocol):
+    """What a training asks of the processes that share it.
 
-    Methods are called by all processes, in the same order.
+    Every process calls every method, in the same order.
     """
 
-    rank = 0
-    world = 1
+    rank: int
+    """Which process this is, from 0."""
+    world: int
+    """How many processes there are."""
 
     @property
     def first(self) -> bool:
@@ -45,95 +49,149 @@ class Alone:
         return self.rank == 0
 
     def seed(self, seed: int) -> int:
-        """The seed of this process's own draws; the first's is that of the run."""
+        """The seed of this process's own draws; the first process uses the run's seed itself."""
         return seed if self.first else mixed(seed, self.rank)
 
-    # ---- being of one mind
+    # ---- agreement
 
-    @contextmanager
-    def as_one(self) -> Iterator[None]:
-        """An error of any process inside is all processes'; no other method is called inside.
+    def all_or_none(self) -> AbstractContextManager[None]:
+        """If one process raises inside this block, all processes raise.
 
-        It is said once, by the first process that had it.
+        The message is printed once, by the lowest rank that raised. Do not call other methods of
+        this object inside the block.
         """
-        yield
 
-    def once(self, error: Known) -> Known:
-        """An error that all processes have: the first one's is said."""
+    def report_once(self, error: Failure) -> Failure:
+        """Mark an error that every process raises, so that only the first process prints it."""
         if isinstance(error, BayesloraError):
-            error.told, error.common = not self.first, True
+            error.reported_elsewhere, error.on_all_processes = not self.first, True
         return error
 
     def gather(self, value: Value) -> list[Value]:
-        """What each process gives, which JSON can hold, by rank."""
-        return [value]
+        """Every process's value, by rank; a value is anything that JSON can hold."""
 
-    def decided(self, value: Value) -> Value:
-        """What the first process gives."""
+    def from_first(self, value: Value) -> Value:
+        """The first process's value."""
         return self.gather(value)[0]
 
     def ask(self, question: Callable[[], bool]) -> bool:
-        """The first process's answer, to what only its clock knows; several ask now and then."""
-        return question()
+        """The first process's answer to a question that depends on its clock.
 
-    def agreed(self, stop: Stop) -> Stop:
-        """A signal to any process is all processes', at the same `check`."""
-        return stop
+        With several processes it is asked only at steps where they exchange signals.
+        """
+
+    def joint_stop(self, stop: Stop) -> Stop:
+        """A `Stop` that stops all processes at the same `check` if any of them got a signal."""
 
     # ---- the device and what is computed there
 
-    def take(self, device: torch.device) -> torch.device:
-        """The device of this process.
+    def assign_device(self, device: torch.device) -> torch.device:
+        """The device that this process uses.
 
         Raises:
-            UserError: there are fewer GPUs than processes, or not one kind of device.
+            UserError: there are fewer GPUs than processes, or some have a GPU and some do not.
         """
-        return device
 
     def share(self, rows: Tensor) -> Tensor:
-        """This process's part of a batch's rows (b,), maybe none; the next `reduce` weighs it."""
-        return rows
+        """This process's part of a batch's rows (b,), possibly empty; weighs the next `reduce`."""
 
     def reduce(self, bank: AdapterBank, good: Tensor) -> Tensor:
-        """Sum gradients and losses over all processes; `good`, and false where masks differ.
+        """Sum gradients and losses over all processes, in place.
 
-        This can be captured, and asks for no value.
+        This can be captured in a CUDA graph, and reads nothing from the device.
+
+        Returns:
+            `good`, and false where the processes' masks differ.
         """
-        return good
 
-    def extremes(self, seen: Tensor) -> Tensor:
-        """The smallest and the largest (…, 2) over all processes."""
-        return seen
+    def min_max(self, observed: Tensor) -> Tensor:
+        """Smallest and largest value (…, 2) over all processes, from each process's own (…, 2)."""
 
-    def total(self, values: Tensor) -> None:
-        """Sum over all processes, in place and on the CPU."""
+    def sum_in_place(self, values: Tensor) -> None:
+        """Sum a CPU tensor over all processes, in place."""
 
-    # ---- the state
+    # ---- replicas
 
-    def same(self, checksums: Mapping[str, str]) -> None:
-        """Whether all processes have read the same; keys are what the checksums are of.
+    def check_inputs(self, checksums: Mapping[str, str]) -> None:
+        """Check that all processes have read the same files.
 
+        Args:
+            checksums: by what they are of, as a message names it.
         Raises:
             UserError: they have not.
         """
 
-    def spread(self, parts: Mapping[str, Stateful], resumed: bool) -> bool:
-        """Bring all processes to the first one's state, which it has `resumed` or not."""
-        return resumed
+    def broadcast_state(self, parts: Mapping[str, Stateful], resumed: bool) -> bool:
+        """Copy the first process's state to all others.
 
-    def compare(self, step: int, bank: AdapterBank) -> None:
-        """Whether all processes have come to the same parameters and masks after `step` steps.
+        Args:
+            resumed: whether the first process has restored a checkpoint; the others' is ignored.
+        Returns:
+            Whether the first process has.
+        """
+
+    def check_state(self, step: int, bank: AdapterBank) -> None:
+        """Check that all processes have the same parameters and masks after `step` steps.
 
         Raises:
             DriftError: they have not.
         """
 
     def check_masks(self, step: int) -> None:
-        """Whether it were the masks that stopped the steps at `step`; this reads the device.
+        """After the steps were halted at `step`, check whether differing masks were the reason.
+
+        This reads the device.
 
         Raises:
             DriftError: they were.
         """
 
 
-ALONE = Alone()
+class SingleProcess(Processes):
+    """A job of one process: there is nothing to exchange."""
+
+    rank = 0
+    world = 1
+
+    @contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        yield
+
+    def gather(self, value: Value) -> list[Value]:
+        return [value]
+
+    def ask(self, question: Callable[[], bool]) -> bool:
+        return question()
+
+    def joint_stop(self, stop: Stop) -> Stop:
+        return stop
+
+    def assign_device(self, device: torch.device) -> torch.device:
+        return device
+
+    def share(self, rows: Tensor) -> Tensor:
+        return rows
+
+    def reduce(self, bank: AdapterBank, good: Tensor) -> Tensor:
+        return good
+
+    def min_max(self, observed: Tensor) -> Tensor:
+        return observed
+
+    def sum_in_place(self, values: Tensor) -> None:
+        pass
+
+    def check_inputs(self, checksums: Mapping[str, str]) -> None:
+        pass
+
+    def broadcast_state(self, parts: Mapping[str, Stateful], resumed: bool) -> bool:
+        return resumed
+
+    def check_state(self, step: int, bank: AdapterBank) -> None:
+        pass
+
+    def check_masks(self, step: int) -> None:
+        pass
+
+
+SINGLE = SingleProcess()

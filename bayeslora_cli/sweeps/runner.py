@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bayeslora_cli.config.run_config import kind
 from bayeslora_cli.errors import BayesloraError, Preempted
-from bayeslora_cli.execution.processes import ALONE, Alone
+from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.execution.signals import Stop
 from bayeslora_cli.sweeps.grid import PlannedRun
 
@@ -28,7 +28,7 @@ def run_sweep(
     console: Console,
     progress: Callable[[], Reporter],
     stop: Stop,
-    processes: Alone = ALONE,
+    processes: Processes = SINGLE,
 ) -> dict[str, str]:
     """Train all that are not done yet; what has gone wrong: the run's label -> what.
 
@@ -40,7 +40,7 @@ def run_sweep(
     Raises:
         Preempted: a signal has come; the states are saved.
     """
-    done = processes.decided([run.is_done() for run in runs])
+    done = processes.from_first([run.is_done() for run in runs])
     todo = [run for run, is_done in zip(runs, done, strict=True) if not is_done]
     if len(todo) < len(runs):
         logger.info("%d of %d runs are done already", len(runs) - len(todo), len(runs))
@@ -59,7 +59,7 @@ def _one_by_one(
     alike: Sequence[int],
     progress: Callable[[], Reporter],
     stop: Stop,
-    processes: Alone,
+    processes: Processes,
 ) -> dict[str, str]:
     """`alike`: how many runs of the sweep each one shares a network with, itself included."""
     problems: dict[str, str] = {}
@@ -77,7 +77,7 @@ def _one_by_one(
         except Preempted:
             raise
         except BayesloraError as error:
-            if processes.world > 1 and not error.common:
+            if processes.world > 1 and not error.on_all_processes:
                 raise  # the other processes are in the run still: nobody can go on
             problems[planned.label] = str(error)
             logger.error("%s failed: %s", planned.label, error)

@@ -19,7 +19,7 @@ from bayeslora_cli.evaluation.forward_passes import Batches
 from bayeslora_cli.execution.compilation import compile_blocks, compiled_once, is_worth_compiling
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
 from bayeslora_cli.execution.device import pick_device, set_precision
-from bayeslora_cli.execution.processes import ALONE, Alone
+from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.methods.adalora.method import rank_budget
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
 from bayeslora_cli.methods.allocation import Allocator
@@ -35,7 +35,7 @@ from bayeslora_cli.training.step import TrainStep
 logger = logging.getLogger("bayeslora")
 
 
-def rig_for(prepared: Prepared, processes: Alone = ALONE) -> Rig:
+def rig_for(prepared: Prepared, processes: Processes = SINGLE) -> Rig:
     """The last run's rig at this one's beginning, if it will do; else a new one, the old one freed.
 
     Until somebody puts it back into `prepared.shared` no other run gets it.
@@ -45,7 +45,7 @@ def rig_for(prepared: Prepared, processes: Alone = ALONE) -> Rig:
     """
     kept: Rig | None = prepared.shared.rig
     prepared.shared.rig = None
-    with processes.as_one():
+    with processes.all_or_none():
         taken = kept is not None and kept.begin(prepared, processes)
     if not all(processes.gather(taken)):
         kept = None
@@ -54,15 +54,15 @@ def rig_for(prepared: Prepared, processes: Alone = ALONE) -> Rig:
         logger.debug("the last run's network is used again, from this run's beginning")
         return kept
     torch.cuda.empty_cache()  # other processes may be on the same GPU
-    with processes.as_one():
+    with processes.all_or_none():
         device = pick_device(prepared.config.device)
-    device = processes.take(device)
-    with processes.as_one():
+    device = processes.assign_device(device)
+    with processes.all_or_none():
         set_precision(prepared.config.precision, deterministic=prepared.config.deterministic)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         rig = Rig(prepared, Data(prepared, device, processes), device, processes)
-    processes.same(rig.checksums)
+    processes.check_inputs(rig.checksums)
     if device.type == "cuda" and not prepared.config.eager:
         rig.capture(prepared.config, compiled=_is_worth_compiling(prepared))
     elif prepared.config.compile == "on":
@@ -84,7 +84,7 @@ def _is_worth_compiling(prepared: Prepared) -> bool:
 class Data:
     """A run's rows, tokenised, on a device."""
 
-    def __init__(self, prepared: Prepared, device: torch.device, processes: Alone) -> None:
+    def __init__(self, prepared: Prepared, device: torch.device, processes: Processes) -> None:
         config = prepared.config
         splits = _tokens(prepared)
         self.fingerprint = _fingerprint(splits.values())
@@ -117,7 +117,7 @@ class Rig:
     """
 
     def __init__(
-        self, prepared: Prepared, data: Data, device: torch.device, processes: Alone
+        self, prepared: Prepared, data: Data, device: torch.device, processes: Processes
     ) -> None:
         """Loads and moves the network.
 
@@ -172,7 +172,7 @@ class Rig:
             compile_blocks(self.network.module)
             self.step.compile()
 
-    def begin(self, prepared: Prepared, processes: Alone) -> bool:
+    def begin(self, prepared: Prepared, processes: Processes) -> bool:
         """Go to the beginning of another run; returns whether this rig is one for it.
 
         What the seed decides is drawn as always, by a rig on the CPU, and copied from there.
@@ -206,7 +206,7 @@ class Rig:
 
 
 def _allocator(
-    config: RunConfig, network: Network, noise: torch.Generator, processes: Alone
+    config: RunConfig, network: Network, noise: torch.Generator, processes: Processes
 ) -> Allocator | None:
     """Who decides on the ranks of a method that does not keep them."""
     if network.gates is not None:

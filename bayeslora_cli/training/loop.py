@@ -21,7 +21,7 @@ from bayeslora_cli.data.example_cache import Shared
 from bayeslora_cli.errors import NonFiniteError, Preempted
 from bayeslora_cli.evaluation.forward_passes import describe, evaluate_splits
 from bayeslora_cli.execution.device import memory_explained, peak_memory
-from bayeslora_cli.execution.processes import ALONE, Alone
+from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.execution.signals import Stop, Stopped
 from bayeslora_cli.methods.allocation import Allocator
 from bayeslora_cli.runs.atomic_write import write_json
@@ -43,7 +43,7 @@ def train(
     progress: Reporter | None = None,
     stop: Stop | None = None,
     shared: Shared | None = None,
-    processes: Alone = ALONE,
+    processes: Processes = SINGLE,
 ) -> RunDir:
     """Train a run, or go on with it, or say that it is done; returns its directory.
 
@@ -59,18 +59,18 @@ def train(
         StorageError: something could not be written.
         BayesloraError: out of GPU memory, or another process is gone.
     """
-    stop, first = processes.agreed(stop or Stop()), processes.first
-    with processes.as_one():
+    stop, first = processes.joint_stop(stop or Stop()), processes.first
+    with processes.all_or_none():
         prepared = prepare(resolved, shared)
     run, config = prepared.run, prepared.config
-    if processes.decided(_is_done(prepared)):
+    if processes.from_first(_is_done(prepared)):
         return run
     progress = progress if progress and first else Reporter()
     with ExitStack() as stack:
-        with processes.as_one():
+        with processes.all_or_none():
             if first:
                 stack.enter_context(locked(run.lock))
-        if processes.decided(_is_done(prepared)):  # by the process that had the lock
+        if processes.from_first(_is_done(prepared)):  # by the process that had the lock
             return run
         stack.callback(progress.stop)
         stack.enter_context(memory_explained())
@@ -81,7 +81,7 @@ def train(
             training.train()
             prepared.shared.rig = training.rig  # in good order: the next run may take it over
         except NonFiniteError as error:  # found in what all processes share
-            raise processes.once(error) from error.__cause__
+            raise processes.report_once(error) from error.__cause__
     return run
 
 
@@ -101,7 +101,7 @@ class Training(Session):
         progress: Reporter,
         stop: Stop,
         trackers: Trackers,
-        processes: Alone,
+        processes: Processes,
     ) -> None:
         """Nothing is written before `train`."""
         super().__init__(prepared, processes)
@@ -134,7 +134,7 @@ class Training(Session):
                     self._evaluate()
                 self.stop.check()
             self._checkpoint(keep=1)
-        with self.processes.as_one():
+        with self.processes.all_or_none():
             if self.processes.first:
                 self._finish()
 
@@ -145,13 +145,13 @@ class Training(Session):
         torch.manual_seed(self.processes.seed(self.config.seed))
         self.network.module.train()
         self.network.bank.check_views()
-        with self.processes.as_one():
+        with self.processes.all_or_none():
             if first:
                 self.run.begin(self.config, self.task, overwrite=self.config.overwrite)
                 resumed = self.checkpoints.restore(self.parts)
-        if self.processes.spread(self.parts, resumed):
+        if self.processes.broadcast_state(self.parts, resumed):
             logger.info("resuming after step %d of %d", self.loop.step, self.total)
-        with self.processes.as_one():
+        with self.processes.all_or_none():
             if first:
                 self._record_environment()
         self.trackers.start(self.loop.step)
@@ -171,7 +171,7 @@ class Training(Session):
                 yield
         except Stopped as signal:
             self._checkpoint()
-            raise self.processes.once(
+            raise self.processes.report_once(
                 Preempted(
                     f"stopped by {signal}: checkpoint at step {self.loop.step} of {self.total} in "
                     f"{self.run.path}. Run the same command again to go on"
@@ -236,10 +236,10 @@ class Training(Session):
 
     def _save(self, keep: int = KEPT) -> float:
         """Write the state; returns the seconds that it took."""
-        self.processes.compare(self.loop.step, self.network.bank)
+        self.processes.check_state(self.loop.step, self.network.bank)
         self.generators.gather()
         start = perf_counter()
-        with self.processes.as_one():
+        with self.processes.all_or_none():
             if self.processes.first:
                 self.checkpoints.save(self.loop.step, self.parts, keep=keep)
         return perf_counter() - start

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bayeslora_cli.data.batching import TrainOrder, steps_per_epoch
-from bayeslora_cli.execution.processes import ALONE, Alone
+from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.runs.checkpoint import Stateful
 from bayeslora_cli.training.assembly import rig_for
 from bayeslora_cli.training.preparation import Prepared
@@ -13,7 +13,7 @@ from bayeslora_cli.training.state import BestSoFar, Generators, Inputs, Loop
 class Session:
     """What a training works with, ready for its first step."""
 
-    def __init__(self, prepared: Prepared, processes: Alone = ALONE) -> None:
+    def __init__(self, prepared: Prepared, processes: Processes = SINGLE) -> None:
         """Loads, tokenises and moves to the device; writes nothing.
 
         Raises:

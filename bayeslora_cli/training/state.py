@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.errors import RunDirError
-from bayeslora_cli.execution.processes import ALONE, Alone, mixed
+from bayeslora_cli.execution.processes import SINGLE, Processes, mixed
 from bayeslora_cli.models.adapters.bank import AdapterBank
 
 logger = logging.getLogger("bayeslora")
@@ -61,7 +61,7 @@ class Generators:
     """
 
     def __init__(
-        self, device: torch.device, noise: torch.Generator, processes: Alone = ALONE
+        self, device: torch.device, noise: torch.Generator, processes: Processes = SINGLE
     ) -> None:
         self.processes = processes
         self.others: list[dict[str, str]] = []

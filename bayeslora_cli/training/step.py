@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from bayeslora_cli.bayes.optimizer import BankOptimizer
 from bayeslora_cli.execution.cuda_graphs import Inputs, Runner, run_eagerly
-from bayeslora_cli.execution.processes import ALONE, Alone
+from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.methods.adalora.orthogonality import orthogonality
 from bayeslora_cli.methods.allocation import Allocator
 from bayeslora_cli.methods.network import Network
@@ -54,7 +54,7 @@ class TrainStep:
         orth_reg: float,
         samples: int,
         runner: Runner = run_eagerly,
-        processes: Alone = ALONE,
+        processes: Processes = SINGLE,
     ) -> None:
         """`samples`: posterior samples a micro-batch; `orth_reg`: 0 for no penalty.
 

@@ -40,7 +40,7 @@ from bayeslora_cli.execution.compilation import compile_blocks
 from bayeslora_cli.execution.cuda_graphs import GraphRunner, run_eagerly
 from bayeslora_cli.execution.device import set_precision
 from bayeslora_cli.execution.launch_environment import joined, place
-from bayeslora_cli.execution.processes import Alone
+from bayeslora_cli.execution.processes import Processes
 from bayeslora_cli.execution.signals import Stop
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
 from bayeslora_cli.methods.building import build_network
@@ -54,7 +54,7 @@ ROWS = {"ivon": "snr", "adamw": "sensitivity"}
 
 def build(
     optimizer: str, model: str, precision: str, total: int, device: torch.device,
-    processes: Alone, *, compiled: bool,
+    processes: Processes, *, compiled: bool,
 ) -> TrainStep:  # fmt: skip
     """The engine's step of AdaLoRA, as `Session` builds it."""
     config = RunConfig(
@@ -93,7 +93,9 @@ def build(
     return step
 
 
-def timed(call: Callable[[], None], count: int, device: torch.device, processes: Alone) -> float:
+def timed(
+    call: Callable[[], None], count: int, device: torch.device, processes: Processes
+) -> float:
     """Milliseconds a call, of the slowest process."""
     synchronize(device)
     processes.gather(None)
@@ -104,9 +106,9 @@ def timed(call: Callable[[], None], count: int, device: torch.device, processes:
     return max(processes.gather(1e3 * (time.perf_counter() - start) / count))
 
 
-def measure(options: argparse.Namespace, processes: Alone) -> list[dict[str, Any]]:
+def measure(options: argparse.Namespace, processes: Processes) -> list[dict[str, Any]]:
     """The figures of this job."""
-    device = processes.take(torch.device(options.device))
+    device = processes.assign_device(torch.device(options.device))
     if device.type == "cuda":  # graphs are not captured on the default stream
         torch.cuda.set_stream(torch.cuda.Stream(device))
     vocabulary = (TINY if options.tiny else ARCHITECTURE)["vocab_size"]
@@ -137,7 +139,7 @@ def measure(options: argparse.Namespace, processes: Alone) -> list[dict[str, Any
                 bank, good = step.network.bank, step.good
                 alone = timed(lambda b=bank, g=good: processes.reduce(b, g), 20, device, processes)  # type: ignore[misc]
                 assert step.bad_step() is None
-                processes.compare(total, bank)
+                processes.check_state(total, bank)
                 found.append(
                     {
                         "precision": precision, "length": length, "optimizer": optimizer,

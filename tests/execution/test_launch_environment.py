@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bayeslora_cli.cli.app import main
 from bayeslora_cli.execution.launch_environment import Place, first_node, joined, place
-from bayeslora_cli.execution.processes import ALONE, mixed
+from bayeslora_cli.execution.processes import SINGLE, mixed
 from bayeslora_cli.execution.signals import Stop
 
 TORCHRUN = {
@@ -28,7 +28,7 @@ def test_alone():
     assert place({}) == place(BATCH) == place({"WORLD_SIZE": "4"}) == Place()
     assert place({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}) == Place()
     with joined(Place(), Stop()) as processes:
-        assert processes is ALONE
+        assert processes is SINGLE
 
 
 def test_torchrun():
@@ -90,7 +90,7 @@ def test_seeds_of_processes_are_seeds_and_differ(a, b, r, s):
 
 
 def test_the_first_draws_what_one_alone_draws():
-    assert ALONE.seed(7) == 7
+    assert SINGLE.seed(7) == 7
 
 
 def test_leaving_alone_is_an_ordinary_exit():

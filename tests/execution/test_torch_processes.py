@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from bayeslora_cli.errors import BayesloraError
 from bayeslora_cli.execution.signals import Stop
-from bayeslora_cli.execution.torch_processes import Together
+from bayeslora_cli.execution.torch_processes import TorchProcesses
 from tests.conftest import save_backbone, write_rte
 from tests.support.faults import ROOT, contents, differences
 from tests.support.jobs import Jobs
@@ -304,7 +304,7 @@ def test_a_port_that_is_taken_is_named(monkeypatch):
         monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
         monkeypatch.setenv("MASTER_PORT", port)
         with pytest.raises(BayesloraError, match=f"MASTER_PORT {port}: 2 processes cannot meet"):
-            Together(0, 2, 0, Stop())
+            TorchProcesses(0, 2, 0, Stop())
 
 
 def test_a_sweep_trains_each_run_on_all(jobs):

@@ -13,7 +13,7 @@ import torch
 
 from bayeslora_cli.execution.cuda_graphs import GraphRunner, run_eagerly
 from bayeslora_cli.execution.launch_environment import joined, place
-from bayeslora_cli.execution.processes import Alone
+from bayeslora_cli.execution.processes import Processes
 from bayeslora_cli.execution.signals import Stop
 from tests.training.test_step import TOTAL, batches, make_step
 
@@ -30,7 +30,7 @@ def trained(
     method: tuple[str, str, str | None],
     model: str,
     precision: str,
-    processes: Alone,
+    processes: Processes,
     device: torch.device,
     *,
     captured: bool,
@@ -59,7 +59,7 @@ def trained(
         step(t, [part] if len(mine) else [])
     assert step.bad_step() is None
     processes.check_masks(TOTAL)
-    processes.compare(TOTAL, step.network.bank)
+    processes.check_state(TOTAL, step.network.bank)
     parts = {"bank": step.network.bank, "optimizer": step.optimizer, "step": step}
     if step.allocator is not None:
         step.allocator.fetch_history()
@@ -72,7 +72,7 @@ def main() -> None:
     model, precision = sys.argv[1:]
     logging.basicConfig()
     with joined(place(), Stop()) as processes:
-        device = processes.take(torch.device("cuda"))
+        device = processes.assign_device(torch.device("cuda"))
         torch.cuda.set_stream(torch.cuda.Stream(device))
         for method in METHODS:
             eager, _ = trained(method, model, precision, processes, device, captured=False)

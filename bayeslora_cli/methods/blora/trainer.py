@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bayeslora_cli.bayes.adamw import BankAdamW
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.execution.processes import ALONE, Alone
+from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.methods.adalora.rank_allocator import HISTORY
 from bayeslora_cli.methods.allocation import Allocation, Allocator
 from bayeslora_cli.methods.blora.gates import FIXED, FLOAT, LEARNING
@@ -40,7 +40,7 @@ class GateTrainer(Allocator):
         gate_lr: float,
         range_lr: float,
         generator: torch.Generator,
-        processes: Alone = ALONE,
+        processes: Processes = SINGLE,
     ) -> None:
         """The float phase, or what comes first.
 
@@ -85,7 +85,7 @@ class GateTrainer(Allocator):
     ) -> None:
         """Measure the first ranges, at the end of the float phase, once."""
         if step == self.schedule.t_init and self.gates.plan.operands:
-            seen = self.processes.extremes(measure(self.network, batches))
+            seen = self.processes.min_max(measure(self.network, batches))
             calibrate(self.gates, self.bank.mean, seen, good)
 
     def regularise(self) -> Tensor:
@@ -208,7 +208,7 @@ def gate_optimizers(bank: AdapterBank) -> dict[str, BankAdamW]:
 
 
 def gate_trainer(
-    config: RunConfig, network: Network, noise: torch.Generator, processes: Alone = ALONE
+    config: RunConfig, network: Network, noise: torch.Generator, processes: Processes = SINGLE
 ) -> GateTrainer:
     """The trainer of a configuration whose schedule is final; `noise` draws its gates, too."""
     return GateTrainer(

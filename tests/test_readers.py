@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from bayeslora_cli.bayes import posterior
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.presets import read_preset
-from bayeslora_cli.config.run_config import FIELDS, RunConfig
+from bayeslora_cli.config.run_config import OPTIONS, RunConfig
 from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import DataError, RunDirError, UserError
 from bayeslora_cli.methods.building import build_network
@@ -131,7 +131,7 @@ def test_configurations(data, tmp_path):
 
 
 @FUZZ
-@given(name=st.sampled_from(sorted(FIELDS)), value=ANYTHING)
+@given(name=st.sampled_from(sorted(OPTIONS)), value=ANYTHING)
 def test_values_of_options(name, value, tmp_path):
     """One of any type at each key; what is accepted has the option's own."""
     import tomli_w
@@ -143,7 +143,7 @@ def test_values_of_options(name, value, tmp_path):
     config = read(lambda: from_toml(text, "config.toml"), UserError)
     if config is None:
         return
-    found, kind = getattr(config, name), str(FIELDS[name].type)
+    found, kind = getattr(config, name), str(OPTIONS[name].type)
     types = {"int": int, "float": float, "str": str, "bool": bool, "tuple[str, ...]": tuple}
     assert isinstance(found, types[kind.removesuffix(" | None")])
 

@@ -16,7 +16,7 @@ from bayeslora_cli.cli import options as o
 from bayeslora_cli.cli.progress import Progress, logger, set_up_logging
 from bayeslora_cli.cli.results_command import print_table
 from bayeslora_cli.config import presets
-from bayeslora_cli.config.run_config import FIELDS
+from bayeslora_cli.config.run_config import OPTIONS
 from bayeslora_cli.errors import (
     EXIT_FAILED,
     BayesloraError,
@@ -140,7 +140,7 @@ def train(
     The last line printed is the run's directory.
     Stopped or killed, it goes on when the same command is run again.
     """
-    typed = {n: v for n, v in locals().items() if n in FIELDS and v is not None}
+    typed = {n: v for n, v in locals().items() if n in OPTIONS and v is not None}
     if list_presets:
         for name, what in presets.list_presets().items():
             print(f"{name:18} {what}")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from bayeslora_cli.config.run_config import nearest
+from bayeslora_cli.config.validation import nearest
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.reports.results.outcomes import AT
 from bayeslora_cli.reports.results.rows import load_results

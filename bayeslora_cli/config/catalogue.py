@@ -2,13 +2,15 @@
 
 An entry holds the facts that the command line needs before anything heavy is imported, and says
 where the implementation is. Nothing outside the implementation's own folder branches on a name: it
-reads a fact here, or asks the object that `implementation` returns.
+reads a fact here, or asks the object that `implementation` returns. The tables are looked up when
+they are needed and copied nowhere, so that a program can enter more before it trains.
 """
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 GLUE_TASKS = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli")
@@ -19,6 +21,10 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 LR_SCHEDULES = ("linear", "boost")
 BLORA_MODES = ("both", "quant", "rank")
 REGULARISERS = ("const", "bop")
+
+
+LAST = 1000
+"""Place of an entry that names none: after those that do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +38,25 @@ class MethodEntry:
     """Whether a criterion allocates its ranks."""
     formats: tuple[str, ...]
     """Export formats that its runs have, the usual one first."""
+    options: tuple[str, ...] = ()
+    """Fields of `RunConfig` that apply to it, of those that do not apply to every method."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Why an option does not apply, where the method's name does not say enough: a clause."""
+    initial_rank: Callable[[int], int] = lambda target: target
+    """The usual rank at the start for a target rank."""
+    free_rank: int | None = None
+    """The usual rank at the start where there is no target; runs are then named by their own."""
+    fixed_rank: bool = False
+    """Whether the ranks stay as they are, so that the initial rank is the target."""
+    note: str = ""
+    """What the help adds to the name."""
+    place: int = LAST
+    """Where its rows stand in the table of results."""
+
+    @property
+    def has_ranks(self) -> bool:
+        """Whether its layers have ranks; else the weights themselves are trained."""
+        return "init_rank" in self.options
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +67,10 @@ class OptimizerEntry:
     """module:name of the function that builds it."""
     posterior: bool
     """Whether it keeps a posterior, so that sigma is known."""
+    options: tuple[str, ...] = ()
+    """Fields of `RunConfig` that apply to it, of those that do not apply to every optimizer."""
+    place: int = LAST
+    """Where its rows stand in the table of results, among those of a method."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +82,12 @@ class CriterionEntry:
     needs_posterior: bool = False
     """Whether it reads sigma, which only a variational optimizer has."""
     needs_gradient: bool = False
-    """Whether it reads the sensitivity averages, which cost a pass over all elements a step."""
+    """Whether it reads the sensitivity averages, which cost a pass over all elements per step."""
+    place: int = LAST
+    """Where its rows stand in the table of results, among those of an optimizer."""
 
+
+_LOW_RANK = ("init_rank", "alpha", "target_modules")
 
 METHODS: dict[str, MethodEntry] = {
     "adalora": MethodEntry(
@@ -62,42 +95,84 @@ METHODS: dict[str, MethodEntry] = {
         default_optimizer="ivon",
         allocates_ranks=True,
         formats=("adalora", "lora", "merged", "onnx"),
+        options=(*_LOW_RANK, "target_rank", "t_init", "t_final", "delta_t", "orth_reg"),
+        initial_rank=lambda target: -(-3 * target // 2),  # 3 for 2, 6 for 4: the paper's runs
+        place=2,
     ),
     "lora": MethodEntry(
         implementation="bayeslora_cli.methods.lora:LORA",
         default_optimizer="adamw",
         allocates_ranks=False,
         formats=("lora", "merged", "onnx"),
+        options=(*_LOW_RANK, "target_rank"),
+        fixed_rank=True,
+        note="fixed rank",
+        place=1,
     ),
     "full": MethodEntry(
         implementation="bayeslora_cli.methods.full:FULL",
         default_optimizer="adamw",
         allocates_ranks=False,
         formats=("merged", "onnx"),
+        place=0,
     ),
     "blora": MethodEntry(
         implementation="bayeslora_cli.methods.blora.method:BLORA",
         default_optimizer="adamw",
         allocates_ranks=False,
         formats=("quantized", "lora", "merged", "onnx"),
+        options=(
+            *_LOW_RANK,
+            "t_init",
+            "t_final",
+            "blora_mode",
+            "lambda_quant",
+            "lambda_rank",
+            "bit_ladder",
+            "quantize_base",
+            "reg",
+            "gate_lr",
+            "range_lr",
+        ),
+        reasons={"target_rank": "whose gates find the ranks from --init-rank on"},
+        free_rank=8,
+        note="ranks and bit widths by gates",
+        place=3,
     ),
 }
 OPTIMIZERS: dict[str, OptimizerEntry] = {
-    "ivon": OptimizerEntry(implementation="bayeslora_cli.bayes.ivon:build", posterior=True),
-    "adamw": OptimizerEntry(implementation="bayeslora_cli.bayes.adamw:build", posterior=False),
+    "ivon": OptimizerEntry(
+        implementation="bayeslora_cli.bayes.ivon:build",
+        posterior=True,
+        options=(
+            "ess",
+            "ess_per_example",
+            "hess_init",
+            "ivon_beta1",
+            "ivon_beta2",
+            "clip_radius",
+            "train_samples",
+        ),
+        place=1,
+    ),
+    "adamw": OptimizerEntry(
+        implementation="bayeslora_cli.bayes.adamw:build", posterior=False, place=0
+    ),
 }
 # the first that an optimizer allows is its default
 CRITERIA: dict[str, CriterionEntry] = {
-    "snr": CriterionEntry(implementation="bayeslora_cli.bayes.criteria:snr", needs_posterior=True),
+    "snr": CriterionEntry(
+        implementation="bayeslora_cli.bayes.criteria:snr", needs_posterior=True, place=2
+    ),
     "sensitivity": CriterionEntry(
-        implementation="bayeslora_cli.bayes.criteria:sensitivity", needs_gradient=True
+        implementation="bayeslora_cli.bayes.criteria:sensitivity", needs_gradient=True, place=0
     ),
     "snr-abs": CriterionEntry(
-        implementation="bayeslora_cli.bayes.criteria:snr_abs", needs_posterior=True
+        implementation="bayeslora_cli.bayes.criteria:snr_abs", needs_posterior=True, place=1
     ),
-    "magnitude": CriterionEntry(implementation="bayeslora_cli.bayes.criteria:magnitude"),
+    "magnitude": CriterionEntry(implementation="bayeslora_cli.bayes.criteria:magnitude", place=3),
     "precision": CriterionEntry(
-        implementation="bayeslora_cli.bayes.criteria:precision", needs_posterior=True
+        implementation="bayeslora_cli.bayes.criteria:precision", needs_posterior=True, place=4
     ),
 }
 
@@ -108,6 +183,49 @@ def criteria_of(method: str, optimizer: str) -> tuple[str, ...]:
         return ()
     known = OPTIMIZERS[optimizer].posterior
     return tuple(name for name, c in CRITERIA.items() if known or not c.needs_posterior)
+
+
+# ---- sentences about the entries, for messages and the help
+
+
+def posterior_optimizers() -> str:
+    """The optimizers that keep a posterior."""
+    return " or ".join(name for name, entry in OPTIMIZERS.items() if entry.posterior)
+
+
+def usual_optimizers() -> str:
+    """The default optimizer of each method."""
+    usual = [entry.default_optimizer for entry in METHODS.values()]
+    most = max(usual, key=usual.count)
+    others = [
+        f"{e.default_optimizer} for {m}" for m, e in METHODS.items() if e.default_optimizer != most
+    ]
+    return ", ".join([*others, f"else {most}"])
+
+
+def described_criteria() -> str:
+    """The criteria, those together that need a posterior."""
+    needing = [name for name, entry in CRITERIA.items() if entry.needs_posterior]
+    others = [name for name in CRITERIA if name not in needing]
+    return f"{', '.join(needing)} (with {posterior_optimizers()} only), {', '.join(others)}"
+
+
+def usual_criteria() -> str:
+    """The default criterion, with and without a posterior."""
+    without = next(name for name, entry in CRITERIA.items() if not entry.needs_posterior)
+    optimizers = " or ".join(name for name, entry in OPTIMIZERS.items() if not entry.posterior)
+    return f"{next(iter(CRITERIA))}; {without} with {optimizers}"
+
+
+def usual_ranks() -> str:
+    """The default rank at the start of each method that does not keep its target."""
+    return "; ".join(
+        f"{name}: {entry.initial_rank(2)} for a target of 2"
+        if entry.free_rank is None
+        else f"{name}: {entry.free_rank}"
+        for name, entry in METHODS.items()
+        if entry.has_ranks and not entry.fixed_rank
+    )
 
 
 def implementation(place: str) -> Any:

@@ -1,4 +1,4 @@
-"""Which options decide a run's result, and which do nothing beside the others."""
+"""Which options change the result, and which have no effect beside the others."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from bayeslora_cli.config.catalogue import METHODS, OPTIMIZERS
-from bayeslora_cli.config.run_config import FIELDS, RunConfig
-
-QUANT = ("lambda_quant", "bit_ladder", "quantize_base", "reg", "range_lr")
-"""Options of quantizers."""
-BLORA = ("blora_mode", "lambda_rank", "gate_lr", *QUANT)
+from bayeslora_cli.config.catalogue import METHODS, OPTIMIZERS, MethodEntry, OptimizerEntry
+from bayeslora_cli.config.run_config import OPTIONS, RunConfig
+from bayeslora_cli.errors import ConfigError
 
 
 def affecting(config: RunConfig) -> dict[str, Any]:
@@ -21,7 +18,7 @@ def affecting(config: RunConfig) -> dict[str, Any]:
 
 def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
     """The same of a configuration of any version; what this one does not know decides as well."""
-    idle = {name for name, field in FIELDS.items() if not field.metadata["affects_result"]}
+    idle = {name for name, option in OPTIONS.items() if not option.affects_result}
     method, optimizer = values.get("method"), values.get("optimizer")
     if method in METHODS and optimizer in OPTIMIZERS:
         idle |= without_effect(method, optimizer, values).keys()
@@ -29,59 +26,56 @@ def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_effect(method: str, optimizer: str, values: Mapping[str, Any]) -> dict[str, str]:
-    """Options that do nothing beside the others: field name -> why.
+    """Options that have no effect beside the others: field name -> why.
 
     Args:
-        values: of the other options, all or those that were typed.
+        values: of the other options, all or those that were typed; else their defaults count.
     """
-    mode = values.get("blora_mode") if method == "blora" else None
-    groups = (
-        (method != "adalora", ("delta_t", "orth_reg"), f"--method {method}"),
-        (method not in ("adalora", "blora"), ("t_init", "t_final"), f"--method {method}"),
-        (method != "blora", BLORA, f"--method {method}"),
-        (
-            method == "blora",
-            ("target_rank",),
-            "--method blora, whose gates find the ranks from --init-rank on",
-        ),
-        (mode == "rank", QUANT, "--blora-mode rank"),
-        (bool(values.get("eager")), ("compile",), "--eager"),
-        (mode == "quant", ("lambda_rank",), "--blora-mode quant"),
-        (
-            method == "blora" and mode != "rank" and "," not in str(values.get("bit_ladder", ",")),
-            ("lambda_quant", "reg"),
-            "one width in --bit-ladder",
-        ),
-        (
-            method == "full",
-            ("target_rank", "init_rank", "alpha", "target_modules"),
-            "--method full",
-        ),
-        (
-            optimizer != "ivon",
-            (
-                "ess",
-                "ess_per_example",
-                "hess_init",
-                "ivon_beta1",
-                "ivon_beta2",
-                "clip_radius",
-                "train_samples",
-            ),
-            f"--optimizer {optimizer}",
-        ),
-        (
-            values.get("lr_schedule", "linear") != "boost",
-            ("boost_lr", "boost_until_step"),
-            "--lr-schedule linear",
-        ),
-        (values.get("ess") is not None, ("ess_per_example",), "--ess"),
-        (values.get("max_steps") is not None, ("epochs",), "--max-steps"),
-        (
-            values.get("task") != "custom",
-            ("text_columns", "label_column"),
-            f"--task {values.get('task')}",
-        ),
-        (values.get("task") in ("custom", "demo"), ("data",), f"--task {values.get('task')}"),
-    )
-    return {name: why for holds, names, why in groups if holds for name in names}
+    found = {
+        **_inapplicable(METHODS, method, f"--method {method}"),
+        **_inapplicable(OPTIMIZERS, optimizer, f"--optimizer {optimizer}"),
+    }
+    for name, option in OPTIONS.items():
+        for condition in option.idle_when:
+            other = OPTIONS[condition.name]
+            value = values.get(condition.name, other.default)
+            if condition.holds(value):
+                found.setdefault(name, condition.why or f"{other.flag} {value}")
+    return found
+
+
+def _inapplicable(
+    entries: Mapping[str, MethodEntry] | Mapping[str, OptimizerEntry], name: str, why: str
+) -> dict[str, str]:
+    """Options that apply to other entries of a table of the catalogue, but not to this one."""
+    if name not in entries:
+        return {}
+    mine = entries[name]
+    reasons = mine.reasons if isinstance(mine, MethodEntry) else {}
+    return {
+        option: f"{why}, {reasons[option]}" if option in reasons else why
+        for entry in entries.values()
+        for option in entry.options
+        if option not in mine.options
+    }
+
+
+def check_schedule(config: RunConfig, total: int) -> None:
+    """Check the step numbers against the run's total number of steps.
+
+    Raises:
+        ConfigError: a warm-up, plateau or pruning phase that does not fit into `total` steps.
+    """
+    idle = without_effect(config.method, config.optimizer, asdict(config))
+    found = []
+    if config.warmup_steps >= total:
+        found.append(f"--warmup-steps {config.warmup_steps}: the run has only {total} steps")
+    if "boost_until_step" not in idle and config.boost_until_step >= total:
+        found.append(f"--boost-until-step {config.boost_until_step}: the run has {total} steps")
+    if "t_init" not in idle and config.t_init + config.t_final > total:
+        found.append(
+            f"--t-init {config.t_init} --t-final {config.t_final}: together more than the run's "
+            f"{total} steps; lower them or train longer"
+        )
+    if found:
+        raise ConfigError(found)

@@ -9,22 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora_cli.config.catalogue import METHODS, OPTIMIZERS, criteria_of
-from bayeslora_cli.config.run_config import FIELDS, nearest
+from bayeslora_cli.config.run_config import METHOD_ROW, OPTIONS
 from bayeslora_cli.config.toml_files import from_file
+from bayeslora_cli.config.validation import nearest
 from bayeslora_cli.errors import ConfigError
 
-SECTIONS = tuple(
-    dict.fromkeys(
-        name
-        for method in METHODS
-        for optimizer in OPTIMIZERS
-        for name in (
-            method,
-            f"{method}-{optimizer}",
-            *(f"{method}-{optimizer}-{criterion}" for criterion in criteria_of(method, optimizer)),
+
+def sections() -> tuple[str, ...]:
+    """Tables that a preset may have: one per method, then with an optimizer, then a criterion."""
+    return tuple(
+        dict.fromkeys(
+            name
+            for method in METHODS
+            for optimizer in OPTIMIZERS
+            for name in (
+                method,
+                f"{method}-{optimizer}",
+                *(f"{method}-{optimizer}-{c}" for c in criteria_of(method, optimizer)),
+            )
         )
     )
-)
 
 
 def presets_directory() -> Path:
@@ -87,12 +91,12 @@ def read_preset(path: Path) -> dict[str, Any]:
     checked: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, dict):
-            if key not in SECTIONS:
-                hint = nearest(key, SECTIONS)
+            if key not in sections():
+                hint = nearest(key, sections())
                 problems.append(f"preset {path}: [{key}] is no method row{hint}")
             problems += [
                 f"preset {path}: [{key}] {k}: belongs to the top of the file"
-                for k in ("method", "optimizer", "criterion")
+                for k in METHOD_ROW
                 if k in value
             ]
             checked[key] = {k: _checked(path, k, v, problems) for k, v in value.items()}
@@ -106,15 +110,15 @@ def read_preset(path: Path) -> dict[str, Any]:
 
 
 def _checked(path: Path, key: str, value: Any, problems: list[str]) -> Any:
-    if key == "trust_remote_code" and value is True:
-        problems.append(f"preset {path}: {key}: only the command line can allow code to run")
-    if key not in FIELDS:
+    if key not in OPTIONS:
         if key == "extends":
             problems.append(f"preset {path}: extends = {value!r}: must be a string")
         else:
-            hint = nearest(key, (*FIELDS, "extends"))
+            hint = nearest(key, (*OPTIONS, "extends"))
             problems.append(f"preset {path}: {key} is no option{hint}")
         return value
+    if OPTIONS[key].typed_only and value is True:
+        problems.append(f"preset {path}: {key}: only the command line can allow code to run")
     try:
         return from_file(key, value)
     except TypeError as error:

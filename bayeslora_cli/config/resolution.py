@@ -1,26 +1,17 @@
-"""Preset + command line -> a resolved configuration, and the name of its run directory."""
+"""Preset + command line -> a resolved configuration."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bayeslora_cli.config.catalogue import METHODS, OPTIMIZERS, criteria_of
-from bayeslora_cli.config.effects import without_effect
+from bayeslora_cli.config.effects import check_schedule, without_effect
 from bayeslora_cli.config.presets import preset_chain, row_values, task_chain, top_level
-from bayeslora_cli.config.run_config import FIELDS, RunConfig, check_schedule, flag
+from bayeslora_cli.config.run_config import OPTIONS, SCHEDULED, RunConfig, flag
 from bayeslora_cli.errors import ConfigError
-
-# step numbers that a preset states for its own total and that scale with another
-SCHEDULED = ("warmup_steps", "boost_until_step", "t_init", "t_final", "delta_t", "eval_every")
-BLORA_RANK = 8  # of every matrix at the start
-# an evaluation costs what it costs: short runs are not to spend most of their time on them
-EVAL_EVERY_AT_LEAST = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,10 +48,11 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
     chain = chain or own
 
     top = _top(chain) | typed
-    method = top.get("method", "adalora")
-    default = METHODS[method].default_optimizer if method in METHODS else "ivon"
-    optimizer = top.get("optimizer", default)
-    known = method in METHODS and optimizer in OPTIMIZERS
+    method = top.get("method", OPTIONS["method"].default)
+    entry = METHODS.get(method)
+    usual = OPTIONS["optimizer"].default if entry is None else entry.default_optimizer
+    optimizer = top.get("optimizer", usual)
+    known = entry is not None and optimizer in OPTIMIZERS
     allowed = criteria_of(method, optimizer) if known else ()
     criterion = top.get("criterion", allowed[0] if allowed else None)
     row: dict[str, Any] = {
@@ -76,28 +68,27 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
     typed = {name: value for name, value in typed.items() if name not in idle}
 
     values = from_presets | typed | row
-    target_rank = values.get("target_rank", 2)
-    # 3 for 2 and 6 for 4, as in all of the paper's runs; a fixed rank starts where it ends
-    row["init_rank"] = -(-3 * target_rank // 2) if method == "adalora" else target_rank
-    if method == "blora":  # has no target: its runs go by the rank that they begin with
-        row["init_rank"] = values.get("init_rank", BLORA_RANK)
+    target_rank = values.get("target_rank", OPTIONS["target_rank"].default)
+    row["init_rank"] = target_rank if entry is None else entry.initial_rank(target_rank)
+    if entry is not None and entry.free_rank is not None:
+        row["init_rank"] = values.get("init_rank", entry.free_rank)
         row["target_rank"] = values["target_rank"] = row["init_rank"]
     config = RunConfig(**row | values)
-    sources = dict.fromkeys(FIELDS, "default")
+    sources = dict.fromkeys(OPTIONS, "default")
     for name, found in layers:
         sources |= dict.fromkeys(found, f"preset {name}")
     sources |= dict.fromkeys(typed, "command line")
 
-    usual: dict[str, Any] = {name: field.default for name, field in FIELDS.items()} | row
-    usual |= _merged([row_values(table, method, optimizer, criterion) for _, table in own])
+    untyped: dict[str, Any] = {name: option.default for name, option in OPTIONS.items()} | row
+    untyped |= _merged([row_values(table, method, optimizer, criterion) for _, table in own])
     changed = {
         name: getattr(config, name)
-        for name, field in FIELDS.items()
-        if field.metadata["affects_result"]
+        for name, option in OPTIONS.items()
+        if option.affects_result
         # a typed step number does not scale, the preset's equal one does
         and (
             (name in typed and name in SCHEDULED and name in from_presets)
-            or getattr(config, name) != usual[name]
+            or getattr(config, name) != untyped[name]
         )
     }
     return Resolved(config=config, sources=sources, changed=changed, notices=notices)
@@ -125,8 +116,7 @@ def _merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _scaled(name: str, value: int, total: int, planned: int) -> int:
-    least = {"t_final": 1, "delta_t": 1, "eval_every": min(value, EVAL_EVERY_AT_LEAST)}
-    return max(least.get(name, 0), value * total // planned)
+    return max(min(value, OPTIONS[name].scales or 0), value * total // planned)
 
 
 def _top(chain: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -170,11 +160,11 @@ def _checked_paths(given: Mapping[str, Any]) -> dict[str, Any]:
     if data is not None and not Path(data).expanduser().is_dir():
         what = "is no directory" if Path(data).expanduser().exists() else "no such directory"
         raise ConfigError([f"--data {data}: {what}; give GLUE's TSV layout or a saved data set"])
-    for key in ("data", "model", "output", "train_file", "eval_file"):
-        if given.get(key) is not None and Path(given[key]).expanduser().exists():
-            found[key] = str(Path(given[key]).expanduser().resolve())
     for key, value in given.items():
-        if isinstance(value, int) and str(FIELDS[key].type).startswith("float"):
+        option = OPTIONS[key]
+        if option.path and value is not None and Path(value).expanduser().exists():
+            found[key] = str(Path(value).expanduser().resolve())
+        if isinstance(value, int) and option.type.startswith("float"):
             found[key] = float(value)
     return found
 
@@ -195,7 +185,7 @@ def scale_schedule(resolved: Resolved, total: int) -> tuple[RunConfig, str | Non
         if value is None or resolved.sources[name] == "command line" or planned == total:
             continue
         values[name] = _scaled(name, value, total, planned)
-    idle = without_effect(config.method, config.optimizer, {"lr_schedule": config.lr_schedule})
+    idle = without_effect(config.method, config.optimizer, asdict(config))
     changed = {n: v for n, v in values.items() if v != getattr(config, n) and n not in idle}
     config = replace(config, schedule_steps=total, **values)
     check_schedule(config, total)
@@ -203,33 +193,3 @@ def scale_schedule(resolved: Resolved, total: int) -> tuple[RunConfig, str | Non
         return config, None
     listed = ", ".join(f"{flag(name)} {value}" for name, value in changed.items())
     return config, f"schedule scaled from {planned} to {total} steps, --lr not: {listed}"
-
-
-def run_name(resolved: Resolved) -> Path:
-    """Relative directory of a run: model / task-method-optimizer[-criterion]-rR[-hash] / seed-S."""
-    config = resolved.config
-    model = Path(config.model)
-    slug = model.name if model.is_dir() else config.model.replace("/", "--")
-    if config.model.startswith("package:"):
-        slug = model.parts[0].removeprefix("package:")
-    if slug.lower() in ("model", "checkpoint", "final") and model.parent.name:
-        slug = f"{model.parent.name}-{slug}"
-    task = config.task if config.train_file is None else _file_stem(config.train_file)
-    parts = [task, config.method, config.optimizer, config.criterion]
-    if config.method != "full":
-        parts.append(f"r{config.target_rank}")
-    named = {"task", "method", "optimizer", "criterion", "target_rank", "seed"}
-    if not model.is_dir():
-        named.add("model")
-    others = {name: value for name, value in resolved.changed.items() if name not in named}
-    if others:
-        text = json.dumps(others, sort_keys=True)
-        parts.append(hashlib.sha256(text.encode()).hexdigest()[:8])
-    return Path(slug) / "-".join(p for p in parts if p) / f"seed-{config.seed}"
-
-
-def _file_stem(source: str) -> str:
-    """What a run on a user's own file is called: the file's name, or the hub's."""
-    path = Path(source)
-    name = path.stem if path.is_file() else source
-    return re.sub(r"[^\w.]+", "-", name).strip("-.") or "custom"

@@ -1,299 +1,342 @@
-"""`RunConfig`: everything that decides a run, validated as a whole."""
+"""`RunConfig`: everything that decides a run. An option is declared here, and nowhere else."""
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from bayeslora_cli.config.catalogue import (
-    BLORA_MODES,
-    COMPILE,
-    CRITERIA,
-    LR_SCHEDULES,
-    METHODS,
-    OPTIMIZERS,
-    PRECISIONS,
-    REGULARISERS,
-    TASK_NAMES,
-    TRACKERS,
-    criteria_of,
+from bayeslora_cli.config import catalogue, values
+from bayeslora_cli.config.options import (
+    LENGTH,
+    MACHINE,
+    METHOD,
+    OWN,
+    POSTERIOR,
+    PRINTED,
+    RANKS,
+    RATES,
+    WHAT,
+    WIDTHS,
+    Condition,
+    beside,
+    declared,
+    option,
+    unless,
 )
-from bayeslora_cli.config.values import parse_interval, parse_ladder
+from bayeslora_cli.config.validation import problems
 from bayeslora_cli.errors import ConfigError
 
-LARGEST_PENALTY = 1e9
-
-
-def _option(default: Any, flag: str, *, affects_result: bool = True) -> Any:
-    return field(default=default, metadata={"flag": flag, "affects_result": affects_result})
+_RANKS_ONLY = beside("blora_mode", "rank")
+_ONE_WIDTH = Condition("bit_ladder", lambda text: "," not in text, "one width in --bit-ladder")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """Everything that decides a run. Each field is an option of `bayeslora train`."""
+    """Everything that decides a run. Each field is an option of `bayeslora train`.
 
-    task: str = _option("rte", "--task")
-    """Name of the task."""
-    data: str | None = _option(None, "--data")
-    """Directory of the task's data; None: the hub."""
-    train_file: str | None = _option(None, "--train-file")
-    """File or hub data set of the task `custom`."""
-    eval_file: str | None = _option(None, "--eval-file")
-    """Labelled file or hub data set to evaluate on; None: the hub's validation split."""
-    text_columns: tuple[str, ...] | None = _option(None, "--text-columns")
-    """One or two columns of `train_file`; None: known names."""
-    label_column: str | None = _option(None, "--label-column")
-    """Column of `train_file`; None: a known name."""
-    model: str = _option("microsoft/deberta-v3-base", "--model")
-    """Hub name or directory of the backbone."""
-    method: str = _option("adalora", "--method")
-    """adalora, lora, blora or full."""
-    optimizer: str = _option("ivon", "--optimizer")
-    """ivon or adamw."""
-    criterion: str | None = _option("snr", "--criterion")
-    """Importance criterion of the allocation; None where the method allocates nothing."""
-    target_rank: int = _option(2, "--target-rank")
-    """Mean rank of a matrix at the end; the fixed rank of lora; of blora the initial one."""
-    init_rank: int = _option(3, "--init-rank")
-    """Rank of every matrix at the start."""
-    target_modules: tuple[str, ...] | None = _option(None, "--target-modules")
-    """Name endings of the adapted layers, or all-linear; None: the backbone's own."""
-    alpha: float = _option(32.0, "--alpha")
-    """Adapter output is scaled by alpha / initial rank."""
-    orth_reg: float = _option(0.1, "--orth-reg")
-    """Weight of AdaLoRA's orthogonality penalty."""
-    t_init: int = _option(0, "--t-init")
-    """Steps before the first pruning; blora: before the gates."""
-    t_final: int = _option(1, "--t-final")
-    """Steps at the end with ranks and widths fixed."""
-    delta_t: int = _option(1, "--delta-t")
-    """Steps between two allocations."""
-    blora_mode: str = _option("both", "--blora-mode")
-    """What blora's gates are over: both, quant (bit widths) or rank."""
-    lambda_quant: float = _option(1e-3, "--lambda-quant")
-    """Weight of the penalty on bit widths, a quantizer."""
-    lambda_rank: float = _option(0.1, "--lambda-rank")
-    """Weight of the penalty on ranks, a matrix."""
-    bit_ladder: str = _option("2,4,8,16", "--bit-ladder")
-    """Widths that a quantizer may have, as `parse_ladder` reads them."""
-    quantize_base: bool = _option(False, "--quantize-base")
-    """The frozen weights are quantized as well."""
-    reg: str = _option("const", "--reg")
-    """How widths weigh in the penalty: const, or bop, by what they cost."""
-    gate_lr: float = _option(1e-2, "--gate-lr")
-    """AdamW's constant learning rate of the gates' logits."""
-    range_lr: float = _option(1e-2, "--range-lr")
-    """The same of the logarithms of the quantizers' ranges."""
-    epochs: float = _option(3.0, "--epochs")
-    """Passes over the training data."""
-    max_steps: int | None = _option(None, "--max-steps")
-    """Optimisation steps; overrides epochs."""
-    batch_size: int = _option(32, "--batch-size")
-    """Examples an optimisation step, over all micro-batches."""
-    group_by_length: bool = _option(False, "--group-by-length")
-    """Put examples of like length into a batch, so that little is padded."""
-    grad_accum: int = _option(1, "--grad-accum")
-    """Micro-batches that a batch is split into."""
-    max_length: int = _option(128, "--max-length")
-    """Tokens an example at the most."""
-    dropout: float | None = _option(None, "--dropout")
-    """Probability of every dropout of the backbone; None: the backbone's own."""
-    lr: float = _option(1e-3, "--lr")
-    """Learning rate that decays to 0."""
-    lr_schedule: str = _option("linear", "--lr-schedule")
-    """linear, or boost: a plateau of its own height first."""
-    boost_lr: float | None = _option(None, "--boost-lr")
-    """Learning rate of the plateau."""
-    boost_until_step: int = _option(0, "--boost-until-step")
-    """Step at which the plateau ends."""
-    warmup_steps: int = _option(0, "--warmup-steps")
-    """Steps from a learning rate of 0 to the first height."""
-    weight_decay: float = _option(0.0, "--weight-decay")
-    """AdamW's decoupled decay, or delta, IVON's prior precision over ess."""
-    ess: float | None = _option(None, "--ess")
-    """IVON's effective sample size; None: `ess_per_example` times the training examples."""
-    ess_per_example: float = _option(1.0, "--ess-per-example")
-    """IVON's effective sample size over the number of training examples."""
-    hess_init: float = _option(1.0, "--hess-init")
-    """IVON's h0."""
-    ivon_beta1: float = _option(0.9, "--ivon-beta1")
-    """IVON's momentum."""
-    ivon_beta2: float = _option(0.99999, "--ivon-beta2")
-    """IVON's average of the Hessian."""
-    clip_radius: float = _option(1e-3, "--clip-radius")
-    """IVON clips each preconditioned gradient element to this."""
-    train_samples: int = _option(1, "--train-samples")
-    """Posterior samples an optimisation step."""
-    seed: int = _option(2021, "--seed")
-    """Seed of initialisation, data order, dropout and noise."""
-    precision: str = _option("fp32", "--precision")
-    """fp32, tf32, or bf16 for the frozen weights and the computation."""
-    schedule_steps: int | None = _option(None, "(schedule_steps)")
-    """Total steps that the step numbers belong to; they scale to the run's own."""
-    eval_every: int | None = _option(None, "--eval-every")
-    """Steps between evaluations from the second epoch on, besides the epochs' ends."""
-    eval_batch_size: int = _option(64, "--eval-batch-size", affects_result=False)
-    """Examples a forward pass of an evaluation."""
-    log_every: int = _option(50, "--log-every", affects_result=False)
-    """Steps between two lines of metrics.jsonl."""
-    log_to: tuple[str, ...] | None = _option(None, "--log-to", affects_result=False)
-    """Trackers that are told what goes into metrics.jsonl."""
-    device: str = _option("auto", "--device", affects_result=False)
-    """cpu, cuda, cuda:N, or auto."""
-    deterministic: bool = _option(False, "--deterministic", affects_result=False)
-    """Same bits at every repetition on a GPU too, with slower kernels where need be."""
-    eager: bool = _option(False, "--eager", affects_result=False)
-    """Kernel by kernel on a GPU: neither CUDA graphs nor a compiler."""
-    compile: str = _option("auto", "--compile", affects_result=False)
-    """On a GPU, torch.compile the backbone's blocks: auto (long runs, many alike), on or off."""
-    gradient_checkpointing: bool = _option(False, "--gradient-checkpointing", affects_result=False)
-    """Recompute activations in the backward pass to save memory."""
-    checkpoint_every: str = _option("auto", "--checkpoint-every", affects_result=False)
-    """Steps or time between checkpoints, as `parse_interval` reads it."""
-    output: str = _option("runs", "--output", affects_result=False)
-    """Directory under which run directories are made."""
-    trust_remote_code: bool = _option(False, "--trust-remote-code", affects_result=False)
-    """Run Python code that comes with the model."""
-    overwrite: bool = _option(False, "--overwrite", affects_result=False)
-    """Replace what an earlier run left in the run directory."""
+    What an option does is its help; None stands for what the help gives as the default.
+    """
+
+    # fmt: off
+    # ---- what to train
+    task: str = option(
+        "rte", WHAT,
+        f"{', '.join(catalogue.GLUE_TASKS)}, or demo, which is built in; a comma list trains a "
+        "run each",
+        default_text="", choices=catalogue.TASK_NAMES, sweep=values.parse_names, varies=-2,
+        part_of_name="run", deep=False,
+    )
+    data: str | None = option(
+        None, WHAT,
+        "Directory of the task in GLUE's TSV layout or saved by datasets; else the hub",
+        path=True, idle_when=(beside("task", "custom", "demo"),), deep=False,
+    )
+    train_file: str | None = option(
+        None, OWN,
+        "Training examples: .csv, .tsv, .jsonl, .parquet, or a hub data set, NAME:CONFIG@SPLIT",
+        path=True, deep=False,
+    )
+    eval_file: str | None = option(
+        None, OWN, "Labelled examples to evaluate on",
+        default_text="the hub data set's validation split", path=True, deep=False,
+    )
+    text_columns: tuple[str, ...] | None = option(
+        None, OWN, "One or two columns, comma-separated", default_text="well-known names",
+        idle_when=(unless("task", "custom"),),
+    )
+    label_column: str | None = option(
+        None, OWN,
+        "Column of the label: strings or integers are classes, reals are scores to predict",
+        default_text="label and the like", idle_when=(unless("task", "custom"),),
+    )
+    model: str = option(
+        "microsoft/deberta-v3-base", WHAT,
+        "Backbone: hub name, directory, or package:NAME/PATH, a directory in an installed package",
+        path=True, deep=False,
+    )
+
+    # ---- by which method
+    method: str = option(
+        "adalora", METHOD,
+        "{choices}; a comma list trains a run each, here and in the next two",
+        choices=catalogue.METHODS, sweep=values.parse_names, part_of_name="row", deep=False,
+    )
+    optimizer: str = option(
+        "ivon", METHOD, "{choices}", default_text=catalogue.usual_optimizers,
+        choices=catalogue.OPTIMIZERS, sweep=values.parse_names, part_of_name="row", deep=False,
+    )
+    criterion: str | None = option(
+        "snr", METHOD, lambda: f"Importance of a triplet: {catalogue.described_criteria()}",
+        default_text=catalogue.usual_criteria, choices=catalogue.CRITERIA, narrowed=True,
+        sweep=values.parse_names, part_of_name="row", deep=False,
+    )
+    target_rank: int = option(
+        2, RANKS, "Mean rank of a matrix at the end; the rank of lora; 2,4 trains a run each",
+        checks=(values.at_least_one,), sweep=values.parse_numbers, varies=-1, part_of_name="rank",
+        deep=False,
+    )
+    init_rank: int = option(
+        3, RANKS, "Rank of each matrix at the start", default_text=catalogue.usual_ranks,
+        checks=(values.at_least_one,),
+    )
+    target_modules: tuple[str, ...] | None = option(
+        None, RANKS, "Endings of layer names to adapt, comma-separated, or all-linear",
+        default_text="PEFT's for the backbone",
+    )
+    alpha: float = option(
+        32.0, RANKS, "Scale: alpha / initial rank", checks=(values.positive_and_finite,)
+    )
+    orth_reg: float = option(
+        0.1, RANKS, "Weight of the orthogonality penalty, adalora", checks=(values.not_negative,)
+    )
+    t_init: int = option(
+        0, RANKS, "Steps before the first pruning; blora: without quantizers", default_text="",
+        checks=(values.not_negative,), scales=0,
+    )
+    t_final: int = option(
+        1, RANKS, "Steps at the end with ranks (and widths) fixed", default_text="",
+        checks=(values.at_least_one,), scales=1,
+    )
+    delta_t: int = option(
+        1, RANKS, "Steps between two allocations", default_text="",
+        checks=(values.at_least_one,), scales=1,
+    )
+    blora_mode: str = option(
+        "both", WIDTHS,
+        "Gates over ranks and widths: {choices}; a comma list trains a run each, here and in the "
+        "next two",
+        choices=catalogue.BLORA_MODES, sweep=values.parse_names, always_told=True,
+    )
+    lambda_quant: float = option(
+        1e-3, WIDTHS, "Weight of the penalty on bit widths, per quantizer",
+        checks=(values.not_negative, values.penalty), idle_when=(_RANKS_ONLY, _ONE_WIDTH),
+        sweep=values.parse_reals, varies=2, always_told=True,
+    )
+    lambda_rank: float = option(
+        0.1, WIDTHS, "Weight of the penalty on ranks, per matrix",
+        checks=(values.not_negative, values.penalty), idle_when=(beside("blora_mode", "quant"),),
+        sweep=values.parse_reals, varies=2, always_told=True,
+    )
+    bit_ladder: str = option(
+        "2,4,8,16", WIDTHS, "Widths to choose from: 2,4,8,16 or neighbours among them",
+        default_text="all", checks=(values.parse_ladder,), idle_when=(_RANKS_ONLY,),
+    )
+    quantize_base: bool = option(
+        False, WIDTHS, "Quantize the frozen weights and their inputs as well",
+        idle_when=(_RANKS_ONLY,),
+    )
+    reg: str = option(
+        "const", WIDTHS,
+        "How widths weigh in the penalty: const, or bop, by their multiplications",
+        choices=catalogue.REGULARISERS, idle_when=(_RANKS_ONLY, _ONE_WIDTH),
+    )
+    gate_lr: float = option(
+        1e-2, WIDTHS, "Learning rate of the gates", checks=(values.positive_and_finite,)
+    )
+    range_lr: float = option(
+        1e-2, WIDTHS, "Learning rate of the quantizers' ranges",
+        checks=(values.positive_and_finite,), idle_when=(_RANKS_ONLY,),
+    )
+
+    # ---- how long, and how fast
+    epochs: float = option(
+        3.0, LENGTH, "Passes over the training data", default_text="",
+        checks=(values.positive_and_finite,), deep=False,
+        idle_when=(Condition("max_steps", lambda steps: steps is not None, "--max-steps"),),
+    )
+    max_steps: int | None = option(
+        None, LENGTH, "Optimisation steps, instead of epochs", checks=(values.positive_and_finite,)
+    )
+    batch_size: int = option(
+        32, LENGTH, "Examples per step, over all micro-batches and processes",
+        checks=(values.at_least_one,), deep=False,
+    )
+    group_by_length: bool = option(
+        False, LENGTH, "Put examples of like length into a batch, so that little is padded",
+        default_text="at random",
+    )
+    grad_accum: int = option(
+        1, LENGTH, "Micro-batches that a batch is split into, to save memory",
+        checks=(values.at_least_one,),
+    )
+    max_length: int = option(
+        128, LENGTH, "Tokens per example at most", default_text="",
+        checks=(values.at_least_one,), fitted=True,
+    )
+    dropout: float | None = option(
+        None, LENGTH, "Probability of all of the backbone's dropouts",
+        default_text="the backbone's own", checks=(values.below_one,),
+    )
+    lr: float = option(
+        1e-3, RATES, "Learning rate that decays to 0; a comma list trains a run each",
+        default_text="", checks=(values.positive_and_finite,), sweep=values.parse_reals, varies=1,
+        deep=False,
+    )
+    lr_schedule: str = option(
+        "linear", RATES, "linear, or boost: a plateau of its own height first", default_text="",
+        choices=catalogue.LR_SCHEDULES,
+    )
+    boost_lr: float | None = option(
+        None, RATES, "Learning rate of the plateau, or a comma list",
+        checks=(values.positive_and_finite,), idle_when=(unless("lr_schedule", "boost"),),
+        sweep=values.parse_reals, varies=1,
+    )
+    boost_until_step: int = option(
+        0, RATES, "Step at which the plateau ends", default_text="",
+        checks=(values.not_negative,), idle_when=(unless("lr_schedule", "boost"),), scales=0,
+    )
+    warmup_steps: int = option(
+        0, RATES, "Steps of rising learning rate at the start", default_text="",
+        checks=(values.not_negative,), scales=0,
+    )
+    weight_decay: float = option(
+        0.0, RATES, "AdamW: decoupled decay (0); IVON: delta, added to the Hessian (1e-8)",
+        default_text="", checks=(values.not_negative,),
+    )
+    ess: float | None = option(
+        None, POSTERIOR, "Effective sample size in examples",
+        default_text="--ess-per-example x training examples", checks=(values.positive_and_finite,),
+    )
+    ess_per_example: float = option(
+        1.0, POSTERIOR, "Effective sample size over the number of training examples",
+        checks=(values.positive_and_finite,),
+        idle_when=(Condition("ess", lambda size: size is not None, "--ess"),),
+    )
+    hess_init: float = option(
+        1.0, POSTERIOR, "h0, the initial Hessian", checks=(values.positive_and_finite,)
+    )
+    ivon_beta1: float = option(
+        0.9, POSTERIOR, "Average of the gradient", checks=(values.below_one,)
+    )
+    ivon_beta2: float = option(
+        0.99999, POSTERIOR, "Average of the Hessian", checks=(values.below_one,)
+    )
+    clip_radius: float = option(  # infinite: no clipping
+        1e-3, POSTERIOR, "Bound of a preconditioned gradient element", checks=(values.positive,)
+    )
+    train_samples: int = option(
+        1, POSTERIOR, "Posterior samples per step", checks=(values.at_least_one,)
+    )
+
+    # ---- on what, and where to
+    seed: int = option(
+        2021, MACHINE, "Seed of initialisation, order, dropout and noise",
+        checks=(values.not_negative, values.below_two_to_63), shares_network=True,
+        sweep=values.parse_numbers, sweep_flag="--seeds", varies=3, part_of_name="run", deep=False,
+    )
+    precision: str = option(
+        "fp32", MACHINE, "fp32, tf32, or bf16 (adapters stay fp32)",
+        choices=catalogue.PRECISIONS, deep=False,
+    )
+    schedule_steps: int | None = option(
+        None, LENGTH, "Total steps that the step numbers belong to; they scale to the run's own",
+        typed=False, fitted=True,
+    )
+    eval_every: int | None = option(
+        None, LENGTH, "Steps between evaluations from the second epoch on, besides epochs' ends",
+        # an evaluation costs what it costs: short runs are not to spend most of their time on them
+        checks=(values.positive_and_finite,), scales=50,
+    )
+    eval_batch_size: int = option(
+        64, MACHINE, "Examples per forward pass of an evaluation",
+        checks=(values.at_least_one,), affects_result=False,
+    )
+    log_every: int = option(
+        50, PRINTED, "Steps between two lines of metrics.jsonl",
+        checks=(values.at_least_one,), affects_result=False, shares_network=True,
+    )
+    log_to: tuple[str, ...] | None = option(
+        None, PRINTED, "Trackers to tell besides metrics.jsonl, comma-separated: {choices}",
+        choices=catalogue.TRACKERS, affects_result=False, shares_network=True, deep=False,
+    )
+    device: str = option(
+        "auto", MACHINE, "cpu, cuda, cuda:N or auto", affects_result=False, deep=False
+    )
+    deterministic: bool = option(
+        False, MACHINE, "Let a GPU give the same bits at every repetition, as a CPU does; slower",
+        affects_result=False,
+    )
+    eager: bool = option(
+        False, MACHINE, "Run a GPU kernel by kernel: no CUDA graphs, no compiler",
+        affects_result=False,
+    )
+    compile: str = option(
+        "auto", MACHINE,
+        "torch.compile on a GPU: on, off, or auto, for 20,000 steps, those of all runs of a sweep "
+        "that share a network",
+        choices=catalogue.COMPILE, affects_result=False,
+        idle_when=(Condition("eager", bool, "--eager"),),
+    )
+    gradient_checkpointing: bool = option(
+        False, MACHINE, "Trade time for activation memory", affects_result=False
+    )
+    checkpoint_every: str = option(
+        "auto", MACHINE, "Steps (500) or time (30s, 10m, 2h) between checkpoints",
+        default_text="auto, a minute, or 200 times as long as a checkpoint takes if that is longer",
+        checks=(values.parse_interval,), affects_result=False, shares_network=True,
+    )
+    output: str = option(
+        "runs", MACHINE, "Directory under which run directories are made",
+        path=True, affects_result=False, shares_network=True, deep=False,
+    )
+    trust_remote_code: bool = option(
+        False, WHAT, "Run Python code that comes with the model",
+        typed_only=True, affects_result=False,
+    )
+    overwrite: bool = option(
+        False, MACHINE,
+        "Replace what an earlier run left (a run begun with --overwrite is resumed by it)",
+        affects_result=False, shares_network=True,
+    )
+    # fmt: on
 
     def __post_init__(self) -> None:
-        problems = _problems(self)
-        if problems:
-            raise ConfigError(problems)
+        found = problems(OPTIONS, asdict(self))
+        if found:
+            raise ConfigError(found)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimisation steps of the run; for a configuration that `scale_schedule` has made."""
+        assert self.schedule_steps is not None
+        return self.schedule_steps
 
 
-FIELDS = {f.name: f for f in fields(RunConfig)}
+OPTIONS = declared(RunConfig)
+SCHEDULED = tuple(name for name, o in OPTIONS.items() if o.scales is not None)
+"""Step numbers that a preset states for its own total and that scale with another."""
+METHOD_ROW = tuple(name for name, o in OPTIONS.items() if o.part_of_name == "row")
+"""The options that choose a method row."""
 
 
 def flag(name: str) -> str:
     """The command-line spelling of a field."""
-    return str(FIELDS[name].metadata["flag"])
-
-
-# what a run's kernels and their inputs do not depend on, but for the draws that the seed decides
-ASIDE = ("seed", "output", "overwrite", "log_every", "log_to", "checkpoint_every")
+    return OPTIONS[name].flag
 
 
 def kind(config: RunConfig) -> tuple[Any, ...]:
-    """What runs have in common that one process can train with the same network and buffers."""
-    return tuple(value for name, value in asdict(config).items() if name not in ASIDE)
+    """What decides a run's network and buffers.
 
-
-# ---- validation
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint at what may have been meant, to end a message with; empty if nothing is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _problems(c: RunConfig) -> list[str]:
-    """Every problem of a configuration: the flag, the value received and the fix."""
-    found: list[str] = []
-
-    def expect(holds: bool, name: str, fix: str) -> None:
-        if not holds:
-            found.append(f"{flag(name)} {getattr(c, name)}: {fix}")
-
-    def one_of(name: str, allowed: tuple[str, ...]) -> bool:
-        value = getattr(c, name)
-        if value in allowed:
-            return True
-        hint = nearest(str(value), allowed)
-        found.append(f"{flag(name)} {value}: choose one of {', '.join(allowed)}{hint}")
-        return False
-
-    one_of("task", TASK_NAMES)
-    one_of("precision", PRECISIONS)
-    one_of("compile", COMPILE)
-    one_of("lr_schedule", LR_SCHEDULES)
-    found.extend(
-        f"{flag('log_to')} {name}: choose of {', '.join(TRACKERS)}{nearest(name, TRACKERS)}"
-        for name in c.log_to or ()
-        if name not in TRACKERS
-    )
-    one_of("blora_mode", BLORA_MODES)
-    one_of("reg", REGULARISERS)
-    methods_known = one_of("method", tuple(METHODS)) & one_of("optimizer", tuple(OPTIMIZERS))
-    if methods_known:
-        allowed = criteria_of(c.method, c.optimizer)
-        if not allowed:
-            expect(c.criterion is None, "criterion", f"--method {c.method} has none")
-        elif c.criterion in CRITERIA and c.criterion not in allowed:
-            expect(False, "criterion", "needs a posterior: use --optimizer ivon, or one of "
-                   + ", ".join(allowed))  # fmt: skip
-        else:
-            one_of("criterion", allowed)
-
-    expect(
-        (c.task == "custom") == (c.train_file is not None),
-        "train_file",
-        "--task custom takes its examples from --train-file, other tasks have their own",
-    )
-    try:
-        parse_interval(c.checkpoint_every)
-    except ValueError as error:
-        expect(False, "checkpoint_every", str(error))
-    try:
-        parse_ladder(c.bit_ladder)
-    except ValueError as error:
-        expect(False, "bit_ladder", str(error))
-    expect(c.train_file is not None or c.eval_file is None, "eval_file", "needs --train-file")
-    expect(c.dropout is None or 0 <= c.dropout < 1, "dropout", "must be at least 0 and below 1")
-    for name in (
-        "target_rank", "init_rank", "delta_t", "t_final", "batch_size", "grad_accum",
-        "train_samples", "max_length", "eval_batch_size", "log_every",
-    ):  # fmt: skip
-        expect(getattr(c, name) >= 1, name, "must be at least 1")
-    for name in (
-        "t_init", "warmup_steps", "boost_until_step", "orth_reg", "weight_decay", "seed",
-        "lambda_quant", "lambda_rank",
-    ):  # fmt: skip
-        expect(0 <= getattr(c, name) < math.inf, name, "must be finite and not negative")
-    for name in ("lambda_quant", "lambda_rank"):  # AdamW's squares of it must be finite in fp32
-        expect(not LARGEST_PENALTY < getattr(c, name) < math.inf, name, "1e9 at the most")
-    for name in ("alpha", "lr", "epochs", "hess_init", "ess_per_example", "gate_lr", "range_lr"):
-        expect(0 < getattr(c, name) < math.inf, name, "must be positive and finite")
-    for name in ("max_steps", "ess", "eval_every", "boost_lr"):
-        value = getattr(c, name)
-        expect(value is None or 0 < value < math.inf, name, "must be positive and finite")
-    expect(c.clip_radius > 0, "clip_radius", "must be positive")  # infinite: no clipping
-    expect(c.seed < 2**63, "seed", "must be below 2^63")
-    for name in ("ivon_beta1", "ivon_beta2"):
-        expect(0 <= getattr(c, name) < 1, name, "must be at least 0 and below 1")
-    expect(c.target_rank <= c.init_rank, "target_rank",
-           f"must not exceed the initial rank ({c.init_rank}): raise --init-rank")  # fmt: skip
-    expect(c.method != "lora" or c.init_rank == c.target_rank, "init_rank",
-           f"--method lora keeps one rank, --target-rank ({c.target_rank})")  # fmt: skip
-    expect(c.grad_accum < 1 or c.batch_size % c.grad_accum == 0, "grad_accum",
-           f"must divide --batch-size ({c.batch_size})")  # fmt: skip
-    expect(c.train_samples == 1 or c.optimizer == "ivon", "train_samples",
-           "only --optimizer ivon samples weights")  # fmt: skip
-    expect(c.lr_schedule != "boost" or c.boost_lr is not None, "lr_schedule",
-           "needs --boost-lr and --boost-until-step")  # fmt: skip
-    return found
-
-
-def check_schedule(config: RunConfig, total: int) -> None:
-    """Check the step numbers against the run's total number of steps.
-
-    Raises:
-        ConfigError: a warm-up, plateau or pruning phase that does not fit into `total` steps.
+    Two runs with equal kinds can use the same ones in one process, one run after the other.
     """
-    found = []
-    if config.warmup_steps >= total:
-        found.append(f"--warmup-steps {config.warmup_steps}: the run has only {total} steps")
-    if config.lr_schedule == "boost" and config.boost_until_step >= total:
-        found.append(f"--boost-until-step {config.boost_until_step}: the run has {total} steps")
-    if config.method in ("adalora", "blora") and config.t_init + config.t_final > total:
-        found.append(
-            f"--t-init {config.t_init} --t-final {config.t_final}: together more than the run's "
-            f"{total} steps; lower them or train longer"
-        )
-    if found:
-        raise ConfigError(found)
+    return tuple(v for name, v in asdict(config).items() if not OPTIONS[name].shares_network)

@@ -6,7 +6,7 @@ import tomllib
 from dataclasses import asdict
 from typing import Any
 
-from bayeslora_cli.config.run_config import FIELDS, RunConfig
+from bayeslora_cli.config.run_config import OPTIONS, RunConfig
 from bayeslora_cli.errors import ConfigError, UserError
 
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
@@ -24,7 +24,7 @@ def from_file(name: str, value: Any) -> Any:
     Raises:
         TypeError: a value of another type; the message says what it must be.
     """
-    kind = str(FIELDS[name].type).removesuffix(" | None")
+    kind = OPTIONS[name].type.removesuffix(" | None")
     types, expected = _KINDS[kind]
     items = value if isinstance(value, list) else []
     right = isinstance(value, types) and isinstance(value, bool) == (kind == "bool")
@@ -51,7 +51,7 @@ def from_toml(text: str, name: str) -> RunConfig:
     """
     try:
         values = tomllib.loads(text)
-        values = {k: from_file(k, v) if k in FIELDS else v for k, v in values.items()}
+        values = {k: from_file(k, v) if k in OPTIONS else v for k, v in values.items()}
         nothing = {"criterion": None}  # None is left out of the file, but is not the default
         return RunConfig(**(nothing | values))
     except (tomllib.TOMLDecodeError, TypeError, RecursionError, ConfigError) as error:

@@ -1,11 +1,14 @@
-"""Values of options as text: lists, ranges, intervals, ladders of bit widths."""
+"""Values of options: their bounds, and lists, ranges, intervals and ladders as text."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+LARGEST_PENALTY = 1e9
 _UNITS = {"s": 1, "m": 60, "h": 3600}  # seconds
 
 
@@ -109,3 +112,24 @@ def duration(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60}h{minutes % 60:02}m"
     return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
+
+
+# ---- bounds: each raises a ValueError that says what the value must be
+
+
+def _bound(holds: Callable[[Any], bool], fix: str) -> Callable[[Any], None]:
+    def check(value: Any) -> None:
+        if not holds(value):
+            raise ValueError(fix)
+
+    return check
+
+
+at_least_one = _bound(lambda value: value >= 1, "must be at least 1")
+positive = _bound(lambda value: value > 0, "must be positive")
+positive_and_finite = _bound(lambda value: 0 < value < math.inf, "must be positive and finite")
+not_negative = _bound(lambda value: 0 <= value < math.inf, "must be finite and not negative")
+below_one = _bound(lambda value: 0 <= value < 1, "must be at least 0 and below 1")
+below_two_to_63 = _bound(lambda value: value < 2**63, "must be below 2^63")
+# AdamW's squares of a penalty must be finite in fp32
+penalty = _bound(lambda value: value <= LARGEST_PENALTY, "1e9 at the most")

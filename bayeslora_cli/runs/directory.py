@@ -1,16 +1,20 @@
-"""`RunDir`: sole owner of the file names in a run directory."""
+"""`RunDir`: sole owner of the file names in a run directory; and the directory's own name."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bayeslora_cli.config.catalogue import METHODS
 from bayeslora_cli.config.effects import affecting
-from bayeslora_cli.config.run_config import RunConfig, flag
+from bayeslora_cli.config.resolution import Resolved
+from bayeslora_cli.config.run_config import METHOD_ROW, OPTIONS, RunConfig, flag
 from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import RunDirError, StorageError, UserError
 from bayeslora_cli.runs.atomic_write import aside, named, remove, tidy, write_json, write_text
@@ -227,3 +231,33 @@ def runs_below(path: Path) -> Iterator[RunDir]:
         if run.started and (run.ranks.is_file() or run.task.is_file()):
             names.clear()  # nothing inside a run is another one
             yield run
+
+
+def run_name(resolved: Resolved) -> Path:
+    """Relative directory of a run: model / task-method-optimizer[-criterion]-rR[-hash] / seed-S."""
+    config = resolved.config
+    model = Path(config.model)
+    slug = model.name if model.is_dir() else config.model.replace("/", "--")
+    if config.model.startswith("package:"):
+        slug = model.parts[0].removeprefix("package:")
+    if slug.lower() in ("model", "checkpoint", "final") and model.parent.name:
+        slug = f"{model.parent.name}-{slug}"
+    task = config.task if config.train_file is None else _file_stem(config.train_file)
+    parts = [task, *(getattr(config, name) for name in METHOD_ROW)]
+    if METHODS[config.method].has_ranks:
+        parts.append(f"r{config.target_rank}")
+    named = {name for name, option in OPTIONS.items() if option.part_of_name is not None}
+    if not model.is_dir():
+        named.add("model")
+    others = {name: value for name, value in resolved.changed.items() if name not in named}
+    if others:
+        text = json.dumps(others, sort_keys=True)
+        parts.append(hashlib.sha256(text.encode()).hexdigest()[:8])
+    return Path(slug) / "-".join(p for p in parts if p) / f"seed-{config.seed}"
+
+
+def _file_stem(source: str) -> str:
+    """The name of a run on a user's own file: the file's name, or the hub data set's."""
+    path = Path(source)
+    name = path.stem if path.is_file() else source
+    return re.sub(r"[^\w.]+", "-", name).strip("-.") or "custom"

@@ -1,40 +1,25 @@
-"""What was typed of several runs at once -> the runs, each resolved as if typed alone."""
+"""Expands comma lists and ranges into runs, each resolved as if it had been typed on its own."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.config.catalogue import (
-    BLORA_MODES,
-    CRITERIA,
-    METHODS,
-    OPTIMIZERS,
-    TASK_NAMES,
-)
 from bayeslora_cli.config.effects import affecting
-from bayeslora_cli.config.resolution import SCHEDULED, Resolved, resolve, run_name
-from bayeslora_cli.config.run_config import flag, nearest
-from bayeslora_cli.config.values import parse_names, parse_numbers, parse_reals
+from bayeslora_cli.config.resolution import Resolved, resolve
+from bayeslora_cli.config.run_config import METHOD_ROW, OPTIONS, flag
+from bayeslora_cli.config.validation import unknown
 from bayeslora_cli.errors import ConfigError, UserError
-from bayeslora_cli.runs.directory import RunDir
+from bayeslora_cli.runs.directory import RunDir, run_name
 
-# the options that take a list; the first varies slowest
-NAMES: dict[str, tuple[str, ...]] = {
-    "task": TASK_NAMES,
-    "method": tuple(METHODS),
-    "optimizer": tuple(OPTIMIZERS),
-    "criterion": tuple(CRITERIA),
-    "blora_mode": BLORA_MODES,
-}
-REALS = ("lr", "boost_lr", "lambda_quant", "lambda_rank")
-AXES = ("task", "target_rank", "method", "optimizer", "criterion", "blora_mode", *REALS, "seed")
-# fields whose final value depends on the data and the backbone
-_FITTED = {*SCHEDULED, "schedule_steps", "max_length"}
+# options that take a list; the first varies slowest
+AXES = tuple(
+    sorted((name for name, o in OPTIONS.items() if o.sweep), key=lambda name: OPTIONS[name].varies)
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +51,7 @@ class PlannedRun:
         except UserError:
             return False  # the ordinary run says what is wrong
         mine, theirs = (
-            {name: value for name, value in affecting(config).items() if name not in _FITTED}
+            {n: v for n, v in affecting(config).items() if OPTIONS[n].is_final}
             for config in (self.resolved.config, there)
         )
         return mine == theirs
@@ -104,8 +89,7 @@ def expand(typed: Mapping[str, Any], preset: str | None = None) -> Sweep:
     that allocates no ranks is trained once beside others, not once a criterion.
 
     Args:
-        typed: as for `resolve`; those of `NAMES` and `REALS` may be comma lists, and `target_rank`
-            and `seed` are lists and ranges as text: 2021-2025, 1,5,7-9.
+        typed: as for `resolve`; options that take a list may be text, as their `sweep` reads it.
     Raises:
         ConfigError: a list that cannot be read, or all problems of the combinations if none of
             them can be.
@@ -115,7 +99,7 @@ def expand(typed: Mapping[str, Any], preset: str | None = None) -> Sweep:
     problems: dict[str, list[dict[str, Any]]] = {}
     once: dict[str, None] = {}
     idle: dict[str, None] = {}
-    several_rows = any(len(axes.get(n, ())) > 1 for n in ("method", "optimizer", "criterion"))
+    several_rows = any(len(axes.get(n, ())) > 1 for n in METHOD_ROW)
     for values in product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
         try:
@@ -184,26 +168,16 @@ def _axes(typed: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     for name in AXES:
         if name not in typed:
             continue
-        text = str(typed[name])
+        text, option = str(typed[name]), OPTIONS[name]
+        assert option.sweep is not None
         try:
-            axes[name] = _parser(name)(text)
+            axes[name] = option.sweep(text)
         except ValueError as error:
-            option = "--seeds" if name == "seed" else flag(name)
-            problems.append(f"{option} {text}: {error}")
+            problems.append(f"{option.sweep_flag or option.flag} {text}: {error}")
             continue
-        known: tuple[Any, ...] = NAMES.get(name, axes[name])
-        if len(axes[name]) > 1:  # else the run itself says it, together with what else is wrong
-            problems += [
-                f"{flag(name)} {value}: choose one of {', '.join(known)}{nearest(value, known)}"
-                for value in axes[name]
-                if value not in known
-            ]
+        # a single value that is wrong the run itself reports, together with what else is wrong
+        if len(axes[name]) > 1 and option.choices is not None:
+            problems += [unknown(option, v) for v in axes[name] if v not in option.choices]
     if problems:
         raise ConfigError(problems)
     return axes
-
-
-def _parser(name: str) -> Callable[[str], tuple[Any, ...]]:
-    if name in NAMES:
-        return parse_names
-    return parse_reals if name in REALS else parse_numbers

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from bayeslora_cli.config.catalogue import OPTIMIZERS
-from bayeslora_cli.config.resolution import SCHEDULED, Resolved
-from bayeslora_cli.config.run_config import FIELDS, flag
+from bayeslora_cli.config.resolution import Resolved
+from bayeslora_cli.config.run_config import OPTIONS, SCHEDULED, flag
 from bayeslora_cli.data.batching import steps_per_epoch
 from bayeslora_cli.data.token_cache import encode_once
 from bayeslora_cli.data.tokenization import tokenise
@@ -84,7 +84,7 @@ def plan(prepared: Prepared, resolved: Resolved, processes: int = 1) -> dict[str
                 "source": resolved.sources[n]
                 + (", scaled" if n in SCHEDULED and values[n] != typed[n] else ""),
             }
-            for n in FIELDS
+            for n in OPTIONS
         },
         "task": task.to_json(),
         "rows": rows,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.config.resolution import Resolved, run_name, scale_schedule
+from bayeslora_cli.config.resolution import Resolved, scale_schedule
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import steps_per_epoch
 from bayeslora_cli.data.example_cache import Shared
@@ -17,7 +17,7 @@ from bayeslora_cli.methods.blora.schedule import too_short
 from bayeslora_cli.methods.building import METHODS
 from bayeslora_cli.methods.schedules import LearningRate
 from bayeslora_cli.models.backbones.loading import load_tokenizer, usable_length
-from bayeslora_cli.runs.directory import RunDir
+from bayeslora_cli.runs.directory import RunDir, run_name
 from bayeslora_cli.runs.trackers import check_trackers
 from bayeslora_cli.tasks.task import Examples, Task
 

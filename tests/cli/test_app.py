@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from bayeslora_cli.cli.app import main, train
 from bayeslora_cli.config import presets
-from bayeslora_cli.config.run_config import FIELDS
+from bayeslora_cli.config.run_config import OPTIONS
 
 ROOT = Path(__file__).parents[2]
 
@@ -414,7 +414,7 @@ def test_every_option_of_a_run_can_be_typed():
         "preset", "list_presets", "dry_run", "as_json", "quiet", "verbose", "seeds", "jobs",
         "print_commands", "ctx",
     }  # fmt: skip
-    assert typed_names - others == FIELDS.keys() - {"schedule_steps"}
+    assert typed_names - others == OPTIONS.keys() - {"schedule_steps"}
 
 
 def test_version_and_help():

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from bayeslora_cli.config.catalogue import GLUE_TASKS, TASK_NAMES
+from bayeslora_cli.config.effects import check_schedule
 from bayeslora_cli.config.presets import list_presets, presets_directory
 from bayeslora_cli.config.resolution import resolve
-from bayeslora_cli.config.run_config import FIELDS, check_schedule
+from bayeslora_cli.config.run_config import OPTIONS
 from bayeslora_cli.errors import ConfigError
 
 PAPER = Path(__file__).parents[3] / "shared" / "paper" / "hyperparameters.json"
@@ -197,7 +198,7 @@ def test_sections_and_keys_are_known(task):
     assert sections.keys() <= SECTIONS
     assert all(sections.values()), "an empty section says nothing"
     for values in ({k: v for k, v in table.items() if k not in sections}, *sections.values()):
-        assert values.keys() <= FIELDS.keys() - NEVER_IN_PRESETS
+        assert values.keys() <= OPTIONS.keys() - NEVER_IN_PRESETS
         assert not any(isinstance(value, dict | list) for value in values.values())
 
 
@@ -216,7 +217,7 @@ def test_every_row_resolves(task, method, optimizer, criterion):
     expected |= {"t_init", "t_final"} if method == "blora" else set()
     assert {name for name in expected if resolved.sources[name] != f"preset {task}"} == set()
     # the values' types are the fields': TOML's 3 and 3.0 differ
-    for name, field in FIELDS.items():
+    for name, field in OPTIONS.items():
         value, kinds = getattr(config, name), str(field.type)
         if name == "target_modules" or value is None:
             continue

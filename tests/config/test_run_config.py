@@ -13,7 +13,7 @@ from bayeslora_cli.config.catalogue import GLUE_TASKS
 from bayeslora_cli.config.resolution import (
     resolve,
 )
-from bayeslora_cli.config.run_config import FIELDS, RunConfig, flag
+from bayeslora_cli.config.run_config import OPTIONS, RunConfig, flag
 from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import ConfigError, UserError
 from tests.support.strategies import FLOATS, NOT_RESULT, ROWS, TABLE, configs
@@ -160,7 +160,7 @@ def test_infinite_values(name, value, request):
 
 def test_fields_that_do_not_affect_the_result():
     """Decides what a resume refuses: written out, so that a change here is a decision."""
-    assert {n for n, f in FIELDS.items() if not f.metadata["affects_result"]} == NOT_RESULT
+    assert {n for n, f in OPTIONS.items() if not f.affects_result} == NOT_RESULT
 
 
 # ---- files

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bayeslora_cli.config.resolution import resolve, run_name
+from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.toml_files import to_toml
 from bayeslora_cli.runs.atomic_write import write_json, write_text
-from bayeslora_cli.runs.directory import RunDir
+from bayeslora_cli.runs.directory import RunDir, run_name
 
 
 def write_scored(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from bayeslora_cli.config.catalogue import TASK_NAMES
-from bayeslora_cli.config.run_config import FIELDS, RunConfig
+from bayeslora_cli.config.run_config import OPTIONS, RunConfig
 
 # the product's table, written out once more: method, optimizer -> criteria, the default first
 TABLE = {
@@ -24,7 +24,7 @@ NOT_RESULT = {
     "trust_remote_code", "deterministic", "checkpoint_every", "eager", "compile",
     "log_to",
 }  # fmt: skip
-FLOATS = [name for name, f in FIELDS.items() if "float" in str(f.type)]
+FLOATS = [name for name, f in OPTIONS.items() if "float" in str(f.type)]
 
 positive = st.floats(1e-9, 1e9)
 not_negative = st.just(0.0) | positive
@@ -109,7 +109,7 @@ def configs(draw):
         "boost_lr": draw(positive if schedule == "boost" else st.none() | positive),
     }
     free = draw(st.fixed_dictionaries(FREE))
-    assert linked.keys() | free.keys() == FIELDS.keys()
+    assert linked.keys() | free.keys() == OPTIONS.keys()
     return RunConfig(**linked, **free)
 
 

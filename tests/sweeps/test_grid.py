@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bayeslora_cli.cli import app
 from bayeslora_cli.config.catalogue import CRITERIA, METHODS, OPTIMIZERS
 from bayeslora_cli.config.resolution import resolve
-from bayeslora_cli.config.run_config import FIELDS
+from bayeslora_cli.config.run_config import OPTIONS
 from bayeslora_cli.config.toml_files import to_toml
 from bayeslora_cli.config.values import MOST, parse_names, parse_numbers
 from bayeslora_cli.errors import ConfigError
@@ -108,7 +108,7 @@ def as_typed(line):
     assert (program, command) == ("bayeslora", "train")
     parser = typer.main.get_command(app.app).commands["train"]
     given = parser.make_context("train", arguments).params
-    typed = {n: v for n, v in given.items() if n in FIELDS and v is not None}
+    typed = {n: v for n, v in given.items() if n in OPTIONS and v is not None}
     for name in ("target_modules", "text_columns", "log_to"):
         if name in typed:
             typed[name] = tuple(part for part in typed[name].split(",") if part)

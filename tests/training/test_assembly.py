@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bayeslora_cli.config.resolution import resolve
-from bayeslora_cli.config.run_config import ASIDE, FIELDS, RunConfig, kind
+from bayeslora_cli.config.run_config import OPTIONS, RunConfig, kind
 from bayeslora_cli.data.example_cache import Shared
 from bayeslora_cli.errors import ModelError, NonFiniteError, Preempted
 from bayeslora_cli.execution.signals import listening
@@ -214,6 +214,7 @@ def test_a_finished_run_leaves_it_where_it_is(trained):
     assert shared.rig is rig
 
 
+ASIDE = {name for name, option in OPTIONS.items() if option.shares_network}
 OTHER = {
     "seed": 5, "output": "elsewhere", "overwrite": True, "log_every": 7,
     "log_to": ("tensorboard",), "checkpoint_every": "2",
@@ -221,7 +222,7 @@ OTHER = {
 
 
 def test_what_is_set_aside_changes_nothing_else(trained, tmp_path):
-    assert OTHER.keys() == set(ASIDE)
+    assert OTHER.keys() == ASIDE
     shared = Shared()
     trained("first", shared, seed=1)
     rig, changes = shared.rig, {n: v for n, v in OTHER.items() if n != "output"}
@@ -232,7 +233,7 @@ def test_what_is_set_aside_changes_nothing_else(trained, tmp_path):
     assert names == ["trackers.json"]  # an identity
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_every_other_option_makes_another_kind(name):
     """A new one, too, unless somebody says that it does not count."""
     config = RunConfig()
@@ -240,7 +241,7 @@ def test_every_other_option_makes_another_kind(name):
     changed = replace(config)
     object.__setattr__(changed, name, value)
     assert (kind(changed) == kind(config)) == (name in ASIDE)
-    assert name == "seed" or name not in ASIDE or not FIELDS[name].metadata["affects_result"]
+    assert name == "seed" or name not in ASIDE or not OPTIONS[name].affects_result
 
 
 @pytest.mark.parametrize("what", ["weights", "dropout", "rows", "buffer"])

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bayeslora_cli.config.resolution import resolve
-from bayeslora_cli.config.run_config import FIELDS, flag
+from bayeslora_cli.config.run_config import OPTIONS, flag
 from bayeslora_cli.training.loop import train
 from bayeslora_cli.training.plan import describe_plan, plan
 from bayeslora_cli.training.preparation import prepare
@@ -58,7 +58,7 @@ def test_parameters_at_the_end_are_those_of_an_even_allocation(resolved):
 def test_every_option_is_there_with_its_source(resolved):
     asked = resolved(lr=0.5)
     found = plan(prepare(asked), asked)["config"]
-    assert list(found) == [flag(name) for name in FIELDS]
+    assert list(found) == [flag(name) for name in OPTIONS]
     assert found["--lr"] == {"value": 0.5, "source": "command line"}
     assert found["--t-init"] == {"value": 2, "source": "preset rte, scaled"}
     assert found["--hess-init"] == {"value": 1.0, "source": "default"}

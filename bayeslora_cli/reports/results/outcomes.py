@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.config.run_config import OPTIONS, RunConfig
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.runs.directory import RunDir, runs_below
 
@@ -28,7 +28,7 @@ GROUPS["all"] = (*GROUPS["group1"], *GROUPS["group2"])
 AT = ("best_at_budget", "best", "last")
 
 
-ROW = ("method", "optimizer", "criterion", "target_rank")
+ROW = tuple(name for name, o in OPTIONS.items() if o.part_of_name in ("row", "rank"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

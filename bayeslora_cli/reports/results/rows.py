@@ -13,9 +13,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from bayeslora_cli.config.catalogue import CRITERIA, METHODS, OPTIMIZERS
 from bayeslora_cli.config.effects import affecting
-from bayeslora_cli.config.resolution import SCHEDULED, resolve, scale_schedule
-from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.config.resolution import resolve, scale_schedule
+from bayeslora_cli.config.run_config import OPTIONS, RunConfig
 from bayeslora_cli.errors import ConfigError
 from bayeslora_cli.reports.results.outcomes import (
     AT,
@@ -30,14 +31,9 @@ from bayeslora_cli.reports.results.outcomes import (
 
 logger = logging.getLogger("bayeslora")
 
-# and its rows
-ORDER = ("full", "lora", "adalora", "blora", "adamw", "ivon", "sensitivity", "snr-abs", "snr",
-         "magnitude", "precision")  # fmt: skip
-# follow from the backbone and the total number of steps, and that from the data
-_FITTED = (*SCHEDULED, "max_length")
 _DATA = ("schedule_steps", "data")
-# where runs differ in these, all of them say it, those at the preset's values too
-_TRADED = ("blora_mode", "lambda_quant", "lambda_rank")
+_FITTED = tuple(name for name, o in OPTIONS.items() if not o.is_final and name not in _DATA)
+"""Follow from the backbone and the total number of steps, and that from the data."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,11 +141,14 @@ def load_results(paths: Sequence[Path], at: str = AT[0]) -> Results:
         for key, alike in _grouped(of_model, lambda o: o.row).items()
         for row in _rows(key, model, alike, {"model": model} if len(models) > 1 else {})
     ]
-    rank = {name: number for number, name in enumerate(ORDER)}
-    rows.sort(
-        key=lambda r: (r.key[3] or 0, [rank.get(p, -1) for p in r.key[:3]], _in_order(r.settings))
-    )
+    rows.sort(key=lambda row: (row.key[3] or 0, _places(*row.key[:3]), _in_order(row.settings)))
     return Results(at=at, rows=tuple(rows))
+
+
+def _places(method: str, optimizer: str, criterion: str | None) -> tuple[int, int, int]:
+    """Where the catalogue puts a row; without a criterion first."""
+    last = -1 if criterion is None else CRITERIA[criterion].place
+    return METHODS[method].place, OPTIMIZERS[optimizer].place, last
 
 
 # ---- rows: never a mean over different settings
@@ -194,7 +193,9 @@ def _settings(outcome: Outcome) -> dict[str, Any]:
     for name in (*known, *_DATA, "seed", "model", "eval_file"):
         mine.pop(name, None)
     found = {
-        n: v for n, v in mine.items() if n in _TRADED or usual is None or v != getattr(usual, n)
+        n: v
+        for n, v in mine.items()
+        if OPTIONS[n].always_told or usual is None or v != getattr(usual, n)
     }
     return found | {name: getattr(config, name) for name in _DATA}
 

@@ -1,0 +1,94 @@
+"""What is wrong with the values of a configuration: each by itself, and beside the others."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from bayeslora_cli.config.catalogue import (
+    CRITERIA,
+    METHODS,
+    OPTIMIZERS,
+    criteria_of,
+    posterior_optimizers,
+)
+from bayeslora_cli.config.options import Option
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at what may have been meant, to end a message with; empty if nothing is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def problems(options: Mapping[str, Option], values: Mapping[str, Any]) -> list[str]:
+    """Every problem of a configuration: the flag, the value received and the fix.
+
+    Args:
+        options: by field name.
+        values: of all of them.
+    """
+    found = [p for name, option in options.items() for p in _by_itself(option, values[name])]
+    return found + [
+        f"{options[name].flag} {values[name]}: {fix}" for name, fix in _beside_others(values)
+    ]
+
+
+def unknown(option: Option, value: Any) -> str:
+    """The problem of a value that is none of the option's choices."""
+    known = tuple(option.choices or ())
+    one = "of" if option.is_list else "one of"
+    return f"{option.flag} {value}: choose {one} {', '.join(known)}{nearest(str(value), known)}"
+
+
+def _by_itself(option: Option, value: Any) -> Iterator[str]:
+    if value is None:
+        return
+    if option.choices is not None and not option.narrowed:
+        items = value if option.is_list else (value,)
+        yield from (unknown(option, item) for item in items if item not in option.choices)
+    for check in option.checks:
+        try:
+            check(value)
+        except ValueError as error:
+            yield f"{option.flag} {value}: {error}"
+            return
+
+
+def _beside_others(v: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Fields whose values do not go with others, each with the fix."""
+    method, optimizer = METHODS.get(v["method"]), OPTIMIZERS.get(v["optimizer"])
+    if method is not None and optimizer is not None:
+        yield from _criterion(v)
+    if (v["task"] == "custom") != (v["train_file"] is not None):
+        fix = "--task custom takes its examples from --train-file, other tasks have their own"
+        yield "train_file", fix
+    if v["eval_file"] is not None and v["train_file"] is None:
+        yield "eval_file", "needs --train-file"
+    if v["target_rank"] > v["init_rank"]:
+        fix = f"must not exceed the initial rank ({v['init_rank']}): raise --init-rank"
+        yield "target_rank", fix
+    if method is not None and method.fixed_rank and v["init_rank"] != v["target_rank"]:
+        fix = f"--method {v['method']} keeps one rank, --target-rank ({v['target_rank']})"
+        yield "init_rank", fix
+    if v["grad_accum"] >= 1 and v["batch_size"] % v["grad_accum"]:
+        yield "grad_accum", f"must divide --batch-size ({v['batch_size']})"
+    if v["train_samples"] != 1 and not (optimizer is not None and optimizer.posterior):
+        yield "train_samples", f"only --optimizer {posterior_optimizers()} samples weights"
+    if v["lr_schedule"] == "boost" and v["boost_lr"] is None:
+        yield "lr_schedule", "needs --boost-lr and --boost-until-step"
+
+
+def _criterion(v: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The criterion's problem beside a known method and optimizer."""
+    allowed, criterion = criteria_of(v["method"], v["optimizer"]), v["criterion"]
+    if not allowed and criterion is not None:
+        yield "criterion", f"--method {v['method']} has none"
+    elif allowed and criterion not in allowed:
+        names = ", ".join(allowed)
+        if criterion in CRITERIA:
+            fix = f"needs a posterior: use --optimizer {posterior_optimizers()}, or one of {names}"
+        else:
+            fix = f"choose one of {names}{nearest(str(criterion), allowed)}"
+        yield "criterion", fix

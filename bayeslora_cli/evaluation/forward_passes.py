@@ -9,56 +9,14 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.bayes.posterior import Posterior
-from bayeslora_cli.data.batching import evaluation_order, padded_width
-from bayeslora_cli.data.tokenization import TokenisedSplit
+from bayeslora_cli.data.splits import Batches
 from bayeslora_cli.errors import NonFiniteError
 from bayeslora_cli.evaluation.predictive import Predictive
 from bayeslora_cli.execution.compilation import uncompiled
 from bayeslora_cli.execution.cuda_graphs import Inputs, Runner, run_eagerly
-from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.tasks.metrics import task_metrics
 from bayeslora_cli.tasks.task import Task
-
-
-class Batches:
-    """A split in batches on a device: collated and moved once, for any number of passes.
-
-    Of several processes each has every so manieth batch, and all get all logits.
-    """
-
-    def __init__(
-        self,
-        split: TokenisedSplit,
-        batch_size: int,
-        device: torch.device,
-        processes: Processes = SINGLE,
-    ) -> None:
-        order = evaluation_order(split, batch_size)
-        longest = int(split.lengths.max())
-        self.labels = split.labels
-        self.examples = len(split)
-        self.processes = processes
-        self.rounds = -(-len(order) // processes.world)
-        """Batches of the process that has the most."""
-        order = order[processes.rank :: processes.world]
-        self.rows = torch.cat((*order, torch.empty(0, dtype=torch.int64)))
-        """int64: where each example of the batches, one after the other, is in the split."""
-
-        def width(indices: Tensor) -> int:
-            own = int(split.lengths[indices].max())
-            return padded_width(own, longest) if device.type == "cuda" else own
-
-        self.inputs = [
-            {
-                name: tensor.to(device)
-                for name, tensor in split.batch(indices, width(indices)).items()
-                if name != "labels"
-            }
-            for indices in order
-        ]
-        self.place = torch.empty(0, device=device)
-        """(b, outputs): where a batch's logits go, the same place at all passes."""
 
 
 @torch.inference_mode()

@@ -10,14 +10,10 @@ from typing import Any
 
 from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.data.splits import Batches
 from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
 from bayeslora_cli.errors import DataError, RunDirError, UserError
-from bayeslora_cli.evaluation.forward_passes import (
-    Batches,
-    Sampling,
-    predict_at_mean,
-    predict_over_samples,
-)
+from bayeslora_cli.evaluation.forward_passes import Sampling, predict_at_mean, predict_over_samples
 from bayeslora_cli.evaluation.prediction_files import (
     Predicted,
     check_path,

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.data.splits import Batches
 from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.evaluation.forward_passes import Batches, Metrics, describe, evaluate_splits
+from bayeslora_cli.evaluation.forward_passes import Metrics, describe, evaluate_splits
 from bayeslora_cli.evaluation.run_loading import load_run, of_the_training, split_names
 from bayeslora_cli.export.card import export_card
 from bayeslora_cli.export.formats.integer_codes import load_quantized, save_quantized

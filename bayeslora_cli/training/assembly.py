@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -13,9 +12,8 @@ from bayeslora_cli.bayes.criteria import load_criterion
 from bayeslora_cli.bayes.optimizer import build_optimizer
 from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig, kind
-from bayeslora_cli.data.batching import Feed
+from bayeslora_cli.data.splits import Data, tokens_fingerprint
 from bayeslora_cli.data.tokenization import TokenisedSplit
-from bayeslora_cli.evaluation.forward_passes import Batches
 from bayeslora_cli.execution.compilation import compile_blocks, compiled_once, is_worth_compiling
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
 from bayeslora_cli.execution.device import pick_device, set_precision
@@ -26,7 +24,6 @@ from bayeslora_cli.methods.allocation import Allocator
 from bayeslora_cli.methods.blora.trainer import gate_trainer
 from bayeslora_cli.methods.building import METHODS, build_network
 from bayeslora_cli.methods.network import Network
-from bayeslora_cli.models.backbones.fingerprint import data_fingerprint
 from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.runs.checkpoint import Stateful, transfer
 from bayeslora_cli.training.preparation import Prepared, learning_rate
@@ -61,7 +58,8 @@ def rig_for(prepared: Prepared, processes: Processes = SINGLE) -> Rig:
         set_precision(prepared.config.precision, deterministic=prepared.config.deterministic)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        rig = Rig(prepared, Data(prepared, device, processes), device, processes)
+        data = Data(prepared.config, _tokens(prepared), device, processes)
+        rig = Rig(prepared, data, device, processes)
     processes.check_inputs(rig.checksums)
     if device.type == "cuda" and not prepared.config.eager:
         rig.capture(prepared.config, compiled=_is_worth_compiling(prepared))
@@ -81,33 +79,9 @@ def _is_worth_compiling(prepared: Prepared) -> bool:
     return is_worth_compiling(config.compile, config.schedule_steps * runs)
 
 
-class Data:
-    """A run's rows, tokenised, on a device."""
-
-    def __init__(self, prepared: Prepared, device: torch.device, processes: Processes) -> None:
-        config = prepared.config
-        splits = _tokens(prepared)
-        self.fingerprint = _fingerprint(splits.values())
-        train = splits.pop("train")
-        self.training_rows = len(train)
-        self.feed = Feed(train, device)
-        self.splits = {
-            name: Batches(split, config.eval_batch_size, device, processes)
-            for name, split in splits.items()
-        }
-
-
 def _tokens(prepared: Prepared) -> dict[str, TokenisedSplit]:
     config, task = prepared.config, prepared.task
     return prepared.shared.tokens(config, task, prepared.examples, prepared.tokenizer)
-
-
-def _fingerprint(splits: Iterable[TokenisedSplit]) -> str:
-    return data_fingerprint(
-        tensor
-        for split in splits
-        for tensor in (split.tokens, split.offsets, split.token_types, split.labels)
-    )
 
 
 class Rig:
@@ -183,7 +157,7 @@ class Rig:
         wanted = kind(prepared.config), prepared.task, processes
         if (self.kind, self.task, self.processes) != wanted:
             return False
-        if _fingerprint(_tokens(prepared).values()) != self.data.fingerprint:
+        if tokens_fingerprint(_tokens(prepared).values()) != self.data.fingerprint:
             return False
         fresh = Rig(prepared, self.data, torch.device("cpu"), processes)
         if not self._is_made_as(fresh):

@@ -12,14 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from bayeslora_cli.bayes import posterior
+from bayeslora_cli.data.splits import Batches
 from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
 from bayeslora_cli.errors import DataError, NonFiniteError, UserError
-from bayeslora_cli.evaluation.forward_passes import (
-    Batches,
-    Sampling,
-    predict_at_mean,
-    predict_over_samples,
-)
+from bayeslora_cli.evaluation.forward_passes import Sampling, predict_at_mean, predict_over_samples
 from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.evaluation.run_loading import load_run
 from bayeslora_cli.models.backbones.loading import Labels

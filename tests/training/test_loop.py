@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from bayeslora_cli.config.resolution import resolve
+from bayeslora_cli.data.splits import Batches
 from bayeslora_cli.errors import (
     BayesloraError,
     ConfigError,
@@ -24,7 +25,7 @@ from bayeslora_cli.errors import (
     NonFiniteError,
     RunDirError,
 )
-from bayeslora_cli.evaluation.forward_passes import Batches, logits_of
+from bayeslora_cli.evaluation.forward_passes import logits_of
 from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.runs import checkpoint

@@ -1,0 +1,85 @@
+"""A run's splits on a device: training rows to draw from, evaluation rows in fixed batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.data.batching import Feed, evaluation_order, padded_width
+from bayeslora_cli.data.tokenization import TokenisedSplit
+from bayeslora_cli.execution.processes import SINGLE, Processes
+from bayeslora_cli.models.backbones.fingerprint import data_fingerprint
+
+
+class Batches:
+    """A split in batches on a device: collated and moved once, for any number of passes.
+
+    With N processes each holds every N-th batch.
+    """
+
+    def __init__(
+        self,
+        split: TokenisedSplit,
+        batch_size: int,
+        device: torch.device,
+        processes: Processes = SINGLE,
+    ) -> None:
+        order = evaluation_order(split, batch_size)
+        longest = int(split.lengths.max())
+        self.labels = split.labels
+        self.examples = len(split)
+        self.processes = processes
+        self.rounds = -(-len(order) // processes.world)
+        """Batches of the process that has the most."""
+        order = order[processes.rank :: processes.world]
+        self.rows = torch.cat((*order, torch.empty(0, dtype=torch.int64)))
+        """int64: where each example of the batches, one after the other, is in the split."""
+
+        def width(indices: Tensor) -> int:
+            own = int(split.lengths[indices].max())
+            return padded_width(own, longest) if device.type == "cuda" else own
+
+        self.inputs = [
+            {
+                name: tensor.to(device)
+                for name, tensor in split.batch(indices, width(indices)).items()
+                if name != "labels"
+            }
+            for indices in order
+        ]
+        self.place = torch.empty(0, device=device)
+        """(b, outputs): where a batch's logits go, the same place at all passes."""
+
+
+class Data:
+    """A run's tokenised rows on a device."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        splits: Mapping[str, TokenisedSplit],
+        device: torch.device,
+        processes: Processes = SINGLE,
+    ) -> None:
+        """`splits`: by name: `train`, and those to evaluate on."""
+        self.fingerprint = tokens_fingerprint(splits.values())
+        train = splits["train"]
+        self.training_rows = len(train)
+        self.feed = Feed(train, device)
+        self.splits = {
+            name: Batches(split, config.eval_batch_size, device, processes)
+            for name, split in splits.items()
+            if name != "train"
+        }
+
+
+def tokens_fingerprint(splits: Iterable[TokenisedSplit]) -> str:
+    """A checksum of splits' tokens and labels."""
+    return data_fingerprint(
+        tensor
+        for split in splits
+        for tensor in (split.tokens, split.offsets, split.token_types, split.labels)
+    )

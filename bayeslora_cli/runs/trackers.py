@@ -1,8 +1,8 @@
-"""Trackers of experiments, told what goes into metrics.jsonl, through their own libraries.
+"""Experiment trackers: they log what goes into metrics.jsonl, each through its own library.
 
-A tracker's failure is never the training's: it is said once, and the tracker hears nothing more.
-Projects, servers and offline modes are the libraries' own variables: WANDB_PROJECT, WANDB_MODE,
-MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, TRACKIO_DIR and the like.
+An error of a tracker never stops the training: it is reported once, and that tracker is not used
+any more. Projects, servers and offline modes are set by the libraries' own environment variables:
+WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, TRACKIO_DIR and the like.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from bayeslora_cli.runs.directory import RunDir
 logger = logging.getLogger("bayeslora")
 
 PROJECT = "bayeslora"
-"""Where the library's own variable names no other."""
+"""The project's name unless the library's own variable gives another."""
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Whether the libraries are there, before anything is computed.
+    """Check that the libraries are installed, before anything is computed.
 
     Raises:
         UserError: one is missing.
@@ -45,20 +45,20 @@ def check_trackers(names: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Beginning:
-    """What a tracker is told at first."""
+    """What a tracker is opened with."""
 
     run: RunDir
     config: RunConfig
     id: str
-    """By which it finds its run again; of its own making after it has given one."""
+    """Identifies the tracker's run when it is resumed; its own id once it has given one."""
     resumed: bool
-    """Whether it has had this run before."""
+    """Whether an earlier process logged this run there."""
     step: int
-    """Steps done: what it was told of later ones comes again."""
+    """Steps done. What an earlier process logged of later steps is logged again."""
 
     @property
     def name(self) -> str:
-        """What people read."""
+        """The run's name as the tracker shows it: the last two parts of its path."""
         return "/".join(self.run.path.resolve().parts[-2:])
 
 
@@ -68,17 +68,17 @@ class Tracker(Protocol):
     id: str
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of a step, counted from 0."""
+        """Log numbers of a step, counted from 0."""
 
     def close(self, *, finished: bool) -> None:
-        """The process is done with it; `finished`: the run is, too."""
+        """End the process's part of the run; `finished`: the run itself has ended, too."""
 
 
 class Trackers:
     """All trackers of a run: opened by `start`, closed when the context ends."""
 
     def __init__(self, run: RunDir, config: RunConfig) -> None:
-        """Nothing happens before `start`."""
+        """Take the run and its configuration; nothing is opened before `start`."""
         self.run, self.config = run, config
         self._open: dict[str, Tracker] = {}
 
@@ -95,7 +95,7 @@ class Trackers:
             self._try(name, lambda t=tracker: t.close(finished=error is None))  # type: ignore[misc]
 
     def start(self, step: int) -> None:
-        """Open them, or go on in what an earlier process has opened.
+        """Open the trackers, or continue the runs that an earlier process opened in them.
 
         Args:
             step: steps done.
@@ -118,7 +118,7 @@ class Trackers:
         write_json(self.run.trackers, ids)
 
     def _known(self) -> dict[str, Any]:
-        """The trackers of an earlier process, and how each finds its run again."""
+        """Read the ids of an earlier process's trackers, by name."""
         if not self.run.trackers.is_file():
             return {}
         try:
@@ -131,11 +131,11 @@ class Trackers:
         self._open[name] = OPENERS[name](beginning)
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """A line of metrics.jsonl."""
+        """Log a line of metrics.jsonl."""
         self._tell(line["step"], dict(_flat(line)))
 
     def summary(self, result: Mapping[str, Any]) -> None:
-        """What result.json says of the best evaluation at the final budget."""
+        """Log what result.json has of the best evaluation at the final budget."""
         metrics = result["best_at_budget"]["metrics"]
         values = {
             f"best_at_budget/{split}/{name}": value
@@ -150,7 +150,7 @@ class Trackers:
 
     def _try(self, name: str, action: Callable[[], None]) -> None:
         try:
-            with redirect_stdout(sys.stderr):  # which is the result's alone
+            with redirect_stdout(sys.stderr):  # stdout is for the result only
                 action()
         except Exception as error:
             self._open.pop(name, None)
@@ -187,14 +187,14 @@ class _TensorBoard:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
-        self.writer.flush()  # a killed process has told all it knew
+        self.writer.flush()  # nothing is lost if the process is killed
 
     def close(self, *, finished: bool) -> None:
         self.writer.close()
 
 
 class _WandB:
-    """Weights & Biases, which leaves out steps that it has had: a resumed run's are the same."""
+    """Weights & Biases. It ignores steps that it has; a resumed run's are the same numbers."""
 
     def __init__(self, beginning: Beginning) -> None:
         import wandb
@@ -207,7 +207,7 @@ class _WandB:
             resume="allow",
             dir=str(beginning.run.path),
             config=affecting(beginning.config),
-            settings=wandb.Settings(console="off"),  # stdout and stderr are not its own
+            settings=wandb.Settings(console="off"),  # it is not to capture stdout and stderr
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -218,7 +218,7 @@ class _WandB:
 
 
 class _MLflow:
-    """MLflow, by its client: what another part of the process does with it stays its own."""
+    """MLflow, by its client: no run becomes the active one of the whole process."""
 
     def __init__(self, beginning: Beginning) -> None:
         import mlflow
@@ -246,7 +246,7 @@ class _MLflow:
 
 
 class _Trackio:
-    """Trackio, which knows a run by its name."""
+    """Trackio, which identifies a run by its name."""
 
     def __init__(self, beginning: Beginning) -> None:
         import trackio

@@ -14,7 +14,6 @@ from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ConfigError, Preempted, UserError
 from bayeslora_cli.execution.signals import Stop
-from bayeslora_cli.runs import trackers as module
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.trackers import OPENERS, Trackers, check_trackers
 from bayeslora_cli.training.loop import train
@@ -81,7 +80,7 @@ def fakes(monkeypatch):
         return opened[-1]
 
     monkeypatch.setitem(OPENERS, "wandb", opening)
-    monkeypatch.setattr(module, "check_trackers", lambda names: None)
+    monkeypatch.setattr("bayeslora_cli.runs.trackers.check_trackers", lambda names: None)
     monkeypatch.setattr("bayeslora_cli.training.preparation.check_trackers", lambda names: None)
     return opened
 

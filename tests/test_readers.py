@@ -24,7 +24,7 @@ from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import DataError, RunDirError, UserError
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
-from bayeslora_cli.reports.ranks import history
+from bayeslora_cli.reports.ranks.history_reading import read_changes
 from bayeslora_cli.runs import checkpoint
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import RankReport
@@ -117,7 +117,7 @@ def test_json_and_lines_of_a_run(data, tmp_path):
     for path in (run.result, run.ranks_history):
         path.write_bytes(data.draw(damaged(lines)))
     assert isinstance(read(lambda: run.read_json(run.result), RunDirError), dict | None)
-    read(lambda: history._read(run, REPORT), RunDirError)
+    read(lambda: read_changes(run, REPORT), RunDirError)
 
 
 @FUZZ

@@ -13,7 +13,13 @@ from bayeslora_cli.cli.progress import logger, set_up_logging
 from bayeslora_cli.cli.results_command import is_collection, print_table
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.export.request import ExportOptions
-from bayeslora_cli.reports.figures.reliability_diagram import check_figure, diagram, draw
+from bayeslora_cli.reports.figures.figure_file import check_figure
+from bayeslora_cli.reports.figures.reliability_diagram import (
+    OPTION,
+    WITHOUT,
+    save_diagram,
+    text_diagram,
+)
 from bayeslora_cli.reports.run_summary import side_by_side
 
 _FORM, _CHECK, _WHERE = "What to write", "How to check it", "Where to"  # panels of export's help
@@ -114,7 +120,7 @@ def evaluate(
     (run,) = runs
     figure = None if reliability == Path("-") else reliability
     if figure is not None:
-        check_figure(figure)
+        check_figure(figure, OPTION, WITHOUT)
     for name, value in (("--temperature", temperature), ("--seed", seed)):
         if samples is None and value is not None:
             raise UserError(f"{name} {value}: it is of samples; give --samples S as well")
@@ -142,7 +148,7 @@ def evaluate(
     if note is not None:
         logger.warning("%s", note)
     if figure is not None:
-        draw(figure, found["reliability"], "/".join(run.resolve().parts[-2:]))
+        save_diagram(figure, found["reliability"], "/".join(run.resolve().parts[-2:]))
     if as_json:
         print(json.dumps(found, allow_nan=False))
         return
@@ -150,7 +156,7 @@ def evaluate(
         simple = found.keys().isdisjoint(("sampled", "ood"))
         print(describe(found["metrics"]) if simple else side_by_side(found))
     if reliability is not None:
-        print(diagram(found["reliability"]))
+        print(text_diagram(found["reliability"]))
     for path in (figure, predictions, submission):
         if path is not None:
             print(path)

@@ -1,4 +1,4 @@
-"""`bayeslora inspect-ranks`: which view is asked for, and in which form it is printed."""
+"""`bayeslora inspect-ranks`: chooses the view and the form in which it is printed."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.reports.figures.save import check_figure, save_figure
-from bayeslora_cli.reports.ranks.history import load_history
+from bayeslora_cli.reports.figures.figure_file import check_figure
+from bayeslora_cli.reports.figures.view_figures import OPTION, save_figure
+from bayeslora_cli.reports.ranks.history_reading import load_history
 from bayeslora_cli.reports.ranks.run_groups import Group, check_same, load_group, load_groups
 from bayeslora_cli.reports.ranks.score_distribution import load_scores
 from bayeslora_cli.reports.ranks.views import Difference, Panels, Ranks, View
-from bayeslora_cli.reports.terminal_shading import show
+from bayeslora_cli.reports.terminal_text import show
 
 logger = logging.getLogger("bayeslora")
 
@@ -55,7 +55,7 @@ def inspect_ranks(
     if as_json and as_csv:
         raise UserError("--json and --csv: both go to stdout; ask for one")
     if output is not None:
-        check_figure(output)
+        check_figure(output, OPTION)
 
     groups: tuple[Group, ...]
     view: View
@@ -76,7 +76,7 @@ def inspect_ranks(
         save_figure(view, output)
         logger.info("wrote %s", output)
     if as_json:
-        found = {"schema": SCHEMA, "view": name, "groups": [_describe(g) for g in groups]}
+        found = {"schema": SCHEMA, "view": name, "groups": [group.to_json() for group in groups]}
         print(json.dumps(found | view.to_json(), allow_nan=False))
     elif as_csv:
         _print_csv(view)
@@ -93,23 +93,6 @@ def _two_groups(paths: Sequence[Path]) -> tuple[Group, Group]:
     a, b = (load_group([path]) for path in paths)
     check_same((a.runs[0], a.reports[0]), (b.runs[0], b.reports[0]), same_init_rank=False)
     return a, b
-
-
-def _describe(group: Group) -> dict[str, Any]:
-    return {
-        "label": group.label,
-        "kept": float(group.ranks.sum(axis=1).mean()),
-        "initial": group.initial,
-        "runs": [
-            {
-                "path": str(run.path),
-                "step": report.step,
-                "budget": report.budget,
-                "criterion": report.criterion,
-            }
-            for run, report in zip(group.runs, group.reports, strict=True)
-        ],
-    }
 
 
 def _print_csv(view: View) -> None:

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from bayeslora_cli.config.values import duration
-from bayeslora_cli.reports.run_summary import _print, _short
+from bayeslora_cli.reports.terminal_text import print_plain, three_digits
 from bayeslora_cli.training.run_log import Reporter
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-            _print(self.console, prefix + self.format(record))
+            print_plain(self.console, prefix + self.format(record))
         except Exception:
             self.handleError(record)
 
@@ -128,7 +128,7 @@ class Progress(Reporter):
             yield f"rank {self._line['rank']:.2f}"
             yield f"bits {self._line['bits']:.2f}"
         if self._pace.rate:
-            yield f"{_short(self._pace.rate)} steps/s"
+            yield f"{three_digits(self._pace.rate)} steps/s"
             yield f"{duration(self._pace.seconds(self._total - self._done))} left"
 
     def _bar(self) -> Table:

@@ -59,7 +59,7 @@ def print_table(
     if form == "":
         from rich.console import Console
 
-        from bayeslora_cli.reports.terminal_shading import show
+        from bayeslora_cli.reports.terminal_text import show
 
         show(partial(table_drawing.draw, table), Console())
     else:

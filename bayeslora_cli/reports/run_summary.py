@@ -7,25 +7,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bayeslora_cli.config.values import duration
+from bayeslora_cli.reports.terminal_text import print_plain, three_digits
 from bayeslora_cli.runs.rank_report import RankReport
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
-
-
-def _print(console: Console, text: str) -> None:
-    """Print lines as they are: no markup, no colours, no line breaks, no control characters."""
-    console.print(
-        text.translate(_CONTROL), markup=False, emoji=False, highlight=False, soft_wrap=True
-    )
-
-
-def _short(rate: float) -> str:
-    """Three digits, never an exponent for the large."""
-    return f"{rate:.3g}" if rate < 999.5 else f"{rate:.0f}"
 
 
 def closing_table(result: Mapping[str, Any], report: RankReport | None, console: Console) -> None:
@@ -47,7 +33,7 @@ def closing_table(result: Mapping[str, Any], report: RankReport | None, console:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *rest in rows:
         cells = (f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
-        _print(console, "  ".join([f"{first:{widths[0]}}", *cells]))
+        print_plain(console, "  ".join([f"{first:{widths[0]}}", *cells]))
 
     memory = result["peak_memory_bytes"]
     facts = {
@@ -56,26 +42,26 @@ def closing_table(result: Mapping[str, Any], report: RankReport | None, console:
         "kept parameters": f"{result['kept_parameters']:,}",
         "training time": f"{duration(result['train_seconds'])}, "
         f"with evaluations {duration(result['seconds'])}",
-        "steps a second": _short(result["steps_per_second"]),
+        "steps a second": three_digits(result["steps_per_second"]),
         **_gate_facts(result),
         **({} if memory is None else {"peak memory": f"{memory / 1e9:.2f} GB"}),
     }
-    _print(console, "")
+    print_plain(console, "")
     for name, fact in facts.items():
-        _print(console, f"{name:{max(map(len, facts))}}  {fact}")
+        print_plain(console, f"{name:{max(map(len, facts))}}  {fact}")
 
     posterior = result.get("posterior") or {}
     if posterior:
-        _print(console, f"{'posterior':{max(map(len, facts))}}  {posterior_line(posterior)}")
+        print_plain(console, f"{'posterior':{max(map(len, facts))}}  {posterior_line(posterior)}")
     note = posterior.get("note")
     if note is not None:
-        _print(console, "")
-        _print(console, textwrap.fill(f"note: {note}", console.width))
+        print_plain(console, "")
+        print_plain(console, textwrap.fill(f"note: {note}", console.width))
 
     if report is not None and report.criterion is not None:
         from bayeslora_cli.reports.ranks.heatmap import print_heatmap
 
-        _print(console, "")
+        print_plain(console, "")
         print_heatmap(report, console)
 
 

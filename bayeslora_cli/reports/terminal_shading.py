@@ -1,4 +1,4 @@
-"""How a drawing in the terminal tells large from small: colours, characters, or digits alone."""
+"""Shades of the cells of a terminal drawing: background colours or a character by the number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    pass
 
 # Background and text of a cell. The colours are of the 256 of xterm, so a terminal with fewer than
 # 2^24 shows the same ones; their lightness rises evenly.
@@ -39,23 +39,23 @@ SHADES = " ░▒▓█"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shading:
-    """The shades of one drawing."""
+    """The shades of one drawing; with neither colours nor characters its numbers have none."""
 
     top: float
-    """The size that has the strongest shade."""
+    """The size of a number with the strongest shade."""
     colour: bool
     """Shade by background colours."""
     characters: bool
-    """Shade by a character after the number, of the value's size without its sign."""
+    """Shade by a character after the number, by its size without the sign."""
     signed: bool = False
-    """The colours tell the sign as well."""
+    """The colours show the sign as well."""
 
     def mark(self, value: float) -> str:
-        """The character after the number; empty where there is none."""
+        """The character after the number; empty without `characters`."""
         return SHADES[self._level(abs(value), len(SHADES))] if self.characters else ""
 
     def style(self, value: float) -> str:
-        """The style of a cell; empty without colours."""
+        """The rich style of a cell; empty without colours."""
         if not self.colour:
             return ""
         if self.signed:
@@ -67,7 +67,7 @@ class Shading:
         return f"{foreground} on {background}"
 
     def legend(self, number: Callable[[float], str]) -> Text:
-        """The shades with the numbers at their ends; empty where the numbers stand alone."""
+        """The shades with the numbers at their ends; empty where there are no shades."""
         low = number(-self.top if self.signed else 0)
         if self.colour:
             line = Text(f"{low} ")
@@ -80,24 +80,5 @@ class Shading:
         return Text()
 
     def _level(self, size: float, levels: int) -> int:
-        """Index of the shade of `size`; the first is that of 0 alone."""
+        """Index of the shade of `size`; only 0 has the first."""
         return ceil(size / self.top * (levels - 1)) if size else 0
-
-
-def show(draw: Callable[..., Text], console: Console) -> None:
-    """Print what `draw(width=, colour=, unicode=)` returns, as the console allows.
-
-    Colours need a terminal of 256 of them and no NO_COLOR; without them the output has no control
-    characters. An encoding other than UTF-8 gets ASCII.
-    """
-    text = draw(
-        width=console.width,
-        colour=not console.no_color and console.color_system in ("256", "truecolor"),
-        unicode=not console.options.ascii_only,
-    )
-    console.print(text, soft_wrap=True)
-
-
-def printable(name: str, *, unicode: bool = True) -> str:
-    """A name as a terminal can show it: what it would obey or cannot encode is escaped."""
-    return name if name.isprintable() and (unicode or name.isascii()) else ascii(name)[1:-1]

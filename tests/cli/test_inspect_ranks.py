@@ -181,7 +181,7 @@ def test_a_sweep_is_a_heatmap_a_method(runs, typed, tmp_path):
 
 def test_it_imports_nothing_heavy(runs):
     program = (
-        "import sys\nfrom bayeslora_cli.cli import main\n"
+        "import sys\nfrom bayeslora_cli.cli.app import main\n"
         f"sys.argv = ['bayeslora', 'inspect-ranks', {str(runs / 'snr')!r}, *sys.argv[1:]]\n"
         "try:\n    main()\nexcept SystemExit as done:\n    assert not done.code, done.code\n"
         f"print(*(name for name in {HEAVY} if name in sys.modules), file=sys.stderr)\n"

@@ -92,7 +92,7 @@ def test_a_reference(sweep, typed, tmp_path):
 
 def test_no_model_is_loaded(sweep):
     program = (
-        "import sys\nfrom bayeslora_cli.cli import main\n"
+        "import sys\nfrom bayeslora_cli.cli.app import main\n"
         f"sys.argv = ['bayeslora', 'eval', {str(sweep)!r}]\n"
         "try:\n    main()\nexcept SystemExit as done:\n    assert not done.code, done.code\n"
         f"print(*(name for name in {HEAVY} if name in sys.modules), file=sys.stderr)\n"

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.color import Color, ColorSystem
 
-from bayeslora_cli.reports.terminal_shading import DIVERGING, SHADES, Shading, printable
+from bayeslora_cli.reports.terminal_shading import DIVERGING, SHADES, Shading
+from bayeslora_cli.reports.terminal_text import printable
 from tests.reports.ranks.test_heatmap import luminance
 
 values = st.floats(-1, 1).map(lambda v: v * 7)

@@ -1,4 +1,4 @@
-"""The history of the ranks and the scores as figures."""
+"""Figures of a history of ranks, and of the scores of the triplets."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from bayeslora_cli.reports.figures.style import (
     new_figure,
     wrapped,
 )
+from bayeslora_cli.reports.ranks.grids import paper_order
 from bayeslora_cli.reports.ranks.history import History
 from bayeslora_cli.reports.ranks.score_distribution import KEPT, PRUNED, Scores
 
@@ -32,7 +33,7 @@ FOOT, GAP = 0.36, 0.1
 
 
 def history_figure(history: History) -> Figure:
-    """The budget over the steps, and below the rank of every matrix as an image, and its width."""
+    """Draw the budget over the steps, and below it images of every matrix's rank and bit width."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
@@ -85,8 +86,8 @@ def history_figure(history: History) -> Figure:
 
 
 def scores_figure(scores: Scores) -> Figure:
-    """The histogram of the scores with the threshold, and below every score by kind."""
-    kinds = scores.order()
+    """Draw the histogram of the scores with the threshold, and below it every score by kind."""
+    kinds = paper_order(scores.kinds)
     bars, strip = 1.0, 0.2 * len(kinds)
     lines = wrapped([scores.group.label, scores.group.facts()], COLUMN)
     left = left_of(kinds) + 0.16
@@ -129,7 +130,7 @@ def scores_figure(scores: Scores) -> Figure:
 
 
 def _score_axis(axes: Axes, low: float, high: float) -> None:
-    """A logarithmic axis; of few decades with plain numbers."""
+    """Make an axis logarithmic; over few decades its numbers are plain."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     axes.set(xscale="log", xlim=(low, high))

@@ -1,4 +1,4 @@
-"""The ranks as a figure: kinds of matrices by layers, as in the paper's figure 1."""
+"""Heatmaps of ranks and bit widths as figures: kinds of matrices by layers (paper, figure 1)."""
 
 from __future__ import annotations
 
@@ -48,13 +48,14 @@ MANY = 12
 def panels_figure(
     groups: Sequence[Sequence[tuple[Grid, Sequence[str]]]], what: str | None = None
 ) -> Figure:
-    """Heatmaps of kinds of matrices by layers, with sums, those of one unit in the same colours.
+    """Draw heatmaps with sums; those of one unit have the same colours.
 
-    Two are beside each other where a page has room, and of one group where any has several; more
-    layers than fit go into blocks. More than `MANY` are shades alone.
+    Two stand beside each other where a page has room, both of one group where any group has
+    several. Layers that do not fit go into further blocks. More than `MANY` heatmaps are drawn
+    without numbers (`small_multiples`).
 
     Args:
-        groups: each one's panels: numbers and titles, a line each; longer ones are broken.
+        groups: of each group its panels: a grid and titles, one line each; long ones are broken.
         what: the numbers' name, of some ten letters; None: their unit.
     """
     panels = [panel for group in groups for panel in group]
@@ -85,7 +86,7 @@ def panels_figure(
 
 
 class _Heatmap:
-    """A grid with the measures of its figure, in inches."""
+    """The drawing of one grid: its measures in inches, and its parts."""
 
     def __init__(self, grid: Grid, top: float) -> None:
         """`top` is the number of the strongest colour."""

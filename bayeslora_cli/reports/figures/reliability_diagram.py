@@ -1,25 +1,24 @@
-"""Reliability diagrams: how often a prediction is right, against how confident it is.
+"""Reliability diagrams: accuracy of the predictions against their confidence.
 
-The bins are `metrics.reliability_bins`: lists of rows, mean confidence and accuracy, from
-confidence 0 to 1, by split; at the posterior's mean (`mean`) and over samples (`sampled`).
+The bins are those of `calibration.reliability_bins`, by split: rows, mean confidence and accuracy,
+from confidence 0 to 1; at the posterior's mean (`mean`) and over samples of it (`sampled`).
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bayeslora_cli.errors import UserError
-from bayeslora_cli.runs.atomic_write import replacing
+from bayeslora_cli.reports.figures.figure_file import check_figure, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SUFFIXES = (".png", ".svg", ".pdf")
-TITLES = {"mean": "at the mean", "sampled": "over samples"}
-BAR = 20
+_TITLES = {"mean": "at the mean", "sampled": "over samples"}
+OPTION, WITHOUT = "--reliability", "- for the terminal only"
+"""The option that names the file, and what does without one."""
+FULL_BAR = 20
 """Characters of an accuracy of 1."""
 # blue and vermilion of Okabe and Ito's palette, which the colour-blind tell apart
 _COLOURS = {"mean": "#0072B2", "sampled": "#D55E00"}
@@ -28,38 +27,19 @@ _MARKERS = {"mean": "o", "sampled": "s"}
 Bins = Sequence[Mapping[str, float]]
 
 
-def check_figure(path: Path) -> None:
-    """Whether a diagram can be drawn to `path`, before anything is computed.
-
-    Raises:
-        UserError: a suffix that names no format, a directory, or no matplotlib.
-    """
-    if path.suffix not in SUFFIXES:
-        raise UserError(
-            f"--reliability {path}: the suffix {path.suffix!r} names no format; "
-            f"use one of {', '.join(SUFFIXES)}, or - for the terminal alone"
-        )
-    if path.is_dir():
-        raise UserError(f"--reliability {path}: is a directory; give the name of a file")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError(
-            f"--reliability {path}: needs matplotlib: pip install 'bayeslora[plot]'; "
-            "--reliability - draws on the terminal"
-        )
-
-
-def diagram(found: Mapping[str, Mapping[str, Bins]]) -> str:
-    """Diagrams in plain ASCII on 80 columns, one a split: a line a bin that has rows.
+def text_diagram(found: Mapping[str, Mapping[str, Bins]]) -> str:
+    """Draw diagrams in plain ASCII on 80 columns, one per split: one line per bin that has rows.
 
     Args:
         found: bins by split, for `mean` and perhaps `sampled`.
     """
     lines = []
     for split in found["mean"]:
-        kinds = {TITLES[at]: splits[split] for at, splits in found.items()}
+        kinds = {_TITLES[at]: splits[split] for at, splits in found.items()}
         lines.append(f"reliability on {split}: # accuracy, | mean confidence")
         lines.append(
-            f"{'confidence':10}" + "".join(f"  {'rows':>5} {title:{BAR + 5}}" for title in kinds)
+            f"{'confidence':10}"
+            + "".join(f"  {'rows':>5} {title:{FULL_BAR + 5}}" for title in kinds)
         )
         count = len(found["mean"][split])
         for place, bins in enumerate(zip(*kinds.values(), strict=True)):
@@ -72,22 +52,22 @@ def diagram(found: Mapping[str, Mapping[str, Bins]]) -> str:
 def _bar(found: Mapping[str, float]) -> str:
     """Rows, accuracy and the bar of a bin."""
     if not found["rows"]:
-        return f"{'-':>5} {'':{BAR + 5}}"
-    marks = list(f"{'#' * round(found['accuracy'] * BAR):{BAR}}")
-    marks[min(BAR - 1, int(found["confidence"] * BAR))] = "|"
+        return f"{'-':>5} {'':{FULL_BAR + 5}}"
+    marks = list(f"{'#' * round(found['accuracy'] * FULL_BAR):{FULL_BAR}}")
+    marks[min(FULL_BAR - 1, int(found["confidence"] * FULL_BAR))] = "|"
     return f"{found['rows']:>5} {found['accuracy']:.2f} {''.join(marks)}"
 
 
-def draw(path: Path, found: Mapping[str, Mapping[str, Bins]], title: str) -> None:
-    """Draw the diagrams, one a split beside each other, each above its confidences' histogram.
+def save_diagram(path: Path, found: Mapping[str, Mapping[str, Bins]], title: str) -> None:
+    """Draw one diagram per split, beside each other, each above the histogram of its confidences.
 
     Args:
-        path: a file of `SUFFIXES`; its directory is made where there is none.
+        path: the file; its directory is made where there is none.
         found: bins by split, for `mean` and perhaps `sampled`.
     Raises:
         UserError: as `check_figure` does, or the file cannot be written.
     """
-    check_figure(path)
+    check_figure(path, OPTION, WITHOUT)
     from matplotlib.figure import Figure
 
     splits = list(found["mean"])
@@ -102,11 +82,7 @@ def draw(path: Path, found: Mapping[str, Mapping[str, Bins]], title: str) -> Non
         _draw_histogram(rows[1, column], kinds)
     rows[0, 0].set_ylabel("accuracy")
     rows[1, 0].set_ylabel("share of rows")
-    try:
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format=path.suffix[1:], dpi=200)
-    except OSError as error:
-        raise UserError(f"--reliability {path}: cannot be written: {error.strerror}") from error
+    write_figure(figure, path, OPTION)
 
 
 def _draw_accuracy(axes: Axes, split: str, kinds: Mapping[str, Bins]) -> None:
@@ -123,7 +99,7 @@ def _draw_accuracy(axes: Axes, split: str, kinds: Mapping[str, Bins]) -> None:
             marker=_MARKERS[at],
             markersize=4,
             linewidth=1.5,
-            label=f"{TITLES[at]}, ECE {error:.3f}",
+            label=f"{_TITLES[at]}, ECE {error:.3f}",
         )
     axes.set_xlim(0, 1)
     axes.set_ylim(-0.02, 1.02)

@@ -1,4 +1,4 @@
-"""Many heatmaps as wide as a page: their shades beside each other, without numbers."""
+"""Many heatmaps beside each other on a page, without numbers in their cells."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ FEWEST = 5
 
 
 def small_multiples(panels: Sequence[tuple[Grid, Sequence[str]]], tops: dict[str, float]) -> Figure:
-    """As many in a row as a page has room for, those of one unit in the same colours.
+    """Draw as many in a row as a page has room for; those of one unit have the same colours.
 
     Args:
-        panels: each one's numbers, none of them negative, and titles, a line each or more.
+        panels: of each a grid without negative numbers, and titles, a line each or more.
         tops: the number of the strongest colour by unit.
     """
     from matplotlib.cm import ScalarMappable
@@ -78,7 +78,7 @@ def small_multiples(panels: Sequence[tuple[Grid, Sequence[str]]], tops: dict[str
 
 
 def _rows(grid: Grid) -> list[tuple[str, list[float]]]:
-    """A row a kind, and below an empty one those of matrices outside the layers; NaN: none."""
+    """Rows of the kinds, and after an empty one those of matrices outside the layers; NaN: none."""
     inside = [
         (kind, [nan if value is None else value for value in row])
         for kind, row in zip(grid.kinds, grid.values, strict=True)

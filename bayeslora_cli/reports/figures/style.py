@@ -1,4 +1,4 @@
-"""What the figures share: style, sizes, axes placed in inches, names as formulas."""
+"""Style and sizes shared by the figures, axes placed in inches, kinds of matrices as formulas."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-DPI = 200
 # inches: the width of a column and of a page of the usual two-column papers
 COLUMN, PAGE = 3.4, 6.9
 LEFT, BAR = 0.37, 0.46
@@ -43,11 +42,11 @@ STYLE: dict[str, Any] = {
 }
 MINUS = "\N{MINUS SIGN}"
 RISING, DIVERGING = "YlGnBu", "RdBu_r"
-"""matplotlib's colour maps of ranks and of differences: light is little, in print as well."""
+"""matplotlib's colour maps of ranks and of differences; small numbers are light, also in print."""
 
 
 def new_figure(width: float, height: float, titles: Sequence[str]) -> Figure:
-    """A figure in inches with lines of text at its top; a $ in them is no formula."""
+    """Make a figure, sizes in inches, with lines of text at its top; a $ in them is no formula."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
@@ -58,7 +57,7 @@ def new_figure(width: float, height: float, titles: Sequence[str]) -> Figure:
 def write_lines(
     figure: Figure, lines: Sequence[str], *, top: float, left: float = 0.0, size: float = SIZE
 ) -> None:
-    """Lines of text from `top` inches downwards, their letters `size` points large."""
+    """Write lines of text from `top` inches downwards, their letters `size` points large."""
     width, height = figure.get_size_inches()
     for number, line in enumerate(lines):
         x, y = left + 0.1, top - number * LINE * size / SIZE
@@ -66,7 +65,7 @@ def write_lines(
 
 
 def new_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes placed in inches, without a frame at the top and at the right."""
+    """Place axes, in inches, without a frame at the top and at the right."""
     w, h = figure.get_size_inches()
     axes = figure.add_axes((left / w, bottom / h, width / w, height / h))
     axes.spines[["top", "right"]].set_visible(False)
@@ -74,7 +73,7 @@ def new_axes(figure: Figure, left: float, bottom: float, width: float, height: f
 
 
 def colour_bar(axes: Axes, mappable: ScalarMappable, what: str) -> None:
-    """Fill `axes` with the colours, and write above what they stand for."""
+    """Fill `axes` with the colours, and write above them what they mean."""
     from matplotlib.ticker import MaxNLocator
 
     bar = axes.figure.colorbar(mappable, cax=axes, ticks=MaxNLocator(6, integer=True))
@@ -84,19 +83,19 @@ def colour_bar(axes: Axes, mappable: ScalarMappable, what: str) -> None:
 
 
 def wrapped(texts: Sequence[str], width: float, size: float = SIZE) -> list[str]:
-    """Lines that fit a figure `width` inches wide, a new one for each text."""
+    """Break texts into lines that fit `width` inches; each text begins a new line."""
     columns = int(72 * (width - 0.2) / (0.53 * size))
     return [line for text in texts for line in wrap(text, columns)]
 
 
 def left_of(kinds: Iterable[str]) -> float:
-    """Inches of the rows' names: `LEFT`, or more for long ones that are no formulas."""
+    """Inches for the rows' names: `LEFT`, or more for long ones that are no formulas."""
     plain = [len(kind) for kind in kinds if not formula(kind).startswith("$")]
     return max([LEFT, *(0.09 + LETTER * letters for letters in plain)])
 
 
 def formula(kind: str) -> str:
-    """W_q as a formula; other names as they are."""
+    """Write W_q as a formula; leave other names as they are."""
     found = re.fullmatch(r"W_(\w+)", kind)
     if found is None:
         return kind.replace("$", r"\$")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from bayeslora_cli.reports.ranks.grids import Grid, bit_grid, rank_grid
-from bayeslora_cli.reports.terminal_shading import Shading, show
+from bayeslora_cli.reports.terminal_shading import Shading
+from bayeslora_cli.reports.terminal_text import show
 from bayeslora_cli.runs.rank_report import RankReport
 
 if TYPE_CHECKING:

@@ -1,54 +1,53 @@
-"""The allocation over time: when each matrix lost its ranks."""
+"""`History`: the ranks and bit widths over the steps, as data and as a drawing."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from statistics import fmean
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.text import Text
 
-from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.methods.blora.bit_operations import FLOAT_BITS
-from bayeslora_cli.reports.ranks.grids import ROWS
+from bayeslora_cli.reports.ranks.grids import paper_order
 from bayeslora_cli.reports.ranks.heatmap import ABSENT
 from bayeslora_cli.reports.ranks.run_groups import Group
-from bayeslora_cli.reports.terminal_shading import Shading, printable
-from bayeslora_cli.runs.directory import RunDir
-from bayeslora_cli.runs.rank_report import RankReport
+from bayeslora_cli.reports.terminal_shading import Shading
+from bayeslora_cli.reports.terminal_text import printable
 from bayeslora_cli.tasks.rank_correlation import Floats
 
 Ints = NDArray[np.int64]
 Turns = tuple[float | None, ...]
+"""Of each matrix a step, as a mean over the runs in which it happened; None: in none."""
 FIRST, SETTLED = "first", "settled"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Course:
-    """A number of every matrix over the steps of a history, ready to be drawn."""
+    """One number of every matrix, its rank or its width, over the steps of a history."""
 
     unit: str
     total: str
-    """What the line above the matrices is called."""
+    """Name of the line above the matrices."""
     values: Floats
     """(t, matrices)."""
     totals: Floats
     """(t,)."""
     top: float
-    """The number of the strongest colour; what is not quantized yet has it, too."""
+    """The number with the strongest colour, which unquantized matrices have, too."""
     first: Turns
+    """Of each matrix, the step at which the number first fell."""
     settled: Turns
+    """Of each matrix, the step of the number's last change."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class History:
-    """How the ranks of a group's runs went, as means over the runs.
+    """The ranks of a group's runs over the steps, as means over the runs.
 
-    Steps count from 0, as in the run's files; what is drawn counts them from 1.
+    Steps count from 0, as in the run's files; drawings count them from 1.
     """
 
     group: Group
@@ -56,16 +55,17 @@ class History:
     """(t,) rising: 0, then every step at which any run's allocation changed."""
     ranks: Floats
     """(t, matrices) from that step on."""
-    first_loss: tuple[float | None, ...]
-    """Of each matrix, the step at which its rank first fell; None: it did in no run."""
-    settled: tuple[float | None, ...]
+    first_loss: Turns
+    """Of each matrix, the step at which its rank first fell; None: it fell in no run."""
+    settled: Turns
     """Of each matrix, the step of its rank's last change; None: it never changed."""
     bits: Floats | None = None
     """(t, matrices) mean width of its operands, `FLOAT_BITS` before they are quantized; None: not
     all of the runs have quantizers."""
-    first_narrower: tuple[float | None, ...] = ()
+    first_narrower: Turns = ()
     """As `first_loss`, of the widths."""
-    settled_bits: tuple[float | None, ...] = ()
+    settled_bits: Turns = ()
+    """As `settled`, of the widths."""
 
     @property
     def budget(self) -> Floats:
@@ -73,14 +73,14 @@ class History:
         return np.asarray(self.ranks.sum(axis=1))
 
     def at(self, steps: Ints, values: Floats | None = None) -> Floats:
-        """Ranks, or other `values` (t, matrices), right after each of `steps`."""
+        """Ranks, or other `values` (t, matrices), right after `steps`: (steps, matrices)."""
         found = self.ranks if values is None else values
         return np.asarray(found[np.searchsorted(self.steps, steps, side="right") - 1])
 
     def order(self) -> list[int]:
-        """Indices of the matrices as they are shown: the paper's kinds first, then by layer."""
+        """Indices of the matrices in the order of the drawing: the paper's kinds first."""
         matrices = self.group.matrices
-        kinds = list(dict.fromkeys([*ROWS, *(m.kind for m in matrices)]))
+        kinds = paper_order(m.kind for m in matrices)
         return sorted(
             range(len(matrices)),
             key=lambda i: (matrices[i].layer is None, kinds.index(matrices[i].kind), i),
@@ -107,7 +107,7 @@ class History:
         }
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Table: a row a change and matrix; steps count from 0."""
+        """One row per change and matrix; steps count from 0."""
         for t, (step, ranks, budget) in enumerate(
             zip(self.steps.tolist(), self.ranks.tolist(), self.budget.tolist(), strict=True)
         ):
@@ -124,7 +124,7 @@ class History:
                 }
 
     def draw(self, *, width: int, colour: bool, unicode: bool) -> Text:
-        """A line a matrix, a column a step, as many steps as `width` holds; widths below ranks."""
+        """One line per matrix, one column per step, as many as fit; bit widths below the ranks."""
         lines = [Text(printable(self.group.title(), unicode=unicode))]
         for course in self.courses():
             drawing = _Drawing(
@@ -134,7 +134,7 @@ class History:
         return Text("\n").join([*lines, *map(Text, _captions(self))])
 
     def courses(self) -> list[Course]:
-        """What is drawn: the ranks, and the widths where there are any."""
+        """The ranks, and the bit widths where there are any."""
         ranks = Course(
             unit="rank", total="budget", values=self.ranks, totals=self.budget,
             top=float(self.ranks.max()), first=self.first_loss, settled=self.settled,
@@ -149,123 +149,13 @@ class History:
         return [ranks, bits]
 
 
-def load_history(group: Group) -> History:
-    """Read how the ranks of a group's runs went.
-
-    Raises:
-        UserError: constant ranks, runs of different lengths, or a file missing or corrupt.
-    """
-    runs = list(zip(group.runs, group.reports, strict=True))
-    for run, report in runs:
-        if report.criterion is None:
-            raise UserError(
-                f"--history: the ranks of {run.path} are constant, it has no criterion; leave it "
-                "out"
-            )
-        if report.step != group.reports[0].step:
-            raise UserError(
-                f"--history: {group.runs[0].path} has {group.reports[0].step + 1} steps, "
-                f"{run.path} {report.step + 1}; show runs of one length"
-            )
-    changes = [_read(run, report) for run, report in runs]
-    steps = np.unique(np.concatenate([s for s, *_ in changes]))
-    at = [np.searchsorted(s, steps, side="right") - 1 for s, *_ in changes]
-    initial = np.array([m.init_rank for m in group.matrices], dtype=float)
-    first, settled = _turns([(s, own, initial) for s, own, _ in changes])
-    found = History(
-        group=group,
-        steps=steps,
-        ranks=np.mean([own[i] for (_, own, _), i in zip(changes, at, strict=True)], axis=0),
-        first_loss=first,
-        settled=settled,
-    )
-    widths = [(s, bits) for s, _, bits in changes if bits is not None]
-    if len(widths) < len(changes):
-        return found
-    first, settled = _turns([_quantized(s, bits) for s, bits in widths])
-    bits = np.mean([own[i] for (_, own), i in zip(widths, at, strict=True)], axis=0)
-    return replace(found, bits=bits, first_narrower=first, settled_bits=settled)
-
-
-def _read(run: RunDir, report: RankReport) -> tuple[Ints, Floats, Floats | None]:
-    """Steps (t,) and from each of them on the ranks and mean widths (t, matrices), those before
-    anything changed first; no widths: nothing is quantized."""
-    name = run.ranks_history
-    initial = [m.init_rank for m in report.matrices]
-    quantized = all(m.bits is not None for m in report.matrices)
-    steps, ranks = [0], [initial]  # until the first change
-    bits = [[float(FLOAT_BITS)] * len(initial)]
-    for number, line in enumerate(run.read_text(name).splitlines(), start=1):
-        try:
-            value = json.loads(line)
-            step, row = value["step"], [value["ranks"][m.name] for m in report.matrices]
-            widths = [
-                fmean(value["bits"][m.name].values()) if quantized else bits[0][i]
-                for i, m in enumerate(report.matrices)
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise RunDirError(f"{name}, line {number}: corrupt: {error}") from error
-        whole = all(isinstance(v, int) for v in (step, *row))
-        if (
-            not whole
-            or not all(0 <= r <= top for r, top in zip(row, initial, strict=True))
-            or not all(1 <= width <= FLOAT_BITS for width in widths)
-            or not (steps[-1] < step or number == 1)
-            or not 0 <= step <= report.step
-        ):
-            raise RunDirError(f"{name}, line {number}: corrupt: not ranks at a later step")
-        # the first line repeats the initial ranks where none was lost yet
-        if (row, widths) == (ranks[-1], bits[-1]):
-            continue
-        if step == 0:
-            steps, ranks, bits = [], [], []
-        steps.append(step)
-        ranks.append(row)
-        bits.append(widths)
-    found = np.array(steps, dtype=np.int64), np.array(ranks, dtype=float)
-    return *found, np.array(bits) if quantized else None
-
-
-def _quantized(steps: Ints, bits: Floats) -> tuple[Ints, Floats, Floats]:
-    """Steps and widths without those before anything is quantized, and the first of them."""
-    there = np.flatnonzero((bits < FLOAT_BITS).all(axis=1))
-    return steps[there], bits[there], bits[there[:1]].reshape(-1, bits.shape[1])
-
-
-def _turns(courses: Sequence[tuple[Ints, Floats, Floats]]) -> tuple[Turns, Turns]:
-    """Of each matrix the step at which its number first fell, and that of its last change.
-
-    Args:
-        courses: of each run the steps (t,), the numbers (t, matrices) and what was before.
-    """
-    first, last = [], []
-    for steps, own, initial in courses:
-        before = np.vstack([initial, own[:-1]])
-        first.append(_when(steps, own < before, last=False))
-        last.append(_when(steps, own != before, last=True))
-    return _means(first), _means(last)
-
-
-def _when(steps: Ints, happens: NDArray[np.bool_], *, last: bool) -> Floats:
-    """(matrices,): the first or last step at which it happens; nan: never."""
-    order = slice(None, None, -1 if last else 1)
-    where = np.argmax(happens[order], axis=0)
-    return np.where(happens.any(axis=0), steps[order][where], np.nan)
-
-
-def _means(steps: list[Floats]) -> tuple[float | None, ...]:
-    """Means over the runs in which it happened."""
-    columns = (column[~np.isnan(column)] for column in np.array(steps).T)
-    return tuple(float(column.mean()) if column.size else None for column in columns)
-
-
 def _shown(step: float) -> str:
-    """A step on the screen, where the first is 1."""
+    """A step as drawn: the first is 1."""
     return f"{step + 1:.0f}"
 
 
 class _Drawing:
-    """A history's course with the measures of its drawing."""
+    """The drawing of one course: its measures in columns, and its lines."""
 
     def __init__(
         self, history: History, course: Course, *, width: int, colour: bool, shades: bool
@@ -336,7 +226,7 @@ class _Drawing:
 
 
 def _captions(history: History) -> tuple[str, ...]:
-    """The lines at the end."""
+    """The lines below the drawing."""
     steps, group, budget = history.steps, history.group, history.budget
     number = f"{budget[-1]:.{0 if (history.ranks % 1 == 0).all() else 1}f}"
     kept = f"{number} of {group.initial} triplets kept"

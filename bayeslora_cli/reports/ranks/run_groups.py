@@ -1,4 +1,4 @@
-"""The allocations of several runs: found on the disk, put together, compared."""
+"""`Group`: finished runs that adapt the same matrices, found on the disk and read together."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bayeslora_cli.config.effects import deciding
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.reports.terminal_shading import printable
+from bayeslora_cli.reports.terminal_text import printable
 from bayeslora_cli.runs.directory import RunDir, runs_below
 from bayeslora_cli.runs.rank_report import MatrixReport, RankReport
 from bayeslora_cli.tasks.rank_correlation import Floats
@@ -24,13 +25,13 @@ logger = logging.getLogger("bayeslora")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Finished runs that adapt the same matrices, at least one."""
+    """One or more finished runs that adapt the same matrices."""
 
     label: str
-    """What the runs have in common: the last part of their paths."""
+    """The last part that the runs' paths have in common."""
     runs: tuple[RunDir, ...]
     reports: tuple[RankReport, ...]
-    """One a run."""
+    """One report per run."""
 
     @property
     def matrices(self) -> tuple[MatrixReport, ...]:
@@ -44,11 +45,11 @@ class Group:
 
     @property
     def initial(self) -> int:
-        """Triplets of a run before any was pruned."""
+        """Triplets per run before any was pruned."""
         return sum(m.init_rank for m in self.matrices)
 
     def facts(self) -> str:
-        """What the runs are: their number, length and criterion."""
+        """Number, length and criterion of the runs."""
         count = len(self.runs)
         steps = sorted({report.step + 1 for report in self.reports})
         length = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]}"
@@ -60,6 +61,27 @@ class Group:
     def title(self) -> str:
         """Label and facts."""
         return f"{self.label}, {self.facts()}"
+
+    def to_json(self) -> dict[str, Any]:
+        """{"label", "kept", "initial", "runs": [{"path", "step", "budget", "criterion"}]}.
+
+        `kept` is the mean over the runs, `initial` counts the triplets before any was pruned, steps
+        count from 0.
+        """
+        return {
+            "label": self.label,
+            "kept": float(self.ranks.sum(axis=1).mean()),
+            "initial": self.initial,
+            "runs": [
+                {
+                    "path": str(run.path),
+                    "step": report.step,
+                    "budget": report.budget,
+                    "criterion": report.criterion,
+                }
+                for run, report in zip(self.runs, self.reports, strict=True)
+            ],
+        }
 
 
 # --- on the disk ----------------------------------------------------------------------------------
@@ -85,7 +107,8 @@ def load_group(paths: Sequence[Path]) -> Group:
 
 
 def load_groups(paths: Sequence[Path]) -> tuple[Group, ...]:
-    """The runs at `paths`, or anywhere below them, those together that differ in the seed alone.
+    """Read the runs at `paths`, or anywhere below them; those that differ only in the seed are one
+    group.
 
     Raises:
         UserError: as `load_group` does.
@@ -112,9 +135,10 @@ def _group(found: Sequence[tuple[RunDir, RankReport]]) -> Group:
 
 
 def _settings(run: RunDir) -> str:
-    """What decides the run besides seed and place of the data; as written, of any version.
+    """The settings that decide the run's result, as JSON, without the seed and the data's path.
 
-    Options without effect on its method are left out: versions differ in their defaults.
+    They are read as written, by whatever version. Options without effect on the run's method are
+    left out: versions differ in their defaults.
     """
     try:
         values = tomllib.loads(run.read_text(run.config))
@@ -152,7 +176,7 @@ def _report(run: RunDir) -> RankReport:
 
 
 def _label(paths: Sequence[Path]) -> str:
-    """The last part of what the absolute `paths` have in common."""
+    """The last part that the absolute `paths` have in common."""
     common = Path(os.path.commonpath(paths))
     parts = common.parts[-2:] if common.name.startswith("seed-") else common.parts[-1:]
     return printable(str(Path(*parts)))
@@ -161,12 +185,12 @@ def _label(paths: Sequence[Path]) -> str:
 def check_same(
     a: tuple[RunDir, RankReport], b: tuple[RunDir, RankReport], *, same_init_rank: bool
 ) -> None:
-    """Whether the matrices of two runs are the same.
+    """Check that two runs adapt the same matrices.
 
     Args:
-        same_init_rank: their triplets must be the same, too.
+        same_init_rank: whether they must begin with the same ranks, too.
     Raises:
-        UserError: they are not; names both runs.
+        UserError: they do not; names both runs.
     """
     mine, other = ({m.name: m for m in report.matrices} for _, report in (a, b))
     beginning = f"{a[0].path} and {b[0].path} cannot be put together: "
@@ -188,9 +212,3 @@ def check_same(
             )
     if list(mine) != list(other):
         raise UserError(f"{beginning}their matrices are in different orders")
-
-
-# --- means and differences ------------------------------------------------------------------------
-
-
-# --- agreement ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The scores of the triplets: their distribution, and the threshold between kept and pruned."""
+"""`Scores`: the distribution of the triplets' scores, and the threshold between kept and pruned."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from rich.text import Text
 
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.reports.ranks.grids import ROWS
+from bayeslora_cli.reports.ranks.grids import paper_order
 from bayeslora_cli.reports.ranks.run_groups import Group
 from bayeslora_cli.reports.run_summary import posterior_line
-from bayeslora_cli.reports.terminal_shading import printable
+from bayeslora_cli.reports.terminal_text import printable
 from bayeslora_cli.runs.rank_report import RankReport
 from bayeslora_cli.tasks.rank_correlation import Floats
 
 Bools = NDArray[np.bool_]
 BINS = 16
-"""Bins between the smallest and the largest score, about."""
+"""About so many bins between the smallest and the largest score."""
 QUANTILES = {"min": 0.0, "10%": 0.1, "50%": 0.5, "90%": 0.9, "max": 1.0}
 KEPT, PRUNED, FROM = "kept", "pruned", "score from"
 
@@ -50,31 +50,31 @@ class Scores:
     kinds: tuple[str, ...]
     """Of each triplet, the kind of its matrix."""
     thresholds: tuple[float | None, ...]
-    """Of each run, the smallest of its largest scores, as many as it keeps; None: it keeps all.
+    """Of each run that keeps n triplets, the n-th largest score; None: it keeps all or none.
 
-    The scores are those of the adapter that the run keeps, the choice was made when the budget was
-    reached: so a kept triplet may lie below (`misplaced`).
+    The scores are those of the saved adapter, but the triplets were chosen when the budget was
+    reached: so a kept triplet may lie below the threshold (`misplaced`).
     """
     misplaced: tuple[int, ...]
-    """Of each run, the kept triplets below its threshold; as many pruned ones lie above."""
+    """Of each run, the kept triplets below its threshold: a number; as many pruned ones lie above."""
     notes: tuple[dict[str, Any] | None, ...]
-    """Of each run, what result.json says about its posterior."""
+    """Of each run, the summary of its posterior in result.json."""
 
     @property
     def threshold(self) -> float | None:
-        """The runs' mean threshold, of the logarithms; None: no run has a positive one."""
+        """The geometric mean of the runs' positive thresholds; None: there is none."""
         found = [t for t in self.thresholds if t]
         return float(np.exp(np.mean(np.log(found)))) if len(found) > 1 else next(iter(found), None)
 
     def histogram(self) -> Histogram | None:
-        """The positive scores in bins; None where there is none."""
+        """Count the positive scores in bins; None where there are none."""
         positive = self.values > 0
         if not positive.any():
             return None
         logs = np.log10(self.values[positive])
         origin = np.log10(self.threshold) if self.threshold else logs.min()
         width = float(np.ptp(logs)) / BINS or 1.0
-        # relative to the threshold, so that it parts the bins exactly
+        # relative to the threshold, so that it is an edge between bins exactly
         bins = np.floor((logs - origin) / width).astype(np.int64)
         low, count = bins.min(), int(np.ptp(bins)) + 1
         kept, pruned = (
@@ -91,13 +91,8 @@ class Scores:
         if not self.kept.all():
             yield PRUNED, ~self.kept
         kinds = np.array(self.kinds)
-        for kind in self.order():
+        for kind in paper_order(self.kinds):
             yield kind, kinds == kind
-
-    def order(self) -> tuple[str, ...]:
-        """The kinds of matrices, the paper's first."""
-        found = dict.fromkeys(self.kinds)
-        return (*(k for k in ROWS if k in found), *(k for k in found if k not in ROWS))
 
     def to_json(self) -> dict[str, Any]:
         """{"thresholds": [run], "misplaced": [run], "quantiles": {part: {"triplets", "kept",
@@ -132,7 +127,7 @@ class Scores:
         }
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """A row a triplet."""
+        """One row per triplet."""
         for run, report in zip(self.group.runs, self.group.reports, strict=True):
             for matrix in report.matrices:
                 assert matrix.scores is not None
@@ -219,7 +214,7 @@ class Scores:
 
 
 def load_scores(group: Group) -> Scores:
-    """The scores of a group's triplets.
+    """Read the scores of a group's triplets.
 
     Raises:
         UserError: a run without scores, or runs of several criteria; result.json corrupt.
@@ -265,7 +260,7 @@ def _kinds(report: RankReport) -> list[str]:
 
 
 def _distinct(values: Sequence[float]) -> list[str]:
-    """Numbers with as few digits as tell them apart, at least three."""
+    """Write numbers with as few digits as tell them apart, at least three."""
     for digits in range(3, 17):
         texts = [f"{value:#.{digits}g}".rstrip(".") for value in values]
         if len(set(texts)) == len(texts):

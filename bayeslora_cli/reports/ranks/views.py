@@ -9,12 +9,16 @@ from typing import Any, Protocol
 import numpy as np
 from rich.text import Text
 
-from bayeslora_cli.reports.ranks.grids import bit_grid
-from bayeslora_cli.reports.ranks.group_grids import bit_difference_grid, difference_grid, mean_grid
+from bayeslora_cli.reports.ranks.grids import (
+    bit_difference_grid,
+    bit_grid,
+    difference_grid,
+    mean_grid,
+)
 from bayeslora_cli.reports.ranks.heatmap import beside, draw
 from bayeslora_cli.reports.ranks.rank_agreement import Agreement, between, within
 from bayeslora_cli.reports.ranks.run_groups import Group
-from bayeslora_cli.reports.terminal_shading import printable
+from bayeslora_cli.reports.terminal_text import printable
 from bayeslora_cli.runs.rank_report import MatrixReport
 
 

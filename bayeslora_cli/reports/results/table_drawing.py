@@ -11,7 +11,7 @@ from textwrap import wrap
 from rich.text import Text
 
 from bayeslora_cli.reports.results.table import Entry, Table
-from bayeslora_cli.reports.terminal_shading import printable
+from bayeslora_cli.reports.terminal_text import printable
 
 NAME = 28
 """Columns of a row's name where the table is wider than the terminal."""

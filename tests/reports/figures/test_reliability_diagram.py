@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.reports.figures.reliability_diagram import diagram, draw
+from bayeslora_cli.reports.figures.reliability_diagram import save_diagram, text_diagram
 
 
 def bins(**filled):
@@ -25,7 +25,7 @@ SAMPLED = bins(p5=(3, 0.36, 0.0), p13=(500, 0.9, 0.9), p14=(30_000, 0.97, 0.951)
 
 
 def test_on_the_terminal():
-    assert diagram({"mean": {"validation": MEAN}, "sampled": {"validation": SAMPLED}}) == (
+    assert text_diagram({"mean": {"validation": MEAN}, "sampled": {"validation": SAMPLED}}) == (
         "reliability on validation: # accuracy, | mean confidence\n"
         "confidence   rows at the mean                 rows over samples\n"
         "0.33-0.40       -                                3 0.00        |\n"
@@ -36,7 +36,7 @@ def test_on_the_terminal():
 
 
 def test_of_several_splits_at_the_mean():
-    lines = diagram({"mean": {"matched": MEAN, "mismatched": SAMPLED}}).splitlines()
+    lines = text_diagram({"mean": {"matched": MEAN, "mismatched": SAMPLED}}).splitlines()
     assert [line for line in lines if line.startswith("reliability")] == [
         "reliability on matched: # accuracy, | mean confidence",
         "reliability on mismatched: # accuracy, | mean confidence",
@@ -52,7 +52,7 @@ def test_of_several_splits_at_the_mean():
 def test_files(suffix, start, kinds, tmp_path):
     path = tmp_path / "new" / f"r{suffix}"
     both = {"mean": {"a": MEAN, "b": MEAN}, "sampled": {"a": SAMPLED, "b": SAMPLED}}
-    draw(path, {kind: both[kind] for kind in kinds}, "a run")
+    save_diagram(path, {kind: both[kind] for kind in kinds}, "a run")
     assert path.read_bytes().startswith(start)
     assert list(path.parent.iterdir()) == [path]
 
@@ -62,7 +62,7 @@ def test_the_figure_says_what_it_shows(tmp_path, monkeypatch):
     import matplotlib
 
     monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")
-    draw(tmp_path / "r.svg", {"mean": {"validation": MEAN}}, "rte/seed-1")
+    save_diagram(tmp_path / "r.svg", {"mean": {"validation": MEAN}}, "rte/seed-1")
     texts = {"".join(e.itertext()).strip() for e in ET.parse(tmp_path / "r.svg").iter()}
     error = (12 * 0.25 + 400 * 0.08 + 31_000 * 0.001) / 31_412
     assert {"rte/seed-1", "validation", "accuracy", "confidence", "share of rows"} <= texts
@@ -72,7 +72,7 @@ def test_the_figure_says_what_it_shows(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["r.jpeg", "r", "figure.gif"])
 def test_other_suffixes(name, tmp_path):
     with pytest.raises(UserError, match=r"--reliability .*use one of \.png, \.svg, \.pdf, or - "):
-        draw(tmp_path / name, {"mean": {"validation": MEAN}}, "")
+        save_diagram(tmp_path / name, {"mean": {"validation": MEAN}}, "")
     assert not list(tmp_path.iterdir())
 
 
@@ -80,10 +80,10 @@ def test_faults_of_the_machine(tmp_path, monkeypatch):
     found = {"mean": {"validation": MEAN}}
     (tmp_path / "d.png").mkdir()
     with pytest.raises(UserError, match="is a directory"):
-        draw(tmp_path / "d.png", found, "")
+        save_diagram(tmp_path / "d.png", found, "")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--reliability .*r\.png: cannot be written"):
-        draw(tmp_path / "file" / "r.png", found, "")
+        save_diagram(tmp_path / "file" / "r.png", found, "")
 
     original = importlib.util.find_spec
     monkeypatch.setattr(
@@ -91,7 +91,7 @@ def test_faults_of_the_machine(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(builtins, "__import__", no_matplotlib(builtins.__import__))
     with pytest.raises(UserError, match=r"pip install 'bayeslora\[plot\]'"):
-        draw(tmp_path / "r.png", found, "")
+        save_diagram(tmp_path / "r.png", found, "")
 
 
 def no_matplotlib(original):

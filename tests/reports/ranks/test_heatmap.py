@@ -14,13 +14,13 @@ from rich.color import Color, ColorSystem
 from rich.console import Console
 from rich.text import Text
 
-from bayeslora_cli.reports.ranks.grids import ROWS, Grid, bit_grid, rank_grid
+from bayeslora_cli.reports.ranks.grids import PAPER_KINDS, Grid, bit_grid, rank_grid
 from bayeslora_cli.reports.ranks.heatmap import beside, draw, heatmap, print_heatmap
 from bayeslora_cli.reports.terminal_shading import RAMP, SHADES
 from bayeslora_cli.runs.rank_report import MatrixReport, RankReport
 
 TERMINAL = {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
-KINDS = (*ROWS, "W_gate", "in_proj", "x")
+KINDS = (*PAPER_KINDS, "W_gate", "in_proj", "x")
 
 
 def matrix(kind, layer, rank, init_rank=None):
@@ -36,7 +36,7 @@ def report(matrices):
     return RankReport(step=9, budget=budget, criterion="snr", matrices=tuple(matrices))
 
 
-def full_report(layers, kinds=ROWS, rank=lambda kind, layer: layer % 12):
+def full_report(layers, kinds=PAPER_KINDS, rank=lambda kind, layer: layer % 12):
     return report([matrix(k, layer, rank(k, layer), 12) for layer in range(layers) for k in kinds])
 
 
@@ -73,7 +73,7 @@ def test_the_grid_holds_every_rank(ranks):
 def test_rows_are_in_the_papers_order():
     """Then what the paper has not, as the model has it."""
     kinds = ("zeta", "W_f2", "W_gate", "W_k", "alpha", "W_q", "W_f1", "W_v", "W_o")
-    assert rank_grid(full_report(2, kinds)).kinds == (*ROWS, "zeta", "W_gate", "alpha")
+    assert rank_grid(full_report(2, kinds)).kinds == (*PAPER_KINDS, "zeta", "W_gate", "alpha")
 
 
 def test_the_budget_is_told():
@@ -156,7 +156,7 @@ def test_blocks_of_layers_are_about_as_wide(layers, width, blocks):
 def test_columns_are_aligned():
     """Every number ends where its layer's number ends."""
     lines = heatmap(full_report(12), width=80, colour=False, unicode=False).plain.splitlines()
-    table = lines[: len(ROWS) + 2]
+    table = lines[: len(PAPER_KINDS) + 2]
     assert len({tuple(m.end() for m in re.finditer(r"\d+|sum$", x[6:])) for x in table}) == 1
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.reports.ranks.history import load_history
+from bayeslora_cli.reports.ranks.history_reading import load_history
 from bayeslora_cli.reports.ranks.run_groups import load_group
 from tests.support.ranked_runs import (
     allocation,

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.toml_files import to_toml
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.reports.ranks.grids import rank_grid
-from bayeslora_cli.reports.ranks.group_grids import difference_grid, mean_grid
+from bayeslora_cli.reports.ranks.grids import difference_grid, mean_grid, rank_grid
 from bayeslora_cli.reports.ranks.rank_agreement import between, within
 from bayeslora_cli.reports.ranks.run_groups import Group, check_same, load_group, load_groups
 from bayeslora_cli.runs.directory import RunDir

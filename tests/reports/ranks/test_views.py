@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bayeslora_cli.reports.ranks.history import load_history
+from bayeslora_cli.reports.ranks.history_reading import load_history
 from bayeslora_cli.reports.ranks.run_groups import load_group
 from bayeslora_cli.reports.ranks.score_distribution import load_scores
 from bayeslora_cli.reports.ranks.views import Difference, Panels, Ranks

@@ -1,68 +1,51 @@
-"""Figures for a paper, as .png, .svg or .pdf, whole or not at all."""
+"""The views of `inspect-ranks` as figures for a paper."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bayeslora_cli.errors import UserError
 from bayeslora_cli.reports.figures.curves import history_figure, scores_figure
+from bayeslora_cli.reports.figures.figure_file import check_figure, write_figure
 from bayeslora_cli.reports.figures.rank_heatmap import panels_figure
-from bayeslora_cli.reports.figures.style import DPI, MINUS, STYLE
-from bayeslora_cli.reports.ranks.grids import PARTS, Grid, bit_grid
-from bayeslora_cli.reports.ranks.group_grids import bit_difference_grid, difference_grid, mean_grid
+from bayeslora_cli.reports.figures.style import MINUS, STYLE
+from bayeslora_cli.reports.ranks.grids import (
+    OPERAND_PARTS,
+    Grid,
+    bit_difference_grid,
+    bit_grid,
+    difference_grid,
+    mean_grid,
+)
 from bayeslora_cli.reports.ranks.history import History
 from bayeslora_cli.reports.ranks.run_groups import Group
 from bayeslora_cli.reports.ranks.score_distribution import Scores
 from bayeslora_cli.reports.ranks.views import Difference, Panels, Ranks, View
-from bayeslora_cli.runs.atomic_write import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SUFFIXES = (".png", ".svg", ".pdf")
 
-
-def check_figure(path: Path) -> None:
-    """Whether a figure can go to `path`, before anything is computed.
-
-    Raises:
-        UserError: a suffix that names no format, a directory, or matplotlib is missing.
-    """
-    if path.suffix not in SUFFIXES:
-        raise UserError(
-            f"--output {path}: the suffix {path.suffix!r} names no format of a figure; "
-            f"use one of {', '.join(SUFFIXES)}"
-        )
-    if path.is_dir():
-        raise UserError(f"--output {path}: is a directory; give the name of a file")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError(f"--output {path}: figures need matplotlib; pip install 'bayeslora[plot]'")
+OPTION = "--output"
 
 
 def save_figure(view: View, path: Path) -> None:
-    """Draw a view and write it, whole or not at all.
+    """Draw a view and write the file that `--output` names; the same view gives the same file.
 
     Raises:
         UserError: as `check_figure` does, or the file cannot be written.
     """
-    check_figure(path)
+    check_figure(path, OPTION)
     import matplotlib
 
-    # without the date: the same view gives the same file
+    # formats that note the date do so only if it is not set to None
     date = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[path.suffix]
     with matplotlib.rc_context(STYLE):
-        figure = draw_figure(view)
-        try:
-            with replacing(path) as temporary:
-                figure.savefig(temporary, format=path.suffix[1:], dpi=DPI, metadata=date)
-        except OSError as error:
-            raise UserError(f"--output {path}: cannot be written: {error.strerror}") from error
+        write_figure(draw_figure(view), path, OPTION, date)
 
 
 def draw_figure(view: View) -> Figure:
-    """The figure of a view, in the style that is set."""
+    """Draw a view, in the style that is set in matplotlib."""
     match view:
         case Ranks(group=group):
             return panels_figure([_panels(group)])
@@ -83,8 +66,8 @@ def draw_figure(view: View) -> Figure:
 
 
 def _panels(group: Group) -> list[tuple[Grid, list[str]]]:
-    """The ranks, and of runs with quantizers the widths of weights and of activations."""
-    widths = ((what, bit_grid(group.reports, what)) for what in PARTS)
+    """The ranks of a group, and with quantizers the bit widths of weights and of activations."""
+    widths = ((what, bit_grid(group.reports, what)) for what in OPERAND_PARTS)
     return [
         (mean_grid(group), [group.label, group.facts()]),
         *(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from dataclasses import replace
 from unittest import mock
@@ -18,11 +17,11 @@ from matplotlib.text import Text
 from PIL import Image
 
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.reports.figures import save as figures
-from bayeslora_cli.reports.figures.save import check_figure, draw_figure, save_figure
-from bayeslora_cli.reports.figures.style import COLUMN, DPI, PAGE, RISING, formula
-from bayeslora_cli.reports.ranks.group_grids import mean_grid
-from bayeslora_cli.reports.ranks.history import load_history
+from bayeslora_cli.reports.figures.figure_file import DPI
+from bayeslora_cli.reports.figures.style import COLUMN, PAGE, RISING, STYLE, formula
+from bayeslora_cli.reports.figures.view_figures import draw_figure, save_figure
+from bayeslora_cli.reports.ranks.grids import difference_grid, mean_grid
+from bayeslora_cli.reports.ranks.history_reading import load_history
 from bayeslora_cli.reports.ranks.run_groups import load_group
 from bayeslora_cli.reports.ranks.score_distribution import load_scores
 from bayeslora_cli.reports.ranks.views import Difference, Panels, Ranks
@@ -121,7 +120,7 @@ def test_files_are_of_their_kind(view, suffix, tmp_path):
 
 @pytest.mark.parametrize("view", VIEWS, indirect=True)
 def test_nothing_is_drawn_over_anything_else(view):
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = draw_figure(view)
         assert list(overlaps(figure)) == []
 
@@ -130,7 +129,7 @@ def test_nothing_is_drawn_over_anything_else(view):
     ("name", "width"), [("twelve", COLUMN), ("twelve/seed-2021", COLUMN), ("large", PAGE)]
 )
 def test_large_ones_neither(runs, name, width):
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = draw_figure(Ranks(group=load_group([runs / name])))
         assert list(overlaps(figure)) == []
     assert figure.get_size_inches()[0] == width
@@ -150,7 +149,7 @@ def test_panels(runs, tmp_path, paths, width, high):
     write_seeds(tmp_path / "magnitude", names(2), criterion="magnitude")
     found = [runs / p if (runs / p).exists() else tmp_path / p for p in paths]
     groups = tuple(load_group([path]) for path in found)
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = draw_figure(Panels(groups=groups))
         assert list(overlaps(figure)) == []
         alone = [draw_figure(Ranks(group=group)) for group in groups]
@@ -188,7 +187,7 @@ def test_many_panels_are_shades(tmp_path, name, beside):
     """As many in a row as there is room for, one scale, no numbers, nothing over anything."""
     write_seeds(tmp_path / name, SMALL[name], share=0 if name == "empty" else 2 / 3)
     group = load_group([tmp_path / name])
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = draw_figure(Panels(groups=(group,) * 13))
         assert list(overlaps(figure)) == []
     *panels, bar = sorted(figure.axes, key=lambda axes: axes.get_title(loc="left") == "rank")
@@ -216,14 +215,14 @@ def test_many_panels_are_shades(tmp_path, name, beside):
 @pytest.mark.parametrize("load", [load_history, load_scores])
 def test_nor_large_numbers(runs, load):
     """Thousands of triplets: the widest numbers beside an axis."""
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(STYLE):
         assert list(overlaps(draw_figure(load(load_group([runs / "large"]))))) == []
 
 
 @pytest.mark.parametrize("load", [lambda group: Ranks(group=group), load_history, load_scores])
 def test_nor_long_names(runs, load):
     """Kinds that say where a matrix is, since its last name is not enough."""
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = draw_figure(load(load_group([runs / "gpt2"])))
         assert "mlp.c_proj" in texts(figure)
         assert list(overlaps(figure)) == []
@@ -241,10 +240,10 @@ def test_overlaps_are_seen():
 @pytest.mark.parametrize("view", ["run", "mean", "difference"], indirect=True)
 def test_cells_are_the_grids(view):
     """Each number of the grid, as often as it is there, with the sums."""
-    grid = mean_grid(view.group) if isinstance(view, Ranks) else figures.difference_grid(
+    grid = mean_grid(view.group) if isinstance(view, Ranks) else difference_grid(
         view.a, view.b
     )  # fmt: skip
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(STYLE):
         found = list(texts(draw_figure(view)))
     for kind in (*grid.kinds, *(kind for kind, _ in grid.outside)):
         assert formula(kind) in found
@@ -259,7 +258,7 @@ def test_cells_are_the_grids(view):
 
 @pytest.mark.parametrize("view", ["difference"], indirect=True)
 def test_differences_are_centred_on_0(view):
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = draw_figure(view)
     low, high = figure.axes[1].get_ylim()
     assert low == -high < 0
@@ -278,42 +277,7 @@ def test_edges_of_what_can_be_drawn(tmp_path):
             save_figure(load_scores(group), tmp_path / f"{name}.svg")
 
 
-@pytest.mark.parametrize(
-    ("kind", "wanted"),
-    [
-        ("W_q", "$W_{q}$"),
-        ("W_f1", "$W_{f1}$"),
-        ("W_pool", r"$W_{\mathrm{pool}}$"),
-        ("in_proj", "in_proj"),
-        ("a$b", r"a\$b"),
-    ],
-)
-def test_names_as_formulas(kind, wanted):
-    assert formula(kind) == wanted
-
-
 # ---- faults
-
-
-@pytest.mark.parametrize("name", ["figure", "figure.jpg", "figure.png.txt", ".png"])
-def test_other_suffixes_are_refused(tmp_path, name):
-    with pytest.raises(UserError, match=r"--output .*use one of \.png, \.svg, \.pdf"):
-        check_figure(tmp_path / name)
-
-
-def test_a_directory_is_refused(tmp_path):
-    (tmp_path / "a.png").mkdir()
-    with pytest.raises(UserError, match="is a directory"):
-        check_figure(tmp_path / "a.png")
-
-
-def test_a_missing_matplotlib_is_named(tmp_path, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name)
-    )
-    with pytest.raises(UserError, match=re.escape("pip install 'bayeslora[plot]'")):
-        check_figure(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("view", ["run"], indirect=True)
@@ -357,7 +321,7 @@ def test_widths_are_beside_ranks_and_below_their_course(tmp_path):
     }  # fmt: skip
     write_run(tmp_path / "a", report, [line])
     group = load_group([tmp_path / "a"])
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(STYLE):
         ranks, both, course = (
             draw_figure(view)
             for view in (Ranks(group=group), Difference(a=group, b=group), load_history(group))
@@ -368,7 +332,7 @@ def test_widths_are_beside_ranks_and_below_their_course(tmp_path):
     bars = [[axes.get_title(loc="left") for axes in figure.axes] for figure in (ranks, course)]
     assert [titles.count("bits") for titles in bars] == [2, 1]
     assert [titles.count("rank") for titles in bars] == [1, 1]
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(STYLE):
         two = draw_figure(Panels(groups=(group,) * 2))
         many = draw_figure(Panels(groups=(group,) * 5))
         assert list(overlaps(many)) == []

@@ -56,7 +56,7 @@ class Scores:
     reached: so a kept triplet may lie below the threshold (`misplaced`).
     """
     misplaced: tuple[int, ...]
-    """Of each run, the kept triplets below its threshold: a number; as many pruned ones lie above."""
+    """Of each run, the number of kept triplets below its threshold, and of pruned ones above."""
     notes: tuple[dict[str, Any] | None, ...]
     """Of each run, the summary of its posterior in result.json."""
 

@@ -271,8 +271,8 @@ def test_what_was_not_read_for_longest_goes_first(cache, made, monkeypatch):
 
 PROCESS = """
 import os, sys, time
-from bayeslora_cli import token_cache
-from bayeslora_cli.tasks import Examples
+from bayeslora_cli.data import token_cache
+from bayeslora_cli.tasks.task import Examples
 from tests.conftest import tiny_tokenizer
 real = token_cache.encode
 def slow(examples, *rest):

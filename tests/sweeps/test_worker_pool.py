@@ -17,7 +17,7 @@ from rich.console import Console
 
 from bayeslora_cli.errors import Preempted
 from bayeslora_cli.execution.signals import listening
-from bayeslora_cli.sweeps import worker_pool
+from bayeslora_cli.sweeps import worker_pool, workers
 from bayeslora_cli.sweeps.grid import expand
 from bayeslora_cli.sweeps.worker_pool import run_jobs
 from bayeslora_cli.sweeps.workers import slot_environments, they_take_turns, visible_gpus
@@ -96,7 +96,7 @@ def train(tmp_path, monkeypatch):
     """Train the seeds: train(seeds, jobs) -> problems."""
     program = tmp_path / "child.py"
     monkeypatch.setattr(worker_pool, "POLL", 0.02)
-    monkeypatch.setattr(worker_pool, "visible_gpus", list)
+    monkeypatch.setattr(workers, "visible_gpus", list)
 
     def run_it(seeds, jobs, console=None, child=CHILD, **typed):
         program.write_text(child)
@@ -242,7 +242,7 @@ def found_runs(tmp_path):
 
 
 def test_a_gpu_each(monkeypatch):
-    monkeypatch.setattr(worker_pool, "visible_gpus", lambda: ["2", "GPU-x"])
+    monkeypatch.setattr(workers, "visible_gpus", lambda: ["2", "GPU-x"])
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert slot_environments(2, "auto") == [
         {"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "GPU-x"},
@@ -251,12 +251,12 @@ def test_a_gpu_each(monkeypatch):
     assert shared == ["2", "GPU-x", "2", "GPU-x"]
     for device in ("cpu", "cuda:1"):
         assert slot_environments(2, device) == [{}, {}]
-    monkeypatch.setattr(worker_pool, "visible_gpus", lambda: ["0"])
+    monkeypatch.setattr(workers, "visible_gpus", lambda: ["0"])
     assert slot_environments(2, "auto") == [{}, {}]
 
 
 def test_the_cores_are_shared_out(monkeypatch):
-    monkeypatch.setattr(worker_pool, "visible_gpus", list)
+    monkeypatch.setattr(workers, "visible_gpus", list)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert slot_environments(3, "auto") == [{"OMP_NUM_THREADS": "2"}] * 3
@@ -272,7 +272,7 @@ def test_the_cores_are_shared_out(monkeypatch):
     ],
 )  # fmt: skip
 def test_taking_turns_on_a_gpu_is_said(gpus, jobs, device, expected, monkeypatch, tmp_path):
-    monkeypatch.setattr(worker_pool, "visible_gpus", lambda: gpus)
+    monkeypatch.setattr(workers, "visible_gpus", lambda: gpus)
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
     assert they_take_turns(jobs, device) == expected
     (tmp_path / "control").touch()  # of MPS
@@ -280,7 +280,7 @@ def test_taking_turns_on_a_gpu_is_said(gpus, jobs, device, expected, monkeypatch
 
 
 def test_it_is_said_once(train, monkeypatch, caplog, tmp_path):
-    monkeypatch.setattr(worker_pool, "visible_gpus", lambda: ["0"])
+    monkeypatch.setattr(workers, "visible_gpus", lambda: ["0"])
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
     train("1-3", 2)
     assert caplog.text.count("nvidia-cuda-mps-control -d") == 1

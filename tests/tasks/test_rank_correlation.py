@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ConstantInputWarning, spearmanr
 
-from bayeslora_cli.reports.ranks import run_groups
+from bayeslora_cli.reports.ranks import rank_agreement
 from bayeslora_cli.tasks import metrics, rank_correlation
 from bayeslora_cli.tasks.rank_correlation import spearman
 
 
 def test_there_is_one():
-    assert run_groups.spearman is metrics.rank_correlation.spearman is rank_correlation.spearman
+    assert rank_agreement.spearman is metrics.rank_correlation.spearman is rank_correlation.spearman
 
 
 @settings(max_examples=150, deadline=None)

@@ -412,7 +412,7 @@ def test_hub_that_cannot_be_reached_is_the_users_to_mend(monkeypatch, error):
 
 def test_offline_variable_is_honoured(tmp_path):
     script = (
-        "import sys; from bayeslora_cli.data import load_task\n"
+        "import sys; from bayeslora_cli.tasks.sources.loading import load_task\n"
         "from bayeslora_cli.errors import UserError\n"
         "assert not {'datasets', 'transformers', 'sklearn'} & set(sys.modules)\n"
         "try: load_task('rte', None)\n"

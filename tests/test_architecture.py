@@ -41,7 +41,7 @@ LIGHT = (
 )  # fmt: skip
 NOT_LIGHT = (
     "runs.checkpoint", "runs.environment", "tasks.sources.loading",
-    "tasks.sources.comparison_rows", "reports.results.paired_test", "cli.inspect_ranks",
+    "tasks.sources.comparison_rows", "reports.results.paired_test",
 )  # fmt: skip
 # library -> its only importers, function bodies included
 ONLY = {

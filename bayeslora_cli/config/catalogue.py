@@ -220,9 +220,9 @@ def usual_criteria() -> str:
 def usual_ranks() -> str:
     """The default rank at the start of each method that does not keep its target."""
     return "; ".join(
-        f"{name}: {entry.initial_rank(2)} for a target of 2"
+        f"{entry.initial_rank(2)} for a target of 2 in {name}"
         if entry.free_rank is None
-        else f"{name}: {entry.free_rank}"
+        else f"{entry.free_rank} in {name}"
         for name, entry in METHODS.items()
         if entry.has_ranks and not entry.fixed_rank
     )

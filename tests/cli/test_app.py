@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from bayeslora_cli.cli.app import main, train
+from bayeslora_cli.cli.app import main
+from bayeslora_cli.cli.train import train
 from bayeslora_cli.config import presets
 from bayeslora_cli.config.run_config import OPTIONS
 

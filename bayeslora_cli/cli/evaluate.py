@@ -1,0 +1,273 @@
+"""`bayeslora eval`: evaluates a finished run, or prints the table of several runs' results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bayeslora_cli.cli.progress import logger, set_up_logging
+from bayeslora_cli.config.validation import nearest
+from bayeslora_cli.errors import UserError
+from bayeslora_cli.reports.figures.figure_file import check_figure
+from bayeslora_cli.reports.figures.reliability_diagram import (
+    OPTION,
+    WITHOUT,
+    save_diagram,
+    text_diagram,
+)
+from bayeslora_cli.reports.results.outcomes import AT
+from bayeslora_cli.reports.results.rows import load_results
+from bayeslora_cli.reports.results.table import Table, read_reference
+from bayeslora_cli.reports.run_summary import side_by_side
+from bayeslora_cli.runs.directory import RunDir, runs_below
+
+_TABLE = "The table of several runs"  # a panel of the help
+_OF_TABLE = {"at", "markdown", "latex", "as_csv", "reference", "paired"}
+
+
+def evaluate(
+    ctx: typer.Context,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            show_default=False,
+            help="Directory of a finished run; of several, or one that holds runs, a table.",
+        ),
+    ],
+    split: Annotated[
+        str | None, typer.Option(help="train, validation, test or ood (default: validation).")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Directory of the data (default: the one that the run was trained on)."),
+    ] = None,
+    eval_file: Annotated[
+        str | None,
+        typer.Option(help="Rows of one's own instead: a file or hub data set, as for train."),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Predict over this many samples of the posterior as well. A score's NLL is under "
+            "the samples' variance and the observation's, 1/2, which the squared error stands for.",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Factor of the posterior's variance, with --samples (default: 1)."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=2**63 - 1, help="Of the samples, with --samples (default: 0)."),
+    ] = None,
+    ood: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK|FILE",
+            help="Rows to tell from the split's by their uncertainty: the run's own split ood "
+            "(the default for demo, with --samples), another task, or a file with the run's text "
+            "columns.",
+        ),
+    ] = None,
+    reliability: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw a reliability diagram here and a small one on the terminal: FILE.png, .svg "
+            "or .pdf; - for the terminal alone.",
+        ),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a row an example: FILE.csv, .tsv or .jsonl, over the samples if there are "
+            "any. No labels needed."
+        ),
+    ] = None,
+    submission: Annotated[
+        Path | None,
+        typer.Option(help="Directory for the files that gluebenchmark.com takes (--split test)."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Examples a forward pass (default: as in training).")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run Python code that comes with the model."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            help="Evaluation that counts: best_at_budget (with the final ranks), best (of all, as "
+            "the paper counts) or last (default: best_at_budget).",
+            rich_help_panel=_TABLE,
+        ),
+    ] = None,
+    markdown: Annotated[
+        bool,
+        typer.Option("--markdown", help="Print the table in Markdown.", rich_help_panel=_TABLE),
+    ] = False,
+    latex: Annotated[
+        bool,
+        typer.Option(
+            "--latex", help="Print the table in LaTeX, for booktabs.", rich_help_panel=_TABLE
+        ),
+    ] = False,
+    as_csv: Annotated[
+        bool,
+        typer.Option("--csv", help="Print a line per row and task.", rich_help_panel=_TABLE),
+    ] = False,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="Show differences from published values: a JSON table, as --json has it.",
+            rich_help_panel=_TABLE,
+        ),
+    ] = None,
+    paired: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="ROW ROW",
+            help="Test whether the first row differs from the second by more than noise, over the "
+            "tasks and seeds that both have; a row by its name or words of it, such as 'ivon snr'.",
+            rich_help_panel=_TABLE,
+        ),
+    ] = None,
+) -> None:
+    """Evaluate a finished run at its posterior mean and over samples, or write what it predicts.
+
+    Of several runs: the table of their results by method, as the paper has it. For that nothing is
+    evaluated anew.
+    """
+    set_up_logging(quiet=False, verbose=False)
+    typed = _typed(ctx)
+    if len(runs) > 1 or is_collection(runs[0]) or typed & _OF_TABLE:
+        anew = sorted(typed - _OF_TABLE - {"runs", "as_json"})
+        if anew:
+            raise UserError(
+                f"--{anew[0].replace('_', '-')}: it is of one run evaluated anew; leave it out "
+                "for the table of several runs, which is of their results"
+            )
+        forms = {"json": as_json, "markdown": markdown, "latex": latex, "csv": as_csv}
+        print_table(runs, at=at, forms=forms, reference=reference, paired=paired)
+        return
+    (run,) = runs
+    figure = None if reliability == Path("-") else reliability
+    if figure is not None:
+        check_figure(figure, OPTION, WITHOUT)
+    for name, value in (("--temperature", temperature), ("--seed", seed)):
+        if samples is None and value is not None:
+            raise UserError(f"{name} {value}: it is of samples; give --samples S as well")
+    from bayeslora_cli.evaluation.forward_passes import Sampling, describe
+    from bayeslora_cli.evaluation.run_evaluation import evaluate_run
+
+    sampling = None
+    if samples is not None:
+        sampling = Sampling(samples, 1.0 if temperature is None else temperature, seed or 0)
+    found = evaluate_run(
+        run,
+        split=split,
+        data=data,
+        file=eval_file,
+        sampling=sampling,
+        ood=ood,
+        reliability=reliability is not None,
+        predictions=predictions,
+        submission=submission,
+        device=device,
+        batch_size=batch_size,
+        trust_remote_code=trust_remote_code,
+    )
+    note = (found.get("posterior") or {}).get("note")
+    if note is not None:
+        logger.warning("%s", note)
+    if figure is not None:
+        save_diagram(figure, found["reliability"], "/".join(run.resolve().parts[-2:]))
+    if as_json:
+        print(json.dumps(found, allow_nan=False))
+        return
+    if found["metrics"] or "ood" in found:
+        simple = found.keys().isdisjoint(("sampled", "ood"))
+        print(describe(found["metrics"]) if simple else side_by_side(found))
+    if reliability is not None:
+        print(text_diagram(found["reliability"]))
+    for path in (figure, predictions, submission):
+        if path is not None:
+            print(path)
+
+
+def _typed(ctx: typer.Context) -> set[str]:
+    """Names of the parameters that were given on the command line."""
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def is_collection(path: Path) -> bool:
+    """Whether `path` is a directory that is no run itself but holds some."""
+    return path.is_dir() and not RunDir(path).started and any(True for _ in runs_below(path))
+
+
+def print_table(
+    paths: Sequence[Path],
+    *,
+    at: str | None = None,
+    forms: Mapping[str, bool],
+    reference: Path | None = None,
+    paired: tuple[str, str] | None = None,
+) -> None:
+    """Print the table of the runs at `paths`, or below them.
+
+    Args:
+        forms: json, markdown, latex or csv; none of them: for the terminal.
+        paired: two rows to test against each other.
+    Raises:
+        UserError: options that exclude each other, no runs, no such rows.
+    """
+    asked = [f"--{form}" for form, is_asked in forms.items() if is_asked]
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(asked)}: all go to stdout; ask for one")
+    if at not in (None, *AT):
+        raise UserError(f"--at {at}: choose one of {', '.join(AT)}{nearest(str(at), AT)}")
+    expected = None if reference is None else read_reference(reference)
+    results = load_results(paths, at or AT[0])
+    table = Table(results=results, reference=expected)
+    test = None
+    if paired is not None:
+        from bayeslora_cli.reports.results.paired_test import compare, find_row
+
+        a, b = (find_row(results, name) for name in paired)
+        test = compare(a, b)
+    form = asked[0] if asked else ""
+    if form == "--json":
+        print(json.dumps({**table.to_json(), **({"paired": test} if test else {})}))
+        return
+    from bayeslora_cli.reports.results import table_drawing
+
+    if form == "":
+        from rich.console import Console
+
+        from bayeslora_cli.reports.terminal_text import show
+
+        show(partial(table_drawing.draw, table), Console())
+    else:
+        pasted = {
+            "--markdown": table_drawing.markdown,
+            "--latex": table_drawing.latex,
+            "--csv": table_drawing.as_csv,
+        }
+        print(pasted[form](table))
+    if test is not None and form != "--csv":
+        from bayeslora_cli.reports.results.paired_test import describe
+
+        before = {"--latex": "% "}.get(form, "")
+        print()
+        print("\n".join(before + line for line in describe(test).splitlines()))

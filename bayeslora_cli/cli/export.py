@@ -1,0 +1,134 @@
+"""`bayeslora export`: a finished run in a form for elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bayeslora_cli.cli.progress import set_up_logging
+from bayeslora_cli.export.request import ExportOptions
+
+_FORM, _CHECK, _WHERE = "What to write", "How to check it", "Where to"  # panels of the help
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a finished run.")],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", help="adalora, lora, merged, onnx or quantized.", rich_help_panel=_FORM
+        ),
+    ],
+    uniform_rank: Annotated[
+        bool,
+        typer.Option(
+            "--uniform-rank",
+            help="lora: pad all matrices with zeros to one rank and one alpha, for servers that "
+            "know no patterns.",
+            rich_help_panel=_FORM,
+        ),
+    ] = False,
+    target_rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Prune further to this mean rank of a matrix, by the run's scores and without "
+            "training; prints the metrics before and after, in fp32.",
+            rich_help_panel=_FORM,
+        ),
+    ] = None,
+    check_rows: Annotated[
+        int, typer.Option(min=1, help="Rows to compare logits on.", rich_help_panel=_CHECK)
+    ] = 32,
+    check_inputs: Annotated[
+        str,
+        typer.Option(
+            help="data: rows of the validation split; random: random tokens, where the data is "
+            "not at hand.",
+            rich_help_panel=_CHECK,
+        ),
+    ] = "data",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Directory of the data (default: the one that the run was trained on).",
+            rich_help_panel=_CHECK,
+        ),
+    ] = None,
+    eval_file: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows of one's own instead: a file or hub data set, as for train.",
+            rich_help_panel=_CHECK,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:N or auto.", rich_help_panel=_CHECK)
+    ] = "auto",
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that comes with the model.",
+            rich_help_panel=_CHECK,
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory to write (default: RUN/export/FORMAT, and -rR after pruning to R).",
+            rich_help_panel=_WHERE,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an export.", rich_help_panel=_WHERE)
+    ] = False,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REPO",
+            help="Upload to this repository of the Hugging Face hub when all else is done; it is "
+            "made where there is none, as visible as the account's default.",
+            rich_help_panel=_WHERE,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the manifest.", rich_help_panel=_WHERE)
+    ] = False,
+) -> None:
+    """Write a finished run in a form for elsewhere.
+
+    The export is reopened without bayeslora before it appears, and its logits
+    are compared with the run's, in fp32: they may differ by 1e-5 (onnx: 1e-4)
+    of the largest logit, or of 1 where all logits are smaller. Integer codes
+    (quantized) are read back by bayeslora, and must give the run's logits to
+    the bit.
+    A wrong export leaves nothing behind.
+    The last line printed is the export's directory.
+    """
+    set_up_logging(quiet=False, verbose=False)
+    from bayeslora_cli.export.exporter import describe_export, export_run
+
+    options = ExportOptions(
+        format=form,
+        uniform_rank=uniform_rank,
+        target_rank=target_rank,
+        check_rows=check_rows,
+        check_inputs=check_inputs,
+        data=data,
+        file=eval_file,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    directory, manifest = export_run(
+        run, options, output=output, overwrite=overwrite, push_to_hub=push_to_hub
+    )
+    if as_json:
+        print(json.dumps({"export": str(directory), **manifest}, allow_nan=False))
+        return
+    for line in describe_export(manifest):
+        print(line)
+    print(directory)

@@ -1,0 +1,203 @@
+"""`bayeslora train`: one run, several, or what they would be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from bayeslora_cli.cli.evaluate import print_table
+from bayeslora_cli.cli.options import takes_options, typed_values
+from bayeslora_cli.cli.progress import Progress, logger, set_up_logging
+from bayeslora_cli.config import presets
+from bayeslora_cli.config.options import PRINTED, SWEEP, WHAT
+from bayeslora_cli.errors import BayesloraError, ConfigError, RunDirError, UserError
+from bayeslora_cli.execution.launch_environment import joined, place
+from bayeslora_cli.execution.signals import listening
+from bayeslora_cli.reports.run_summary import closing_table
+from bayeslora_cli.runs.directory import RunDir
+from bayeslora_cli.runs.rank_report import RankReport
+from bayeslora_cli.sweeps.grid import Sweep, expand
+
+
+@takes_options
+def train(
+    ctx: typer.Context,
+    *,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Settings to start from: a name of --list-presets, or a .toml file.",
+            rich_help_panel=WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    list_presets: Annotated[
+        bool,
+        typer.Option(
+            "--list-presets", help="List the built-in presets and exit.", rich_help_panel=WHAT
+        ),
+    ] = False,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="Several: a run each, such as 2021-2025 or 1,5,7-9.",
+            rich_help_panel=SWEEP,
+            show_default=False,
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Runs at a time, in as many processes, each with a log beside its directory, one "
+            "per GPU where there are several (default: 1, in this process).",
+            rich_help_panel=SWEEP,
+            show_default=False,
+        ),
+    ] = None,
+    print_commands: Annotated[
+        bool,
+        typer.Option(
+            "--print-commands",
+            help="Print one command per run, for a SLURM array, and exit.",
+            rich_help_panel=SWEEP,
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print what would be done, and what it needs, and exit.",
+            rich_help_panel=PRINTED,
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print the result, one JSON object, and nothing else.",
+            rich_help_panel=PRINTED,
+        ),
+    ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet", help="Print only the result and warnings.", rich_help_panel=PRINTED
+        ),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", help="Print debug messages too.", rich_help_panel=PRINTED),
+    ] = False,
+    **options: Any,
+) -> None:
+    """Train a run, or one for each combination of lists, and leave their directories.
+
+    A directory holds adapter, posterior, ranks and metrics.
+
+    Values not given come from the task's preset, the paper's settings.
+    Step numbers of a preset scale with the run's length.
+    The last line printed is the run's directory.
+    Stopped or killed, it goes on when the same command is run again.
+    """
+    if list_presets:
+        for name, what in presets.list_presets().items():
+            print(f"{name:18} {what}")
+        return
+    typed = typed_values(options)
+    console = set_up_logging(quiet=quiet, verbose=verbose)
+    if seeds is not None:
+        if "seed" in typed:
+            raise ConfigError([f"--seed {typed['seed']}: not together with --seeds {seeds}"])
+        typed["seed"] = seeds
+    if jobs is not None and jobs < 1:
+        raise ConfigError([f"--jobs {jobs}: must be at least 1"])
+    with listening() as stop, joined(place(), stop) as processes:
+        with processes.all_or_none():
+            sweep = expand(typed, preset)
+            if jobs is not None and processes.world > 1:
+                raise UserError(
+                    f"--jobs {jobs}: {processes.world} processes train one run at a time together; "
+                    "leave it out, or start this command alone"
+                )
+        for notice in sweep.notices:
+            logger.warning("%s", notice)
+        if print_commands:
+            for planned in sweep.runs:
+                print(planned.command())
+        elif dry_run:
+            with processes.all_or_none():
+                _print_plans(sweep, processes.world, as_json=as_json)
+        elif len(sweep.runs) > 1:
+            from bayeslora_cli.sweeps.runner import run_sweep
+
+            problems = run_sweep(
+                sweep.runs, jobs or 1, console, lambda: Progress(console), stop, processes
+            )
+            with processes.all_or_none():
+                if processes.first:
+                    _print_sweep(sweep, problems, as_json=as_json)
+        else:
+            from bayeslora_cli.training.loop import train as run_training
+
+            resolved = sweep.runs[0].resolved
+            run = run_training(resolved, Progress(console), stop, ctx.obj, processes)
+            if processes.first:
+                _print_run(run, as_json=as_json)
+
+
+def _print_run(run: RunDir, *, as_json: bool) -> None:
+    from rich.console import Console
+
+    result = run.read_result()
+    if as_json:
+        print(json.dumps({"run": str(run.path), **result}, allow_nan=False))
+        return
+    report = RankReport.from_json(run.read_json(run.ranks), str(run.ranks))
+    closing_table(result, report, Console())
+    print(run.path)
+
+
+def _print_plans(sweep: Sweep, processes: int, *, as_json: bool) -> None:
+    """What each run would be: one object or several, in JSON a list of them."""
+    from bayeslora_cli.training.plan import describe_plan, plan
+    from bayeslora_cli.training.preparation import prepare
+
+    found = [plan(prepare(planned.resolved), planned.resolved, processes) for planned in sweep.runs]
+    if as_json:
+        print(json.dumps(found if len(found) > 1 else found[0], allow_nan=False))
+    else:
+        print("\n\n".join(map(describe_plan, found)))
+
+
+def _print_sweep(sweep: Sweep, problems: Mapping[str, str], *, as_json: bool) -> None:
+    """The runs that are done, and then the problems of the others.
+
+    Raises:
+        BayesloraError: there are some.
+    """
+    problems, done = dict(problems), []
+    for planned in sweep.runs:
+        if planned.label not in problems:
+            try:
+                done.append((planned.run.path, planned.run.read_result()))
+            except RunDirError as error:
+                problems[planned.label] = f"{error}; remove the run, or put the file back"
+    if as_json:
+        found: list[dict[str, Any]] = [{"run": str(path), **result} for path, result in done]
+        found += [
+            {"run": str(planned.run.path), "error": problems[planned.label]}
+            for planned in sweep.runs
+            if planned.label in problems
+        ]
+        print(json.dumps(found, allow_nan=False))
+    elif done:
+        print_table([path for path, _ in done], forms={})
+        print()
+        for path, _ in done:
+            print(path)
+    if problems:
+        lines = "\n".join(f"{label}: {problem}" for label, problem in problems.items())
+        raise BayesloraError(f"{len(problems)} of {len(sweep.runs)} runs failed\n{lines}")

@@ -60,7 +60,7 @@ class Posterior:
         assert self.sigma is not None, "a point estimate has nothing to sample"
         noise = torch.randn(self.mean.shape, generator=generator).to(self.mean.device)
         theta = torch.addcmul(self.mean, noise, self.sigma, value=math.sqrt(temperature))
-        if bank.adaptive:
+        if bank.has_singular_values:
             bank.singular_values(theta).mul_(self.mask)
         return theta
 
@@ -68,7 +68,7 @@ class Posterior:
 def _kept(bank: AdapterBank, segment: Segment, mask: Tensor) -> tuple[Tensor, int] | None:
     """Which rows (dim 0) or columns (dim 1) of an adapter's segment are kept; None: all."""
     name, _, part = segment.name.rpartition(".lora_")
-    if segment.role != "adapter" or not bank.adaptive:
+    if segment.role != "adapter" or not bank.has_singular_values:
         return None
     index = next(i for i, m in enumerate(bank.matrices) if m.name == name)
     return mask[index].bool().cpu(), 1 if part == "B" else 0

@@ -68,7 +68,7 @@ def _kept(bank: AdapterBank, flat: Tensor, mask: Tensor) -> Tensor:
     for segment in bank.segments.values():
         if segment.stop <= bank.weights.stop:  # gates and ranges are points, whatever the optimizer
             segment.view(keep).fill_(True)
-    if bank.adaptive:
+    if bank.has_singular_values:
         kept = mask.bool().cpu()
         bank.singular_values(keep).copy_(kept)
         for group in bank.groups:
@@ -88,7 +88,7 @@ def _quantiles(values: Tensor) -> tuple[float, float, float]:
 def _agreement(bank: AdapterBank, posterior: Posterior) -> float | None:
     """Rank correlation of the kept triplets' scores under snr and under magnitude."""
     kept = posterior.mask.bool()
-    if not bank.adaptive or kept.sum() < 2:
+    if not bank.has_singular_values or kept.sum() < 2:
         return None
     assert posterior.sigma is not None
     device = bank.mean.device

@@ -24,11 +24,8 @@ logger = logging.getLogger("bayeslora")
 WORTH_IT = 20_000
 PATIENCE = 30.0
 """Seconds to wait for another process's compiling, which takes five to twenty a width."""
-# what tells one block's code from another's, mostly
-_BLOCK = (
-    "model", "precision", "method", "blora_mode", "init_rank", "target_modules", "dropout",
-    "gradient_checkpointing",
-)  # fmt: skip
+# what tells one block's code from another's, mostly, besides its adapters
+_BLOCK = ("model", "precision", "target_modules", "dropout", "gradient_checkpointing")
 VARIANTS = 128  # widths, row counts and phases that a block is compiled for, then runs as it is
 
 
@@ -77,7 +74,9 @@ def _with_gradient(
 
 
 @contextmanager
-def compiled_once(config: RunConfig, key: tuple[Hashable, Hashable]) -> Iterator[None]:
+def compiled_once(
+    config: RunConfig, adapters: tuple[Hashable, ...], key: tuple[Hashable, Hashable]
+) -> Iterator[None]:
     """Around what compiles: of the processes that are to compile the same, one does.
 
     The others wait, and find it in the compiler's cache on disk: first runs whose blocks are alike,
@@ -85,6 +84,7 @@ def compiled_once(config: RunConfig, key: tuple[Hashable, Hashable]) -> Iterator
 
     Args:
         config: of the run.
+        adapters: what tells the code of its adapted blocks from others, `Method.block_key`.
         key: of what is compiled, and its inputs' shapes.
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir  # a second, where none compiles
@@ -93,7 +93,7 @@ def compiled_once(config: RunConfig, key: tuple[Hashable, Hashable]) -> Iterator
     place = Path(cache_dir()) / "bayeslora"
     wanted = [place / _name(machine, kind(config), key)]
     if key[1]:  # a pass, with blocks in it
-        block = [getattr(config, name) for name in _BLOCK]
+        block = adapters, *(getattr(config, name) for name in _BLOCK)
         wanted.insert(0, place / _name(machine, block, key[1]))
     with ExitStack() as held:
         for made in wanted:

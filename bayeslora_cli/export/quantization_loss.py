@@ -47,14 +47,14 @@ def lose(network: Network, form: str, batches: Sequence[Batch]) -> Lost | None:
     Returns:
         None where nothing is lost.
     """
-    gates = network.gates
-    if gates is None or form not in KEPT:
+    operands = network.operands
+    if operands is None or form not in KEPT:
         return None
-    gone = gates.quantized - KEPT[form]
+    gone = operands.quantized - KEPT[form]
     if not gone:
         return None
     before = run_logits(network, batches)
-    gates.quantized -= gone
+    operands.quantized -= gone
     after = run_logits(network, batches)
     pairs = list(zip(before, after, strict=True))
     changed = sum(int((a.argmax(-1) != b.argmax(-1)).sum()) for a, b in pairs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,13 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.config.values import parse_ladder
 from bayeslora_cli.errors import ModelError
-from bayeslora_cli.methods.adalora.method import adalora_linear
-from bayeslora_cli.methods.blora.gates import Gates, Plan
-from bayeslora_cli.methods.blora.layer import GatedLinear, gated_linear
-from bayeslora_cli.methods.lora import lora_linear
-from bayeslora_cli.methods.network import Method, Network
+from bayeslora_cli.methods.method import find_method
+from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.bank_layout import Matrix
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
@@ -26,17 +21,6 @@ from bayeslora_cli.models.backbones.fingerprint import fingerprint
 from bayeslora_cli.models.backbones.loading import Labels, load_backbone
 from bayeslora_cli.models.backbones.targets import inside, match_targets
 from bayeslora_cli.models.kernels.cpu_dropout import cpu_dropout
-
-METHODS: dict[str, Method] = {
-    "adalora": Method(layer=adalora_linear, adaptive=True),
-    "lora": Method(layer=lora_linear, adaptive=False),
-    "full": Method(layer=None, adaptive=False),
-    "blora": Method(layer=gated_linear, adaptive=False, gated=True),
-}
-
-
-# --blora-mode: over bit widths, over ranks
-GATED = {"both": (True, True), "quant": (True, False), "rank": (False, True)}
 
 
 def build_network(
@@ -63,22 +47,23 @@ def build_network(
     ]
     replace_attention(module, config.max_length)
     backbone_sha256 = "" if device.type == "meta" else fingerprint(pretrained)
-    method = METHODS[config.method]
-    module.requires_grad_(method.layer is None)
+    method = find_method(config.method)
+    make_layer = method.layer_maker(config)
+    module.requires_grad_(make_layer is None)
     for name in head:
         module.get_submodule(name).requires_grad_(True)
     drawn = {
         name: tensor.detach().clone()
         for name, tensor in module.state_dict().items()
-        if name in missing and not inside(name, head) and method.layer is not None
+        if name in missing and not inside(name, head) and make_layer is not None
     }
 
     adapters: dict[str, LowRankLinear] = {}
-    if method.layer is not None:
+    if make_layer is not None:
         generator = torch.Generator().manual_seed(config.seed)
         for name in match_targets(module, head, config.target_modules):
             base = module.get_submodule(name)
-            layer = method.layer(base, config.init_rank, config.alpha, generator)
+            layer = make_layer(base, config.init_rank, config.alpha, generator)
             parent, _, last = name.rpartition(".")
             setattr(module.get_submodule(parent), last, layer)
             adapters[name] = layer
@@ -111,14 +96,11 @@ def build_network(
         for name, parameter in module.named_parameters()
         if parameter.requires_grad and id(parameter) not in low_rank
     ]
-    gates = _gates(config, adapters) if method.gated else None
-    others += [] if gates is None else gates.parameters
+    others += method.parameters(config, adapters)
     bank = AdapterBank(matrices, others, posterior=posterior, device=device, compute_dtype=dtype)
     if adapters:
         joints = _joints(module)
         bank.factors = Factors(bank, list(adapters.values()), dtype, joints)
-    if gates is not None:
-        gates.attach(bank, dtype)
     return Network(
         module=module,
         labels=labels,
@@ -128,7 +110,7 @@ def build_network(
         head=head,
         drawn=drawn,
         backbone_sha256=backbone_sha256,
-        gates=gates,
+        operands=method.operands(config, bank, adapters, dtype),
     )
 
 
@@ -143,14 +125,6 @@ def _joints(module: nn.Module) -> list[JointLinear]:
                 attention.joint = JointLinear(layers)
                 found.append(attention.joint)
     return found
-
-
-def _gates(config: RunConfig, adapters: Mapping[str, LowRankLinear]) -> Gates:
-    bits, ranks = GATED[config.blora_mode]
-    ladder = parse_ladder(config.bit_ladder)
-    plan = Plan(bits=bits, ranks=ranks, ladder=ladder, base=config.quantize_base)
-    layers = {name: m for name, m in adapters.items() if isinstance(m, GatedLinear)}
-    return Gates(plan, layers, config.init_rank)
 
 
 def _inputs_to_float(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

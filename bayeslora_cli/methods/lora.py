@@ -1,4 +1,4 @@
-"""Plain LoRA: adapters of one fixed rank."""
+"""Plain LoRA: adapters of one fixed rank (Hu et al., ICLR 2022)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 import torch
 from torch import nn
 
+from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.methods.method import LayerMaker, Method
 from bayeslora_cli.models.adapters.layer import LowRankLinear
 
 
@@ -18,3 +20,15 @@ def lora_linear(
     with torch.no_grad():
         nn.init.kaiming_uniform_(layer.lora_A, a=math.sqrt(5), generator=generator)
     return layer
+
+
+class Lora(Method):
+    """Adapters B A without singular values; their rank is --target-rank throughout."""
+
+    peft_type = "LORA"
+
+    def layer_maker(self, config: RunConfig) -> LayerMaker:
+        return lora_linear
+
+
+LORA = Lora()

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bayeslora_cli.methods.blora.gates import FLOAT, Gates
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.layer import LowRankLinear
 from bayeslora_cli.models.backbones.loading import Labels, unread
 from bayeslora_cli.models.kernels.cpu_dropout import cpu_dropout
+
+
+class PassOperands(Protocol):
+    """What a method gives to the layers before each pass in place of their parameters."""
+
+    quantized: frozenset[str]
+    """Operands whose quantizers are in use; an export format that has no place for some drops
+    those."""
+
+    @property
+    def branch(self) -> Hashable:
+        """What decides, besides inputs and tensors, which kernels an evaluation runs."""
+
+    def publish_operands(self, *, training: bool) -> None:
+        """Give every layer its operands for the next pass; `training`: draw what is random."""
+
+    def publish_shapes(self, device: torch.device) -> None:
+        """Give every layer empty operands on `device`, of the phase that keeps most for the
+        backward pass: what a memory estimate runs with, under a FakeTensorMode."""
+
+    def effective(self, flat: Tensor) -> Tensor:
+        """Parameters (N,) as an evaluation computes with them: rounded, where it rounds them."""
+
+    def effective_base(self, flat: Tensor) -> dict[str, Tensor]:
+        """Frozen weights (out, in) that an evaluation rounds, as it does, by layer name."""
+
+    def widths(self, flat: Tensor) -> list[dict[str, int]]:
+        """Bits of each quantized operand, by matrix, of parameters (N,)."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,14 +61,14 @@ class Network:
     """fp32 copies of frozen tensors that the checkpoint lacked and this run drew."""
     backbone_sha256: str
     """`fingerprint` of what the checkpoint held, the head left out; empty without weights."""
-    gates: Gates | None = None
-    """Over ranks and bit widths, of a method that learns them."""
+    operands: PassOperands | None = None
+    """Of a method whose layers compute with others than their published factors."""
 
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Forward pass: (batch, outputs) in fp32. Labels are never passed to the backbone."""
         inputs = {name: value for name, value in batch.items() if name != "labels"}
-        if self.gates is not None:
-            self.gates.dress(training=self.module.training)
+        if self.operands is not None:
+            self.operands.publish_operands(training=self.module.training)
         device = inputs["input_ids"].device
         with unread(device), cpu_dropout(device):
             logits: Tensor = self.module(**inputs).logits
@@ -50,7 +77,19 @@ class Network:
     @property
     def branch(self) -> Hashable:
         """What besides its inputs and tensors decides which kernels an evaluation runs."""
-        return None if self.gates is None else (self.gates.mode == FLOAT, self.gates.quantized)
+        return None if self.operands is None else self.operands.branch
+
+    def effective(self, flat: Tensor) -> Tensor:
+        """Parameters (N,) as an evaluation computes with them."""
+        return flat if self.operands is None else self.operands.effective(flat)
+
+    def effective_base(self, flat: Tensor) -> dict[str, Tensor]:
+        """Frozen weights that an evaluation does not take as they are, by layer name."""
+        return {} if self.operands is None else self.operands.effective_base(flat)
+
+    def widths(self, flat: Tensor) -> list[dict[str, int]]:
+        """Bits of each quantized operand, by matrix: empty dictionaries where none is."""
+        return [{} for _ in self.adapters] if self.operands is None else self.operands.widths(flat)
 
     def set_drawn(self, name: str, value: Tensor) -> None:
         """Replace a frozen tensor that the checkpoint lacks by the one another process drew."""
@@ -61,20 +100,3 @@ class Network:
         with torch.no_grad():
             target.copy_(value)
         self.drawn[name] = value
-
-
-# ---- methods: what of a backbone is trained
-
-LayerMaker = Callable[[nn.Module, int, float, torch.Generator], LowRankLinear]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Method:
-    """How a backbone is made trainable."""
-
-    layer: LayerMaker | None
-    """Builds an adapted layer; None: the weights themselves are trained."""
-    adaptive: bool
-    """Whether ranks are allocated, and the orthogonality penalty applies."""
-    gated: bool = False
-    """Whether gates over ranks and bit widths are learned; its layers are `GatedLinear`."""

@@ -13,12 +13,12 @@ from bayeslora_cli.bayes import posterior
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.export.formats.peft_adapter import BACKBONE, save_peft_adapter
-from bayeslora_cli.methods.blora.report import widths
+from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.runs import model_card as card
 from bayeslora_cli.runs.atomic_write import replacing, write_json, write_text
 from bayeslora_cli.runs.directory import RunDir
-from bayeslora_cli.runs.rank_report import GATES, MatrixReport, RankReport, kinds_of, layer_of
+from bayeslora_cli.runs.rank_report import MatrixReport, RankReport, kinds_of, layer_of
 from bayeslora_cli.tasks.task import Task
 
 logger = logging.getLogger("bayeslora")
@@ -38,7 +38,7 @@ def rank_report(
     mean: Tensor,
 ) -> RankReport:  # fmt: skip
     """The allocation `mask` (n, r) with the triplets' scores, and the widths in `mean` (N,)."""
-    bits = widths(network, mean)
+    bits = network.widths(mean)
     kept = mask.bool().tolist()
     values = None if scores is None else scores.tolist()
     kinds = kinds_of(list(network.adapters))
@@ -58,7 +58,7 @@ def rank_report(
         for index, (name, layer) in enumerate(network.adapters.items())
     )
     budget = sum(m.rank for m in matrices)
-    criterion = config.criterion if network.gates is None else GATES
+    criterion = find_method(config.method).ranked_by(config)
     return RankReport(step=step, budget=budget, criterion=criterion, matrices=matrices)
 
 
@@ -111,7 +111,8 @@ def model_card(run: RunDir, config: RunConfig, task: Task, result: Mapping[str, 
     """README.md of a run, with the front matter that model hubs read."""
     best = result["best_at_budget"]
     trust = ", trust_remote_code=True" if config.trust_remote_code else ""
-    if config.method == "full":
+    method = find_method(config.method)
+    if method.peft_type is None:
         load = (
             "from transformers import AutoModelForSequenceClassification\n\n"
             f'AutoModelForSequenceClassification.from_pretrained("{run.model.name}")'
@@ -129,34 +130,14 @@ def model_card(run: RunDir, config: RunConfig, task: Task, result: Mapping[str, 
         )
     return "\n".join(
         [
-            card.front_matter(config, "transformers" if config.method == "full" else "peft"),
+            card.front_matter(config, "transformers" if method.peft_type is None else "peft"),
             card.heading(config, task),
             card.introduction(config, task, result["steps"]),
             "All settings: `config.toml`; the allocation of the ranks: `ranks.json`.\n",
             f"Metrics after {best['step'] + 1} steps, the best evaluation at the final rank "
             f"budget, in {config.precision}:\n",
             card.metric_table(best["metrics"]),
-            *([_gated(result)] if "cost" in result else []),
+            *([] if (said := method.card(result)) is None else [said]),
             card.code(load),
         ]
     )
-
-
-def _gated(result: Mapping[str, Any]) -> str:
-    """What gates over ranks and bit widths have come to."""
-    cost, bits = result["cost"], result["bits"]
-    lines = [
-        f"Mean rank {result['mean_rank']:.2f}, mean width {result['mean_bits']:.2f} bits; "
-        f"{cost['adapter_relative']:.2%} of the bit operations\nof unquantized adapters at the "
-        f"initial rank ({cost['with_base_relative']:.2%} with the adapted matrices themselves), "
-        f"{cost['storage_bytes']:,} bytes.\n"
-    ]
-    if bits is not None:
-        base = any("W" in operands for operands in bits.values())
-        lines.append(
-            "The adapter below has E folded into A and its quantized weights as real numbers; its\n"
-            f"activations{' and the base weights' if base else ''} are not quantized any more, so "
-            "that it may predict otherwise. The integer\ncodes, and the metrics above, are those "
-            "of `bayeslora export --format quantized`.\n"
-        )
-    return "\n".join(lines)

@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 
-from bayeslora_cli.bayes.criteria import load_criterion
 from bayeslora_cli.bayes.optimizer import build_optimizer
 from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig, kind
@@ -18,12 +17,8 @@ from bayeslora_cli.execution.compilation import compile_blocks, compiled_once, i
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
 from bayeslora_cli.execution.device import pick_device, set_precision
 from bayeslora_cli.execution.processes import SINGLE, Processes
-from bayeslora_cli.methods.adalora.method import rank_budget
-from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
-from bayeslora_cli.methods.allocation import Allocator
-from bayeslora_cli.methods.blora.trainer import gate_trainer
-from bayeslora_cli.methods.building import METHODS, build_network
-from bayeslora_cli.methods.network import Network
+from bayeslora_cli.methods.building import build_network
+from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.runs.checkpoint import Stateful, transfer
 from bayeslora_cli.training.preparation import Prepared, learning_rate
@@ -99,6 +94,7 @@ class Rig:
             ModelError: as `build_network` does.
         """
         config, maker = prepared.config, OPTIMIZERS[prepared.config.optimizer]
+        method = find_method(config.method)
         self.kind, self.task = kind(config), prepared.task
         self.data, self.device, self.processes = data, device, processes
         self.network = build_network(
@@ -115,13 +111,13 @@ class Rig:
         }
         self.noise = torch.Generator(device).manual_seed(processes.seed(config.seed))
         self.optimizer = build_optimizer(config, self.network.bank, data.training_rows, self.noise)
-        self.allocator = _allocator(config, self.network, self.noise, processes)
+        self.allocator = method.allocator(config, self.network, self.noise, processes)
         self.step = TrainStep(
             self.network,
             self.optimizer,
             self.allocator,
             learning_rate=learning_rate(config),
-            orth_reg=config.orth_reg if METHODS[config.method].adaptive else 0.0,
+            orth_reg=method.orthogonality(config),
             samples=config.train_samples,
             processes=processes,
         )
@@ -142,7 +138,8 @@ class Rig:
         self.step.runner = runner = GraphRunner([self.noise], alone=alone)
         if compiled:
             if alone:  # several compile in step: one that waits for a lock would stop all
-                runner.around_first = partial(compiled_once, config)
+                block = find_method(config.method).block_key(config)
+                runner.around_first = partial(compiled_once, config, block)
             compile_blocks(self.network.module)
             self.step.compile()
 
@@ -177,15 +174,3 @@ class Rig:
             and self.architecture == fresh.architecture
             and all(torch.equal(ours.cpu(), theirs) for ours, theirs in zip(*buffers, strict=True))
         )
-
-
-def _allocator(
-    config: RunConfig, network: Network, noise: torch.Generator, processes: Processes
-) -> Allocator | None:
-    """Who decides on the ranks of a method that does not keep them."""
-    if network.gates is not None:
-        return gate_trainer(config, network, noise, processes)
-    if config.criterion is None:
-        return None
-    budget = rank_budget(config, len(network.bank.matrices))
-    return RankAllocator(network.bank, load_criterion(config.criterion), budget)

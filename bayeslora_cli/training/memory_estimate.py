@@ -17,20 +17,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
-from bayeslora_cli.bayes.criteria import load_criterion
 from bayeslora_cli.bayes.optimizer import build_optimizer
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
-from bayeslora_cli.methods.blora.gates import BASE
-from bayeslora_cli.methods.blora.layer import Operands
-from bayeslora_cli.methods.blora.trainer import gate_optimizers
+from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.network import Network
-from bayeslora_cli.methods.schedules import RankBudget
-from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
 from bayeslora_cli.models.adapters.published_factors import padded_rank
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
-from bayeslora_cli.models.kernels.quantize import Quantizers
 from bayeslora_cli.training.step import task_loss
 
 logger = logging.getLogger("bayeslora")
@@ -78,14 +71,15 @@ def estimate(
     network.module.train()
     with FakeTensorMode():
         factors, frozen = _factors(network, device)
-        _dress(network, device)
+        if network.operands is not None:
+            network.operands.publish_shapes(device)
         try:
             fake, own, batch = _fake(network, rows, tokens, token_types, device)
             activations = saved_bytes(fake, [*own, *factors, *frozen], batch)
         except RuntimeError as error:  # an operation that needs a value, or has no fake kernel
             logger.info("no estimate of the activations: %s", str(error).partition("\n")[0])
             activations = None
-        state = _state(config, bank, device)
+        state = _state(config, network, device)
     banked = [t for t in vars(bank).values() if isinstance(t, Tensor)]
     adapters = sum(s.stop - s.offset for s in bank.segments.values() if s.role == "adapter")
     return Estimate(
@@ -162,33 +156,6 @@ def _factors(network: Network, device: torch.device) -> tuple[list[Tensor], list
     return factors, frozen
 
 
-def _dress(network: Network, device: torch.device) -> None:
-    """Give a meta network's gated layers what they take while gates are learned, the phase that
-    keeps most; under a FakeTensorMode."""
-    gates = network.gates
-    if gates is None:
-        return
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(*shape, dtype=dtype, device=device, requires_grad=True)
-
-    widths, rank = len(gates.plan.ladder), padded_rank(gates.rank, gates.dtype, device)
-    for layer in gates.layers:
-        by = {
-            name: Quantizers(empty(1, 1 + widths), empty(1, 2 + widths).detach())
-            for name in gates.plan.operands
-        }
-        layer.operands = Operands(
-            a=empty(rank, layer.lora_A.shape[1], dtype=gates.dtype),
-            e=empty(rank),
-            b=empty(layer.lora_B.shape[0], rank, dtype=gates.dtype),
-            of_input=by.get("x"),
-            of_a=by.get("a"),
-            of_h=by.get("h"),
-            of_base=by.get(BASE),
-        )
-
-
 def _fake(
     network: Network, rows: int, tokens: int, token_types: bool, device: torch.device
 ) -> tuple[Network, list[Tensor], dict[str, Tensor]]:
@@ -206,25 +173,21 @@ def _fake(
     def forward(**inputs: Tensor) -> Any:
         return functional_call(module, own, (), inputs)
 
-    # gated layers are dressed already
-    return replace(network, module=forward, gates=None), list(own.values()), batch
+    # the layers have their operands already
+    return replace(network, module=forward, operands=None), list(own.values()), batch
 
 
-def _state(config: RunConfig, bank: AdapterBank, device: torch.device) -> list[Tensor]:
+def _state(config: RunConfig, network: Network, device: torch.device) -> list[Tensor]:
     """What optimizer and allocator keep besides the bank; under a FakeTensorMode.
 
     They are the run's own, so that no table here can fall behind them. The bank that they get is
     fake, since torch's fused AdamW refuses the meta device.
     """
-    fake = copy.copy(bank)
-    for name, tensor in vars(bank).items():
+    fake = copy.copy(network.bank)
+    for name, tensor in vars(fake).items():
         if isinstance(tensor, Tensor):
             setattr(fake, name, torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
     found = [*build_optimizer(config, fake, 1, torch.Generator()).tensors().values()]
-    if config.criterion is not None:
-        any_budget = RankBudget(initial=1, target=1, t_init=0, t_final=1, delta_t=1, total=1)
-        allocator = RankAllocator(fake, load_criterion(config.criterion), any_budget)
-        found += allocator.tensors().values()
-    for adamw in gate_optimizers(fake).values():
-        found += adamw.tensors().values()
-    return found
+    method = find_method(config.method)
+    allocator = method.allocator(config, replace(network, bank=fake), torch.Generator())
+    return found if allocator is None else [*found, *allocator.tensors().values()]

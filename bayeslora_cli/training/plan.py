@@ -15,20 +15,14 @@ from bayeslora_cli.data.batching import steps_per_epoch
 from bayeslora_cli.data.token_cache import encode_once
 from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.execution.device import pick_device
-from bayeslora_cli.methods.adalora.method import rank_budget
-from bayeslora_cli.methods.blora.schedule import schedule_of
-from bayeslora_cli.methods.building import METHODS, build_network
+from bayeslora_cli.methods.building import build_network
+from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.runs.rank_report import kinds_of
-from bayeslora_cli.training.memory_estimate import Estimate, estimate
+from bayeslora_cli.training.memory_estimate import estimate
 from bayeslora_cli.training.preparation import Prepared, learning_rate
 
 POINTS = 8  # of the schedule, besides its first and last step
-PHASES = {
-    "float": "neither quantizers nor gates",
-    "learning": "gates are drawn; gates and ranges learn",
-    "fixed": "gates at their thresholds",
-}
 
 
 def plan(prepared: Prepared, resolved: Resolved, processes: int = 1) -> dict[str, Any]:
@@ -66,13 +60,11 @@ def plan(prepared: Prepared, resolved: Resolved, processes: int = 1) -> dict[str
         device=pick_device(config.device),
     )
     rate = learning_rate(config)
-    budget = None
-    if METHODS[config.method].adaptive:
-        budget = rank_budget(config, len(needed.matrices))
-    gated = METHODS[config.method].gated
+    course = find_method(config.method).dry_run(config, needed.matrices, needed.trainable)
+    budget = course.budget
     phases = [
-        {"phase": mode, "first": first, "last": stop - 1}
-        for mode, first, stop in schedule_of(config).phases * gated
+        {"phase": name, "first": first, "last": stop - 1}
+        for name, first, stop in course.phases or ()
     ]
     steps = sorted({round(i * (total - 1) / (POINTS + 1)) for i in range(POINTS + 2)})
     values, typed = asdict(config), asdict(resolved.config)
@@ -95,15 +87,12 @@ def plan(prepared: Prepared, resolved: Resolved, processes: int = 1) -> dict[str
             {"step": step, "lr": rate(step)} | ({} if budget is None else {"budget": budget(step)})
             for step in steps
         ],
-        **({"phases": phases} if gated else {}),
+        **({} if course.phases is None else {"phases": phases}),
         "matrices": [dict(zip(("name", "in", "out"), m, strict=True)) for m in needed.matrices],
         "parameters": {
             "backbone": needed.parameters,
             "trained_at_first": needed.trainable,
-            # what gates leave of it nobody knows
-            "trained_at_the_end": None
-            if gated
-            else _at_the_end(needed, config.init_rank - config.target_rank),
+            "trained_at_the_end": course.trained_at_the_end,
         },
         "memory_bytes": {
             "weights": needed.weights,
@@ -111,11 +100,6 @@ def plan(prepared: Prepared, resolved: Resolved, processes: int = 1) -> dict[str
             "activations": needed.activations,
         },
     }
-
-
-def _at_the_end(needed: Estimate, ranks_lost: int) -> int:
-    """Trained elements at the target rank, if every matrix loses the same number of triplets."""
-    return needed.trainable - ranks_lost * sum(i + o + 1 for _, i, o in needed.matrices)
 
 
 def describe_plan(found: dict[str, Any]) -> str:
@@ -149,9 +133,10 @@ def describe_plan(found: dict[str, Any]) -> str:
         lines.append(text + (f"  {point['budget']:12,}" if "budget" in point else ""))
     if "phases" in found:
         lines += ["", "Phases"]
+    texts = find_method(found["config"]["--method"]["value"]).phase_texts
     for phase in found.get("phases", ()):
         name, between = phase["phase"], f"steps {phase['first'] + 1:,} to {phase['last'] + 1:,}"
-        lines.append(f"  {name:8}  {between:24}  {PHASES[name]}")
+        lines.append(f"  {name:8}  {between:24}  {texts[name]}")
     lines += ["", "Memory at a step's peak, at the least"]
     sizes = found["memory_bytes"]
     for name, size in sizes.items():

@@ -13,8 +13,7 @@ from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import steps_per_epoch
 from bayeslora_cli.data.example_cache import Shared
 from bayeslora_cli.errors import ConfigError, RunDirError
-from bayeslora_cli.methods.blora.schedule import too_short
-from bayeslora_cli.methods.building import METHODS
+from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.schedules import LearningRate
 from bayeslora_cli.models.backbones.loading import load_tokenizer, usable_length
 from bayeslora_cli.runs.directory import RunDir, run_name
@@ -58,7 +57,7 @@ def prepare(resolved: Resolved, shared: Shared | None = None) -> Prepared:
     config, notice = scale_schedule(resolved, total_steps(resolved.config, len(examples["train"])))
     if notice:
         logger.info("%s", notice)
-    warning = too_short(config) if METHODS[config.method].gated else None
+    warning = find_method(config.method).warning(config)
     if warning:
         logger.warning("%s", warning)
     trust = config.trust_remote_code

@@ -31,7 +31,7 @@ def summary(network, config, ratio, *, rows=ROWS):
     for segment in bank.segments.values():
         segment.view(inside).fill_(True)
     sigma[~inside] = 1e9
-    if bank.adaptive:
+    if bank.has_singular_values:
         for index, matrix in enumerate(bank.matrices):
             pruned = bank.mask[index] == 0
             bank.segments[f"{matrix.name}.lora_A"].view(sigma)[pruned] = 1e9

@@ -23,8 +23,8 @@ from bayeslora_cli.execution.compilation import compile_blocks
 from bayeslora_cli.execution.cuda_graphs import GraphRunner, run_eagerly
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
 from bayeslora_cli.methods.allocation import Allocator
-from bayeslora_cli.methods.blora.trainer import gate_trainer
-from bayeslora_cli.methods.building import METHODS, build_network
+from bayeslora_cli.methods.building import build_network
+from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.schedules import LearningRate, RankBudget
 from bayeslora_cli.models.backbones.deberta_attention import replace_attention
 from bayeslora_cli.models.backbones.loading import Labels
@@ -70,7 +70,7 @@ def engine(
     def build(s: Setting) -> Step:
         config = RunConfig(
             model=s.model, method=method, optimizer=optimizer, criterion=criterion,
-            init_rank=3 if METHODS[method].adaptive or METHODS[method].gated else 2,
+            init_rank=3 if method in ("adalora", "blora") else 2,
             precision=s.precision, weight_decay=1e-8 if optimizer == "ivon" else 0.0,
             t_init=T_INIT, t_final=s.total // 3, schedule_steps=s.total,
             **options,
@@ -87,8 +87,8 @@ def engine(
         )  # fmt: skip
         noise = torch.Generator(s.device).manual_seed(0)
         allocator: Allocator | None = None
-        if network.gates is not None:
-            allocator = gate_trainer(config, network, noise)
+        if network.operands is not None:
+            allocator = find_method(method).allocator(config, network, noise)
         elif criterion is not None:
             allocator = RankAllocator(bank, load_criterion(criterion), budget)
         on_gpu = s.device.type == "cuda"
@@ -99,7 +99,7 @@ def engine(
             learning_rate=LearningRate(
                 peak=0.4 if optimizer == "ivon" else 5e-4, total=s.total, warmup=1
             ),
-            orth_reg=0.1 if METHODS[method].adaptive else 0.0,
+            orth_reg=0.1 if method == "adalora" else 0.0,
             samples=1,
             runner=GraphRunner([noise]) if captured and on_gpu else run_eagerly,
         )

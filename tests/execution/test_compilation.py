@@ -16,6 +16,8 @@ from bayeslora_cli.execution.compilation import (
     compiled_once,
     is_worth_compiling,
 )
+from bayeslora_cli.methods.adalora.method import ADALORA
+from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.runs import file_lock
 from tests.training.test_step import T_FINAL, T_INIT, TOTAL, batches, make_step
 
@@ -64,7 +66,7 @@ def test_gated_blocks_are_whole_graphs_and_few(kind, backbone, monkeypatch):
         nn.Module, "compile", lambda self, **kwargs: original(self, **kwargs, backend="eager")
     )
     step = make_step(backbone(kind), "adamw", None, method="blora")
-    step.network.gates.one_form = True  # as on a GPU
+    step.network.operands.mixture_of_widths = True  # as on a GPU
     blocks = len(step.network.module.base_model.encoder.layer)
     assert blocks > 1
     torch._dynamo.reset()
@@ -91,7 +93,9 @@ def waits(monkeypatch, tmp_path):
     def find(config, key, **changes):
         waited.clear()
         try:
-            with compiled_once(replace(config, **changes), key):
+            changed = replace(config, **changes)
+            block = find_method(changed.method).block_key(changed)
+            with compiled_once(changed, block, key):
                 if waited:
                     raise Waits
         except Waits:
@@ -109,8 +113,8 @@ def test_the_same_is_compiled_by_one_at_a_time(waits):
     config = RunConfig(task="rte", model="m")
     shapes = (("input_ids", torch.Size([8, 16]), torch.int64),)
     wider = (("input_ids", torch.Size([8, 24]), torch.int64),)
-    key = "a pass", shapes
-    with compiled_once(config, key):
+    key, block = ("a pass", shapes), ADALORA.block_key(config)
+    with compiled_once(config, block, key):
         assert waits(config, key, seed=5)
         assert waits(config, ("another pass", shapes))
         assert waits(config, key, criterion="magnitude")
@@ -118,18 +122,18 @@ def test_the_same_is_compiled_by_one_at_a_time(waits):
         assert not waits(config, key, model="n")
         assert not waits(config, key, init_rank=4)
         assert not waits(config, ("an update", ()))
-    with compiled_once(config, ("another pass", shapes)):
+    with compiled_once(config, block, ("another pass", shapes)):
         assert waits(config, ("another pass", shapes), seed=5)
         assert not waits(config, key, seed=5), "that is there"
         assert not waits(config, ("another pass", shapes), criterion="magnitude")
-    with compiled_once(config, key):
+    with compiled_once(config, block, key):
         assert not waits(config, key, seed=5), "there is nothing left to be first at"
-    with compiled_once(config, ("an update of others", ())):
+    with compiled_once(config, block, ("an update of others", ())):
         assert waits(config, ("an update of others", ()), seed=5)
         assert not waits(config, ("an update of others", ()), criterion="magnitude")
 
 
 def test_what_could_not_be_compiled_is_not_taken_for_compiled(waits, tmp_path):
-    with pytest.raises(RuntimeError), compiled_once(RunConfig(task="rte"), ("a pass", ())):
+    with pytest.raises(RuntimeError), compiled_once(RunConfig(task="rte"), (), ("a pass", ())):
         raise RuntimeError
     assert not list((tmp_path / "bayeslora").iterdir())

@@ -157,7 +157,7 @@ def test_a_second_seed_captures_and_compiles_next_to_nothing(
         return original(self, key, piece, inputs)
 
     @contextmanager
-    def once(config, key):
+    def once(config, block, key):
         compiled.append(key)
         yield
 

@@ -48,7 +48,7 @@ def trained(
         runner=runner,
     )  # fmt: skip
     step.processes = processes
-    if step.network.gates is not None:
+    if step.network.operands is not None:
         step.allocator.processes = processes
     torch.manual_seed(seed)
     for t in range(TOTAL):

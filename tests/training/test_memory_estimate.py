@@ -16,7 +16,7 @@ from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.execution.device import peak_memory
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
-from bayeslora_cli.methods.blora.gates import LEARNING
+from bayeslora_cli.methods.blora.operands import LEARNING
 from bayeslora_cli.methods.blora.trainer import gate_optimizers
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.schedules import RankBudget
@@ -104,8 +104,8 @@ def test_state_is_the_runs(backbone, method, optimizer, criterion, precision):
     element = 2 if precision == "bf16" else 4
     assert found.weights == sum(p.numel() for p in frozen) * element + size(module.buffers())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    gated = [] if network.gates is None else network.gates.parameters
-    trained += sum(p.numel() for _, _, p in gated if p.requires_grad)
+    segments = bank.segments.values()
+    trained += sum(s.stop - s.offset for s in segments if s.role in ("gate", "range"))
     assert found.trainable == bank.trainable() == trained
     low_rank = [p for n, p in module.named_parameters() if ".lora_" in n]
     assert bool(low_rank) == (method != "full")
@@ -158,7 +158,7 @@ def test_activations_of_a_real_backbone(minilm):
 
 def _gated_saved(config, **sizes):
     network = build(config, CPU)
-    network.gates.mode = LEARNING
+    network.operands.mode = LEARNING
     network.module.train()
     own = [*network.module.parameters(), *network.module.buffers()]
     bank = [t for t in vars(network.bank).values() if isinstance(t, torch.Tensor)]

@@ -13,7 +13,7 @@ from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.execution.cuda_graphs import run_eagerly
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
-from bayeslora_cli.methods.blora.trainer import gate_trainer
+from bayeslora_cli.methods.blora.method import BLORA
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.schedules import LearningRate, RankBudget
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
@@ -69,7 +69,7 @@ def make_step(
     )  # fmt: skip
     noise = torch.Generator(device).manual_seed(seed)
     built = build_optimizer(config, network.bank, 2000, noise)
-    allocator = gate_trainer(config, network, noise) if network.gates else None
+    allocator = BLORA.allocator(config, network, noise) if network.operands else None
     if criterion:
         n = len(network.bank.matrices)
         budget = RankBudget(

@@ -27,9 +27,10 @@ from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import RunDirError
 from bayeslora_cli.methods.blora.bit_operations import cost
-from bayeslora_cli.methods.blora.gates import BASE, WEIGHTS, Gates
+from bayeslora_cli.methods.blora.gates import BASE, WEIGHTS
 from bayeslora_cli.methods.blora.layer import GatedLinear, Operands
-from bayeslora_cli.methods.blora.report import sizes_of, widths
+from bayeslora_cli.methods.blora.operands import publisher_of
+from bayeslora_cli.methods.blora.report import sizes_of
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
@@ -50,10 +51,10 @@ def save_quantized(
         mean: flat parameters (N,).
         mask: kept ranks (n, r), the first of each matrix.
     """
-    gates = network.gates
-    assert gates is not None
+    operands = publisher_of(network)
+    gates = operands.parameters
     assert gates.plan.operands
-    found = widths(network, mean)
+    found = gates.widths(mean)
     constants = gates.thresholded(mean).constants
     tensors: dict[str, Tensor] = {}
     for index, (name, layer) in enumerate(network.adapters.items()):
@@ -76,7 +77,7 @@ def save_quantized(
         directory / CODES,
     )
     sizes = sizes_of(network, found, mask)
-    scale = gates.layers[0].scale
+    scale = operands.layers[0].scale
     facts = {
         "schema": SCHEMA,
         "scale": scale,
@@ -127,29 +128,29 @@ def load_quantized(
         posterior=False,
         device=device,
     )
-    assert network.gates is not None
+    operands = publisher_of(network)
     try:
         for name, segment in network.bank.segments.items():
             if segment.role == "head":
                 segment.view(network.bank.mean).copy_(tensors[f"head/{name}"])
         for name in network.drawn:
             network.set_drawn(name, tensors[f"drawn/{name}"])
-        for name, layer in zip(network.adapters, network.gates.layers, strict=True):
-            own = {o: tensors[f"{name}.{o}.range"] for o in network.gates.plan.operands}
+        for name, layer in zip(network.adapters, operands.layers, strict=True):
+            own = {o: tensors[f"{name}.{o}.range"] for o in operands.plan.operands}
             values = {o: tensors[f"{name}.{o}"].float() * own[o][2] for o in own if o in WEIGHTS}
-            layer.operands = _operands(layer, network.gates, own, values)
+            layer.operands = _operands(layer, operands.computed_rank, own, values)
     except (KeyError, RuntimeError) as error:
         raise RunDirError(f"{directory / CODES} is corrupt: {error}") from error
-    network.gates = None  # the layers have all that they take
+    network.operands = None  # the layers have all that they take
     network.bank.publish()
     return network
 
 
 def _operands(
-    layer: GatedLinear, gates: Gates, own: dict[str, Tensor], values: dict[str, Tensor]
+    layer: GatedLinear, computed_rank: int, own: dict[str, Tensor], values: dict[str, Tensor]
 ) -> Operands:
     """What a layer takes; pruned ranks are zeros, so that sums are those of the run to the bit."""
-    missing = gates.computed_rank - len(values["E"])
+    missing = computed_rank - len(values["E"])
     # -ln beta, which is never trained here, may be anything
     quantizers = {name: Quantizers(found[None, 1:], found[None]) for name, found in own.items()}
     if BASE in values:

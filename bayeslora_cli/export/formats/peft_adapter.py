@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
-from bayeslora_cli.methods.building import METHODS
+from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.adapters.layer import LowRankLinear
 from bayeslora_cli.models.adapters.plain_lora import fold, plain_number, uniform, without_empty
@@ -27,7 +27,7 @@ BACKBONE = "backbone"  # subfolder of an adapter: the configuration that it was 
 def save_peft_adapter(
     network: Network, config: RunConfig, mean: Tensor, mask: Tensor, directory: Path
 ) -> None:
-    """Write the adapter in PEFT's own format, pruned; a gated one as plain LoRA's.
+    """Write the adapter in PEFT's own format, pruned, of the type that its method names.
 
     Frozen tensors that the checkpoint lacked are saved whole (`modules_to_save`), a low-rank delta
     on one of them merged in, so that the adapter predicts the same on any copy of the checkpoint.
@@ -39,7 +39,7 @@ def save_peft_adapter(
         mean: flat parameters (N,).
         mask: kept triplets (n, r).
     """
-    if METHODS[config.method].gated:  # PEFT's AdaLoRA has another scale
+    if find_method(config.method).peft_type == "LORA" and network.bank.has_singular_values:
         save_lora_adapter(network, config, mean, mask, directory, one_rank=False)
         return
     saved = _modules_to_save(network)
@@ -106,13 +106,13 @@ def save_lora_adapter(
 @torch.no_grad()
 def merge(network: Network, mean: Tensor, mask: Tensor) -> Any:
     """The backbone without adapters, their deltas merged in: the network's own module, changed."""
-    quantized = {} if network.gates is None else network.gates.quantized_base(mean)
+    rounded = network.effective_base(mean)
     for name, (a, e, b) in kept_factors(network, mean, mask).items():
         layer = network.adapters[name]
         base = layer.base_layer
         assert isinstance(base.weight, Tensor)
-        if name in quantized:
-            base.weight.copy_(quantized[name])
+        if name in rounded:
+            base.weight.copy_(rounded[name])
         base.weight += layer.delta_weight(a, e, b)
         parent, _, last = name.rpartition(".")
         setattr(network.module.get_submodule(parent), last, base)
@@ -129,8 +129,7 @@ def kept_factors(
 
     Where they are quantized, as that leaves them.
     """
-    if network.gates is not None:
-        mean = network.gates.dequantized(mean)
+    mean = network.effective(mean)
     found = {}
     for index, name in enumerate(network.adapters):
         kept = mask[index].bool()
@@ -207,7 +206,7 @@ def _peft_config(
     config: RunConfig, targets: list[str], saved: list[str], pattern: dict[str, list[bool]]
 ) -> PeftConfig:
     common = _common(config, targets, saved)
-    if not METHODS[config.method].adaptive:
+    if find_method(config.method).peft_type == "LORA":
         return LoraConfig(r=config.target_rank, **common)
     return AdaLoraConfig(
         init_r=config.init_rank,

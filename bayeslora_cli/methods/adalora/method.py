@@ -1,11 +1,18 @@
-"""AdaLoRA (Zhang et al., ICLR 2023): what tells it from other methods."""
+"""AdaLoRA (Zhang et al., ICLR 2023): a criterion allocates a budget of ranks to the matrices."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from bayeslora_cli.bayes.criteria import load_criterion
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.execution.processes import SINGLE, Processes
+from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
+from bayeslora_cli.methods.method import DryRunFacts, LayerMaker, Method
+from bayeslora_cli.methods.network import Network
 from bayeslora_cli.methods.schedules import RankBudget
 from bayeslora_cli.models.adapters.layer import ADALORA_STD, RANK_EPSILON, LowRankLinear
 
@@ -32,3 +39,40 @@ def rank_budget(config: RunConfig, matrices: int) -> RankBudget:
         delta_t=config.delta_t,
         total=config.schedule_steps,
     )
+
+
+class AdaLora(Method):
+    """Adapters B diag(E) A; triplets of low score are pruned until the budget is met."""
+
+    peft_type = "ADALORA"
+
+    def layer_maker(self, config: RunConfig) -> LayerMaker:
+        return adalora_linear
+
+    def allocator(
+        self,
+        config: RunConfig,
+        network: Network,
+        noise: torch.Generator,
+        processes: Processes = SINGLE,
+    ) -> RankAllocator:
+        assert config.criterion is not None
+        budget = rank_budget(config, len(network.bank.matrices))
+        return RankAllocator(network.bank, load_criterion(config.criterion), budget)
+
+    def orthogonality(self, config: RunConfig) -> float:
+        return config.orth_reg
+
+    def dry_run(
+        self, config: RunConfig, matrices: Sequence[tuple[str, int, int]], trained: int
+    ) -> DryRunFacts:
+        """The number of elements at the end is exact if every matrix loses the same ranks."""
+        lost = config.init_rank - config.target_rank
+        elements = sum(width + height + 1 for _, width, height in matrices)
+        return DryRunFacts(
+            trained_at_the_end=trained - lost * elements,
+            budget=rank_budget(config, len(matrices)),
+        )
+
+
+ADALORA = AdaLora()

@@ -14,9 +14,6 @@ from bayeslora_cli.models.kernels.gated_linear import gated_product
 from bayeslora_cli.models.kernels.low_rank_linear import low_rank_linear
 from bayeslora_cli.models.kernels.quantize import Quantizers, is_fused, quantize
 
-E_FLOOR = 0.02
-"""What a singular value of 0 counts as where ranges are measured, and its own first range."""
-
 
 class Operands(NamedTuple):
     """What a forward pass takes instead of the layer's own parameters, each quantized or not."""
@@ -45,21 +42,21 @@ class GatedLinear(LowRankLinear):
     def __init__(self, base: nn.Module, rank: int, scale: float) -> None:
         super().__init__(base, rank, scale, singular_values=True)
         self.operands: Operands | None = None
-        """Set from without, for all layers at once, before each pass."""
-        self.seen: list[Tensor] | None = None
+        """Set by `OperandPublisher`, for all layers at once, before each pass."""
+        self.observed_extremes: list[Tensor] | None = None
         """While ranges are measured: smallest and largest elements of x, x A' and x A' diag(E), at
         each call."""
 
     def extremes(self) -> Tensor:
-        """What was seen, over all calls: (3, 2). DeBERTa calls a layer twice in a pass."""
-        assert self.seen
-        found = torch.stack(self.seen).view(-1, 3, 2)
+        """The extremes over all calls: (3, 2). DeBERTa calls a layer twice in a pass."""
+        assert self.observed_extremes
+        found = torch.stack(self.observed_extremes).view(-1, 3, 2)
         return torch.stack((found[..., 0].amin(0), found[..., 1].amax(0)), -1)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
-        if self.seen is not None:
-            self._measure(x.flatten(0, -2), self.seen)
+        if self.observed_extremes is not None:
+            self._measure(x.flatten(0, -2), self.observed_extremes)
         by = self.operands
         if by is None:
             return super().forward(x)
@@ -100,11 +97,11 @@ class GatedLinear(LowRankLinear):
         return out
 
     @torch.no_grad()
-    def _measure(self, rows: Tensor, seen: list[Tensor]) -> None:
+    def _measure(self, rows: Tensor, extremes: list[Tensor]) -> None:
         assert self.lora_E is not None
         a = F.linear(rows.float(), self.lora_A)
         for value in (rows, a, a * self.lora_E[:, 0]):
-            seen += value.float().aminmax()
+            extremes += value.float().aminmax()
 
 
 def _quantized(x: Tensor, by: Quantizers) -> Tensor:

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.execution.compilation import uncompiled
-from bayeslora_cli.methods.blora.gates import BASE, FLOAT, Gates
-from bayeslora_cli.methods.blora.layer import E_FLOOR
+from bayeslora_cli.methods.blora.gates import BASE, RANGES, SIGNED
+from bayeslora_cli.methods.blora.operands import FLOAT, OperandPublisher, publisher_of
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.kernels.quantize import SMALLEST_RANGE
+
+FIRST_SINGULAR_RANGE = 0.02
+"""What a singular value of 0 counts as while ranges are measured, and its own first range."""
 
 
 @torch.no_grad()
@@ -20,61 +23,63 @@ def measure(network: Network, batches: Sequence[Mapping[str, Tensor]]) -> Tensor
     """Smallest and largest elements of the layers' x, x A' and x A' diag(E): (n, 3, 2).
 
     At the mean, without dropout or quantizers, and with the singular values that are 0 at
-    `E_FLOOR`: 0 would give the last of them no range. Over all batches; of none: infinity and its
-    negative.
+    `FIRST_SINGULAR_RANGE`: 0 would give the last of them no range. Over all batches; of none:
+    infinity and its negative.
     """
-    gates, bank, module = network.gates, network.bank, network.module
-    assert gates is not None
+    operands, bank, module = publisher_of(network), network.bank, network.module
     if not batches:
         ends = torch.tensor((inf, -inf), device=bank.theta.device)
-        return ends.expand(len(gates.layers), 3, 2)
-    singular, mode, training = bank.singular_values(bank.theta), gates.mode, module.training
+        return ends.expand(len(operands.layers), 3, 2)
+    singular, mode, training = bank.singular_values(bank.theta), operands.mode, module.training
     kept = singular.clone()
     module.eval()
-    gates.mode = FLOAT
-    for layer in gates.layers:
-        layer.seen = []
+    operands.mode = FLOAT
+    for layer in operands.layers:
+        layer.observed_extremes = []
     with uncompiled(), bank.at_mean():
-        singular.copy_(torch.where(singular == 0, E_FLOOR, singular))
+        singular.copy_(torch.where(singular == 0, FIRST_SINGULAR_RANGE, singular))
         bank.publish()
         for batch in batches:
             network.logits(batch)
-    seen = torch.stack([layer.extremes() for layer in gates.layers])
-    for layer in gates.layers:
-        layer.seen = None
-    gates.mode = mode
+    extremes = torch.stack([layer.extremes() for layer in operands.layers])
+    for layer in operands.layers:
+        layer.observed_extremes = None
+    operands.mode = mode
     module.train(training)
     singular.copy_(kept)
     bank.publish()
-    return seen
+    return extremes
 
 
 @torch.no_grad()
-def calibrate(gates: Gates, flat: Tensor, seen: Tensor, good: Tensor) -> None:
-    """Set the ranges to the largest elements, in a flat buffer (N,); an E of 0 is `E_FLOOR`.
+def calibrate(operands: OperandPublisher, flat: Tensor, extremes: Tensor, good: Tensor) -> None:
+    """Set the ranges in a flat buffer (N,) to the largest elements.
+
+    A singular value of 0 counts as `FIRST_SINGULAR_RANGE`.
 
     Args:
-        seen: by `measure`.
+        extremes: by `measure`.
         good: a scalar bool; nothing changes where it is false or a range is not finite.
     """
-    ranges, signed = gates.in_buffer("ranges", flat), gates.in_buffer("signed", flat)
+    own = operands.parameters
+    ranges, signed = own.in_buffer(RANGES, flat), own.in_buffer(SIGNED, flat)
     assert ranges is not None
     assert signed is not None
     found = torch.empty_like(ranges)
-    places = {name: index for index, name in enumerate(gates.plan.operands)}
-    for group in gates.bank.groups:
+    places = {name: index for index, name in enumerate(operands.plan.operands)}
+    for group in operands.bank.groups:
         members = list(group.members)
         found[members, places["A"]] = group.view_a(flat).abs().amax((1, 2))
         found[members, places["B"]] = group.view_b(flat).abs().amax((1, 2))
-    e = gates.bank.singular_values(flat).abs()
-    found[:, places["E"]] = torch.where(e == 0, E_FLOOR, e).amax(1)
+    e = operands.bank.singular_values(flat).abs()
+    found[:, places["E"]] = torch.where(e == 0, FIRST_SINGULAR_RANGE, e).amax(1)
     for place, name in enumerate(("x", "a", "h")):
-        found[:, places[name]] = seen[:, place].abs().amax(1)
-    if gates.plan.base:
-        weights = [layer.base_layer.weight for layer in gates.layers]
+        found[:, places[name]] = extremes[:, place].abs().amax(1)
+    if operands.plan.base:
+        weights = [layer.base_layer.weight for layer in operands.layers]
         found[:, places[BASE]] = torch.stack([w.abs().amax().float() for w in weights])  # type: ignore[operator]
     finite = good & found.isfinite().all()
     ranges.copy_(torch.where(finite, found.clamp_min(SMALLEST_RANGE).log(), ranges))
     # weights are signed whatever they are; a or h without a negative element is chance
-    is_signed = (seen[:, 0, 0] < 0).to(signed.dtype)
+    is_signed = (extremes[:, 0, 0] < 0).to(signed.dtype)
     signed[:, places["x"]] = torch.where(finite, is_signed, signed[:, places["x"]])

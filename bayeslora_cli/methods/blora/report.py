@@ -10,26 +10,15 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.methods.blora.bit_operations import FLOAT_BITS, Sizes, cost, multiplications
+from bayeslora_cli.methods.blora.gates import GateParameters
+from bayeslora_cli.methods.blora.operands import publisher_of
 from bayeslora_cli.methods.network import Network
 
-AT_RANK_1 = 0.95
-"""Share of the matrices at rank 1 from which ranks have collapsed."""
-AT_NARROWEST = 1.25
-"""Times the bit operations that the narrowest widths have, up to which widths have collapsed."""
-
-
-def widths(network: Network, flat: Tensor) -> list[dict[str, int]]:
-    """Width of each quantized operand at the thresholds, by matrix; empty without gates.
-
-    Args:
-        flat: parameters (N,).
-    """
-    gates = network.gates
-    if gates is None or not gates.plan.operands:
-        return [{} for _ in network.adapters]
-    ladder, operands = gates.plan.ladder, gates.plan.operands
-    rows = gates.levels_in(flat).tolist()
-    return [dict(zip(operands, (ladder[i] for i in row), strict=True)) for row in rows]
+RANKS_COLLAPSED_FROM = 0.95
+"""Warn that the ranks have collapsed if at least this share of the matrices has rank 1."""
+WIDTHS_COLLAPSED_UP_TO = 1.25
+"""Warn that the widths have collapsed if the adapters cost at most this many times the bit
+operations that they would at the narrowest width."""
 
 
 def sizes_of(network: Network, bits: Sequence[dict[str, int]], mask: Tensor) -> list[Sizes]:
@@ -53,9 +42,7 @@ def width_weights(network: Network, *, bop: bool) -> Tensor:
     1, or with `bop` the width that it opens times the multiplications that the operand takes part
     in, over the most of any operand (Bayesian Bits, section 2.3).
     """
-    gates = network.gates
-    assert gates is not None
-    plan = gates.plan
+    plan = publisher_of(network).plan
     if not bop or not plan.operands:
         return torch.ones(len(network.adapters), len(plan.operands), len(plan.ladder) - 1)
     counts = torch.tensor(
@@ -77,9 +64,8 @@ def gate_facts(
     Args:
         quantized: whether anything is yet; else all operands count 32 bits.
     """
-    gates = network.gates
-    assert gates is not None
-    bits = widths(network, flat) if quantized else [{} for _ in network.adapters]
+    gates = publisher_of(network).parameters
+    bits = gates.widths(flat) if quantized else [{} for _ in network.adapters]
     sizes = sizes_of(network, bits, mask)
     found = cost(sizes, gates.rank)
     facts = {
@@ -100,12 +86,11 @@ def gate_facts(
 
 def gate_result(network: Network, flat: Tensor, mask: Tensor) -> dict[str, Any]:
     """For result.json, of parameters (N,) and their mask (n, r)."""
-    gates = network.gates
-    assert gates is not None
-    bits = widths(network, flat)
+    gates = publisher_of(network).parameters
+    bits = gates.widths(flat)
     sizes = sizes_of(network, bits, mask)
     return {
-        "gates_note": _collapsed(network, sizes),
+        "gates_note": _collapsed(gates, sizes),
         "mean_rank": _mean([m.rank for m in sizes]),
         "mean_bits": mean_bits(bits),
         "bits": dict(zip(network.adapters, bits, strict=True)) if gates.plan.bits else None,
@@ -113,18 +98,18 @@ def gate_result(network: Network, flat: Tensor, mask: Tensor) -> dict[str, Any]:
     }
 
 
-def _collapsed(network: Network, sizes: Sequence[Sizes]) -> str | None:
-    """What to say where nearly all gates over ranks have closed, or over widths."""
-    gates = network.gates
-    assert gates is not None
+def _collapsed(gates: GateParameters, sizes: Sequence[Sizes]) -> str | None:
+    """A warning if nearly all gates over ranks, or over widths, have closed."""
     found = {}
-    if gates.ranks is not None and sum(m.rank == 1 for m in sizes) >= AT_RANK_1 * len(sizes):
+    if gates.over_ranks and sum(m.rank == 1 for m in sizes) >= RANKS_COLLAPSED_FROM * len(sizes):
         found["--lambda-rank"] = "rank 1"
-    if gates.bits is not None:
+    if gates.over_widths:
         # by what they cost: the few numbers of a and E are wide for nothing
         narrowest = gates.plan.ladder[0]
         floor = [replace(m, bits=dict.fromkeys(m.bits, narrowest)) for m in sizes]
-        if sum(m.adapter() for m in sizes) <= AT_NARROWEST * sum(m.adapter() for m in floor):
+        if sum(m.adapter() for m in sizes) <= WIDTHS_COLLAPSED_UP_TO * sum(
+            m.adapter() for m in floor
+        ):
             found["--lambda-quant"] = f"{narrowest} bits"
     if not found:
         return None

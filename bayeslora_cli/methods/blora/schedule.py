@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.config.values import parse_ladder
-from bayeslora_cli.methods.blora.hard_concrete import SHIFT, START, THRESHOLD
+from bayeslora_cli.methods.blora.gates import SHIFT, START, THRESHOLD
 
 LINES = 200  # of ranks.jsonl from the learning phase, at the most
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch's AdamW

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.bayes.adamw import BankAdamW
-from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.methods.adalora.rank_allocator import HISTORY
 from bayeslora_cli.methods.allocation import Allocation, Allocator
-from bayeslora_cli.methods.blora.gates import FIXED, FLOAT, LEARNING
-from bayeslora_cli.methods.blora.hard_concrete import nested, probability
+from bayeslora_cli.methods.blora.gates import nested, probability
+from bayeslora_cli.methods.blora.operands import FIXED, FLOAT, LEARNING, publisher_of
 from bayeslora_cli.methods.blora.range_calibration import calibrate, measure
-from bayeslora_cli.methods.blora.report import gate_facts, gate_result, width_weights
-from bayeslora_cli.methods.blora.schedule import GatePhase, GateSchedule, schedule_of
+from bayeslora_cli.methods.blora.report import gate_facts, gate_result
+from bayeslora_cli.methods.blora.schedule import GatePhase, GateSchedule
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.adapters.bank import AdapterBank
 
@@ -50,13 +49,14 @@ class GateTrainer(Allocator):
             generator: draws the gates.
             processes: whose batches the first ranges are measured on.
         """
-        assert network.gates is not None
-        self.network, self.gates, self.schedule = network, network.gates, schedule
+        self.network, self.schedule = network, schedule
+        self.operands = publisher_of(network)
+        self.gates = self.operands.parameters
         self.processes = processes
         self.final_step = schedule.first_fixed - 1
         bank = self.bank = network.bank
         device = bank.theta.device
-        self.gates.generator = generator
+        self.operands.generator = generator
         self._rates = {"gate": gate_lr, "range": range_lr}
         self._adamw = gate_optimizers(bank)
         self.width_weights, self.rank_weight = width_weights.to(device), rank_weight
@@ -66,13 +66,13 @@ class GateTrainer(Allocator):
         self._recorded = torch.zeros(HISTORY, len(bank.matrices), columns, device=device)
         self._history: list[int] = []
         self._fetched: list[Allocation] = []
-        self.gates.mode = schedule.phase(0).mode
+        self.operands.mode = schedule.phase(0).mode
 
     # ---- what a step asks for
 
     def announce(self, step: int) -> GatePhase:
         phase = self.schedule.phase(step)
-        self.gates.mode = phase.mode
+        self.operands.mode = phase.mode
         if phase.records:
             if len(self._history) == HISTORY:
                 self._fetched = self.fetch_history()
@@ -85,8 +85,8 @@ class GateTrainer(Allocator):
     ) -> None:
         """Measure the first ranges, at the end of the float phase, once."""
         if step == self.schedule.t_init and self.gates.plan.operands:
-            seen = self.processes.min_max(measure(self.network, batches))
-            calibrate(self.gates, self.bank.mean, seen, good)
+            extremes = self.processes.min_max(measure(self.network, batches))
+            calibrate(self.operands, self.bank.mean, extremes, good)
 
     def regularise(self) -> Tensor:
         """Add the penalty's gradient at theta to `bank.local`; return its value.
@@ -95,13 +95,13 @@ class GateTrainer(Allocator):
         + lambda_r sum over matrices of the mean over i of q_1 … q_i.
         """
         total = torch.zeros((), device=self.bank.theta.device)
-        if self.gates.mode != LEARNING:
+        if self.operands.mode != LEARNING:
             return total
         with torch.enable_grad():
-            if self.gates.bits is not None:
-                total = total + (self.width_weights * nested(probability(self.gates.bits))).sum()
-            if self.gates.ranks is not None:
-                kept = nested(probability(self.gates.ranks)).mean(-1).sum()
+            if self.operands.bits is not None:
+                total = total + (self.width_weights * nested(probability(self.operands.bits))).sum()
+            if self.operands.ranks is not None:
+                kept = nested(probability(self.operands.ranks)).mean(-1).sum()
                 total = total + self.rank_weight * kept
             if total.requires_grad:
                 total.backward()  # type: ignore[no-untyped-call]
@@ -120,10 +120,10 @@ class GateTrainer(Allocator):
     def _settle(self, phase: GatePhase, good: Tensor) -> None:
         """Close the gates' ranks, and record them."""
         if phase.mode == LEARNING:
-            kept = self.gates.mask_in(self.bank.mean)
+            kept = self.gates.mask(self.bank.mean)
             torch.where(good, kept, self.bank.mask, out=self.bank.mask)
         if phase.records:
-            levels = self.gates.levels_in(self.bank.mean).to(self._recorded.dtype)
+            levels = self.gates.levels(self.bank.mean).to(self._recorded.dtype)
             found = torch.cat((self.bank.mask.sum(1, keepdim=True), levels), 1)
             self._recorded.index_copy_(0, self._row, found[None])
 
@@ -145,7 +145,7 @@ class GateTrainer(Allocator):
         reach = self.gates.expected_reach(self.bank.mean)
         if reach is not None:
             found["penalty_quant"] = float((self.width_weights * reach).sum())
-        if self.gates.ranks is not None:
+        if self.gates.over_ranks:
             kept = self.gates.expected_ranks(self.bank.mean)[:, 1:]
             found["penalty_rank"] = float(self.rank_weight * kept.mean(-1).sum())
         return found
@@ -190,11 +190,11 @@ class GateTrainer(Allocator):
         assert not self._history + self._fetched, (
             "a checkpoint would lose allocations that nobody has fetched"
         )
-        return {"mode": self.gates.mode}
+        return {"mode": self.operands.mode}
 
     def load_scalars(self, scalars: dict[str, Any]) -> None:
         """Take `scalars()` of an earlier process."""
-        self.gates.mode = scalars["mode"]
+        self.operands.mode = scalars["mode"]
 
 
 def gate_optimizers(bank: AdapterBank) -> dict[str, BankAdamW]:
@@ -205,19 +205,3 @@ def gate_optimizers(bank: AdapterBank) -> dict[str, BankAdamW]:
         for role, part in parts.items()
         if part.start < part.stop
     }
-
-
-def gate_trainer(
-    config: RunConfig, network: Network, noise: torch.Generator, processes: Processes = SINGLE
-) -> GateTrainer:
-    """The trainer of a configuration whose schedule is final; `noise` draws its gates, too."""
-    return GateTrainer(
-        network,
-        schedule_of(config),
-        width_weights=config.lambda_quant * width_weights(network, bop=config.reg == "bop"),
-        rank_weight=config.lambda_rank,
-        gate_lr=config.gate_lr,
-        range_lr=config.range_lr,
-        generator=noise,
-        processes=processes,
-    )

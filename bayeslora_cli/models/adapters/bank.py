@@ -71,7 +71,7 @@ class AdapterBank:
         """
         self.matrices = tuple(matrices)
         self.rank = matrices[0].a.shape[0] if matrices else 0
-        self.adaptive = bool(matrices) and all(m.e is not None for m in matrices)
+        self.has_singular_values = bool(matrices) and all(m.e is not None for m in matrices)
         assert all(m.a.shape[0] == m.b.shape[1] == self.rank for m in matrices)
 
         self.segments: dict[str, Segment] = {}
@@ -127,7 +127,7 @@ class AdapterBank:
 
     def _lay_out_matrices(self, parameters: dict[str, nn.Parameter]) -> int:
         end = 0
-        if self.adaptive:
+        if self.has_singular_values:
             for index, matrix in enumerate(self.matrices):
                 name, offset = f"{matrix.name}.lora_E", index * self.rank
                 self._append(name, "adapter", (self.rank, 1), offset)
@@ -174,7 +174,7 @@ class AdapterBank:
 
     def singular_values(self, buffer: Tensor) -> Tensor:
         """E of all matrices in a flat buffer (N,): (n, r), the model's order, no copy."""
-        assert self.adaptive
+        assert self.has_singular_values
         return buffer[: self.mask.numel()].view(self.mask.shape)
 
     def adapters(self, buffer: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class AdapterBank:
     def perturb(self, *, masked: bool) -> None:
         """theta = mean + noise; `masked`: the E of pruned triplets get none."""
         assert self.noise.numel(), "a bank without a posterior has no noise"
-        if masked and self.adaptive:
+        if masked and self.has_singular_values:
             self.singular_values(self.noise).mul_(self.mask)
         torch.add(self.mean, self.noise, out=self.theta)
         self.publish()
@@ -233,7 +233,7 @@ class AdapterBank:
     @contextmanager
     def at_mean(self) -> Iterator[None]:
         """Show the modules the mean with the current mask applied, as evaluation must see it."""
-        kept = self.singular_values(self.mean).clone() if self.adaptive else None
+        kept = self.singular_values(self.mean).clone() if self.has_singular_values else None
         if self.theta is not self.mean:
             self.theta.copy_(self.mean)
         if kept is not None:

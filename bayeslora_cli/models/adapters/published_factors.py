@@ -143,13 +143,13 @@ class Factors:
             to_b = torch.stack(stack.blocks(to_up, rank), 1).float().flatten(0, 1)
             stack.group.view_a(bank.local).index_copy_(0, stack.places, to_a)
             stack.group.view_b(bank.local).index_copy_(0, stack.places, to_b)
-            if bank.adaptive:
+            if bank.has_singular_values:
                 a = stack.group.view_a(bank.theta)[stack.places].view_as(slopes)
                 along = ((slopes * a).sum(-1) * stack.scale[..., 0]).flatten(0, 1)
                 bank.singular_values(bank.local).index_copy_(0, stack.members.flatten(), along)
 
     def _factors(self, stack: _Stack) -> Tensor:
         """The factor of each row of A: (U, m, r, 1), or (U, m, 1, 1) without E."""
-        if not self.bank.adaptive:
+        if not self.bank.has_singular_values:
             return stack.scale
         return self.bank.singular_values(self.bank.theta)[stack.members][..., None] * stack.scale

@@ -17,7 +17,6 @@ from bayeslora_cli.export.exporter import export_run
 from bayeslora_cli.export.formats.integer_codes import CODES, FACTS, load_quantized
 from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.export.verification import run_logits
-from bayeslora_cli.methods.blora.report import widths
 from bayeslora_cli.models.backbones.loading import Labels
 from tests.methods.blora.test_trainer import ACTIVE
 from tests.training.test_loop import run_of
@@ -66,12 +65,12 @@ def test_codes_are_the_run_to_the_bit(kind, base, runs, tmp_path):
     directory, manifest = exported(run, "quantized", tmp_path)
     assert manifest["check"]["max_difference"] == manifest["check"]["allowed"] == 0
     network = network_of(run)
-    gates, bank = network.gates, network.bank
+    gates, bank = network.operands, network.bank
     tensors = load_file(directory / CODES)
     facts = json.loads((directory / FACTS).read_text())
-    flat = gates.dequantized(bank.mean)
-    whole = gates.quantized_base(bank.mean)
-    found = widths(network, bank.mean)
+    flat = gates.effective(bank.mean)
+    whole = gates.effective_base(bank.mean)
+    found = network.widths(bank.mean)
     for index, (name, layer) in enumerate(network.adapters.items()):
         own = facts["matrices"][index]
         rank = own["rank"]
@@ -158,7 +157,7 @@ def test_the_runs_own_adapter_opens_in_peft(runs, backbone):
     base = AutoModelForSequenceClassification.from_pretrained(backbone("bert"), num_labels=2)
     model = PeftModel.from_pretrained(base, run.adapter).eval()
     network = network_of(run)
-    network.gates.quantized -= {"x", "a", "h"}
+    network.operands.quantized -= {"x", "a", "h"}
     with torch.no_grad():
         found = model(**batch()).logits
     torch.testing.assert_close(found, run_logits(network, [batch()])[0], rtol=1e-5, atol=1e-5)

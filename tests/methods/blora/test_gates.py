@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bayeslora_cli.methods.blora.gates import FIXED, FLOAT, LEARNING, Gates, Plan
-from bayeslora_cli.methods.blora.hard_concrete import sampled
-from bayeslora_cli.methods.blora.layer import E_FLOOR, gated_linear
-from bayeslora_cli.methods.blora.range_calibration import calibrate
+from bayeslora_cli.methods.blora.gates import GateParameters, GatePlan, sampled
+from bayeslora_cli.methods.blora.layer import gated_linear
+from bayeslora_cli.methods.blora.operands import FIXED, FLOAT, LEARNING, OperandPublisher
+from bayeslora_cli.methods.blora.range_calibration import FIRST_SINGULAR_RANGE, calibrate
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.bank_layout import Matrix
 from bayeslora_cli.models.adapters.published_factors import Factors
@@ -46,10 +46,12 @@ def build(*, bits=True, ranks=True, base=False, ladder=LADDER, rank=3, seed=0):
         nn.init.normal_(layer.lora_E, std=0.4, generator=generator)
     named = {f"m{i}": layer for i, layer in enumerate(layers)}
     matrices = [Matrix(name=n, a=m.lora_A, b=m.lora_B, e=m.lora_E) for n, m in named.items()]
-    gates = Gates(Plan(bits, ranks, ladder, base), named, rank)
-    bank = AdapterBank(matrices, gates.parameters, posterior=False)
+    plan = GatePlan(bits, ranks, ladder, base)
+    others = plan.parameters(len(layers), rank, torch.device("cpu"))
+    bank = AdapterBank(matrices, others, posterior=False)
     bank.factors = Factors(bank, layers, torch.float32)
-    gates.attach(bank, torch.float32)
+    parameters = GateParameters(plan, bank.segments, len(layers), rank)
+    gates = OperandPublisher(parameters, bank, named, torch.float32)
     for p in (gates.bits, gates.ranks):
         if p is not None:
             p.data.normal_(mean=0.5, std=2.0, generator=generator)
@@ -106,7 +108,7 @@ def slow(gates, layers, inputs, *, open_of, names):
 def compare(model, gates, bank, *, open_of, training):
     data = inputs_of()
     bank.zero_local()
-    gates.dress(training=training)
+    gates.publish_operands(training=training)
     loss = model(data)
     loss.backward()
     bank.collect()
@@ -173,16 +175,16 @@ def test_thresholded_passes_are_the_twins(base):
 
 
 @pytest.mark.parametrize("base", [False, True])
-def test_one_form_of_both_phases_is_the_same_to_the_bit(base):
+def test_a_mixture_in_both_phases_is_the_same_to_the_bit(base):
     """Widths that are closed add zeros: a GPU's blocks are compiled once for both phases."""
     found = []
-    for one_form in (False, True):
+    for mixture in (False, True):
         model, gates, bank = build(base=base)
-        gates.mode, gates.one_form = FIXED, one_form
+        gates.mode, gates.mixture_of_widths = FIXED, mixture
         bank.zero_local()
-        gates.dress(training=True)
+        gates.publish_operands(training=True)
         widths = gates.layers[0].operands.of_a.learned.shape[1] - 1
-        assert widths == (len(LADDER) if one_form else 1)
+        assert widths == (len(LADDER) if mixture else 1)
         loss = model(inputs_of())
         loss.backward()
         bank.collect()
@@ -201,7 +203,7 @@ def test_ranks_that_fill_up_rows_change_nothing(mode):
         gates.mode, gates.computed_rank = mode, rank
         gates.generator = torch.Generator().manual_seed(5)
         bank.zero_local()
-        gates.dress(training=True)
+        gates.publish_operands(training=True)
         assert gates.layers[0].operands.b.shape[1] == rank
         loss = model(inputs_of())
         loss.backward()
@@ -215,7 +217,7 @@ def test_the_float_phase_is_the_plain_adapter():
     model, gates, bank = build()
     gates.mode = FLOAT
     bank.publish()
-    gates.dress(training=True)
+    gates.publish_operands(training=True)
     for layer, (x, _) in zip(model.layers, inputs_of(), strict=True):
         delta = layer.delta_weight(layer.lora_A, layer.lora_E, layer.lora_B)
         torch.testing.assert_close(layer(x), layer.base_layer(x) + x @ delta.t())
@@ -227,10 +229,10 @@ def test_pruned_is_masked():
     gates.ranks.data.fill_(5.0)
     gates.ranks.data[:, 1] = -5.0
     gates.mode = FIXED
-    assert gates.mask_in(bank.theta).tolist() == [[1, 1, 0, 0]] * 4
+    assert gates.parameters.mask(bank.theta).tolist() == [[1, 1, 0, 0]] * 4
     data = inputs_of()
     with torch.no_grad():
-        gates.dress(training=False)
+        gates.publish_operands(training=False)
         whole = [layer(x) for layer, (x, _) in zip(model.layers, data, strict=True)]
         for layer in model.layers:  # what is there is quantized alike: by the same ranges
             o = layer.operands
@@ -243,14 +245,14 @@ def test_pruned_is_masked():
 def test_dequantized_parameters_are_what_the_layers_take():
     model, gates, bank = build(base=True)
     gates.mode = FIXED
-    gates.dress(training=False)
-    flat = gates.dequantized(bank.mean)
-    base = gates.quantized_base(bank.mean)
+    gates.publish_operands(training=False)
+    flat = gates.effective(bank.mean)
+    base = gates.effective_base(bank.mean)
     for index, layer in enumerate(model.layers):
         o, name = layer.operands, f"m{index}"
         assert torch.equal(o.a, bank.segments[f"{name}.lora_A"].view(flat))
         e = bank.segments[f"{name}.lora_E"].view(flat)[:, 0]
-        assert torch.equal(o.e, e * gates.mask_in(flat)[index])
+        assert torch.equal(o.e, e * gates.parameters.mask(flat)[index])
         b = bank.segments[f"{name}.lora_B"].view(flat)
         assert torch.equal(o.b, b * layer.scale)
         x = torch.randn(3, layer.lora_A.shape[1])
@@ -268,26 +270,27 @@ def test_first_ranges(base):
     bank.singular_values(bank.mean)[0] = 0.0
     gates.mode = FLOAT
     for layer in model.layers:
-        layer.seen = []
+        layer.observed_extremes = []
     data = inputs_of()
     data[2] = (data[2][0].abs(), data[2][1])
-    gates.dress(training=False)
+    gates.publish_operands(training=False)
     model(data)
-    seen = torch.stack([layer.extremes() for layer in model.layers])
-    calibrate(gates, bank.mean, seen, torch.ones((), dtype=torch.bool))
+    extremes = torch.stack([layer.extremes() for layer in model.layers])
+    calibrate(gates, bank.mean, extremes, torch.ones((), dtype=torch.bool))
     for index, (layer, (x, _)) in enumerate(zip(model.layers, data, strict=True)):
         a = x @ layer.lora_A.t()
         tensors = {
             "A": layer.lora_A, "B": layer.lora_B, "x": x, "a": a, "h": a * layer.lora_E[:, 0],
-            "E": layer.lora_E if index else torch.tensor(E_FLOOR), "W": layer.base_layer.weight,
+            "E": layer.lora_E if index else torch.tensor(FIRST_SINGULAR_RANGE),
+            "W": layer.base_layer.weight,
         }  # fmt: skip
         for place, name in enumerate(gates.plan.operands):
             expected = tensors[name].abs().max().clamp_min(1e-6)
             torch.testing.assert_close(gates.ranges[index, place].exp(), expected)
             assert bool(gates.signed[index, place]) == (name != "x" or index != 2)
     before = gates.ranges.clone()
-    calibrate(gates, bank.mean, seen * float("nan"), torch.ones((), dtype=torch.bool))
-    calibrate(gates, bank.mean, seen * 2, torch.zeros((), dtype=torch.bool))
+    calibrate(gates, bank.mean, extremes * float("nan"), torch.ones((), dtype=torch.bool))
+    calibrate(gates, bank.mean, extremes * 2, torch.zeros((), dtype=torch.bool))
     assert torch.equal(gates.ranges, before)
 
 
@@ -298,7 +301,7 @@ def test_thresholds_follow_the_leading_open_gates(seed):
     generator = torch.Generator().manual_seed(seed)
     gates.bits.data.normal_(std=2.0, generator=generator)
     gates.ranks.data.normal_(std=2.0, generator=generator)
-    levels, mask = gates.levels_in(bank.mean), gates.mask_in(bank.mean)
+    levels, mask = gates.parameters.levels(bank.mean), gates.parameters.mask(bank.mean)
     for phi, level in zip(
         gates.bits.flatten(0, 1).tolist(), levels.flatten().tolist(), strict=True
     ):

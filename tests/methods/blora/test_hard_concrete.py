@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.methods.blora.hard_concrete import (
+from bayeslora_cli.methods.blora.gates import (
     MARGIN,
     SHIFT,
     THRESHOLD,

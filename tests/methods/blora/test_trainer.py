@@ -17,7 +17,7 @@ from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.run_config import RunConfig, flag
 from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.methods.blora.bit_operations import Sizes
-from bayeslora_cli.methods.blora.hard_concrete import SHIFT, START, THRESHOLD
+from bayeslora_cli.methods.blora.gates import SHIFT, START, THRESHOLD
 from bayeslora_cli.methods.blora.report import _collapsed
 from bayeslora_cli.methods.blora.schedule import GateSchedule, steps_to_close, too_short
 from bayeslora_cli.runs.rank_report import RankReport
@@ -76,7 +76,7 @@ def test_steps_that_a_gate_needs_to_close(rate, about):
 
 def test_ranges_are_measured_when_the_float_phase_ends(backbone):
     step, data = trained(backbone)
-    bank, gates = step.network.bank, step.network.gates
+    bank, gates = step.network.bank, step.network.operands
     assert bool((gates.ranges == 0).all())
     assert gates.layers[0].operands is None
     before = {n: s.view(bank.mean).clone() for n, s in bank.segments.items()}
@@ -90,7 +90,7 @@ def test_ranges_are_measured_when_the_float_phase_ends(backbone):
         for place, name in enumerate("AB"):
             largest = before[f"{step.network.bank.matrices[index].name}.lora_{name}"].abs().max()
             torch.testing.assert_close(gates.ranges[index, place].exp(), largest)
-        assert layer.seen is None
+        assert layer.observed_extremes is None
     assert step.network.module.training
 
 
@@ -98,7 +98,7 @@ def test_gates_rest_in_the_fixed_phase(backbone):
     """Logits, ranks and widths stay; weights and ranges go on."""
     first_fixed = TOTAL - T_FINAL
     step, data = trained(backbone, steps=first_fixed)
-    bank, gates = step.network.bank, step.network.gates
+    bank, gates = step.network.bank, step.network.operands
     ranks = bank.mask.clone()
     assert int(ranks.sum()) < ranks.numel(), "the test needs gates that close"
     before = bank.mean.clone()
@@ -107,7 +107,7 @@ def test_gates_rest_in_the_fixed_phase(backbone):
     assert torch.equal(bank.mean[bank.parts["gate"]], before[bank.parts["gate"]])
     assert torch.equal(bank.mean[bank.parts["fixed"]], before[bank.parts["fixed"]])
     assert torch.equal(bank.mask, ranks)
-    assert torch.equal(bank.mask, gates.mask_in(bank.mean))
+    assert torch.equal(bank.mask, gates.parameters.mask(bank.mean))
     assert not torch.equal(bank.mean[bank.parts["range"]], before[bank.parts["range"]])
     assert step.progress().penalty > 0  # of the steps before
     assert step.allocator.regularise() == 0
@@ -121,7 +121,7 @@ def test_gates_rest_in_the_fixed_phase(backbone):
 def test_the_penalty_is_the_specifications(reg, base, backbone):
     """Value and gradient in float64, a loop over matrices and quantizers."""
     step, _ = trained(backbone, steps=0, reg=reg, quantize_base=base)
-    bank, gates = step.network.bank, step.network.gates
+    bank, gates = step.network.bank, step.network.operands
     generator = torch.Generator().manual_seed(1)
     for p in (gates.bits, gates.ranks):
         p.data.normal_(std=3, generator=generator)
@@ -161,7 +161,7 @@ def test_the_penalty_is_the_specifications(reg, base, backbone):
 def test_no_penalty_before_and_after_learning(backbone):
     step, _ = trained(backbone, steps=0)
     for mode in ("float", "fixed"):
-        step.network.gates.mode = mode
+        step.network.operands.mode = mode
         step.network.bank.zero_local()
         assert step.allocator.regularise() == 0
         assert not bool(step.network.bank.local.any())
@@ -178,13 +178,13 @@ def test_what_the_layers_take_needs_no_value_of_the_device(optimizer, backbone, 
         raise AssertionError("a value was read back")
 
     for mode in ("learning", "fixed"):
-        step.network.gates.mode = mode
+        step.network.operands.mode = mode
         with monkeypatch.context() as patch:
             for name in ("item", "tolist", "__bool__", "__int__", "__float__", "nonzero", "cpu"):
                 patch.setattr(torch.Tensor, name, forbidden)
-            step.network.gates.dress(training=True)
+            step.network.operands.publish_operands(training=True)
             step.allocator.regularise()
-            sum(o.e.sum() for o in (m.operands for m in step.network.gates.layers)).backward()
+            sum(o.e.sum() for o in (m.operands for m in step.network.operands.layers)).backward()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "ivon"])
@@ -342,10 +342,10 @@ def test_no_step_is_left_to_learn_gates_in():
 def test_collapse_of_ranks_or_of_widths(wide, ranks, said):
     bits = dict.fromkeys("xAaEhB", 2) | wide
     gates = SimpleNamespace(
-        ranks=object(), bits=object(), rank=3, plan=SimpleNamespace(ladder=(2, 4, 8, 16))
+        over_ranks=True, over_widths=True, rank=3, plan=SimpleNamespace(ladder=(2, 4, 8, 16))
     )
     sizes = [Sizes(width=300, height=300, rank=rank, bits=bits) for rank in ranks]
-    found = _collapsed(SimpleNamespace(gates=gates), sizes)
+    found = _collapsed(gates, sizes)
     assert found == said or f"collapsed to {said}" in found
 
 

@@ -1,0 +1,295 @@
+"""`OperandPublisher`: what B-LoRA's layers compute with, made before each pass.
+
+A handful of kernels serves all layers. Nothing here reads a value from the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bayeslora_cli.methods.blora.gates import (
+    BASE,
+    BITS,
+    MARGIN,
+    RANGES,
+    RANKS,
+    SIGNED,
+    GateParameters,
+    nested,
+    sampled,
+)
+from bayeslora_cli.methods.blora.layer import GatedLinear, Operands
+from bayeslora_cli.methods.network import Network
+from bayeslora_cli.models.adapters.bank import AdapterBank
+from bayeslora_cli.models.adapters.published_factors import padded_rank
+from bayeslora_cli.models.kernels.quantize import Quantizers, intervals, quantize, quantizers
+
+FLOAT, LEARNING, FIXED = "float", "learning", "fixed"
+"""Modes: no quantizers and no gates; gates drawn; gates at their thresholds."""
+
+
+class OperandPublisher:
+    """Gives every layer its operands for the next pass, in each mode.
+
+    It takes the place of the bank's factors, which the layers compute with in the float phase.
+    """
+
+    def __init__(
+        self,
+        parameters: GateParameters,
+        bank: AdapterBank,
+        layers: Mapping[str, GatedLinear],
+        dtype: torch.dtype,
+    ) -> None:
+        """Take views of the bank, which holds the parameters.
+
+        Args:
+            layers: by name, in the bank's order.
+            dtype: of the frozen weights and of the computation.
+        """
+        self.parameters, self.bank, self.dtype = parameters, bank, dtype
+        self.plan, self.rank = parameters.plan, parameters.rank
+        self.names, self.layers = tuple(layers), tuple(layers.values())
+        self.mode = FIXED
+        self.generator: torch.Generator | None = None
+        """Draws the gates while they are learned."""
+        self.quantized = frozenset(self.plan.operands)
+        """Operands whose quantizers are in use: an export may lose some."""
+        assert bank.factors is not None
+        self._plain, bank.factors = bank.factors, self
+        self.buffers = self._plain.buffers
+        device = bank.theta.device
+        self.bits, self.ranks = bank.parameters.get(BITS), bank.parameters.get(RANKS)
+        self.ranges, self.signed = bank.parameters.get(RANGES), bank.parameters.get(SIGNED)
+        self.computed_rank = padded_rank(self.rank, dtype, device)
+        """With the zeros that fill up rows on a GPU, see `published_factors`."""
+        # fp32 whatever the layers see; their gradients are added to `bank.local` in place
+        self._e = _leaf(bank.singular_values(bank.theta), bank.singular_values(bank.local))
+        self._factors = {
+            part: [
+                _Stacked(_leaf(_block(own, bank.theta), _block(own, bank.local)), own[0])
+                for own in places
+            ]
+            for part, places in (
+                ("A", [group.a for group in bank.groups]),
+                ("B", [group.b for group in bank.groups]),
+            )
+        }
+        members = [index for group in bank.groups for index in group.members]
+        self._order = torch.tensor(members, dtype=torch.long, device=device)
+        self._members, self._sizes = members, [len(group.members) for group in bank.groups]
+        self._divisors = torch.tensor(
+            intervals(self.plan.ladder), dtype=torch.float32, device=device
+        )
+        self._places = torch.arange(len(self.plan.ladder), device=device)
+        # the same kernels, and so the same compiled blocks, in both phases that have quantizers
+        self.mixture_of_widths = device.type == "cuda"
+        gates = [p for p in (self.bits, self.ranks) if p is not None]
+        self._u = torch.zeros(sum(p.numel() for p in gates), device=device)
+
+    # ---- as the bank's factors
+
+    def publish(self) -> None:
+        """In the float phase, the plain factors; else `publish_operands` does it for each pass."""
+        if self.mode == FLOAT:
+            self._plain.publish()
+
+    def zero(self) -> None:
+        """Forget the gradients."""
+        self._plain.zero()
+
+    def collect(self) -> None:
+        """In other phases autograd has added the gradients to `local` itself."""
+        if self.mode == FLOAT:
+            self._plain.collect()
+
+    # ---- as the network's operands
+
+    @property
+    def branch(self) -> Hashable:
+        """What decides, besides inputs and tensors, which kernels an evaluation runs."""
+        return self.mode == FLOAT, self.quantized
+
+    def publish_operands(self, *, training: bool) -> None:
+        """Give every layer its operands for the next pass.
+
+        Args:
+            training: draw the gates while they are learned; else they are at their thresholds.
+        """
+        if self.mode == FLOAT:
+            for layer in self.layers:
+                layer.operands = None
+            return
+        draw = training and self.mode == LEARNING
+        u = self._draw() if draw else {}
+        by = None
+        if self.plan.operands:
+            by = self._quantizers(u.get("bits"), mixture=training and self.mixture_of_widths)
+        parts = {} if by is None else self._by_operand(by)
+        a, b = self._quantized("A", parts), self._quantized("B", parts)
+        e = quantize(self._e, parts["E"]) if "E" in parts else self._e
+        e = self._filled(e * self._rank_gates(u.get("ranks")), along=-1)
+        rows = {name: _rows(parts[name]) for name in ("x", "a", "h", BASE) if name in parts}
+        none: list[None] = [None] * len(self.layers)
+        for layer, *operands in zip(
+            self.layers, a, e.unbind(0), b,
+            *(rows.get(name, none) for name in ("x", "a", "h", BASE)), strict=True,
+        ):  # fmt: skip
+            layer.operands = Operands(*operands)
+
+    def publish_shapes(self, device: torch.device) -> None:
+        """Give every layer empty operands of the learning phase, which keeps most."""
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(*shape, dtype=dtype, device=device, requires_grad=True)
+
+        widths, rank = len(self.plan.ladder), padded_rank(self.rank, self.dtype, device)
+        for layer in self.layers:
+            by = {
+                name: Quantizers(empty(1, 1 + widths), empty(1, 2 + widths).detach())
+                for name in self.plan.operands
+            }
+            layer.operands = Operands(
+                a=empty(rank, layer.lora_A.shape[1], dtype=self.dtype),
+                e=empty(rank),
+                b=empty(layer.lora_B.shape[0], rank, dtype=self.dtype),
+                of_input=by.get("x"),
+                of_a=by.get("a"),
+                of_h=by.get("h"),
+                of_base=by.get(BASE),
+            )
+
+    @torch.no_grad()
+    def effective(self, flat: Tensor) -> Tensor:
+        """Parameters (N,) with A, B and E as the thresholded quantizers leave them."""
+        if not self.plan.operands:
+            return flat
+        parts = self._by_operand(self.parameters.thresholded(flat))
+        found = flat.clone()
+        for group in self.bank.groups:
+            members = list(group.members)
+            for name, view in (("A", group.view_a(found)), ("B", group.view_b(found))):
+                view.copy_(quantize(view, Quantizers(*(part[members] for part in parts[name]))))
+        e = self.bank.singular_values(found)
+        e.copy_(quantize(e, parts["E"]))
+        return found
+
+    @torch.no_grad()
+    def effective_base(self, flat: Tensor) -> dict[str, Tensor]:
+        """The frozen weights as the thresholded quantizers leave them; none, if they are not."""
+        if not self.plan.base or BASE not in self.quantized:
+            return {}
+        thresholded = self.parameters.thresholded(flat.to(self.bank.theta.device))
+        by = _rows(self._by_operand(thresholded)[BASE])
+        return {
+            name: quantize(layer.base_layer.weight[None], own)[0]  # type: ignore[index]
+            for name, layer, own in zip(self.names, self.layers, by, strict=True)
+        }
+
+    def widths(self, flat: Tensor) -> list[dict[str, int]]:
+        """Bits of each quantized operand at the thresholds, by matrix; this reads the device."""
+        return self.parameters.widths(flat)
+
+    # ---- their parts
+
+    def _draw(self) -> dict[str, Tensor]:
+        """Uniform numbers for all gates, in one call."""
+        self._u.uniform_(MARGIN, 1 - MARGIN, generator=self.generator)
+        u, start = {}, 0
+        for name, logits in (("bits", self.bits), ("ranks", self.ranks)):
+            if logits is not None:
+                u[name] = self._u[start : start + logits.numel()].view(logits.shape)
+                start += logits.numel()
+        return u
+
+    def _quantizers(self, u: Tensor | None, *, mixture: bool) -> Quantizers:
+        """Of all operands: (n, q, 1 + L) and (n, q, 2 + L), L = 1 at the thresholds.
+
+        Args:
+            mixture: all widths at the thresholds, too, with shares of 0 and 1: the same values.
+        """
+        assert self.ranges is not None
+        assert self.signed is not None
+        if u is None and mixture:
+            levels = self.parameters.levels(self.bank.theta)
+            shares = (levels[..., None] == self._places).to(self.ranges.dtype)
+            return quantizers(self.ranges, self.signed, self._divisors.expand(shares.shape), shares)
+        if u is None:
+            divisors = self._divisors[self.parameters.levels(self.bank.theta)][..., None]
+            return quantizers(self.ranges, self.signed, divisors)
+        assert self.bits is not None
+        first = torch.ones_like(self.ranges)[..., None]
+        reached = torch.cat((first, nested(sampled(self.bits, u))), -1)  # (n, q, L)
+        shares = torch.cat((reached[..., :-1] - reached[..., 1:], reached[..., -1:]), -1)
+        return quantizers(self.ranges, self.signed, self._divisors.expand(shares.shape), shares)
+
+    def _by_operand(self, by: Quantizers) -> dict[str, Quantizers]:
+        parts = zip(self.plan.operands, *(part.unbind(1) for part in by), strict=True)
+        return {name: Quantizers(*rest) for name, *rest in parts if name in self.quantized}
+
+    def _rank_gates(self, u: Tensor | None) -> Tensor:
+        if u is None:
+            return self.parameters.mask(self.bank.theta)
+        assert self.ranks is not None
+        products = nested(sampled(self.ranks, u))
+        return torch.cat((torch.ones_like(products[:, :1]), products), -1)
+
+    def _quantized(self, name: str, parts: Mapping[str, Quantizers]) -> list[Tensor]:
+        """A or B of each matrix, in the model's order, B times the scale."""
+        sizes = [
+            torch.split(part.index_select(0, self._order), self._sizes)
+            for part in parts.get(name, ())
+        ]
+        found: list[Tensor] = []
+        for index, (leaf, shape) in enumerate(self._factors[name]):
+            values = leaf
+            if sizes:
+                values = quantize(leaf, Quantizers(*(size[index] for size in sizes)))
+            values = (values * self.layers[0].scale if name == "B" else values).to(self.dtype)
+            values = values[:, : shape[1] * shape[2]].view(shape)
+            found += self._filled(values, along=-2 if name == "A" else -1).unbind(0)
+        order = sorted(range(len(found)), key=self._members.__getitem__)
+        return [found[place] for place in order]
+
+    def _filled(self, values: Tensor, *, along: int) -> Tensor:
+        """Ranks along an axis filled up with zeros to `computed_rank`."""
+        missing = self.computed_rank - self.rank
+        return F.pad(values, (0, 0) * (-1 - along) + (0, missing)) if missing else values
+
+
+def publisher_of(network: Network) -> OperandPublisher:
+    """The operands of a network that B-LoRA made."""
+    assert isinstance(network.operands, OperandPublisher)
+    return network.operands
+
+
+class _Stacked(NamedTuple):
+    """All A or all B of one shape, with the padding between them: autograd wants dense leaves."""
+
+    leaf: Tensor
+    """(G, k)."""
+    shape: tuple[int, ...]
+    """(G, r, in) or (G, out, r), of the beginning of each row."""
+
+
+def _block(place: tuple[tuple[int, ...], tuple[int, ...], int], flat: Tensor) -> Tensor:
+    """A group's part of a flat buffer (N,), padding included: (G, k)."""
+    (count, *_), (size, *_), offset = place
+    return flat[offset : offset + count * size].view(count, size)
+
+
+def _leaf(values: Tensor, gradient: Tensor) -> Tensor:
+    """A leaf of the autograd graph, whose gradient is added in place to another tensor."""
+    leaf = values.detach().requires_grad_()
+    leaf.grad = gradient
+    return leaf
+
+
+def _rows(by: Quantizers) -> list[Quantizers]:
+    """One quantizer per matrix, as for tensors quantized whole: (1, 1 + L) and (1, 2 + L)."""
+    return [Quantizers(a[None], b[None]) for a, b in zip(*(p.unbind(0) for p in by), strict=True)]

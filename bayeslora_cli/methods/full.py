@@ -1,0 +1,16 @@
+"""Full fine-tuning: the backbone's own weights are trained."""
+
+from __future__ import annotations
+
+from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.methods.method import LayerMaker, Method
+
+
+class FullFineTuning(Method):
+    """No adapters; all weights are trained."""
+
+    def layer_maker(self, config: RunConfig) -> LayerMaker | None:
+        return None
+
+
+FULL = FullFineTuning()

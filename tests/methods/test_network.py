@@ -209,13 +209,21 @@ def test_a_forward_pass_equals_pefts(backbone):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
         mine.square().sum().backward()
         network.bank.collect()
-        # against PEFT in float64: its fp32 gradients are as far from that (7e-6) as ours
+        # against PEFT in float64, from which PEFT's own fp32 gradients are as far as ours: up to
+        # 7e-6 on one processor, 1.2e-5 on another, whose products sum in another order
+        theirs.square().sum().backward()
+        trained = {n: p for n, p in peft.named_parameters() if p.requires_grad and "lora_A" in n}
+        in_fp32 = {name: parameter.grad.double() for name, parameter in trained.items()}
+        peft.zero_grad()
         peft.double()(**batch_of()).logits.square().sum().backward()
-        for name, parameter in peft.base_model.model.named_parameters():
-            if parameter.requires_grad and "lora_A" in name:
-                plain = name.replace(".default", "").replace(".weight", "")
-                got = network.bank.segments[plain].view(network.bank.local)
-                assert (got - parameter.grad).norm() < 1e-5 * parameter.grad.norm(), name
+        off, off_theirs = {}, {}
+        for name, parameter in trained.items():
+            plain = name.removeprefix("base_model.model.").replace(".default", "")
+            segment = network.bank.segments[plain.replace(".weight", "")]
+            norm = parameter.grad.norm()
+            off[name] = (segment.view(network.bank.local) - parameter.grad).norm() / norm
+            off_theirs[name] = (in_fp32[name] - parameter.grad).norm() / norm
+        assert max(off.values()) < max(1e-5, 1.5 * max(off_theirs.values())), off
 
 
 def test_what_the_checkpoint_lacks_is_kept(backbone, tmp_path):

@@ -1,8 +1,8 @@
-"""Tokens on disk, made once: for a sweep's processes, for a cluster's, and for the next command.
+"""Cache of tokens on the disk, shared by the processes of a sweep or a cluster and by commands.
 
-A file holds the tokens of one split. Its name is the checksum of all that they depend on: the rows,
-the tokenizer and its libraries' versions, the length to truncate to. So nothing in it goes stale.
-Only tokenizers of `transformers` itself in the `tokenizers` library are known that well.
+A file holds the tokens of one split. Its name is the checksum of everything that they depend on:
+the rows, the tokenizer and its libraries' versions, the length to truncate to. So a file never goes
+stale. Tokens are cached only for fast tokenizers of `transformers`, whose whole state is known.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ from bayeslora_cli.tasks.task import Examples
 logger = logging.getLogger("bayeslora")
 
 VARIABLE = "BAYESLORA_CACHE"
-"""The directory; set and empty: there is none."""
+"""The environment variable that names the cache's directory; set and empty: no cache."""
 LIMIT = 2 * 2**30
-"""Bytes in it at the most: MNLI takes 75 MB. What has not been read for longest goes first."""
+"""Bytes in the cache at most; MNLI takes 75 MB. The files read least recently are deleted first."""
 PATIENCE = 600.0
 """Seconds to wait for another process's tokens."""
-_FORMAT = 1  # of the files and their names
-_OURS = re.compile(r"\.?[0-9a-f]{64}\.safetensors(\.tmp)?")  # whatever else is in the directory
+_FORMAT = 1  # version of the files and their names
+_OURS = re.compile(r"\.?[0-9a-f]{64}\.safetensors(\.tmp)?")  # other files are left alone
 
 
 def encode_once(examples: Examples, tokenizer: Any, max_length: int) -> dict[str, Tensor]:
-    """As `batches.encode`, or what this or another process has made so before.
+    """Return the tokens of `tokenization.encode`, from the cache if they are there.
 
-    Of several processes that want the same at the same time one tokenises, and the others wait.
+    Of several processes that want the same tokens at the same time one makes them, and the others
+    wait for it.
     """
     directory = _directory()
     name = None if directory is None else _name(examples, tokenizer, max_length)
@@ -54,7 +55,7 @@ def encode_once(examples: Examples, tokenizer: Any, max_length: int) -> dict[str
     path = directory / f"{name}.safetensors"
     with once(path, "tokenise the same rows", PATIENCE) as first:
         found = None if first else _read(path)
-        # the first row is tokenised anyway, which leaves the tokenizer as one that has done it all
+        # tokenising the first row also leaves the tokenizer in the state after tokenising them all
         if found is None or not _begins(found, examples, tokenizer, max_length):
             found = encode(examples, tokenizer, max_length)
             _write(path, found)
@@ -66,14 +67,14 @@ def _directory() -> Path | None:
     chosen = os.environ.get(VARIABLE, f"{caches}/bayeslora")
     try:
         return Path(chosen).expanduser() if chosen else None
-    except RuntimeError:  # nobody's home
+    except RuntimeError:  # the user has no home directory
         return None
 
 
 def _name(examples: Examples, tokenizer: Any, max_length: int) -> str | None:
-    """A checksum of what the tokens depend on; None: that is not known.
+    """Return a checksum of what the tokens depend on; None: that is not known.
 
-    What the tokenizer's last call has left is taken from it; each call sets its own.
+    Truncation and padding of the tokenizer's last call are reset; each call sets its own.
     """
     kind = type(tokenizer)
     if not tokenizer.is_fast or not kind.__module__.startswith("transformers."):
@@ -83,7 +84,7 @@ def _name(examples: Examples, tokenizer: Any, max_length: int) -> str | None:
     backend.no_padding()
     try:
         state = backend.to_str()
-    except Exception:  # parts of it are Python's (RoFormer's); `tokenizers` has no class for that
+    except Exception:  # a part is Python code (RoFormer's); `tokenizers` raises plain Exceptions
         return None
     facts = [
         _FORMAT,
@@ -106,7 +107,7 @@ def _name(examples: Examples, tokenizer: Any, max_length: int) -> str | None:
 def _begins(
     found: Mapping[str, Tensor], examples: Examples, tokenizer: Any, max_length: int
 ) -> bool:
-    """Whether the first row's tokens are those in a file."""
+    """Check the first row's tokens against those of a file."""
     second = None if examples.second is None else examples.second[:1]
     row = encode(Examples(examples.first[:1], second, None), tokenizer, max_length)
     return row.keys() == found.keys() and all(
@@ -115,28 +116,28 @@ def _begins(
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
-    """What is in a file; None: not what was written."""
+    """Read a file; None: it is missing, damaged or not ours."""
     try:
         with safe_open(path, "pt") as file:
-            # copies: it is mapped, and may go
+            # copies: the file is mapped into memory, and may be deleted
             found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             whole = file.metadata()["sha256"] == data_fingerprint(found.values())
-    # torch, which opens it a second time, has a RuntimeError if it is gone
+    # torch opens the file a second time, and raises RuntimeError if it is gone
     except (OSError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
         logger.debug("%s cannot be read: %s", path, error)
         return None
-    with suppress(OSError):  # it may be somebody else's
+    with suppress(OSError):  # it may belong to another user
         os.utime(path)
     return found if whole else None
 
 
 def _write(path: Path, tokens: dict[str, Tensor]) -> None:
-    """Keep tokens, and of the others what there is room for; nobody's work depends on it."""
+    """Write tokens into the cache and delete the oldest beyond `LIMIT`; failures are ignored."""
     tokens = dict(sorted(tokens.items()))
     try:
         with replacing(path) as temporary:
             save_file(tokens, temporary, metadata={"sha256": data_fingerprint(tokens.values())})
-        # temporary ones too: whoever was killed over one leaves it
+        # temporary files too: a process that was killed leaves one
         files = [file for file in path.parent.iterdir() if _OURS.fullmatch(file.name)]
         total = 0
         for file in sorted(files, key=lambda file: -file.stat().st_mtime):

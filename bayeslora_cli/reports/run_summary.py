@@ -1,4 +1,4 @@
-"""What a finished run says of itself on a terminal."""
+"""Summaries of a run and of an evaluation, printed on the terminal."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 
 def closing_table(result: Mapping[str, Any], report: RankReport | None, console: Console) -> None:
-    """Print what a finished run has come to.
+    """Print the results of a finished run.
 
     Args:
         result: the run's result.json.
-        report: its ranks, drawn where the method allocates them; None: a run without adapters.
+        report: its ranks, drawn if they were allocated by a criterion; None: a run without
+            adapters.
         console: of stdout.
     """
     splits = result["last"]["metrics"]
@@ -66,7 +67,7 @@ def closing_table(result: Mapping[str, Any], report: RankReport | None, console:
 
 
 def _gate_facts(result: Mapping[str, Any]) -> dict[str, str]:
-    """What gates over ranks and bit widths have come to; nothing without any."""
+    """Ranks, bit widths and bit operations learned by gates; empty without gates."""
     if "cost" not in result:
         return {}
     cost = result["cost"]
@@ -80,7 +81,7 @@ def _gate_facts(result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def posterior_line(summary: Mapping[str, Any]) -> str:
-    """`posterior_summary.posterior_summary` on one line."""
+    """Write the summary of a posterior (`bayes.posterior_summary`) on one line."""
     ratios = summary["hessian_over_h0"]
     parts = [
         f"h/h0 {ratios['q05']:.3g} to {ratios['q95']:.3g}",
@@ -92,7 +93,7 @@ def posterior_line(summary: Mapping[str, Any]) -> str:
 
 
 def side_by_side(result: Mapping[str, Any]) -> str:
-    """What `evaluate.evaluate_run` has found, a line a number: at the mean, and over samples."""
+    """Write an evaluation (`evaluate_run`), one line per number: at the mean, and over samples."""
     columns = {"metrics": "mean"}
     if "sampled" in result:
         columns["sampled"] = f"{result['samples']} sample{'s' if result['samples'] > 1 else ''}"

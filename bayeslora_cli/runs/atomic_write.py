@@ -1,4 +1,4 @@
-"""Writes that happen whole or not at all, and what clears up after one that was cut short."""
+"""Atomic writes of files and directories, and the clean-up after a write that was killed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 
 from bayeslora_cli.errors import StorageError
 
-_UMASK = os.umask(0)  # there is no way to read it but to set it
+_UMASK = os.umask(0)  # it can only be read by setting it
 os.umask(_UMASK)
-# safetensors reports the system's errors as its own, with the number in the text
+# safetensors raises the system's errors as its own, with the number in the text
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
@@ -30,13 +30,14 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, a file or a directory to be; renamed to it on success.
+    """Give a temporary path for a file or a directory; on success it is renamed to `path`.
 
-    Whoever looks sees the old thing or the new one, whole. A directory cannot be exchanged in one
-    call: the old one steps aside just before, and `recover` brings it back after a kill in between.
+    At any time `path` is the whole old thing or the whole new one. A directory cannot be replaced
+    in one system call: the old one is renamed just before, and `recover` undoes that after a kill
+    in between.
 
     Raises:
-        StorageError: the disk is full, the place cannot be written to; the old thing is there.
+        StorageError: the disk is full or the place cannot be written; the old thing is unchanged.
     """
     temporary, old = aside(path, "tmp"), aside(path, "old")
     try:
@@ -47,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
             _settle(temporary, path, old)
     except BaseException:
-        with suppress(OSError):  # the first error counts; what stays is out of everybody's way
+        with suppress(OSError):  # the first error counts; a leftover does no harm
             recover(path)
             remove(temporary)
         raise
@@ -57,7 +58,7 @@ def _settle(temporary: Path, path: Path, old: Path) -> None:
     """Flush the temporary thing to the disk and give it its name."""
     for written in (*temporary.rglob("*"), temporary):
         if written.is_file():
-            written.chmod(0o666 & ~_UMASK)  # safetensors keeps its files from everyone else
+            written.chmod(0o666 & ~_UMASK)  # safetensors lets only the owner read its files
         _sync(written)
     if path.is_dir():
         path.rename(old)
@@ -68,10 +69,10 @@ def _settle(temporary: Path, path: Path, old: Path) -> None:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Errors of the system inside say what could not be written.
+    """Turn errors of the system inside into errors that name `path`.
 
     Raises:
-        StorageError: instead of such an error.
+        StorageError: in place of such an error.
     """
     try:
         yield
@@ -87,7 +88,7 @@ def named(path: Path) -> Iterator[None]:
 
 
 def recover(path: Path) -> None:
-    """Undo what a kill inside `replacing` left: the old directory comes back, or goes for good."""
+    """After a kill inside `replacing`, restore the old directory, or remove it if replaced."""
     old = aside(path, "old")
     if not old.is_dir():
         return
@@ -98,7 +99,7 @@ def recover(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a directory: whoever looks sees all of it, or nothing.
+    """Remove a directory; at any time all of it is there, or nothing.
 
     Raises:
         StorageError: it cannot be removed.
@@ -111,7 +112,7 @@ def discard(path: Path) -> None:
 
 
 def tidy(path: Path) -> None:
-    """Clear away what a kill inside `replacing` or `discard` left of `path`.
+    """Remove what a kill inside `replacing` or `discard` left of `path`.
 
     Raises:
         StorageError: it cannot be removed.
@@ -122,18 +123,18 @@ def tidy(path: Path) -> None:
 
 
 def leftovers(directory: Path) -> list[Path]:
-    """The paths in a directory of ours that `tidy` would have something to do for."""
+    """The paths in a directory of ours from which `tidy` would remove something."""
     found = (*directory.glob(".*.old"), *directory.glob(".*.tmp"))
     return [path.with_name(path.stem.removeprefix(".")) for path in found]
 
 
 def aside(path: Path, ending: str) -> Path:
-    """Where a thing is while it is written (`tmp`), or steps aside (`old`)."""
+    """The path of a thing while it is written (`tmp`) or replaced (`old`)."""
     return path.with_name(f".{path.name}.{ending}")
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a directory, if there is one."""
+    """Remove a file or a directory if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -141,15 +142,15 @@ def remove(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON, whole or not at all.
+    """Write strict JSON atomically.
 
     Raises:
-        ValueError: a NaN or an infinity, which JSON has no word for.
+        ValueError: the value has a NaN or an infinity, which JSON cannot express.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

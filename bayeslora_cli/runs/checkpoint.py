@@ -1,7 +1,7 @@
-"""The full training state, to disk and back: safetensors and JSON, the newest two states.
+"""Checkpoints: the whole training state in safetensors and JSON; the newest two are kept.
 
-A state is a directory `step-000123`: `state.safetensors`, `state.json`, the run's logs up to there,
-and `complete`, written last, with the size and the sha256 of each.
+A state is a directory `step-000123` with `state.safetensors`, `state.json`, the run's logs up to
+that step, and `complete`, which is written last and has the size and the sha256 of each file.
 """
 
 from __future__ import annotations
@@ -27,29 +27,32 @@ from bayeslora_cli.runs.atomic_write import discard, leftovers, named, replacing
 TENSORS = "state.safetensors"
 SCALARS = "state.json"
 COMPLETE = "complete"
-KEPT = 2
-AT_LEAST = 60  # seconds between two checkpoints, if nobody says how often
-TIMES_LONGER = 200  # than a checkpoint takes is the time between two: half a percent
-BYTES_A_SECOND = 200e6  # of the first, before one is timed: a slow disk's
+STATES_KEPT = 2
+LEAST_SECONDS = 60
+"""Seconds between two checkpoints at least, unless the user says how often."""
+TIMES_LONGER = 200
+"""Time between two checkpoints over the time that one takes: half a percent is spent on them."""
+BYTES_PER_SECOND = 200e6
+"""Assumed speed of writing before the first checkpoint is timed: that of a slow disk."""
 _NAME = re.compile(r"step-(\d{6,12})", re.ASCII)
 logger = logging.getLogger("bayeslora")
 
 
 class Stateful(Protocol):
-    """The state protocol: what the future depends on, unpruned."""
+    """A part of the training state: what the steps to come depend on."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """State tensors; loading writes into them."""
+        """The state's tensors; loading writes into them."""
 
     def scalars(self) -> dict[str, Any]:
-        """State that JSON can hold."""
+        """The state that JSON can hold."""
 
     def load_scalars(self, scalars: dict[str, Any]) -> None:
-        """Take `scalars()` of an earlier process."""
+        """Restore what `scalars()` gave, in this process or an earlier one."""
 
 
 class Checkpoints:
-    """The states of a run, and when the next one is due."""
+    """The states of a run on the disk; knows when the next one is due."""
 
     def __init__(
         self,
@@ -58,11 +61,12 @@ class Checkpoints:
         every: Interval,
         ask: Callable[[Callable[[], bool]], bool] = lambda question: question(),
     ) -> None:
-        """The states in a directory.
+        """Keep the states in `directory`.
 
         Args:
-            logs: files that grow with the run, which each state holds as they are then.
-            ask: of several processes, whose clock decides.
+            logs: files that grow with the run; each state has a copy.
+            every: the interval that the user set, or none.
+            ask: answers a question for all processes alike, by the clock of one of them.
         """
         self.directory = directory
         self.logs = {path.name: path for path in logs}
@@ -78,16 +82,16 @@ class Checkpoints:
         return self.ask(self._waited)
 
     def _waited(self) -> bool:
-        wait = self.every.seconds or max(AT_LEAST, TIMES_LONGER * self._took)
+        wait = self.every.seconds or max(LEAST_SECONDS, TIMES_LONGER * self._took)
         return perf_counter() - self._last >= wait
 
-    def save(self, step: int, parts: Mapping[str, Stateful], *, keep: int = KEPT) -> float:
-        """Write the state after `step` steps; of those before it stay so many that `keep` are left.
+    def save(self, step: int, parts: Mapping[str, Stateful], *, keep: int = STATES_KEPT) -> float:
+        """Write the state after `step` steps, and delete all but the newest `keep` states.
 
         Returns:
-            The seconds that it took.
+            The seconds that this took.
         Raises:
-            StorageError: it cannot be written; the earlier ones are there.
+            StorageError: it cannot be written; the earlier states are kept.
         """
         start = perf_counter()
         with replacing(self.directory / f"step-{step:06}") as temporary:
@@ -99,12 +103,12 @@ class Checkpoints:
         return self._took
 
     def restore(self, parts: Mapping[str, Stateful]) -> bool:
-        """Bring all parts and the logs to the newest state that can be read.
+        """Restore all parts and the logs from the newest state that can be read.
 
         Returns:
-            Whether there was one; else the parts are as they were, and the logs gone.
+            Whether there was one; if not, the parts are unchanged and the logs deleted.
         Raises:
-            RunDirError: a state of another run.
+            RunDirError: the state is another run's.
             StorageError: the logs cannot be written.
         """
         with named(self.directory):
@@ -132,15 +136,15 @@ class Checkpoints:
             else:
                 with named(path):
                     path.unlink(missing_ok=True)
-        for damaged in unreadable:  # or it would count as one of the newest two
+        for damaged in unreadable:  # it would count as one of the newest two
             discard(damaged)
         state = [tensor for part in parts.values() for tensor in part.tensors().values()]
-        self._took = sum(tensor.nbytes for tensor in state) / BYTES_A_SECOND
+        self._took = sum(tensor.nbytes for tensor in state) / BYTES_PER_SECOND
         self._last = perf_counter()
         return chosen is not None
 
     def _all(self) -> list[Path]:
-        """Directories of states, whole or not, by step."""
+        """Directories of states, complete or not, by step."""
         found = {
             int(match[1]): path
             for path in self.directory.glob("step-*")
@@ -150,7 +154,7 @@ class Checkpoints:
 
 
 def write(directory: Path, parts: Mapping[str, Stateful], logs: Mapping[str, Path]) -> None:
-    """Make a directory with the state of all parts, and the logs that there are."""
+    """Make a directory with the state of all parts, and the logs that exist."""
     tensors = {
         f"{part}/{name}": tensor.detach().cpu().contiguous()
         for part, stateful in parts.items()
@@ -175,10 +179,12 @@ def _identity(path: Path) -> dict[str, Any]:
 def read(
     directory: Path, logs: Mapping[str, Path]
 ) -> tuple[dict[str, Tensor], dict[str, Any], set[str]]:
-    """Read a state back, every byte checked: tensors, scalars by part, and the logs that it has.
+    """Read a state and check every byte.
 
+    Returns:
+        Tensors by part and name, scalars by part, and the names of its logs.
     Raises:
-        OSError, ValueError, SafetensorError: incomplete or damaged.
+        OSError, ValueError, SafetensorError: it is incomplete or damaged.
     """
     marker = directory / COMPLETE
     if not marker.is_file():
@@ -198,7 +204,7 @@ def read(
 
 
 def transfer(source: Mapping[str, Stateful], parts: Mapping[str, Stateful]) -> None:
-    """Bring parts to the state of others like them, in place."""
+    """Copy the state of other parts of the same form into `parts`, in place."""
     for name, part in parts.items():
         part.load_scalars(source[name].scalars())
         found = source[name].tensors()
@@ -212,10 +218,10 @@ def _take(
     scalars: Mapping[str, Any],
     parts: Mapping[str, Stateful],
 ) -> None:
-    """Bring all parts to a state. Scalars come first: a part may make room for its tensors by them.
+    """Restore all parts. Scalars come first: a part may allocate its tensors by them.
 
     Raises:
-        RunDirError: it is of another run.
+        RunDirError: the state is another run's or another version's.
     """
     for part, stateful in parts.items():
         if part not in scalars:

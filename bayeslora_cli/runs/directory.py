@@ -1,4 +1,4 @@
-"""`RunDir`: sole owner of the file names in a run directory; and the directory's own name."""
+"""`RunDir`: the run directory and its name; the only owner of the names of its files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bayeslora_cli.tasks.task import Task
 
 
 class RunDir:
-    """A run's directory: its files by name, read and written."""
+    """A run's directory: paths of its files, and how they are read and written."""
 
     def __init__(self, path: Path) -> None:
         """`path` need not exist yet."""
@@ -46,10 +46,10 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path) -> RunDir:
-        """An existing run.
+        """Open an existing run.
 
         Raises:
-            RunDirError: no directory, or one that is no run.
+            RunDirError: there is no such directory, or it is no run's.
         """
         run = cls(path)
         if not path.is_dir():
@@ -62,10 +62,10 @@ class RunDir:
         return run
 
     def _check_links(self) -> None:
-        """Refuse links to elsewhere: a run from elsewhere is data, and is not to choose our files.
+        """Refuse links out of the directory: a run of unknown origin must not choose what is read.
 
         Raises:
-            RunDirError: one of the run's names is such a link.
+            RunDirError: one of the run's files is such a link.
         """
         inside = self.path.resolve()
         for path in vars(self).values():
@@ -75,12 +75,12 @@ class RunDir:
                 )
 
     def read_config(self, *, trust_remote_code: bool = False) -> RunConfig:
-        """The run's configuration.
+        """Read the run's configuration.
 
         Args:
-            trust_remote_code: who calls says whether the backbone's code may run; no file does.
+            trust_remote_code: whether the backbone's own code may run; the file does not decide it.
         Raises:
-            UserError: unreadable, or of another version.
+            UserError: the file cannot be read, or is of another version.
         """
         try:
             text = self.config.read_text(encoding="utf-8")
@@ -90,7 +90,7 @@ class RunDir:
         return replace(config, trust_remote_code=trust_remote_code)
 
     def read_task(self) -> Task:
-        """The run's task.
+        """Read the run's task.
 
         Raises:
             RunDirError: missing or corrupt.
@@ -98,7 +98,7 @@ class RunDir:
         return Task.from_json(self.read_json(self.task), str(self.task))
 
     def read_json(self, path: Path) -> dict[str, Any]:
-        """One of the run's JSON objects.
+        """Read one of the run's JSON objects.
 
         Raises:
             RunDirError: missing or corrupt.
@@ -112,7 +112,7 @@ class RunDir:
         return value
 
     def read_text(self, path: Path) -> str:
-        """One of the run's text files.
+        """Read one of the run's text files.
 
         Raises:
             RunDirError: missing, unreadable, or no text.
@@ -127,7 +127,7 @@ class RunDir:
             raise RunDirError(f"{path} is corrupt: {error}") from error
 
     def read_result(self) -> dict[str, Any]:
-        """The run's result.json.
+        """Read the run's result.json.
 
         Raises:
             RunDirError: missing or corrupt.
@@ -149,10 +149,10 @@ class RunDir:
         return self.result.is_file()
 
     def check(self, config: RunConfig) -> None:
-        """Whether the directory can be `config`'s, whose schedule is final; touches nothing.
+        """Check that a run of `config`, whose schedule is final, can be here; write nothing.
 
         Raises:
-            RunDirError: it holds a run of another configuration, or files that are no run's.
+            RunDirError: there is a run of another configuration, or files that are no run's.
         """
         if self.started:
             self._check_links()
@@ -171,14 +171,14 @@ class RunDir:
             raise RunDirError(f"{self.path} is not empty and is no run; give another --output")
 
     def _is_fresh(self) -> bool:
-        """Whether there is nothing here but what a start leaves that is killed at once."""
+        """Whether there is nothing here but what a start that was killed at once leaves."""
         return {self.lock, aside(self.config, "tmp")}.issuperset(self.path.iterdir())
 
     def begin(self, config: RunConfig, task: Task, *, overwrite: bool) -> None:
-        """Claim the directory for `config`, whose schedule is final, and its task.
+        """Make the directory the run's of `config`, whose schedule is final, and of `task`.
 
-        With `overwrite` an earlier run goes; but not one of the same settings that was itself begun
-        with it and has not finished: that is the same command, run again after it was stopped.
+        `overwrite` deletes an earlier run; but not an unfinished one of the same settings that was
+        itself begun with `overwrite`: the same command was stopped and is run again.
 
         Raises:
             RunDirError: as `check` does.
@@ -206,7 +206,7 @@ class RunDir:
         return not self.finished and earlier.overwrite and affecting(earlier) == affecting(config)
 
     def _clear(self) -> None:
-        """Remove a run. Killed in between, it still is one, which is not finished."""
+        """Delete a run. If killed in between, what is left is an unfinished run."""
         first = {self.checkpoint: 0, self.result: 1}
         for path in sorted(self.path.iterdir(), key=lambda path: first.get(path, 2)):
             if path not in (self.lock, self.config):
@@ -224,7 +224,7 @@ class RunDir:
 
 
 def runs_below(path: Path) -> Iterator[RunDir]:
-    """Runs in the directory `path` at any depth, finished or not, by name."""
+    """Find the runs below `path` at any depth, finished or not, by name."""
     for directory, names, _ in os.walk(path):
         names[:] = sorted(name for name in names if not name.startswith("."))
         run = RunDir(Path(directory))

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, device, command line, start and end."""
+"""environment.json: the versions, device, command line, start and end of a run."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ PACKAGES = (
 def environment(
     device: torch.device, revision: str | None, backbone_sha256: str, processes: int = 1
 ) -> dict[str, Any]:
-    """Versions, device and command line, as environment.json holds them at the start.
+    """Collect versions, device and command line, as environment.json has them at the start.
 
     Args:
         device: the first process's.
-        revision: of the backbone on the hub; None: it is not from there.
-        backbone_sha256: `Network.backbone_sha256`, by which a later command knows the backbone.
+        revision: the backbone's on the hub; None: it is not from the hub.
+        backbone_sha256: `Network.backbone_sha256`, by which later commands check the backbone.
+        processes: the number of processes that train the run.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
@@ -58,7 +59,7 @@ def record_environment(
     backbone_sha256: str,
     processes: int = 1,
 ) -> None:
-    """Write environment.json: of a resumed run, this process's below the first one's."""
+    """Write environment.json; a resumed run's process is added below the first one's."""
     found = environment(device, revision, backbone_sha256, processes)
     if run.environment.is_file():
         try:

@@ -1,4 +1,4 @@
-"""`RankReport`: where the ranks went, read and written without torch."""
+"""`RankReport`: the ranks and bit widths of a run's matrices, read and written without torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from bayeslora_cli.errors import RunDirError
 
 SCHEMA = 1
 GATES = "gates"
-"""The criterion of ranks that gates decide on: of each matrix the first ones are kept."""
-LARGEST = sys.float_info.max  # JSON's integers have no end
-# the paper's names of the matrices (its figure 1), by the layer's name; the first match counts
+"""The criterion's name where gates decide the ranks; they keep the first triplets of a matrix."""
+FLOAT_BITS = 32
+"""Width of an operand that is not quantized, and the widest."""
+LARGEST = sys.float_info.max  # JSON's integers have no largest one
+# the paper's names of the matrices (figure 1), by the layer's name; the first match counts
 KINDS: tuple[tuple[str, str], ...] = (
     (r"query_proj|query|q_proj|q_lin|q", "W_q"),
     (r"key_proj|key|k_proj|k_lin|k", "W_k"),
@@ -23,7 +25,7 @@ KINDS: tuple[tuple[str, str], ...] = (
     (r"attention\.output\.dense|o_proj|out_proj|out_lin|o", "W_o"),
     (r"intermediate\.dense|ffn\.lin1|fc1", "W_f1"),
     (r"output\.dense|ffn\.lin2|fc2", "W_f2"),
-    # decoders' own, which the paper has not
+    # of decoders, which the paper has none of
     (r"gate_proj", "W_gate"),
     (r"up_proj", "W_up"),
     (r"down_proj", "W_down"),
@@ -32,7 +34,7 @@ KINDS: tuple[tuple[str, str], ...] = (
 
 
 def kind_of(name: str) -> str:
-    """The paper's name of a matrix, or the last part of the layer's own; see `kinds_of`."""
+    """The paper's name of a matrix, else the last part of the layer's name; see `kinds_of`."""
     for pattern, kind in KINDS:
         if re.search(rf"(^|\.)({pattern})$", name):
             return kind
@@ -40,15 +42,15 @@ def kind_of(name: str) -> str:
 
 
 def kinds_of(names: Sequence[str]) -> list[str]:
-    """Kinds of one model's matrices, each kind once a layer.
+    """Kinds of one model's matrices, each kind once per layer.
 
-    Where matrices of a layer share a name, what tells them apart goes before it: `attn.Wo` and
-    `mlp.Wo`, `encoder.W_f1` and `decoder.W_f1`.
+    Matrices of a layer with the same kind get the parts of their names that differ before it:
+    `attn.Wo` and `mlp.Wo`, `encoder.W_f1` and `decoder.W_f1`.
     """
     kinds = [kind_of(name) for name in names]
     together: dict[tuple[str, bool], list[int]] = {}
     for i, name in enumerate(names):
-        # in the layers and outside: a pooler's name makes no layer's longer
+        # apart in the layers and outside: a pooler does not make a layer's names longer
         together.setdefault((kinds[i], layer_of(name) is None), []).append(i)
     for (kind, _), members in together.items():
         for i, parts in zip(members, _own_parts([names[i] for i in members]), strict=True):
@@ -57,7 +59,7 @@ def kinds_of(names: Sequence[str]) -> list[str]:
 
 
 def _own_parts(names: Sequence[str]) -> list[list[str]]:
-    """Of each name, the parts that tell it from the others of its layer; none where it is alone."""
+    """Of each name, the parts that differ from others of its layer; none if there are no others."""
     layers = [layer_of(name) for name in names]
     paths = [re.sub(r"\.\d+\.", ".*.", name, count=1).split(".") for name in names]
     for depth in count():
@@ -88,9 +90,9 @@ class MatrixReport:
     kept: tuple[bool, ...]
     """Of each triplet, whether it is kept."""
     scores: tuple[float, ...] | None
-    """Of each triplet, where the run's adapter comes from; None: the method scores nothing."""
+    """Of each triplet, at the step of the saved adapter; None: the method has no scores."""
     bits: dict[str, int] | None = None
-    """Width of each quantized operand (`gates.OPERANDS`); None: nothing is quantized."""
+    """Width of each quantized operand, by its name; None: nothing is quantized."""
 
     @property
     def mean_bits(self) -> float:
@@ -99,7 +101,7 @@ class MatrixReport:
         return sum(self.bits.values()) / len(self.bits)
 
     def width_of(self, operands: Iterable[str]) -> float | None:
-        """Mean width of those of `operands` that are quantized; None: none is."""
+        """Mean width of the quantized ones among `operands`; None: none is quantized."""
         found = [self.bits[name] for name in operands if name in self.bits] if self.bits else []
         return sum(found) / len(found) if found else None
 
@@ -115,7 +117,7 @@ class RankReport:
     matrices: tuple[MatrixReport, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object, the schema's number first; `bits` only where there are any."""
+        """Return a JSON object, the schema's number first; `bits` only of quantized matrices."""
         found = {"schema": SCHEMA, **asdict(self)}
         for matrix in found["matrices"]:
             if matrix["bits"] is None:
@@ -124,11 +126,13 @@ class RankReport:
 
     @classmethod
     def from_json(cls, value: dict[str, Any], name: str) -> RankReport:
-        """Read `to_json`'s form back.
+        """Read what `to_json` gave.
 
+        Args:
+            name: the file's, for the messages.
         Raises:
             RunDirError: another schema, missing or superfluous keys, or values that do not fit
-                together; `name` says which file.
+                together.
         """
         if value.get("schema") != SCHEMA:
             raise RunDirError(f"{name}: rank report of schema {value.get('schema')}, not {SCHEMA}")
@@ -158,7 +162,7 @@ class RankReport:
 
 
 def _is_whole(matrix: MatrixReport) -> bool:
-    """Whether the values have their types and fit each other."""
+    """Whether the values have their types and agree with each other."""
     sizes = (matrix.in_features, matrix.out_features, matrix.init_rank, matrix.rank)
     scores = (0.0,) * len(matrix.kept) if matrix.scores is None else matrix.scores
     return (
@@ -178,7 +182,7 @@ def _are_widths(bits: object) -> bool:
         isinstance(bits, dict)
         and bool(bits)
         and _are(bits.values(), int)
-        and all(1 <= width <= 32 for width in bits.values())
+        and all(1 <= width <= FLOAT_BITS for width in bits.values())
     )
 
 

@@ -25,7 +25,7 @@ from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.execution.signals import Stop, Stopped
 from bayeslora_cli.methods.allocation import Allocator
 from bayeslora_cli.runs.atomic_write import write_json
-from bayeslora_cli.runs.checkpoint import KEPT, Checkpoints
+from bayeslora_cli.runs.checkpoint import STATES_KEPT, Checkpoints
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.environment import now, record_environment
 from bayeslora_cli.runs.file_lock import locked
@@ -224,7 +224,7 @@ class Training(Session):
         self.loop.train_seconds += elapsed
         self.loop.interval_seconds += elapsed
 
-    def _checkpoint(self, keep: int = KEPT) -> None:
+    def _checkpoint(self, keep: int = STATES_KEPT) -> None:
         self._stop_if_diverged()
         self._lap()
         if self.allocator is not None:
@@ -234,7 +234,7 @@ class Training(Session):
         self.loop.checkpoint_seconds += took
         self._clock = perf_counter()
 
-    def _save(self, keep: int = KEPT) -> float:
+    def _save(self, keep: int = STATES_KEPT) -> float:
         """Write the state; returns the seconds that it took."""
         self.processes.check_state(self.loop.step, self.network.bank)
         self.generators.gather()

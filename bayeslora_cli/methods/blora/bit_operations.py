@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-FLOAT_BITS = 32
+from bayeslora_cli.runs.rank_report import FLOAT_BITS
+
 SCALE_BYTES = 4  # an fp32 number a quantizer
 
 

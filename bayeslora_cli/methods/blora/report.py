@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora_cli.methods.blora.bit_operations import FLOAT_BITS, Sizes, cost, multiplications
+from bayeslora_cli.methods.blora.bit_operations import Sizes, cost, multiplications
 from bayeslora_cli.methods.blora.gates import GateParameters
 from bayeslora_cli.methods.blora.operands import publisher_of
 from bayeslora_cli.methods.network import Network
+from bayeslora_cli.runs.rank_report import FLOAT_BITS
 
 RANKS_COLLAPSED_FROM = 0.95
 """Warn that the ranks have collapsed if at least this share of the matrices has rank 1."""

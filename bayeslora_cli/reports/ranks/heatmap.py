@@ -1,4 +1,4 @@
-"""Ranks as a heatmap in the terminal, as in the paper's figure: kinds of matrices by layers."""
+"""Draws a grid as a heatmap on the terminal: kinds of matrices by layers (paper, figure 1)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BESIDE = 4  # columns between two heatmaps
 
 
 def beside(left: Text, right: Text, width: int) -> Text:
-    """Two drawings beside each other where `width` has room, else the second below the first."""
+    """Put two drawings beside each other if `width` has room, else the second below the first."""
     lines, others = left.split(), right.split()
     wide = max(line.cell_len for line in lines) + BESIDE
     if wide + max(line.cell_len for line in others) > width:
@@ -51,7 +51,7 @@ def print_heatmap(report: RankReport, console: Console) -> None:
 
 
 def draw(grid: Grid, *, width: int, colour: bool, unicode: bool) -> Text:
-    """Draw a grid; layers that do not fit beside each other go into blocks below each other.
+    """Draw a grid; layers that do not fit into `width` go into further blocks below.
 
     Args:
         width: columns of the terminal.
@@ -75,7 +75,7 @@ def draw(grid: Grid, *, width: int, colour: bool, unicode: bool) -> Text:
 
 
 class _Drawing:
-    """A grid with the measures of its drawing."""
+    """The drawing of one grid: its measures in columns, and its lines."""
 
     def __init__(self, grid: Grid, *, width: int, colour: bool, shades: bool) -> None:
         self.grid = grid
@@ -103,7 +103,7 @@ class _Drawing:
         if blocks == ceil(count / max(1, room // (self.cell + 1))):
             self.cell += 1
         self.per_block = ceil(count / max(1, blocks)) or 1
-        """Layers of a block, so that all blocks are about as wide."""
+        """Layers per block, so that all blocks are about equally wide."""
 
     def block(self, start: int) -> list[Text]:
         """The lines of the layers from the `start`-th on; the last block has the rows' sums."""
@@ -122,7 +122,7 @@ class _Drawing:
         return lines
 
     def outside(self) -> list[Text]:
-        """A line a kind of matrix outside the layers."""
+        """One line per kind of matrix outside the layers."""
         lines = []
         for index, (kind, value) in enumerate(self.grid.outside):
             lines.append(self.shaded(kind, (value,)))
@@ -131,7 +131,7 @@ class _Drawing:
         return lines
 
     def legend(self) -> list[Text]:
-        """The shades and what they stand for; nothing where the numbers stand alone."""
+        """The shades with the numbers at their ends; empty without shades."""
         shades = self.shading.legend(self.number)
         return [Text(f"{self.grid.unit:{self.names}}").append_text(shades)] if shades else []
 

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.text import Text
 
-from bayeslora_cli.methods.blora.bit_operations import FLOAT_BITS
 from bayeslora_cli.reports.ranks.grids import paper_order
 from bayeslora_cli.reports.ranks.heatmap import ABSENT
 from bayeslora_cli.reports.ranks.run_groups import Group
 from bayeslora_cli.reports.terminal_shading import Shading
 from bayeslora_cli.reports.terminal_text import printable
+from bayeslora_cli.runs.rank_report import FLOAT_BITS
 from bayeslora_cli.tasks.rank_correlation import Floats
 
 Ints = NDArray[np.int64]

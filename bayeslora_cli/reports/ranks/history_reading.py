@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.methods.blora.bit_operations import FLOAT_BITS
 from bayeslora_cli.reports.ranks.history import History, Ints, Turns
 from bayeslora_cli.reports.ranks.run_groups import Group
 from bayeslora_cli.runs.directory import RunDir
-from bayeslora_cli.runs.rank_report import RankReport
+from bayeslora_cli.runs.rank_report import FLOAT_BITS, RankReport
 from bayeslora_cli.tasks.rank_correlation import Floats
 
 

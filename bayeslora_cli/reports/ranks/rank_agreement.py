@@ -1,4 +1,4 @@
-"""How alike the allocations of runs are."""
+"""`Agreement`: how far the allocations of pairs of runs agree."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from bayeslora_cli.tasks.rank_correlation import spearman
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Agreement:
-    """How far pairs of runs allocate alike; an empty tuple or None where that is undefined."""
+    """Agreement of pairs of runs in their ranks; an empty tuple or None where it is undefined."""
 
     pairs: int
     rank_correlation: tuple[float, ...]
-    """Spearman's, of the matrices' ranks, of each pair; left out where all ranks are the same."""
+    """Spearman's correlation of the matrices' ranks, of each pair; left out for constant ranks."""
     in_common: tuple[float, ...]
     """Of each pair, the share of kept triplets that both keep: 2 |A and B| / (|A| + |B|).
 
-    A triplet is known by its place in its matrix. Under another seed the same place starts from
-    another direction, so there it can only follow the ranks: compare `by_chance_at_ranks`.
+    A triplet is identified by its index in its matrix. With another seed the same index starts
+    from another direction, so the share can only follow from the ranks: compare
+    `by_chance_at_ranks`.
     """
     by_chance: float | None
     """Mean share expected if each run kept as many triplets, drawn from all at random."""
@@ -44,12 +45,12 @@ class Agreement:
 
 
 def within(group: Group) -> Agreement | None:
-    """Of each two runs of a group; None: it has one run alone."""
+    """The agreement of each two runs of a group; None: it has only one run."""
     return _agreement(combinations(group.reports, 2)) if len(group.runs) > 1 else None
 
 
 def between(a: Group, b: Group) -> Agreement:
-    """Of each run of `a` with each of `b`."""
+    """The agreement of each run of `a` with each run of `b`."""
     return _agreement(product(a.reports, b.reports))
 
 
@@ -63,7 +64,8 @@ def _agreement(pairs: Iterable[tuple[RankReport, RankReport]]) -> Agreement:
         if correlation is not None:
             correlations.append(correlation)
         sizes = [m.init_rank for m in a.matrices]
-        if GATES in (a.criterion, b.criterion):  # whose places say no more than the ranks
+        # gates keep the first triplets of each matrix: their indices say no more than the ranks
+        if GATES in (a.criterion, b.criterion):
             continue
         if sizes != [m.init_rank for m in b.matrices] or not x.any() or not y.any():
             continue

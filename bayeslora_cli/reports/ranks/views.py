@@ -1,4 +1,4 @@
-"""What `inspect-ranks` shows: an object a question, with its drawing, JSON and table."""
+"""The views of `inspect-ranks`: each has a drawing, a JSON object and a table."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from bayeslora_cli.runs.rank_report import MatrixReport
 
 
 class View(Protocol):
-    """An answer in its three forms."""
+    """A view in its three forms."""
 
     def to_json(self) -> dict[str, Any]:
-        """The answer's own keys."""
+        """The view's own keys of the JSON object."""
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """A table, every row with the same columns."""
+        """A table; all rows have the same columns."""
 
     def draw(self, *, width: int, colour: bool, unicode: bool) -> Text:
-        """For a terminal of `width` columns; with neither colour nor unicode plain ASCII."""
+        """Draw for a terminal of `width` columns; without colour and unicode in ASCII."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,12 +45,12 @@ class Ranks:
         """{"matrices": [{"name", "kind", "layer", "in_features", "out_features", "init_rank",
         "rank", "std", "ranks", "kept"}], "agreement"}.
 
-        Runs with quantizers have `bits` and `mean_bits` as well: the width of each operand, an
-        entry a run, and their mean.
+        Runs with quantizers have `bits` and `mean_bits` as well: the width of each operand, one
+        entry per run, and their mean.
 
         `rank` and `std` are mean and standard deviation (n - 1; null for one run) over the runs,
-        `ranks` and `kept` have an entry a run. `agreement` is null for one run, else as
-        `Agreement.to_json` has it, of each two runs.
+        `ranks` and `kept` have one entry per run. `agreement` is null for one run, else
+        `Agreement.to_json` of each two runs.
         """
         agreement = within(self.group)
         ranks, std = self.group.ranks, _std(self.group)
@@ -71,7 +71,7 @@ class Ranks:
         }
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """A row a matrix; `kept` has a digit a triplet, 1 for a kept one, and "|" between runs."""
+        """One row per matrix; `kept` has one digit per triplet, 1 if kept, and "|" between runs."""
         for row in self.to_json()["matrices"]:
             ranks, kept = row.pop("ranks"), row.pop("kept")
             operands = row.pop("bits", [])
@@ -89,7 +89,7 @@ class Ranks:
             }
 
     def draw(self, *, width: int, colour: bool, unicode: bool) -> Text:
-        """The heatmap, and how far the runs agree."""
+        """The heatmaps of ranks and bit widths, and how far the runs agree."""
         lines = [Text(printable(self.group.title(), unicode=unicode))]
         grid = mean_grid(self.group)
         ranks = draw(grid, width=width, colour=colour, unicode=unicode)
@@ -109,16 +109,16 @@ class Panels:
     groups: tuple[Group, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """{"panels": [...]}: of each group what `Ranks.to_json` has."""
+        """{"panels": [...]}: `Ranks.to_json` of each group."""
         return {"panels": [Ranks(group=group).to_json() for group in self.groups]}
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The groups' rows, which have their labels."""
+        """The rows of all groups; each row has its group's label."""
         for group in self.groups:
             yield from Ranks(group=group).rows()
 
     def draw(self, *, width: int, colour: bool, unicode: bool) -> Text:
-        """The heatmaps below each other."""
+        """The groups' heatmaps below each other."""
         drawn = (
             Ranks(group=group).draw(width=width, colour=colour, unicode=unicode)
             for group in self.groups
@@ -167,12 +167,12 @@ class Difference:
         }
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """A row a matrix."""
+        """One row per matrix."""
         labels = {"label_a": self.a.label, "label_b": self.b.label}
         return ({**labels, **row} for row in self.to_json()["matrices"])
 
     def draw(self, *, width: int, colour: bool, unicode: bool) -> Text:
-        """The heatmap of the difference, and how far the runs agree."""
+        """The heatmaps of the differences, and how far the runs agree."""
         titles = {"A": self.a.title(), "B": self.b.title()}
         lines = [Text(printable(f"{n}: {t}", unicode=unicode)) for n, t in titles.items()]
         grid = difference_grid(self.a, self.b)
@@ -201,7 +201,7 @@ def _names(matrix: MatrixReport) -> dict[str, Any]:
 
 
 def _mean_widths(group: Group) -> list[float | None]:
-    """Of each matrix, over the runs; None where one has no quantizers."""
+    """Of each matrix, the mean width over the runs; None where a run has no quantizers."""
     columns = zip(*(report.matrices for report in group.reports), strict=True)
     return [_bits(alike).get("mean_bits") for alike in columns]
 
@@ -213,7 +213,7 @@ def _bits_beside(a: float | None, b: float | None) -> dict[str, float]:
 
 
 def _bits(matrices: Sequence[MatrixReport]) -> dict[str, Any]:
-    """Widths of one matrix in several runs; empty where one has none."""
+    """Bit widths of one matrix in several runs; empty where a run has none."""
     if any(m.bits is None for m in matrices):
         return {}
     mean = float(np.mean([m.mean_bits for m in matrices]))
@@ -221,14 +221,14 @@ def _bits(matrices: Sequence[MatrixReport]) -> dict[str, Any]:
 
 
 def _std(group: Group) -> list[float | None]:
-    """Standard deviation of each matrix's rank over the runs."""
+    """Standard deviation (n - 1) of each matrix's rank over the runs; None for one run."""
     if len(group.runs) == 1:
         return [None] * len(group.matrices)
     return [float(value) for value in np.std(group.ranks, axis=0, ddof=1)]
 
 
 def _table(columns: Mapping[str, Agreement], *, ranges: bool) -> Text:
-    """Agreements beside each other, a line a measure."""
+    """Agreements beside each other, one line per measure."""
     rows: list[list[str]] = [["", *columns]] if any(columns) else []
     rows.append(["pairs of runs", *(str(a.pairs) for a in columns.values())])
     found = {name: agreement.to_json() for name, agreement in columns.items()}

@@ -1,4 +1,4 @@
-"""Finished runs read back: what each came to, on which task."""
+"""`Outcome`: the task, configuration and score of a finished run, read back from its directory."""
 
 from __future__ import annotations
 
@@ -15,25 +15,21 @@ from bayeslora_cli.runs.directory import RunDir, runs_below
 
 logger = logging.getLogger("bayeslora")
 
-# the paper's Table I: its groups of tasks, in its order
 GROUPS: dict[str, tuple[str, ...]] = {
     "group1": ("mnli", "qqp", "qnli", "sst2"),
     "group2": ("cola", "stsb", "mrpc", "rte"),
 }
-
-
 GROUPS["all"] = (*GROUPS["group1"], *GROUPS["group2"])
-
-
+"""The paper's groups of tasks (Table I), in its order."""
 AT = ("best_at_budget", "best", "last")
-
-
+"""Evaluations of a run that can count, as result.json names them."""
 ROW = tuple(name for name, o in OPTIONS.items() if o.part_of_name in ("row", "rank"))
+"""Options that name a row of the table."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """A finished run and how it ended."""
+    """A finished run and its score."""
 
     run: RunDir
     task: str
@@ -51,8 +47,16 @@ class Outcome:
         return c.method, c.optimizer, c.criterion, rank
 
 
-def _outcomes(path: Path, at: str) -> Iterator[Outcome]:
-    """Of the run at `path`, else of the finished ones below it."""
+def load_outcomes(path: Path, at: str) -> Iterator[Outcome]:
+    """Read the run at `path`, or all finished runs below it.
+
+    Runs below `path` that cannot be read are left out, with a warning.
+
+    Args:
+        at: the evaluation that counts, one of `AT`.
+    Raises:
+        UserError: a run at `path` that cannot be read, or no readable run below it.
+    """
     if not path.is_dir() or RunDir(path).started:
         yield _outcome(RunDir.open(path), at)
         return
@@ -97,15 +101,15 @@ def tasks_of(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     return (*(t for t in known if t in found), *(t for t in found if t not in known))
 
 
-def _inside(result: Any, names: Sequence[str]) -> Any:
+def nested(result: Any, names: Sequence[str]) -> Any:
+    """A value in an object of JSON objects, by the names that lead to it; None: it is not there."""
     for name in names:
         result = result.get(name) if isinstance(result, Mapping) else None
     return result
 
 
-def _grouped(
-    outcomes: Sequence[Outcome], key: Callable[[Outcome], Any]
-) -> dict[Any, list[Outcome]]:
+def grouped(outcomes: Sequence[Outcome], key: Callable[[Outcome], Any]) -> dict[Any, list[Outcome]]:
+    """Outcomes with the same key, by key; keys and outcomes keep their order."""
     found: dict[Any, list[Outcome]] = {}
     for outcome in outcomes:
         found.setdefault(key(outcome), []).append(outcome)

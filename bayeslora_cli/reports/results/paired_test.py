@@ -1,4 +1,4 @@
-"""Whether the difference of two rows of the table is more than noise, over tasks and seeds."""
+"""Tests whether two rows of the table differ by more than noise, paired by task and seed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bayeslora_cli.reports.results.rows import Results, Row
 LEVEL = 0.05
 """Probability under which a difference counts as more than noise."""
 EXACT = 16
-"""Pairs up to which the signed ranks are counted through, ties and all."""
+"""Up to so many pairs Wilcoxon's test is exact: all signs are counted, with ties."""
 
 
 def find_row(results: Results, text: str) -> Row:
-    """The row that is named: by its whole name or by words of it, such as "ivon snr r2".
+    """Find a row by its whole name or by words of it, such as "ivon snr r2".
 
     Raises:
         UserError: none, or several.
@@ -42,15 +42,15 @@ def _words(row: Row) -> set[str]:
 def compare(a: Row, b: Row) -> dict[str, Any]:
     """Test the differences a - b over the tasks and seeds that both rows have.
 
-    Two-sided: Wilcoxon's signed ranks, which assume no distribution and so may take tasks of
-    different spread together, and Student's t for pairs, which small numbers of seeds need: of 5
-    pairs the signed ranks' smallest p is 0.0625.
+    Both tests are two-sided. Wilcoxon's signed-rank test assumes no distribution, so tasks of
+    different spread may be tested together. Student's paired t-test is for few seeds: with 5 pairs
+    the smallest p of Wilcoxon's test is 0.0625.
 
     Returns:
         {"a", "b", "pairs", "difference", "interval", "wilcoxon", "t", "significant", "by", "tasks":
-        {task: the same for it alone}}: percent; `interval` is the t's at 95%; p-values; null where
-        there are too few pairs. `by` is the test that decides: wilcoxon where it can reach 5%,
-        else t.
+        {task: the same for it alone}}. `difference` and `interval` (the t-test's, at 95%) are in
+        percent, `wilcoxon` and `t` are p-values, null where there are too few pairs. `by` is the
+        test that decides: wilcoxon where it can reach 5%, else t.
     Raises:
         UserError: no pair.
     """
@@ -91,7 +91,7 @@ def _tested(differences: Sequence[float]) -> dict[str, Any]:
             wilcoxon = float(stats.wilcoxon(d, method="approx").pvalue)
         if np.ptp(d) > 0:
             with warnings.catch_warnings():
-                # numbers that are nearly the same: their t is what it is
+                # scipy warns of nearly equal numbers; their t is used all the same
                 warnings.simplefilter("ignore", RuntimeWarning)
                 found = stats.ttest_1samp(d, 0.0)
             t, bounds = float(found.pvalue), found.confidence_interval(0.95)
@@ -111,7 +111,7 @@ def _tested(differences: Sequence[float]) -> dict[str, Any]:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """The test's outcome: a line for all together, one a task, and a sentence."""
+    """Write the outcome: one line per task, one for all together, and a sentence."""
     parts = {**found["tasks"], "together": found} if len(found["tasks"]) > 1 else found["tasks"]
     width = max(map(len, parts))
     lines = [f"{found['a']} minus {found['b']}"]
@@ -129,7 +129,7 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def verdict(found: dict[str, Any]) -> str:
-    """The sentence."""
+    """Say in a sentence whether the difference is more than noise."""
     name = {"wilcoxon": "Wilcoxon's signed-rank test", "t": "the paired t-test"}[found["by"]]
     if found[found["by"]] is None:
         return "one pair alone says nothing about noise"

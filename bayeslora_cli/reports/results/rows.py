@@ -1,6 +1,6 @@
-"""The results of many runs, by method row and task: what the paper's Table I is made of.
+"""`Results`: the scores of many runs by method row and task, as in the paper's Table I.
 
-A run's result.json and config.toml are all that is read; no model is loaded.
+Only each run's result.json and config.toml are read; no model is loaded.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from bayeslora_cli.reports.results.outcomes import (
     GROUPS,
     ROW,
     Outcome,
-    _grouped,
-    _inside,
-    _outcomes,
+    grouped,
+    load_outcomes,
+    nested,
     tasks_of,
 )
 
@@ -46,7 +46,7 @@ class Cell:
 
     @property
     def std(self) -> float | None:
-        """Standard deviation over the seeds (n - 1); None: there is one alone, or none for all."""
+        """Standard deviation over the seeds (n - 1); None with fewer than two seeds."""
         return stdev(self.scores.values()) if len(self.scores) > 1 else None
 
 
@@ -58,20 +58,20 @@ class Row:
     """`ROW`'s values."""
     model: str
     settings: Mapping[str, Any]
-    """What tells it from other rows of the same key."""
+    """The settings that tell it from other rows with the same key."""
     outcomes: tuple[Outcome, ...]
-    """One a task and seed."""
+    """One per task and seed."""
 
     @property
     def name(self) -> str:
-        """As in the names of run directories, then the settings."""
+        """The key as in the names of run directories, then the settings."""
         *parts, rank = self.key
         name = "-".join([*(p for p in parts if p), *([f"r{rank}"] if rank is not None else [])])
         return " ".join([name, *(f"{k}={_shown(v)}" for k, v in self.settings.items())])
 
     @cached_property
     def cells(self) -> dict[str, Cell]:
-        """By task, then by those of `GROUPS` whose tasks are all there."""
+        """Cells by task, then by those of `GROUPS` of which the row has all tasks."""
         found = {}
         for task in tasks_of(self.outcomes):
             scores = {o.config.seed: o.score for o in self.outcomes if o.task == task}
@@ -94,12 +94,12 @@ class Row:
         return min(counts), max(counts)
 
     def mean(self, *names: str) -> float | None:
-        """The mean over its runs of a number of result.json; None: not all have it.
+        """The mean over the runs of a number in result.json; None: not all runs have it.
 
         Args:
-            names: where it is: the name of an object's in it after that object's.
+            names: the names that lead to the number, from the outermost object inwards.
         """
-        found = [_inside(o.result, names) for o in self.outcomes]
+        found = [nested(o.result, names) for o in self.outcomes]
         return fmean(found) if all(isinstance(v, int | float) for v in found) else None
 
     @property
@@ -111,7 +111,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Results:
-    """What there is of the table."""
+    """The rows of a table of results."""
 
     at: str
     """The evaluation that counts, one of `AT`."""
@@ -132,13 +132,13 @@ def load_results(paths: Sequence[Path], at: str = AT[0]) -> Results:
     Raises:
         UserError: a path that is no run and holds none, or a run's file missing or corrupt.
     """
-    found = {o.run.path.resolve(): o for path in paths for o in _outcomes(path, at)}
+    found = {o.run.path.resolve(): o for path in paths for o in load_outcomes(path, at)}
     outcomes = list(found.values())
-    models = _grouped(outcomes, lambda o: o.config.model)
+    models = grouped(outcomes, lambda o: o.config.model)
     rows = [
         row
         for model, of_model in models.items()
-        for key, alike in _grouped(of_model, lambda o: o.row).items()
+        for key, alike in grouped(of_model, lambda o: o.row).items()
         for row in _rows(key, model, alike, {"model": model} if len(models) > 1 else {})
     ]
     rows.sort(key=lambda row: (row.key[3] or 0, _places(*row.key[:3]), _in_order(row.settings)))
@@ -157,10 +157,10 @@ def _places(method: str, optimizer: str, criterion: str | None) -> tuple[int, in
 def _rows(
     key: tuple[Any, ...], model: str, outcomes: Sequence[Outcome], named: Mapping[str, Any]
 ) -> Iterator[Row]:
-    """The runs of one key and model, as one row if on each task they differ in the seed alone.
+    """Put the runs of one key and model into one row, if on each task they differ only in the seed.
 
-    Else rows of the same settings: of those in which some of the runs of a task differ. What
-    differs between tasks alone, as presets do, does not part them.
+    Otherwise yield one row per combination of the settings in which runs of a same task differ.
+    Settings that differ only between tasks, as presets do, do not separate rows.
     """
     settings = {outcome.run.path: _settings(outcome) for outcome in outcomes}
     late = (*_FITTED, *_DATA)
@@ -184,7 +184,7 @@ def _rows(
 
 
 def _settings(outcome: Outcome) -> dict[str, Any]:
-    """What of the run's configuration differs from its task's preset, and `_DATA`."""
+    """The settings of a run that differ from its task's preset, and `_DATA`."""
     config = outcome.config
     known = {name: getattr(config, name) for name in ("task", "train_file", *ROW)}
     typed = tuple((n, v) for n, v in known.items() if v is not None)
@@ -202,7 +202,7 @@ def _settings(outcome: Outcome) -> dict[str, Any]:
 
 @lru_cache(maxsize=1024)
 def _usual(typed: tuple[tuple[str, Any], ...], steps: int | None) -> RunConfig | None:
-    """What these options alone give in so many steps; None: nothing that can be."""
+    """The configuration that only these options give, in so many steps; None: an invalid one."""
     try:
         resolved = resolve(dict(typed))
         return resolved.config if steps is None else scale_schedule(resolved, steps)[0]
@@ -215,7 +215,7 @@ def _differing(
 ) -> tuple[str, ...]:
     """The settings that differ between runs of one task."""
     names = dict.fromkeys(name for found in settings.values() for name in found)
-    tasks = _grouped(outcomes, lambda o: o.task).values()
+    tasks = grouped(outcomes, lambda o: o.task).values()
     return tuple(
         name
         for name in names
@@ -228,20 +228,20 @@ def _mixed(row: Sequence[Outcome]) -> bool:
     return any(
         len({o.config.seed for o in alike}) < len(alike)
         or len({tuple(getattr(o.config, n) for n in (*_FITTED, _DATA[0])) for o in alike}) > 1
-        for alike in _grouped(row, lambda o: o.task).values()
+        for alike in grouped(row, lambda o: o.task).values()
     )
 
 
 def _once(outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
-    """The first run of each task and seed."""
-    for alike in _grouped(outcomes, lambda o: (o.task, o.config.seed)).values():
+    """Keep the first run of each task and seed; warn of the others."""
+    for alike in grouped(outcomes, lambda o: (o.task, o.config.seed)).values():
         for copy in alike[1:]:
             logger.warning("%s is left out: it is %s again", copy.run.path, alike[0].run.path)
         yield alike[0]
 
 
 def _in_order(settings: Mapping[str, Any]) -> list[tuple[str, bool, float, str]]:
-    """For sorting: numbers by size, and before all else."""
+    """Make settings sortable: numbers by size, and before everything else."""
     return [
         (name, False, float(value), "")
         if isinstance(value, int | float)

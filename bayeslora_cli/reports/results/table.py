@@ -1,4 +1,4 @@
-"""The paper's Table I of whatever runs there are: as data, and as cells to be drawn."""
+"""`Table`: the paper's Table I of any runs, as data and as cells to be drawn."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bayeslora_cli.config.values import duration
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.reports.results.outcomes import GROUPS, ROW
 from bayeslora_cli.reports.results.rows import Results, Row
@@ -20,12 +21,12 @@ COUNTED = {
     "best": "the best of all evaluations",
     "last": "the last evaluation",
 }
-GATED = {
+GATE_RESULTS = {
     "mean_bits": ("mean_bits",),
     "relative_bit_operations": ("cost", "adapter_relative"),
     "relative_bit_operations_with_base": ("cost", "with_base_relative"),
 }
-"""What runs with quantizers or gates over ranks have: our name -> where it is in result.json."""
+"""Results of runs with gates or quantizers: our name -> its place in result.json."""
 TITLES = {"group1": "group 1", "group2": "group 2", "all": "all 8"}
 
 
@@ -35,7 +36,7 @@ class Reference:
 
     source: str
     rows: Mapping[tuple[Any, ...], Mapping[str, float]]
-    """By `results.ROW`'s values: percent by column."""
+    """By `ROW`'s values: percent by column."""
 
 
 def read_reference(path: Path) -> Reference:
@@ -75,7 +76,7 @@ def _number(value: Any) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """What stands in a cell of the table; empty where there is nothing."""
+    """The texts of a cell of the table; empty where there is nothing."""
 
     value: str = ""
     spread: str = ""
@@ -86,14 +87,14 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of results with what can be said of them beside each other."""
+    """Rows of results, compared with each other and with a reference."""
 
     results: Results
     reference: Reference | None = None
 
     @cached_property
     def marks(self) -> dict[tuple[str, str], str]:
-        """(row's name, column) -> best or second: of the means as they are printed."""
+        """(row's name, column) -> "best" or "second", by the means as they are printed."""
         found: dict[tuple[str, str], str] = {}
         for column in self.results.columns:
             means = {r.name: f"{r.cells[column].mean:.2f}" for r in self._with(column)}
@@ -121,13 +122,14 @@ class Table:
 
     @cached_property
     def is_gated(self) -> bool:
-        """Whether a row learned its ranks or widths by gates: what that saves is shown."""
+        """Whether any row has bit operations to show: it learned ranks or widths by gates."""
         return any(
-            row.mean(*GATED["relative_bit_operations"]) is not None for row in self.results.rows
+            row.mean(*GATE_RESULTS["relative_bit_operations"]) is not None
+            for row in self.results.rows
         )
 
     def lines(self) -> Iterator[tuple[str, list[Entry]]]:
-        """Each row's name and cells; differences from a reference are a row of their own."""
+        """Each row's name and cells; differences from a reference are a line of their own."""
         columns = self.results.columns
         for row in self.results.rows:
             cells = [self._entry(row, column) for column in columns]
@@ -156,12 +158,12 @@ class Table:
 
     @staticmethod
     def _saved(row: Row) -> tuple[str, ...]:
-        bits, *operations = (row.mean(*place) for place in GATED.values())
+        bits, *operations = (row.mean(*place) for place in GATE_RESULTS.values())
         shares = ("" if share is None else f"{share:.1%}" for share in operations)
         return _number_text(row.mean_rank), _number_text(bits), *shares
 
     def caption(self) -> str:
-        """What the numbers are."""
+        """The line below the table: what its numbers are."""
         outcomes = [outcome for row in self.results.rows for outcome in row.outcomes]
         seconds: list[Any] = [o.result.get("seconds") for o in outcomes]
         text = (
@@ -223,7 +225,7 @@ class Table:
         return {**table, **source, "rows": rows}
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """A row a method row and column, for scripts."""
+        """One row per row and column of the table, for scripts."""
         for row in self.results.rows:
             differences = self.differences(row)
             for column, cell in row.cells.items():
@@ -245,8 +247,11 @@ class Table:
 
 
 def _gated(row: Row) -> dict[str, float | None]:
-    """What gates have learned of a row; null where it has none, but for the rank."""
-    return {"mean_rank": row.mean_rank, **{n: row.mean(*place) for n, place in GATED.items()}}
+    """Mean rank and what gates have learned, of a row; None where it has none."""
+    return {
+        "mean_rank": row.mean_rank,
+        **{n: row.mean(*place) for n, place in GATE_RESULTS.items()},
+    }
 
 
 def _number_text(value: float | None) -> str:
@@ -260,6 +265,4 @@ def _millions(parameters: float | None) -> str:
 
 
 def _time(seconds: float | None) -> str:
-    from bayeslora_cli.config.values import duration
-
     return "" if seconds is None else duration(seconds)

@@ -1,4 +1,4 @@
-"""The table of results on a terminal, in Markdown, in LaTeX and in csv."""
+"""Draws the table of results for a terminal, in Markdown, in LaTeX and in csv."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from bayeslora_cli.reports.results.table import Entry, Table
 from bayeslora_cli.reports.terminal_text import printable
 
 NAME = 28
-"""Columns of a row's name where the table is wider than the terminal."""
+"""Columns for a row's name where the table is wider than the terminal."""
 MARKS = {"best": "*", "second": "'", "": ""}
 STYLES = {"best": "bold", "second": "underline", "": ""}
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
 def draw(table: Table, *, width: int, colour: bool, unicode: bool) -> Text:
-    """For a terminal: standard deviations beside the means, or below where that is too wide.
+    """Draw for a terminal: standard deviations beside the means, or below if that is too wide.
 
-    A table that is still too wide goes into blocks below each other.
+    A table that is still too wide is cut into blocks below each other.
     """
     for beside, name in ((True, 200), (False, 200), (False, NAME)):
         drawing = _Drawing(table, name=name, beside=beside, colour=colour, unicode=unicode)
@@ -38,7 +38,7 @@ def draw(table: Table, *, width: int, colour: bool, unicode: bool) -> Text:
 
 
 class _Drawing:
-    """A table with the measures of its drawing."""
+    """The drawing of a table: its measures in columns, and its lines."""
 
     def __init__(
         self, table: Table, *, name: int, beside: bool, colour: bool, unicode: bool
@@ -92,7 +92,7 @@ class _Drawing:
 
 
 def _column(entries: Sequence[Entry], *, beside: bool, colour: bool, sign: str) -> list[list[Text]]:
-    """The lines of a column's cells, whose decimal points are below each other."""
+    """The lines of a column's cells, with their decimal points below each other."""
     marked = not colour and any(entry.mark for entry in entries)
     spread = max((len(entry.spread) for entry in entries if entry.spread), default=0)
     column = []
@@ -111,7 +111,7 @@ def _column(entries: Sequence[Entry], *, beside: bool, colour: bool, sign: str) 
 
 
 def markdown(table: Table) -> str:
-    """For GitHub and the like: best in bold, second underlined."""
+    """Write in Markdown as GitHub reads it: best in bold, second underlined."""
     forms = {"best": "**{}**", "second": "<ins>{}</ins>", "": "{}"}
     rows = [table.titles(), ["---", *("---:" for _ in table.titles()[1:])]]
     for name, entries in table.lines():
@@ -124,7 +124,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    r"""A tabular in the style of booktabs: best in \textbf, second in \underline."""
+    r"""Write a tabular in the style of booktabs: best in \textbf, second in \underline."""
     forms = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", "": "{}"}
     titles = [_escaped(title) for title in table.titles()]
     lines = [
@@ -153,7 +153,7 @@ def _escaped(text: str) -> str:
 
 
 def as_csv(table: Table) -> str:
-    """A line a row and column of the table."""
+    """Write csv: one line per row and column of the table."""
     rows = list(table.rows())
     file = io.StringIO()
     writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")

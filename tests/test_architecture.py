@@ -25,7 +25,8 @@ MOST_FILES = 9  # in a folder; more want subfolders
 # a folder, or a file at the top, imports only what stands before it
 ORDER = (
     "errors", "config", "tasks", "runs", "models", "execution", "data", "bayes", "methods",
-    "evaluation", "reports", "export", "training", "sweeps", "cli", "__main__", "__init__",
+    "evaluation", "reports", "export", "quantized_file", "training", "sweeps", "cli",
+    "__main__", "__init__",
 )  # fmt: skip
 
 HEAVY = {
@@ -55,7 +56,7 @@ ONLY = {
     "scipy": {"tasks.metrics", "tasks.calibration", "reports.results.paired_test"},
     "torchmetrics": {"tasks.calibration"},
     "onnxruntime": {"export.formats.onnx_model"},
-    "huggingface_hub": {"export.hub_upload"},
+    "huggingface_hub": {"export.hub_upload", "runs.model_card"},
     "filelock": {"runs.file_lock"},
     "subprocess": {"sweeps.workers"},
     "wandb": {"runs.trackers"},

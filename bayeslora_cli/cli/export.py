@@ -1,4 +1,4 @@
-"""`bayeslora export`: a finished run in a form for elsewhere."""
+"""`bayeslora export`: a finished run in another format."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bayeslora_cli.cli.progress import set_up_logging
+from bayeslora_cli.config.catalogue import described_formats
 from bayeslora_cli.export.request import ExportOptions
 
 _FORM, _CHECK, _WHERE = "What to write", "How to check it", "Where to"  # panels of the help
@@ -18,9 +19,7 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a finished run.")],
     form: Annotated[
         str,
-        typer.Option(
-            "--format", help="adalora, lora, merged, onnx or quantized.", rich_help_panel=_FORM
-        ),
+        typer.Option("--format", help=f"{described_formats()}.", rich_help_panel=_FORM),
     ],
     uniform_rank: Annotated[
         bool,
@@ -99,13 +98,13 @@ def export(
         bool, typer.Option("--json", help="Print the manifest.", rich_help_panel=_WHERE)
     ] = False,
 ) -> None:
-    """Write a finished run in a form for elsewhere.
+    """Write a finished run in another format.
 
     The export is reopened without bayeslora before it appears, and its logits
-    are compared with the run's, in fp32: they may differ by 1e-5 (onnx: 1e-4)
-    of the largest logit, or of 1 where all logits are smaller. Integer codes
-    (quantized) are read back by bayeslora, and must give the run's logits to
-    the bit.
+    are compared with the run's, in fp32: they may differ by the number that
+    --format has in brackets, times the largest logit, or times 1 where all
+    logits are smaller. Integer codes (quantized) are read back by bayeslora,
+    and must give the run's logits to the bit.
     A wrong export leaves nothing behind.
     The last line printed is the export's directory.
     """

@@ -37,7 +37,7 @@ class MethodEntry:
     allocates_ranks: bool
     """Whether a criterion allocates its ranks."""
     formats: tuple[str, ...]
-    """Export formats that its runs have, the usual one first."""
+    """Export formats of its own layers, the usual one first; see also `formats_of`."""
     options: tuple[str, ...] = ()
     """Fields of `RunConfig` that apply to it, of those that do not apply to every method."""
     reasons: Mapping[str, str] = field(default_factory=dict)
@@ -87,6 +87,28 @@ class CriterionEntry:
     """Where its rows stand in the table of results, among those of an optimizer."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FormatEntry:
+    """A form to export a finished run in: an `export.formats.format.Format`."""
+
+    implementation: str
+    """module:name of the object."""
+    bound: float
+    """Largest difference of a logit from the run's, relative to the largest logit if above 1."""
+    library: str
+    """The library that opens it, as the hub names it; `bayeslora`: only this package opens it."""
+    every_method: bool = False
+    """Whether runs of every method have it; if not, the method's entry names it."""
+    needs_base: bool = False
+    """Whether its base model must be at hand to open it."""
+    options: tuple[str, ...] = ()
+    """Fields of `ExportOptions` that only some formats take, of those that this one takes."""
+    packages: tuple[str, ...] = ()
+    """Packages that it needs and bayeslora does not require."""
+    extra: str | None = None
+    """bayeslora's optional dependency that installs `packages`."""
+
+
 _LOW_RANK = ("init_rank", "alpha", "target_modules")
 
 METHODS: dict[str, MethodEntry] = {
@@ -94,7 +116,7 @@ METHODS: dict[str, MethodEntry] = {
         implementation="bayeslora_cli.methods.adalora.method:ADALORA",
         default_optimizer="ivon",
         allocates_ranks=True,
-        formats=("adalora", "lora", "merged", "onnx"),
+        formats=("adalora", "lora"),
         options=(*_LOW_RANK, "target_rank", "t_init", "t_final", "delta_t", "orth_reg"),
         initial_rank=lambda target: -(-3 * target // 2),  # 3 for 2, 6 for 4: the paper's runs
         place=2,
@@ -103,7 +125,7 @@ METHODS: dict[str, MethodEntry] = {
         implementation="bayeslora_cli.methods.lora:LORA",
         default_optimizer="adamw",
         allocates_ranks=False,
-        formats=("lora", "merged", "onnx"),
+        formats=("lora",),
         options=(*_LOW_RANK, "target_rank"),
         fixed_rank=True,
         note="fixed rank",
@@ -113,14 +135,14 @@ METHODS: dict[str, MethodEntry] = {
         implementation="bayeslora_cli.methods.full:FULL",
         default_optimizer="adamw",
         allocates_ranks=False,
-        formats=("merged", "onnx"),
+        formats=(),
         place=0,
     ),
     "blora": MethodEntry(
         implementation="bayeslora_cli.methods.blora.method:BLORA",
         default_optimizer="adamw",
         allocates_ranks=False,
-        formats=("quantized", "lora", "merged", "onnx"),
+        formats=("quantized", "lora"),
         options=(
             *_LOW_RANK,
             "t_init",
@@ -176,6 +198,42 @@ CRITERIA: dict[str, CriterionEntry] = {
     ),
 }
 
+FORMATS: dict[str, FormatEntry] = {
+    "adalora": FormatEntry(
+        implementation="bayeslora_cli.export.formats.peft_adapter:ADALORA",
+        bound=1e-5,
+        library="peft",
+        needs_base=True,
+    ),
+    "lora": FormatEntry(
+        implementation="bayeslora_cli.export.formats.peft_adapter:LORA",
+        bound=1e-5,
+        library="peft",
+        needs_base=True,
+        options=("uniform_rank",),
+    ),
+    "merged": FormatEntry(
+        implementation="bayeslora_cli.export.formats.merged_model:MERGED",
+        bound=1e-5,
+        library="transformers",
+        every_method=True,
+    ),
+    "onnx": FormatEntry(
+        implementation="bayeslora_cli.export.formats.onnx_model:ONNX",
+        bound=1e-4,
+        library="onnx",
+        every_method=True,
+        packages=("onnx", "onnxruntime", "onnxscript"),
+        extra="onnx",
+    ),
+    "quantized": FormatEntry(
+        implementation="bayeslora_cli.export.formats.integer_codes:QUANTIZED",
+        bound=0.0,
+        library="bayeslora",
+        needs_base=True,
+    ),
+}
+
 
 def criteria_of(method: str, optimizer: str) -> tuple[str, ...]:
     """Criteria that a method and an optimizer allow, the default first; () where none allocates."""
@@ -183,6 +241,12 @@ def criteria_of(method: str, optimizer: str) -> tuple[str, ...]:
         return ()
     known = OPTIMIZERS[optimizer].posterior
     return tuple(name for name, c in CRITERIA.items() if known or not c.needs_posterior)
+
+
+def formats_of(method: str) -> tuple[str, ...]:
+    """Export formats that runs of a method have, the usual one first."""
+    whole = (name for name, entry in FORMATS.items() if entry.every_method)
+    return (*METHODS[method].formats, *whole)
 
 
 # ---- sentences about the entries, for messages and the help
@@ -226,6 +290,11 @@ def usual_ranks() -> str:
         for name, entry in METHODS.items()
         if entry.has_ranks and not entry.fixed_rank
     )
+
+
+def described_formats() -> str:
+    """The export formats, each with its bound."""
+    return ", ".join(f"{name} ({entry.bound:g})" for name, entry in FORMATS.items())
 
 
 def implementation(place: str) -> Any:

@@ -1,18 +1,16 @@
-"""`bayeslora export`: a finished run in a form for elsewhere, reopened and compared first."""
+"""`bayeslora export`: writes a finished run in another format, reopened and compared first."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from bayeslora_cli.config.catalogue import FORMATS, implementation
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.splits import Batches
 from bayeslora_cli.data.tokenization import tokenise
@@ -20,25 +18,17 @@ from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.evaluation.forward_passes import Metrics, describe, evaluate_splits
 from bayeslora_cli.evaluation.run_loading import load_run, of_the_training, split_names
 from bayeslora_cli.export.card import export_card
-from bayeslora_cli.export.formats.integer_codes import load_quantized, save_quantized
-from bayeslora_cli.export.formats.onnx_model import open_onnx, write_onnx
-from bayeslora_cli.export.formats.peft_adapter import merge, save_lora_adapter, save_peft_adapter
+from bayeslora_cli.export.formats.format import Format
 from bayeslora_cli.export.hub_upload import upload
-from bayeslora_cli.export.independent_reader import Logits, load_merged, open_adapter, open_merged
-from bayeslora_cli.export.quantization_loss import Lost, lose
-from bayeslora_cli.export.request import (
-    BOUNDS,
-    MANIFEST,
-    ONNX_PACKAGES,
-    ExportOptions,
-    check_options,
-    check_output,
-)
+from bayeslora_cli.export.request import MANIFEST, ExportOptions, check_options, check_output
 from bayeslora_cli.export.verification import (
+    Batch,
     Check,
+    Findings,
+    QuantizationLoss,
     batches_of,
     compare,
-    logits_from,
+    drop_unsupported_quantizers,
     random_rows,
     run_logits,
 )
@@ -56,8 +46,6 @@ from bayeslora_cli.tasks.task import Examples, Task
 logger = logging.getLogger("bayeslora")
 
 SCHEMA = 1
-ADAPTERS = ("adalora", "lora", "quantized")
-"""Formats that need their base model beside them."""
 PACKAGES = ("bayeslora", "torch", "transformers", "peft", "safetensors")
 
 
@@ -69,7 +57,7 @@ def export_run(
     overwrite: bool = False,
     push_to_hub: str | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Write an export, whole and checked or not at all; returns its directory and its manifest.
+    """Write an export, complete and checked or not at all; returns its directory and its manifest.
 
     Args:
         output: None: RUN/export/FORMAT, with -rR after pruning to rank R.
@@ -84,71 +72,39 @@ def export_run(
     config, task = replace(trained, precision="fp32"), run.read_task()
     result = run.read_result()
     check_options(options, config, push_to_hub)
-    if push_to_hub is not None and options.format in ADAPTERS and not on_the_hub(config.model):
-        logger.warning(
-            "--push-to-hub %s: the adapter's base model, %s, is not on the hub, and "
-            "adapter_config.json will name it by its path on this machine, %s; others need a copy "
-            "of it, or --format merged",
-            push_to_hub, config.model, backbone_path(config.model),
-        )  # fmt: skip
-    if output is None:
-        ending = "" if options.target_rank is None else f"-r{options.target_rank}"
-        output = run.exports / f"{options.name}{ending}"
+    if push_to_hub is not None:
+        _warn_of_base(options, config, push_to_hub)
+    output = run.exports / options.directory if output is None else output
     check_output(output, overwrite=overwrite)
     examples = _examples(run, options, config, task)
+    entry = FORMATS[options.format]
+    form: Format = implementation(entry.implementation)
 
     network, tokenizer, _ = load_run(run, config, Labels(classes=task.classes), options.device)
-    before = after = None
+    pruned = None
     if options.target_rank is not None:
-        before, after = _prune(run, network, tokenizer, config, task, examples, options.target_rank)
-    if examples:
-        inputs, found = next(iter(examples.items()))
-        few = _first(found, options.check_rows)
-        rows = tokenise(few, tokenizer, config.max_length, regression=task.regression)
-    else:
-        inputs, rows = "random", random_rows(tokenizer, options.check_rows, config.max_length)
-    batches = batches_of(rows)
-    lost = lose(network, options.format, batches)
+        pruned = _prune(run, network, tokenizer, config, task, examples, options.target_rank)
+    inputs, batches = _inputs(options, config, task, tokenizer, examples)
+    loss = drop_unsupported_quantizers(network, form.keeps, batches)
+    if loss is not None:
+        logger.warning("--format %s: %s", options.format, loss)
     expected = run_logits(network, batches)
-    ranks = network.bank.mask.sum(1).long().tolist()
 
     with _writing(output) as directory:
-        facts = _write(directory, options, config, network, tokenizer)
-        check = compare(
-            expected,
-            _reopen(directory, options.format, config, network),
-            batches,
-            bound=BOUNDS[options.format],
-            inputs=options.file if options.file is not None else inputs,
+        facts = form.write(directory, network, config, tokenizer, options)
+        tokenizer.save_pretrained(directory)
+        reopened = form.reopen(directory, config, network.bank.theta.device)
+        findings = Findings(
+            check=compare(expected, reopened, batches, bound=entry.bound, inputs=inputs),
+            loss=loss,
+            run=result["best_at_budget"]["metrics"],
+            run_precision=trained.precision,
+            pruned=pruned,
+            precision=config.precision,
         )
-        metrics = result["best_at_budget"]["metrics"]
-        text = export_card(
-            options.name, config, task, result["steps"], after or metrics,
-            trained.precision if after is None else config.precision, str(check),
-            options.target_rank, lost,
-        )  # fmt: skip
+        text = export_card(form, options, config, task, result["steps"], findings)
         (directory / "README.md").write_text(text, encoding="utf-8")
-        extra = ONNX_PACKAGES if options.format == "onnx" else ()
-        manifest = {
-            "schema": SCHEMA,
-            "created": now(),
-            "format": options.name,
-            "source": _source(run, config),
-            "options": asdict(options),
-            "versions": versions((*PACKAGES, *extra)),
-            "check": asdict(check),
-            "metrics": {"run": metrics, "before_pruning": before, "after_pruning": after},
-            # "run": as the training evaluated; "export": before and after pruning, and the check
-            "precision": {"run": trained.precision, "export": config.precision},
-            "ranks": dict(zip(network.adapters, ranks, strict=True)),
-            **facts,
-            "lost": None if lost is None else asdict(lost),
-            "files": {
-                file.relative_to(directory).as_posix(): _sha256(file)
-                for file in sorted(directory.rglob("*"))
-                if file.is_file()
-            },
-        }
+        manifest = _manifest(directory, run, config, options, network, findings, facts)
         write_json(directory / MANIFEST, manifest)
     if push_to_hub is not None:
         upload(output, push_to_hub)
@@ -156,7 +112,7 @@ def export_run(
 
 
 def describe_export(manifest: dict[str, Any]) -> list[str]:
-    """What was measured, a line each."""
+    """Say what was measured, one line each."""
     metrics, precision = manifest["metrics"], manifest["precision"]["export"]
     lines = []
     if metrics["before_pruning"] is not None:
@@ -166,14 +122,14 @@ def describe_export(manifest: dict[str, Any]) -> list[str]:
             f"{describe(metrics['after_pruning'])}",
         ]
     if manifest["lost"] is not None:
-        lines.append(str(Lost(**manifest["lost"])))
+        lines.append(str(QuantizationLoss(**manifest["lost"])))
     return [*lines, str(Check(**manifest["check"]))]
 
 
 def _examples(
     run: RunDir, options: ExportOptions, config: RunConfig, task: Task
 ) -> dict[str, Examples]:
-    """The rows to check and to measure on; none for a check on random tokens."""
+    """Load the rows to check and to measure on; none for a check on random tokens."""
     if options.check_inputs == "random":
         return {}
     given = ["--train-file", "--eval-file"]
@@ -193,22 +149,42 @@ def _examples(
         raise UserError(f"{error}; --check-inputs random checks without data") from error
 
 
+def _inputs(
+    options: ExportOptions, config: RunConfig, task: Task, tokenizer: Any,
+    examples: dict[str, Examples],
+) -> tuple[str, list[Batch]]:  # fmt: skip
+    """Make the inputs to compare logits on; returns their name too."""
+    if not examples:
+        return "random", batches_of(random_rows(tokenizer, options.check_rows, config.max_length))
+    split, found = next(iter(examples.items()))
+    first = Examples(
+        first=found.first[: options.check_rows],
+        second=None if found.second is None else found.second[: options.check_rows],
+        labels=None,
+    )
+    rows = tokenise(first, tokenizer, config.max_length, regression=task.regression)
+    return options.file or split, batches_of(rows)
+
+
 # ---- the parts of an export
 
 
-def _first(examples: Examples, rows: int) -> Examples:
-    return Examples(
-        first=examples.first[:rows],
-        second=None if examples.second is None else examples.second[:rows],
-        labels=None,
-    )
+def _warn_of_base(options: ExportOptions, config: RunConfig, repository: str) -> None:
+    """Warn if others will not find the base model that the export needs."""
+    if FORMATS[options.format].needs_base and not on_the_hub(config.model):
+        logger.warning(
+            "--push-to-hub %s: the adapter's base model, %s, is not on the hub, and "
+            "adapter_config.json will name it by its path on this machine, %s; others need a copy "
+            "of it, or --format merged",
+            repository, config.model, backbone_path(config.model),
+        )  # fmt: skip
 
 
 def _prune(
     run: RunDir, network: Network, tokenizer: Any, config: RunConfig, task: Task,
     examples: dict[str, Examples], target_rank: int,
 ) -> tuple[Metrics, Metrics]:  # fmt: skip
-    """Prune the network; its metrics before and after."""
+    """Prune the network; returns its metrics before and after."""
     mask = prune(run, network, target_rank)
     for name, found in examples.items():
         if found.labels is None:
@@ -226,55 +202,32 @@ def _prune(
     return before, evaluate_splits(network, task, splits)
 
 
-def _write(
-    directory: Path, options: ExportOptions, config: RunConfig, network: Network, tokenizer: Any
-) -> dict[str, Any]:
-    """The format's files and the tokenizer's; returns what the manifest should know of them.
-
-    `merged` and `onnx` use the network up: its adapters are merged in.
-    """
-    mean, mask = network.bank.mean, network.bank.mask
-    facts: dict[str, Any] = {}
-    if options.format == "adalora":
-        config = replace(config, target_rank=options.target_rank or config.target_rank)
-        save_peft_adapter(network, config, mean, mask, directory)
-    elif options.format == "lora":
-        save_lora_adapter(network, config, mean, mask, directory, one_rank=options.uniform_rank)
-    elif options.format == "quantized":
-        facts = save_quantized(network, config, mean, mask, directory)
-    elif options.format == "merged":
-        _save_merged(network, directory)
-    else:
-        whole = directory / "merged"
-        _save_merged(network, whole)
-        model = load_merged(whole, trust_remote_code=config.trust_remote_code)
-        example = batches_of(random_rows(tokenizer, 6, config.max_length))[0]
-        facts["opset"] = write_onnx(model, example, directory)
-        model.config.save_pretrained(directory)
-        shutil.rmtree(whole)
-    tokenizer.save_pretrained(directory)
-    return facts
-
-
-def _save_merged(network: Network, directory: Path) -> None:
-    module = merge(network, network.bank.mean, network.bank.mask)
-    # cloned: safetensors refuses tensors that share the bank's storage
-    state = {n: v.detach().to("cpu", copy=True) for n, v in module.state_dict().items()}
-    module.save_pretrained(
-        directory, state_dict={n: value.contiguous() for n, value in state.items()}
-    )
-
-
-def _reopen(directory: Path, form: str, config: RunConfig, network: Network) -> Logits:
-    device, trust = network.bank.theta.device, config.trust_remote_code
-    if form == "onnx":
-        return open_onnx(directory)
-    if form == "quantized":
-        return logits_from(load_quantized(directory, device, trust_remote_code=trust))
-    if form == "merged":
-        return open_merged(directory, device, trust_remote_code=trust)
-    torch.seed()  # what the base lacks is drawn anew: the export must bring it
-    return open_adapter(directory, backbone_path(config.model), device, trust_remote_code=trust)
+def _manifest(
+    directory: Path, run: RunDir, config: RunConfig, options: ExportOptions, network: Network,
+    findings: Findings, facts: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    before, after = (None, None) if findings.pruned is None else findings.pruned
+    ranks = network.bank.mask.sum(1).long().tolist()
+    return {
+        "schema": SCHEMA,
+        "created": now(),
+        "format": options.name,
+        "source": _source(run, config),
+        "options": asdict(options),
+        "versions": versions((*PACKAGES, *FORMATS[options.format].packages)),
+        "check": asdict(findings.check),
+        "metrics": {"run": findings.run, "before_pruning": before, "after_pruning": after},
+        # "run": as the training evaluated; "export": before and after pruning, and the check
+        "precision": {"run": findings.run_precision, "export": findings.precision},
+        "ranks": dict(zip(network.adapters, ranks, strict=True)),
+        **facts,
+        "lost": None if findings.loss is None else asdict(findings.loss),
+        "files": {
+            file.relative_to(directory).as_posix(): _sha256(file)
+            for file in sorted(directory.rglob("*"))
+            if file.is_file()
+        },
+    }
 
 
 def _source(run: RunDir, config: RunConfig) -> dict[str, Any]:
@@ -303,7 +256,7 @@ def _sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def _writing(output: Path) -> Iterator[Path]:
-    """A temporary directory that becomes `output`; after a failure nothing is left of either."""
+    """Yield a temporary directory that becomes `output`; a failure leaves nothing of either."""
     absent = [parent for parent in output.parents if not parent.exists()]
     try:
         with replacing(output) as directory:

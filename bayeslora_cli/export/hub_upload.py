@@ -1,4 +1,4 @@
-"""Uploading a directory to the Hugging Face hub."""
+"""Uploads an export to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ logger = logging.getLogger("bayeslora")
 
 
 def check_name(repository: str) -> None:
-    """Refuse what cannot be a repository's name.
+    """Refuse a name that no repository can have.
 
     Raises:
         UserError: the name is malformed.
@@ -29,7 +29,7 @@ def upload(directory: Path, repository: str) -> None:
     """Upload an export.
 
     Raises:
-        BayesloraError: the hub refused it, or cannot be reached; the directory stays.
+        BayesloraError: the hub refused it or cannot be reached; the directory is kept.
     """
     from huggingface_hub import HfApi  # imports slowly
 
@@ -41,8 +41,8 @@ def upload(directory: Path, repository: str) -> None:
             folder_path=directory,
             commit_message="Export by bayeslora",
         )
-    # no token, no network, no right to write: OSError, the HTTP client's and the hub's own classes,
-    # by version. The calls contain no code of ours.
+    # no token, no network, no right to write: OSError, or error classes of the HTTP client and the
+    # hub that differ between versions. No code of this package runs inside.
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BayesloraError(

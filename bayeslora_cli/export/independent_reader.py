@@ -15,16 +15,17 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from bayeslora_cli.export.formats.peft_adapter import BACKBONE
+BACKBONE = "backbone"
+"""Subfolder of an adapter: the configuration of the backbone that it was trained with."""
 
 Logits = Callable[[dict[str, Tensor]], Tensor]
-"""A batch of inputs, as the tokenizer makes them -> logits (b, outputs) on the CPU."""
+"""Maps a batch of the tokenizer's outputs to logits (b, outputs) on the CPU."""
 
 
 def open_adapter(
     directory: Path, backbone: str, device: torch.device, *, trust_remote_code: bool = False
 ) -> Logits:
-    """A PEFT adapter on a fresh copy of its backbone.
+    """Open a PEFT adapter on a fresh copy of its backbone.
 
     Args:
         backbone: hub name or directory of the checkpoint.
@@ -44,7 +45,7 @@ def open_adapter(
 
 
 def load_merged(directory: Path, *, trust_remote_code: bool = False) -> Any:
-    """A whole model, on the CPU."""
+    """Load a whole model on the CPU."""
     return AutoModelForSequenceClassification.from_pretrained(
         directory, trust_remote_code=trust_remote_code
     )
@@ -53,7 +54,7 @@ def load_merged(directory: Path, *, trust_remote_code: bool = False) -> Any:
 def open_merged(
     directory: Path, device: torch.device, *, trust_remote_code: bool = False
 ) -> Logits:
-    """A whole model."""
+    """Open a whole model."""
     return _on(load_merged(directory, trust_remote_code=trust_remote_code), device)
 
 

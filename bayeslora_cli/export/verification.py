@@ -1,4 +1,4 @@
-"""The check of an export: its logits, reopened, against the run's."""
+"""The check of an export: the logits of the reopened files against the run's own."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from torch import Tensor
 from bayeslora_cli.data.batching import evaluation_order
 from bayeslora_cli.data.tokenization import TokenisedSplit
 from bayeslora_cli.errors import BayesloraError, NonFiniteError
+from bayeslora_cli.evaluation.forward_passes import Metrics
 from bayeslora_cli.export.independent_reader import Logits
+from bayeslora_cli.methods.blora.gates import BASE
 from bayeslora_cli.methods.network import Network
 
 Batch = dict[str, Tensor]
-RANDOM_LENGTH = 64  # tokens of a random row at the most
+RANDOM_LENGTH = 64  # tokens of a random row at most
+_GROUPS = {"x": "activations", "a": "activations", "h": "activations", BASE: "base weights"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """How far an export was found from its run."""
+    """How far an export's logits are from its run's."""
 
     inputs: str
-    """The split of the task, the file, or random."""
+    """The task's split, the user's file, or `random`."""
     rows: int
     max_difference: float
     """Largest |difference| of a logit."""
@@ -39,8 +42,55 @@ class Check:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizationLoss:
+    """What the run quantized and an export has in full precision."""
+
+    what: list[str]
+    max_difference: float
+    """Largest |difference| between the run's logits with and without these quantizers."""
+    rows: int
+    changed: int | None
+    """Rows whose predicted class changes; None: the task has no classes."""
+
+    def __str__(self) -> str:
+        changed = "" if self.changed is None else f", {self.changed} of {self.rows} classes change"
+        return (
+            f"not quantized in this format: {' and '.join(self.what)}, which are neither rounded "
+            f"nor cut off at their ranges; the run's own logits differ by up to "
+            f"{self.max_difference:.1e}{changed}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Findings:
+    """What was measured of an export."""
+
+    check: Check
+    loss: QuantizationLoss | None
+    """None if the format keeps all that the run quantized."""
+    run: Metrics
+    """By the training, at the best evaluation."""
+    run_precision: str
+    """In which the training computed."""
+    pruned: tuple[Metrics, Metrics] | None
+    """Before and after pruning further; None: not pruned."""
+    precision: str
+    """In which the pruned network and the logits were computed."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """Of the state that is exported."""
+        return self.run if self.pruned is None else self.pruned[1]
+
+    @property
+    def metrics_precision(self) -> str:
+        """In which `metrics` were measured."""
+        return self.run_precision if self.pruned is None else self.precision
+
+
 def batches_of(split: TokenisedSplit) -> list[Batch]:
-    """The split in a few batches, of unlike shapes where its rows are."""
+    """Cut a split into about three batches, of different shapes if its rows differ in length."""
     return [
         {k: v for k, v in split.batch(indices).items() if k != "labels"}
         for indices in evaluation_order(split, max(1, len(split) // 3))
@@ -48,7 +98,7 @@ def batches_of(split: TokenisedSplit) -> list[Batch]:
 
 
 def random_rows(tokenizer: Any, rows: int, max_length: int, seed: int = 0) -> TokenisedSplit:
-    """Rows of random tokens, no special ones among them, of random lengths."""
+    """Make rows of random tokens, special ones left out, of random lengths."""
     generator = torch.Generator().manual_seed(seed)
     words = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
     longest = min(max_length, RANDOM_LENGTH)
@@ -66,10 +116,10 @@ def random_rows(tokenizer: Any, rows: int, max_length: int, seed: int = 0) -> To
 
 @torch.inference_mode()
 def run_logits(network: Network, batches: Sequence[Batch]) -> list[Tensor]:
-    """Each batch's logits at the posterior mean, on the CPU.
+    """Compute each batch's logits at the posterior mean; returns them on the CPU.
 
     Raises:
-        NonFiniteError: a logit that is not finite.
+        NonFiniteError: a logit is not finite.
     """
     device = network.bank.theta.device
     network.module.eval()
@@ -83,7 +133,7 @@ def run_logits(network: Network, batches: Sequence[Batch]) -> list[Tensor]:
 
 
 def logits_from(network: Network) -> Logits:
-    """A network that was read back, as `plain` has others' models."""
+    """Give a network that was read back the interface of the independent reader."""
     return lambda batch: run_logits(network, [batch])[0]
 
 
@@ -91,12 +141,12 @@ def compare(
     expected: Sequence[Tensor], reopened: Logits, batches: Sequence[Batch], *,
     bound: float, inputs: str,
 ) -> Check:  # fmt: skip
-    """Run the export on the same batches.
+    """Compare the run's logits with those of the reopened export on the same batches.
 
     Args:
-        bound: of a difference, relative to the largest logit where that is above 1.
+        bound: largest difference of a logit, relative to the largest logit if that is above 1.
     Raises:
-        BayesloraError: a difference above the bound.
+        BayesloraError: a difference is above the bound.
     """
     largest = max(float(logits.abs().max()) for logits in expected)
     differences = [
@@ -113,3 +163,30 @@ def compare(
     if not check.max_difference <= check.allowed:
         raise BayesloraError(f"the export is wrong, nothing is written: {check}")
     return check
+
+
+def drop_unsupported_quantizers(
+    network: Network, keeps: frozenset[str], batches: Sequence[Batch]
+) -> QuantizationLoss | None:
+    """Switch off the quantizers that a format cannot keep, and measure what that changes.
+
+    Args:
+        keeps: operands whose quantization the format keeps.
+    Returns:
+        None if the format keeps all that the run quantized.
+    """
+    operands = network.operands
+    gone = frozenset() if operands is None else operands.quantized - keeps
+    if operands is None or not gone:
+        return None
+    before = run_logits(network, batches)
+    operands.quantized -= gone
+    after = run_logits(network, batches)
+    pairs = list(zip(before, after, strict=True))
+    changed = sum(int((a.argmax(-1) != b.argmax(-1)).sum()) for a, b in pairs)
+    return QuantizationLoss(
+        what=sorted({_GROUPS[operand] for operand in gone}),
+        max_difference=max(float((a - b).abs().max()) for a, b in pairs),
+        rows=sum(len(a) for a in before),
+        changed=changed if network.labels.classes else None,
+    )

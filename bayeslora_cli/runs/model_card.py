@@ -1,43 +1,69 @@
-"""Parts of a model card: what a run's README.md and an export's have in common."""
+"""Parts of a model card that a run's README.md and an export's share."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from bayeslora_cli.config.catalogue import GLUE_TASKS, METHODS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.tasks.task import Task
 
+PIPELINE = "text-classification"
+"""The hub's name for what the model does."""
 
-def front_matter(config: RunConfig, library: str) -> str:
-    """What model hubs read.
 
-    The hub refuses a `base_model` that is no name on it, so that a directory is not named.
+def front_matter(
+    config: RunConfig, task: Task, library: str, metrics: Mapping[str, Mapping[str, float]]
+) -> str:
+    """What model hubs read: base model, library, tags, and the metrics by split.
+
+    The hub refuses a `base_model` that is no name on it, so a directory is not named.
     """
-    base = [f"base_model: {config.model}"] if on_the_hub(config.model) else []
-    lines = [
-        "---",
-        *base,
-        f"library_name: {library}",
-        "pipeline_tag: text-classification",
-        f"tags: [bayeslora, {config.method}, {config.optimizer}]",
-        "---\n",
+    from huggingface_hub.repocard_data import EvalResult, ModelCardData  # imports slowly
+
+    glue = task.name in GLUE_TASKS
+    results = [
+        EvalResult(
+            task_type=PIPELINE,
+            dataset_type="nyu-mll/glue" if glue else _name(config, task),
+            dataset_name=f"GLUE {task.name}" if glue else _name(config, task),
+            dataset_config=task.name if glue else None,
+            dataset_split=split,
+            metric_type=metric,
+            metric_value=value,
+        )
+        for split, values in metrics.items()
+        for metric, value in values.items()
     ]
-    return "\n".join(lines)
+    data = ModelCardData(
+        base_model=config.model if on_the_hub(config.model) else None,
+        library_name=library,
+        pipeline_tag=PIPELINE,
+        tags=["bayeslora", config.method, config.optimizer],
+        model_name=_title(config, task),
+        eval_results=results,
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
 
 
 def on_the_hub(model: str) -> bool:
     """Whether --model is a name on the hub: no directory, and nothing in a Python package."""
-    named = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is not None
-    return named and not Path(model).exists()
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        return False
+    return not Path(model).exists()
 
 
 def base_model(model: str) -> tuple[list[str], str]:
-    """Python that names the base model on any machine: its imports, and an expression.
+    """Return Python that names the base model on any machine: imports, and an expression.
 
-    A directory is named as it was typed: the reader has to put another in its place.
+    A directory is named as it was typed, and has to be replaced by the reader.
     """
     package, _, inner = model.removeprefix("package:").partition("/")
     if not model.startswith("package:"):
@@ -46,24 +72,31 @@ def base_model(model: str) -> tuple[list[str], str]:
     return imports, f'str(files("{package}") / "{inner}")'
 
 
+def trust_argument(config: RunConfig) -> str:
+    """Return the argument that runs code that comes with the model, if the run was allowed to."""
+    return ", trust_remote_code=True" if config.trust_remote_code else ""
+
+
 def heading(config: RunConfig, task: Task) -> str:
-    """The task, or the file of one's own, and how it was learnt."""
-    return f"# {_name(config, task)} with {_method(config)}\n"
+    """Name the task, or the user's file, and the method."""
+    return f"# {_title(config, task)}\n"
 
 
 def introduction(config: RunConfig, task: Task, steps: int) -> str:
-    """What was trained, on what, and for how long."""
+    """Say what was trained, on what, and for how many steps."""
     kinds = f"the classes {', '.join(task.classes)}" if task.classes else "a score"
-    rank = f"{'initial' if config.method == 'blora' else 'target'} rank {config.target_rank}"
+    entry = METHODS[config.method]
+    kind = "target" if entry.free_rank is None else "initial"
+    rank = f" {kind} rank {config.target_rank}," if entry.has_ranks else ""
     return (
         f"`{config.model}` fine-tuned with bayeslora on {_name(config, task)}: {kinds} from\n"
-        f"{' and '.join(task.text_columns)}; {_method(config)}, seed {config.seed}, {rank},\n"
+        f"{' and '.join(task.text_columns)}; {_method(config)}, seed {config.seed},{rank}\n"
         f"{steps} steps of {config.batch_size} examples."
     )
 
 
 def metric_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
-    """A row a split and metric."""
+    """One row for each metric of each split."""
     rows = [
         f"| {split} | {metric} | {value:.4f} |"
         for split, values in metrics.items()
@@ -75,6 +108,10 @@ def metric_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
 def code(python: str) -> str:
     """A block of Python."""
     return f"```python\n{python}\n```\n"
+
+
+def _title(config: RunConfig, task: Task) -> str:
+    return f"{_name(config, task)} with {_method(config)}"
 
 
 def _name(config: RunConfig, task: Task) -> str:

@@ -12,7 +12,8 @@ from torch import Tensor
 from bayeslora_cli.bayes import posterior
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.export.formats.peft_adapter import BACKBONE, save_peft_adapter
+from bayeslora_cli.export.formats.merged_model import MERGED
+from bayeslora_cli.export.formats.peft_adapter import ADALORA, save_peft_adapter
 from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.runs import model_card as card
@@ -108,29 +109,21 @@ def _save_full(run: RunDir, network: Network, at: Posterior) -> None:
 
 
 def model_card(run: RunDir, config: RunConfig, task: Task, result: Mapping[str, Any]) -> str:
-    """README.md of a run, with the front matter that model hubs read."""
-    best = result["best_at_budget"]
-    trust = ", trust_remote_code=True" if config.trust_remote_code else ""
-    method = find_method(config.method)
-    if method.peft_type is None:
-        load = (
-            "from transformers import AutoModelForSequenceClassification\n\n"
-            f'AutoModelForSequenceClassification.from_pretrained("{run.model.name}")'
-        )
-    else:
-        imports, base = card.base_model(config.model)
-        load = (
-            "".join(f"{line}\n\n" for line in imports) + "from peft import PeftModel\n"
-            "from transformers import AutoConfig, AutoModelForSequenceClassification\n\n"
-            f'config = AutoConfig.from_pretrained("{run.adapter.name}", subfolder="{BACKBONE}")\n'
-            f"base = AutoModelForSequenceClassification.from_pretrained(\n"
-            f"    {base}, config=config{trust},\n"
-            "    ignore_mismatched_sizes=True,  # the adapter brings the head\n)\n"
-            f'model = PeftModel.from_pretrained(base, "{run.adapter.name}")'
-        )
+    """Return README.md of a run, with the front matter that model hubs read."""
+    best, method = result["best_at_budget"], find_method(config.method)
+    whole = method.peft_type is None
+    snippet = (MERGED if whole else ADALORA).snippet(config)
+    load = [
+        *(f"{line}\n" for line in snippet.standard),
+        *snippet.packages,
+        f"from transformers import {', '.join(snippet.transformers)}",
+        "",
+        f'directory = "{(run.model if whole else run.adapter).name}"',
+        *snippet.load,
+    ]
     return "\n".join(
         [
-            card.front_matter(config, "transformers" if method.peft_type is None else "peft"),
+            card.front_matter(config, task, "transformers" if whole else "peft", best["metrics"]),
             card.heading(config, task),
             card.introduction(config, task, result["steps"]),
             "All settings: `config.toml`; the allocation of the ranks: `ranks.json`.\n",
@@ -138,6 +131,6 @@ def model_card(run: RunDir, config: RunConfig, task: Task, result: Mapping[str, 
             f"budget, in {config.precision}:\n",
             card.metric_table(best["metrics"]),
             *([] if (said := method.card(result)) is None else [said]),
-            card.code(load),
+            card.code("\n".join(load)),
         ]
     )

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,20 +17,20 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from bayeslora_cli.cli.app import main
+from bayeslora_cli.config.catalogue import FORMATS
 from bayeslora_cli.errors import BayesloraError, DataError, ModelError, RunDirError, UserError
 from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.evaluation.run_loading import load_run
 from bayeslora_cli.export import exporter as export_module
 from bayeslora_cli.export.exporter import ExportOptions, describe_export, export_run
 from bayeslora_cli.export.formats import peft_adapter
-from bayeslora_cli.export.request import BOUNDS
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import RankReport
 from tests.conftest import save_backbone
 from tests.training.test_loop import run_of
 
-FORMATS = ["adalora", "lora", "lora-uniform", "merged", "onnx"]
+FORMS = ["adalora", "lora", "lora-uniform", "merged", "onnx"]
 
 
 def options(form, **changes):
@@ -78,7 +79,7 @@ def tree(directory):
 # ---- what an export is
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", FORMS)
 def test_every_format(form, run, monkeypatch):
     """Where it goes, what its manifest says, and that the code in its card runs and is right."""
     if form == "onnx":
@@ -147,7 +148,7 @@ def test_a_fully_trained_run_is_merged_already(backbone, rte, tmp_path):
     ours, theirs = (load_file(d / "model.safetensors") for d in (directory, run.model))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[n], theirs[n]) for n in ours)
-    with pytest.raises(UserError, match="a run of --method full has merged, onnx"):
+    with pytest.raises(UserError, match="a run of --method full can be exported as merged, onnx"):
         exported(run, "lora")
 
 
@@ -160,7 +161,9 @@ def test_lora_runs(backbone, rte, tmp_path):
     ours, theirs = (load_file(d / "adapter_model.safetensors") for d in (directory, run.adapter))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[n], theirs[n]) for n in ours)
-    with pytest.raises(UserError, match="--format adalora: a run of --method lora has lora, "):
+    with pytest.raises(
+        UserError, match="--format adalora: a run of --method lora can be exported as lora, "
+    ):
         exported(run, "adalora")
     with pytest.raises(UserError, match="--target-rank: a run of --method lora has no scores"):
         exported(run, "lora", target_rank=1)
@@ -254,7 +257,7 @@ def test_a_wrong_fold_leaves_nothing_behind(run, monkeypatch):
 def test_a_failed_check_keeps_an_earlier_export_and_uploads_nothing(run, monkeypatch):
     directory, _ = exported(run, "lora")
     before = tree(run.path)
-    monkeypatch.setitem(export_module.BOUNDS, "lora", -1.0)
+    monkeypatch.setitem(FORMATS, "lora", replace(FORMATS["lora"], bound=-1.0))
     monkeypatch.setattr(export_module, "upload", lambda *_: pytest.fail("uploaded"))
     with pytest.raises(BayesloraError):
         exported(run, "lora", overwrite=True, push="me/adapter")
@@ -361,7 +364,7 @@ def damaged(name, text):
         (lambda run: run.ranks.unlink(), {"target_rank": 1}, RunDirError, "ranks.json is missing"),
         (damaged("config.toml", "novelty = 3\n"), {}, UserError, "config.toml.*novelty"),
         (lambda run: None, {"form": "gguf"}, UserError, "--format gguf: choose one of adalora, "),
-        (lambda run: None, {"form": "merged-u"}, UserError, "--uniform-rank: --format lora alone"),
+        (lambda run: None, {"form": "merged-u"}, UserError, "--uniform-rank works only with"),
         (lambda run: None, {"check_inputs": "x"}, UserError, "--check-inputs x: choose data or"),
         (lambda run: None, {"push": "a/b/c"}, UserError, "--push-to-hub a/b/c: Repo id must"),
     ],
@@ -541,5 +544,7 @@ def test_the_help_names_every_option_and_its_unit(monkeypatch, capsys):
     ):
         assert text in out
     said = " ".join(out.split())
-    assert "may differ by 1e-5 (onnx: 1e-4) of the largest logit, or of 1 where all" in said
-    assert {f"{bound:.0e}" for bound in BOUNDS.values()} == {"1e-05", "1e-04", "0e+00"}
+    assert "may differ by the number that --format has in brackets, times the largest" in said
+    bounds = {"adalora": 1e-5, "lora": 1e-5, "merged": 1e-5, "onnx": 1e-4, "quantized": 0.0}
+    assert {name: entry.bound for name, entry in FORMATS.items()} == bounds
+    assert ", ".join(f"{name} ({bound:g})" for name, bound in bounds.items()) in said

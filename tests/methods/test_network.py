@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
-from bayeslora_cli.export.formats.peft_adapter import merge, save_peft_adapter
+from bayeslora_cli.export.formats.merged_model import merge
+from bayeslora_cli.export.formats.peft_adapter import save_peft_adapter
 from bayeslora_cli.methods import network as model
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention

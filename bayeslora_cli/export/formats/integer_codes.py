@@ -1,4 +1,4 @@
-"""B-LoRA's own export: integer codes with their scales and ranges, and the run made of them again.
+"""B-LoRA's own export: integer codes with their scales and ranges; this package opens it.
 
     quantized.safetensors   NAME.A (k, in), NAME.E (k,), NAME.B (out, k): codes of the k kept ranks,
                             int8 up to 8 bits, int16 for 16; NAME.W where the base is quantized;
@@ -25,9 +25,13 @@ from torch.nn import functional as F
 
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.config.toml_files import from_toml, to_toml
-from bayeslora_cli.errors import RunDirError
+from bayeslora_cli.errors import RunDirError, UserError
+from bayeslora_cli.export.formats.format import Format, Snippet
+from bayeslora_cli.export.independent_reader import Logits
+from bayeslora_cli.export.request import ExportOptions
+from bayeslora_cli.export.verification import logits_from
 from bayeslora_cli.methods.blora.bit_operations import cost
-from bayeslora_cli.methods.blora.gates import BASE, WEIGHTS
+from bayeslora_cli.methods.blora.gates import BASE, OPERANDS, WEIGHTS
 from bayeslora_cli.methods.blora.layer import GatedLinear, Operands
 from bayeslora_cli.methods.blora.operands import publisher_of
 from bayeslora_cli.methods.blora.report import sizes_of
@@ -36,16 +40,67 @@ from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
 from bayeslora_cli.models.kernels.quantize import Quantizers, codes
 from bayeslora_cli.runs.atomic_write import write_json, write_text
+from bayeslora_cli.runs.model_card import trust_argument
 
 SCHEMA = 1
 CODES, FACTS, CONFIG = "quantized.safetensors", "quantization.json", "config.toml"
+
+
+class IntegerCodes(Format):
+    """Integer codes of a B-LoRA adapter with their scales and the ranges of its activations."""
+
+    keeps = frozenset({*OPERANDS, BASE})
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse a run whose operands are not quantized.
+
+        Raises:
+            UserError: the run learned only ranks.
+        """
+        if config.blora_mode == "rank":
+            raise UserError("--format quantized: a run of --blora-mode rank has quantized nothing")
+
+    def write(
+        self,
+        directory: Path,
+        network: Network,
+        config: RunConfig,
+        tokenizer: Any,
+        options: ExportOptions,
+    ) -> dict[str, Any]:
+        """Write the codes; returns the cost in bit operations, ranks and widths."""
+        return save_quantized(network, config, network.bank.mean, network.bank.mask, directory)
+
+    def reopen(self, directory: Path, config: RunConfig, device: torch.device) -> Logits:
+        """Build the run's network again from the codes and the backbone."""
+        network = load_quantized(directory, device, trust_remote_code=config.trust_remote_code)
+        return logits_from(network)
+
+    def description(self, options: ExportOptions) -> str:
+        return (
+            "These are the adapter's integer codes with their scales and the ranges of its "
+            "activations,\nfor bayeslora; `quantization.json` has each matrix's rank and bit "
+            "widths."
+        )
+
+    def snippet(self, config: RunConfig) -> Snippet:
+        """Return the code that opens the codes with this package."""
+        return Snippet(
+            packages=("from bayeslora_cli import load_quantized",),
+            load=(f"network = load_quantized(directory{trust_argument(config)})",),
+            predict=("with torch.no_grad():", "    logits = network.logits(inputs)"),
+            opens_hub_names=False,
+        )
+
+
+QUANTIZED = IntegerCodes()
 
 
 @torch.no_grad()
 def save_quantized(
     network: Network, config: RunConfig, mean: Tensor, mask: Tensor, directory: Path
 ) -> dict[str, Any]:
-    """Write the files; returns what the manifest should know of them.
+    """Write the files; returns the manifest's entries.
 
     Args:
         mean: flat parameters (N,).
@@ -107,13 +162,16 @@ def _weight(
 
 @torch.no_grad()
 def load_quantized(
-    directory: Path, device: torch.device, *, trust_remote_code: bool = False
+    directory: str | Path, device: torch.device | str = "cpu", *, trust_remote_code: bool = False
 ) -> Network:
-    """The network of an export, from its directory and the backbone that it names.
+    """Build the network of an export from its directory and the backbone that it names.
+
+    It is ready for `logits`, in evaluation mode.
 
     Raises:
         UserError: files missing or corrupt, or no such backbone.
     """
+    directory, device = Path(directory), torch.device(device)
     try:
         text = (directory / CONFIG).read_text(encoding="utf-8")
         facts = _read_facts(directory / FACTS)
@@ -141,15 +199,16 @@ def load_quantized(
             layer.operands = _operands(layer, operands.computed_rank, own, values)
     except (KeyError, RuntimeError) as error:
         raise RunDirError(f"{directory / CODES} is corrupt: {error}") from error
-    network.operands = None  # the layers have all that they take
+    network.operands = None  # the layers now hold all their operands
     network.bank.publish()
+    network.module.eval()
     return network
 
 
 def _operands(
     layer: GatedLinear, computed_rank: int, own: dict[str, Tensor], values: dict[str, Tensor]
 ) -> Operands:
-    """What a layer takes; pruned ranks are zeros, so that sums are those of the run to the bit."""
+    """Make a layer's operands; pruned ranks are zeros, so that sums equal the run's to the bit."""
     missing = computed_rank - len(values["E"])
     # -ln beta, which is never trained here, may be anything
     quantizers = {name: Quantizers(found[None, 1:], found[None]) for name, found in own.items()}

@@ -1,8 +1,9 @@
-"""A whole model for ONNX Runtime: written by torch's exporter, and run."""
+"""The whole model for ONNX Runtime, written by torch's exporter."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +13,71 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
-from bayeslora_cli.export.independent_reader import Logits
+from bayeslora_cli.export.formats.format import Format, Snippet
+from bayeslora_cli.export.formats.merged_model import MERGED
+from bayeslora_cli.export.independent_reader import Logits, load_merged
+from bayeslora_cli.export.request import ExportOptions
+from bayeslora_cli.export.verification import batches_of, random_rows
+from bayeslora_cli.methods.network import Network
 
 ONNX_FILE = "model.onnx"
 
 
+class OnnxModel(Format):
+    """The whole model for ONNX Runtime; batch and sequence may have any size."""
+
+    def write(
+        self,
+        directory: Path,
+        network: Network,
+        config: RunConfig,
+        tokenizer: Any,
+        options: ExportOptions,
+    ) -> dict[str, Any]:
+        """Write the graph and transformers' config.json; returns the opset.
+
+        Raises:
+            ModelError: the exporter cannot trace this backbone.
+        """
+        whole = directory / "merged"
+        MERGED.write(whole, network, config, tokenizer, options)
+        model = load_merged(whole, trust_remote_code=config.trust_remote_code)
+        example = batches_of(random_rows(tokenizer, 6, config.max_length))[0]
+        opset = write_onnx(model, example, directory)
+        model.config.save_pretrained(directory)
+        shutil.rmtree(whole)
+        return {"opset": opset}
+
+    def reopen(self, directory: Path, config: RunConfig, device: torch.device) -> Logits:
+        """Open the model with ONNX Runtime, on the CPU."""
+        return open_onnx(directory)
+
+    def description(self, options: ExportOptions) -> str:
+        return "This is the whole model for ONNX Runtime; batch and sequence may have any size."
+
+    def snippet(self, config: RunConfig) -> Snippet:
+        """Return the code that opens the model with ONNX Runtime."""
+        return Snippet(
+            packages=("import onnxruntime",),
+            load=(f'session = onnxruntime.InferenceSession(f"{{directory}}/{ONNX_FILE}")',),
+            predict=(
+                "names = {i.name for i in session.get_inputs()}",
+                "feed = {name: value for name, value in inputs.items() if name in names}",
+                'logits = session.run(["logits"], feed)[0]',
+            ),
+            predict_packages=(),
+            tensors="np",
+            opens_hub_names=False,
+        )
+
+
+ONNX = OnnxModel()
+
+
 class _Logits(nn.Module):
-    """The logits alone, by the names that tokenizers give to inputs."""
+    """A model whose output is only the logits; its inputs have the tokenizer's names."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -50,7 +108,7 @@ def write_onnx(model: Any, example: dict[str, Tensor], directory: Path) -> int:
     axes = {0: "batch", 1: "sequence"}
     noise = logging.getLogger("torch.onnx")
     level = noise.level
-    noise.setLevel(logging.ERROR)  # it warns of each optional package that is not there
+    noise.setLevel(logging.ERROR)  # it warns of every optional package that is not installed
     try:
         with _named(f"torch cannot export {type(model).__name__}"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside torch, nothing of the model
@@ -71,7 +129,7 @@ def write_onnx(model: Any, example: dict[str, Tensor], directory: Path) -> int:
 
 
 def open_onnx(directory: Path) -> Logits:
-    """The model in ONNX Runtime, on the CPU.
+    """Open the model in ONNX Runtime, on the CPU.
 
     Raises:
         ModelError: ONNX Runtime cannot run it, here or when it is called.
@@ -93,10 +151,10 @@ def open_onnx(directory: Path) -> Logits:
 
 @contextmanager
 def _named(what: str) -> Iterator[None]:
-    """Any failure as one message.
+    """Raise any failure as one ModelError.
 
-    The tracer, the converter and the runtime have classes of their own, by version; what is guarded
-    contains no code of ours.
+    The tracer, the converter and the runtime each have their own error classes, which differ
+    between versions; no code of this package runs inside.
     """
     try:
         yield

@@ -1,7 +1,8 @@
-"""The adapter as PEFT's own files, or merged, written from the flat bank."""
+"""PEFT adapters, written from the flat bank: AdaLoRA as it was trained, or as plain LoRA."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,98 @@ from torch import Tensor, nn
 
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
+from bayeslora_cli.export.formats.format import Format, Snippet, kept_factors
+from bayeslora_cli.export.independent_reader import BACKBONE, Logits, open_adapter
+from bayeslora_cli.export.request import ExportOptions
+from bayeslora_cli.methods.blora.gates import BASE, WEIGHTS
 from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.adapters.layer import LowRankLinear
 from bayeslora_cli.models.adapters.plain_lora import fold, plain_number, uniform, without_empty
-from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
 from bayeslora_cli.models.backbones.loading import backbone_path
 from bayeslora_cli.models.backbones.targets import inside
+from bayeslora_cli.runs.model_card import base_model, trust_argument
 
-BACKBONE = "backbone"  # subfolder of an adapter: the configuration that it was trained with
+
+class PeftAdapter(Format):
+    """An adapter that PEFT opens on a fresh copy of the backbone."""
+
+    keeps = frozenset(WEIGHTS) - {BASE}
+
+    def reopen(self, directory: Path, config: RunConfig, device: torch.device) -> Logits:
+        """Open the adapter with PEFT."""
+        torch.seed()  # what the base lacks is drawn anew: the export must bring it
+        return open_adapter(
+            directory,
+            backbone_path(config.model),
+            device,
+            trust_remote_code=config.trust_remote_code,
+        )
+
+    def snippet(self, config: RunConfig) -> Snippet:
+        """Return the code that opens the adapter with PEFT."""
+        standard, base = base_model(config.model)
+        trust = trust_argument(config)
+        return Snippet(
+            standard=tuple(standard),
+            packages=("from peft import PeftModel",),
+            transformers=("AutoConfig", "AutoModelForSequenceClassification"),
+            load=(
+                f'config = AutoConfig.from_pretrained(directory, subfolder="{BACKBONE}"{trust})',
+                "base = AutoModelForSequenceClassification.from_pretrained(",
+                f"    {base}, config=config{trust},",
+                "    ignore_mismatched_sizes=True,  # the adapter brings the head",
+                ")",
+                "model = PeftModel.from_pretrained(base, directory)",
+            ),
+        )
+
+
+class AdaloraAdapter(PeftAdapter):
+    """PEFT's AdaLoRA, pruned."""
+
+    def write(
+        self,
+        directory: Path,
+        network: Network,
+        config: RunConfig,
+        tokenizer: Any,
+        options: ExportOptions,
+    ) -> dict[str, Any]:
+        config = replace(config, target_rank=options.target_rank or config.target_rank)
+        save_peft_adapter(network, config, network.bank.mean, network.bank.mask, directory)
+        return {}
+
+    def description(self, options: ExportOptions) -> str:
+        return "This is the pruned AdaLoRA adapter, for PEFT."
+
+
+class LoraAdapter(PeftAdapter):
+    """Plain LoRA, each matrix at its own rank or all at one."""
+
+    def write(
+        self,
+        directory: Path,
+        network: Network,
+        config: RunConfig,
+        tokenizer: Any,
+        options: ExportOptions,
+    ) -> dict[str, Any]:
+        mean, mask = network.bank.mean, network.bank.mask
+        save_lora_adapter(network, config, mean, mask, directory, one_rank=options.uniform_rank)
+        return {}
+
+    def description(self, options: ExportOptions) -> str:
+        if options.uniform_rank:
+            return "This is a plain LoRA adapter padded with zeros to one rank and one alpha."
+        return (
+            "This is a plain LoRA adapter with a rank and an alpha of its own for each matrix "
+            "(`rank_pattern`,\n`alpha_pattern`), for PEFT."
+        )
+
+
+ADALORA = AdaloraAdapter()
+LORA = LoraAdapter()
 
 
 @torch.no_grad()
@@ -101,44 +185,6 @@ def save_lora_adapter(
     state = {f"{name}.lora_A.weight": f.a for name, f in factors.items()}
     state |= {f"{name}.lora_B.weight": f.b for name, f in factors.items()}
     _write(network, peft, state | _saved_whole(network, mean, mask, saved), directory)
-
-
-@torch.no_grad()
-def merge(network: Network, mean: Tensor, mask: Tensor) -> Any:
-    """The backbone without adapters, their deltas merged in: the network's own module, changed."""
-    rounded = network.effective_base(mean)
-    for name, (a, e, b) in kept_factors(network, mean, mask).items():
-        layer = network.adapters[name]
-        base = layer.base_layer
-        assert isinstance(base.weight, Tensor)
-        if name in rounded:
-            base.weight.copy_(rounded[name])
-        base.weight += layer.delta_weight(a, e, b)
-        parent, _, last = name.rpartition(".")
-        setattr(network.module.get_submodule(parent), last, base)
-    for attention in network.module.modules():
-        if isinstance(attention, RelativeAttention):
-            attention.joint = None  # which would add its layers' deltas once more
-    return network.module
-
-
-def kept_factors(
-    network: Network, mean: Tensor, mask: Tensor
-) -> dict[str, tuple[Tensor, Tensor | None, Tensor]]:
-    """A (k, in), E (k, 1) or None, and B (out, k) of each adapted matrix, its k kept triplets.
-
-    Where they are quantized, as that leaves them.
-    """
-    mean = network.effective(mean)
-    found = {}
-    for index, name in enumerate(network.adapters):
-        kept = mask[index].bool()
-        part = {p: network.bank.segments.get(f"{name}.lora_{p}") for p in "AEB"}
-        a, e, b = (None if s is None else s.view(mean) for s in part.values())
-        assert a is not None
-        assert b is not None
-        found[name] = (a[kept], None if e is None else e[kept], b[:, kept])
-    return found
 
 
 def _saved_whole(
@@ -223,7 +269,7 @@ def _peft_config(
 
 
 def _common(config: RunConfig, targets: list[str], saved: list[str]) -> dict[str, Any]:
-    """What PEFT's AdaLoraConfig and LoraConfig both have."""
+    """Arguments that PEFT's AdaLoraConfig and LoraConfig share."""
     return {
         "task_type": TaskType.SEQ_CLS,
         "base_model_name_or_path": backbone_path(config.model),

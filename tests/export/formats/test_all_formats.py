@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+from bayeslora_cli.config.catalogue import FORMATS, implementation
 from bayeslora_cli.errors import BayesloraError, ModelError, NonFiniteError
-from bayeslora_cli.export.exporter import _reopen, _write
 from bayeslora_cli.export.formats.onnx_model import write_onnx
 from bayeslora_cli.export.formats.peft_adapter import save_lora_adapter
 from bayeslora_cli.export.independent_reader import load_merged
-from bayeslora_cli.export.request import BOUNDS, ExportOptions
+from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.export.verification import batches_of, compare, random_rows, run_logits
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from tests.methods.test_network import build
@@ -56,11 +56,12 @@ def export(network, config, options, directory):
     tokenizer = load_tokenizer(config.model)
     batches = batches_of(random_rows(tokenizer, 9, 40))
     expected = run_logits(network, batches)
-    _write(directory, options, config, network, tokenizer)
-    return compare(
-        expected, _reopen(directory, options.format, config, network), batches,
-        bound=BOUNDS[options.format], inputs="random",
-    )  # fmt: skip
+    entry = FORMATS[options.format]
+    form = implementation(entry.implementation)
+    form.write(directory, network, config, tokenizer, options)
+    tokenizer.save_pretrained(directory)
+    reopened = form.reopen(directory, config, network.bank.theta.device)
+    return compare(expected, reopened, batches, bound=entry.bound, inputs="random")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from bayeslora_cli.errors import BayesloraError, RunDirError, UserError
 from bayeslora_cli.evaluation.run_loading import load_run
 from bayeslora_cli.export.exporter import export_run
+from bayeslora_cli.export.formats import integer_codes
 from bayeslora_cli.export.formats.integer_codes import CODES, FACTS, load_quantized
 from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.export.verification import run_logits
@@ -107,9 +108,7 @@ def test_a_run_from_elsewhere_gives_the_same(runs, tmp_path):
 
 def test_a_wrong_code_is_noticed(runs, tmp_path, monkeypatch):
     run = runs("bert", False)
-    from bayeslora_cli.export import exporter
-
-    original = exporter.save_quantized
+    original = integer_codes.save_quantized
 
     def wrong(network, config, mean, mask, directory):
         facts = original(network, config, mean, mask, directory)
@@ -119,7 +118,7 @@ def test_a_wrong_code_is_noticed(runs, tmp_path, monkeypatch):
         save_file(tensors, directory / CODES)
         return facts
 
-    monkeypatch.setattr(exporter, "save_quantized", wrong)
+    monkeypatch.setattr(integer_codes, "save_quantized", wrong)
     with pytest.raises(BayesloraError, match="the export is wrong"):
         exported(run, "quantized", tmp_path)
     assert not (tmp_path / "quantized").exists()

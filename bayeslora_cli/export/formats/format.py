@@ -1,0 +1,116 @@
+"""An export format: how a finished run is written, opened again, and described to its users."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.export.independent_reader import Logits
+from bayeslora_cli.export.request import ExportOptions
+from bayeslora_cli.methods.blora.gates import WEIGHTS
+from bayeslora_cli.methods.network import Network
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snippet:
+    """Python for a model card: it opens an export and predicts. All fields are lines of code."""
+
+    standard: tuple[str, ...] = ()
+    """Imports from the standard library."""
+    packages: tuple[str, ...] = ()
+    """Imports that `load` needs, transformers aside."""
+    transformers: tuple[str, ...] = ()
+    """Names to import from transformers."""
+    load: tuple[str, ...]
+    """Statements that open the export at `directory`."""
+    predict: tuple[str, ...] = (
+        "model.eval()",
+        "with torch.no_grad():",
+        "    logits = model(**inputs).logits",
+    )
+    """Statements that set `logits` from `inputs`, the tokenizer's output."""
+    predict_packages: tuple[str, ...] = ("import torch",)
+    """Imports that `predict` needs besides."""
+    tensors: str = "pt"
+    """The tokenizer's `return_tensors`."""
+    opens_hub_names: bool = True
+    """Whether `directory` may be a name on the hub instead."""
+
+
+class Format(ABC):
+    """What `bayeslora export` asks of a format; `catalogue.FormatEntry` holds its light facts."""
+
+    keeps: ClassVar[frozenset[str]] = frozenset(WEIGHTS)
+    """Quantized operands (`methods.blora.gates`) that it keeps, if only as rounded numbers."""
+
+    def check(self, config: RunConfig) -> None:  # noqa: B027  # most formats refuse no run
+        """Refuse a run that has nothing to write in this format.
+
+        Raises:
+            UserError: with the reason.
+        """
+
+    @abstractmethod
+    def write(
+        self,
+        directory: Path,
+        network: Network,
+        config: RunConfig,
+        tokenizer: Any,
+        options: ExportOptions,
+    ) -> dict[str, Any]:
+        """Write the files; the tokenizer's are written by the caller.
+
+        Args:
+            directory: does not exist yet.
+            network: at the posterior mean `bank.mean` with the kept triplets `bank.mask`. It is
+                not used again, so its modules may be changed.
+        Returns:
+            Entries for the manifest, besides those that every export has.
+        """
+
+    @abstractmethod
+    def reopen(self, directory: Path, config: RunConfig, device: torch.device) -> Logits:
+        """Open what `write` wrote, if possible without this package's model code.
+
+        Args:
+            config: the run's, for its base model and --trust-remote-code.
+            device: where to compute, if the format leaves a choice.
+        """
+
+    @abstractmethod
+    def description(self, options: ExportOptions) -> str:
+        """Return a sentence for the model card: what the files are."""
+
+    @abstractmethod
+    def snippet(self, config: RunConfig) -> Snippet:
+        """Return the code that opens the export on any machine."""
+
+
+def kept_factors(
+    network: Network, mean: Tensor, mask: Tensor
+) -> dict[str, tuple[Tensor, Tensor | None, Tensor]]:
+    """Return A (k, in), E (k, 1) or None, and B (out, k) of each adapted matrix's k kept triplets.
+
+    Quantized factors are returned as the rounded numbers.
+
+    Args:
+        mean: flat parameters (N,).
+        mask: kept triplets (n, r).
+    """
+    mean = network.effective(mean)
+    found = {}
+    for index, name in enumerate(network.adapters):
+        kept = mask[index].bool()
+        part = {p: network.bank.segments.get(f"{name}.lora_{p}") for p in "AEB"}
+        a, e, b = (None if s is None else s.view(mean) for s in part.values())
+        assert a is not None
+        assert b is not None
+        found[name] = (a[kept], None if e is None else e[kept], b[:, kept])
+    return found

@@ -1,0 +1,87 @@
+"""The whole fine-tuned model in transformers' own files, the adapters merged into its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.export.formats.format import Format, Snippet, kept_factors
+from bayeslora_cli.export.independent_reader import Logits, open_merged
+from bayeslora_cli.export.request import ExportOptions
+from bayeslora_cli.methods.network import Network
+from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
+from bayeslora_cli.runs.model_card import trust_argument
+
+
+class MergedModel(Format):
+    """The whole model, for transformers alone."""
+
+    def write(
+        self,
+        directory: Path,
+        network: Network,
+        config: RunConfig,
+        tokenizer: Any,
+        options: ExportOptions,
+    ) -> dict[str, Any]:
+        """Write `save_pretrained`'s files in fp32."""
+        module = merge(network, network.bank.mean, network.bank.mask)
+        module.save_pretrained(directory, state_dict=state_of(module))
+        return {}
+
+    def reopen(self, directory: Path, config: RunConfig, device: torch.device) -> Logits:
+        """Open the model with transformers."""
+        return open_merged(directory, device, trust_remote_code=config.trust_remote_code)
+
+    def description(self, options: ExportOptions) -> str:
+        return "This is the whole model, the adapter merged in."
+
+    def snippet(self, config: RunConfig) -> Snippet:
+        """Return the code that opens the model with transformers."""
+        name = "AutoModelForSequenceClassification"
+        trust = trust_argument(config)
+        return Snippet(
+            transformers=(name,), load=(f"model = {name}.from_pretrained(directory{trust})",)
+        )
+
+
+MERGED = MergedModel()
+
+
+@torch.no_grad()
+def merge(network: Network, mean: Tensor, mask: Tensor) -> Any:
+    """Merge the adapters into the backbone's weights; returns the network's own module, changed.
+
+    Args:
+        mean: flat parameters (N,).
+        mask: kept triplets (n, r).
+    """
+    rounded = network.effective_base(mean)
+    for name, (a, e, b) in kept_factors(network, mean, mask).items():
+        layer = network.adapters[name]
+        base = layer.base_layer
+        assert isinstance(base.weight, Tensor)
+        if name in rounded:
+            base.weight.copy_(rounded[name])
+        base.weight += layer.delta_weight(a, e, b)
+        parent, _, last = name.rpartition(".")
+        setattr(network.module.get_submodule(parent), last, base)
+    for attention in network.module.modules():
+        if isinstance(attention, RelativeAttention):
+            attention.joint = None  # which would add its layers' deltas once more
+    return network.module
+
+
+def state_of(module: Any) -> dict[str, Tensor]:
+    """Copy a merged model's tensors to the CPU, each with memory of its own.
+
+    safetensors refuses tensors that share memory, as those do that are views of the bank.
+    """
+    return {
+        name: value.detach().to("cpu", copy=True).contiguous()
+        for name, value in module.state_dict().items()
+    }

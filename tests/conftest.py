@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import random
 from collections.abc import Callable
@@ -169,3 +170,17 @@ def a_gpu() -> None:
     """Tests of one GPU fail where there is none: they were asked for."""
     if not torch.cuda.is_available():
         pytest.fail("marked gpu, but there is no CUDA device")
+
+
+@pytest.fixture
+def quiet_machine(monkeypatch):
+    """A logger as it was, and an environment that says nothing of terminals."""
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    logger = logging.getLogger("bayeslora")
+    handlers, level = logger.handlers, logger.level
+    yield
+    logger.handlers = handlers
+    logger.setLevel(level)

@@ -6,6 +6,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from hypothesis import strategies as st
+
+from bayeslora_cli.reports.ranks.run_groups import Group
 from bayeslora_cli.runs.atomic_write import write_json
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import MatrixReport, RankReport, kinds_of, layer_of
@@ -96,3 +99,22 @@ def write_seeds(path, layer_names, seeds=(2021, 2022, 2023), **options):
             history_lines(layer_names, seed=seed, **options),
         )
     return path
+
+
+def group(reports):
+    """Runs that are nowhere."""
+    runs = tuple(RunDir(Path(f"run-{i}")) for i in range(len(reports)))
+    return Group(label="runs", runs=runs, reports=tuple(reports))
+
+
+def with_kept(report, kept):
+    """The same matrices with other triplets kept: (matrices, init_rank) of booleans."""
+    matrices = (
+        replace(m, kept=tuple(k), rank=sum(k)) for m, k in zip(report.matrices, kept, strict=True)
+    )
+    return replace(report, budget=sum(map(sum, kept)), matrices=tuple(matrices))
+
+
+_KEPT = st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=13, max_size=13)
+# reports of the same matrices with any triplets kept
+PRUNED_REPORTS = _KEPT.map(lambda k: with_kept(allocation(names(2)), k))

@@ -1,16 +1,14 @@
-"""The heatmap: its grid against the report, what is drawn against the grid, colours, consoles."""
+"""The heatmap: what is drawn against the grid, colours, consoles."""
 
 from __future__ import annotations
 
 import io
-import itertools
 import re
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.color import Color, ColorSystem
 from rich.console import Console
 from rich.text import Text
 
@@ -50,35 +48,6 @@ reports = st.lists(
     ),
     max_size=60,
 ).map(report)
-
-
-# ---- the grid
-
-
-@settings(max_examples=80, deadline=None)
-@given(reports)
-def test_the_grid_holds_every_rank(ranks):
-    grid = rank_grid(ranks)
-    for kind, row in zip(grid.kinds, grid.values, strict=True):
-        for layer, value in zip(grid.layers, row, strict=True):
-            there = [m.rank for m in ranks.matrices if (m.kind, m.layer) == (kind, layer)]
-            assert value == (sum(there) if there else None)
-    for kind, value in grid.outside:
-        assert value == sum(m.rank for m in ranks.matrices if (m.kind, m.layer) == (kind, None))
-    inside = sum(v or 0 for row in grid.values for v in row)
-    assert inside + sum(v for _, v in grid.outside) == ranks.budget
-    assert list(grid.layers) == sorted(set(grid.layers))
-
-
-def test_rows_are_in_the_papers_order():
-    """Then what the paper has not, as the model has it."""
-    kinds = ("zeta", "W_f2", "W_gate", "W_k", "alpha", "W_q", "W_f1", "W_v", "W_o")
-    assert rank_grid(full_report(2, kinds)).kinds == (*PAPER_KINDS, "zeta", "W_gate", "alpha")
-
-
-def test_the_budget_is_told():
-    ranks = report([matrix("W_q", 0, 1, 3), matrix("W_k", 0, 2, 3), matrix("W_pool", None, 0, 3)])
-    assert rank_grid(ranks).caption == "3 of 9 triplets kept (33%), mean rank 1.00 of 3 matrices"
 
 
 # ---- the drawing, read back
@@ -235,33 +204,6 @@ def test_everything_pruned(colour):
 # ---- shades
 
 
-def luminance(colour):
-    """Of sRGB, as WCAG defines it."""
-    parts = [c / 255 for c in Color.parse(colour).get_truecolor()]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-def test_the_ramp_gets_lighter_evenly():
-    """In CIE lightness, of which the eye tells some 2 apart."""
-    lightness = [116 * luminance(background) ** (1 / 3) - 16 for background, _ in RAMP]
-    steps = [b - a for a, b in itertools.pairwise(lightness)]
-    assert min(steps) > 10
-    assert max(steps) < 20
-
-
-def test_numbers_are_readable_on_every_shade():
-    for pair in RAMP:
-        dark, light = sorted(luminance(colour) for colour in pair)
-        assert (light + 0.05) / (dark + 0.05) >= 4.5, pair
-
-
-def test_256_colours_are_enough():
-    for colour in (c for pair in RAMP for c in pair):
-        fewer = Color.parse(colour).downgrade(ColorSystem.EIGHT_BIT)
-        assert fewer.get_truecolor() == Color.parse(colour).get_truecolor()
-
-
 def shades_of(text):
     """Background and number of each cell of a coloured drawing."""
     for span in text.spans:
@@ -356,24 +298,6 @@ def quantized(*widths):
 
 
 WIDTHS = quantized((2, 2), (4, 8), (16, 16), (2, 4), (8, 8))
-
-
-def test_widths_are_averaged():
-    """Over operands, over matrices that share a place, over runs; rows and columns end in means."""
-    grid = bit_grid([WIDTHS])
-    assert grid.values == ((2, 6), (16, 3))
-    assert grid.outside == (("W_pool", 8),)
-    assert (grid.row_sums, grid.column_sums, grid.total) == ([4, 9.5], [9, 4.5], 6.75)
-    assert "mean width 7.00 bits" in grid.caption
-    other = quantized((4, 4), (4, 8), (16, 16), (2, 4), (8, 8))
-    both = bit_grid([WIDTHS, other])
-    assert both.values == ((3, 6), (16, 3))
-    assert "mean over 2 runs" in both.caption
-    assert bit_grid([WIDTHS, full_report(1)]) is None
-    assert bit_grid([report([])]) is None
-    text = draw(grid, width=80, **DIGITS).plain
-    assert text.splitlines()[0].split() == ["layer", "0", "1", "mean"]
-    assert text.splitlines()[1].split() == ["W_q", "2.0", "6.0", "4.0"]
 
 
 def test_ranks_and_widths_side_by_side():

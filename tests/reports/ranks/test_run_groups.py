@@ -4,57 +4,28 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from itertools import combinations, permutations
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.toml_files import to_toml
 from bayeslora_cli.errors import RunDirError, UserError
-from bayeslora_cli.reports.ranks.grids import difference_grid, mean_grid, rank_grid
-from bayeslora_cli.reports.ranks.rank_agreement import between, within
-from bayeslora_cli.reports.ranks.run_groups import Group, check_same, load_group, load_groups
+from bayeslora_cli.reports.ranks.rank_agreement import between
+from bayeslora_cli.reports.ranks.run_groups import check_same, load_group, load_groups
 from bayeslora_cli.runs.directory import RunDir
-from tests.support.ranked_runs import DECODER, allocation, constant, names, write_run, write_seeds
+from tests.support.ranked_runs import (
+    DECODER,
+    allocation,
+    constant,
+    group,
+    names,
+    write_run,
+    write_seeds,
+)
 
 NAMES = names(2)
 REPORT = allocation(NAMES)
-
-
-def group(reports):
-    """Runs that are nowhere."""
-    runs = tuple(RunDir(Path(f"run-{i}")) for i in range(len(reports)))
-    return Group(label="runs", runs=runs, reports=tuple(reports))
-
-
-def with_kept(report, kept):
-    """The same matrices with other triplets kept: (matrices, init_rank) of booleans."""
-    matrices = (
-        replace(m, kept=tuple(k), rank=sum(k)) for m, k in zip(report.matrices, kept, strict=True)
-    )
-    return replace(report, budget=sum(map(sum, kept)), matrices=tuple(matrices))
-
-
-kept = st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=13, max_size=13)
-reports = kept.map(lambda k: with_kept(REPORT, k))
-groups = st.lists(reports, min_size=1, max_size=4).map(group)
-
-
-def numbers(grid):
-    """Every number of a grid by what it is of; None left out."""
-    inside = {
-        (kind, layer): value
-        for kind, row in zip(grid.kinds, grid.values, strict=True)
-        for layer, value in zip(grid.layers, row, strict=True)
-    }
-    return {k: v for k, v in (inside | dict(grid.outside)).items() if v is not None}
-
-
-# ---- on the disk
 
 
 def test_runs_are_found_where_they_are(tmp_path):
@@ -210,115 +181,3 @@ def test_mixed_criteria_and_budgets_are_told(tmp_path, caplog):
     caplog.clear()
     load_group([tmp_path / "a"])
     assert not caplog.text
-
-
-# ---- means and differences
-
-
-@settings(max_examples=60, deadline=None)
-@given(groups)
-def test_means_and_deviations(some):
-    grid = mean_grid(some)
-    grids = [numbers(rank_grid(report)) for report in some.reports]
-    for key, value in numbers(grid).items():
-        values = [found[key] for found in grids]
-        assert value == pytest.approx(np.mean(values))
-        if len(values) > 1:
-            assert numbers(grid.spread)[key] == pytest.approx(np.std(values, ddof=1))
-    assert (grid.spread is None) == (len(grids) == 1)
-    assert sum(numbers(grid).values()) == pytest.approx(some.ranks.sum() / len(grids))
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.lists(reports, min_size=2, max_size=3))
-def test_the_order_of_runs_does_not_matter(some):
-    wanted = mean_grid(group(some))
-    for order in permutations(some):
-        found = mean_grid(group(order))
-        assert numbers(found) == pytest.approx(numbers(wanted))
-        assert numbers(found.spread) == pytest.approx(numbers(wanted.spread))
-        assert within(group(order)).by_chance == pytest.approx(within(group(some)).by_chance)
-
-
-@settings(max_examples=60, deadline=None)
-@given(groups, groups)
-def test_a_difference_is_antisymmetric(a, b):
-    there, back = numbers(difference_grid(a, b)), numbers(difference_grid(b, a))
-    assert there == {key: -value for key, value in back.items()}
-    means = numbers(mean_grid(a)), numbers(mean_grid(b))
-    assert there == pytest.approx({key: means[0][key] - means[1][key] for key in there})
-    assert not any(numbers(difference_grid(a, a)).values())
-
-
-def test_matrices_in_one_cell_are_summed_before_the_deviation():
-    """In a report from elsewhere: the deviation of their sum, not the sum of their deviations."""
-    experts = ["encoder.layer.0.experts.0.w1", "encoder.layer.0.experts.1.w1"]
-    like = allocation(experts)
-    like = replace(like, matrices=tuple(replace(m, kind="w1") for m in like.matrices))
-    one = with_kept(like, [[True] * 3, [False] * 3])
-    other = with_kept(like, [[False] * 3, [True] * 3])
-    grid = mean_grid(group([one, other]))
-    assert numbers(grid) == {("w1", 0): 3.0}
-    assert numbers(grid.spread) == {("w1", 0): 0.0}
-
-
-# ---- agreement
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(reports, min_size=2, max_size=4))
-def test_triplets_in_common(some):
-    found = within(group(some))
-    wanted = []
-    for a, b in combinations(some, 2):
-        ours, theirs = (
-            {(m.name, i) for m in r.matrices for i, k in enumerate(m.kept) if k} for r in (a, b)
-        )
-        if ours and theirs:
-            wanted.append(2 * len(ours & theirs) / (len(ours) + len(theirs)))
-    assert found.pairs == len(some) * (len(some) - 1) // 2
-    assert list(found.in_common) == pytest.approx(wanted)
-
-
-@settings(max_examples=40, deadline=None)
-@given(reports)
-def test_a_run_agrees_with_itself(report):
-    found = between(group([report]), group([report]))
-    kept_any = report.budget > 0
-    assert found.in_common == ((1.0,) if kept_any else ())
-    assert found.rank_correlation in ((), (pytest.approx(1),))
-    if kept_any:
-        assert found.by_chance == pytest.approx(report.budget / 39)
-        assert found.by_chance - 1e-12 <= found.by_chance_at_ranks <= 1 + 1e-12
-
-
-def test_chance_levels_are_what_chance_gives():
-    """Against draws: triplets of all matrices, and triplets in each matrix at its rank."""
-    rng = np.random.default_rng(0)
-    one, two = allocation(NAMES, seed=1), allocation(NAMES, seed=2, share=0.4)
-    found = between(group([one]), group([two]))
-    anywhere, at_ranks = [], []
-    for _ in range(600):
-        masks = []
-        for report in (one, two):
-            flat = rng.permutation([k for m in report.matrices for k in m.kept])
-            masks.append(with_kept(report, flat.reshape(-1, 3).tolist()))
-        anywhere += between(group(masks[:1]), group(masks[1:])).in_common
-        masks = [
-            with_kept(r, [rng.permutation(m.kept).tolist() for m in r.matrices]) for r in (one, two)
-        ]
-        at_ranks += between(group(masks[:1]), group(masks[1:])).in_common
-    for drawn, expected in ((anywhere, found.by_chance), (at_ranks, found.by_chance_at_ranks)):
-        assert np.mean(drawn) == pytest.approx(expected, abs=4 * np.std(drawn) / len(drawn) ** 0.5)
-    assert abs(found.by_chance - found.by_chance_at_ranks) > 0.01
-
-
-def test_constant_ranks_have_no_correlation():
-    lora = constant(allocation(NAMES, share=1))
-    found = within(group([lora, lora])).to_json()
-    assert found["rank_correlation"] is None
-    assert found["in_common"] == {"mean": 1.0, "min": 1.0, "max": 1.0}
-
-
-def test_one_run_agrees_with_nobody():
-    assert within(group([REPORT])) is None

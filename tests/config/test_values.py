@@ -1,4 +1,4 @@
-"""How often something happens, as typed."""
+"""Values of options as typed, and durations as printed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.config.values import Interval, parse_interval
+from bayeslora_cli.config.values import Interval, duration, parse_interval
 from bayeslora_cli.errors import ConfigError
 
 
@@ -28,3 +28,14 @@ def test_anything_else_is_refused(text):
     with pytest.raises(ConfigError) as caught:
         RunConfig(checkpoint_every=text)
     assert f"--checkpoint-every {text}: give auto, a number of steps" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (130, "2m10s"), (3599.7, "1h00m"),
+        (11_100, "3h05m"), (360_000, "100h00m"),
+    ],
+)  # fmt: skip
+def test_durations(seconds, text):
+    assert duration(seconds) == text

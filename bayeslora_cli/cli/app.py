@@ -50,18 +50,18 @@ for name, command in (
     app.command(name)(command)
 
 
-def main(shared: Any = None) -> None:
+def main(workspace: Any = None) -> None:
     """The entry point: known errors are one message and their exit code, bugs are tracebacks.
 
     Args:
-        shared: a `shared.Shared` of the runs that this process has trained before.
+        workspace: `training.assembly.Workspace` of the runs that this process has trained before.
     """
     # the other commands are never of several processes, though srun may start several of them
     training = next((word for word in sys.argv[1:] if not word.startswith("-")), None) == "train"
     at = place() if training else Place()
     try:
         with at.voice():
-            app(obj=shared)
+            app(obj=workspace)
     except BayesloraError as error:
         if not error.reported_elsewhere:
             kind = "" if isinstance(error, Preempted) else "error: "

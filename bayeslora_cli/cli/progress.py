@@ -58,7 +58,7 @@ class _Handler(logging.Handler):
             self.handleError(record)
 
 
-class Progress(Reporter):
+class ProgressBar(Reporter):
     """Shows a bar on a terminal, and writes a line a log interval elsewhere."""
 
     def __init__(self, console: Console) -> None:
@@ -132,7 +132,7 @@ class Progress(Reporter):
             yield f"{duration(self._pace.seconds(self._total - self._done))} left"
 
     def _bar(self) -> Table:
-        from rich.progress_bar import ProgressBar
+        from rich import progress_bar
         from rich.table import Table
 
         line = Table.grid(padding=(0, 1))
@@ -140,7 +140,7 @@ class Progress(Reporter):
         line.add_column(ratio=1)
         line.add_column(no_wrap=True)
         line.add_row(
-            ProgressBar(self._total, self._done),
+            progress_bar.ProgressBar(self._total, self._done),
             "  ".join([f"{self._done}/{self._total}", *self._facts()]),
         )
         return line

@@ -10,7 +10,7 @@ import typer
 
 from bayeslora_cli.cli.evaluate import print_table
 from bayeslora_cli.cli.options import takes_options, typed_values
-from bayeslora_cli.cli.progress import Progress, logger, set_up_logging
+from bayeslora_cli.cli.progress import ProgressBar, logger, set_up_logging
 from bayeslora_cli.config import presets
 from bayeslora_cli.config.options import PRINTED, SWEEP, WHAT
 from bayeslora_cli.errors import BayesloraError, ConfigError, RunDirError, UserError
@@ -134,7 +134,7 @@ def train(
             from bayeslora_cli.sweeps.runner import run_sweep
 
             problems = run_sweep(
-                sweep.runs, jobs or 1, console, lambda: Progress(console), stop, processes
+                sweep.runs, jobs or 1, console, lambda: ProgressBar(console), stop, processes
             )
             with processes.all_or_none():
                 if processes.first:
@@ -143,7 +143,7 @@ def train(
             from bayeslora_cli.training.loop import train as run_training
 
             resolved = sweep.runs[0].resolved
-            run = run_training(resolved, Progress(console), stop, ctx.obj, processes)
+            run = run_training(resolved, ProgressBar(console), stop, ctx.obj, processes)
             if processes.first:
                 _print_run(run, as_json=as_json)
 
@@ -162,10 +162,15 @@ def _print_run(run: RunDir, *, as_json: bool) -> None:
 
 def _print_plans(sweep: Sweep, processes: int, *, as_json: bool) -> None:
     """What each run would be: one object or several, in JSON a list of them."""
-    from bayeslora_cli.training.plan import describe_plan, plan
+    from bayeslora_cli.data.example_cache import ExampleCache
+    from bayeslora_cli.training.plan import describe_plan, dry_run
     from bayeslora_cli.training.preparation import prepare
 
-    found = [plan(prepare(planned.resolved), planned.resolved, processes) for planned in sweep.runs]
+    cache = ExampleCache()
+    found = [
+        dry_run(prepare(planned.resolved, cache), planned.resolved, processes)
+        for planned in sweep.runs
+    ]
     if as_json:
         print(json.dumps(found if len(found) > 1 else found[0], allow_nan=False))
     else:

@@ -23,18 +23,18 @@ def main() -> None:
     """Train what the command line says, and then what the socket says."""
     with socket.socket(fileno=os.dup(0)) as channel, channel.makefile("r") as orders:
         _open(os.devnull, os.O_RDONLY, 0)  # nobody else is to read orders
-        from bayeslora_cli.data.example_cache import Shared
+        from bayeslora_cli.training.assembly import Workspace
 
-        shared, training = Shared(), Event()
+        workspace, training = Workspace(), Event()
         Thread(target=_stop_if_left, args=(channel, training), daemon=True).start()
-        _train(shared, training)
+        _train(workspace, training)
         channel.sendall(b"\n")
         for line in orders:
             order = json.loads(line)
             for number in (1, 2):
                 _open(order["log"], os.O_WRONLY | os.O_APPEND, number)
             sys.argv[1:] = order["arguments"]
-            _train(shared, training)
+            _train(workspace, training)
             channel.sendall(b"\n")
 
 
@@ -47,11 +47,11 @@ def _stop_if_left(channel: socket.socket, training: Event) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _train(shared: object, training: Event) -> None:
+def _train(workspace: object, training: Event) -> None:
     """Be `bayeslora`, but stay where that ends well."""
     training.set()
     try:
-        app.main(shared)
+        app.main(workspace)
     except SystemExit as done:
         if done.code:
             raise

@@ -1,4 +1,4 @@
-"""What the runs of one process share: rows, their tokens, and what the last one was made with."""
+"""Rows and tokens that runs of one process share."""
 
 from __future__ import annotations
 
@@ -14,36 +14,34 @@ from bayeslora_cli.tasks.task import Examples, Task
 _SOURCE = ("task", "data", "train_file", "eval_file", "text_columns", "label_column")
 
 
-class Shared:
-    """Keeps the last task's rows and tokens, which runs that differ in seed or method all want."""
+class ExampleCache:
+    """Keeps the last task's rows and tokens, for runs that differ in seed or method."""
 
     def __init__(self) -> None:
         self._rows: tuple[Any, tuple[Task, dict[str, Examples]]] | None = None
         self._tokens: tuple[Any, dict[str, TokenisedSplit]] | None = None
-        self.rig: Any = None
-        """A `rig.Rig` that a run has left in good order; None: there is none."""
-        self.alike = 1
-        """Runs that this process trains with such a rig, the present one included."""
 
     def examples(self, config: RunConfig) -> tuple[Task, dict[str, Examples]]:
-        """As `data.load_examples` has them.
+        """The task and its rows by split, as `load_examples` reads them.
 
         Raises:
-            UserError: as it does.
+            UserError: as `load_examples` does.
         """
         key = tuple(getattr(config, name) for name in _SOURCE)
         if self._rows is None or self._rows[0] != key:
-            self._rows = self._tokens = None  # not the old ones beside the new
+            self._rows = self._tokens = None  # free the old ones before the new are read
             self._rows = key, load_examples(config)
         return self._rows[1]
 
     def tokens(
         self, config: RunConfig, task: Task, examples: Mapping[str, Examples], tokenizer: Any
     ) -> dict[str, TokenisedSplit]:
-        """The tokens of each split of `examples`, which are the last that were asked for.
+        """The tokens of each split.
 
+        Args:
+            examples: what the last call of `examples` returned.
         Raises:
-            UserError: as `batches.tokenise` does.
+            UserError: as `tokenise` does.
         """
         key = config.model, config.max_length
         if self._tokens is None or self._tokens[0] != key:

@@ -1,4 +1,4 @@
-"""torch.compile for a backbone's repeated blocks, each compiled once and used by all its likes."""
+"""torch.compile for a backbone's repeated blocks: compiled once, used by all blocks of a kind."""
 
 from __future__ import annotations
 
@@ -19,20 +19,25 @@ from bayeslora_cli.runs.file_lock import once
 
 logger = logging.getLogger("bayeslora")
 
-# steps from which compiling pays on a GPU: it takes five to ten seconds for each padded width and
-# saves a fifth of a step (DeBERTaV3-base, bf16, H200: 1.5 of 7.1 ms at 64 tokens, 5.7 of 29 at 256)
 WORTH_IT = 20_000
+"""Steps from which compiling pays on a GPU. It takes five to ten seconds for each padded width and
+saves a fifth of a step (DeBERTaV3-base, bf16, H200): 1.5 of 7.1 ms at 64 tokens, 5.7 of 29 at
+256."""
 PATIENCE = 30.0
-"""Seconds to wait for another process's compiling, which takes five to twenty a width."""
-# what tells one block's code from another's, mostly, besides its adapters
+"""Seconds to wait while another process compiles, which takes five to twenty per width."""
+# the options that decide a block's code, nearly all of it, besides its adapters
 _BLOCK = ("model", "precision", "target_modules", "dropout", "gradient_checkpointing")
-VARIANTS = 128  # widths, row counts and phases that a block is compiled for, then runs as it is
+VARIANTS = 128
+"""Widths, row counts and phases that a block is compiled for at most; more run uncompiled."""
 
 
 def is_worth_compiling(choice: str, steps: int) -> bool:
-    """Whether to compile a run of so many steps on a GPU, `choice` being auto, on or off.
+    """Whether to compile a run of `steps` steps on a GPU.
 
-    Where it would be but cannot, a warning says so.
+    Warns where compiling would pay but Triton is missing.
+
+    Args:
+        choice: auto, on or off.
     """
     if choice == "off" or (choice == "auto" and steps < WORTH_IT):
         return False
@@ -43,11 +48,11 @@ def is_worth_compiling(choice: str, steps: int) -> bool:
 
 
 def compile_blocks(module: nn.Module) -> None:
-    """Compile the blocks of each list of like layers, in place; names stay.
+    """Compile the blocks of each list of layers of one class, in place; names stay.
 
-    Blocks and not the whole: all blocks share the code compiled for the first. That code asks for
-    the gradient of a block's input, so the first block's input gets one as well, which nobody needs
-    but which is faster made than code of the first block's own: half of all compiling.
+    Blocks and not the whole model: all blocks share the code compiled for the first. That code
+    computes the gradient of a block's input. The first block's input needs none, but gets one as
+    well: that is faster than compiling separate code for the first block, half of all compiling.
     """
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, VARIANTS)
@@ -63,7 +68,7 @@ def compile_blocks(module: nn.Module) -> None:
 def _with_gradient(
     owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What transformers' encoders call hidden states, first or by name, with a gradient."""
+    """Have the hidden states, an encoder's first or named argument, require a gradient."""
     states = args[0] if args else kwargs.get("hidden_states")
     if not isinstance(states, Tensor) or states.requires_grad or not torch.is_grad_enabled():
         return args, kwargs
@@ -77,22 +82,23 @@ def _with_gradient(
 def compiled_once(
     config: RunConfig, adapters: tuple[Hashable, ...], key: tuple[Hashable, Hashable]
 ) -> Iterator[None]:
-    """Around what compiles: of the processes that are to compile the same, one does.
+    """Surround what compiles: of several processes that would compile the same, one does.
 
-    The others wait, and find it in the compiler's cache on disk: first runs whose blocks are alike,
-    on inputs of the same shapes, as blocks are most of the work, then those that differ in seed.
+    The others wait, and find the result in the compiler's cache on disk. Two locks: one for runs
+    whose blocks are alike, on inputs of the same shapes, as blocks are most of the work; then one
+    for runs that differ only in the seed.
 
     Args:
         config: of the run.
-        adapters: what tells the code of its adapted blocks from others, `Method.block_key`.
-        key: of what is compiled, and its inputs' shapes.
+        adapters: `Method.block_key`: the facts that decide the code of the adapted layers.
+        key: of the piece that is compiled, and its inputs' shapes.
     """
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # a second, where none compiles
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # this import takes a second
 
     machine = torch.__version__, torch.cuda.get_device_name()
     place = Path(cache_dir()) / "bayeslora"
     wanted = [place / _name(machine, kind(config), key)]
-    if key[1]:  # a pass, with blocks in it
+    if key[1]:  # a forward and backward pass, with blocks in it
         block = adapters, *(getattr(config, name) for name in _BLOCK)
         wanted.insert(0, place / _name(machine, block, key[1]))
     with ExitStack() as held:
@@ -111,8 +117,8 @@ def _name(*parts: object) -> str:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Blocks run as they are: what is seen a few times is not worth compiling."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
+    """Run the blocks uncompiled inside: what runs a few times is not worth compiling."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes a second
         yield
         return
     with torch.compiler.set_stance("force_eager"):

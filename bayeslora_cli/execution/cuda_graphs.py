@@ -1,9 +1,9 @@
 """Runs the pieces of a step: kernel by kernel, or from the second time on as one CUDA graph.
 
-A piece is a function of its inputs, of state in fixed tensors, and of a key that says all else
-about it: the same key means the same kernels. The first time a piece simply runs, which is also the
-warm-up that a capture wants; the second time it is captured, which runs nothing, and replayed.
-Nothing of the run's state is touched by a capture, so a captured run is the run.
+A piece is a function of its inputs, of state in fixed tensors, and of a key that decides everything
+else: the same key means the same kernels. The first time a piece runs eagerly, which is also the
+warm-up that a capture needs; the second time it is captured, which computes nothing, and replayed.
+A capture changes no state of the run, so a captured run gives the same bits as an eager one.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ logger = logging.getLogger("bayeslora")
 Inputs = Mapping[str, Tensor]
 Piece = Callable[[Inputs], None]
 Key = tuple[Hashable, Hashable]
-"""Of a piece, and the names, shapes and types of its inputs."""
+"""A piece's key, and the names, shapes and types of its inputs."""
 
 
 class Runner(Protocol):
     """Runs a piece of the step."""
 
     def __call__(self, key: Hashable, piece: Piece, inputs: Inputs) -> None:
-        """Run `piece(inputs)`; shapes and types of the inputs belong to the key by themselves."""
+        """Run `piece(inputs)`; a runner adds the inputs' shapes and types to `key` itself."""
 
 
 def run_eagerly(key: Hashable, piece: Piece, inputs: Inputs) -> None:
-    """Kernel by kernel."""
+    """Run the piece kernel by kernel."""
     piece(inputs)
 
 
@@ -52,16 +52,16 @@ class GraphRunner:
         """Nothing is captured yet.
 
         Args:
-            generators: the device's, besides torch's own, that pieces draw from.
-            alone: whether this process may run eagerly while others replay: not where they
-                communicate.
-            around_first: what surrounds a piece's first time, given its key.
+            generators: of the device, besides torch's own, that pieces draw from.
+            alone: whether this process may run eagerly if a capture fails. With several processes
+                it may not: those that replay would wait for it.
+            around_first: a context for a piece's first run, made from its key.
         """
         self.alone = alone
         self.around_first = around_first
         self.generators = list(generators)
         self.failure: str | None = None
-        """Why nothing is captured any more."""
+        """Why nothing is captured any more; None: pieces are captured."""
         self._pool = torch.cuda.graph_pool_handle()
         self._seen: set[Key] = set()
         self._graphs: dict[Key, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
@@ -85,7 +85,7 @@ class GraphRunner:
     def _capture(
         self, key: Key, piece: Piece, inputs: Inputs
     ) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]] | None:
-        """A graph of a piece and the tensors that it reads; None: it cannot be captured."""
+        """Capture a piece: its graph and the input tensors that it reads; None: it failed."""
         places = {name: tensor.clone() for name, tensor in inputs.items()}
         graph = self._graph()
         try:
@@ -99,7 +99,7 @@ class GraphRunner:
             self._settle()
             if not self.alone:
                 if short:
-                    raise  # it is explained further up
+                    raise  # `memory_explained` explains it
                 raise BayesloraError(
                     f"the step cannot be captured in CUDA graphs on this process ({self.failure}), "
                     "and all have to do the same: use --eager"
@@ -116,7 +116,7 @@ class GraphRunner:
         return graph
 
     def _recording(self, graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
-        # other threads may use the device meanwhile: theirs are not our operations
+        # other threads may use the device meanwhile: their operations are not captured
         return torch.cuda.graph(
             graph,
             pool=self._pool,
@@ -125,13 +125,13 @@ class GraphRunner:
         )
 
     def _release(self) -> None:
-        """Leave the graphs' memory to the steps that run without them."""
+        """Free the graphs' memory, for the steps that run without them."""
         torch.cuda.synchronize()
         self._graphs.clear()
         torch.cuda.empty_cache()
 
     def _settle(self) -> None:
-        """After a failure torch's generators still believe in the capture: end one that works."""
+        """Reset torch's generators, which still expect the failed capture: complete a small one."""
         torch.cuda.synchronize()
         self._pool = torch.cuda.graph_pool_handle()
         place = torch.zeros((), device="cuda")

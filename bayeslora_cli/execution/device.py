@@ -1,4 +1,4 @@
-"""Where and how precisely to compute."""
+"""The device of a run, the precision of its products, and its memory."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def pick_device(name: str) -> torch.device:
         raise UserError(
             f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices"
         )
-    if device.index is not None:  # where kernels of Triton are launched
+    if device.index is not None:  # Triton launches its kernels on the current device
         torch.cuda.set_device(device)
     return device
 
 
 def set_precision(precision: str, *, deterministic: bool = False) -> None:
-    """fp32 means fp32: matrix products use TF32 under `tf32` alone.
+    """Set how torch computes matrix products: in TF32 only if `precision` is `tf32`.
 
     Args:
-        deterministic: a GPU, too, gives the same bits for the same numbers at every repetition.
+        deterministic: whether a GPU has to give the same bits every time.
     """
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -50,10 +50,10 @@ def set_precision(precision: str, *, deterministic: bool = False) -> None:
 
 @contextmanager
 def memory_explained() -> Iterator[None]:
-    """Say what to lower if a GPU's memory is not enough for a training.
+    """Explain an out-of-memory error inside this block: the message names what to lower.
 
     Raises:
-        BayesloraError: it was not.
+        BayesloraError: in place of such an error.
     """
     try:
         yield
@@ -69,15 +69,16 @@ def memory_explained() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether a GPU's memory was not enough, then or in what was being dealt with."""
+    """Whether an error, or one that was being handled when it came, is a GPU out of memory."""
     if error is None:
         return False
-    said = "ALLOC_FAILED" in str(error)  # cuBLAS says it in words
-    return isinstance(error, torch.OutOfMemoryError) or said or is_out_of_memory(error.__context__)
+    if isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error):  # torch, cuBLAS
+        return True
+    return is_out_of_memory(error.__context__)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the allocator's peak on a GPU, the process's peak resident size on a CPU."""
+    """Peak memory in bytes: torch's allocator's on a GPU, the process's resident size on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource

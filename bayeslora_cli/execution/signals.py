@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop: noted where there is a state to save, else obeyed at once.
+"""Signals that ask a process to stop: noted while there is a state to save, else obeyed at once.
 
 Schedulers send SIGTERM or SIGUSR1 before they kill, a terminal SIGINT.
 """
@@ -19,7 +19,7 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT  # as shells have it
 
 
 class Stopped(BaseException):
-    """A signal has come. No `Exception`: libraries catch those to try something else."""
+    """A signal has come. Not an `Exception`: libraries catch those and go on."""
 
 
 class _Abandoned(BaseException):
@@ -27,17 +27,17 @@ class _Abandoned(BaseException):
 
 
 class Stop:
-    """Whether somebody has asked this process to stop. Nobody has, but inside `listening`."""
+    """Whether a signal has asked this process to stop; only `listening` notes signals."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.noting = False
-        """Whether a signal is noted, to be found by `check`, and not raised where it comes."""
+        """Whether a signal is noted for `check` to find; otherwise it raises where it comes."""
         self.patience = 0.0
         """Seconds in which a second SIGINT counts as the first."""
 
     def check(self) -> None:
-        """Do nothing, in the normal case.
+        """Raise if a signal has come; otherwise do nothing.
 
         Raises:
             Stopped: a signal has come.
@@ -47,7 +47,7 @@ class Stop:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Signals are noted inside; whoever is in there checks when it suits, and the end does."""
+        """Note signals inside this block. The code inside calls `check`; the block's end does."""
         self.noting = True
         try:
             yield
@@ -58,12 +58,13 @@ class Stop:
 
 @contextmanager
 def listening() -> Iterator[Stop]:
-    """Listen to `SIGNALS` inside; afterwards they do what they did before.
+    """Handle `SIGNALS` inside this block; afterwards they do what they did before.
 
-    Ignored ones stay ignored, as SIGINT is in a shell's background jobs. Only in the main thread.
+    Ignored signals stay ignored, as SIGINT is in a shell's background jobs. This works only in the
+    main thread.
 
     Raises:
-        Preempted: a signal came, and nobody inside has said so already.
+        Preempted: a signal came, and no code inside has reported it.
         SystemExit: a second SIGINT came.
     """
     stop = Stop()
@@ -74,7 +75,7 @@ def listening() -> Iterator[Stop]:
         if number == signal.SIGINT and monotonic() - last >= stop.patience:
             interrupts, last = interrupts + 1, monotonic()
         if interrupts == 2:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third finds nobody to ask
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third one kills
             raise _Abandoned
         first, stop.signal = stop.signal is None, stop.signal or signal.Signals(number)
         if first and not stop.noting:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -213,7 +213,7 @@ class RunDir:
                 remove(path)
         self.config.unlink()
 
-    def append(self, path: Path, lines: list[Mapping[str, Any]]) -> None:
+    def append(self, path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         """Append lines to one of the run's JSON Lines files.
 
         Raises:

@@ -65,15 +65,15 @@ def _one_by_one(
     problems: dict[str, str] = {}
     if not runs:
         return problems
-    from bayeslora_cli.data.example_cache import Shared
+    from bayeslora_cli.training.assembly import Workspace
     from bayeslora_cli.training.loop import train
 
-    shared = Shared()
+    workspace = Workspace()
     for number, planned in enumerate(runs, start=1):
-        shared.alike = alike[number - 1]
+        workspace.runs = alike[number - 1]
         logger.info("run %d of %d: %s", number, len(runs), planned.label)
         try:
-            train(planned.resolved, progress(), stop, shared, processes)
+            train(planned.resolved, progress(), stop, workspace, processes)
         except Preempted:
             raise
         except BayesloraError as error:

@@ -1,17 +1,18 @@
-"""What a run leaves behind: adapter, posterior, ranks, model card."""
+"""The files of a finished run: result, adapter, posterior, ranks, model card."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from bayeslora_cli.bayes import posterior
 from bayeslora_cli.bayes.posterior import Posterior
+from bayeslora_cli.bayes.posterior_summary import posterior_summary
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.execution.device import peak_memory
 from bayeslora_cli.export.formats.merged_model import MERGED
 from bayeslora_cli.export.formats.peft_adapter import ADALORA, save_peft_adapter
 from bayeslora_cli.methods.method import find_method
@@ -21,17 +22,44 @@ from bayeslora_cli.runs.atomic_write import replacing, write_json, write_text
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import MatrixReport, RankReport, kinds_of, layer_of
 from bayeslora_cli.tasks.task import Task
+from bayeslora_cli.training.assembly import TrainingSetup
+from bayeslora_cli.training.state import BestSoFar, LoopState
 
 logger = logging.getLogger("bayeslora")
 
 
-@dataclass(kw_only=True, slots=True)
-class Snapshot:
-    """The state that a run's adapter, posterior and scores are written from."""
+def run_result(
+    config: RunConfig, task: Task, setup: TrainingSetup, state: LoopState, best: BestSoFar
+) -> dict[str, Any]:
+    """What result.json says of a run whose steps are all done.
 
-    posterior: Posterior
-    scores: Tensor | None
-    """Of each triplet (n, r); None where the method scores nothing."""
+    Args:
+        config: with its schedule final.
+        state: the loop's, at the end.
+        best: the best evaluations, and the state of the best one at the final budget.
+    """
+    network, allocator, rows = setup.network, setup.allocator, setup.data.training_rows
+    bank = network.bank
+    ranks = bank.mask.sum(1).round().long().tolist()
+    seconds = state.train_seconds + state.evaluation_seconds + state.checkpoint_seconds
+    return {
+        **best.records,
+        "selecting": task.selecting,
+        "task": task.name,
+        "outputs": network.labels.outputs,
+        "training_rows": rows,
+        "steps": state.step,
+        "seconds": round(seconds, 3),
+        "train_seconds": round(state.train_seconds, 3),
+        "checkpoint_seconds": round(state.checkpoint_seconds, 3),
+        "steps_per_second": round(state.step / state.train_seconds, 3),
+        "trainable_parameters": bank.trainable(),
+        "kept_parameters": bank.kept(),
+        "ranks": dict(zip(network.adapters, ranks, strict=True)),
+        **({} if allocator is None else allocator.result(best.mean, best.mask)),
+        "posterior": posterior_summary(bank, best.posterior, config, rows),
+        "peak_memory_bytes": peak_memory(setup.device),
+    }
 
 
 def rank_report(
@@ -67,27 +95,28 @@ def write_artifacts(
     run: RunDir,
     network: Network,
     config: RunConfig,
-    snapshot: Snapshot,
+    *,
+    at: Posterior,
+    scores: Tensor | None,
     mask: Tensor,
     result: Mapping[str, Any],
 ) -> None:
     """Write everything that a finished run holds; result.json last, which makes it finished.
 
     Args:
-        snapshot: best state at the final budget.
+        at: the posterior of the best evaluation at the final budget.
+        scores: its triplets' scores (n, r); None where the method scores nothing.
         mask: the final allocation (n, r).
     """
     network.bank.check_views()
     with replacing(run.posterior) as path:
-        posterior.save(path, network, snapshot.posterior)
+        posterior.save(path, network, at)
     if network.adapters:
         with replacing(run.adapter) as path:
-            at = snapshot.posterior
             save_peft_adapter(network, config, at.mean, at.mask, path)
     else:
-        _save_full(run, network, snapshot.posterior)
-    scores, mean = snapshot.scores, snapshot.posterior.mean
-    report = rank_report(network, config, result["steps"] - 1, mask, scores, mean)
+        _save_full(run, network, at)
+    report = rank_report(network, config, result["steps"] - 1, mask, scores, at.mean)
     write_json(run.ranks, report.to_json())
     write_text(run.card, model_card(run, config, run.read_task(), result))
     write_json(run.result, dict(result))

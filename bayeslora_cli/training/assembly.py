@@ -1,9 +1,13 @@
-"""What a run's steps are made with; the next run takes it over, if it differs in the seed alone."""
+"""Builds what a training step needs (network, optimizer, allocator, data).
+
+The next run reuses it if only the seed changes.
+"""
 
 from __future__ import annotations
 
 import gc
 import logging
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -11,8 +15,8 @@ import torch
 from bayeslora_cli.bayes.optimizer import build_optimizer
 from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig, kind
+from bayeslora_cli.data.example_cache import ExampleCache
 from bayeslora_cli.data.splits import Data, tokens_fingerprint
-from bayeslora_cli.data.tokenization import TokenisedSplit
 from bayeslora_cli.execution.compilation import compile_blocks, compiled_once, is_worth_compiling
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
 from bayeslora_cli.execution.device import pick_device, set_precision
@@ -21,74 +25,89 @@ from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.runs.checkpoint import Stateful, transfer
-from bayeslora_cli.training.preparation import Prepared, learning_rate
+from bayeslora_cli.training.preparation import PreparedRun, learning_rate
 from bayeslora_cli.training.step import TrainStep
 
 logger = logging.getLogger("bayeslora")
 
 
-def rig_for(prepared: Prepared, processes: Processes = SINGLE) -> Rig:
-    """The last run's rig at this one's beginning, if it will do; else a new one, the old one freed.
+@dataclass(kw_only=True, slots=True)
+class Workspace:
+    """What one process keeps from run to run."""
 
-    Until somebody puts it back into `prepared.shared` no other run gets it.
+    examples: ExampleCache = field(default_factory=ExampleCache)
+    setup: TrainingSetup | None = None
+    """The setup of the last run, if that ended well."""
+    runs: int = 1
+    """Runs of this process that can use such a setup, the present one included."""
+
+
+def reuse_or_build(
+    prepared: PreparedRun, workspace: Workspace, processes: Processes = SINGLE
+) -> TrainingSetup:
+    """Return the previous run's setup, reset to this run's initial state, or build a new one.
+
+    A setup is reused if the two runs differ only in the seed; otherwise it is freed first. It is
+    removed from the workspace until the caller puts it back.
 
     Raises:
         UserError: data, model or device that the user can mend.
     """
-    kept: Rig | None = prepared.shared.rig
-    prepared.shared.rig = None
+    kept, workspace.setup = workspace.setup, None
     with processes.all_or_none():
-        taken = kept is not None and kept.begin(prepared, processes)
-    if not all(processes.gather(taken)):
+        reset = kept is not None and kept.reset(prepared, processes)
+    if not all(processes.gather(reset)):
         kept = None
     gc.collect()  # a network is full of cycles: the old one, or what the new draws came from
     if kept is not None:
         logger.debug("the last run's network is used again, from this run's beginning")
         return kept
+    return _build(prepared, workspace.runs, processes)
+
+
+def _build(prepared: PreparedRun, runs: int, processes: Processes) -> TrainingSetup:
+    """A new setup on the device, its step captured and compiled as the options ask."""
+    config = prepared.config
     torch.cuda.empty_cache()  # other processes may be on the same GPU
     with processes.all_or_none():
-        device = pick_device(prepared.config.device)
+        device = pick_device(config.device)
     device = processes.assign_device(device)
     with processes.all_or_none():
-        set_precision(prepared.config.precision, deterministic=prepared.config.deterministic)
+        set_precision(config.precision, deterministic=config.deterministic)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        data = Data(prepared.config, _tokens(prepared), device, processes)
-        rig = Rig(prepared, data, device, processes)
-    processes.check_inputs(rig.checksums)
-    if device.type == "cuda" and not prepared.config.eager:
-        rig.capture(prepared.config, compiled=_is_worth_compiling(prepared))
-    elif prepared.config.compile == "on":
+        data = Data(config, prepared.tokens(), device, processes)
+        setup = TrainingSetup(prepared, data, device, processes)
+    processes.check_inputs(setup.checksums)
+    if device.type == "cuda" and not config.eager:
+        setup.capture(config, compiled=_is_worth_compiling(prepared, runs))
+    elif config.compile == "on":
         logger.warning("--compile on has no effect on a %s", device.type.upper())
-    return rig
+    return setup
 
 
-def _is_worth_compiling(prepared: Prepared) -> bool:
-    """By the steps of all runs that share what is compiled.
+def _is_worth_compiling(prepared: PreparedRun, runs: int) -> bool:
+    """Whether to compile, by the steps of all `runs` that share the compiled code.
 
-    But a run that is to have the same bits has them wherever it is trained.
+    A deterministic run counts its own steps only: it has to give the same bits in a sweep and on
+    its own.
     """
     config = prepared.config
-    assert config.schedule_steps is not None
-    runs = 1 if config.deterministic else prepared.shared.alike
-    return is_worth_compiling(config.compile, config.schedule_steps * runs)
+    steps = prepared.steps * (1 if config.deterministic else runs)
+    return is_worth_compiling(config.compile, steps)
 
 
-def _tokens(prepared: Prepared) -> dict[str, TokenisedSplit]:
-    config, task = prepared.config, prepared.task
-    return prepared.shared.tokens(config, task, prepared.examples, prepared.tokenizer)
-
-
-class Rig:
+class TrainingSetup:
     """Network, optimizer, allocator, step and data on a device, as a run begins.
 
-    All state is in `parts`. Tensors stay where they are from run to run, as captured steps want.
+    All state is in `parts`. Tensors keep their addresses from run to run: captured steps read and
+    write those.
     """
 
     def __init__(
-        self, prepared: Prepared, data: Data, device: torch.device, processes: Processes
+        self, prepared: PreparedRun, data: Data, device: torch.device, processes: Processes
     ) -> None:
-        """Loads and moves the network.
+        """Load the network and move it to the device.
 
         Raises:
             ModelError: as `build_network` does.
@@ -130,23 +149,23 @@ class Rig:
             self.parts["allocator"] = self.allocator
 
     def capture(self, config: RunConfig, *, compiled: bool) -> None:
-        """Run pieces of the step as CUDA graphs from here on, `compiled` or as they are."""
-        # captures and what comes before them want one stream, and not the default one
+        """Run the pieces of the step as CUDA graphs from here on, `compiled` or as they are."""
+        # captures and what precedes them need one stream, and not the default one
         torch.cuda.synchronize(self.device)
         torch.cuda.set_stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
         alone = self.processes.world == 1
         self.step.runner = runner = GraphRunner([self.noise], alone=alone)
         if compiled:
-            if alone:  # several compile in step: one that waits for a lock would stop all
+            if alone:  # several processes compile in step: one that waited would stop all
                 block = find_method(config.method).block_key(config)
                 runner.around_first = partial(compiled_once, config, block)
             compile_blocks(self.network.module)
             self.step.compile()
 
-    def begin(self, prepared: Prepared, processes: Processes) -> bool:
-        """Go to the beginning of another run; returns whether this rig is one for it.
+    def reset(self, prepared: PreparedRun, processes: Processes) -> bool:
+        """Go to the initial state of another run; returns whether this setup fits that run.
 
-        What the seed decides is drawn as always, by a rig on the CPU, and copied from there.
+        What the seed decides is drawn by a setup on the CPU, as always, and copied from there.
 
         Raises:
             ModelError: the backbone cannot be loaded any more.
@@ -154,20 +173,20 @@ class Rig:
         wanted = kind(prepared.config), prepared.task, processes
         if (self.kind, self.task, self.processes) != wanted:
             return False
-        if tokens_fingerprint(_tokens(prepared).values()) != self.data.fingerprint:
+        if tokens_fingerprint(prepared.tokens().values()) != self.data.fingerprint:
             return False
-        fresh = Rig(prepared, self.data, torch.device("cpu"), processes)
+        fresh = TrainingSetup(prepared, self.data, torch.device("cpu"), processes)
         if not self._is_made_as(fresh):
             return False
         with torch.no_grad():
             transfer(fresh.parts, self.parts)
             for name, value in fresh.network.drawn.items():
                 self.network.set_drawn(name, value)
-        self.noise.manual_seed(fresh.noise.initial_seed())  # captured steps know this one alone
+        self.noise.manual_seed(fresh.noise.initial_seed())  # captured steps draw from this one
         return True
 
-    def _is_made_as(self, fresh: Rig) -> bool:
-        """Whether the backbone is the same still, and as it was loaded: some count in buffers."""
+    def _is_made_as(self, fresh: TrainingSetup) -> bool:
+        """Whether the backbone is still the same, and as it was loaded: some count in buffers."""
         buffers = self.network.module.buffers(), fresh.network.module.buffers()
         return (
             self.checksums == fresh.checksums

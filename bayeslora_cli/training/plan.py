@@ -1,8 +1,9 @@
-"""What `train --dry-run` says: the run as it would be, and what it needs; nothing is trained."""
+"""Describes a run before it is trained, for `train --dry-run`: what it would do and need."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,47 +11,40 @@ import torch
 
 from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.resolution import Resolved
-from bayeslora_cli.config.run_config import OPTIONS, SCHEDULED, flag
+from bayeslora_cli.config.run_config import OPTIONS, SCHEDULED, RunConfig, flag
 from bayeslora_cli.data.batching import steps_per_epoch
-from bayeslora_cli.data.token_cache import encode_once
-from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.execution.device import pick_device
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.method import find_method
+from bayeslora_cli.methods.schedules import RankBudget
 from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.runs.rank_report import kinds_of
 from bayeslora_cli.training.memory_estimate import estimate
-from bayeslora_cli.training.preparation import Prepared, learning_rate
+from bayeslora_cli.training.preparation import PreparedRun, learning_rate
 
-POINTS = 8  # of the schedule, besides its first and last step
+POINTS = 8
+"""Steps of the schedule that are shown, besides the first and the last one."""
 
 
-def plan(prepared: Prepared, resolved: Resolved, processes: int = 1) -> dict[str, Any]:
-    """Everything there is to say of a run before it begins, as a JSON object.
+def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> dict[str, Any]:
+    """Describe a run before it begins, as a JSON object: options, data, schedule, sizes.
 
     Args:
-        processes: that share the batches; the memory is one's.
+        processes: how many share the batches; the memory is that of one of them.
     Raises:
-        UserError: a backbone or a device that cannot be had.
+        UserError: a backbone that cannot be loaded, or a device that is not there.
     """
-    config, task, tokenizer = prepared.config, prepared.task, prepared.tokenizer
-    assert config.schedule_steps is not None
-    total, rows = config.schedule_steps, {n: len(e) for n, e in prepared.examples.items()}
+    config, task = prepared.config, prepared.task
+    rows = {name: len(examples) for name, examples in prepared.examples.items()}
+    train = prepared.tokens()["train"]
+    longest = int(train.lengths.max())
     network = build_network(
         config,
         Labels(classes=task.classes),
-        tokenizer,
+        prepared.tokenizer,
         posterior=OPTIMIZERS[config.optimizer].posterior,
         device=torch.device("meta"),
     )
-    train = tokenise(
-        prepared.examples["train"],
-        tokenizer,
-        config.max_length,
-        regression=task.regression,
-        encode=encode_once,
-    )
-    longest = int(train.lengths.max())
     needed = estimate(
         network,
         config,
@@ -59,34 +53,20 @@ def plan(prepared: Prepared, resolved: Resolved, processes: int = 1) -> dict[str
         token_types=train.token_types is not None,
         device=pick_device(config.device),
     )
-    rate = learning_rate(config)
     course = find_method(config.method).dry_run(config, needed.matrices, needed.trainable)
-    budget = course.budget
     phases = [
         {"phase": name, "first": first, "last": stop - 1}
         for name, first, stop in course.phases or ()
     ]
-    steps = sorted({round(i * (total - 1) / (POINTS + 1)) for i in range(POINTS + 2)})
-    values, typed = asdict(config), asdict(resolved.config)
     return {
         "run": str(prepared.run.path),
-        "config": {
-            flag(n): {
-                "value": values[n],
-                "source": resolved.sources[n]
-                + (", scaled" if n in SCHEDULED and values[n] != typed[n] else ""),
-            }
-            for n in OPTIONS
-        },
+        "config": _options(config, resolved),
         "task": task.to_json(),
         "rows": rows,
         "longest_tokens": longest,
-        "steps": total,
+        "steps": prepared.steps,
         "steps_per_epoch": steps_per_epoch(rows["train"], config.batch_size),
-        "schedule": [
-            {"step": step, "lr": rate(step)} | ({} if budget is None else {"budget": budget(step)})
-            for step in steps
-        ],
+        "schedule": _schedule(prepared, course.budget),
         **({} if course.phases is None else {"phases": phases}),
         "matrices": [dict(zip(("name", "in", "out"), m, strict=True)) for m in needed.matrices],
         "parameters": {
@@ -102,50 +82,115 @@ def plan(prepared: Prepared, resolved: Resolved, processes: int = 1) -> dict[str
     }
 
 
+def _options(config: RunConfig, resolved: Resolved) -> dict[str, dict[str, Any]]:
+    """Every option's final value, and where it is from."""
+    values, typed = asdict(config), asdict(resolved.config)
+    found = {}
+    for name in OPTIONS:
+        scaled = name in SCHEDULED and values[name] != typed[name]
+        source = resolved.sources[name] + (", scaled" if scaled else "")
+        found[flag(name)] = {"value": values[name], "source": source}
+    return found
+
+
+def _schedule(prepared: PreparedRun, budget: RankBudget | None) -> list[dict[str, Any]]:
+    """Learning rate and rank budget at the first step, the last one, and some between."""
+    rate, last = learning_rate(prepared.config), prepared.steps - 1
+    return [
+        {"step": step, "lr": rate(step)} | ({} if budget is None else {"budget": budget(step)})
+        for step in sorted({round(i * last / (POINTS + 1)) for i in range(POINTS + 2)})
+    ]
+
+
+# ---- as text
+
+
 def describe_plan(found: dict[str, Any]) -> str:
-    """The plan as text: a block a subject, no control characters."""
+    """The result of `dry_run` as text: one block per subject, no control characters."""
     width = max(len(name) for name in found["config"])
-    values = max(len(_shown(entry["value"])) for entry in found["config"].values())
-    lines = ["Configuration"]
-    for name, entry in found["config"].items():
-        lines.append(f"  {name:{width}}  {_shown(entry['value']):{values}}  {entry['source']}")
-    lines += ["", "Data"]
-    lines += [f"  {name:{width}}  {rows:,} rows" for name, rows in found["rows"].items()]
-    lines.append(f"  {'longest example':{width}}  {found['longest_tokens']} tokens")
+    blocks = [
+        _options_text(found["config"], width),
+        _data_text(found, width),
+        _matrices_text(found["matrices"]),
+        _parameters_text(found["parameters"]),
+        _schedule_text(found),
+        _phases_text(found.get("phases", ()), found["config"]["--method"]["value"]),
+        _memory_text(found["memory_bytes"]),
+        [f"Nothing was trained. The run would be in {found['run']}"],
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def _options_text(options: dict[str, Any], width: int) -> list[str]:
+    values = max(len(_shown(entry["value"])) for entry in options.values())
+    return [
+        "Configuration",
+        *(
+            f"  {name:{width}}  {_shown(entry['value']):{values}}  {entry['source']}"
+            for name, entry in options.items()
+        ),
+    ]
+
+
+def _data_text(found: dict[str, Any], width: int) -> list[str]:
     classes = found["task"]["classes"]
-    lines.append(f"  {'classes':{width}}  {', '.join(classes) or 'none: regression'}")
-    matrices = found["matrices"]
+    return [
+        "Data",
+        *(f"  {name:{width}}  {rows:,} rows" for name, rows in found["rows"].items()),
+        f"  {'longest example':{width}}  {found['longest_tokens']} tokens",
+        f"  {'classes':{width}}  {', '.join(classes) or 'none: regression'}",
+    ]
+
+
+def _matrices_text(matrices: list[dict[str, Any]]) -> list[str]:
     kinds = kinds_of([m["name"] for m in matrices])
     counts = Counter((k, m["in"], m["out"]) for k, m in zip(kinds, matrices, strict=True))
-    lines += ["", f"Adapted matrices: {len(matrices)}"]
-    lines += [f"  {count:3} x {kind:8} {i} -> {o}" for (kind, i, o), count in counts.items()]
-    parameters = found["parameters"]
-    lines += ["", "Parameters"]
+    return [
+        f"Adapted matrices: {len(matrices)}",
+        *(f"  {count:3} x {kind:8} {i} -> {o}" for (kind, i, o), count in counts.items()),
+    ]
+
+
+def _parameters_text(parameters: dict[str, int | None]) -> list[str]:
+    backbone, lines = parameters["backbone"], ["Parameters"]
+    assert backbone is not None
     for name, count in parameters.items():
-        if count is None:
-            continue
-        share = "" if name == "backbone" else f"  {count / parameters['backbone']:.2%}"
-        lines.append(f"  {name.replace('_', ' '):20} {count:>13,}{share}")
-    lines += ["", f"Steps: {found['steps']:,}, {found['steps_per_epoch']:,} an epoch"]
-    lines.append("      step            lr" + "   rank budget" * ("budget" in found["schedule"][0]))
-    for point in found["schedule"]:
+        if count is not None:
+            share = "" if name == "backbone" else f"  {count / backbone:.2%}"
+            lines.append(f"  {name.replace('_', ' '):20} {count:>13,}{share}")
+    return lines
+
+
+def _schedule_text(found: dict[str, Any]) -> list[str]:
+    points = found["schedule"]
+    lines = [
+        f"Steps: {found['steps']:,}, {found['steps_per_epoch']:,} an epoch",
+        "      step            lr" + "   rank budget" * ("budget" in points[0]),
+    ]
+    for point in points:
         text = f"  {point['step'] + 1:8,}  {point['lr']:12.6g}"
         lines.append(text + (f"  {point['budget']:12,}" if "budget" in point else ""))
-    if "phases" in found:
-        lines += ["", "Phases"]
-    texts = find_method(found["config"]["--method"]["value"]).phase_texts
-    for phase in found.get("phases", ()):
+    return lines
+
+
+def _phases_text(phases: Sequence[dict[str, Any]], method: str) -> list[str]:
+    texts = find_method(method).phase_texts
+    lines = ["Phases"] if phases else []
+    for phase in phases:
         name, between = phase["phase"], f"steps {phase['first'] + 1:,} to {phase['last'] + 1:,}"
         lines.append(f"  {name:8}  {between:24}  {texts[name]}")
-    lines += ["", "Memory at a step's peak, at the least"]
-    sizes = found["memory_bytes"]
+    return lines
+
+
+def _memory_text(sizes: dict[str, int | None]) -> list[str]:
+    lines = ["Memory at a step's peak, at the least"]
     for name, size in sizes.items():
         shown = "not known" if size is None else f"{size / 2**20:10,.1f} MiB"
         lines.append(f"  {name.replace('_', ' '):24} {shown}")
-    if sizes["activations"] is not None:
-        lines.append(f"  {'together':24} {sum(sizes.values()) / 2**20:10,.1f} MiB")
-    lines += ["", f"Nothing was trained. The run would be in {found['run']}"]
-    return "\n".join(lines)
+    known = [size for size in sizes.values() if size is not None]
+    if len(known) == len(sizes):
+        lines.append(f"  {'together':24} {sum(known) / 2**20:10,.1f} MiB")
+    return lines
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What is known of a run before any weight is read: data, final schedule, directory."""
+"""Prepares a run before any weight is read: its data, its final schedule, its directory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 from bayeslora_cli.config.resolution import Resolved, scale_schedule
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import steps_per_epoch
-from bayeslora_cli.data.example_cache import Shared
+from bayeslora_cli.data.example_cache import ExampleCache
+from bayeslora_cli.data.tokenization import TokenisedSplit
 from bayeslora_cli.errors import ConfigError, RunDirError
 from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.schedules import LearningRate
@@ -24,31 +25,50 @@ logger = logging.getLogger("bayeslora")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prepared:
-    """A run ready to begin."""
+class PreparedRun:
+    """A run that is ready to begin; nothing of it is on a device yet."""
 
     config: RunConfig
-    """With its schedule final."""
+    """The configuration, with its schedule final."""
     task: Task
+    """What is predicted, from which columns."""
     examples: Mapping[str, Examples]
+    """Rows by split."""
     tokenizer: Any
+    """The backbone's."""
     run: RunDir
-    shared: Shared
+    """The run's directory, which need not exist yet."""
+    cache: ExampleCache
+    """Where `examples` came from, and where their tokens are kept."""
+
+    @property
+    def steps(self) -> int:
+        """Optimisation steps of the whole run."""
+        assert self.config.schedule_steps is not None
+        return self.config.schedule_steps
+
+    def tokens(self) -> dict[str, TokenisedSplit]:
+        """The tokens of each split, made by the first run that asks for them.
+
+        Raises:
+            UserError: as `tokenise` does.
+        """
+        return self.cache.tokens(self.config, self.task, self.examples, self.tokenizer)
 
 
-def prepare(resolved: Resolved, shared: Shared | None = None) -> Prepared:
-    """Read the data and fix the schedule; writes nothing.
+def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRun:
+    """Read the data and fix the schedule; this writes nothing.
 
     Args:
-        shared: of the runs before this one.
+        cache: rows and tokens of the runs before this one.
     Raises:
         UserError: options, data or model that the user can mend, or a directory with another run.
     """
     check_trackers(resolved.config.log_to or ())
     for idle in resolved.notices:
         logger.warning("%s", idle)
-    shared = shared or Shared()
-    task, examples = shared.examples(resolved.config)
+    cache = cache or ExampleCache()
+    task, examples = cache.examples(resolved.config)
     kinds = f"{len(task.classes)} classes" if task.classes else "a score"
     logger.info(
         "%s: %d training rows, %s predicted from %s",
@@ -74,8 +94,8 @@ def prepare(resolved: Resolved, shared: Shared | None = None) -> Prepared:
                 f"{run.path} holds a run on other columns or classes of these files. "
                 "Use --overwrite to replace it, or another --output"
             )
-    return Prepared(
-        config=config, task=task, examples=examples, tokenizer=tokenizer, run=run, shared=shared
+    return PreparedRun(
+        config=config, task=task, examples=examples, tokenizer=tokenizer, run=run, cache=cache
     )
 
 
@@ -87,7 +107,7 @@ def total_steps(config: RunConfig, train_size: int) -> int:
 
 
 def input_length(config: RunConfig, limit: int | None, special: int, *, typed: bool) -> int:
-    """Tokens an example at the most: the preset's number within the backbone's positions.
+    """Tokens per example at most: the preset's number, within the backbone's positions.
 
     Args:
         limit: the backbone's positions; None: no limit known.

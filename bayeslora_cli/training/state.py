@@ -1,4 +1,4 @@
-"""The parts of a run's state that belong to the loop itself."""
+"""The parts of a run's state that belong to the loop itself, as a checkpoint keeps them."""
 
 from __future__ import annotations
 
@@ -11,34 +11,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.errors import RunDirError
 from bayeslora_cli.execution.processes import SINGLE, Processes, mixed
 from bayeslora_cli.models.adapters.bank import AdapterBank
 
 logger = logging.getLogger("bayeslora")
-STEPS_BACK = 1000  # that the generators can go: 10 kB a step on a CPU, next to nothing on a GPU
+STEPS_BACK = 1000
+"""Steps that the generators can go back: 10 kB per step on a CPU, next to nothing on a GPU."""
 
 
 @dataclass(kw_only=True, slots=True)
-class Loop:
-    """Where the loop stands. The data's order follows from the seed and the step alone."""
+class LoopState:
+    """How far the loop has come. The order of the data follows from the seed and the step."""
 
     step: int = 0
     """Steps done."""
     evaluated: int = 0
-    """Steps done when the last evaluation was."""
+    """Steps done at the last evaluation."""
     train_seconds: float = 0.0
-    """Time in steps."""
+    """Seconds in steps."""
     evaluation_seconds: float = 0.0
-    """Time in evaluations."""
+    """Seconds in evaluations."""
     checkpoint_seconds: float = 0.0
-    """Time in checkpoints before this one."""
+    """Seconds in checkpoints before this one."""
     interval_seconds: float = 0.0
-    """Time in steps since the last line of metrics.jsonl."""
+    """Seconds in steps since the last line of metrics.jsonl."""
     interval_tokens: int = 0
     """Tokens seen since then."""
     allocation: dict[str, Any] = field(default_factory=dict)
-    """The last one written to ranks.jsonl, its step left out."""
+    """The last line of ranks.jsonl, without its step and budget."""
 
     def tensors(self) -> dict[str, Tensor]:
         """None."""
@@ -57,7 +59,7 @@ class Loop:
 class Generators:
     """The random generators: torch's own on the CPU and the device (dropout), and the noise's.
 
-    Of several processes each has its own; a checkpoint, which is the first one's, has all.
+    Each process has its own; the checkpoint, which the first process writes, holds all of them.
     """
 
     def __init__(
@@ -90,20 +92,20 @@ class Generators:
         return {}
 
     def gather(self) -> None:
-        """Learn the other processes' states, for the first one's `scalars`."""
+        """Fetch the other processes' states, for the first process's `scalars`."""
         self.others = self.processes.gather(self._own())[1:]
 
     def _own(self) -> dict[str, str]:
         return {n: g.get_state().numpy().tobytes().hex() for n, g in self.generators.items()}
 
     def scalars(self) -> dict[str, Any]:
-        """States in hexadecimal, and those of other processes, if any."""
+        """States in hexadecimal, and those of the other processes, if there are any."""
         return {**self._own(), **({"others": self.others} if self.others else {})}
 
     def load_scalars(self, scalars: dict[str, Any]) -> None:
         """Take `scalars()` of an earlier process on the same kind of device.
 
-        A process that was not there begins anew, from a seed that follows from the state.
+        A process that the checkpoint does not know starts from a seed derived from the state.
         """
         self.others = scalars.get("others", [])  # for the other processes to take
         found = [{n: s for n, s in scalars.items() if n != "others"}, *self.others]
@@ -131,11 +133,11 @@ class Generators:
             generator.set_state(torch.frombuffer(state, dtype=torch.uint8))
 
 
-class Inputs:
-    """What a run is made from, by checksums: another run's state is not this one's."""
+class InputChecksums:
+    """Checksums of what a run is made from: a checkpoint of other inputs is refused."""
 
     def __init__(self, checksums: Mapping[str, str]) -> None:
-        """`checksums`: by what they are of, as a message has it."""
+        """`checksums`: by what they are of, as a message names it."""
         self.checksums = dict(checksums)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -171,12 +173,17 @@ class BestSoFar:
         self.mask = torch.ones(bank.mask.shape)
         self.scores = torch.zeros(bank.mask.shape)
 
+    @property
+    def posterior(self) -> Posterior:
+        """The kept state."""
+        return Posterior(mean=self.mean, sigma=self.sigma, mask=self.mask)
+
     def offer(self, record: Mapping[str, Any], value: float, *, at_budget: bool) -> bool:
-        """Take note of an evaluation; the earlier of two equal ones stays the best.
+        """Compare an evaluation with the best so far; the earlier of two equal ones stays best.
 
         Args:
             value: the selecting metric, larger is better.
-            at_budget: whether the final budget was in force.
+            at_budget: whether the final rank budget was reached.
         Returns:
             Whether it is the new best at the final budget.
         """
@@ -190,7 +197,7 @@ class BestSoFar:
         return "best_at_budget" in better
 
     def keep(self, mean: Tensor, sigma: Tensor | None, mask: Tensor, scores: Tensor | None) -> None:
-        """Copy the present state."""
+        """Copy the present state, as that of the best evaluation."""
         self.mean.copy_(mean)
         self.mask.copy_(mask)
         if self.sigma is not None and sigma is not None:

@@ -28,7 +28,7 @@ def task_loss(logits: Tensor, labels: Tensor, *, regression: bool) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
+class StepMeans:
     """Means over the steps since the last reading."""
 
     loss: float
@@ -172,13 +172,13 @@ class TrainStep:
         step = int(self._bad_step)
         return None if step < 0 else step
 
-    def progress(self) -> Progress:
+    def means(self) -> StepMeans:
         """Means since the last call; this reads the device."""
         loss, penalty = self._sums.tolist()
         count = max(1, self._count)
         self._sums.zero_()
         self._count = 0
-        return Progress(loss=loss / count, penalty=penalty / count)
+        return StepMeans(loss=loss / count, penalty=penalty / count)
 
     def forget(self, steps: int) -> None:
         """Do not count the last steps, which have changed nothing."""

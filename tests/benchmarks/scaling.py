@@ -56,7 +56,7 @@ def build(
     optimizer: str, model: str, precision: str, total: int, device: torch.device,
     processes: Processes, *, compiled: bool,
 ) -> TrainStep:  # fmt: skip
-    """The engine's step of AdaLoRA, as `Session` builds it."""
+    """A step of AdaLoRA, as `TrainingSetup` builds it."""
     config = RunConfig(
         model=model, method="adalora", optimizer=optimizer, criterion=ROWS[optimizer], init_rank=3,
         precision=precision, weight_decay=1e-8 if optimizer == "ivon" else 0.0,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.cli.progress import Progress, set_up_logging
+from bayeslora_cli.cli.progress import ProgressBar, set_up_logging
 from bayeslora_cli.config.values import duration
 
 logger = logging.getLogger("bayeslora")
@@ -149,7 +149,7 @@ def test_a_pipe_is_a_pipe(name, monkeypatch, stderr):
     """CI systems ask for colours, not for cursor movements in their logs."""
     pipe = stderr(io.StringIO())
     monkeypatch.setenv(name, "1")
-    run(Progress(set_up_logging(quiet=False, verbose=False)))
+    run(ProgressBar(set_up_logging(quiet=False, verbose=False)))
     assert "\x1b" not in pipe.getvalue()
     assert "step 2/4" in pipe.getvalue()
 
@@ -181,7 +181,7 @@ def run(progress, clock=None, *, total=4, log_every=2, seconds=0.5):
 
 def test_lines_in_a_pipe(stderr, clock):
     pipe = stderr(io.StringIO())
-    run(Progress(set_up_logging(quiet=False, verbose=False)), clock)
+    run(ProgressBar(set_up_logging(quiet=False, verbose=False)), clock)
     assert pipe.getvalue().splitlines() == [
         "step 2/4  loss 0.6931  lr 0.5  budget 111  2 steps/s  1s left",
         "step 4/4  loss 0.6931  lr 0.5  budget 111  2 steps/s  0s left",
@@ -191,7 +191,7 @@ def test_lines_in_a_pipe(stderr, clock):
 
 def test_methods_of_fixed_rank_have_no_budget(stderr):
     pipe = stderr(io.StringIO())
-    progress = Progress(set_up_logging(quiet=False, verbose=False))
+    progress = ProgressBar(set_up_logging(quiet=False, verbose=False))
     progress.start(done=0, total=4)
     progress.log(1, line(0))
     progress.evaluation(1, "validation accuracy 0.5", best=False)
@@ -201,7 +201,7 @@ def test_methods_of_fixed_rank_have_no_budget(stderr):
 
 def test_the_bar(stderr, clock):
     terminal = stderr(Terminal())
-    progress = Progress(set_up_logging(quiet=False, verbose=False))
+    progress = ProgressBar(set_up_logging(quiet=False, verbose=False))
     progress.start(done=0, total=400)
     lines, cursor = terminal.screen()
     assert lines[0].endswith(" 0/400")
@@ -228,9 +228,9 @@ def test_the_bar(stderr, clock):
 def test_a_bar_is_one_line(width, stderr, clock, monkeypatch):
     terminal = stderr(Terminal())
     monkeypatch.setenv("COLUMNS", str(width))
-    run(Progress(set_up_logging(quiet=True, verbose=False)), clock)
+    run(ProgressBar(set_up_logging(quiet=True, verbose=False)), clock)
     assert terminal.text == ""
-    run(Progress(set_up_logging(quiet=False, verbose=False)), clock)
+    run(ProgressBar(set_up_logging(quiet=False, verbose=False)), clock)
     lines, _ = terminal.screen()
     assert lines[-1] == ""
     assert len(lines[-2]) <= width - len("^C")
@@ -240,7 +240,7 @@ def test_a_bar_is_one_line(width, stderr, clock, monkeypatch):
 
 def test_verbose_writes_the_log_lines_above_the_bar(stderr, clock):
     terminal = stderr(Terminal())
-    run(Progress(set_up_logging(quiet=False, verbose=True)), clock)
+    run(ProgressBar(set_up_logging(quiet=False, verbose=True)), clock)
     lines, _ = terminal.screen()
     assert lines[0].startswith("step 2/4  loss")
     assert lines[1].startswith("step 4/4  loss")
@@ -251,14 +251,14 @@ def test_verbose_writes_the_log_lines_above_the_bar(stderr, clock):
 def test_a_dumb_terminal_has_no_bar(stderr, monkeypatch):
     terminal = stderr(Terminal())
     monkeypatch.setenv("TERM", "dumb")
-    run(Progress(set_up_logging(quiet=False, verbose=False)))
+    run(ProgressBar(set_up_logging(quiet=False, verbose=False)))
     assert "\x1b" not in terminal.text
     assert "step 2/4" in terminal.text
 
 
 def test_a_narrow_encoding_has_an_ascii_bar(stderr, clock):
     stream = stderr(AsciiTerminal(io.BytesIO(), encoding="ascii"))
-    run(Progress(set_up_logging(quiet=False, verbose=False)), clock)
+    run(ProgressBar(set_up_logging(quiet=False, verbose=False)), clock)
     stream.flush()
     assert b"---" in stream.buffer.getvalue()
 
@@ -266,7 +266,7 @@ def test_a_narrow_encoding_has_an_ascii_bar(stderr, clock):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failing_run_leaves_the_terminal_as_it_was(error, stderr, clock):
     terminal = stderr(Terminal())
-    progress = Progress(set_up_logging(quiet=False, verbose=False))
+    progress = ProgressBar(set_up_logging(quiet=False, verbose=False))
 
     def fail():
         try:
@@ -291,7 +291,7 @@ def test_a_failing_run_leaves_the_terminal_as_it_was(error, stderr, clock):
 
 def test_data_goes_to_stdout_under_a_bar(stderr, capsys):
     terminal = stderr(Terminal())
-    progress = Progress(set_up_logging(quiet=False, verbose=False))
+    progress = ProgressBar(set_up_logging(quiet=False, verbose=False))
     progress.start(done=0, total=4)
     print("data")
     progress.stop()
@@ -301,13 +301,13 @@ def test_data_goes_to_stdout_under_a_bar(stderr, capsys):
 
 def test_stopping_what_never_started(stderr):
     terminal = stderr(Terminal())
-    Progress(set_up_logging(quiet=False, verbose=False)).stop()
+    ProgressBar(set_up_logging(quiet=False, verbose=False)).stop()
     assert terminal.text == ""
 
 
 def test_most_steps_draw_nothing(stderr, clock):
     terminal = stderr(Terminal())
-    progress = Progress(set_up_logging(quiet=False, verbose=False))
+    progress = ProgressBar(set_up_logging(quiet=False, verbose=False))
     progress.start(done=0, total=10_000)
     drawn = 0
     for step in range(1000):
@@ -331,7 +331,7 @@ def last_pace(stream):
 @pytest.mark.parametrize("seconds", [0.001, 0.5, 20])
 def test_evaluations_are_not_the_steps_time_but_take_time(seconds, evaluation, stderr, clock):
     pipe = stderr(io.StringIO())
-    progress = Progress(set_up_logging(quiet=False, verbose=False))
+    progress = ProgressBar(set_up_logging(quiet=False, verbose=False))
     progress.start(done=0, total=800)
     for step in range(400):
         clock.now += seconds
@@ -348,7 +348,7 @@ def test_evaluations_are_not_the_steps_time_but_take_time(seconds, evaluation, s
 def test_the_pace_is_the_recent_one(stderr, clock):
     """A slow start, while kernels are compiled and files are read, is forgotten."""
     pipe = stderr(io.StringIO())
-    progress = Progress(set_up_logging(quiet=False, verbose=False))
+    progress = ProgressBar(set_up_logging(quiet=False, verbose=False))
     progress.start(done=0, total=2000)
     clock.now += 300
     progress.step(1)
@@ -361,7 +361,7 @@ def test_the_pace_is_the_recent_one(stderr, clock):
 
 def test_a_resumed_run_counts_its_own_steps(stderr, clock):
     pipe = stderr(io.StringIO())
-    progress = Progress(set_up_logging(quiet=False, verbose=False))
+    progress = ProgressBar(set_up_logging(quiet=False, verbose=False))
     progress.start(done=900, total=1000)
     clock.now += 5
     progress.step(910)
@@ -371,7 +371,7 @@ def test_a_resumed_run_counts_its_own_steps(stderr, clock):
 
 def test_no_pace_before_a_step(stderr, clock):
     pipe = stderr(io.StringIO())
-    progress = Progress(set_up_logging(quiet=False, verbose=False))
+    progress = ProgressBar(set_up_logging(quiet=False, verbose=False))
     progress.start(done=900, total=1000)
     clock.now += 5
     progress.log(900, line(899))

@@ -9,7 +9,7 @@ import torch
 
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data import example_cache as module
-from bayeslora_cli.data.example_cache import Shared
+from bayeslora_cli.data.example_cache import ExampleCache
 from tests.conftest import tiny_tokenizer, write_rte
 
 
@@ -35,16 +35,16 @@ def counts(monkeypatch):
     return found
 
 
-def read(shared, config):
-    task, examples = shared.examples(config)
-    return shared.tokens(config, task, examples, tiny_tokenizer())
+def read(cache, config):
+    task, examples = cache.examples(config)
+    return cache.tokens(config, task, examples, tiny_tokenizer())
 
 
 def test_once_for_seeds_and_methods(config, counts):
-    shared = Shared()
-    first = read(shared, config)
-    first.pop("train")  # a session takes its own out
-    again = read(shared, replace(config, seed=5, criterion="magnitude", lr=3.0))
+    cache = ExampleCache()
+    first = read(cache, config)
+    first.pop("train")  # a setup takes its own out
+    again = read(cache, replace(config, seed=5, criterion="magnitude", lr=3.0))
     assert again.keys() == {"train", "validation"}
     assert counts == {"load_examples": 1, "tokenise": 2}
 
@@ -53,10 +53,10 @@ def test_once_for_seeds_and_methods(config, counts):
 def test_anew_for_others(config, counts, other, tmp_path):
     elsewhere = str(write_rte(tmp_path, seed=1)) if other == "data" else config.data
     changed = {"max_length": 8, "model": "b", "data": elsewhere}[other]
-    shared = Shared()
-    read(shared, config)
+    cache = ExampleCache()
+    read(cache, config)
     wanted = replace(config, **{other: changed})
-    found, alone = read(shared, wanted), read(Shared(), wanted)
+    found, alone = read(cache, wanted), read(ExampleCache(), wanted)
     for split, tokens in alone.items():
         assert torch.equal(found[split].tokens, tokens.tokens)
         assert torch.equal(found[split].labels, tokens.labels)
@@ -65,7 +65,7 @@ def test_anew_for_others(config, counts, other, tmp_path):
 
 def test_two_tasks_in_turn(config, tmp_path):
     other = replace(config, data=str(write_rte(tmp_path, seed=1)))
-    shared = Shared()
+    cache = ExampleCache()
     for wanted in (config, other, config, other):
-        alone = read(Shared(), wanted)
-        assert torch.equal(read(shared, wanted)["train"].tokens, alone["train"].tokens)
+        alone = read(ExampleCache(), wanted)
+        assert torch.equal(read(cache, wanted)["train"].tokens, alone["train"].tokens)

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from bayeslora_cli.config.resolution import resolve
-from bayeslora_cli.data.example_cache import Shared
 from bayeslora_cli.errors import BayesloraError
 from bayeslora_cli.evaluation.forward_passes import Sampling
 from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
 from bayeslora_cli.training import assembly
+from bayeslora_cli.training.assembly import Workspace
 from bayeslora_cli.training.loop import train
 from bayeslora_cli.training.step import TrainStep
 from tests.support.faults import ROOT, contents, differences
@@ -163,7 +163,7 @@ def test_a_second_seed_captures_and_compiles_next_to_nothing(
 
     monkeypatch.setattr(GraphRunner, "_capture", noted)
     monkeypatch.setattr(assembly, "compiled_once", once)
-    shared, counts, values = Shared(), [], []
+    workspace, counts, values = Workspace(), [], []
     for seed in (1, 2, 1, 1):
         run = train(
             resolve(
@@ -173,7 +173,7 @@ def test_a_second_seed_captures_and_compiles_next_to_nothing(
                     "max_length": 16, "device": "cuda", "compile": compile,
                 }
             ),
-            shared=shared,
+            workspace=workspace,
         )  # fmt: skip
         counts.append(len(captured))
         values.append(run.read_json(run.result)["last"]["metrics"]["validation"]["nll"])

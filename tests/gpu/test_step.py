@@ -210,7 +210,7 @@ def test_a_compiled_step_is_captured(method, optimizer, backbone, side_stream):
         for step in steps:
             step(t, [data[t]])
         if t == T_INIT - 1:
-            eager, compiled = (step.progress().loss for step in steps)
+            eager, compiled = (step.means().loss for step in steps)
             assert compiled == pytest.approx(eager, rel=1e-3)
     assert steps[1].runner.failure is None
     assert steps[1].bad_step() is None
@@ -246,7 +246,7 @@ def test_fp32_follows_the_cpu(kind, backbone):
         losses[device] = []
         for t, batch in enumerate(batches()):
             step(t, [{k: v.to(device) for k, v in batch.items()}])
-            losses[device].append(step.progress().loss)
+            losses[device].append(step.means().loss)
         masks[device] = step.network.bank.mask.cpu()
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-4)
     assert torch.equal(masks["cpu"], masks["cuda"])

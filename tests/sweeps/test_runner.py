@@ -47,12 +47,12 @@ def trained(monkeypatch):
 
     seen, real = Trained(), loop.train
 
-    def train(resolved, progress, stop, shared=None, processes=None):
+    def train(resolved, progress, stop, workspace=None, processes=None):
         seed = resolved.config.seed
         seen.append(seed)
         if seed in seen.fail:
             raise seen.fail[seed]
-        return real(resolved, progress, stop, shared)
+        return real(resolved, progress, stop, workspace)
 
     monkeypatch.setattr(loop, "train", train)
     return seen

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.run_config import OPTIONS, RunConfig, kind
-from bayeslora_cli.data.example_cache import Shared
 from bayeslora_cli.errors import ModelError, NonFiniteError, Preempted
 from bayeslora_cli.execution.signals import listening
 from bayeslora_cli.training import assembly as module
+from bayeslora_cli.training.assembly import Workspace
 from bayeslora_cli.training.loop import train
 from bayeslora_cli.training.step import TrainStep
 from tests.conftest import save_backbone
@@ -43,10 +43,10 @@ KINDS = [
 def trained(backbone, rte, tmp_path):
     """Train below a directory with what earlier runs have left, if anything: trained(name, ...)."""
 
-    def run_it(name, shared=None, *, kind="bert", stop=None, **changes):
+    def run_it(name, workspace=None, *, kind="bert", stop=None, **changes):
         changes = {"model": backbone(kind, 0.1), **changes}
         resolved = resolve(options(backbone, rte, tmp_path / name, **changes))
-        return train(resolved, stop=stop, shared=shared)
+        return train(resolved, stop=stop, workspace=workspace)
 
     return run_it
 
@@ -54,11 +54,11 @@ def trained(backbone, rte, tmp_path):
 @pytest.mark.parametrize("changes", KINDS, ids=lambda c: "-".join(map(str, c.values()))[:60])
 def test_seeds_of_every_method(changes, trained):
     """Files, checkpoints and all."""
-    shared = Shared()
-    trained("shared", shared, seed=3, **changes)
-    rig = shared.rig
-    run = trained("shared", shared, seed=1, **changes)
-    assert shared.rig is rig is not None
+    workspace = Workspace()
+    trained("shared", workspace, seed=3, **changes)
+    setup = workspace.setup
+    run = trained("shared", workspace, seed=1, **changes)
+    assert workspace.setup is setup is not None
     alone = trained("alone", seed=1, **changes)
     assert differences(run.path, contents(alone.path)) == []
 
@@ -76,12 +76,12 @@ def test_seeds_of_every_method(changes, trained):
     ],
 )
 def test_what_the_seed_draws_of_the_backbone(kind, changes, precision, trained):
-    shared = Shared()
+    workspace = Workspace()
     changes = {"kind": kind, "precision": precision, "max_steps": 4, **changes}
-    trained("shared", shared, seed=1, **changes)
-    rig = shared.rig
-    run = trained("shared", shared, seed=2, **changes)
-    assert shared.rig is rig is not None
+    trained("shared", workspace, seed=1, **changes)
+    setup = workspace.setup
+    run = trained("shared", workspace, seed=2, **changes)
+    assert workspace.setup is setup is not None
     alone = trained("alone", seed=2, **changes)
     assert differences(run.path, contents(alone.path)) == []
 
@@ -119,7 +119,7 @@ def test_in_any_order_after_whatever_happens(data, backbone, rte, tmp_path_facto
         "method": method, "optimizer": optimizer, "criterion": criterion, "max_steps": 10,
         "model": backbone("deberta-v2", 0.1), "checkpoint_every": "3",
     }  # fmt: skip
-    shared = Shared()
+    workspace = Workspace()
     for place, seed in enumerate(data.draw(st.lists(st.integers(1, 4), min_size=2, max_size=4))):
         resolved = resolve(options(backbone, rte, root / f"s{place}", seed=seed, **changes))
         ends = data.draw(st.sampled_from(["whole", "killed here", "killed elsewhere"]))
@@ -128,10 +128,10 @@ def test_in_any_order_after_whatever_happens(data, backbone, rte, tmp_path_facto
                 at = data.draw(st.integers(0, 9))
                 patch.setattr(TrainStep, "__call__", interrupted(at, killed))
                 with pytest.raises(Killed):
-                    train(resolved, shared=shared if ends == "killed here" else None)
-            assert ends != "killed here" or shared.rig is None
-        run = train(resolved, shared=shared)
-        assert shared.rig is not None
+                    train(resolved, workspace=workspace if ends == "killed here" else None)
+            assert ends != "killed here" or workspace.setup is None
+        run = train(resolved, workspace=workspace)
+        assert workspace.setup is not None
         alone = train(resolve(options(backbone, rte, root / f"a{place}", seed=seed, **changes)))
         assert differences(run.path, contents(alone.path)) == []
 
@@ -142,11 +142,11 @@ def test_a_run_that_resumes_in_the_network_of_another(trained, monkeypatch):
         patch.setattr(TrainStep, "__call__", interrupted(9, killed))
         with pytest.raises(Killed):
             trained("parts", seed=2, **changes)
-    shared = Shared()
-    trained("other", shared, seed=1, **changes)
-    rig = shared.rig
-    resumed = trained("parts", shared, seed=2, **changes)
-    assert shared.rig is rig
+    workspace = Workspace()
+    trained("other", workspace, seed=1, **changes)
+    setup = workspace.setup
+    resumed = trained("parts", workspace, seed=2, **changes)
+    assert workspace.setup is setup
     assert len(resumed.read_json(resumed.environment)["resumed"]) == 1
     whole = trained("whole", seed=2, **changes)
     assert differences(resumed.path, contents(whole.path)) == []
@@ -170,17 +170,17 @@ def stopped(_):
 )
 def test_what_a_run_leaves_that_did_not_end_well_is_not_used(what, error, trained, monkeypatch):
     """Nor is it held: the next one needs its memory."""
-    shared = Shared()
-    trained("first", shared, seed=1)
-    rig = weakref.ref(shared.rig)
+    workspace = Workspace()
+    trained("first", workspace, seed=1)
+    setup = weakref.ref(workspace.setup)
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, "__call__", interrupted(5, what))
         with pytest.raises(error), listening() as stop:
-            trained("bad", shared, seed=2, stop=stop)
-    assert shared.rig is None
+            trained("bad", workspace, seed=2, stop=stop)
+    assert workspace.setup is None
     gc.collect()
-    assert rig() is None
-    run = trained("second", shared, seed=3)
+    assert setup() is None
+    run = trained("second", workspace, seed=3)
     assert differences(run.path, contents(trained("alone", seed=3).path)) == []
 
 
@@ -189,29 +189,29 @@ def test_what_a_run_leaves_that_did_not_end_well_is_not_used(what, error, traine
 
 def test_a_run_of_another_kind_gets_a_network_of_its_own(trained, monkeypatch):
     """And the old one is gone before the new one is there."""
-    shared, there = Shared(), []
-    trained("first", shared, seed=1)
+    workspace, there = Workspace(), []
+    trained("first", workspace, seed=1)
     real = module.Data
 
     def data(*arguments):
-        there.append(rig())
+        there.append(setup())
         return real(*arguments)
 
     monkeypatch.setattr(module, "Data", data)
     for place, changes in enumerate(({"lr": 0.1}, {"precision": "bf16"}, {"method": "lora"})):
-        rig, before = weakref.ref(shared.rig), len(there)
-        run = trained("other", shared, seed=1, **changes)
+        setup, before = weakref.ref(workspace.setup), len(there)
+        run = trained("other", workspace, seed=1, **changes)
         assert there[before:] == [None]
         alone = trained(f"alone-{place}", seed=1, **changes)
         assert differences(run.path, contents(alone.path)) == []
 
 
 def test_a_finished_run_leaves_it_where_it_is(trained):
-    shared = Shared()
-    trained("first", shared, seed=1)
-    rig = shared.rig
-    trained("first", shared, seed=1)
-    assert shared.rig is rig
+    workspace = Workspace()
+    trained("first", workspace, seed=1)
+    setup = workspace.setup
+    trained("first", workspace, seed=1)
+    assert workspace.setup is setup
 
 
 ASIDE = {name for name, option in OPTIONS.items() if option.shares_network}
@@ -223,11 +223,11 @@ OTHER = {
 
 def test_what_is_set_aside_changes_nothing_else(trained, tmp_path):
     assert OTHER.keys() == ASIDE
-    shared = Shared()
-    trained("first", shared, seed=1)
-    rig, changes = shared.rig, {n: v for n, v in OTHER.items() if n != "output"}
-    run = trained("second", shared, **changes)
-    assert shared.rig is rig
+    workspace = Workspace()
+    trained("first", workspace, seed=1)
+    setup, changes = workspace.setup, {n: v for n, v in OTHER.items() if n != "output"}
+    run = trained("second", workspace, **changes)
+    assert workspace.setup is setup
     alone = trained("alone", **changes)
     names = [n for n in differences(run.path, contents(alone.path)) if "tensorboard" not in n]
     assert names == ["trackers.json"]  # an identity
@@ -250,9 +250,9 @@ def test_what_has_changed_on_the_disk_since_is_loaded(what, trained, rte, tmp_pa
     shutil.copytree(rte, data)
     save_backbone(model, "bert", dropout=0.1)
     changes = {"model": str(model), "data": str(data)}
-    shared = Shared()
-    trained("first", shared, seed=1, **changes)
-    rig = shared.rig
+    workspace = Workspace()
+    trained("first", workspace, seed=1, **changes)
+    setup = workspace.setup
     if what == "weights":
         save_backbone(model, "bert", dropout=0.1, seed=8)
     elif what == "dropout":
@@ -261,47 +261,47 @@ def test_what_has_changed_on_the_disk_since_is_loaded(what, trained, rte, tmp_pa
     elif what == "rows":
         table = data / "RTE" / "train.tsv"
         table.write_text(table.read_text().replace("w1 ", "w2 ", 1))
-        shared = Shared()
-        shared.rig = rig
+        workspace = Workspace()
+        workspace.setup = setup
     else:  # a layer that counts
-        rig.network.module.bert.embeddings.position_ids += 1
-    run = trained("second", shared, seed=2, **changes)
-    assert shared.rig is not rig
+        setup.network.module.bert.embeddings.position_ids += 1
+    run = trained("second", workspace, seed=2, **changes)
+    assert workspace.setup is not setup
     assert differences(run.path, contents(trained("alone", seed=2, **changes).path)) == []
 
 
 def test_a_model_that_is_gone_is_said_as_always(trained, tmp_path):
     model = save_backbone(tmp_path / "model", "bert")
-    shared = Shared()
-    trained("first", shared, seed=1, model=str(model))
+    workspace = Workspace()
+    trained("first", workspace, seed=1, model=str(model))
     (model / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=f"--model {model}: cannot load"):
-        trained("second", shared, seed=2, model=str(model))
+        trained("second", workspace, seed=2, model=str(model))
 
 
 # ---- what captured and compiled steps rest on
 
 
 def test_tensors_and_generator_stay_where_they_are(trained):
-    shared = Shared()
-    trained("first", shared, seed=1, criterion="sensitivity")
-    rig = shared.rig
+    workspace = Workspace()
+    trained("first", workspace, seed=1, criterion="sensitivity")
+    setup = workspace.setup
 
     def places():
-        bank = rig.network.bank
-        tensors = {f"{n}/{k}": t for n, p in rig.parts.items() for k, t in p.tensors().items()}
-        tensors |= rig.network.module.state_dict()
+        bank = setup.network.bank
+        tensors = {f"{n}/{k}": t for n, p in setup.parts.items() for k, t in p.tensors().items()}
+        tensors |= setup.network.module.state_dict()
         tensors |= {n: getattr(bank, n) for n in ("theta", "noise", "local", "message")}
         tensors |= dict(enumerate(bank.factors.buffers))
         return {name: tensor.data_ptr() for name, tensor in tensors.items()}
 
-    before, noise, splits = places(), rig.noise, rig.data.splits
-    trained("second", shared, seed=2, criterion="sensitivity")
-    assert shared.rig is rig
+    before, noise, splits = places(), setup.noise, setup.data.splits
+    trained("second", workspace, seed=2, criterion="sensitivity")
+    assert workspace.setup is setup
     assert places() == before
-    assert rig.noise is noise is rig.optimizer.generator
-    assert rig.data.splits is splits
-    rig.network.bank.check_views()
+    assert setup.noise is noise is setup.optimizer.generator
+    assert setup.data.splits is splits
+    setup.network.bank.check_views()
 
 
 @pytest.mark.parametrize(
@@ -314,5 +314,5 @@ def test_tensors_and_generator_stay_where_they_are(trained):
 def test_compiling_pays_by_the_steps_of_all(choice, alike, deterministic, expected, monkeypatch):
     monkeypatch.setattr("bayeslora_cli.execution.compilation.find_spec", lambda name: True)
     config = RunConfig(compile=choice, deterministic=deterministic, schedule_steps=5000)
-    prepared = SimpleNamespace(config=config, shared=SimpleNamespace(alike=alike))
-    assert module._is_worth_compiling(prepared) == expected
+    prepared = SimpleNamespace(config=config, steps=config.schedule_steps)
+    assert module._is_worth_compiling(prepared, alike) == expected

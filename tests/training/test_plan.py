@@ -9,7 +9,7 @@ import pytest
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.run_config import OPTIONS, flag
 from bayeslora_cli.training.loop import train
-from bayeslora_cli.training.plan import describe_plan, plan
+from bayeslora_cli.training.plan import describe_plan, dry_run
 from bayeslora_cli.training.preparation import prepare
 from tests.training.test_step import METHODS
 
@@ -29,7 +29,7 @@ def resolved(backbone, rte, tmp_path):
 @pytest.mark.parametrize(("method", "optimizer", "criterion"), METHODS)
 def test_a_plan_is_what_happens(method, optimizer, criterion, resolved):
     asked = resolved(method=method, optimizer=optimizer, criterion=criterion)
-    found = plan(prepare(asked), asked)
+    found = dry_run(prepare(asked), asked)
     json.dumps(found, allow_nan=False)
     run = train(asked)
     assert str(run.path) == found["run"]
@@ -49,7 +49,7 @@ def test_a_plan_is_what_happens(method, optimizer, criterion, resolved):
 
 
 def test_parameters_at_the_end_are_those_of_an_even_allocation(resolved):
-    found = plan(prepare(resolved()), resolved())
+    found = dry_run(prepare(resolved()), resolved())
     lost = sum(m["in"] + m["out"] + 1 for m in found["matrices"])
     parameters = found["parameters"]
     assert parameters["trained_at_the_end"] == parameters["trained_at_first"] - lost
@@ -57,7 +57,7 @@ def test_parameters_at_the_end_are_those_of_an_even_allocation(resolved):
 
 def test_every_option_is_there_with_its_source(resolved):
     asked = resolved(lr=0.5)
-    found = plan(prepare(asked), asked)["config"]
+    found = dry_run(prepare(asked), asked)["config"]
     assert list(found) == [flag(name) for name in OPTIONS]
     assert found["--lr"] == {"value": 0.5, "source": "command line"}
     assert found["--t-init"] == {"value": 2, "source": "preset rte, scaled"}
@@ -66,7 +66,7 @@ def test_every_option_is_there_with_its_source(resolved):
 
 @pytest.mark.parametrize("method", ["adalora", "lora", "full"])
 def test_a_plan_reads_in_80_columns(method, resolved):
-    text = describe_plan(plan(prepare(resolved(method=method)), resolved(method=method)))
+    text = describe_plan(dry_run(prepare(resolved(method=method)), resolved(method=method)))
     assert text.isprintable() or set(text) - {"\n"} == set(text.replace("\n", ""))
     assert "\x1b" not in text
     lines = [line for line in text.splitlines() if "--model" not in line and "--data" not in line]
@@ -77,14 +77,14 @@ def test_a_plan_reads_in_80_columns(method, resolved):
 
 def test_nothing_is_written(resolved, tmp_path):
     asked = resolved()
-    plan(prepare(asked), asked)
+    dry_run(prepare(asked), asked)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_phases_of_gates(resolved):
     """Of all steps, each in one of them, as the schedule has them."""
     asked = resolved(method="blora", optimizer="adamw", criterion=None, t_init=3, t_final=4)
-    found = plan(prepare(asked), asked)
+    found = dry_run(prepare(asked), asked)
     assert found["phases"] == [
         {"phase": "float", "first": 0, "last": 2},
         {"phase": "learning", "first": 3, "last": 8},
@@ -96,4 +96,4 @@ def test_the_phases_of_gates(resolved):
     assert "trained at the end" not in text
     assert max(len(line) for line in text[text.index("Phases") :].splitlines()[:-1]) <= 80
     asked = resolved(method="blora", optimizer="adamw", criterion=None, t_init=0, t_final=4)
-    assert [p["phase"] for p in plan(prepare(asked), asked)["phases"]] == ["learning", "fixed"]
+    assert [p["phase"] for p in dry_run(prepare(asked), asked)["phases"]] == ["learning", "fixed"]

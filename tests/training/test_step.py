@@ -137,7 +137,7 @@ def test_a_whole_training_follows_pefts_loss_for_loss(backbone):
         adamw.zero_grad()
 
         step(t, [batch])
-        progress = step.progress()
+        progress = step.means()
         assert progress.loss + progress.penalty == pytest.approx(loss.item(), rel=2e-5), t
 
     assert bank.mask.sum() == allocator.budget.target
@@ -176,7 +176,7 @@ def test_uneven_micro_batches_are_weighed_by_their_rows(backbone):
     torch.testing.assert_close(
         step.network.bank.grad, other.network.bank.grad, rtol=1e-4, atol=1e-6
     )
-    assert step.progress().loss == pytest.approx(other.progress().loss, rel=1e-6)
+    assert step.means().loss == pytest.approx(other.progress().loss, rel=1e-6)
 
 
 def test_samples_average_over_fresh_noise(backbone):
@@ -272,7 +272,7 @@ def test_regression_minimises_the_squared_error(backbone):
     losses = []
     for t in range(TOTAL):
         step(t, [batch])
-        losses.append(step.progress().loss)
+        losses.append(step.means().loss)
     assert losses[0] == pytest.approx(errors.double().square().mean().item(), rel=1e-6)
     assert losses[-1] < 0.9 * losses[0]
 
@@ -293,7 +293,7 @@ def test_a_compiled_step_is_the_eager_one(method, optimizer, criterion, backbone
             for t, batch in enumerate(batches()):
                 step(t, [batch])
         bank = step.network.bank
-        found.append((bank.mean, bank.mask, step.progress().loss))
+        found.append((bank.mean, bank.mask, step.means().loss))
     (mean, mask, loss), (other_mean, other_mask, other_loss) = found
     torch.testing.assert_close(other_mean, mean, rtol=1e-5 if method == "blora" else 0, atol=1e-6)
     assert torch.equal(other_mask, mask)

@@ -109,7 +109,7 @@ def test_gates_rest_in_the_fixed_phase(backbone):
     assert torch.equal(bank.mask, ranks)
     assert torch.equal(bank.mask, gates.parameters.mask(bank.mean))
     assert not torch.equal(bank.mean[bank.parts["range"]], before[bank.parts["range"]])
-    assert step.progress().penalty > 0  # of the steps before
+    assert step.means().penalty > 0  # of the steps before
     assert step.allocator.regularise() == 0
 
 

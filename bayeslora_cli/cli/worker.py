@@ -1,9 +1,9 @@
-"""A process of `--jobs`: it trains one run after the other, as long as they end well.
+"""Worker process of `--jobs`: trains one run after another and exits at the first failure.
 
-The first run is its command line's. Its standard input is a socket, on which it says of each run
-that it is done, a line, and is given the next one, or no more. After a failure it ends, with the
-run's exit code: what is left of a run that has failed is nothing to go on with. Where nobody is at
-the socket's other end any more, it stops as if asked to: the same command is to find its state.
+The first run is given on the command line. Standard input is a socket: the worker writes a line
+when a run is done, and reads the next run from it; the socket's end means that there is none. After
+a failure it exits with the run's exit code: the setup of a failed run cannot be used again. If the
+pool's process dies, the worker stops as if it had received SIGTERM, and saves its state.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from bayeslora_cli.cli import app
 
 
 def main() -> None:
-    """Train what the command line says, and then what the socket says."""
+    """Train the run of the command line, then those that the socket names."""
     with socket.socket(fileno=os.dup(0)) as channel, channel.makefile("r") as orders:
-        _open(os.devnull, os.O_RDONLY, 0)  # nobody else is to read orders
+        _open(os.devnull, os.O_RDONLY, 0)  # no library may read the orders
         from bayeslora_cli.training.assembly import Workspace
 
         workspace, training = Workspace(), Event()
@@ -39,16 +39,16 @@ def main() -> None:
 
 
 def _stop_if_left(channel: socket.socket, training: Event) -> None:
-    """Wait for the other end to close, which while a run is trained only its death does."""
+    """Stop the run when the other end closes: during a run only the pool's death closes it."""
     poll = select.poll()
-    poll.register(channel, 0)  # that is reported always
+    poll.register(channel, 0)  # a hang-up is always reported
     poll.poll()
     if training.is_set():
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _train(workspace: object, training: Event) -> None:
-    """Be `bayeslora`, but stay where that ends well."""
+    """Run `bayeslora` on `sys.argv`; return if it ends well, exit if it does not."""
     training.set()
     try:
         app.main(workspace)
@@ -61,7 +61,7 @@ def _train(workspace: object, training: Event) -> None:
 
 
 def _open(path: str, flags: int, number: int) -> None:
-    """Have a file descriptor be of another file."""
+    """Make the file descriptor `number` refer to another file."""
     found = os.open(path, flags)
     os.dup2(found, number)
     os.close(found)

@@ -27,7 +27,7 @@ class PlannedRun:
     """One run of a sweep."""
 
     typed: Mapping[str, Any]
-    """What would be typed for it alone, by field name."""
+    """What would be typed for it on its own, by field name."""
     preset: str | None
     """`--preset`."""
     resolved: Resolved
@@ -39,7 +39,7 @@ class PlannedRun:
 
     @property
     def label(self) -> str:
-        """What it is called beside the others: the directory's last two parts."""
+        """Its name in messages: the directory's last two parts."""
         return "/".join(self.run.path.parts[-2:])
 
     def is_done(self) -> bool:
@@ -49,7 +49,7 @@ class PlannedRun:
         try:
             there = self.run.read_config()
         except UserError:
-            return False  # the ordinary run says what is wrong
+            return False  # training it reports what is wrong
         mine, theirs = (
             {n: v for n, v in affecting(config).items() if OPTIONS[n].is_final}
             for config in (self.resolved.config, there)
@@ -57,7 +57,7 @@ class PlannedRun:
         return mine == theirs
 
     def arguments(self) -> list[str]:
-        """The arguments of `bayeslora` that train this run, and no other."""
+        """The arguments of `bayeslora` that train this run and no other."""
         found = ["train"]
         if self.preset is not None:
             found += ["--preset", self.preset]
@@ -75,24 +75,24 @@ class PlannedRun:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:
-    """Runs, one or more, no two with the same directory."""
+    """One run or more, no two of them with the same directory."""
 
     runs: tuple[PlannedRun, ...]
     notices: tuple[str, ...]
-    """What was left out and why, and options without effect, a sentence each."""
+    """One sentence each: combinations that are left out and why, options without effect."""
 
 
 def expand(typed: Mapping[str, Any], preset: str | None = None) -> Sweep:
-    """Every combination of what was typed as a list; one run where nothing was.
+    """Make one run of every combination of the lists that were typed; without a list, one run.
 
-    A combination that cannot be is left out with a notice, unless that leaves nothing. A method
-    that allocates no ranks is trained once beside others, not once a criterion.
+    An invalid combination is left out with a notice, unless no valid one remains. A method that
+    allocates no ranks is trained once, not once per criterion.
 
     Args:
         typed: as for `resolve`; options that take a list may be text, as their `sweep` reads it.
     Raises:
-        ConfigError: a list that cannot be read, or all problems of the combinations if none of
-            them can be.
+        ConfigError: a list that cannot be read, or all problems of the combinations if none is
+            valid.
     """
     axes = _axes(typed)
     runs: dict[Path, PlannedRun] = {}
@@ -113,7 +113,7 @@ def expand(typed: Mapping[str, Any], preset: str | None = None) -> Sweep:
     if not runs:
         raise ConfigError(list(dict.fromkeys(line for e in problems for line in e.splitlines())))
     notices = (*(_left_out(error, points, axes) for error, points in problems.items()), *once)
-    if len(runs) == 1:  # which says itself what is idle
+    if len(runs) == 1:  # training it prints the options without effect
         return Sweep(runs=tuple(runs.values()), notices=notices)
     quiet = (replace(run, resolved=replace(run.resolved, notices=())) for run in runs.values())
     return Sweep(runs=tuple(quiet), notices=(*notices, *idle))
@@ -122,7 +122,7 @@ def expand(typed: Mapping[str, Any], preset: str | None = None) -> Sweep:
 def _planned(
     typed: Mapping[str, Any], preset: str | None, several_rows: bool
 ) -> tuple[PlannedRun, tuple[str, ...]]:
-    """A combination's run, and what to say about it.
+    """A combination's run, and notices about it.
 
     Args:
         several_rows: whether it is one of several methods, optimizers or criteria.
@@ -144,7 +144,7 @@ def _planned(
 
 
 def _left_out(error: str, points: Sequence[Mapping[str, Any]], axes: Mapping[str, Any]) -> str:
-    """The notice of the combinations that share a problem: what they have in common names them."""
+    """The notice of combinations that share a problem; the options that they share name them."""
     common = [
         f"{flag(name)} {points[0][name]}"
         for name in axes
@@ -161,7 +161,7 @@ def _axes(typed: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     """The values of each option that was typed and takes a list.
 
     Raises:
-        ConfigError: all of what cannot be read.
+        ConfigError: all lists that cannot be read.
     """
     axes: dict[str, tuple[Any, ...]] = {}
     problems: list[str] = []
@@ -175,7 +175,7 @@ def _axes(typed: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
         except ValueError as error:
             problems.append(f"{option.sweep_flag or option.flag} {text}: {error}")
             continue
-        # a single value that is wrong the run itself reports, together with what else is wrong
+        # a single wrong value is reported by `resolve`, together with all other problems
         if len(axes[name]) > 1 and option.choices is not None:
             problems += [unknown(option, v) for v in axes[name] if v not in option.choices]
     if problems:

@@ -1,4 +1,4 @@
-"""A sweep's runs, one after the other in this process or several at a time in others."""
+"""Trains the runs of a sweep, one after another in this process or several at a time in others."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def run_sweep(
     runs: Sequence[PlannedRun],
     jobs: int,
     console: Console,
-    progress: Callable[[], Reporter],
+    reporter: Callable[[], Reporter],
     stop: Stop,
     processes: Processes = SINGLE,
 ) -> dict[str, str]:
-    """Train all that are not done yet; what has gone wrong: the run's label -> what.
-
-    A run that fails does not keep the others from theirs.
+    """Train all runs that are not done yet. A run that fails does not stop the others.
 
     Args:
-        progress: makes what is told of one run's steps, where this process trains it.
-
+        jobs: how many runs to train at a time; 1: in this process.
+        reporter: makes the object that is told of a run's steps, if this process trains it.
+    Returns:
+        The problems: a run's label -> its error's message.
     Raises:
         Preempted: a signal has come; the states are saved.
     """
@@ -48,20 +48,20 @@ def run_sweep(
         from bayeslora_cli.sweeps.worker_pool import run_jobs
 
         return run_jobs(todo, min(jobs, len(todo)), console, stop)
-    # of all runs, whatever is done: the same command again is to compile the same
+    # counted over all runs, done or not: a repeated command has to compile the same
     kinds = Counter(kind(run.resolved.config) for run in runs)
     alike = [kinds[kind(run.resolved.config)] for run in todo]
-    return _one_by_one(todo, alike, progress, stop, processes)
+    return _one_by_one(todo, alike, reporter, stop, processes)
 
 
 def _one_by_one(
     runs: Sequence[PlannedRun],
     alike: Sequence[int],
-    progress: Callable[[], Reporter],
+    reporter: Callable[[], Reporter],
     stop: Stop,
     processes: Processes,
 ) -> dict[str, str]:
-    """`alike`: how many runs of the sweep each one shares a network with, itself included."""
+    """`alike`: for each run, how many of the sweep can use the same network, itself included."""
     problems: dict[str, str] = {}
     if not runs:
         return problems
@@ -73,15 +73,15 @@ def _one_by_one(
         workspace.runs = alike[number - 1]
         logger.info("run %d of %d: %s", number, len(runs), planned.label)
         try:
-            train(planned.resolved, progress(), stop, workspace, processes)
+            train(planned.resolved, reporter(), stop, workspace, processes)
         except Preempted:
             raise
         except BayesloraError as error:
             if processes.world > 1 and not error.on_all_processes:
-                raise  # the other processes are in the run still: nobody can go on
+                raise  # the other processes are still in the run: none can go on
             problems[planned.label] = str(error)
             logger.error("%s failed: %s", planned.label, error)
-        except Exception as error:  # a bug in one run is not the others'
+        except Exception as error:  # a bug in one run does not stop the others
             if processes.world > 1:
                 raise
             problems[planned.label] = f"{type(error).__name__}: {error}"

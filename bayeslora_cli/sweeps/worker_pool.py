@@ -1,6 +1,6 @@
-"""The runs of a sweep in other processes, several at a time, one a GPU where there are many.
+"""Trains the runs of a sweep in worker processes, several at a time, one per GPU if there are many.
 
-Each run has its log beside its directory, and on the terminal a line.
+Each run has a log beside its directory, and one line on the terminal.
 """
 
 from __future__ import annotations
@@ -39,14 +39,16 @@ def run_jobs(
     stop: Stop,
     program: Sequence[str] = PROGRAM,
 ) -> dict[str, str]:
-    """Train runs, `jobs` at a time; what has gone wrong: the run's label -> what.
+    """Train runs, `jobs` at a time.
 
-    A signal goes on to all that are running, which save their state.
+    A signal to this process is passed on to the workers, which save their state.
 
     Args:
-        program: what is called with a run's arguments.
+        program: the worker's command line; a run's arguments are appended to it.
+    Returns:
+        The problems: a run's label -> its error's message.
     Raises:
-        Preempted: a signal has come, here or to one of the processes; the others have ended.
+        Preempted: a signal has come, to this process or to a worker; no worker is running any more.
     """
     device = runs[0].resolved.config.device
     if they_take_turns(jobs, device):
@@ -71,7 +73,7 @@ def run_jobs(
 
 
 class _Slot:
-    """Room for one run at a time, and the process that is there."""
+    """A place for one run at a time, and the worker process that trains it."""
 
     def __init__(self, environment: Mapping[str, str], program: Sequence[str]) -> None:
         self.environment, self.program = environment, program
@@ -79,27 +81,27 @@ class _Slot:
         self.worker: Worker | None = None
 
     def begin(self, job: Job) -> None:
-        """Train a run, in the process that is there or a new one."""
+        """Train a run, in the slot's process if there is one, else in a new process."""
         self.job = job
         if self.worker is None or not self.worker.give(job):
             self.close()
             self.worker = Worker(job, self.program, self.environment)
 
     def ended(self, *, wait: bool = False) -> int | None:
-        """The exit code of the run's process, 0 if that waits for another run; None: it goes on."""
+        """The exit code of the run's process, or 0 if it waits for a run; None: it still trains."""
         assert self.worker is not None
         code = self.worker.process.wait() if wait else self.worker.process.poll()
         if self.worker.is_done():
             return 0
         if code == 0 and self.worker.given and self.job and not wait:
-            self.begin(self.job)  # it was leaving already, and has not seen the run
+            self.begin(self.job)  # it was exiting already, and has not seen the run
             return None
         if code is not None:
             self.close()
         return code
 
     def close(self) -> None:
-        """Leave no process behind: one that trains is killed."""
+        """End the process; one that still trains is killed."""
         worker, self.worker = self.worker, None
         if worker is not None:
             worker.leave()
@@ -109,7 +111,7 @@ class _Slot:
 
 
 class _Pool:
-    """The runs that wait, those that run, and what became of the others."""
+    """The runs that wait, those that are being trained, and how the others ended."""
 
     def __init__(self, runs: Sequence[PlannedRun], slots: Sequence[_Slot], lines: _Lines) -> None:
         self.total = len(runs)
@@ -120,7 +122,7 @@ class _Pool:
         self.problems: dict[str, str] = {}
 
     def look(self) -> bool:
-        """Note what has ended, start what there is room for; returns whether any is left."""
+        """Record the runs that have ended, and start others; returns whether any is running."""
         for slot in self.slots:
             if slot.job is not None and (code := slot.ended()) is not None:
                 self.ended(slot, slot.job, code)
@@ -130,13 +132,13 @@ class _Pool:
                 slot.begin(job)
                 logger.info("%s begins, its log is %s", job.planned.label, job.log)
             elif slot.job is None:
-                slot.close()  # its memory may be wanted
+                slot.close()  # another slot may need its memory
         running = [slot.job for slot in self.slots if slot.job is not None]
         self.lines.show([self.summary(), *(job.line() for job in running)])
         return bool(running)
 
     def _next(self, slot: _Slot) -> PlannedRun:
-        """One that can go on with the network of the slot's process; else one that no other can."""
+        """Choose a run that can use the slot's network; else one that can use no other slot's."""
         kinds = [kind(run.resolved.config) for run in self.waiting]
         counts = Counter(kinds)
         own = None if slot.worker is None else slot.worker.kind
@@ -148,7 +150,7 @@ class _Pool:
         return self.waiting.pop(best)
 
     def ended(self, slot: _Slot, job: Job, code: int) -> None:
-        """Note what became of a run."""
+        """Record how a run ended."""
         slot.job = None
         label, took = job.planned.label, duration(time.monotonic() - job.began)
         problem = job.problem(code)
@@ -163,7 +165,7 @@ class _Pool:
             logger.error("%s failed: %s", label, problem)
 
     def stop(self) -> None:
-        """Have all that are running save their state, and wait for them."""
+        """Have all running workers save their state, and wait for them."""
         running = [(slot, slot.job) for slot in self.slots if slot.job is not None]
         for slot, _ in running:
             assert slot.worker is not None
@@ -174,20 +176,20 @@ class _Pool:
             self.ended(slot, job, code)
 
     def close(self) -> None:
-        """Leave no process behind."""
+        """End the display and all processes."""
         self.lines.close()
         for slot in self.slots:
             slot.close()
 
     def summary(self) -> str:
-        """How many of how many."""
+        """How many runs are done, of how many, and how many failed or were stopped."""
         counts = {"failed": len(self.problems), "stopped": len(self.stopped)}
         rest = (f", {count} {what}" for what, count in counts.items() if count)
         return f"{len(self.done)} of {self.total} runs done" + "".join(rest)
 
 
 class _Lines:
-    """A line a run on a terminal; elsewhere nothing, the log says when each begins and ends."""
+    """One line per run on a terminal; elsewhere nothing: log messages tell when a run begins."""
 
     def __init__(self, console: Console) -> None:
         from rich.live import Live
@@ -211,6 +213,3 @@ class _Lines:
         live, self.live = self.live, None
         if live is not None:
             live.stop()
-
-
-# ---- the machine

@@ -1,4 +1,4 @@
-"""A process of --jobs as seen from the pool, and the GPUs that each gets."""
+"""Worker processes of --jobs as the pool sees them, and the GPUs that each of them gets."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from bayeslora_cli.runs.atomic_write import named
 from bayeslora_cli.sweeps.grid import PlannedRun
 
 PROGRAM = (sys.executable, "-m", "bayeslora_cli.cli.worker")
-
-
+"""The command line of a worker, without the arguments of its first run."""
 TAIL = 4096
-"""Bytes of a log's end that are looked at for its progress."""
+"""Bytes at a log's end that are searched for the run's progress."""
 
 
 class Worker:
-    """A process that trains a run, and another one when it is done, see `worker`."""
+    """A process that trains one run after another, as `cli.worker` does."""
 
     def __init__(self, job: Job, program: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Starts it; `program` may as well train a single run and end."""
+        """Start it; `program` may also be one that trains a single run and exits."""
         self.kind = kind(job.planned.resolved.config)
-        """Of its last run, whose network it has."""
-        self.given = False  # a run after its first
+        """`kind` of its last run, whose network it holds."""
+        self.given = False
+        """Whether it was given a run after its first one."""
         self._channel, theirs = socket.socketpair()
         with theirs, job.log.open("ab") as file:
-            # a terminal's ^C is not to reach it twice, at once and by way of this process
+            # in a group of its own: a terminal's ^C reaches it only through this process
             self.process: subprocess.Popen[bytes] = subprocess.Popen(
                 [*program, *job.planned.arguments()],
                 stdin=theirs.fileno(),
@@ -45,7 +45,7 @@ class Worker:
             )
 
     def give(self, job: Job) -> bool:
-        """Have it train another run; returns whether it is there to do so."""
+        """Have it train another run; returns whether it is still running."""
         order = {"arguments": job.planned.arguments(), "log": str(job.log)}
         try:
             self._channel.sendall(json.dumps(order).encode() + b"\n")
@@ -55,25 +55,25 @@ class Worker:
         return True
 
     def is_done(self) -> bool:
-        """Whether it has said, since it was asked last, that its run is done."""
+        """Whether it has reported, since the last call, that its run is done."""
         try:
             return bool(self._channel.recv(1, socket.MSG_DONTWAIT))
-        except OSError:  # it has said nothing
+        except OSError:  # nothing has come
             return False
 
     def leave(self) -> None:
-        """Give it no more."""
+        """Give it no more runs."""
         self._channel.close()
 
 
 class Job:
-    """A run, and what its process says of it."""
+    """A run that a worker trains, and the worker's log of it."""
 
     def __init__(self, planned: PlannedRun) -> None:
-        """Finds a place for its log.
+        """Create its log.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: the log cannot be written.
         """
         self.planned = planned
         self.began = time.monotonic()
@@ -85,12 +85,12 @@ class Job:
                 self._start = file.tell()
 
     def line(self) -> str:
-        """What it is at, of its log's last line of a step."""
+        """The run's progress: the last line of its log that names a step."""
         steps = [line for line in self._text(TAIL).splitlines() if re.match(r"step \d+/\d+", line)]
         return f"{self.planned.label}  {steps[-1] if steps else 'starting'}"
 
     def problem(self, code: int) -> str | None:
-        """What went wrong with it, if its process has ended with `code`; None: nothing."""
+        """Why the run failed, if its process has exited with `code`; None: it did not."""
         if code == 0:
             return None
         if code < 0:
@@ -102,7 +102,7 @@ class Job:
         return f"{message.removeprefix('error: ')} (exit code {code}, {self.log})"
 
     def _text(self, last: int | None = None) -> str:
-        """What this process has written to the log, or the `last` bytes of it."""
+        """The log since this job began, or the `last` bytes of that."""
         with self.log.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(self._start if last is None else max(self._start, end - last))
@@ -110,14 +110,14 @@ class Job:
 
 
 ANY_GPU = ("auto", "cuda")
-"""Values of --device that leave open which GPU."""
+"""Values of --device that do not name one GPU."""
 
 
 def slot_environments(jobs: int, device: str) -> list[dict[str, str]]:
-    """Variables of each of `jobs` processes: its GPU where there are several, its threads.
+    """Environment variables of each of `jobs` processes: its GPU if there are several, its threads.
 
-    With as many jobs as GPUs or fewer each has one to itself, with more they share them evenly.
-    What the user has set stays: the threads, and which GPUs there are.
+    With at most as many jobs as GPUs each job has a GPU to itself; with more, they share the GPUs
+    evenly. What the user has set is kept: the number of threads, and which GPUs are visible.
     """
     found: list[dict[str, str]] = [{} for _ in range(jobs)]
     gpus = visible_gpus() if device in ANY_GPU else []
@@ -132,15 +132,18 @@ def slot_environments(jobs: int, device: str) -> list[dict[str, str]]:
 
 
 def they_take_turns(jobs: int, device: str) -> bool:
-    """Whether `jobs` processes wait for each other on the GPUs: MPS listens at a socket."""
+    """Whether `jobs` processes take turns on a GPU: with NVIDIA's MPS they do not.
+
+    MPS is found by the socket that it listens at.
+    """
     gpus = len(visible_gpus()) if device in ANY_GPU else device.startswith("cuda")
-    # NVIDIA's own default for where its daemon listens
+    # NVIDIA's own default of that variable
     pipes = os.environ.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps"
     return 0 < gpus < jobs and not (Path(pipes) / "control").exists()
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
+    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES spells them."""
     import torch
 
     count = torch.cuda.device_count()

@@ -1,7 +1,7 @@
-"""What a run will need, counted on its shapes alone: no weights are read, nothing is trained.
+"""Estimates the memory of a run from shapes: no weights are read, nothing is trained.
 
 The network is the one that `build_network` makes on torch's meta device. Its forward pass runs on
-fake tensors, which have a device and take its kernels' decisions but have no memory.
+fake tensors: they have a device, so that the same kernels are chosen as on it, but no memory.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ logger = logging.getLogger("bayeslora")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """Sizes of a run. A step's peak is above the sum of the bytes by its temporary tensors."""
+    """Sizes of a run. Temporary tensors come on top of the sum of the bytes at a step's peak."""
 
     parameters: int
-    """Elements of the backbone, its head included, adapters not."""
+    """Elements of the backbone with its head, without the adapters."""
     trainable: int
     """Trained elements at the initial rank, the head's included."""
     matrices: tuple[tuple[str, int, int], ...]
@@ -42,10 +42,10 @@ class Estimate:
     weights: int
     """Bytes of the frozen weights and the backbone's buffers, in the run's precision."""
     trained: int
-    """Bytes of the bank, which holds all that is trained, the optimizer's and the allocator's."""
+    """Bytes of the bank, which holds all trained parameters, the optimizer and the allocator."""
     activations: int | None
     """Bytes that a forward pass keeps for the backward pass; None: it cannot run on fake tensors.
-    With checkpointing the backward pass makes a layer's activations again: those are not in it."""
+    With gradient checkpointing, the activations that are recomputed are not counted."""
 
 
 def estimate(
@@ -57,14 +57,14 @@ def estimate(
     token_types: bool,
     device: torch.device,
 ) -> Estimate:
-    """Count what a run keeps in memory.
+    """Count the bytes that a run keeps in memory.
 
     Args:
         network: as `build_network` makes it on the meta device.
         rows: examples of the largest micro-batch.
         tokens: length of its longest example.
         token_types: whether the tokenizer makes token types.
-        device: where the run would be; attention keeps other tensors on a CPU than on a GPU.
+        device: the run's; attention keeps other tensors on a CPU than on a GPU.
     """
     bank = network.bank
     weights = [*network.module.parameters(), *network.module.buffers()]
@@ -97,7 +97,7 @@ def estimate(
 
 
 def distinct_bytes(tensors: Iterable[Tensor], *, but: Iterable[Tensor] = ()) -> int:
-    """Bytes of the tensors' storages, each counted once, those of `but` left out."""
+    """Bytes of the tensors' storages, each counted once, without those of `but`."""
     excluded = {t.untyped_storage()._cdata for t in but}
     storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}
     return sum(storage.nbytes() for key, storage in storages.items() if key not in excluded)
@@ -109,7 +109,7 @@ def saved_bytes(network: Network, own: Iterable[Tensor], batch: dict[str, Tensor
     Args:
         own: the network's tensors, which are not counted; the batch's are not either.
     """
-    kept: list[Tensor] = []  # all of them to the end: what is freed lends its address to the next
+    kept: list[Tensor] = []  # keeps all alive: a freed storage's address would be used again
 
     def keep(tensor: Tensor) -> Tensor:
         kept.append(tensor)
@@ -123,7 +123,7 @@ def saved_bytes(network: Network, own: Iterable[Tensor], batch: dict[str, Tensor
 
 
 def _factors(network: Network, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
-    """Give a meta network's layers the factors that they would have; under a FakeTensorMode.
+    """Give a meta network's layers the factors of a training step; under a FakeTensorMode.
 
     Returns:
         The factors, and the joint layers' frozen tensors.
@@ -178,10 +178,10 @@ def _fake(
 
 
 def _state(config: RunConfig, network: Network, device: torch.device) -> list[Tensor]:
-    """What optimizer and allocator keep besides the bank; under a FakeTensorMode.
+    """The tensors of optimizer and allocator besides the bank; under a FakeTensorMode.
 
-    They are the run's own, so that no table here can fall behind them. The bank that they get is
-    fake, since torch's fused AdamW refuses the meta device.
+    The run's own classes make them, so that no table here can become outdated. Their bank is fake,
+    since torch's fused AdamW refuses the meta device.
     """
     fake = copy.copy(network.bank)
     for name, tensor in vars(fake).items():

@@ -1,4 +1,4 @@
-"""One optimisation step. Nothing in it asks the device for a value."""
+"""One optimisation step. It reads no value from the device."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class StepMeans:
     loss: float
     """The task's loss, without the penalty."""
     penalty: float
-    """Orthogonality's, or that on gates; weight included."""
+    """The orthogonality penalty or the gates' penalty, its weight included."""
 
 
 class TrainStep:
-    """Sample, forward, backward, penalty, update, allocate: one step at a call.
+    """Sample, forward, backward, penalty, update, allocate: one step per call.
 
-    After a step that was not finite nothing changes any more: a flag on the device guards every
-    write, and the state stays that of the step before until someone asks for the `bad_step`.
+    After a step that is not finite nothing changes any more: a flag on the device guards every
+    write, so that the state stays that of the step before. `bad_step` tells which step it was.
     """
 
     def __init__(
@@ -56,9 +56,13 @@ class TrainStep:
         runner: Runner = run_eagerly,
         processes: Processes = SINGLE,
     ) -> None:
-        """`samples`: posterior samples a micro-batch; `orth_reg`: 0 for no penalty.
+        """Nothing is computed yet.
 
-        `processes`: whose gradients are averaged.
+        Args:
+            orth_reg: weight of the orthogonality penalty; 0: there is none.
+            samples: posterior samples per micro-batch.
+            runner: runs the pieces of the step, eagerly or as CUDA graphs.
+            processes: whose gradients are averaged.
         """
         self.network = network
         self.optimizer = optimizer
@@ -70,18 +74,18 @@ class TrainStep:
         self.processes = processes
         device = network.bank.theta.device
         self.good = torch.ones((), dtype=torch.bool, device=device)
-        # fixed places for what changes from step to step: a captured step reads no others
+        # what changes from step to step, in fixed tensors: a captured step reads only those
         self._step = torch.zeros((), dtype=torch.float64, device=device)
         self._rate = torch.zeros((), device=device)
         self._loss = network.bank.losses  # task loss and penalty of this step
         self._bad_step = torch.full((), -1.0, dtype=torch.float64, device=device)
-        self._sums = torch.zeros(2, device=device)  # the same, summed
+        self._sums = torch.zeros(2, device=device)  # the same, summed over a log interval
         self._count = 0
 
     def __call__(self, step: int, micro_batches: Sequence[dict[str, Tensor]]) -> None:
-        """Step number `step`, counted from 0, on one batch in micro-batches.
+        """Do step number `step`, counted from 0, on one batch in micro-batches.
 
-        Of several processes each has a part of the batch, which may be empty.
+        With several processes each has a part of the batch, which may be empty.
         """
         self._step.fill_(step)
         self._rate.fill_(self.learning_rate(step))
@@ -107,14 +111,14 @@ class TrainStep:
         self._count += 1
 
     def _pass(self, batch: Inputs, *, weight: float, first: bool, masked: bool) -> None:
-        """One sample of the weights, one micro-batch: add its share to the step's gradient."""
+        """Add the gradient of one weight sample on one micro-batch to the step's, weighted."""
         self.optimizer.sample(masked=masked)
         loss = self._backward(batch)
         more = None if self.allocator is None else self.allocator.regularise()
         self._collect(loss, weight, first, more)
 
     def _backward(self, batch: Inputs) -> Tensor:
-        """Gradients at theta where autograd leaves them; returns the task's loss."""
+        """Compute gradients at theta, where autograd puts them; returns the task's loss."""
         network = self.network
         network.bank.zero_local()
         loss = task_loss(
@@ -127,9 +131,13 @@ class TrainStep:
     def _collect(
         self, loss: Tensor, weight: float, first: bool, more: Tensor | None = None
     ) -> None:
-        """Gradient into `bank.local`, with the penalty's; its share of the step's sums.
+        """Add the gradient, the penalty's included, and the losses to the step's sums.
 
-        `more`: a penalty whose gradient is there already.
+        Args:
+            loss: the task's, of this pass.
+            weight: the pass's share of the step.
+            first: whether this is the step's first pass, which starts the sums.
+            more: a penalty whose gradient is in `bank.local` already.
         """
         bank = self.network.bank
         bank.collect()
@@ -141,14 +149,14 @@ class TrainStep:
 
     @torch.no_grad()
     def _update(self, _: Inputs, *, phase: Any) -> None:
-        """What follows the passes: optimizer and allocation, wherever all is finite."""
+        """Update the parameters and the allocation, unless something is not finite."""
         bank, optimizer, allocator = self.network.bank, self.optimizer, self.allocator
         good = self.processes.reduce(bank, self.good)
-        # a sum is finite only if its terms are, and makes no second tensor of their size
+        # a sum is finite only if its terms are, and needs no second tensor of their size
         good = good & (self._loss.sum() + bank.grad.sum()).isfinite()
         optimizer.update(self._step, self._rate, good)
         if allocator is not None:
-            # sigma costs a pass over all elements: only where scores are taken
+            # sigma costs a pass over all elements: only where scores are needed
             sigma = optimizer.sigma() if phase.allocates else None
             good = allocator.after_update(phase, sigma, good)
         torch.where(self.good & ~good, self._step, self._bad_step, out=self._bad_step)
@@ -156,10 +164,10 @@ class TrainStep:
         self._sums.add_(torch.where(good, self._loss, 0))
 
     def compile(self) -> None:
-        """Put what the step does around the backbone's passes under torch.compile.
+        """Compile what the step does around the backbone's passes.
 
-        But not the scores where others must come to the same: a compiled sum's order is chosen by
-        timing it, in each process.
+        With several processes the allocator's scores stay uncompiled: each process chooses the
+        order of a compiled sum by timing it, and all have to get the same bits.
         """
         self.optimizer.compile()
         for owner, name in ((self, "_collect"), (self.network.bank, "publish")):
@@ -168,7 +176,10 @@ class TrainStep:
             self.allocator.compile()
 
     def bad_step(self) -> int | None:
-        """The first step whose loss, gradient or scores were not finite; this reads the device."""
+        """The first step whose loss, gradient or scores were not finite; None: all were finite.
+
+        This reads the device.
+        """
         step = int(self._bad_step)
         return None if step < 0 else step
 
@@ -181,15 +192,15 @@ class TrainStep:
         return StepMeans(loss=loss / count, penalty=penalty / count)
 
     def forget(self, steps: int) -> None:
-        """Do not count the last steps, which have changed nothing."""
+        """Leave the last `steps` steps, which have changed nothing, out of the means."""
         self._count -= steps
 
     def tensors(self) -> dict[str, Tensor]:
-        """State that a checkpoint keeps: the sums of the log interval under way."""
+        """The sums over the present log interval."""
         return {"sums": self._sums}
 
     def scalars(self) -> dict[str, int]:
-        """State that is no tensor."""
+        """The number of steps in the sums."""
         return {"count": self._count}
 
     def load_scalars(self, scalars: dict[str, int]) -> None:

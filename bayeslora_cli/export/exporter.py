@@ -91,6 +91,7 @@ def export_run(
     expected = run_logits(network, batches)
 
     with _writing(output) as directory:
+        directory.mkdir()
         facts = form.write(directory, network, config, tokenizer, options)
         tokenizer.save_pretrained(directory)
         reopened = form.reopen(directory, config, network.bank.theta.device)

@@ -41,7 +41,7 @@ def open_adapter(
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
         model = PeftModel.from_pretrained(base, str(directory))
-    return _on(model, device)
+    return logits_of(model, device)
 
 
 def load_merged(directory: Path, *, trust_remote_code: bool = False) -> Any:
@@ -55,10 +55,11 @@ def open_merged(
     directory: Path, device: torch.device, *, trust_remote_code: bool = False
 ) -> Logits:
     """Open a whole model."""
-    return _on(load_merged(directory, trust_remote_code=trust_remote_code), device)
+    return logits_of(load_merged(directory, trust_remote_code=trust_remote_code), device)
 
 
-def _on(model: Any, device: torch.device) -> Logits:
+def logits_of(model: Any, device: torch.device) -> Logits:
+    """Move a transformers model to a device and return the function that computes its logits."""
     model.to(device).eval()
 
     @torch.inference_mode()

@@ -68,7 +68,7 @@ class Format(ABC):
         """Write the files; the tokenizer's are written by the caller.
 
         Args:
-            directory: does not exist yet.
+            directory: exists and is empty.
             network: at the posterior mean `bank.mean` with the kept triplets `bank.mask`. It is
                 not used again, so its modules may be changed.
         Returns:

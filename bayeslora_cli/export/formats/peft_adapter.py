@@ -213,7 +213,7 @@ def _write(network: Network, peft: PeftConfig, state: dict[str, Tensor], directo
     )
     # PEFT keeps a set, whose order in the file would differ from process to process
     peft.target_modules = sorted(peft.target_modules or ())
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     peft.save_pretrained(str(directory))
     # the classes' names, for which PEFT's own file has no place; beside it, transformers would take
     # the directory for a whole model

@@ -58,6 +58,7 @@ def export(network, config, options, directory):
     expected = run_logits(network, batches)
     entry = FORMATS[options.format]
     form = implementation(entry.implementation)
+    directory.mkdir()
     form.write(directory, network, config, tokenizer, options)
     tokenizer.save_pretrained(directory)
     reopened = form.reopen(directory, config, network.bank.theta.device)

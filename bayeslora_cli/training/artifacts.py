@@ -66,7 +66,7 @@ def rank_report(
     network: Network, config: RunConfig, step: int, mask: Tensor, scores: Tensor | None,
     mean: Tensor,
 ) -> RankReport:  # fmt: skip
-    """The allocation `mask` (n, r) with the triplets' scores, and the widths in `mean` (N,)."""
+    """Report the ranks in `mask` (n, r), the triplets' scores (n, r), the widths in `mean` (N,)."""
     bits = network.widths(mean)
     kept = mask.bool().tolist()
     values = None if scores is None else scores.tolist()
@@ -101,7 +101,7 @@ def write_artifacts(
     mask: Tensor,
     result: Mapping[str, Any],
 ) -> None:
-    """Write everything that a finished run holds; result.json last, which makes it finished.
+    """Write the files; result.json last, since a run that has it counts as finished.
 
     Args:
         at: the posterior of the best evaluation at the final budget.
@@ -123,7 +123,7 @@ def write_artifacts(
 
 
 def _save_full(run: RunDir, network: Network, at: Posterior) -> None:
-    """The whole fine-tuned model in transformers' own format, fp32."""
+    """Write the whole fine-tuned model in transformers' own format, in fp32."""
     bank = network.bank
     # by address: a tied weight has a second name, which the bank does not know
     segments = {bank.parameters[n].data_ptr(): s for n, s in bank.segments.items()}

@@ -108,7 +108,7 @@ def save_quantized(
     """
     operands = publisher_of(network)
     gates = operands.parameters
-    assert gates.plan.operands
+    assert gates.plan.operands  # `IntegerCodes.check` refuses other runs
     found = gates.widths(mean)
     constants = gates.thresholded(mean).constants
     tensors: dict[str, Tensor] = {}

@@ -148,12 +148,12 @@ def save_lora_adapter(
     network: Network, config: RunConfig, mean: Tensor, mask: Tensor, directory: Path,
     *, one_rank: bool,
 ) -> None:  # fmt: skip
-    """Write the adapter as plain LoRA's, matrices that kept no rank left out.
+    """Write the adapter as plain LoRA; matrices that kept no rank are left out.
 
     Args:
         mean: flat parameters (N,).
         mask: kept triplets (n, r).
-        one_rank: pad all matrices with zeros to one rank and one alpha; else each has its own.
+        one_rank: pad all matrices with zeros to one rank and one alpha; if not, each has its own.
     Raises:
         ModelError: every adapted matrix is one that the checkpoint lacks.
     """
@@ -190,7 +190,7 @@ def save_lora_adapter(
 def _saved_whole(
     network: Network, mean: Tensor, mask: Tensor, saved: list[str]
 ) -> dict[str, Tensor]:
-    """Every tensor of the modules `saved`: head, drawn tensors, deltas on them merged in."""
+    """Collect all tensors of the modules `saved`, with low-rank deltas on them merged in."""
     whole = dict(network.drawn)
     for name, segment in network.bank.segments.items():
         if segment.role == "head":
@@ -207,7 +207,7 @@ def _saved_whole(
 
 
 def _write(network: Network, peft: PeftConfig, state: dict[str, Tensor], directory: Path) -> None:
-    """The files of an adapter; `state` by the backbone's own names."""
+    """Write the files of an adapter; `state` has the backbone's own names."""
     peft.fan_in_fan_out = any(
         not isinstance(m.base_layer, nn.Linear) for m in network.adapters.values()
     )
@@ -215,8 +215,8 @@ def _write(network: Network, peft: PeftConfig, state: dict[str, Tensor], directo
     peft.target_modules = sorted(peft.target_modules or ())
     directory.mkdir(parents=True, exist_ok=True)
     peft.save_pretrained(str(directory))
-    # the classes' names, for which PEFT's own file has no place; beside it, transformers would take
-    # the directory for a whole model
+    # PEFT's own file has no place for the classes' names. In a subfolder, since transformers takes
+    # a directory that has config.json for a whole model
     network.module.config.save_pretrained(directory / BACKBONE)
     state = {
         f"base_model.model.{k}": v.detach().to("cpu", torch.float32, copy=True).contiguous()
@@ -228,7 +228,7 @@ def _write(network: Network, peft: PeftConfig, state: dict[str, Tensor], directo
 def _merged(
     network: Network, name: str, layer: LowRankLinear, a: Tensor, e: Tensor | None, b: Tensor
 ) -> dict[str, Tensor]:
-    """A layer's weight (and bias) in fp32 with its low-rank delta added."""
+    """Return a layer's weight (and bias) in fp32 with its low-rank delta added."""
     base = {
         f"{name}.{key}": network.drawn.get(f"{name}.{key}", value).to(a.device, torch.float32)
         for key, value in layer.base_layer.state_dict().items()
@@ -238,10 +238,10 @@ def _merged(
 
 
 def _modules_to_save(network: Network) -> list[str]:
-    """Modules that PEFT must save whole: the head and the owners of drawn tensors.
+    """Name the modules that PEFT must save whole: the head and the owners of drawn tensors.
 
-    PEFT finds such modules by the ending of their names ("classifier" finds "pre_classifier"), so
-    whatever an ending finds is saved as well.
+    PEFT matches such modules by the end of their names ("classifier" matches "pre_classifier"), so
+    all modules with a matching end are saved too.
     """
     endings = {*network.head, *(name.rpartition(".")[0] for name in network.drawn)}
     names = [n.removesuffix(".base_layer") for n, _ in network.module.named_modules() if n]

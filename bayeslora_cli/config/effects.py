@@ -40,7 +40,8 @@ def without_effect(method: str, optimizer: str, values: Mapping[str, Any]) -> di
             other = OPTIONS[condition.name]
             value = values.get(condition.name, other.default)
             if condition.holds(value):
-                found.setdefault(name, condition.why or f"{other.flag} {value}")
+                typed = other.flag if value is True else f"{other.flag} {value}"
+                found.setdefault(name, condition.why or typed)
     return found
 
 

@@ -30,12 +30,17 @@ class Condition:
     holds: Callable[[Any], bool]
     """Of its value: whether this option has no effect."""
     why: str | None = None
-    """How the message names it; None: flag and value."""
+    """How a message names it; None: by the flag and the value."""
 
 
 def beside(name: str, *values: Any) -> Condition:
     """No effect beside these values of the option `name`."""
     return Condition(name, lambda value: value in values)
+
+
+def beside_any(name: str) -> Condition:
+    """No effect beside any value of the option `name`."""
+    return Condition(name, lambda value: value is not None, _flag(name))
 
 
 def unless(name: str, needed: Any) -> Condition:
@@ -103,7 +108,7 @@ class Option:
     @property
     def flag(self) -> str:
         """As it is typed; in parentheses what cannot be."""
-        return f"--{self.name.replace('_', '-')}" if self.typed else f"({self.name})"
+        return _flag(self.name) if self.typed else f"({self.name})"
 
     @property
     def is_final(self) -> bool:
@@ -143,6 +148,10 @@ def listed(names: Collection[str]) -> str:
     notes = {n: names[n] for n in names} if isinstance(names, Mapping) else {}
     noted = [f"{n} ({note})" if (note := getattr(notes.get(n), "note", "")) else n for n in names]
     return " or ".join(filter(None, (", ".join(noted[:-1]), *noted[-1:])))
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _made(text: Text) -> str:

@@ -19,6 +19,7 @@ from bayeslora_cli.config.options import (
     WIDTHS,
     Condition,
     beside,
+    beside_any,
     declared,
     option,
     unless,
@@ -162,7 +163,7 @@ class RunConfig:
     epochs: float = option(
         3.0, LENGTH, "Passes over the training data", default_text="",
         checks=(values.positive_and_finite,), deep=False,
-        idle_when=(Condition("max_steps", lambda steps: steps is not None, "--max-steps"),),
+        idle_when=(beside_any("max_steps"),),
     )
     max_steps: int | None = option(
         None, LENGTH, "Optimisation steps, instead of epochs", checks=(values.positive_and_finite,)
@@ -220,7 +221,7 @@ class RunConfig:
     ess_per_example: float = option(
         1.0, POSTERIOR, "Effective sample size over the number of training examples",
         checks=(values.positive_and_finite,),
-        idle_when=(Condition("ess", lambda size: size is not None, "--ess"),),
+        idle_when=(beside_any("ess"),),
     )
     hess_init: float = option(
         1.0, POSTERIOR, "h0, the initial Hessian", checks=(values.positive_and_finite,)
@@ -285,7 +286,7 @@ class RunConfig:
         "torch.compile on a GPU: on, off, or auto, for 20,000 steps, those of all runs of a sweep "
         "that share a network",
         choices=catalogue.COMPILE, affects_result=False,
-        idle_when=(Condition("eager", bool, "--eager"),),
+        idle_when=(beside("eager", True),),
     )
     gradient_checkpointing: bool = option(
         False, MACHINE, "Trade time for activation memory", affects_result=False

@@ -129,10 +129,9 @@ def input_length(config: RunConfig, limit: int | None, special: int, *, typed: b
 
 def learning_rate(config: RunConfig) -> LearningRate:
     """The learning rate of each step; `config` with its schedule final."""
-    assert config.schedule_steps is not None
     return LearningRate(
         peak=config.lr,
-        total=config.schedule_steps,
+        total=config.total_steps,
         warmup=config.warmup_steps,
         boost=config.boost_lr if config.lr_schedule == "boost" else None,
         boost_until=config.boost_until_step,

@@ -30,14 +30,13 @@ def adalora_linear(
 
 def rank_budget(config: RunConfig, matrices: int) -> RankBudget:
     """The rank budget of each step over all matrices; `config` with its schedule final."""
-    assert config.schedule_steps is not None
     return RankBudget(
         initial=config.init_rank * matrices,
         target=config.target_rank * matrices,
         t_init=config.t_init,
         t_final=config.t_final,
         delta_t=config.delta_t,
-        total=config.schedule_steps,
+        total=config.total_steps,
     )
 
 

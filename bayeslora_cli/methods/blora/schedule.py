@@ -93,8 +93,7 @@ def steps_to_close(rate: float, at_most: int, weight: float = 1.0) -> int | None
 
 def schedule_of(config: RunConfig) -> GateSchedule:
     """The phases of a run, whose schedule is final."""
-    assert config.schedule_steps is not None
-    return GateSchedule(t_init=config.t_init, t_final=config.t_final, total=config.schedule_steps)
+    return GateSchedule(t_init=config.t_init, t_final=config.t_final, total=config.total_steps)
 
 
 def too_short(config: RunConfig) -> str | None:

@@ -44,8 +44,7 @@ class PreparedRun:
     @property
     def steps(self) -> int:
         """Optimisation steps of the whole run."""
-        assert self.config.schedule_steps is not None
-        return self.config.schedule_steps
+        return self.config.total_steps
 
     def tokens(self) -> dict[str, TokenisedSplit]:
         """The tokens of each split, made by the first run that asks for them.

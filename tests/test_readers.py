@@ -23,7 +23,7 @@ from bayeslora_cli.config.run_config import OPTIONS, RunConfig
 from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import DataError, RunDirError, UserError
 from bayeslora_cli.methods.building import build_network
-from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
+from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.reports.ranks.history_reading import read_changes
 from bayeslora_cli.runs import checkpoint
 from bayeslora_cli.runs.directory import RunDir
@@ -31,6 +31,7 @@ from bayeslora_cli.runs.rank_report import RankReport
 from bayeslora_cli.tasks.sources.glue import TASKS
 from bayeslora_cli.tasks.sources.table_reader import read_table
 from bayeslora_cli.tasks.task import Task
+from tests.support.objectives import TWO_CLASSES
 from tests.support.ranked_runs import allocation, names
 
 FUZZ = settings(
@@ -173,7 +174,7 @@ def network(backbone):
     model = backbone("deberta-v2")
     config = RunConfig(task="rte", model=model)
     return build_network(
-        config, Labels(classes=("a", "b")), load_tokenizer(model), posterior=False,
+        config, TWO_CLASSES, load_tokenizer(model), posterior=False,
         device=torch.device("cpu"),
     )  # fmt: skip
 

@@ -109,6 +109,24 @@ class FormatEntry:
     """bayeslora's optional dependency that installs `packages`."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveEntry:
+    """A kind of task: a `tasks.objectives.objective.Objective`."""
+
+    implementation: str
+    """module:name of the class."""
+    predicts: str
+    """What is predicted for a row, in a sentence: a noun with its article."""
+    auto_class: str
+    """The class of transformers that loads a backbone for it."""
+    head: bool = True
+    """Whether that class puts a head of its own on the backbone, which is trained whole."""
+    peft_task: str
+    """A name in PEFT's `TaskType`."""
+    pipeline_tag: str
+    """What model hubs call such a model."""
+
+
 _LOW_RANK = ("init_rank", "alpha", "target_modules")
 
 METHODS: dict[str, MethodEntry] = {
@@ -231,6 +249,24 @@ FORMATS: dict[str, FormatEntry] = {
         bound=0.0,
         library="bayeslora",
         needs_base=True,
+    ),
+}
+
+# asked from the last to the first which of them the labels of a user's table belong to
+OBJECTIVES: dict[str, ObjectiveEntry] = {
+    "classification": ObjectiveEntry(
+        implementation="bayeslora_cli.tasks.objectives.classification:Classification",
+        predicts="a class",
+        auto_class="AutoModelForSequenceClassification",
+        peft_task="SEQ_CLS",
+        pipeline_tag="text-classification",
+    ),
+    "regression": ObjectiveEntry(
+        implementation="bayeslora_cli.tasks.objectives.regression:Regression",
+        predicts="a score",
+        auto_class="AutoModelForSequenceClassification",
+        peft_task="SEQ_CLS",
+        pipeline_tag="text-classification",
     ),
 }
 

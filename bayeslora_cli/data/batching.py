@@ -92,14 +92,22 @@ class Feed:
         self.split = split.to(device)
         self.device = device
         self.longest = int(self.lengths.max())
+        self.counts = split.counts
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """The rows `indices` (b,), which are on the CPU."""
+        """The rows `indices` (b,), which are on the CPU.
+
+        Returns:
+            As `TokenisedSplit.batch`, and `count` () on the CPU if the rows do not count 1 each.
+        """
         width = int(self.lengths[indices].max())
         if self.device.type == "cuda":
             width = padded_width(width, self.longest)
         rows = indices.to(self.device, non_blocking=True)
-        return self.split.batch(rows, width)
+        batch = self.split.batch(rows, width)
+        if self.counts is not None:
+            batch["count"] = self.counts[indices].sum()
+        return batch
 
 
 def evaluation_order(split: TokenisedSplit, batch_size: int) -> list[Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.token_cache import encode_once
 from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
+from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.tasks.sources.loading import load_examples
 from bayeslora_cli.tasks.task import Examples, Task
 
@@ -50,7 +51,7 @@ class ExampleCache:
                     rows,
                     tokenizer,
                     config.max_length,
-                    regression=task.regression,
+                    objective_of(task),
                     encode=encode_once,
                 )
                 for name, rows in examples.items()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bayeslora_cli.errors import UserError
+from bayeslora_cli.tasks.objectives.objective import Objective
 from bayeslora_cli.tasks.task import Examples
 
 _ROWS_A_CALL = 1000  # enough to keep a fast tokenizer busy, few enough for its objects to be small
@@ -29,11 +30,13 @@ class TokenisedSplit:
     token_types: Tensor | None
     """(t,) int8: segment ids alongside `tokens`; None when the tokenizer makes none."""
     labels: Tensor | None
-    """(n,) int64 class indices, or float32 scores; None when the split has no labels."""
+    """(n, ...) as `Objective.label_tensor` makes them; None when the split has no labels."""
     pad_id: int
     """The token id that fills a row up."""
     pad_type_id: int = 0
     """The segment id that fills a row up."""
+    counts: Tensor | None = None
+    """(n,) int64, `Objective.counts`; on the CPU wherever the rest is."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -59,7 +62,7 @@ class TokenisedSplit:
 
         Returns:
             `input_ids` and `attention_mask` (b, w) int64; `token_type_ids` (b, w) int64 and
-            `labels` (b,) when there are any.
+            `labels` (b, ...) when there are any.
         """
         starts = self.offsets[indices]
         lengths = self.offsets[indices + 1] - starts
@@ -124,8 +127,8 @@ def tokenise(
     examples: Examples,
     tokenizer: Any,
     max_length: int,
+    objective: Objective,
     *,
-    regression: bool,
     encode: Callable[[Examples, Any, int], dict[str, Tensor]] = encode,
 ) -> TokenisedSplit:
     """Tokens and labels of a split.
@@ -134,7 +137,7 @@ def tokenise(
         examples: n rows of text.
         tokenizer: a `transformers` tokenizer.
         max_length: tokens a row at the most, special tokens included.
-        regression: whether labels are scores (float32) and not class indices (int64).
+        objective: makes one tensor of the labels.
         encode: who makes the tokens: `encode` here, or `token_cache.encode_once`, which gives the
             same.
 
@@ -146,15 +149,17 @@ def tokenise(
             f"the tokenizer {tokenizer.name_or_path!r} has no padding token, which batches need: "
             "set pad_token in its tokenizer_config.json"
         )
-    labels = None
-    if examples.labels is not None:
-        labels = torch.tensor(examples.labels, dtype=torch.float32 if regression else torch.int64)
     found = encode(examples, tokenizer, max_length)
+    labels = counts = None
+    if examples.labels is not None:
+        labels = objective.label_tensor(examples.labels)
+        counts = objective.counts(labels, found["offsets"].diff())
     return TokenisedSplit(
         tokens=found["tokens"],
         offsets=found["offsets"],
         token_types=found.get("token_types"),
         labels=labels,
+        counts=counts,
         pad_id=tokenizer.pad_token_id,
         pad_type_id=tokenizer.pad_token_type_id,
     )

@@ -15,7 +15,6 @@ from bayeslora_cli.evaluation.predictive import Predictive
 from bayeslora_cli.execution.compilation import uncompiled
 from bayeslora_cli.execution.cuda_graphs import Inputs, Runner, run_eagerly
 from bayeslora_cli.methods.network import Network
-from bayeslora_cli.tasks.metrics import task_metrics
 from bayeslora_cli.tasks.task import Task
 
 
@@ -39,7 +38,7 @@ def logits_of(
     try:
         if not len(batches.place):
             most = max((len(batch["input_ids"]) for batch in batches.inputs), default=0)
-            batches.place.resize_(most, network.labels.outputs)
+            batches.place.resize_(most, network.objective.outputs)
 
         def piece(batch: Inputs) -> None:
             batches.place[: len(batch["input_ids"])].copy_(network.logits(batch))
@@ -51,7 +50,7 @@ def logits_of(
                 for batch in batches.inputs[turn : turn + 1]:
                     runner((id(batches), network.branch), piece, batch)
                     logits.append(batches.place[: len(batch["input_ids"])].clone())
-        found = torch.zeros(batches.examples, network.labels.outputs)
+        found = torch.zeros(batches.examples, network.objective.outputs)
         found[batches.rows] = torch.cat(logits).cpu()
         batches.processes.sum_in_place(found)  # zeros elsewhere: a row is one process's
     finally:
@@ -76,7 +75,7 @@ class Sampling:
 
 def predict_at_mean(network: Network, splits: Mapping[str, Batches]) -> dict[str, Predictive]:
     """Predictions of each split at the mean, with the current mask applied."""
-    found = {name: _predictive(network, batches) for name, batches in splits.items()}
+    found = {name: Predictive(network.objective) for name in splits}
     with network.bank.at_mean():
         for name, batches in splits.items():
             found[name].add(logits_of(network, batches))
@@ -96,7 +95,7 @@ def predict_over_samples(
         NonFiniteError: a sample's logit that is not finite.
     """
     generator = torch.Generator().manual_seed(sampling.seed)
-    found = {name: _predictive(network, batches) for name, batches in splits.items()}
+    found = {name: Predictive(network.objective) for name in splits}
     for _ in range(sampling.samples):
         theta = at.sample(network.bank, generator, sampling.temperature)
         with network.bank.showing(theta):
@@ -109,11 +108,6 @@ def predict_over_samples(
                         "finite; lower it"
                     ) from error
     return found
-
-
-def _predictive(network: Network, batches: Batches) -> Predictive:
-    labels = network.labels
-    return Predictive(batches.examples, None if labels.regression else labels.outputs)
 
 
 Metrics = dict[str, dict[str, float]]
@@ -137,9 +131,7 @@ def evaluate_splits(
         for name, batches in splits.items():
             assert batches.labels is not None
             logits = logits_of(network, batches, check, runner)
-            found[name] = task_metrics(
-                task.metrics, logits, batches.labels, regression=network.labels.regression
-            )
+            found[name] = network.objective.training_metrics(task.metrics, logits, batches.labels)
         return found
 
 

@@ -1,7 +1,4 @@
-"""Predictions as files: a row an example, and GLUE's submission files.
-
-Tensors are known by their methods alone, so that the command line can check a path at once.
-"""
+"""Predictions as files: a row per example, and GLUE's submission files."""
 
 from __future__ import annotations
 
@@ -10,15 +7,15 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.runs.atomic_write import replacing
+from bayeslora_cli.tasks.objectives.objective import objective_of, shortest_numbers
 from bayeslora_cli.tasks.sources.glue import SCORE_RANGE, GlueTask
 from bayeslora_cli.tasks.task import Task
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 
@@ -28,9 +25,9 @@ class Predicted:
     """What is predicted for the n examples of one split, in the order of its file."""
 
     values: Tensor
-    """(n, classes) probabilities; (n,) scores for regression."""
+    """(n, classes) probabilities, or (n,) scores."""
     labels: Tensor | None = None
-    """(n,) class indices, or scores; None when the split has no labels."""
+    """(n, ...) as `Objective.label_tensor` makes them; None when the split has no labels."""
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     """Further columns by name, each (n,); every split has the same."""
 
@@ -53,9 +50,10 @@ def check_path(path: Path) -> None:
 def write_predictions(path: Path, task: Task, splits: Mapping[str, Predicted]) -> None:
     r"""Write one row an example, in the format that the suffix names, whole or not at all.
 
-    The columns: `split` (where there are several), `row` (from 0, in the split), `prediction` and
-    `label` (a class's name, or a score; `label` where any split has labels), `p(CLASS)` for each
-    class, and the extra ones. In CSV and TSV a missing label is an empty field, in JSON null.
+    The columns: `split` (if there are several), `row` (from 0, in the split), `prediction` and
+    `label` (as `Objective.spell` has them: a class's name, or a score; `label` if any split has
+    labels), `p(CLASS)` for each class, and the extra ones. In CSV and TSV a missing label is an
+    empty field, in JSON null.
 
     Both CSV and TSV are what Python's csv module writes: a field that holds the delimiter, a
     quotation mark or a line break stands in quotation marks, which are doubled inside. Lines end
@@ -120,10 +118,10 @@ def write_submission(
     for split, predicted in splits.items():
         ending = {"test_matched": "-m", "test_mismatched": "-mm"}.get(split, "")
         path = directory / f"{task.folder}{ending}.tsv"
-        if task.regression:
-            found = [f"{score:.3f}" for score in predicted.values.clamp(low, high).tolist()]
-        else:
+        if task.tsv_labels:
             found = [task.tsv_labels[index] for index in predicted.values.argmax(-1).tolist()]
+        else:
+            found = [f"{score:.3f}" for score in predicted.values.clamp(low, high).tolist()]
         try:
             with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
                 file.write("index\tprediction\n")
@@ -138,6 +136,7 @@ def write_submission(
 
 def _rows(task: Task, splits: Mapping[str, Predicted]) -> Iterator[dict[str, Any]]:
     """The rows of the file by column, all with the same columns."""
+    objective = objective_of(task)
     labelled = any(predicted.labels is not None for predicted in splits.values())
     for split, predicted in splits.items():
         columns: dict[str, list[Any]] = {}
@@ -145,26 +144,12 @@ def _rows(task: Task, splits: Mapping[str, Predicted]) -> Iterator[dict[str, Any
         if len(splits) > 1:
             columns["split"] = [split] * n
         columns["row"] = list(range(n))
-        columns["prediction"] = _answers(
-            task, predicted.values if task.regression else predicted.values.argmax(-1)
-        )
+        columns["prediction"] = objective.spell(objective.decide(predicted.values))
         if labelled:
             labels = predicted.labels
-            columns["label"] = [None] * n if labels is None else _answers(task, labels)
+            columns["label"] = [None] * n if labels is None else objective.spell(labels)
         for index, name in enumerate(task.classes):
-            columns[f"p({name})"] = _numbers(predicted.values[:, index])
-        columns |= {name: _numbers(values) for name, values in predicted.extra.items()}
+            columns[f"p({name})"] = shortest_numbers(predicted.values[:, index])
+        columns |= {name: shortest_numbers(values) for name, values in predicted.extra.items()}
         for row in zip(*columns.values(), strict=True):
             yield dict(zip(columns, row, strict=True))
-
-
-def _answers(task: Task, values: Tensor) -> list[Any]:
-    """Class indices as names; scores as they are."""
-    return _numbers(values) if task.regression else [task.classes[i] for i in values.tolist()]
-
-
-def _numbers(values: Tensor) -> list[Any]:
-    """Python numbers whose digits are the tensor's own: 0.1, not the 0.10000000149 of fp32."""
-    if not values.is_floating_point():
-        return values.tolist()
-    return [float(digits) for digits in values.detach().cpu().numpy().astype(str)]

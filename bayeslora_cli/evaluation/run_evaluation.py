@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,41 @@ from bayeslora_cli.evaluation.prediction_files import (
 )
 from bayeslora_cli.evaluation.predictive import Predictive
 from bayeslora_cli.evaluation.run_loading import load_run, of_the_training, split_names
-from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.runs.directory import RunDir
-from bayeslora_cli.tasks.calibration import ECE_BINS, OBSERVATION_VARIANCE, auroc, reliability_bins
+from bayeslora_cli.tasks.calibration import auroc, reliability_bins
+from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.tasks.sources.comparison_rows import check_data_is_read, load_file, load_outside
 from bayeslora_cli.tasks.sources.glue import TASKS
 from bayeslora_cli.tasks.sources.loading import load_examples
-from bayeslora_cli.tasks.task import Task
+from bayeslora_cli.tasks.task import Examples, Task
 
 _OUTSIDE = "--ood"  # no name of a split
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """A finished run and what is asked about it; the fields are `evaluate_run`'s arguments."""
+
+    run: RunDir
+    config: RunConfig
+    task: Task
+    split: str | None
+    data: str | None
+    file: str | None
+    sampling: Sampling | None
+    ood: str | None
+    reliability: bool
+    predictions: Path | None
+    submission: Path | None
+
+    @property
+    def outside(self) -> str | None:
+        """The rows out of the distribution: those asked for, with samples the task's own; None:
+        there are none."""
+        own_split = self.file is None and self.split != "ood"
+        if self.ood is None and self.sampling is not None and own_split:
+            return next(iter(self.task.ood_splits), None)
+        return self.ood
 
 
 def evaluate_run(
@@ -54,30 +80,29 @@ def evaluate_run(
         split: train, validation (None), test or ood; MNLI's validation and test are two splits
             each.
         data: directory of the data; None: the one that the run was trained on.
-        file: rows of one's own instead of a split, with the columns of the run's task; labels are
-            not needed for predictions.
-        sampling: None: the mean alone.
-        ood: rows to tell from the split's by their uncertainty (`other_rows.load_outside`); None:
-            with samples those of the task's own split, if it has one.
+        file: a user's rows instead of a split, with the columns of the run's task; predictions
+            need no labels.
+        sampling: None: the mean only.
+        ood: rows to tell from the split's by their uncertainty (`comparison_rows.load_outside`);
+            None: with samples those of the task's own split, if it has one.
         reliability: whether to count the bins of a reliability diagram.
-        predictions: where to write a row an example (`predictions.write_predictions`): with
+        predictions: where to write a row per example (`prediction_files.write_predictions`): with
             samples what they average to, else what the mean predicts.
-        submission: directory for GLUE's own format (`predictions.write_submission`), likewise.
+        submission: directory for GLUE's own format (`prediction_files.write_submission`), likewise.
         trust_remote_code: run Python code that comes with the model.
     Returns:
-        run, task, split, the `precision` it is computed in, and `metrics` by split at the mean, of
-        those with labels; for classes `ece_bins`, for scores the `observation_variance` of their
-        nll. With samples `sampled`, metrics by split over the samples; `samples`,
-        `temperature`, `seed`; `posterior`, as training has summed it up. With rows out of the
-        distribution `ood`: `source`, `rows`, and `mean` and `sampled`: by split, by kind of
-        uncertainty, the AUROC. With `reliability` that: `mean` and `sampled`, bins by split.
+        run, task, split, the `precision` it is computed in, `metrics` by split at the mean, of
+        those with labels, and `Objective.metric_facts`. With samples `sampled`, metrics by split
+        over the samples; `samples`, `temperature`, `seed`; `posterior`, as training has summed it
+        up. With rows out of the distribution `ood`: `source`, `rows`, and `mean` and `sampled`: by
+        split, by kind of uncertainty, the AUROC. With `reliability` that: `mean` and `sampled`,
+        bins by split.
     Raises:
         UserError: no run, options without effect, data that is missing or has no labels, another
             model, no posterior.
     """
     if file is not None and split is not None:
         raise UserError(f"--split {split}: --eval-file {file} is read instead; leave one out")
-    split = split or "validation"
     if predictions is not None:
         check_path(predictions)
     run = RunDir.open(path)
@@ -86,94 +111,136 @@ def evaluate_run(
         if ood not in TASKS:  # whose rows are there
             check_data_is_read(config, data, file)
         config = replace(config, data=data)
-    _check_uncertainty(config, task, sampling, ood, reliability=reliability)
-    glue = TASKS.get(task.name)
-    if file is None:
-        with of_the_training(
-            run, "--train-file", "--eval-file", *(["--data"] if data is None else [])
-        ):
-            examples = load_examples(config, split_names(task, split), task=task)[1]
+    asked = Evaluation(
+        run=run,
+        config=config,
+        task=task,
+        split=split,
+        data=data,
+        file=file,
+        sampling=sampling,
+        ood=ood,
+        reliability=reliability,
+        predictions=predictions,
+        submission=submission,
+    )
+    _check_uncertainty(asked)
+    examples = _collect(asked)
+    rows, predictives = _predict(asked, examples, device, batch_size)
+    result = {
+        "run": str(path),
+        "task": task.name,
+        "split": file or split or "validation",
+        "precision": config.precision,
+        **_score(asked, rows, predictives),
+        **objective_of(task).metric_facts,
+    }
+    if sampling is not None:
+        result |= {**asdict(sampling), "posterior": run.read_result().get("posterior")}
+    _write(asked, rows, predictives)
+    return result
+
+
+def _check_uncertainty(asked: Evaluation) -> None:
+    """Whether the run has what is asked for, before anything is loaded."""
+    optimizer, sampling = asked.config.optimizer, asked.sampling
+    if sampling is not None and not OPTIMIZERS[optimizer].posterior:
+        raise UserError(
+            f"--samples {sampling.samples}: the run was trained with {optimizer}, which "
+            "finds a point and no posterior to sample; train with --optimizer ivon"
+        )
+    if sampling is not None and not 0 <= sampling.temperature < math.inf:
+        raise UserError(f"--temperature {sampling.temperature}: give a number of 0 or more")
+    objective = objective_of(asked.task)
+    predicts = objective.entry.predicts
+    if asked.reliability and not objective.has_confidence:
+        raise UserError(
+            f"--reliability: {asked.task.name} predicts {predicts}, which has no confidence"
+        )
+    several = sampling is not None and sampling.samples > 1
+    if asked.ood is not None and not several and not objective.probabilistic:
+        raise UserError(
+            f"--ood {asked.ood}: {predicts}'s uncertainty is the samples' variance; give "
+            "--samples 2 or more"
+        )
+
+
+def _collect(asked: Evaluation) -> dict[str, Examples]:
+    """The rows by split, as text; those out of the distribution as `_OUTSIDE`."""
+    task, config = asked.task, asked.config
+    if asked.file is None:
+        given = ["--train-file", "--eval-file", *(["--data"] if asked.data is None else [])]
+        with of_the_training(asked.run, *given):
+            splits = split_names(task, asked.split or "validation")
+            examples = load_examples(config, splits, task=task)[1]
     else:
-        examples = load_file(file, task)
-    if submission is not None and (glue is None or not examples.keys() <= set(task.test_splits)):
-        raise DataError(f"--submission {submission}: GLUE's tasks alone have it, with --split test")
-    unlabelled_will_do = (predictions or submission or ood) is not None
+        examples = load_file(asked.file, task)
+    of_tests = task.name in TASKS and examples.keys() <= set(task.test_splits)
+    if asked.submission is not None and not of_tests:
+        raise DataError(
+            f"--submission {asked.submission}: only GLUE's tasks have it, with --split test"
+        )
+    unlabelled_will_do = (asked.predictions or asked.submission or asked.ood) is not None
     for name, found in examples.items():
         beginning = f"{name} of {task.name} has no labels"
-        if found.labels is None and reliability:
+        if found.labels is None and asked.reliability:
             raise DataError(f"--reliability: {beginning} to be right or wrong about; leave it out")
         if found.labels is None and not unlabelled_will_do:
             raise DataError(
                 f"{beginning} to score; --predictions FILE writes what the run predicts"
             )
-    if ood is None and sampling is not None and file is None and split != "ood":
-        ood = next(iter(task.ood_splits), None)
-    if ood is not None:
-        examples = {**examples, _OUTSIDE: load_outside(ood, config, task, own_rows=file is None)}
+    if asked.outside is None:
+        return examples
+    outside = load_outside(asked.outside, config, task, own_rows=asked.file is None)
+    return {**examples, _OUTSIDE: outside}
 
-    network, tokenizer, kept = load_run(run, config, Labels(classes=task.classes), device)
+
+def _predict(
+    asked: Evaluation, examples: Mapping[str, Examples], device: str, batch_size: int | None
+) -> tuple[dict[str, TokenisedSplit], dict[str, dict[str, Predictive]]]:
+    """The rows' tokens by split, and predictions: `mean`, `sampled` if asked for, then by split."""
+    config, objective = asked.config, objective_of(asked.task)
+    network, tokenizer, kept = load_run(asked.run, config, objective, device)
     rows = {
-        name: tokenise(found, tokenizer, config.max_length, regression=task.regression)
+        name: tokenise(found, tokenizer, config.max_length, objective)
         for name, found in examples.items()
     }
     size = batch_size or config.eval_batch_size
     batches = {name: Batches(r, size, network.bank.theta.device) for name, r in rows.items()}
-    found_at = {"mean": predict_at_mean(network, batches)}
-    if sampling is not None:
+    found = {"mean": predict_at_mean(network, batches)}
+    if asked.sampling is not None:
         if kept.sigma is None:
-            raise RunDirError(f"{run.posterior} is corrupt: it has no sigma to sample with")
-        found_at["sampled"] = predict_over_samples(network, kept, batches, sampling)
+            raise RunDirError(f"{asked.run.posterior} is corrupt: it has no sigma to sample with")
+        found["sampled"] = predict_over_samples(network, kept, batches, asked.sampling)
+    return rows, found
 
-    result: dict[str, Any] = {
-        "run": str(path),
-        "task": task.name,
-        "split": file or split,
-        "precision": config.precision,
-    }
-    outside = {at: p.pop(_OUTSIDE) for at, p in found_at.items() if ood is not None}
-    for at, predictives in found_at.items():
-        labelled = {n: (p, y) for n, p in predictives.items() if (y := rows[n].labels) is not None}
+
+def _score(
+    asked: Evaluation,
+    rows: Mapping[str, TokenisedSplit],
+    predictives: Mapping[str, Mapping[str, Predictive]],
+) -> dict[str, Any]:
+    """Metrics, reliability and AUROCs as `evaluate_run` returns them."""
+    result: dict[str, Any] = {}
+    for at, by_split in predictives.items():
+        inside = {name: found for name, found in by_split.items() if name != _OUTSIDE}
+        labelled = {n: (p, y) for n, p in inside.items() if (y := rows[n].labels) is not None}
         result["metrics" if at == "mean" else at] = {
-            name: predictive.metrics(task.metrics, labels)
+            name: predictive.metrics(asked.task.metrics, labels)
             for name, (predictive, labels) in labelled.items()
         }
-        if reliability:
+        if asked.reliability:
             result.setdefault("reliability", {})[at] = {
                 name: reliability_bins(predictive.values, labels)
                 for name, (predictive, labels) in labelled.items()
             }
-        if ood is not None:
-            result.setdefault("ood", {"source": ood, "rows": len(rows[_OUTSIDE])})[at] = {
-                name: _aurocs(predictive, outside[at], sampled=at == "sampled")
-                for name, predictive in predictives.items()
+        if _OUTSIDE in by_split:
+            outside = {"source": asked.outside, "rows": len(rows[_OUTSIDE])}
+            result.setdefault("ood", outside)[at] = {
+                name: _aurocs(predictive, by_split[_OUTSIDE], sampled=at == "sampled")
+                for name, predictive in inside.items()
             }
-    if task.regression:
-        result["observation_variance"] = OBSERVATION_VARIANCE
-    else:
-        result["ece_bins"] = ECE_BINS
-    if sampling is not None:
-        result |= {**asdict(sampling), "posterior": run.read_result().get("posterior")}
-    _write(found_at, rows, task, predictions, submission)
     return result
-
-
-def _check_uncertainty(
-    config: RunConfig, task: Task, sampling: Sampling | None, ood: str | None, *, reliability: bool
-) -> None:
-    """Whether the run has what is asked for, before anything is loaded."""
-    if sampling is not None and not OPTIMIZERS[config.optimizer].posterior:
-        raise UserError(
-            f"--samples {sampling.samples}: the run was trained with {config.optimizer}, which "
-            "finds a point and no posterior to sample; train with --optimizer ivon"
-        )
-    if sampling is not None and not 0 <= sampling.temperature < math.inf:
-        raise UserError(f"--temperature {sampling.temperature}: give a number of 0 or more")
-    if task.regression and reliability:
-        raise UserError(f"--reliability: {task.name} predicts a score, which has no confidence")
-    if task.regression and ood is not None and (sampling is None or sampling.samples < 2):
-        raise UserError(
-            f"--ood {ood}: a score's uncertainty is the samples' variance; give --samples 2 or more"
-        )
 
 
 def _aurocs(inside: Predictive, outside: Predictive, *, sampled: bool) -> dict[str, float]:
@@ -186,23 +253,22 @@ def _aurocs(inside: Predictive, outside: Predictive, *, sampled: bool) -> dict[s
 
 
 def _write(
-    found_at: Mapping[str, Mapping[str, Predictive]],
+    asked: Evaluation,
     rows: Mapping[str, TokenisedSplit],
-    task: Task,
-    predictions: Path | None,
-    submission: Path | None,
+    predictives: Mapping[str, Mapping[str, Predictive]],
 ) -> None:
-    """Write what is predicted, over samples where there are any, to the files asked for."""
-    sampled = "sampled" in found_at
+    """Write what is predicted, over samples if there are any, to the files asked for."""
+    at = "sampled" if "sampled" in predictives else "mean"
     predicted = {
         name: Predicted(
             values=found.values.float(),
             labels=rows[name].labels,
-            extra={k: v.float() for k, v in found.uncertainty(sampled=sampled).items()},
+            extra={k: v.float() for k, v in found.uncertainty(sampled=at == "sampled").items()},
         )
-        for name, found in found_at["sampled" if sampled else "mean"].items()
+        for name, found in predictives[at].items()
+        if name != _OUTSIDE
     }
-    if predictions is not None:
-        write_predictions(predictions, task, predicted)
-    if submission is not None:
-        write_submission(submission, TASKS[task.name], predicted)
+    if asked.predictions is not None:
+        write_predictions(asked.predictions, asked.task, predicted)
+    if asked.submission is not None:
+        write_submission(asked.submission, TASKS[asked.task.name], predicted)

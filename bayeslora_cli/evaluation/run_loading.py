@@ -13,8 +13,9 @@ from bayeslora_cli.errors import DataError, ModelError, UserError
 from bayeslora_cli.execution.device import pick_device, set_precision
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.network import Network
-from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
+from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.runs.directory import RunDir
+from bayeslora_cli.tasks.objectives.objective import Objective
 from bayeslora_cli.tasks.task import Task
 
 
@@ -37,7 +38,7 @@ def split_names(task: Task, split: str) -> tuple[str, ...]:
 
 
 def load_run(
-    run: RunDir, config: RunConfig, labels: Labels, device: str
+    run: RunDir, config: RunConfig, objective: Objective, device: str
 ) -> tuple[Network, Any, Posterior]:
     """The network of a finished run at its posterior mean, its tokenizer, and the posterior.
 
@@ -49,7 +50,7 @@ def load_run(
     with of_the_training(run, "--model", "--target-modules"):
         tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
         network = build_network(
-            config, labels, tokenizer, posterior=False, device=pick_device(device)
+            config, objective, tokenizer, posterior=False, device=pick_device(device)
         )
     _check_backbone(run, config, network)
     kept = posterior.load(run.posterior, network)

@@ -92,8 +92,12 @@ class Processes(Protocol):
             UserError: there are fewer GPUs than processes, or some have a GPU and some do not.
         """
 
-    def share(self, rows: Tensor) -> Tensor:
-        """This process's part of a batch's rows (b,), possibly empty; weighs the next `reduce`."""
+    def share(self, rows: Tensor, counts: Tensor | None = None) -> Tensor:
+        """This process's part of a batch's rows (b,), possibly empty; weighs the next `reduce`.
+
+        Args:
+            counts: (n,) how much each row of the split counts; None: 1 each.
+        """
 
     def reduce(self, bank: AdapterBank, good: Tensor) -> Tensor:
         """Sum gradients and losses over all processes, in place.
@@ -169,7 +173,7 @@ class SingleProcess(Processes):
     def assign_device(self, device: torch.device) -> torch.device:
         return device
 
-    def share(self, rows: Tensor) -> Tensor:
+    def share(self, rows: Tensor, counts: Tensor | None = None) -> Tensor:
         return rows
 
     def reduce(self, bank: AdapterBank, good: Tensor) -> Tensor:

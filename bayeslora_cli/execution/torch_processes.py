@@ -106,9 +106,12 @@ class TorchProcesses(HostChannel):
             torch.cuda.synchronize(device)
         return device
 
-    def share(self, rows: Tensor) -> Tensor:
+    def share(self, rows: Tensor, counts: Tensor | None = None) -> Tensor:
         mine = rows.tensor_split(self.world)[self.rank]
-        self._weight.fill_(len(mine) / len(rows))
+        part, whole = len(mine), len(rows)
+        if counts is not None:
+            part, whole = int(counts[mine].sum()), max(1, int(counts[rows].sum()))
+        self._weight.fill_(part / whole)
         return mine
 
     def reduce(self, bank: AdapterBank, good: Tensor) -> Tensor:

@@ -34,11 +34,12 @@ from bayeslora_cli.export.verification import (
 )
 from bayeslora_cli.methods.adalora.pruning import prune
 from bayeslora_cli.methods.network import Network
-from bayeslora_cli.models.backbones.loading import Labels, backbone_path
+from bayeslora_cli.models.backbones.loading import backbone_path
 from bayeslora_cli.runs.atomic_write import replacing, write_json
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.environment import now, versions
 from bayeslora_cli.runs.model_card import on_the_hub
+from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.tasks.sources.comparison_rows import check_data_is_read, load_file
 from bayeslora_cli.tasks.sources.loading import load_examples
 from bayeslora_cli.tasks.task import Examples, Task
@@ -80,7 +81,7 @@ def export_run(
     entry = FORMATS[options.format]
     form: Format = implementation(entry.implementation)
 
-    network, tokenizer, _ = load_run(run, config, Labels(classes=task.classes), options.device)
+    network, tokenizer, _ = load_run(run, config, objective_of(task), options.device)
     pruned = None
     if options.target_rank is not None:
         pruned = _prune(run, network, tokenizer, config, task, examples, options.target_rank)
@@ -163,7 +164,7 @@ def _inputs(
         second=None if found.second is None else found.second[: options.check_rows],
         labels=None,
     )
-    rows = tokenise(first, tokenizer, config.max_length, regression=task.regression)
+    rows = tokenise(first, tokenizer, config.max_length, objective_of(task))
     return options.file or split, batches_of(rows)
 
 
@@ -192,7 +193,7 @@ def _prune(
             raise UserError(f"--target-rank: {name} has no labels to measure on")
     splits = {
         name: Batches(
-            tokenise(found, tokenizer, config.max_length, regression=task.regression),
+            tokenise(found, tokenizer, config.max_length, objective_of(task)),
             config.eval_batch_size,
             mask.device,
         )

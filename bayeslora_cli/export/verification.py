@@ -16,6 +16,7 @@ from bayeslora_cli.evaluation.forward_passes import Metrics
 from bayeslora_cli.export.independent_reader import Logits
 from bayeslora_cli.methods.blora.gates import BASE
 from bayeslora_cli.methods.network import Network
+from bayeslora_cli.tasks.objectives.objective import Objective
 
 Batch = dict[str, Tensor]
 RANDOM_LENGTH = 64  # tokens of a random row at most
@@ -183,10 +184,16 @@ def drop_unsupported_quantizers(
     operands.quantized -= gone
     after = run_logits(network, batches)
     pairs = list(zip(before, after, strict=True))
-    changed = sum(int((a.argmax(-1) != b.argmax(-1)).sum()) for a, b in pairs)
+    changed = sum(_changed(network.objective, a, b) for a, b in pairs)
     return QuantizationLoss(
         what=sorted({_GROUPS[operand] for operand in gone}),
         max_difference=max(float((a - b).abs().max()) for a, b in pairs),
         rows=sum(len(a) for a in before),
-        changed=changed if network.labels.classes else None,
+        changed=changed if network.objective.classes else None,
     )
+
+
+def _changed(objective: Objective, before: Tensor, after: Tensor) -> int:
+    """Count the rows that two sets of logits (n, outputs) decide differently."""
+    decided = [objective.decide(objective.expected(x.double())) for x in (before, after)]
+    return int((decided[0] != decided[1]).view(len(before), -1).any(1).sum())

@@ -18,14 +18,15 @@ from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
 from bayeslora_cli.models.adapters.published_factors import Factors
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention, replace_attention
 from bayeslora_cli.models.backbones.fingerprint import fingerprint
-from bayeslora_cli.models.backbones.loading import Labels, load_backbone
+from bayeslora_cli.models.backbones.loading import load_backbone
 from bayeslora_cli.models.backbones.targets import inside, match_targets
 from bayeslora_cli.models.kernels.cpu_dropout import cpu_dropout
+from bayeslora_cli.tasks.objectives.objective import Objective
 
 
 def build_network(
     config: RunConfig,
-    labels: Labels,
+    objective: Objective,
     tokenizer: Any,
     *,
     posterior: bool,
@@ -39,7 +40,8 @@ def build_network(
     Raises:
         ModelError: as `load_backbone` and `match_targets` do.
     """
-    module, head, missing = load_backbone(config, labels, tokenizer, weights=device.type != "meta")
+    weights = device.type != "meta"
+    module, head, missing = load_backbone(config, objective, tokenizer, weights=weights)
     pretrained = [
         tensor
         for name, tensor in module.named_parameters()
@@ -103,7 +105,7 @@ def build_network(
         bank.factors = Factors(bank, list(adapters.values()), dtype, joints)
     return Network(
         module=module,
-        labels=labels,
+        objective=objective,
         bank=bank,
         compute_dtype=dtype,
         adapters=adapters,

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.layer import LowRankLinear
-from bayeslora_cli.models.backbones.loading import Labels, unread
+from bayeslora_cli.models.backbones.loading import unread
 from bayeslora_cli.models.kernels.cpu_dropout import cpu_dropout
+from bayeslora_cli.tasks.objectives.objective import BESIDE_INPUTS, Objective
 
 
 class PassOperands(Protocol):
@@ -49,7 +50,8 @@ class Network:
 
     module: Any
     """transformers' sequence classifier, its adapted layers replaced."""
-    labels: Labels
+    objective: Objective
+    """What the logits are for."""
     bank: AdapterBank
     compute_dtype: torch.dtype
     """Of the backbone; the head's and the trained tensors' is fp32."""
@@ -66,7 +68,7 @@ class Network:
 
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Forward pass: (batch, outputs) in fp32. Labels are never passed to the backbone."""
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        inputs = {name: value for name, value in batch.items() if name not in BESIDE_INPUTS}
         if self.operands is not None:
             self.operands.publish_operands(training=self.module.training)
         device = inputs["input_ids"].device

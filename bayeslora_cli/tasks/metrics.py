@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from bayeslora_cli.tasks import rank_correlation
-from bayeslora_cli.tasks.calibration import _array, _constant, _float64, gaussian_nll, nll
+from bayeslora_cli.tasks.calibration import _array, _constant, _float64
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
@@ -118,21 +118,15 @@ METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
 """The metrics by the names that tasks use for them."""
 
 
-def task_metrics(
-    names: Sequence[str], logits: Tensor, labels: Tensor, *, regression: bool
-) -> dict[str, float]:
-    """Every metric of a task, by name, with `nll` (in nats) and, where both correlations are
-    asked for, their mean `pearson_spearman`.
+def metrics_by_name(names: Sequence[str], predictions: Tensor, labels: Tensor) -> dict[str, float]:
+    """Metrics by name and, if both correlations are asked for, their mean `pearson_spearman`.
 
     Args:
         names: keys of `METRICS`.
-        logits: (n, classes); for regression scores (n, 1) or (n,).
-        labels: (n,) class indices; for regression scores.
-        regression: whether labels are scores.
+        predictions: (n,) class indices, or scores.
+        labels: (n,) class indices, or scores.
     """
-    predictions = _float64(logits).reshape(-1) if regression else logits.argmax(dim=-1)
     result = {name: METRICS[name](predictions, labels) for name in names}
     if "pearson" in result and "spearman" in result:
         result["pearson_spearman"] = (result["pearson"] + result["spearman"]) / 2
-    result["nll"] = gaussian_nll(predictions, labels) if regression else nll(logits, labels)
     return result

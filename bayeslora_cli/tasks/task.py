@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,9 @@ class Task:
     label_column: str
     """The label's column of its tables."""
     classes: tuple[str, ...]
-    """The classes' names, a class's place being its index; () for regression."""
+    """Names of the classes, a class's place being its index; () for a score."""
     metrics: tuple[str, ...]
-    """Keys of `bayeslora_cli.tasks.metrics.METRICS`."""
+    """Names of metrics that its kind knows: keys of `bayeslora_cli.tasks.metrics.METRICS`."""
     selecting: str
     """The metric that picks the best evaluation, on the first of `validation_splits`."""
     validation_splits: tuple[str, ...] = ("validation",)
@@ -31,10 +32,12 @@ class Task:
     ood_splits: tuple[str, ...] = ()
     """Labelled splits out of the distribution of the others."""
 
-    @property
-    def regression(self) -> bool:
-        """Whether the label is a score and not a class."""
-        return not self.classes
+    objective: str = ""
+    """Its kind, a key of `config.catalogue.OBJECTIVES`; "" becomes `usual_objective`."""
+
+    def __post_init__(self) -> None:
+        if not self.objective:
+            object.__setattr__(self, "objective", usual_objective(self.classes))
 
     @property
     def required_splits(self) -> tuple[str, ...]:
@@ -47,8 +50,11 @@ class Task:
         return (*self.required_splits, *self.test_splits, *self.ood_splits)
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object: the fields of this class."""
-        return {name: getattr(self, name) for name in Task.__dataclass_fields__}
+        """As a JSON object: the fields of this class, but the kind only if it is unusual."""
+        found = {name: getattr(self, name) for name in Task.__dataclass_fields__}
+        if self.objective == usual_objective(self.classes):
+            del found["objective"]
+        return found
 
     @staticmethod
     def from_json(value: dict[str, Any], name: str) -> Task:
@@ -72,6 +78,11 @@ class Task:
         return task
 
 
+def usual_objective(classes: Sequence[str]) -> str:
+    """The kind of a task whose file names none: what the classes imply."""
+    return "classification" if classes else "regression"
+
+
 @dataclass(slots=True)
 class Examples:
     """The rows of one split, as text."""
@@ -80,8 +91,9 @@ class Examples:
     """The first (or only) text of each row."""
     second: list[str] | None
     """The second text of each row; None when the task has single texts."""
-    labels: list[int] | list[float] | None
-    """Class indices, or scores for regression; None when the split has no labels."""
+    labels: list[Any] | None
+    """A label per row as the task's kind parses it, a class's index or a score, say; None when the
+    split has no labels."""
 
     def __len__(self) -> int:
         return len(self.first)

@@ -46,7 +46,7 @@ def run_result(
         **best.records,
         "selecting": task.selecting,
         "task": task.name,
-        "outputs": network.labels.outputs,
+        "outputs": network.objective.outputs,
         "training_rows": rows,
         "steps": state.step,
         "seconds": round(seconds, 3),

@@ -23,8 +23,8 @@ from bayeslora_cli.execution.device import pick_device, set_precision
 from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.method import find_method
-from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.runs.checkpoint import Stateful, transfer
+from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.training.preparation import PreparedRun, learning_rate
 from bayeslora_cli.training.step import TrainStep
 
@@ -118,7 +118,7 @@ class TrainingSetup:
         self.data, self.device, self.processes = data, device, processes
         self.network = build_network(
             config,
-            Labels(classes=prepared.task.classes),
+            objective_of(prepared.task),
             prepared.tokenizer,
             posterior=maker.posterior,
             device=device,

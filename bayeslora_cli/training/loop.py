@@ -199,7 +199,7 @@ class TrainingLoop:
         """This process's micro-batches of a step, on the device."""
         feed, rows = self.setup.data.feed, self.order.indices(step)
         self.state.interval_tokens += int(feed.lengths[rows].sum())
-        parts = self.processes.share(rows).tensor_split(self.config.grad_accum)
+        parts = self.processes.share(rows, feed.counts).tensor_split(self.config.grad_accum)
         return [feed.batch(indices) for indices in parts if len(indices)]
 
     # ---- logs

@@ -24,7 +24,6 @@ from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
 from bayeslora_cli.models.adapters.published_factors import padded_rank
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
-from bayeslora_cli.training.step import task_loss
 
 logger = logging.getLogger("bayeslora")
 
@@ -55,6 +54,7 @@ def estimate(
     rows: int,
     tokens: int,
     token_types: bool,
+    labels: Tensor,
     device: torch.device,
 ) -> Estimate:
     """Count the bytes that a run keeps in memory.
@@ -64,6 +64,7 @@ def estimate(
         rows: examples of the largest micro-batch.
         tokens: length of its longest example.
         token_types: whether the tokenizer makes token types.
+        labels: (n, ...) of any rows, for their shape and type.
         device: the run's; attention keeps other tensors on a CPU than on a GPU.
     """
     bank = network.bank
@@ -74,7 +75,7 @@ def estimate(
         if network.operands is not None:
             network.operands.publish_shapes(device)
         try:
-            fake, own, batch = _fake(network, rows, tokens, token_types, device)
+            fake, own, batch = _fake(network, rows, tokens, token_types, labels, device)
             activations = saved_bytes(fake, [*own, *factors, *frozen], batch)
         except RuntimeError as error:  # an operation that needs a value, or has no fake kernel
             logger.info("no estimate of the activations: %s", str(error).partition("\n")[0])
@@ -117,7 +118,7 @@ def saved_bytes(network: Network, own: Iterable[Tensor], batch: dict[str, Tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         logits = network.logits(batch)
-        loss = task_loss(logits, batch["labels"], regression=network.labels.regression)
+        loss = network.objective.loss(logits, batch)
     assert loss.requires_grad
     return distinct_bytes(kept, but=[*own, *batch.values()])
 
@@ -157,7 +158,12 @@ def _factors(network: Network, device: torch.device) -> tuple[list[Tensor], list
 
 
 def _fake(
-    network: Network, rows: int, tokens: int, token_types: bool, device: torch.device
+    network: Network,
+    rows: int,
+    tokens: int,
+    token_types: bool,
+    labels: Tensor,
+    device: torch.device,
 ) -> tuple[Network, list[Tensor], dict[str, Tensor]]:
     """A meta network on `device`, its tensors there, and a batch; under a FakeTensorMode."""
     module = network.module
@@ -167,8 +173,7 @@ def _fake(
     }
     names = ("input_ids", "attention_mask", *(("token_type_ids",) if token_types else ()))
     batch = {name: torch.ones(rows, tokens, dtype=torch.long, device=device) for name in names}
-    kind = torch.float32 if network.labels.regression else torch.long
-    batch["labels"] = torch.zeros(rows, dtype=kind, device=device)
+    batch["labels"] = torch.zeros(rows, *labels.shape[1:], dtype=labels.dtype, device=device)
 
     def forward(**inputs: Tensor) -> Any:
         return functional_call(module, own, (), inputs)

@@ -17,8 +17,9 @@ from bayeslora_cli.execution.device import pick_device
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.schedules import RankBudget
-from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.runs.rank_report import kinds_of
+from bayeslora_cli.tasks.objectives.objective import objective_of
+from bayeslora_cli.tasks.task import Task
 from bayeslora_cli.training.memory_estimate import estimate
 from bayeslora_cli.training.preparation import PreparedRun, learning_rate
 
@@ -37,10 +38,11 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
     config, task = prepared.config, prepared.task
     rows = {name: len(examples) for name, examples in prepared.examples.items()}
     train = prepared.tokens()["train"]
+    assert train.labels is not None
     longest = int(train.lengths.max())
     network = build_network(
         config,
-        Labels(classes=task.classes),
+        objective_of(task),
         prepared.tokenizer,
         posterior=OPTIMIZERS[config.optimizer].posterior,
         device=torch.device("meta"),
@@ -51,6 +53,7 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
         rows=min(-(-config.batch_size // (config.grad_accum * processes)), rows["train"]),
         tokens=longest,
         token_types=train.token_types is not None,
+        labels=train.labels,
         device=pick_device(config.device),
     )
     course = find_method(config.method).dry_run(config, needed.matrices, needed.trainable)
@@ -133,12 +136,12 @@ def _options_text(options: dict[str, Any], width: int) -> list[str]:
 
 
 def _data_text(found: dict[str, Any], width: int) -> list[str]:
-    classes = found["task"]["classes"]
+    task = Task.from_json(found["task"], "the plan")
     return [
         "Data",
         *(f"  {name:{width}}  {rows:,} rows" for name, rows in found["rows"].items()),
         f"  {'longest example':{width}}  {found['longest_tokens']} tokens",
-        f"  {'classes':{width}}  {', '.join(classes) or 'none: regression'}",
+        f"  {'classes':{width}}  {', '.join(task.classes) or f'none: {task.objective}'}",
     ]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bayeslora_cli.config.catalogue import OBJECTIVES
 from bayeslora_cli.config.resolution import Resolved, scale_schedule
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import steps_per_epoch
@@ -68,7 +69,7 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
         logger.warning("%s", idle)
     cache = cache or ExampleCache()
     task, examples = cache.examples(resolved.config)
-    kinds = f"{len(task.classes)} classes" if task.classes else "a score"
+    kinds = f"{len(task.classes)} classes" if task.classes else OBJECTIVES[task.objective].predicts
     logger.info(
         "%s: %d training rows, %s predicted from %s",
         task.name, len(examples["train"]), kinds, " and ".join(task.text_columns),

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from bayeslora_cli.bayes.optimizer import BankOptimizer
 from bayeslora_cli.execution.cuda_graphs import Inputs, Runner, run_eagerly
@@ -18,13 +17,6 @@ from bayeslora_cli.methods.adalora.orthogonality import orthogonality
 from bayeslora_cli.methods.allocation import Allocator
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.methods.schedules import LearningRate
-
-
-def task_loss(logits: Tensor, labels: Tensor, *, regression: bool) -> Tensor:
-    """Mean cross entropy in nats, or mean squared error; logits (batch, outputs)."""
-    if regression:
-        return F.mse_loss(logits.squeeze(-1), labels)
-    return F.cross_entropy(logits, labels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +69,7 @@ class TrainStep:
         # what changes from step to step, in fixed tensors: a captured step reads only those
         self._step = torch.zeros((), dtype=torch.float64, device=device)
         self._rate = torch.zeros((), device=device)
+        self._weight = torch.zeros((), device=device)
         self._loss = network.bank.losses  # task loss and penalty of this step
         self._bad_step = torch.full((), -1.0, dtype=torch.float64, device=device)
         self._sums = torch.zeros(2, device=device)  # the same, summed over a log interval
@@ -96,13 +89,17 @@ class TrainStep:
             self.allocator.before_passes(step, micro_batches, self.good)
         if not micro_batches:
             self.network.bank.message.zero_()
-        rows = sum(len(batch["labels"]) for batch in micro_batches)
+        counts = [_count(batch) for batch in micro_batches]
+        total = max(1, sum(counts)) * self.samples
         first = True
-        for batch in micro_batches:
-            weight = len(batch["labels"]) / (rows * self.samples)
+        for batch, count in zip(micro_batches, counts, strict=True):
+            weight: float | Tensor = count / total
+            if "count" in batch:  # weights that differ from step to step: none is a constant
+                batch = {name: value for name, value in batch.items() if name != "count"}
+                weight = self._weight.fill_(weight)
             for _ in range(self.samples):
                 self.runner(
-                    (weight, first, passes),
+                    (None if weight is self._weight else weight, first, passes),
                     partial(self._pass, weight=weight, first=first, masked=holds),
                     batch,
                 )
@@ -110,7 +107,7 @@ class TrainStep:
         self.runner(phase, partial(self._update, phase=phase), {})
         self._count += 1
 
-    def _pass(self, batch: Inputs, *, weight: float, first: bool, masked: bool) -> None:
+    def _pass(self, batch: Inputs, *, weight: float | Tensor, first: bool, masked: bool) -> None:
         """Add the gradient of one weight sample on one micro-batch to the step's, weighted."""
         self.optimizer.sample(masked=masked)
         loss = self._backward(batch)
@@ -121,15 +118,13 @@ class TrainStep:
         """Compute gradients at theta, where autograd puts them; returns the task's loss."""
         network = self.network
         network.bank.zero_local()
-        loss = task_loss(
-            network.logits(batch), batch["labels"], regression=network.labels.regression
-        )
+        loss = network.objective.loss(network.logits(batch), batch)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     @torch.no_grad()
     def _collect(
-        self, loss: Tensor, weight: float, first: bool, more: Tensor | None = None
+        self, loss: Tensor, weight: float | Tensor, first: bool, more: Tensor | None = None
     ) -> None:
         """Add the gradient, the penalty's included, and the losses to the step's sums.
 
@@ -145,6 +140,9 @@ class TrainStep:
         penalty = penalty if more is None else penalty + more
         losses = torch.stack((loss, penalty)) * weight
         self._loss.copy_(losses if first else self._loss + losses)
+        if isinstance(weight, Tensor):
+            bank.local.mul_(weight)
+            weight = 1.0
         bank.accumulate(weight, first=first)
 
     @torch.no_grad()
@@ -206,3 +204,8 @@ class TrainStep:
     def load_scalars(self, scalars: dict[str, int]) -> None:
         """Take `scalars()` of an earlier process."""
         self._count = scalars["count"]
+
+
+def _count(batch: Inputs) -> int:
+    """What a micro-batch counts for in the step's mean (`Objective.counts`); asks no device."""
+    return int(batch["count"]) if "count" in batch else len(batch["labels"])

@@ -36,7 +36,8 @@ from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.schedules import LearningRate, RankBudget
-from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
+from bayeslora_cli.models.backbones.loading import load_tokenizer
+from bayeslora_cli.tasks.objectives.objective import build_objective
 from bayeslora_cli.tasks.sources.loading import load_task
 from bayeslora_cli.training.step import TrainStep
 
@@ -57,8 +58,8 @@ def ours(
     maker = OPTIMIZERS[optimizer]
     where = torch.device(device)
     network = build_network(
-        config, Labels(classes=("a", "b")), load_tokenizer(model), posterior=maker.posterior,
-        device=where,
+        config, build_objective("classification", ("a", "b")), load_tokenizer(model),
+        posterior=maker.posterior, device=where,
     )  # fmt: skip
     matrices = len(network.bank.matrices)
     budget = RankBudget(
@@ -95,7 +96,9 @@ def lengths_of(options: argparse.Namespace, model: str) -> tuple[Tensor, Tensor]
     if options.task is None:
         return (torch.full((steps, size), options.length),) * 2
     rows = load_task(options.task, options.data, ("train",))["train"]
-    split = tokenise(rows, load_tokenizer(model), 256, regression=False)
+    split = tokenise(
+        rows, load_tokenizer(model), 256, build_objective("classification", ("a", "b"))
+    )
     orders = (TrainOrder(len(split), size, 2021, group_by=by) for by in (None, split.lengths))
     random, grouped = (
         torch.stack([split.lengths[order.indices(t)] for t in range(steps)]) for order in orders

@@ -27,7 +27,7 @@ from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.schedules import LearningRate, RankBudget
 from bayeslora_cli.models.backbones.deberta_attention import replace_attention
-from bayeslora_cli.models.backbones.loading import Labels
+from bayeslora_cli.tasks.objectives.objective import build_objective
 from bayeslora_cli.training.step import TrainStep
 
 TARGETS = ["query_proj", "key_proj", "value_proj", "dense"]
@@ -77,7 +77,7 @@ def engine(
         )  # fmt: skip
         maker = OPTIMIZERS[optimizer]
         network = build_network(
-            config, Labels(classes=("a", "b")), SimpleNamespace(pad_token_id=0),
+            config, build_objective("classification", ("a", "b")), SimpleNamespace(pad_token_id=0),
             posterior=maker.posterior, device=s.device,
         )  # fmt: skip
         bank, matrices = network.bank, len(network.bank.matrices)

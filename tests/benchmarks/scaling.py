@@ -45,7 +45,7 @@ from bayeslora_cli.execution.signals import Stop
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.schedules import LearningRate, RankBudget
-from bayeslora_cli.models.backbones.loading import Labels
+from bayeslora_cli.tasks.objectives.objective import build_objective
 from bayeslora_cli.training.step import TrainStep
 
 # optimizer -> criterion
@@ -64,7 +64,7 @@ def build(
     )  # fmt: skip
     maker = OPTIMIZERS[optimizer]
     network = build_network(
-        config, Labels(classes=("a", "b")), SimpleNamespace(pad_token_id=0),
+        config, build_objective("classification", ("a", "b")), SimpleNamespace(pad_token_id=0),
         posterior=maker.posterior, device=device,
     )  # fmt: skip
     matrices = len(network.bank.matrices)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.tasks.task import Examples
+from tests.support.objectives import SCORE, TWO_CLASSES
 
 WORDS = [f"w{i}" for i in range(40)]
 
@@ -77,7 +78,7 @@ def test_rows_are_the_tokenizers_own(make_tokenizer, rows, pair, max_length, typ
     tokenizer._pad_token_type_id = 3  # what XLNet's tokenizer has
     first, second, labels = (list(column) for column in zip(*rows, strict=True))
     examples = Examples(first, second if pair else None, labels)
-    split = tokenise(examples, tokenizer, max_length, regression=False)
+    split = tokenise(examples, tokenizer, max_length, TWO_CLASSES)
     assert len(split) == len(rows)
     assert split.tokens.dtype == torch.int32
     assert (split.token_types is not None) == types
@@ -92,7 +93,7 @@ def test_more_rows_than_one_call_takes(make_tokenizer):
     names = ["input_ids", "attention_mask", "token_type_ids"]
     tokenizer = make_tokenizer(model_input_names=names)
     tokenizer._pad_token_type_id = 3
-    split = tokenise(examples, tokenizer, 8, regression=False)
+    split = tokenise(examples, tokenizer, 8, TWO_CLASSES)
     assert len(split) == n
     assert split.token_types is not None
     check_against_tokenizer(split, examples, tokenizer, 8, [0, 999, 1000, 1001, 1999, 2000])
@@ -100,11 +101,11 @@ def test_more_rows_than_one_call_takes(make_tokenizer):
 
 def test_labels_of_regression_and_of_test_files(make_tokenizer):
     tokenizer = make_tokenizer()
-    split = tokenise(Examples(["w1", "w2"], None, [1, 2.5]), tokenizer, 8, regression=True)
+    split = tokenise(Examples(["w1", "w2"], None, [1, 2.5]), tokenizer, 8, SCORE)
     labels = split.batch(torch.tensor([1, 0]))["labels"]
     assert labels.dtype == torch.float32
     assert labels.tolist() == [2.5, 1.0]
-    split = tokenise(Examples(["w1"], None, None), tokenizer, 8, regression=True)
+    split = tokenise(Examples(["w1"], None, None), tokenizer, 8, SCORE)
     assert split.labels is None
     assert "labels" not in split.batch(torch.tensor([0]))
 
@@ -112,7 +113,7 @@ def test_labels_of_regression_and_of_test_files(make_tokenizer):
 def test_a_tokenizer_without_padding_is_the_users_to_mend(make_tokenizer):
     tokenizer = make_tokenizer(pad_token=None, name_or_path="some/model")
     with pytest.raises(UserError, match="'some/model' has no padding token"):
-        tokenise(Examples(["w1"], None, [0]), tokenizer, 8, regression=False)
+        tokenise(Examples(["w1"], None, [0]), tokenizer, 8, TWO_CLASSES)
 
 
 def test_a_real_tokenizer():
@@ -123,5 +124,5 @@ def test_a_real_tokenizer():
     first = ["A café's \u2028 door…", "", "one " * 40, "Plain words ."]
     second = ["Short", "word " * 50, "two three " * 9, ""]
     for examples in (Examples(first, second, [0, 1, 2, 0]), Examples(first, None, [0, 1, 2, 0])):
-        split = tokenise(examples, tokenizer, 32, regression=False)
+        split = tokenise(examples, tokenizer, 32, TWO_CLASSES)
         check_against_tokenizer(split, examples, tokenizer, 32, [3, 0, 2, 1])

@@ -44,7 +44,7 @@ def task_of(classes):
 
 def random_split(task, rows, *, seed=0, labels=True, **extra):
     generator = torch.Generator().manual_seed(seed)
-    if task.regression:
+    if not task.classes:
         values = torch.randn(rows, generator=generator) * 3 + 2.5
         truth = torch.rand(rows, generator=generator) * 5
     else:

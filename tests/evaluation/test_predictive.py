@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from bayeslora_cli.evaluation.predictive import Predictive
 from bayeslora_cli.tasks.calibration import brier, ece, gaussian_nll, nll
-from bayeslora_cli.tasks.metrics import task_metrics
+from bayeslora_cli.tasks.metrics import accuracy
+from bayeslora_cli.tasks.objectives.objective import build_objective
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(2, 4))  # S, n, classes
 
@@ -22,7 +23,8 @@ def random_logits(samples, rows, outputs, seed, scale=3.0):
 
 
 def predictive_of(logits, classes):
-    found = Predictive(logits.shape[1], classes)
+    names = tuple(map(str, range(classes or 0)))
+    found = Predictive(build_objective("classification" if classes else "regression", names))
     for sample in logits:
         found.add(sample)
     return found
@@ -56,7 +58,7 @@ def test_classes(shape, seed):
     labels = torch.randint(classes, (rows,), generator=torch.Generator().manual_seed(seed))
     assert found.metrics(("accuracy",), labels) == pytest.approx(
         {
-            **task_metrics(("accuracy",), mean, labels, regression=False),
+            "accuracy": accuracy(mean.argmax(-1), labels),
             "nll": nll(mean.log(), labels),
             "ece": ece(mean, labels),
             "brier": brier(mean, labels),

@@ -18,9 +18,9 @@ from bayeslora_cli.errors import DataError, NonFiniteError, UserError
 from bayeslora_cli.evaluation.forward_passes import Sampling, predict_at_mean, predict_over_samples
 from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.evaluation.run_loading import load_run
-from bayeslora_cli.models.backbones.loading import Labels
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.tasks.calibration import auroc, gaussian_nll, nll
+from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.tasks.sources.loading import load_examples
 from tests.conftest import WORDS
 from tests.training.test_loop import run_of
@@ -66,11 +66,9 @@ def adamw_run(backbone, rte, tmp_path_factory):
 def opened(run):
     """Network, posterior and tokenised validation split of a run."""
     config, task = run.read_config(), run.read_task()
-    network, tokenizer, kept = load_run(run, config, Labels(classes=task.classes), "cpu")
+    network, tokenizer, kept = load_run(run, config, objective_of(task), "cpu")
     _, examples = load_examples(config, ("validation",), task=task)
-    rows = tokenise(
-        examples["validation"], tokenizer, config.max_length, regression=task.regression
-    )
+    rows = tokenise(examples["validation"], tokenizer, config.max_length, objective_of(task))
     return network, kept, rows
 
 

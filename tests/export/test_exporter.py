@@ -24,9 +24,10 @@ from bayeslora_cli.evaluation.run_loading import load_run
 from bayeslora_cli.export import exporter as export_module
 from bayeslora_cli.export.exporter import ExportOptions, describe_export, export_run
 from bayeslora_cli.export.formats import peft_adapter
-from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
+from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import RankReport
+from bayeslora_cli.tasks.objectives.objective import objective_of
 from tests.conftest import save_backbone
 from tests.training.test_loop import run_of
 
@@ -111,7 +112,7 @@ def test_every_format(form, run, monkeypatch):
     code = code.replace('["…"], ["…"]', '["w1 w2 w3", "w4"], ["w1", "w5 w6"]')
     assert "w5 w6" in code
     config, task = run.read_config(), run.read_task()
-    network, tokenizer, _ = load_run(run, config, Labels(classes=task.classes), "cpu")
+    network, tokenizer, _ = load_run(run, config, objective_of(task), "cpu")
     batch = tokenizer(["w1 w2 w3", "w4"], ["w1", "w5 w6"], padding=True, return_tensors="pt")
     network.module.eval()
     with torch.no_grad(), network.bank.at_mean():
@@ -179,7 +180,7 @@ def test_minilm_as_lora_in_plain_peft(minilm, rte, backbone, tmp_path):
     model = PeftModel.from_pretrained(base, str(directory)).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory)
     config, task = run.read_config(), run.read_task()
-    network, _, _ = load_run(run, config, Labels(classes=task.classes), "cpu")
+    network, _, _ = load_run(run, config, objective_of(task), "cpu")
     batch = tokenizer(["It rains.", "No."], ["It is wet.", "Yes!"], padding=True,
                       return_tensors="pt")  # fmt: skip
     network.module.eval()

@@ -16,12 +16,13 @@ from bayeslora_cli.export.formats.peft_adapter import save_peft_adapter
 from bayeslora_cli.methods import network as model
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
-from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
+from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.models.backbones.targets import match_targets
+from bayeslora_cli.tasks.objectives.objective import build_objective
 from tests.conftest import KINDS, tiny_tokenizer
 
 CPU = torch.device("cpu")
-LABELS = Labels(classes=("no", "yes", "perhaps"))
+LABELS = build_objective("classification", ("no", "yes", "perhaps"))
 DEFAULTS = {  # by PEFT's AdaLoRA mapping; all linear layers outside the head where it has none
     "deberta-v2": ["query_proj", "key_proj", "value_proj", "dense"],
     "bert": ["query", "value"],

@@ -10,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bayeslora_cli.tasks.calibration import nll
-from bayeslora_cli.tasks.metrics import METRICS, task_metrics
+from bayeslora_cli.tasks.metrics import METRICS
+from tests.support.objectives import SCORE, TWO_CLASSES
 
 
 def slow_accuracy(predictions, labels):
@@ -154,18 +155,19 @@ def test_non_finite_values_give_nan(bad):
 def test_task_metrics_of_a_classification():
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
     labels = torch.tensor([0, 1, 0, 1])
-    got = task_metrics(["accuracy", "f1"], logits, labels, regression=False)
+    got = TWO_CLASSES.training_metrics(["accuracy", "f1"], logits, labels)
     assert list(got) == ["accuracy", "f1", "nll"]
     assert got["accuracy"] == 0.5
     assert got["f1"] == 0.5
     assert got["nll"] == pytest.approx(slow_nll(logits.tolist(), labels.tolist()))
 
 
-@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
-def test_task_metrics_of_a_regression(shape):
+@pytest.mark.parametrize("method", ["metrics", "training_metrics"])
+def test_task_metrics_of_a_regression(method):
+    """Of scores (n,), and of logits (n, 1)."""
     x, y = [0.5, 2.0, 1.0, 4.0], [0.0, 1.0, 2.0, 5.0]
-    scores = torch.tensor(x).reshape(shape).requires_grad_()
-    got = task_metrics(["pearson", "spearman"], scores, torch.tensor(y), regression=True)
+    scores = torch.tensor(x).reshape((-1,) if method == "metrics" else (-1, 1)).requires_grad_()
+    got = getattr(SCORE, method)(["pearson", "spearman"], scores, torch.tensor(y))
     pearson, spearman = slow_pearson(x, y), slow_pearson(slow_ranks(x), slow_ranks(y))
     assert pearson != pytest.approx(spearman)
     assert got == pytest.approx(

@@ -16,7 +16,7 @@ from bayeslora_cli.tasks.task import Task
 def test_a_task_survives_its_file(task):
     read = Task.from_json(json.loads(json.dumps(task.to_json())), "task.json")
     assert read.to_json() == task.to_json()
-    assert (read.regression, read.splits) == (task.regression, task.splits)
+    assert (read.objective, read.splits) == (task.objective, task.splits)
 
 
 @pytest.mark.parametrize("change", [{"colour": "red"}, {"name": None}])

@@ -373,12 +373,12 @@ def test_prediction_does_not_depend_on_the_batch_size(backbone, rte, tmp_path):
 def test_predictions_that_are_not_finite_are_an_error(backbone, rte, tmp_path):
     from bayeslora_cli.data.tokenization import tokenise
     from bayeslora_cli.evaluation.run_loading import load_run
-    from bayeslora_cli.models.backbones.loading import Labels
+    from tests.support.objectives import TWO_CLASSES
 
     run = run_of(backbone, rte, tmp_path, max_steps=2)
-    network, tokenizer, _ = load_run(run, run.read_config(), Labels(classes=("a", "b")), "cpu")
+    network, tokenizer, _ = load_run(run, run.read_config(), TWO_CLASSES, "cpu")
     examples = load_task("rte", Path(rte), ("validation",))["validation"]
-    split = tokenise(examples, tokenizer, 16, regression=False)
+    split = tokenise(examples, tokenizer, 16, TWO_CLASSES)
     network.bank.mean.fill_(float("nan"))
     with network.bank.at_mean(), pytest.raises(NonFiniteError):
         logits_of(network, Batches(split, 8, torch.device("cpu")))

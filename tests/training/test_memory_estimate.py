@@ -20,14 +20,15 @@ from bayeslora_cli.methods.blora.operands import LEARNING
 from bayeslora_cli.methods.blora.trainer import gate_optimizers
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.schedules import RankBudget
-from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
+from bayeslora_cli.models.backbones.loading import load_tokenizer
+from bayeslora_cli.tasks.objectives.objective import build_objective
 from bayeslora_cli.training.memory_estimate import estimate, saved_bytes
-from bayeslora_cli.training.step import task_loss
 from tests.conftest import DECODERS, KINDS, tiny_tokenizer
+from tests.support.objectives import SCORE
 from tests.training.test_step import METHODS
 
 CPU, META = torch.device("cpu"), torch.device("meta")
-LABELS = Labels(classes=("a", "b", "c"))
+LABELS = build_objective("classification", ("a", "b", "c"))
 ROWS, TOKENS = 6, 20
 
 
@@ -48,8 +49,9 @@ def build(config, device, labels=LABELS):
 def estimated(config, labels=LABELS, rows=ROWS, tokens=TOKENS, token_types=False, device=CPU):
     network = build(config, META, labels)
     return estimate(
-        network, config, rows=rows, tokens=tokens, token_types=token_types, device=device
-    )
+        network, config, rows=rows, tokens=tokens, token_types=token_types,
+        labels=labels.label_tensor([]), device=device,
+    )  # fmt: skip
 
 
 def real_batch(network, rows=ROWS, tokens=TOKENS, token_types=False):
@@ -60,7 +62,7 @@ def real_batch(network, rows=ROWS, tokens=TOKENS, token_types=False):
     batch = {"input_ids": ids, "attention_mask": mask}
     if token_types:
         batch["token_type_ids"] = torch.zeros_like(ids)
-    kind = torch.float32 if network.labels.regression else torch.long
+    kind = network.objective.label_tensor([]).dtype
     return batch | {"labels": torch.zeros(rows, dtype=kind)}
 
 
@@ -142,7 +144,7 @@ def test_activations_of_every_kind(backbone, kind, dropout, precision):
 
 
 @pytest.mark.parametrize("method", ["adalora", "lora", "full"])
-@pytest.mark.parametrize("labels", [LABELS, Labels(classes=())], ids=["classes", "regression"])
+@pytest.mark.parametrize("labels", [LABELS, SCORE], ids=["classes", "regression"])
 def test_activations_of_every_method(backbone, method, labels):
     config = config_for(backbone("bert", 0.1), method, "adamw", "sensitivity")
     assert estimated(config, labels).activations == really_saved(config, labels)
@@ -203,7 +205,9 @@ def test_a_forward_pass_that_needs_values(backbone, caplog):
 
     network.module.register_forward_pre_hook(look, with_kwargs=True)
     with caplog.at_level(logging.INFO, "bayeslora"):
-        found = estimate(network, config, rows=2, tokens=5, token_types=False, device=CPU)
+        found = estimate(
+            network, config, rows=2, tokens=5, token_types=False, labels=torch.zeros(2), device=CPU
+        )
     assert found.activations is None
     assert "no estimate of the activations" in caplog.text
     assert found.trained == estimated(config).trained
@@ -258,8 +262,8 @@ def test_bytes_on_a_gpu(minilm, precision):
     assert found.weights + found.trained == pytest.approx(built - before, rel=0.02)
     network.module.train()
     batch = {k: v.to(device) for k, v in real_batch(network, **sizes).items()}
-    task_loss(network.logits(batch), batch["labels"], regression=False)  # the kernels' workspaces
+    network.objective.loss(network.logits(batch), batch)  # the kernels' workspaces
     built = requested()
-    loss = task_loss(network.logits(batch), batch["labels"], regression=False)
+    loss = network.objective.loss(network.logits(batch), batch)
     assert found.activations == pytest.approx(requested() - built, rel=0.05)
     assert loss.requires_grad

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import AdaLoraConfig, TaskType, get_peft_model
+from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
 from bayeslora_cli.bayes.criteria import load_criterion
@@ -16,8 +17,10 @@ from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
 from bayeslora_cli.methods.blora.method import BLORA
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.schedules import LearningRate, RankBudget
-from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
+from bayeslora_cli.models.backbones.loading import load_tokenizer
+from bayeslora_cli.tasks.objectives.classification import Classification
 from bayeslora_cli.training.step import TrainStep
+from tests.support.objectives import SCORE, TWO_CLASSES
 
 TOTAL, T_INIT, T_FINAL, DELTA_T = 60, 10, 20, 3
 PHASES = {"t_init": T_INIT, "t_final": T_FINAL, "schedule_steps": TOTAL}
@@ -64,7 +67,7 @@ def make_step(
     )  # fmt: skip
     maker = OPTIMIZERS[optimizer]
     network = build_network(
-        config, labels or Labels(classes=("a", "b")), load_tokenizer(model),
+        config, labels or TWO_CLASSES, load_tokenizer(model),
         posterior=maker.posterior, device=torch.device(device),
     )  # fmt: skip
     noise = torch.Generator(device).manual_seed(seed)
@@ -179,6 +182,37 @@ def test_uneven_micro_batches_are_weighed_by_their_rows(backbone):
     assert step.means().loss == pytest.approx(other.progress().loss, rel=1e-6)
 
 
+class Weighted(Classification):
+    """Rows of class 1 count three times, as rows of more tokens would."""
+
+    def counts(self, labels, lengths):
+        return 1 + 2 * labels
+
+    def loss(self, logits, batch):
+        weights = self.counts(batch["labels"], None)
+        each = F.cross_entropy(logits, batch["labels"], reduction="none")
+        return (each * weights).sum() / weights.sum()
+
+
+@pytest.mark.parametrize("parts", [(8,), (3, 5), (1, 1, 6)])
+def test_micro_batches_are_weighed_by_what_their_rows_count(parts, backbone):
+    """The step's gradient is that of one loss: the sum over all rows by the sum of the counts."""
+    objective = Weighted(name="classification", classes=("a", "b"))
+    step = make_step(backbone("bert"), "adamw", "magnitude", labels=objective)
+    batch = batches()[0]
+    split = [
+        dict(zip(batch, found, strict=True))
+        for found in zip(*(value.split(parts) for value in batch.values()), strict=True)
+    ]
+    for part in split:
+        part["count"] = objective.counts(part["labels"], None).sum()
+    step(0, split)
+    twin = make_step(backbone("bert"), "adamw", "magnitude", labels=objective)
+    twin._collect(twin._backward(batch), 1.0, True)
+    torch.testing.assert_close(step.network.bank.grad, twin.network.bank.grad, rtol=1e-4, atol=1e-6)
+    assert step.progress().loss == pytest.approx(float(twin._loss[0]), rel=1e-6)
+
+
 def test_samples_average_over_fresh_noise(backbone):
     """Three samples: the mean of three passes at the noise that the generator draws."""
     step = make_step(backbone("bert"), "ivon", "snr", samples=3)
@@ -264,7 +298,7 @@ def test_pruned_triplets_stay_dead_in_the_final_phase(backbone):
 
 
 def test_regression_minimises_the_squared_error(backbone):
-    step = make_step(backbone("bert"), "adamw", "magnitude", labels=Labels(classes=()))
+    step = make_step(backbone("bert"), "adamw", "magnitude", labels=SCORE)
     batch = batches()[0]
     batch["labels"] = batch["input_ids"][:, 1].float() / 20
     with torch.no_grad():

@@ -37,10 +37,12 @@ from bayeslora_cli.methods.blora.operands import publisher_of
 from bayeslora_cli.methods.blora.report import sizes_of
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.network import Network
-from bayeslora_cli.models.backbones.loading import Labels, load_tokenizer
+from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.models.kernels.quantize import Quantizers, codes
 from bayeslora_cli.runs.atomic_write import write_json, write_text
 from bayeslora_cli.runs.model_card import trust_argument
+from bayeslora_cli.tasks.objectives.objective import build_objective
+from bayeslora_cli.tasks.task import usual_objective
 
 SCHEMA = 1
 CODES, FACTS, CONFIG = "quantized.safetensors", "quantization.json", "config.toml"
@@ -133,16 +135,19 @@ def save_quantized(
     )
     sizes = sizes_of(network, found, mask)
     scale = operands.layers[0].scale
-    facts = {
+    objective = network.objective
+    facts: dict[str, Any] = {
         "schema": SCHEMA,
         "scale": scale,
-        "classes": list(network.labels.classes),
+        "classes": list(objective.classes),
         "matrices": [
             {"name": name, "in": s.width, "out": s.height, "rank": s.rank, "bits": dict(s.bits)}
             for name, s in zip(network.adapters, sizes, strict=True)
         ],
         "cost": cost(sizes, gates.rank).to_json(),
     }
+    if objective.name != usual_objective(objective.classes):
+        facts["objective"] = objective.name
     write_json(directory / FACTS, facts)
     write_text(directory / CONFIG, to_toml(config))
     return {"cost": facts["cost"], "matrices": facts["matrices"]}
@@ -179,9 +184,10 @@ def load_quantized(
     except (OSError, SafetensorError, UnicodeDecodeError) as error:
         raise RunDirError(f"{directory} is no quantized export: {error}") from error
     config = from_toml(text, str(directory / CONFIG))
+    classes = facts["classes"]
     network = build_network(
         config,
-        Labels(classes=tuple(facts["classes"])),
+        build_objective(facts.get("objective", usual_objective(classes)), classes),
         load_tokenizer(config.model, trust_remote_code=trust_remote_code),
         posterior=False,
         device=device,

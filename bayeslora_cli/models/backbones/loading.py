@@ -10,18 +10,19 @@ import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+import transformers
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import import_utils
 from transformers.utils import logging as transformers_logging
 
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.models.backbones.targets import head_modules, inside
+from bayeslora_cli.tasks.objectives.objective import Objective
 
 # RoBERTa's kin count positions from behind the padding token's index, 1: two are never used
 POSITIONS_FROM_PADDING = (
@@ -31,24 +32,6 @@ POSITIONS_FROM_PADDING = (
 logger = logging.getLogger("bayeslora")
 # what transformers raises for a name or directory that it cannot load
 LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Labels:
-    """What the head predicts."""
-
-    classes: tuple[str, ...]
-    """Names of the classes; empty for regression."""
-
-    @property
-    def outputs(self) -> int:
-        """Width of the head."""
-        return max(1, len(self.classes))
-
-    @property
-    def regression(self) -> bool:
-        """One real number instead of classes."""
-        return not self.classes
 
 
 def backbone_path(name: str) -> str:
@@ -118,9 +101,9 @@ def usable_length(name: str, tokenizer: Any, *, trust_remote_code: bool = False)
 
 
 def load_backbone(
-    config: RunConfig, labels: Labels, tokenizer: Any, *, weights: bool = True
+    config: RunConfig, objective: Objective, tokenizer: Any, *, weights: bool = True
 ) -> tuple[Any, tuple[str, ...], set[str]]:
-    """A pretrained sequence classifier in fp32.
+    """A pretrained backbone in fp32, with the head that the kind of task wants.
 
     What the checkpoint lacks is drawn from torch's generator, seeded with the run's seed.
 
@@ -129,37 +112,33 @@ def load_backbone(
     Returns:
         The module, the names of its head's modules, and of tensors that its checkpoint lacked.
     Raises:
-        ModelError: no such model, none for sequence classification, or a checkpoint of another.
+        ModelError: no such model, none for this kind of task, or a checkpoint of another.
     """
     transformers_logging.set_verbosity_error()  # what it says of missing tensors, we say shorter
     transformers_logging.disable_progress_bar()
     torch.manual_seed(config.seed)
     path, trust = backbone_path(config.model), {"trust_remote_code": config.trust_remote_code}
-    options: dict[str, Any] = {"num_labels": labels.outputs, "problem_type": "regression", **trust}
-    if labels.classes:
-        options["id2label"] = dict(enumerate(labels.classes))
-        options["label2id"] = {name: index for index, name in enumerate(labels.classes)}
-        options["problem_type"] = "single_label_classification"
+    auto_class = getattr(transformers, objective.entry.auto_class)
     module: Any
     loading: dict[str, Any] = {"missing_keys": ()}
     try:
-        architecture = AutoConfig.from_pretrained(path, **options)
+        architecture = AutoConfig.from_pretrained(path, **objective.model_options(), **trust)
         if config.dropout is not None:
             _set_dropout(architecture, config.dropout)
         if weights:
-            module, loading = AutoModelForSequenceClassification.from_pretrained(
+            module, loading = auto_class.from_pretrained(
                 path, config=architecture, output_loading_info=True, dtype=torch.float32,
                 ignore_mismatched_sizes=True, **trust,
             )  # fmt: skip
         else:
             architecture.dtype = torch.float32
             with torch.device("meta"):
-                module = AutoModelForSequenceClassification.from_config(architecture, **trust)
+                module = auto_class.from_config(architecture, **trust)
     except LOADING_ERRORS as error:
-        raise ModelError(_cannot_load(config.model, "sequence classifier", error)) from error
+        raise ModelError(_cannot_load(config.model, "model", error)) from error
     # a decoder's classifier looks for the last token before the padding that it knows
     module.config.pad_token_id = tokenizer.pad_token_id
-    head = head_modules(module)
+    head = head_modules(module) if objective.entry.head else ()
     missing = set(loading["missing_keys"])
     mismatched = {entry[0] for entry in loading.get("mismatched_keys", ())}
     _check_checkpoint(config.model, module, missing, mismatched, head)

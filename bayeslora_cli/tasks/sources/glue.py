@@ -32,7 +32,7 @@ class GlueTask(Task):
     tsv_label: str
     """The label's column in the TSV files."""
     tsv_labels: tuple[str, ...]
-    """The labels as the TSV files spell them, in the order of `classes`."""
+    """The labels as the TSV files spell them, in the order of `classes`; () for scores."""
     train_size: int
     """Rows of the official training split, as on the hub."""
     label_column: str = "label"
@@ -223,7 +223,7 @@ def read_tsv(path: Path, task: GlueTask, *, labelled: bool) -> Examples:
             )
         if label_place is not None:
             field = fields[label_place]
-            label = _score(field) if task.regression else index_of.get(field)
+            label = index_of.get(field) if task.tsv_labels else _score(field)
             if label is None:
                 raise DataError(
                     f"{path}, line {number}: found {field[:80]!r} in the column "
@@ -274,9 +274,9 @@ def _score(field: str) -> float | None:
 
 
 def _expected_label(task: GlueTask) -> str:
-    if task.regression:
-        return "a number from {:g} to {:g}".format(*SCORE_RANGE)
-    return "one of " + _shown(task.tsv_labels)
+    if task.tsv_labels:
+        return "one of " + _shown(task.tsv_labels)
+    return "a number from {:g} to {:g}".format(*SCORE_RANGE)
 
 
 def _shown(names: Sequence[str]) -> str:

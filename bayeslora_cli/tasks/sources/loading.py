@@ -229,10 +229,10 @@ def _from_table(task: GlueTask, table: Any, where: str, *, labelled: bool) -> Ex
     )
 
 
-def _labels(task: GlueTask, values: list[Any], feature: Any, where: str) -> list[int] | list[float]:
+def _labels(task: GlueTask, values: list[Any], feature: Any, where: str) -> list[Any]:
     """Class indices in the order of `task.classes`, or scores."""
     index_of: dict[str | int, int] | None = None
-    if task.regression:
+    if not task.classes:
         low, high = SCORE_RANGE
         expected = f"a number from {low:g} to {high:g}"
     else:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from bayeslora_cli.config.catalogue import OBJECTIVES, implementation
 from bayeslora_cli.errors import DataError
+from bayeslora_cli.tasks.sources.label_column import LabelColumn, short
 from bayeslora_cli.tasks.sources.table_reader import Table, shown
 from bayeslora_cli.tasks.task import Examples, Task
+
+if TYPE_CHECKING:
+    from bayeslora_cli.tasks.objectives.objective import Objective
 
 TEXT_GUESSES: tuple[tuple[str, ...], ...] = (
     ("sentence1", "sentence2"),
@@ -23,7 +27,6 @@ TEXT_GUESSES: tuple[tuple[str, ...], ...] = (
     ("content",),
 )
 LABEL_GUESSES = ("label", "labels", "class", "target", "score")
-_FEW = 20  # rows below which a class of its own in every other row may be chance
 
 
 def custom_task(
@@ -31,9 +34,10 @@ def custom_task(
 ) -> Task:
     """The task that a training table poses.
 
-    Text, integers and true or false are classes: text in the order of its code points, integers in
+    The kinds of tasks say which labels are theirs (`Objective.claims`). Of the built-in ones, text,
+    integers and true or false are classes: text in the order of its code points, integers in
     theirs, and those of a hub's `ClassLabel` in the order of its names. Numbers of which one or
-    more is not an integer are scores, for regression. In csv and tsv, a column is of numbers when
+    more is not an integer are scores, for regression. In csv and tsv, a column is of numbers if
     each of its fields is one.
 
     Args:
@@ -42,7 +46,7 @@ def custom_task(
         label_column: the label's column; None guesses it by `LABEL_GUESSES`.
 
     Raises:
-        DataError: a column is missing, or the labels are not such.
+        DataError: a column is missing, or no kind of task has such labels.
     """
     label = label_column or _guess_label(table, text_columns or ())
     texts = text_columns or _guess_texts(table, label)
@@ -55,22 +59,21 @@ def custom_task(
     for name in texts:
         _check_column(table, name, "--text-columns")
     _check_column(table, label, "--label-column")
-    classes = _classes(table, label)
+    column = LabelColumn.of(table, label)
+    name, kind = _kind(column)
     return Task(
         name="custom",
         text_columns=texts,
         label_column=label,
-        classes=classes,
-        metrics=("accuracy", "macro_f1") if classes else ("pearson", "spearman"),
-        selecting="accuracy" if classes else "pearson_spearman",
+        classes=kind.classes_of(column),
+        metrics=kind.table_metrics,
+        selecting=kind.table_selecting,
+        objective=name,
     )
 
 
 def table_examples(table: Table, task: Task, *, labelled: bool | None) -> Examples:
     """The rows of a table as examples of a task.
-
-    An integer class is found by its decimal spelling, so that the tables of a task may be of
-    different kinds.
 
     Args:
         table: the training table of `custom_task`, or another one with its columns.
@@ -81,6 +84,8 @@ def table_examples(table: Table, task: Task, *, labelled: bool | None) -> Exampl
     Raises:
         DataError: a column is missing, a text is none, or a label is missing or unknown.
     """
+    from bayeslora_cli.tasks.objectives.objective import objective_of  # imports torch
+
     for name in task.text_columns:
         _check_column(table, name, "which the task's text is in")
     texts = [_texts(table, name) for name in task.text_columns]
@@ -88,9 +93,12 @@ def table_examples(table: Table, task: Task, *, labelled: bool | None) -> Exampl
         _check_column(table, task.label_column, "which the task's label is in")
     labels: list[Any] | None = None
     if labelled is not False and task.label_column in table.names:
-        values = _label_values(table, task.label_column)
-        if labelled or any(value is not None for value in values):
-            labels = _labels(table, task, values)
+        column = LabelColumn.of(table, task.label_column)
+        if labelled or any(value is not None for value in column.values):
+            for row, value in enumerate(column.values):
+                if value is None:
+                    raise column.missing(row)
+            labels = objective_of(task).parse(column)
     return Examples(first=texts[0], second=texts[1] if len(texts) == 2 else None, labels=labels)
 
 
@@ -131,134 +139,45 @@ def _texts(table: Table, name: str) -> list[str]:
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(
-                f"{table.where(row)}: found {_short(text)} in the column {name!r}; expected text"
+                f"{table.where(row)}: found {short(text)} in the column {name!r}; expected text"
             )
     return texts
-
-
-def _short(value: object) -> str:
-    return repr(value)[:80]
 
 
 # --- labels ------------------------------------------------------------------------------------
 
 
-def _label_values(table: Table, name: str) -> list[Any]:
-    """Each row's label, with a hub's class by its name; None where there is none."""
-    values = table.read_column(name)
-    names = table.class_names.get(name)
-    if names is not None:  # -1 stands for no label
-        return [names[value] if value in range(len(names)) else None for value in values]
-    return [None if value in (None, "") or value != value else value for value in values]
-
-
-def _missing(table: Table, name: str, row: int) -> DataError:
-    return DataError(f"{table.where(row)}: found no label in the column {name!r}; expected one")
-
-
-def _classes(table: Table, name: str) -> tuple[str, ...]:
-    """The classes' names of a training table, () for regression."""
-    values = _label_values(table, name)
-    if table.spelled:
-        numbers = [None if value is None else _number(value) for value in values]
-        if numbers.count(None) == values.count(None):
-            values = [None if number != number else number for number in numbers]
-    first: dict[str, int] = {}  # kind of label: the row where it occurs first
+def _kind(column: LabelColumn) -> tuple[str, type[Objective]]:
+    """The kind of task that a training table's labels belong to: its name and its class."""
+    values = column.numbers()
     for row, value in enumerate(values):
         if value is None:
-            raise _missing(table, name, row)
-        kind = _kind(value)
-        if kind is None:
-            raise DataError(
-                f"{table.where(row)}: found the label {_short(value)}; "
-                "expected text, a finite number, or true or false"
-            )
-        first.setdefault(kind, row)
-    if len(first) > 1:
-        (kind, row), (other, later) = list(first.items())[:2]
+            raise column.missing(row)
+    for name in reversed(OBJECTIVES):
+        kind: type[Objective] = implementation(OBJECTIVES[name].implementation)
+        if kind.claims(column):
+            break
+    else:
+        raise _unclaimed(column)
+    if all(value == values[0] for value in values):
         raise DataError(
-            f"{table.where(later)}: found the label {_short(values[later])} ({other}), and "
-            f"{_short(values[row])} ({kind}) at {table.where(row)}; expected labels of one kind"
+            f"{column.title}: found only the label {short(values[0])} in the column "
+            f"{column.name!r}, so there is nothing to learn; give rows of two or more classes"
         )
-    found = set(values)
-    if len(found) == 1:
-        raise DataError(
-            f"{table.title}: found only the label {_short(values[0])} in the column {name!r}, so "
-            "there is nothing to learn; give rows of two or more classes"
+    return name, kind
+
+
+def _unclaimed(column: LabelColumn) -> DataError:
+    """Why labels belong to no kind of task."""
+    where, values, kinds = column.table.where, column.numbers(), column.kinds()
+    if None in kinds:
+        row = kinds[None]
+        return DataError(
+            f"{where(row)}: found the label {short(values[row])}; "
+            "expected text, a finite number, or true or false"
         )
-    if name in table.class_names:
-        return table.class_names[name]
-    if any(isinstance(value, float) for value in found):
-        return ()
-    if table.rows >= _FEW and len(found) > table.rows / 2:
-        raise DataError(
-            f"{table.title}: found {len(found)} different labels in {table.rows} rows of the "
-            f"column {name!r}, which does not look like a label; name another by --label-column, "
-            "or write scores for regression with a decimal point"
-        )
-    return tuple(_spelling(value) for value in sorted(found))
-
-
-def _kind(value: object) -> str | None:
-    if isinstance(value, str):
-        return "text"
-    if isinstance(value, bool):
-        return "true or false"
-    if _score(value) is not None:
-        return "a number"
-    return None
-
-
-def _labels(table: Table, task: Task, values: list[Any]) -> list[Any]:
-    """Class indices, or scores."""
-    index_of = {name: index for index, name in enumerate(task.classes)}
-    # "01" and " 1" are the class 1, but only where classes are numbers
-    spelled_numbers = table.spelled and all(_number(name) is not None for name in task.classes)
-    labels = []
-    for row, value in enumerate(values):
-        if value is None:
-            raise _missing(table, task.label_column, row)
-        label: int | float | None
-        if task.regression:
-            label = _score(_number(value) if table.spelled else value)
-            expected = "a finite number"
-        else:
-            label = index_of.get(_spelling(value))
-            if label is None and spelled_numbers:
-                label = index_of.get(str(_number(value)))
-            expected = f"one of {shown(task.classes)}"
-        if label is None:
-            raise DataError(
-                f"{table.where(row)}: found the label {_short(value)} in the column "
-                f"{task.label_column!r}; expected {expected}"
-            )
-        labels.append(label)
-    return labels
-
-
-def _spelling(value: object) -> str:
-    """A class's name by its label."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _number(text: str) -> int | float | None:
-    """The number that a field of a csv file spells, NaN included."""
-    if "_" in text or not text.isascii():  # what Python takes for a digit, and nobody else
-        return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return None
-
-
-def _score(value: object) -> float | None:
-    """A finite number; None for all else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        score = float(value)
-    except OverflowError:  # an integer beyond any float
-        return None
-    return score if math.isfinite(score) else None
+    (kind, row), (other, later), *_ = [*kinds.items()]
+    return DataError(
+        f"{where(later)}: found the label {short(values[later])} ({other}), and "
+        f"{short(values[row])} ({kind}) at {where(row)}; expected labels of one kind"
+    )

@@ -18,7 +18,7 @@ from bayeslora_cli.export.formats import integer_codes
 from bayeslora_cli.export.formats.integer_codes import CODES, FACTS, load_quantized
 from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.export.verification import run_logits
-from bayeslora_cli.models.backbones.loading import Labels
+from bayeslora_cli.tasks.objectives.objective import objective_of
 from tests.methods.blora.test_trainer import ACTIVE
 from tests.training.test_loop import run_of
 
@@ -49,7 +49,7 @@ def exported(run, form, tmp_path, **changes):
 
 def network_of(run):
     config, task = run.read_config(), run.read_task()
-    return load_run(run, config, Labels(classes=task.classes), "cpu")[0]
+    return load_run(run, config, objective_of(task), "cpu")[0]
 
 
 def batch():

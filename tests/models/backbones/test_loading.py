@@ -14,18 +14,18 @@ from transformers.utils.import_utils import is_tracing
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.models.backbones.loading import (
-    Labels,
     backbone_path,
     load_backbone,
     load_tokenizer,
     unread,
 )
 from tests.conftest import DECODERS, KINDS
+from tests.support.objectives import TWO_CLASSES
 
 
 def load(directory, **changes):
     config = RunConfig(model=directory, **changes)
-    module, _, _ = load_backbone(config, Labels(classes=("a", "b")), load_tokenizer(directory))
+    module, _, _ = load_backbone(config, TWO_CLASSES, load_tokenizer(directory))
     return module
 
 
@@ -105,7 +105,7 @@ def test_code_of_a_model_is_not_run_unasked(backbone, tmp_path):
         "class TheirConfig(BertConfig):\n    model_type = 'of_its_own'\n"
         "class TheirModel(BertForSequenceClassification):\n    config_class = TheirConfig\n"
     )
-    labels = Labels(classes=("a", "b"))
+    labels = TWO_CLASSES
     tokenizer = load_tokenizer(backbone("bert"))
     with pytest.raises(ModelError, match="--trust-remote-code"):
         load_backbone(RunConfig(model=str(tmp_path)), labels, tokenizer)

@@ -109,10 +109,10 @@ def test_task_table(name):
     assert task.name == name
     assert set(task.metrics) <= set(METRICS)
     assert task.selecting in {*task.metrics, "pearson_spearman"}
-    assert task.regression == (name == "stsb")
+    assert (task.objective == "regression") == (name == "stsb")
     assert len(task.tsv_text) == len(task.text_columns)
     assert dict(zip(task.tsv_labels, range(9), strict=False)) == (
-        {} if task.regression else LABELS[name]
+        {} if not task.classes else LABELS[name]
     )
     assert len(task.classes) == len(task.tsv_labels)
 
@@ -283,7 +283,7 @@ def hub_tables(name, label=None):
     if label is None:
         label = (
             datasets.Value("float32")
-            if task.regression
+            if not task.classes
             else datasets.ClassLabel(names=list(task.classes))
         )
     features = {column: datasets.Value("string") for column in task.text_columns}
@@ -469,7 +469,7 @@ def test_real_files(name):
         examples = loaded[split]
         assert all(text.strip() for text in examples.first)
         assert (examples.second is None) == (len(task.tsv_text) == 1)
-        if not task.regression:
+        if task.classes:
             balance = Counter(examples.labels)
             assert set(balance) == set(range(len(task.classes)))
             assert min(balance.values()) > 0.25 * len(examples)

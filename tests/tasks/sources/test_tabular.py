@@ -155,7 +155,7 @@ def test_classes(labels, more, classes, learnt):
     task, got = learn(labels, **more)
     assert task.classes == classes
     assert got == learnt
-    assert not task.regression
+    assert task.objective == "classification"
     assert (task.metrics, task.selecting) == (("accuracy", "macro_f1"), "accuracy")
 
 
@@ -173,7 +173,7 @@ def test_scores(labels, spelled, learnt):
     task, got = learn(labels, spelled=spelled)
     assert got == learnt
     assert all(type(score) is float for score in got)
-    assert task.regression
+    assert task.objective == "regression"
     assert (task.metrics, task.selecting) == (("pearson", "spearman"), "pearson_spearman")
 
 
@@ -349,6 +349,6 @@ def test_the_same_rows_make_the_same_examples(tmp_path_factory, rows, kinds, dat
     ]
     for train in tables:
         task = custom_task(train, text_columns=None, label_column=None)
-        assert task.regression == isinstance(kinds[0], float)
+        assert (task.objective == "regression") == isinstance(kinds[0], float)
         for other in tables:
             assert table_examples(other, task, labelled=True) == want

@@ -1,0 +1,106 @@
+"""One class of several: cross entropy, accuracy, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bayeslora_cli.errors import DataError
+from bayeslora_cli.tasks.calibration import ECE_BINS, brier, ece, nll
+from bayeslora_cli.tasks.metrics import metrics_by_name
+from bayeslora_cli.tasks.objectives.objective import Objective
+from bayeslora_cli.tasks.sources.label_column import LabelColumn, number_in, spelling
+from bayeslora_cli.tasks.sources.table_reader import shown
+
+_FEW = 20  # rows below which a class of its own in every other row may be chance
+_TINY = torch.finfo(torch.float64).tiny  # a probability of 0 has no logarithm
+
+
+class Classification(Objective):
+    """Labels are class indices (n,) int64; predictions are probabilities (n, classes)."""
+
+    table_metrics = ("accuracy", "macro_f1")
+    table_selecting = "accuracy"
+    problem_type = "single_label_classification"
+    has_confidence = True
+    metric_facts: ClassVar[Mapping[str, Any]] = {"ece_bins": ECE_BINS}
+
+    @classmethod
+    def claims(cls, column: LabelColumn) -> bool:
+        """Text, whole numbers, or true and false; classes that a data set names in any case."""
+        kinds = column.kinds()
+        return len(kinds) == 1 and None not in kinds and not column.has_fractions()
+
+    @classmethod
+    def classes_of(cls, column: LabelColumn) -> tuple[str, ...]:
+        """Text in the order of its code points, numbers in theirs, named classes in the set's."""
+        if column.class_names is not None:
+            return column.class_names
+        found = set(column.numbers())
+        rows = len(column.values)
+        if rows >= _FEW and len(found) > rows / 2:
+            raise DataError(
+                f"{column.title}: found {len(found)} different labels in {rows} rows of the "
+                f"column {column.name!r}, which does not look like a label; name another by "
+                "--label-column, or write scores for regression with a decimal point"
+            )
+        return tuple(spelling(value) for value in sorted(found))
+
+    def parse(self, column: LabelColumn) -> list[Any]:
+        """Class indices. An integer class is found by its decimal spelling, so that the tables of
+        a task may be of different kinds."""
+        index_of = {name: index for index, name in enumerate(self.classes)}
+        # "01" and " 1" are the class 1, but only if classes are numbers
+        spelled_numbers = column.spelled and all(number_in(c) is not None for c in self.classes)
+        labels = []
+        for row, value in enumerate(column.values):
+            label = index_of.get(spelling(value))
+            if label is None and spelled_numbers:
+                label = index_of.get(str(number_in(value)))
+            if label is None:
+                raise column.unexpected(row, f"one of {shown(self.classes)}")
+            labels.append(label)
+        return labels
+
+    def label_tensor(self, labels: Sequence[Any]) -> Tensor:
+        """(n,) int64."""
+        return torch.tensor(labels, dtype=torch.int64)
+
+    def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Mean cross entropy in nats."""
+        return F.cross_entropy(logits, batch["labels"])
+
+    def expected(self, logits: Tensor) -> Tensor:
+        """(n, classes) probabilities."""
+        return logits.softmax(-1)
+
+    def entropy(self, expected: Tensor) -> Tensor:
+        """(n,) in nats; 0 log 0 is 0."""
+        terms: Tensor = torch.special.entr(expected)
+        return terms.sum(-1)
+
+    def metrics(
+        self, names: Sequence[str], expected: Tensor, labels: Tensor, variance: Tensor | None = None
+    ) -> dict[str, float]:
+        """The task's metrics, `nll`, `ece` and `brier`."""
+        found = self.training_metrics(names, expected.clamp(min=_TINY).log(), labels)
+        return {**found, "ece": ece(expected, labels), "brier": brier(expected, labels)}
+
+    def training_metrics(
+        self, names: Sequence[str], logits: Tensor, labels: Tensor
+    ) -> dict[str, float]:
+        """The task's metrics and `nll`; log probabilities serve as logits."""
+        found = metrics_by_name(names, logits.argmax(-1), labels)
+        return {**found, "nll": nll(logits, labels)}
+
+    def decide(self, expected: Tensor) -> Tensor:
+        """(n,) index of the likeliest class."""
+        return expected.argmax(-1)
+
+    def spell(self, labels: Tensor) -> list[Any]:
+        """Names of the classes."""
+        return [self.classes[index] for index in labels.tolist()]

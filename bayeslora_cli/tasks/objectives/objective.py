@@ -1,0 +1,224 @@
+"""Kinds of tasks: what the labels are, the loss on them, and how predictions are scored.
+
+A kind of task is a subclass of `Objective` and an entry of `config.catalogue.OBJECTIVES`. To add
+one, write the class in a file of its own and enter it:
+
+    OBJECTIVES["multi_label"] = ObjectiveEntry(
+        implementation="my_module:MultiLabel",
+        predicts="any number of classes",
+        auto_class="AutoModelForSequenceClassification",
+        peft_task="SEQ_CLS",
+        pipeline_tag="text-classification",
+    )
+
+The methods are called in the order in which they stand in the class:
+
+1. reading a table: `claims` (are these labels of this kind?), `classes_of`, `parse`;
+2. loading the backbone: `outputs`, `model_options`;
+3. training: `label_tensor`, `counts`, `loss`;
+4. evaluation: `expected` and `entropy` for each sample of the weights, then `metrics`;
+5. writing predictions: `decide`, `spell`.
+
+`classification.py` and `regression.py` are two short examples. A task names its kind in
+`Task.objective`; `objective_of` makes the object.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from bayeslora_cli.config.catalogue import OBJECTIVES, ObjectiveEntry, implementation
+from bayeslora_cli.errors import UserError
+from bayeslora_cli.tasks.sources.label_column import LabelColumn
+from bayeslora_cli.tasks.task import Task
+
+BESIDE_INPUTS = ("labels", "count")
+"""Tensors of a batch that the backbone does not get."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(ABC):
+    """A kind of task, for the classes of one task."""
+
+    name: str
+    """Its key in `OBJECTIVES`."""
+    classes: tuple[str, ...]
+    """Names of the classes, a class's place being its index; () if the kind has none."""
+
+    table_metrics: ClassVar[tuple[str, ...]]
+    """Metrics of a task that is made from a user's table: names that `metrics` knows."""
+    table_selecting: ClassVar[str]
+    """Which entry of `metrics` picks the best evaluation of such a task; larger is better."""
+    problem_type: ClassVar[str]
+    """What transformers calls the kind in a model's configuration."""
+    probabilistic: ClassVar[bool] = True
+    """Whether predictions are probabilities, which have an entropy. Otherwise they are scores (n,),
+    whose uncertainty is the variance over samples of the weights."""
+    has_confidence: ClassVar[bool] = False
+    """Whether exactly one class is predicted, so that its probability is a confidence, as
+    reliability diagrams need."""
+    metric_facts: ClassVar[Mapping[str, Any]] = {}
+    """What a reader of the metrics needs to know, for `eval --json`: the bins of the ECE, say."""
+
+    @property
+    def entry(self) -> ObjectiveEntry:
+        """The facts that are known without torch."""
+        return OBJECTIVES[self.name]
+
+    # ---- reading a table
+
+    @classmethod
+    @abstractmethod
+    def claims(cls, column: LabelColumn) -> bool:
+        """Whether the labels of a training table, none of them missing, are of this kind.
+
+        The kinds are asked one after the other, those entered last first. Kinds should claim
+        different columns.
+        """
+
+    @classmethod
+    @abstractmethod
+    def classes_of(cls, column: LabelColumn) -> tuple[str, ...]:
+        """Names of the classes in a training table's labels; () if the kind has none.
+
+        Raises:
+            DataError: nothing can be learned from these labels.
+        """
+
+    @abstractmethod
+    def parse(self, column: LabelColumn) -> list[Any]:
+        """The labels of a table's rows, in a form that `label_tensor` takes.
+
+        Raises:
+            DataError: a label that is not of this task (`LabelColumn.unexpected`).
+        """
+
+    # ---- loading the backbone
+
+    @property
+    def outputs(self) -> int:
+        """Width of the head."""
+        return len(self.classes)
+
+    def model_options(self) -> dict[str, Any]:
+        """Options of the backbone's configuration in transformers."""
+        options: dict[str, Any] = {"num_labels": self.outputs, "problem_type": self.problem_type}
+        if self.classes:
+            options["id2label"] = dict(enumerate(self.classes))
+            options["label2id"] = {name: index for index, name in enumerate(self.classes)}
+        return options
+
+    # ---- training
+
+    @abstractmethod
+    def label_tensor(self, labels: Sequence[Any]) -> Tensor:
+        """The labels of n rows, n >= 0, as one tensor (n, ...) on the CPU."""
+
+    def counts(self, labels: Tensor, lengths: Tensor) -> Tensor | None:
+        """(n,) int64: how much each row counts in the mean that `loss` returns; None: 1 each.
+
+        A loss over the tokens of the answer would return their numbers. A step weighs each of its
+        micro-batches by their sum, so that the gradient is the sum over all examples divided by
+        the number of all examples. The counts stay on the CPU: weights ask the GPU for no value.
+
+        Args:
+            labels: (n, ...) as `label_tensor` returns them.
+            lengths: (n,) tokens per row.
+        """
+        return None
+
+    @abstractmethod
+    def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Mean loss of a batch, () fp32; nothing here may read a value from the device.
+
+        Args:
+            logits: (b, outputs) fp32.
+            batch: the backbone's inputs, such as `input_ids` and `attention_mask` (b, w), and
+                `labels` (b, ...).
+        """
+
+    # ---- evaluation
+
+    @abstractmethod
+    def expected(self, logits: Tensor) -> Tensor:
+        """Predictions that can be averaged over samples of the weights.
+
+        Args:
+            logits: (n, outputs) float64, of one sample.
+        Returns:
+            (n, outputs) probabilities, or (n,) scores.
+        """
+
+    def entropy(self, expected: Tensor) -> Tensor:
+        """(n,) entropy of each prediction, in nats; only asked if the kind is `probabilistic`."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def metrics(
+        self, names: Sequence[str], expected: Tensor, labels: Tensor, variance: Tensor | None = None
+    ) -> dict[str, float]:
+        """Metrics by name, `nll` (in nats per example) among them.
+
+        Args:
+            names: the task's metrics.
+            expected: `expected` of n rows, averaged over samples: float64.
+            labels: (n, ...).
+            variance: (n,) variance of scores over the samples; None: of one sample, or of a kind
+                that is `probabilistic`.
+        """
+
+    def training_metrics(
+        self, names: Sequence[str], logits: Tensor, labels: Tensor
+    ) -> dict[str, float]:
+        """`metrics` of one forward pass, as evaluations during training record them.
+
+        Args:
+            logits: (n, outputs).
+        """
+        return self.metrics(names, self.expected(logits.double()), labels)
+
+    # ---- writing predictions
+
+    @abstractmethod
+    def decide(self, expected: Tensor) -> Tensor:
+        """(n, ...) predictions in the form of the labels: the likeliest class's index, say."""
+
+    @abstractmethod
+    def spell(self, labels: Tensor) -> list[Any]:
+        """n labels or decisions as files show them: text or numbers."""
+
+
+def build_objective(name: str, classes: Sequence[str]) -> Objective:
+    """The kind of task `name`, for these classes.
+
+    Raises:
+        UserError: no such kind.
+    """
+    if name not in OBJECTIVES:
+        raise UserError(
+            f"there is no kind of task named {name!r}, only {', '.join(OBJECTIVES)}; import what "
+            "enters it into OBJECTIVES first"
+        )
+    found: type[Objective] = implementation(OBJECTIVES[name].implementation)
+    return found(name=name, classes=tuple(classes))
+
+
+def objective_of(task: Task) -> Objective:
+    """A task's kind.
+
+    Raises:
+        UserError: as `build_objective` does.
+    """
+    return build_objective(task.objective, task.classes)
+
+
+def shortest_numbers(values: Tensor) -> list[Any]:
+    """Python numbers whose digits are the tensor's own: 0.1, not the 0.10000000149 of fp32."""
+    if not values.is_floating_point():
+        return values.tolist()
+    return [float(digits) for digits in values.detach().cpu().numpy().astype(str)]

@@ -1,0 +1,83 @@
+"""A score: squared error, correlations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bayeslora_cli.tasks.calibration import OBSERVATION_VARIANCE, gaussian_nll
+from bayeslora_cli.tasks.metrics import metrics_by_name
+from bayeslora_cli.tasks.objectives.objective import Objective, shortest_numbers
+from bayeslora_cli.tasks.sources.label_column import LabelColumn, finite, number_in
+
+
+class Regression(Objective):
+    """Labels and predictions are scores (n,)."""
+
+    table_metrics = ("pearson", "spearman")
+    table_selecting = "pearson_spearman"
+    problem_type = "regression"
+    probabilistic = False
+    metric_facts: ClassVar[Mapping[str, Any]] = {"observation_variance": OBSERVATION_VARIANCE}
+
+    @classmethod
+    def claims(cls, column: LabelColumn) -> bool:
+        """Numbers, one or more of them not whole."""
+        kinds = column.kinds()
+        return len(kinds) == 1 and None not in kinds and column.has_fractions()
+
+    @classmethod
+    def classes_of(cls, column: LabelColumn) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def parse(self, column: LabelColumn) -> list[Any]:
+        """Finite numbers."""
+        labels = []
+        for row, value in enumerate(column.values):
+            label = finite(number_in(value) if column.spelled else value)
+            if label is None:
+                raise column.unexpected(row, "a finite number")
+            labels.append(label)
+        return labels
+
+    @property
+    def outputs(self) -> int:
+        """One."""
+        return 1
+
+    def label_tensor(self, labels: Sequence[Any]) -> Tensor:
+        """(n,) float32."""
+        return torch.tensor(labels, dtype=torch.float32)
+
+    def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Mean squared error."""
+        return F.mse_loss(logits.squeeze(-1), batch["labels"])
+
+    def expected(self, logits: Tensor) -> Tensor:
+        """(n,) scores."""
+        return logits.squeeze(-1)
+
+    def metrics(
+        self, names: Sequence[str], expected: Tensor, labels: Tensor, variance: Tensor | None = None
+    ) -> dict[str, float]:
+        """The task's metrics and `nll`.
+
+        The likelihood is that of a Gaussian with the predictive mean and variance, which is the
+        variance over the samples plus that of the observation noise, `OBSERVATION_VARIANCE`.
+        """
+        found = metrics_by_name(names, expected, labels)
+        noise = OBSERVATION_VARIANCE if variance is None else variance + OBSERVATION_VARIANCE
+        return {**found, "nll": gaussian_nll(expected, labels, noise)}
+
+    def decide(self, expected: Tensor) -> Tensor:
+        """The scores."""
+        return expected
+
+    def spell(self, labels: Tensor) -> list[Any]:
+        """Numbers with the fewest digits that give the same value back."""
+        return shortest_numbers(labels)

@@ -1,0 +1,128 @@
+"""The labels of a table, as it holds them: a kind of task decides what they mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bayeslora_cli.errors import DataError
+from bayeslora_cli.tasks.sources.table_reader import Table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelColumn:
+    """A column of labels. What a hub's data set calls a class by its index is here its name."""
+
+    table: Table
+    name: str
+    values: Sequence[Any]
+    """Each row's label; None if it has none."""
+
+    @staticmethod
+    def of(table: Table, name: str) -> LabelColumn:
+        """Read the column `name`."""
+        values = table.read_column(name)
+        names = table.class_names.get(name)
+        if names is not None:  # -1 stands for no label
+            found = [names[value] if value in range(len(names)) else None for value in values]
+        else:
+            found = [None if value in (None, "") or value != value else value for value in values]
+        return LabelColumn(table=table, name=name, values=found)
+
+    @property
+    def title(self) -> str:
+        """What the user typed, for messages on the whole table."""
+        return self.table.title
+
+    @property
+    def spelled(self) -> bool:
+        """Whether all values are text and numbers are spelled out, as in csv and tsv."""
+        return self.table.spelled
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes, if the data set has them."""
+        return self.table.class_names.get(self.name)
+
+    def numbers(self) -> Sequence[Any]:
+        """The values; numbers instead of their spelling if every field of a csv is one.
+
+        A NaN is None.
+        """
+        if not self.spelled:
+            return self.values
+        found = [None if value is None else number_in(value) for value in self.values]
+        if found.count(None) != list(self.values).count(None):
+            return self.values
+        return [None if number != number else number for number in found]
+
+    def kinds(self) -> dict[str | None, int]:
+        """The kinds of labels (text, a number, true or false; None: any other) by the first row
+        that has each."""
+        first: dict[str | None, int] = {}
+        for row, value in enumerate(self.numbers()):
+            first.setdefault(_kind(value), row)
+        return first
+
+    def has_fractions(self) -> bool:
+        """Whether a value is a number that is not written as a whole one: 0.5, and 1.0 as well.
+
+        Of values that are equal, the first decides.
+        """
+        return any(isinstance(value, float) for value in set(self.numbers()))
+
+    def missing(self, row: int) -> DataError:
+        """An error about a row without a label."""
+        return DataError(
+            f"{self.table.where(row)}: found no label in the column {self.name!r}; expected one"
+        )
+
+    def unexpected(self, row: int, expected: str) -> DataError:
+        """An error about one label, which says what was `expected` instead."""
+        return DataError(
+            f"{self.table.where(row)}: found the label {short(self.values[row])} in the column "
+            f"{self.name!r}; expected {expected}"
+        )
+
+
+def short(value: object) -> str:
+    """A value in a message."""
+    return repr(value)[:80]
+
+
+def spelling(value: object) -> str:
+    """A class's name by its label."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def number_in(text: str) -> int | float | None:
+    """The number that a field of a csv file spells, NaN included; None: it spells none."""
+    if "_" in text or not text.isascii():  # Python takes them for digits, nothing else does
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return None
+
+
+def finite(value: object) -> float | None:
+    """A finite number; None for all else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        score = float(value)
+    except OverflowError:  # an integer beyond any float
+        return None
+    return score if math.isfinite(score) else None
+
+
+def _kind(value: object) -> str | None:
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, bool):
+        return "true or false"
+    return None if finite(value) is None else "a number"

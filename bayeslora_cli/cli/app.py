@@ -60,18 +60,18 @@ def main(workspace: Any = None) -> None:
     training = next((word for word in sys.argv[1:] if not word.startswith("-")), None) == "train"
     at = place() if training else Place()
     try:
-        with at.voice():
+        with at.only_first_prints():
             app(obj=workspace)
     except BayesloraError as error:
         if not error.reported_elsewhere:
             kind = "" if isinstance(error, Preempted) else "error: "
             print(at.name if at.rank else "", kind, error, sep="", file=sys.stderr)
-        at.leave(error.exit_code)
+        at.exit(error.exit_code)
     except SystemExit as done:
-        at.leave(done.code)
+        at.exit(done.code)
     except Exception:
         if at.world == 1:
             raise
         print(at.name, end="", file=sys.stderr)
         traceback.print_exc()
-        at.leave(EXIT_FAILED)
+        at.exit(EXIT_FAILED)

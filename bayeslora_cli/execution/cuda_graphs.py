@@ -46,18 +46,18 @@ class GraphRunner:
         self,
         generators: Iterable[torch.Generator],
         *,
-        alone: bool = True,
+        may_run_eagerly: bool = True,
         around_first: Callable[[Key], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         """Nothing is captured yet.
 
         Args:
             generators: of the device, besides torch's own, that pieces draw from.
-            alone: whether this process may run eagerly if a capture fails. With several processes
-                it may not: those that replay would wait for it.
+            may_run_eagerly: whether the pieces run eagerly if a capture fails. With several
+                processes they may not: those that replay would wait for this one.
             around_first: a context for a piece's first run, made from its key.
         """
-        self.alone = alone
+        self.may_run_eagerly = may_run_eagerly
         self.around_first = around_first
         self.generators = list(generators)
         self.failure: str | None = None
@@ -97,7 +97,7 @@ class GraphRunner:
             if short:
                 self._release()
             self._settle()
-            if not self.alone:
+            if not self.may_run_eagerly:
                 if short:
                     raise  # `memory_explained` explains it
                 raise BayesloraError(

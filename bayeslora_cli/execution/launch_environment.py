@@ -40,7 +40,7 @@ class Place:
         return f"process {self.rank} of {self.world}: " if self.world > 1 else ""
 
     @contextmanager
-    def voice(self) -> Iterator[None]:
+    def only_first_prints(self) -> Iterator[None]:
         """Inside this block only the first process prints; the others' output is dropped."""
         with ExitStack() as stack:
             if self.rank:
@@ -49,7 +49,7 @@ class Place:
                 stack.enter_context(redirect_stderr(nowhere))
             yield
 
-    def leave(self, code: int | str | None) -> NoReturn:
+    def exit(self, code: int | str | None) -> NoReturn:
         """End this process; one of several exits at once, without clean-up.
 
         Clean-up may wait for processes that are gone. That holds after success too: torch's

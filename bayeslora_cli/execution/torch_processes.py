@@ -42,7 +42,7 @@ class TorchProcesses(HostChannel):
     def close(self) -> None:
         """End together: the first process may hold the store that the others' last messages use.
 
-        NCCL's connections end with the process, which has to `leave`: closing them waits for
+        NCCL's connections end with the process, which has to `Place.exit`: closing them waits for
         captured graphs that hold them, and compiled functions hold those.
         """
         self.gather(None)

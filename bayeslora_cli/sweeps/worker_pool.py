@@ -104,7 +104,7 @@ class _Slot:
         """End the process; one that still trains is killed."""
         worker, self.worker = self.worker, None
         if worker is not None:
-            worker.leave()
+            worker.give_no_more()
             if self.job is not None:
                 worker.process.kill()
             worker.process.wait()

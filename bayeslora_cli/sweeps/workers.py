@@ -61,7 +61,7 @@ class Worker:
         except OSError:  # nothing has come
             return False
 
-    def leave(self) -> None:
+    def give_no_more(self) -> None:
         """Give it no more runs."""
         self._channel.close()
 

@@ -153,10 +153,10 @@ class TrainingSetup:
         # captures and what precedes them need one stream, and not the default one
         torch.cuda.synchronize(self.device)
         torch.cuda.set_stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
-        alone = self.processes.world == 1
-        self.step.runner = runner = GraphRunner([self.noise], alone=alone)
+        single = self.processes.world == 1
+        self.step.runner = runner = GraphRunner([self.noise], may_run_eagerly=single)
         if compiled:
-            if alone:  # several processes compile in step: one that waited would stop all
+            if single:  # several processes compile in step: one that waited would stop all
                 block = find_method(config.method).block_key(config)
                 runner.around_first = partial(compiled_once, config, block)
             compile_blocks(self.network.module)

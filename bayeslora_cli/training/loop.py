@@ -90,7 +90,7 @@ def _is_done(prepared: PreparedRun) -> bool:
 
 
 class TrainingLoop:
-    """A run from its newest checkpoint to the files that it leaves; `run` reads from the top."""
+    """Trains a run from its newest checkpoint to the files of the finished run."""
 
     def __init__(
         self,
@@ -102,10 +102,9 @@ class TrainingLoop:
     ) -> None:
         """Nothing is written before `run`."""
         self.config, self.task, self.directory = prepared.config, prepared.task, prepared.run
-        self.total, self.setup, self.stop = prepared.steps, setup, stop
-        self.network, self.allocator, self.processes = (
-            setup.network, setup.allocator, setup.processes,
-        )  # fmt: skip
+        self.setup, self.stop, self.total = setup, stop, prepared.steps
+        self.network, self.allocator = setup.network, setup.allocator
+        self.processes = setup.processes
         config, data = prepared.config, setup.data
         self.order = TrainOrder(
             data.training_rows, config.batch_size, config.seed,
@@ -114,7 +113,7 @@ class TrainingLoop:
         self.steps_per_epoch = steps_per_epoch(data.training_rows, config.batch_size)
         self.state = LoopState()
         self.best = BestSoFar(self.network.bank, posterior=setup.optimizer.posterior)
-        self.generators = Generators(setup.device, setup.noise, setup.processes)
+        self.generators = Generators(setup.device, setup.noise, self.processes)
         self.parts: dict[str, Stateful] = {
             "inputs": InputChecksums(setup.checksums),
             **setup.parts,
@@ -126,11 +125,11 @@ class TrainingLoop:
             self.directory.checkpoint,
             logs=(self.directory.metrics, self.directory.ranks_history),
             every=parse_interval(config.checkpoint_every),
-            ask=setup.processes.ask,
+            ask=self.processes.ask,
         )
         self.log = RunLog(
             self.directory, list(self.network.adapters), self.state,
-            reporter=reporter, trackers=trackers, writes=setup.processes.first,
+            reporter=reporter, trackers=trackers, writes=self.processes.first,
         )  # fmt: skip
 
     def run(self) -> None:

@@ -219,7 +219,7 @@ def worker(options: argparse.Namespace) -> None:
         found = measure(options, processes)
         if processes.first:
             options.found.write_text(json.dumps(found))
-    at.leave(0)
+    at.exit(0)
 
 
 def main() -> None:

@@ -141,7 +141,7 @@ def test_too_little_memory_for_graphs(runner, caplog, hidden):
     assert len(log) == 4
     assert not runner._graphs
     assert len(caplog.records) == 1
-    runner.alone, runner.failure = False, None
+    runner.may_run_eagerly, runner.failure = False, None
     with pytest.raises(BayesloraError, match="out of GPU memory"), memory_explained():
         runner("large", too_large, {})
 
@@ -158,7 +158,7 @@ def test_an_error_that_is_no_capture_s_is_raised(runner):
 
 def test_of_several_processes_none_falls_back_alone(runner):
     """The others would replay an all-reduce that this one launches."""
-    runner.alone = False
+    runner.may_run_eagerly = False
     piece = piece_of(runner, [], fails=True)
     runner("key", piece, {"x": torch.zeros(1)})
     with pytest.raises(BayesloraError, match=r"operation not permitted.*--eager"):

@@ -61,7 +61,7 @@ def test_first_node(nodes, first):
 
 def test_the_first_speaks(capsys):
     for rank in range(2):
-        with Place(rank=rank, world=2).voice():
+        with Place(rank=rank, world=2).only_first_prints():
             print(f"out {rank}")
             print(f"error {rank}", file=sys.stderr)
     assert capsys.readouterr() == ("out 0\n", "error 0\n")
@@ -95,5 +95,5 @@ def test_the_first_draws_what_one_alone_draws():
 
 def test_leaving_alone_is_an_ordinary_exit():
     with pytest.raises(SystemExit) as left:
-        Place().leave(75)
+        Place().exit(75)
     assert left.value.code == 75

@@ -81,7 +81,7 @@ def main() -> None:
             all_differ = processes.gather(differ)
             if processes.first:
                 print(json.dumps({"method": method, "differ": all_differ, "failure": failure}))
-    place().leave(0)
+    place().exit(0)
 
 
 if __name__ == "__main__":

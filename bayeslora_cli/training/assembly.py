@@ -80,20 +80,19 @@ def _build(prepared: PreparedRun, runs: int, processes: Processes) -> TrainingSe
         setup = TrainingSetup(prepared, data, device, processes)
     processes.check_inputs(setup.checksums)
     if device.type == "cuda" and not config.eager:
-        setup.capture(config, compiled=_is_worth_compiling(prepared, runs))
+        setup.capture(config, compiled=_is_worth_compiling(config, runs))
     elif config.compile == "on":
         logger.warning("--compile on has no effect on a %s", device.type.upper())
     return setup
 
 
-def _is_worth_compiling(prepared: PreparedRun, runs: int) -> bool:
+def _is_worth_compiling(config: RunConfig, runs: int) -> bool:
     """Whether to compile, by the steps of all `runs` that share the compiled code.
 
     A deterministic run counts its own steps only: it has to give the same bits in a sweep and on
     its own.
     """
-    config = prepared.config
-    steps = prepared.steps * (1 if config.deterministic else runs)
+    steps = config.total_steps * (1 if config.deterministic else runs)
     return is_worth_compiling(config.compile, steps)
 
 

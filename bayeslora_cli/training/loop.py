@@ -102,7 +102,7 @@ class TrainingLoop:
     ) -> None:
         """Nothing is written before `run`."""
         self.config, self.task, self.directory = prepared.config, prepared.task, prepared.run
-        self.setup, self.stop, self.total = setup, stop, prepared.steps
+        self.setup, self.stop, self.total = setup, stop, prepared.config.total_steps
         self.network, self.allocator = setup.network, setup.allocator
         self.processes = setup.processes
         config, data = prepared.config, setup.data

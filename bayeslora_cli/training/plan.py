@@ -67,9 +67,9 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
         "task": task.to_json(),
         "rows": rows,
         "longest_tokens": longest,
-        "steps": prepared.steps,
+        "steps": config.total_steps,
         "steps_per_epoch": steps_per_epoch(rows["train"], config.batch_size),
-        "schedule": _schedule(prepared, course.budget),
+        "schedule": _schedule(config, course.budget),
         **({} if course.phases is None else {"phases": phases}),
         "matrices": [dict(zip(("name", "in", "out"), m, strict=True)) for m in needed.matrices],
         "parameters": {
@@ -96,9 +96,9 @@ def _options(config: RunConfig, resolved: Resolved) -> dict[str, dict[str, Any]]
     return found
 
 
-def _schedule(prepared: PreparedRun, budget: RankBudget | None) -> list[dict[str, Any]]:
+def _schedule(config: RunConfig, budget: RankBudget | None) -> list[dict[str, Any]]:
     """Learning rate and rank budget at the first step, the last one, and some between."""
-    rate, last = learning_rate(prepared.config), prepared.steps - 1
+    rate, last = learning_rate(config), config.total_steps - 1
     return [
         {"step": step, "lr": rate(step)} | ({} if budget is None else {"budget": budget(step)})
         for step in sorted({round(i * last / (POINTS + 1)) for i in range(POINTS + 2)})

@@ -42,11 +42,6 @@ class PreparedRun:
     cache: ExampleCache
     """Where `examples` came from, and where their tokens are kept."""
 
-    @property
-    def steps(self) -> int:
-        """Optimisation steps of the whole run."""
-        return self.config.total_steps
-
     def tokens(self) -> dict[str, TokenisedSplit]:
         """The tokens of each split, made by the first run that asks for them.
 

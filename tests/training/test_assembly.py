@@ -8,7 +8,6 @@ import shutil
 import signal
 import weakref
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -314,5 +313,4 @@ def test_tensors_and_generator_stay_where_they_are(trained):
 def test_compiling_pays_by_the_steps_of_all(choice, alike, deterministic, expected, monkeypatch):
     monkeypatch.setattr("bayeslora_cli.execution.compilation.find_spec", lambda name: True)
     config = RunConfig(compile=choice, deterministic=deterministic, schedule_steps=5000)
-    prepared = SimpleNamespace(config=config, steps=config.schedule_steps)
-    assert module._is_worth_compiling(prepared, alike) == expected
+    assert module._is_worth_compiling(config, alike) == expected

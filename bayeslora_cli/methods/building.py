@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,10 +13,12 @@ from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.network import Network
+from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.bank_layout import Matrix
-from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
-from bayeslora_cli.models.adapters.published_factors import Factors
+from bayeslora_cli.models.adapters.dense import DenseLinear
+from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear, join
+from bayeslora_cli.models.adapters.published_factors import PublishedFactors
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention, replace_attention
 from bayeslora_cli.models.backbones.fingerprint import fingerprint
 from bayeslora_cli.models.backbones.loading import load_backbone
@@ -31,12 +34,14 @@ def build_network(
     *,
     posterior: bool,
     device: torch.device,
+    form: Callable[[nn.Module], AdaptedLinear] = DenseLinear,
 ) -> Network:
     """Load, adapt, move and bank a network.
 
     Args:
         posterior: whether the optimizer samples its weights.
-        device: meta for the shapes alone; then no weights are read.
+        device: meta for only the shapes; then no weights are read.
+        form: how the frozen weights of adapted layers lie in memory; given the layer to replace.
     Raises:
         ModelError: as `load_backbone` and `match_targets` do.
     """
@@ -64,7 +69,7 @@ def build_network(
     if make_layer is not None:
         generator = torch.Generator().manual_seed(config.seed)
         for name in match_targets(module, head, config.target_modules):
-            base = module.get_submodule(name)
+            base = form(module.get_submodule(name))
             layer = make_layer(base, config.init_rank, config.alpha, generator)
             parent, _, last = name.rpartition(".")
             setattr(module.get_submodule(parent), last, layer)
@@ -102,7 +107,7 @@ def build_network(
     bank = AdapterBank(matrices, others, posterior=posterior, device=device, compute_dtype=dtype)
     if adapters:
         joints = _joints(module)
-        bank.factors = Factors(bank, list(adapters.values()), dtype, joints)
+        bank.factors = PublishedFactors(bank, list(adapters.values()), dtype, joints)
     return Network(
         module=module,
         objective=objective,
@@ -117,16 +122,12 @@ def build_network(
 
 
 def _joints(module: nn.Module) -> list[JointLinear]:
-    """Join the projections of each attention that lets us; gated layers quantize by themselves."""
-    found = []
-    for attention in module.modules():
-        if isinstance(attention, RelativeAttention):
-            projections = (attention.query_proj, attention.key_proj, attention.value_proj)
-            layers = [layer for layer in projections if type(layer) is LowRankLinear]
-            if len(layers) == len(projections):
-                attention.joint = JointLinear(layers)
-                found.append(attention.joint)
-    return found
+    """Join the projections of each attention whose layers and their form can be joined."""
+    attentions = [found for found in module.modules() if isinstance(found, RelativeAttention)]
+    for attention in attentions:
+        projections = (attention.query_proj, attention.key_proj, attention.value_proj)
+        attention.joint = join(projections)
+    return [attention.joint for attention in attentions if attention.joint is not None]
 
 
 def _inputs_to_float(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -9,11 +9,12 @@ from torch import nn
 
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.methods.method import LayerMaker, Method
+from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
 from bayeslora_cli.models.adapters.layer import LowRankLinear
 
 
 def lora_linear(
-    base: nn.Module, rank: int, alpha: float, generator: torch.Generator
+    base: AdaptedLinear, rank: int, alpha: float, generator: torch.Generator
 ) -> LowRankLinear:
     """LoRA's adapter at its start: A uniform as PEFT draws it, B = 0, scale alpha / r."""
     layer = LowRankLinear(base, rank, alpha / rank, singular_values=False)

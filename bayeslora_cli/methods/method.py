@@ -20,11 +20,12 @@ from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.methods.allocation import Allocator
 from bayeslora_cli.methods.network import Network, PassOperands
 from bayeslora_cli.methods.schedules import RankBudget
+from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.layer import LowRankLinear
 
-LayerMaker = Callable[[nn.Module, int, float, torch.Generator], LowRankLinear]
-"""(base layer, rank, alpha, generator of the start values) -> the layer in its place."""
+LayerMaker = Callable[[AdaptedLinear, int, float, torch.Generator], LowRankLinear]
+"""(product of the base layer, rank, alpha, generator of the start values) -> the adapted layer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

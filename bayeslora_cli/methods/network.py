@@ -96,9 +96,13 @@ class Network:
     def set_drawn(self, name: str, value: Tensor) -> None:
         """Replace a frozen tensor that the checkpoint lacks by the one another process drew."""
         owner, _, last = name.rpartition(".")
-        module = self.module.get_submodule(owner)
-        target = getattr(module.base_layer if owner in self.adapters else module, last)
-        assert isinstance(target, Tensor)
-        with torch.no_grad():
-            target.copy_(value)
+        layer = self.adapters.get(owner)
+        module = self.module.get_submodule(owner) if layer is None else layer.base_layer
+        if layer is not None and last == "weight":
+            layer.base_layer.replace_dense(layer.base_layer.oriented(value))
+        else:
+            target = getattr(module, last)
+            assert isinstance(target, Tensor)
+            with torch.no_grad():
+                target.copy_(value)
         self.drawn[name] = value

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
@@ -148,12 +148,13 @@ def _factors(network: Network, device: torch.device) -> tuple[list[Tensor], list
             len(layers) * height, rank, dtype=dtype, device=device, requires_grad=True
         )
         factors += [owner.down, owner.up]
-    for joint in joints:
-        joint.weight, joint.bias = (
-            None if x is None else torch.empty(x.shape, dtype=x.dtype, device=device)
-            for x in (joint.weight, joint.bias)
-        )
-        frozen += [x for x in (joint.weight, joint.bias) if x is not None]
+    for joint in joints:  # no modules of the network's: `_fake` does not reach their tensors
+        for own in (joint.base_layer._parameters, joint.base_layer._buffers):
+            for name, x in own.items():
+                if x is not None:
+                    fake = torch.empty(x.shape, dtype=x.dtype, device=device)
+                    own[name] = nn.Parameter(fake, requires_grad=False)
+                    frozen.append(fake)
     return factors, frozen
 
 

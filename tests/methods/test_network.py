@@ -290,7 +290,7 @@ def test_joined_projections(method, shared, backbone, tmp_path, monkeypatch):
         joined = [m.joint for m in network.module.modules() if isinstance(m, RelativeAttention)]
         assert all((joint is None) == bool(found) for joint in joined), "the control is not joined"
         for joint in (joint for joint in joined if joint is not None):
-            for layer, view in zip(joint.layers, joint.weight.chunk(3), strict=True):
+            for layer, view in zip(joint.layers, joint.base_layer.weight.chunk(3), strict=True):
                 assert layer.base_layer.weight.data_ptr() == view.data_ptr()
         randomise(network)
         network.bank.zero_local()

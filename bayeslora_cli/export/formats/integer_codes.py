@@ -37,6 +37,7 @@ from bayeslora_cli.methods.blora.operands import publisher_of
 from bayeslora_cli.methods.blora.report import sizes_of
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.network import Network
+from bayeslora_cli.models.adapters.layer import LowRankLinear
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.models.kernels.quantize import Quantizers, codes
 from bayeslora_cli.runs.atomic_write import write_json, write_text
@@ -154,11 +155,10 @@ def save_quantized(
 
 
 def _weight(
-    network: Network, layer: Any, name: str, operand: str, mean: Tensor, kept: int
+    network: Network, layer: LowRankLinear, name: str, operand: str, mean: Tensor, kept: int
 ) -> Tensor:
     if operand == BASE:
-        weight: Tensor = layer.base_layer.weight
-        return weight
+        return layer.base_layer.oriented(layer.base_layer.dense())
     value = network.bank.segments[f"{name}.lora_{operand}"].view(mean)
     if operand == "E":
         return value[:kept, 0]
@@ -219,7 +219,7 @@ def _operands(
     # -ln beta, which is never trained here, may be anything
     quantizers = {name: Quantizers(found[None, 1:], found[None]) for name, found in own.items()}
     if BASE in values:
-        layer.base_layer.weight.copy_(values[BASE])  # type: ignore[operator]
+        layer.base_layer.replace_dense(layer.base_layer.oriented(values[BASE]))
     return Operands(
         a=F.pad(values["A"], (0, 0, 0, missing)),
         e=F.pad(values["E"], (0, missing)),

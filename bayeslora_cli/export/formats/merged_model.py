@@ -63,10 +63,10 @@ def merge(network: Network, mean: Tensor, mask: Tensor) -> Any:
     rounded = network.effective_base(mean)
     for name, (a, e, b) in kept_factors(network, mean, mask).items():
         layer = network.adapters[name]
-        base = layer.base_layer
-        assert isinstance(base.weight, Tensor)
         if name in rounded:
-            base.weight.copy_(rounded[name])
+            layer.base_layer.replace_dense(rounded[name])
+        base = layer.base_layer.plain()
+        assert isinstance(base.weight, Tensor)
         base.weight += layer.delta_weight(a, e, b)
         parent, _, last = name.rpartition(".")
         setattr(network.module.get_submodule(parent), last, base)

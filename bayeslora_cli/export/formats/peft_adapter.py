@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftConfig, TaskType
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
@@ -208,9 +208,7 @@ def _saved_whole(
 
 def _write(network: Network, peft: PeftConfig, state: dict[str, Tensor], directory: Path) -> None:
     """Write the files of an adapter; `state` has the backbone's own names."""
-    peft.fan_in_fan_out = any(
-        not isinstance(m.base_layer, nn.Linear) for m in network.adapters.values()
-    )
+    peft.fan_in_fan_out = any(m.base_layer.transposed for m in network.adapters.values())
     # PEFT keeps a set, whose order in the file would differ from process to process
     peft.target_modules = sorted(peft.target_modules or ())
     directory.mkdir(parents=True, exist_ok=True)
@@ -231,7 +229,7 @@ def _merged(
     """Return a layer's weight (and bias) in fp32 with its low-rank delta added."""
     base = {
         f"{name}.{key}": network.drawn.get(f"{name}.{key}", value).to(a.device, torch.float32)
-        for key, value in layer.base_layer.state_dict().items()
+        for key, value in layer.base_layer.plain().state_dict().items()
     }
     base[f"{name}.weight"] = base[f"{name}.weight"] + layer.delta_weight(a, e, b)
     return base

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from bayeslora_cli.bayes.criteria import load_criterion
 from bayeslora_cli.config.run_config import RunConfig
@@ -14,11 +13,12 @@ from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
 from bayeslora_cli.methods.method import DryRunFacts, LayerMaker, Method
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.methods.schedules import RankBudget
+from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
 from bayeslora_cli.models.adapters.layer import ADALORA_STD, RANK_EPSILON, LowRankLinear
 
 
 def adalora_linear(
-    base: nn.Module, rank: int, alpha: float, generator: torch.Generator
+    base: AdaptedLinear, rank: int, alpha: float, generator: torch.Generator
 ) -> LowRankLinear:
     """AdaLoRA's adapter at its start: A, B ~ N(0, 0.02^2), E = 0, scale alpha / (r + 1e-5)."""
     layer = LowRankLinear(base, rank, alpha / (rank + RANK_EPSILON), singular_values=True)

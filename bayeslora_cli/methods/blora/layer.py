@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 from torch.nn import functional as F
 
+from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
 from bayeslora_cli.models.adapters.layer import ADALORA_STD, LowRankLinear
 from bayeslora_cli.models.kernels.gated_linear import gated_product
-from bayeslora_cli.models.kernels.low_rank_linear import low_rank_linear
 from bayeslora_cli.models.kernels.quantize import Quantizers, is_fused, quantize
 
 
@@ -39,7 +38,7 @@ class GatedLinear(LowRankLinear):
     Without `operands` it is its base class: plain low-rank adaptation.
     """
 
-    def __init__(self, base: nn.Module, rank: int, scale: float) -> None:
+    def __init__(self, base: AdaptedLinear, rank: int, scale: float) -> None:
         super().__init__(base, rank, scale, singular_values=True)
         self.operands: Operands | None = None
         """Set by `OperandPublisher`, for all layers at once, before each pass."""
@@ -77,24 +76,22 @@ class GatedLinear(LowRankLinear):
         """The same as one operator; None: there is none for these operands."""
         if by.of_base is not None:
             return None
-        weight, bias = self.frozen()
         of_x, of_a, of_h = by.of_input, by.of_a, by.of_h
         if of_x is None and of_a is None and of_h is None:
-            down = by.a * by.e[:, None].to(by.a.dtype)
-            return low_rank_linear(rows, weight, bias, down, by.b)
-        if of_x is None or of_a is None or of_h is None or not is_fused(rows):
+            return self.base_layer.product(rows, by.a * by.e[:, None].to(by.a.dtype), by.b)
+        frozen = self.base_layer.weight_and_bias()
+        if of_x is None or of_a is None or of_h is None or not is_fused(rows) or frozen is None:
             return None
-        return gated_product(rows, weight, bias, by.a, by.e, by.b, of_x, of_a, of_h)
+        return gated_product(rows, *frozen, by.a, by.e, by.b, of_x, of_a, of_h)
 
     def _base(self, rows: Tensor, quantized: Tensor, by: Operands) -> Tensor:
+        base = self.base_layer
         if by.of_base is None:
-            found: Tensor = self.base_layer(rows)
+            found: Tensor = base(rows)
             return found
-        weight = self.base_layer.weight
-        assert isinstance(weight, Tensor)
-        own = {"weight": _quantized(weight, by.of_base)}
-        out: Tensor = functional_call(self.base_layer, own, (quantized,))
-        return out
+        # in the order of the memory: the sums over the elements follow it
+        weight = base.oriented(_quantized(base.oriented(base.dense()), by.of_base))
+        return F.linear(quantized, weight, base.bias)
 
     @torch.no_grad()
     def _measure(self, rows: Tensor, extremes: list[Tensor]) -> None:
@@ -111,7 +108,7 @@ def _quantized(x: Tensor, by: Quantizers) -> Tensor:
 
 
 def gated_linear(
-    base: nn.Module, rank: int, alpha: float, generator: torch.Generator
+    base: AdaptedLinear, rank: int, alpha: float, generator: torch.Generator
 ) -> GatedLinear:
     """B-LoRA's adapter at its start: A, B ~ N(0, 0.02^2), E = 0, scale alpha / r."""
     layer = GatedLinear(base, rank, alpha / rank)

@@ -187,7 +187,7 @@ class OperandPublisher:
         thresholded = self.parameters.thresholded(flat.to(self.bank.theta.device))
         by = _rows(self._by_operand(thresholded)[BASE])
         return {
-            name: quantize(layer.base_layer.weight[None], own)[0]  # type: ignore[index]
+            name: quantize(layer.base_layer.dense()[None], own)[0]
             for name, layer, own in zip(self.names, self.layers, by, strict=True)
         }
 

@@ -76,8 +76,8 @@ def calibrate(operands: OperandPublisher, flat: Tensor, extremes: Tensor, good: 
     for place, name in enumerate(("x", "a", "h")):
         found[:, places[name]] = extremes[:, place].abs().amax(1)
     if operands.plan.base:
-        weights = [layer.base_layer.weight for layer in operands.layers]
-        found[:, places[BASE]] = torch.stack([w.abs().amax().float() for w in weights])  # type: ignore[operator]
+        weights = [layer.base_layer.dense() for layer in operands.layers]
+        found[:, places[BASE]] = torch.stack([w.abs().amax().float() for w in weights])
     finite = good & found.isfinite().all()
     ranges.copy_(torch.where(finite, found.clamp_min(SMALLEST_RANGE).log(), ranges))
     # weights are signed whatever they are; a or h without a negative element is chance

@@ -1,4 +1,4 @@
-"""What the adapted layers multiply with: theta's factors, folded and cast once a pass for all."""
+"""The factors that adapted layers multiply with: theta's, folded and cast once per pass for all."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Stack:
     up: Tensor
     """(U, m out, padded m r), the matrices on the diagonal."""
     leaves: tuple[list[Tensor], list[Tensor]]
-    """What computes sees of `down` and `up`: a tensor a unit."""
+    """Views of `down` and `up`, a tensor per unit, that the layers compute with."""
 
     def rows(self, down: Tensor, rank: int) -> Tensor:
         """`down`, or its gradient, matrix by matrix: (U, m, r, in), no copy."""
@@ -53,7 +53,11 @@ class _Stack:
         return [part[..., i * rank : (i + 1) * rank] for i, part in enumerate(rows)]
 
 
-class Factors:
+_Unit = tuple[LowRankLinear | JointLinear, list[int]]
+"""A layer or a joint, and its matrices' indices in the bank."""
+
+
+class PublishedFactors:
     """down = scale diag(E) A, (r, in), and up = B, (out, r), of every matrix, in stacks of a shape.
 
     On a GPU the rank is filled up with zeros to whole rows of `ROW_BYTES`, which changes no result.
@@ -75,30 +79,30 @@ class Factors:
         number = {id(layer): index for index, layer in enumerate(layers)}
         joined = [[number[id(layer)] for layer in joint.layers] for joint in joints]
         alone = sorted(set(number.values()).difference(*joined))
-        units = [(layers[index], [index]) for index in alone]
+        units: list[_Unit] = [(layers[index], [index]) for index in alone]
+        joint_units: list[_Unit] = list(zip(joints, joined, strict=True))
         scales = torch.tensor([layer.scale for layer in layers], device=bank.theta.device)
         self._stacks = []
         for group in bank.groups:
-            for kind in (units, list(zip(joints, joined, strict=True))):
+            for kind in (units, joint_units):
                 found = [(owner, ids) for owner, ids in kind if ids[0] in group.members]
-                if found:
-                    owners, members = zip(*found, strict=True)
-                    self._stacks.append(self._stack(group, members, scales))
-                    for owner, down, up in zip(owners, *self._stacks[-1].leaves, strict=True):
-                        owner.down, owner.up = down, up
+                # in their order: a set would not keep it
+                for form in dict.fromkeys(type(owner.base_layer) for owner, _ in found):
+                    alike = [unit for unit in found if type(unit[0].base_layer) is form]
+                    self._stacks.append(self._stack(group, alike, scales))
         self.publish()
 
-    def _stack(self, group: ShapeGroup, members: Sequence[Sequence[int]], scales: Tensor) -> _Stack:
-        device, many = self.bank.theta.device, len(members[0])
-        (_, _, width), (_, height, _) = group.a[0], group.b[0]
-        shape = len(members), padded_rank(many * self.bank.rank, self.dtype, device)
-        down = torch.zeros(*shape, width, device=device, dtype=self.dtype)
-        # rows of up' are what products walk along
-        up = torch.zeros(*shape, many * height, device=device, dtype=self.dtype).mT
+    def _stack(self, group: ShapeGroup, units: Sequence[_Unit], scales: Tensor) -> _Stack:
+        """A stack of units of one form, which get their factors."""
+        owners, members = zip(*units, strict=True)
+        device, form = self.bank.theta.device, type(owners[0].base_layer)
+        rank = padded_rank(len(members[0]) * self.bank.rank, self.dtype, device)
+        forms = [owner.base_layer for owner in owners]
+        down, up = form.place_factors(forms, rank, self.dtype, device)
         self.buffers += [down, up]
         indices = torch.tensor(members, device=device)
         places = [group.members.index(index) for index in chain(*members)]
-        return _Stack(
+        stack = _Stack(
             group=group,
             members=indices,
             places=torch.tensor(places, device=device),
@@ -110,6 +114,9 @@ class Factors:
                 [x.detach().requires_grad_() for x in up],
             ),
         )
+        for owner, *leaves in zip(owners, *stack.leaves, strict=True):
+            owner.down, owner.up = leaves
+        return stack
 
     @torch.no_grad()
     def publish(self) -> None:

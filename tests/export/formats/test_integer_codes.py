@@ -81,7 +81,7 @@ def test_codes_are_the_run_to_the_bit(kind, base, runs, tmp_path):
         parts = {p: bank.segments[f"{name}.lora_{p}"].view(flat) for p in "AEB"}
         expected = {"A": parts["A"][:rank], "E": parts["E"][:rank, 0], "B": parts["B"][:, :rank]}
         if base:
-            expected["W"] = whole[name]
+            expected["W"] = layer.base_layer.oriented(whole[name])
         for operand, value in expected.items():
             codes, bits = tensors[f"{name}.{operand}"], own["bits"][operand]
             assert codes.dtype == (torch.int16 if bits == 16 else torch.int8)

@@ -14,7 +14,8 @@ from bayeslora_cli.methods.blora.operands import FIXED, FLOAT, LEARNING, Operand
 from bayeslora_cli.methods.blora.range_calibration import FIRST_SINGULAR_RANGE, calibrate
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.bank_layout import Matrix
-from bayeslora_cli.models.adapters.published_factors import Factors
+from bayeslora_cli.models.adapters.dense import DenseLinear
+from bayeslora_cli.models.adapters.published_factors import PublishedFactors
 from tests.models.kernels.test_quantize import twin
 
 SHAPES = [(6, 9), (9, 6), (6, 9), (5, 5)]
@@ -38,7 +39,7 @@ def build(*, bits=True, ranks=True, base=False, ladder=LADDER, rank=3, seed=0):
     """A model with trained-looking parameters."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    layers = [gated_linear(nn.Linear(w, h), rank, 7.0, generator) for w, h in SHAPES]
+    layers = [gated_linear(DenseLinear(nn.Linear(w, h)), rank, 7.0, generator) for w, h in SHAPES]
     for layer in layers:
         layer.base_layer.requires_grad_(False)
         nn.init.normal_(layer.lora_A, std=0.4, generator=generator)
@@ -49,7 +50,7 @@ def build(*, bits=True, ranks=True, base=False, ladder=LADDER, rank=3, seed=0):
     plan = GatePlan(bits, ranks, ladder, base)
     others = plan.parameters(len(layers), rank, torch.device("cpu"))
     bank = AdapterBank(matrices, others, posterior=False)
-    bank.factors = Factors(bank, layers, torch.float32)
+    bank.factors = PublishedFactors(bank, layers, torch.float32)
     parameters = GateParameters(plan, bank.segments, len(layers), rank)
     gates = OperandPublisher(parameters, bank, named, torch.float32)
     for p in (gates.bits, gates.ranks):

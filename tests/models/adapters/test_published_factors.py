@@ -13,8 +13,9 @@ from torch import nn
 from bayeslora_cli.models.adapters import published_factors
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.bank_layout import Matrix
-from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
-from bayeslora_cli.models.adapters.published_factors import Factors, padded_rank
+from bayeslora_cli.models.adapters.dense import DenseLinear
+from bayeslora_cli.models.adapters.layer import LowRankLinear, join
+from bayeslora_cli.models.adapters.published_factors import PublishedFactors, padded_rank
 
 SIZE = st.integers(1, 9)
 
@@ -23,7 +24,8 @@ def layers_of(shapes, rank, *, adaptive, seed):
     generator = torch.Generator().manual_seed(seed)
     found = []
     for index, (height, width) in enumerate(shapes):
-        layer = LowRankLinear(nn.Linear(width, height), rank, 0.5 + index, singular_values=adaptive)
+        base = DenseLinear(nn.Linear(width, height))
+        layer = LowRankLinear(base, rank, 0.5 + index, singular_values=adaptive)
         for parameter in layer.parameters():
             parameter.data.normal_(std=0.5, generator=generator)
         layer.base_layer.requires_grad_(False)
@@ -78,7 +80,7 @@ def test_values_and_gradients_are_the_layers_own(shapes, rank, adaptive, unit, s
     bank = bank_of(banked)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(published_factors, "padded_rank", lambda rank, *_: -(-rank // unit) * unit)
-        bank.factors = Factors(bank, banked, torch.float32)
+        bank.factors = PublishedFactors(bank, banked, torch.float32)
     assert banked[0].down.shape[0] == -(-rank // unit) * unit
     for _ in range(2):  # a second pass starts from nothing
         bank.zero_local()
@@ -107,10 +109,10 @@ def test_joints(many, units, others, width, height, rank, adaptive, unit, order)
     bank = bank_of(banked)
     drawn = order.sample(range(len(banked)), many * units)
     groups = [drawn[many * u : many * (u + 1)] for u in range(units)]
-    joints = [JointLinear([banked[i] for i in group]) for group in groups]
+    joints = [join([banked[i] for i in group]) for group in groups]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(published_factors, "padded_rank", lambda rank, *_: -(-rank // unit) * unit)
-        bank.factors = Factors(bank, banked, torch.float32, joints)
+        bank.factors = PublishedFactors(bank, banked, torch.float32, joints)
     x = torch.randn(3, width, generator=torch.Generator().manual_seed(2))
     for _ in range(2):
         bank.zero_local()

@@ -17,6 +17,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 )
 
 from bayeslora_cli.methods.adalora.method import adalora_linear
+from bayeslora_cli.models.adapters.dense import DenseLinear
 from bayeslora_cli.models.adapters.layer import LowRankLinear
 from bayeslora_cli.models.backbones import deberta_attention
 from bayeslora_cli.models.backbones.deberta_attention import (
@@ -81,7 +82,7 @@ def adapt(module):
     generator = torch.Generator().manual_seed(1)
     for layer in [m for m in module.modules() if hasattr(m, "query_proj")]:
         for name in PROJECTIONS:
-            adapter = adalora_linear(getattr(layer, name), 3, 32.0, generator).double()
+            adapter = adalora_linear(DenseLinear(getattr(layer, name)), 3, 32.0, generator).double()
             with torch.no_grad():
                 adapter.lora_E.normal_(generator=generator)
                 adapter.lora_B.normal_(generator=generator)

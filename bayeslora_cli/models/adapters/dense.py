@@ -1,0 +1,81 @@
+"""`DenseLinear`: the frozen weight and the published factors as separate dense operands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
+from bayeslora_cli.models.kernels.low_rank_linear import low_rank_linear
+
+FROZEN = ("weight", "bias")
+
+
+class DenseLinear(AdaptedLinear):
+    """A layer's own weight and bias, under the same names, in the precision of the run."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        """`layer`: a Linear, whose weight is (out, in), or a Conv1D, whose weight is (in, out)."""
+        super().__init__()
+        weight, bias = layer.weight, layer.bias
+        assert isinstance(weight, nn.Parameter)
+        assert bias is None or isinstance(bias, nn.Parameter)
+        self.weight, self.bias = weight, bias
+        self.transposed = not isinstance(layer, nn.Linear)
+        self.out_features, self.in_features = self.oriented(weight).shape
+        self._layer = (layer,)  # in a tuple, which hides it: its parameters count once
+
+    def product(self, rows: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        """One operator each way: both sums happen in place of the large product."""
+        return low_rank_linear(rows, self.dense(), self.bias, down, up)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """x W' + bias: (n, in) -> (n, out)."""
+        return F.linear(rows, self.dense(), self.bias)
+
+    def dense(self) -> Tensor:
+        """W itself, no copy."""
+        return self.oriented(self.weight)
+
+    @torch.no_grad()
+    def replace_dense(self, weight: Tensor) -> None:
+        self.dense().copy_(weight)
+
+    def plain(self) -> nn.Module:
+        """The layer itself: it shares weight and bias."""
+        (layer,) = self._layer
+        for name in FROZEN:  # what has moved this module may have made new ones
+            setattr(layer, name, getattr(self, name))
+        return layer
+
+    def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
+        return self.dense(), self.bias
+
+    @classmethod
+    def join(cls, forms: Sequence[Self]) -> DenseLinear:
+        """The weights one below the other; the forms' own become views of them.
+
+        What moves or casts a module afterwards parts them: join last. All have a bias, or none.
+        """
+        assert not any(form.transposed for form in forms)
+        weight, bias = (_joined([getattr(form, name) for form in forms]) for name in FROZEN)
+        assert weight is not None
+        height, width = weight.shape
+        layer = nn.Linear(width, height, bias=bias is not None, device="meta")
+        layer.weight, layer.bias = weight, bias  # type: ignore[assignment]
+        return cls(layer)
+
+
+def _joined(parameters: Sequence[nn.Parameter | None]) -> nn.Parameter | None:
+    """One parameter of several, which become views of it; None of None."""
+    found = [parameter for parameter in parameters if parameter is not None]
+    if not found:
+        return None
+    joined = torch.cat([parameter.detach() for parameter in found])
+    for parameter, view in zip(found, joined.chunk(len(found)), strict=True):
+        parameter.data = view
+    return nn.Parameter(joined, requires_grad=False)

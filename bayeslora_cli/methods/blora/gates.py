@@ -15,13 +15,12 @@ Nothing here reads a value from the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bayeslora_cli.models.adapters.bank_layout import Segment
+from bayeslora_cli.models.adapters.bank_layout import BankLayout
 from bayeslora_cli.models.kernels.quantize import Quantizers, intervals, quantizers
 
 TAU = 2 / 3  # temperature; with gamma and zeta Louizos et al., section 4, and Bayesian Bits
@@ -111,12 +110,10 @@ class GateParameters:
     """What the gates and ranges in a flat buffer (N,) of the bank say: pure, during and after a
     run, of any buffer of its layout."""
 
-    def __init__(
-        self, plan: GatePlan, segments: Mapping[str, Segment], matrices: int, rank: int
-    ) -> None:
-        """`segments`: the bank's, by name; `matrices`, `rank`: n and r."""
-        self.plan, self.matrices, self.rank = plan, matrices, rank
-        self._segments = segments
+    def __init__(self, plan: GatePlan, layout: BankLayout) -> None:
+        """`layout`: of the bank that holds the parameters of `plan`."""
+        self.plan, self.matrices, self.rank = plan, len(layout.matrices), layout.rank
+        self._segments = layout.segments
 
     @property
     def over_widths(self) -> bool:

@@ -60,7 +60,7 @@ class BLora(Method):
         adapters: Mapping[str, LowRankLinear],
         dtype: torch.dtype,
     ) -> OperandPublisher:
-        gates = GateParameters(plan_of(config), bank.segments, len(adapters), bank.rank)
+        gates = GateParameters(plan_of(config), bank.layout)
         layers = {name: m for name, m in adapters.items() if isinstance(m, GatedLinear)}
         return OperandPublisher(gates, bank, layers, dtype)
 

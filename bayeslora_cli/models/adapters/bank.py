@@ -1,32 +1,20 @@
-"""`AdapterBank`: every trainable parameter in one flat fp32 buffer, and the views of it.
-
-Layout of the buffer, each block starting at a multiple of 256 bytes:
-
-    E (n, r)                         all singular values, matrices in the model's order
-    A (G, r, in), B (G, out, r)      a pair for each group of equal shapes, in the model's order
-    full                             backbone weights that are trained themselves
-    head                             always computed in fp32
-    gate, range, fixed               B-LoRA's gates and ranges, and what is not trained, in fp32
-
-The singular values of all matrices are neighbours so that a mask, a score and a sort over all
-triplets need no gathering; the rest is grouped by shape so that a batched product serves a group.
-"""
+"""`AdapterBank`: every trainable parameter in one flat fp32 buffer, and the views of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from bayeslora_cli.models.adapters.bank_layout import Matrix, Segment, ShapeGroup, _aligned
+from bayeslora_cli.models.adapters.bank_layout import Matrix, Segment, lay_out
 
 
 class Copies(Protocol):
-    """Copies of the adapters' parameters that modules compute with in their place."""
+    """Copies of the adapter parameters (scaled and cast) that the modules use in the forward pass
+    instead of the parameters themselves."""
 
     buffers: list[Tensor]
     """All that is kept."""
@@ -69,26 +57,17 @@ class AdapterBank:
             device: where the buffers live; the modules must be there already.
             compute_dtype: of the views of backbone weights; adapters' and the head's are fp32.
         """
+        self.layout = layout = lay_out(matrices, others)
         self.matrices = tuple(matrices)
-        self.rank = matrices[0].a.shape[0] if matrices else 0
-        self.has_singular_values = bool(matrices) and all(m.e is not None for m in matrices)
-        assert all(m.a.shape[0] == m.b.shape[1] == self.rank for m in matrices)
-
-        self.segments: dict[str, Segment] = {}
-        self.groups: tuple[ShapeGroup, ...] = ()
-        parameters: dict[str, nn.Parameter] = {}
-        end = self._lay_out_matrices(parameters)
-        self.adapter_end = end
-        self.parts: dict[str, slice] = {}
-        for role in ("full", "head", "gate", "range", "fixed"):
-            start = end
-            for name, _, parameter in (other for other in others if other[1] == role):
-                parameters[name] = parameter
-                end = self._append(name, role, tuple(parameter.shape), end)
-            self.parts[role] = slice(start, end)
-        self.weights, full = slice(0, self.parts["head"].stop), self.parts["full"]
+        self.rank, self.has_singular_values = layout.rank, layout.has_singular_values
+        self.segments, self.groups, self.parts = layout.segments, layout.groups, layout.parts
+        self.adapter_end, self.weights, self.size = layout.adapter_end, layout.weights, layout.size
+        found = {name: parameter for name, _, parameter in others}
+        for matrix in matrices:
+            found |= matrix.parameters()
+        parameters = {name: found[name] for name in layout.segments}
         assert len({id(p) for p in parameters.values()}) == len(parameters), "a parameter twice"
-        self.size = end
+        end, full = layout.size, layout.parts["full"]
         low = 0 if compute_dtype == torch.float32 else full.stop - full.start
         self._low = slice(full.start, full.start + low)  # what is computed in another precision
 
@@ -110,58 +89,14 @@ class AdapterBank:
         self._low_local = zeros(low, dtype=compute_dtype)
         self.factors: Copies | None = None
         """What the modules see instead of the adapters' own parameters, if anything."""
-        self._score_order = self._order_of_scores().to(device)
+        self._score_order = layout.order_of_scores().to(device)
         self.parameters = parameters
         for name, parameter in parameters.items():
             parameter.data = self._seen(self.segments[name], self.theta, self._low_theta)
             parameter.grad = self._seen(self.segments[name], self.local, self._low_local)
         self.publish()
 
-    # ---- layout
-
-    def _append(self, name: str, role: str, shape: tuple[int, ...], offset: int) -> int:
-        assert name not in self.segments, f"two parameters named {name}"
-        segment = Segment(name=name, role=role, shape=shape, offset=offset)
-        self.segments[name] = segment
-        return _aligned(segment.stop)
-
-    def _lay_out_matrices(self, parameters: dict[str, nn.Parameter]) -> int:
-        end = 0
-        if self.has_singular_values:
-            for index, matrix in enumerate(self.matrices):
-                name, offset = f"{matrix.name}.lora_E", index * self.rank
-                self._append(name, "adapter", (self.rank, 1), offset)
-                assert matrix.e is not None
-                parameters[name] = matrix.e
-            end = _aligned(len(self.matrices) * self.rank)
-
-        def shape_of(index: int) -> tuple[int, int]:
-            return self.matrices[index].a.shape[1], self.matrices[index].b.shape[0]
-
-        groups = []
-        for (width, height), found in groupby(
-            sorted(range(len(self.matrices)), key=shape_of), key=shape_of
-        ):
-            members = tuple(found)
-            blocks = []
-            for part, shape in (("A", (self.rank, width)), ("B", (height, self.rank))):
-                strides = (_aligned(shape[0] * shape[1]), shape[1], 1)
-                blocks.append(((len(members), *shape), strides, end))
-                for index in members:
-                    matrix = self.matrices[index]
-                    name = f"{matrix.name}.lora_{part}"
-                    parameters[name] = matrix.a if part == "A" else matrix.b
-                    end = self._append(name, "adapter", shape, end)
-            groups.append(ShapeGroup(members=members, a=blocks[0], b=blocks[1]))
-        self.groups = tuple(groups)
-        return end
-
-    def _order_of_scores(self) -> Tensor:
-        """Where each matrix (model's order) stands in the concatenation of the groups: (n,)."""
-        by_group = [index for group in self.groups for index in group.members]
-        order = torch.empty(len(by_group), dtype=torch.long)
-        order[torch.tensor(by_group, dtype=torch.long)] = torch.arange(len(by_group))
-        return order
+    # ---- views
 
     def _seen(self, segment: Segment, full: Tensor, low: Tensor) -> Tensor:
         if segment.role != "full" or not len(low):
@@ -170,12 +105,9 @@ class AdapterBank:
             segment.shape
         )
 
-    # ---- views
-
     def singular_values(self, buffer: Tensor) -> Tensor:
         """E of all matrices in a flat buffer (N,): (n, r), the model's order, no copy."""
-        assert self.has_singular_values
-        return buffer[: self.mask.numel()].view(self.mask.shape)
+        return self.layout.singular_values(buffer)
 
     def adapters(self, buffer: Tensor) -> Tensor:
         """The adapters' part of a flat buffer, (..., N) -> (..., adapter_end)."""

@@ -1,13 +1,29 @@
-"""Where each parameter lies in the bank's flat buffer."""
+"""`BankLayout`: where each parameter lies in the bank's flat buffers. No tensors.
+
+Each block starts at a multiple of 256 bytes:
+
+    E (n, r)                         all singular values, matrices in the model's order
+    A (G, r, in), B (G, out, r)      a pair for each group of equal shapes, in the model's order
+    full                             backbone weights that are trained themselves
+    head                             always computed in fp32
+    gate, range, fixed               B-LoRA's gates and ranges, and what is not trained, in fp32
+
+The singular values of all matrices are neighbours so that a mask, a score and a sort over all
+triplets need no gathering; the rest is grouped by shape so that a batched product serves a group.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
 ALIGNMENT = 256 // 4  # elements of fp32: cuBLAS and vectorised kernels like 256-byte starts
+ROLES = ("full", "head", "gate", "range", "fixed")
+"""Of parameters that are no adapter's, in their order in the buffer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +34,11 @@ class Matrix:
     a: nn.Parameter  # (r, in)
     b: nn.Parameter  # (out, r)
     e: nn.Parameter | None = None  # (r, 1); None for plain LoRA
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Its parameters by their names in the bank."""
+        own = {"A": self.a, "B": self.b, "E": self.e}
+        return {f"{self.name}.lora_{part}": p for part, p in own.items() if p is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +79,102 @@ class ShapeGroup:
     def view_b(self, buffer: Tensor) -> Tensor:
         """All B of the group in a flat buffer: (G, out, r), no copy."""
         return buffer.as_strided(*self.b)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BankLayout:
+    """The order and the sizes of a flat buffer (N,) of the bank."""
+
+    matrices: tuple[str, ...]
+    """Names of the n adapted matrices, in the model's order."""
+    rank: int
+    """r, the rank of every matrix at the start; 0 without matrices."""
+    has_singular_values: bool
+    """Whether the matrices carry E."""
+    segments: dict[str, Segment]
+    """By the parameter's name, in the buffer's order."""
+    groups: tuple[ShapeGroup, ...]
+    adapter_end: int
+    """First element after the adapters."""
+    parts: dict[str, slice]
+    """Where the other roles lie."""
+    size: int
+    """N, padding included."""
+
+    @property
+    def weights(self) -> slice:
+        """All but gates, ranges and what is not trained."""
+        return slice(0, self.parts["head"].stop)
+
+    def singular_values(self, buffer: Tensor) -> Tensor:
+        """E of all matrices in a flat buffer (N,): (n, r), the model's order, no copy."""
+        assert self.has_singular_values
+        shape = len(self.matrices), self.rank
+        return buffer[: shape[0] * shape[1]].view(shape)
+
+    def order_of_scores(self) -> Tensor:
+        """Where each matrix (model's order) stands in the concatenation of the groups: (n,)."""
+        by_group = [index for group in self.groups for index in group.members]
+        order = torch.empty(len(by_group), dtype=torch.long)
+        order[torch.tensor(by_group, dtype=torch.long)] = torch.arange(len(by_group))
+        return order
+
+
+def lay_out(
+    matrices: Sequence[Matrix], others: Sequence[tuple[str, str, nn.Parameter]]
+) -> BankLayout:
+    """The layout of a bank.
+
+    Args:
+        matrices: adapted matrices, all of one rank, in the model's order.
+        others: (name, role, parameter) of parameters that are no adapter's.
+    """
+    rank = matrices[0].a.shape[0] if matrices else 0
+    assert all(m.a.shape[0] == m.b.shape[1] == rank for m in matrices)
+    has_singular_values = bool(matrices) and all(m.e is not None for m in matrices)
+    segments: dict[str, Segment] = {}
+
+    def append(name: str, role: str, shape: tuple[int, ...], offset: int) -> int:
+        assert name not in segments, f"two parameters named {name}"
+        segments[name] = Segment(name=name, role=role, shape=shape, offset=offset)
+        return _aligned(segments[name].stop)
+
+    end = 0
+    if has_singular_values:
+        for index, matrix in enumerate(matrices):
+            append(f"{matrix.name}.lora_E", "adapter", (rank, 1), index * rank)
+        end = _aligned(len(matrices) * rank)
+
+    def shape_of(index: int) -> tuple[int, int]:
+        return matrices[index].a.shape[1], matrices[index].b.shape[0]
+
+    groups = []
+    for (width, height), found in groupby(sorted(range(len(matrices)), key=shape_of), key=shape_of):
+        members = tuple(found)
+        blocks = []
+        for part, shape in (("A", (rank, width)), ("B", (height, rank))):
+            strides = (_aligned(shape[0] * shape[1]), shape[1], 1)
+            blocks.append(((len(members), *shape), strides, end))
+            for index in members:
+                end = append(f"{matrices[index].name}.lora_{part}", "adapter", shape, end)
+        groups.append(ShapeGroup(members=members, a=blocks[0], b=blocks[1]))
+    adapter_end = end
+    parts = {}
+    for role in ROLES:
+        start = end
+        for name, _, parameter in (other for other in others if other[1] == role):
+            end = append(name, role, tuple(parameter.shape), end)
+        parts[role] = slice(start, end)
+    return BankLayout(
+        matrices=tuple(m.name for m in matrices),
+        rank=rank,
+        has_singular_values=has_singular_values,
+        segments=segments,
+        groups=tuple(groups),
+        adapter_end=adapter_end,
+        parts=parts,
+        size=end,
+    )
 
 
 def _aligned(elements: int) -> int:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Factors:
+class LoraFactors:
     """What a matrix's weight gains: alpha / r * B A."""
 
     a: Tensor
@@ -29,7 +29,7 @@ class Factors:
         return self.a.shape[0]
 
 
-def fold(a: Tensor, e: Tensor | None, b: Tensor, scale: float) -> Factors:
+def fold(a: Tensor, e: Tensor | None, b: Tensor, scale: float) -> LoraFactors:
     """scale * B diag(E) A as LoRA's factors, with alpha / r = scale; A in float64.
 
     Args:
@@ -38,10 +38,10 @@ def fold(a: Tensor, e: Tensor | None, b: Tensor, scale: float) -> Factors:
         b: (out, r).
     """
     folded = a.double() if e is None else a.double() * e.double()
-    return Factors(a=folded, b=b, alpha=scale * a.shape[0])
+    return LoraFactors(a=folded, b=b, alpha=scale * a.shape[0])
 
 
-def pad(factors: Factors, rank: int, alpha: float) -> Factors:
+def pad(factors: LoraFactors, rank: int, alpha: float) -> LoraFactors:
     """The same product with `rank` rows, zeros added, and another alpha, the ratio folded into A.
 
     Factors of rank 0 have no scale and stay zero.
@@ -50,16 +50,16 @@ def pad(factors: Factors, rank: int, alpha: float) -> Factors:
     assert missing >= 0
     ratio = (factors.alpha / factors.rank) / (alpha / rank) if factors.rank else 0.0
     a = F.pad(factors.a * ratio, (0, 0, 0, missing))
-    return Factors(a=a, b=F.pad(factors.b, (0, missing)), alpha=alpha)
+    return LoraFactors(a=a, b=F.pad(factors.b, (0, missing)), alpha=alpha)
 
 
-def uniform(factors: Mapping[str, Factors], alpha: float) -> dict[str, Factors]:
+def uniform(factors: Mapping[str, LoraFactors], alpha: float) -> dict[str, LoraFactors]:
     """All matrices at the largest rank among them and at one alpha."""
     rank = max(f.rank for f in factors.values())
     return {name: pad(f, rank, alpha) for name, f in factors.items()}
 
 
-def without_empty(factors: Mapping[str, Factors]) -> dict[str, Factors]:
+def without_empty(factors: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:
     """Matrices that kept any rank, all others add nothing.
 
     PEFT wants one at least: where none kept any, the first stays, with one row of zeros.

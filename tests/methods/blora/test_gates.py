@@ -51,7 +51,7 @@ def build(*, bits=True, ranks=True, base=False, ladder=LADDER, rank=3, seed=0):
     others = plan.parameters(len(layers), rank, torch.device("cpu"))
     bank = AdapterBank(matrices, others, posterior=False)
     bank.factors = PublishedFactors(bank, layers, torch.float32)
-    parameters = GateParameters(plan, bank.segments, len(layers), rank)
+    parameters = GateParameters(plan, bank.layout)
     gates = OperandPublisher(parameters, bank, named, torch.float32)
     for p in (gates.bits, gates.ranks):
         if p is not None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bayeslora_cli.models.adapters.layer import RANK_EPSILON
 from bayeslora_cli.models.adapters.plain_lora import (
-    Factors,
+    LoraFactors,
     fold,
     pad,
     plain_number,
@@ -90,4 +90,4 @@ def test_whole_numbers_are_ints():
 
 
 def test_factors_know_their_rank():
-    assert Factors(a=torch.zeros(3, 7), b=torch.zeros(4, 3), alpha=1.0).rank == 3
+    assert LoraFactors(a=torch.zeros(3, 7), b=torch.zeros(4, 3), alpha=1.0).rank == 3

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from bayeslora_cli.bayes import posterior
-from bayeslora_cli.bayes.posterior import Posterior
+from bayeslora_cli.bayes.gaussian import FactorisedGaussian
 from bayeslora_cli.config.presets import read_preset
 from bayeslora_cli.config.run_config import OPTIONS, RunConfig
 from bayeslora_cli.config.toml_files import from_toml, to_toml
@@ -186,7 +186,11 @@ def whole(network, tmp_path_factory):
     bank = network.bank
     mask = torch.ones_like(bank.mask)
     mask[0, 0] = 0
-    posterior.save(path, network, Posterior(mean=bank.mean, sigma=bank.mean.abs(), mask=mask))
+    posterior.save(
+        path,
+        network,
+        FactorisedGaussian(layout=bank.layout, mean=bank.mean, sigma=bank.mean.abs(), mask=mask),
+    )
     return path
 
 
@@ -217,7 +221,7 @@ CHANGES = {
 def test_posteriors_with_other_tensors(name, change, network, whole, tmp_path):
     tensors = load_file(whole)
     tensors[name] = CHANGES[change](tensors[name]).contiguous()
-    save_file(tensors, tmp_path / "p", metadata={"format": posterior.FORMAT})
+    save_file(tensors, tmp_path / "p", metadata={"format": FactorisedGaussian.kind})
     with pytest.raises(RunDirError):
         posterior.load(tmp_path / "p", network)
 
@@ -228,7 +232,7 @@ def test_posteriors_with_other_tensors(name, change, network, whole, tmp_path):
 def test_posteriors_cannot_name_other_tensors(name, network, whole, tmp_path):
     """Least of all frozen ones of the backbone, which `drawn` would otherwise overwrite."""
     tensors = load_file(whole) | {name: torch.zeros(2, 2)}
-    save_file(tensors, tmp_path / "p", metadata={"format": posterior.FORMAT})
+    save_file(tensors, tmp_path / "p", metadata={"format": FactorisedGaussian.kind})
     with pytest.raises(RunDirError, match="another model"):
         posterior.load(tmp_path / "p", network)
 

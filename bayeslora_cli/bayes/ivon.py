@@ -95,6 +95,12 @@ def effective_sample_size(config: RunConfig, train_size: int) -> float:
     return config.ess or config.ess_per_example * train_size
 
 
+def hessian_over_initial(sigma: float, config: RunConfig, train_size: int) -> float:
+    """h / h0 of an element whose standard deviation is sigma: h = 1 / (ess sigma^2) - delta."""
+    ess = effective_sample_size(config, train_size)
+    return float((1 / (ess * sigma**2) - config.weight_decay) / config.hess_init)
+
+
 def build(
     config: RunConfig, bank: AdapterBank, train_size: int, noise: torch.Generator
 ) -> BankIVON:

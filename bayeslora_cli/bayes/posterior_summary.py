@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayeslora_cli.bayes.criteria import ElementStatistics, load_criterion
-from bayeslora_cli.bayes.ivon import effective_sample_size
-from bayeslora_cli.bayes.posterior import Posterior
+from bayeslora_cli.bayes.criteria import ElementStatistics, magnitude, snr
+from bayeslora_cli.bayes.ivon import hessian_over_initial
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.models.adapters.bank import AdapterBank
+from bayeslora_cli.models.adapters.bank_layout import BankLayout
 from bayeslora_cli.tasks.metrics import spearman
 
 NEAR = 0.1
@@ -25,53 +24,56 @@ SAME_ORDER = 0.99
 """Least rank correlation at which snr is said to rank as magnitude does."""
 
 
-def posterior_summary(
-    bank: AdapterBank, posterior: Posterior, config: RunConfig, training_rows: int
-) -> dict[str, Any] | None:
+def summarise(
+    layout: BankLayout,
+    mean: Tensor,
+    sigma: Tensor,
+    mask: Tensor,
+    config: RunConfig,
+    training_rows: int,
+) -> dict[str, Any]:
     """How far the Hessian h has come from its initial value h0, and what follows from it.
 
     All of kept elements (those of kept triplets, the head and trained backbone weights): a pruned
     triplet has no say in a prediction, and the posterior's file does not hold it.
 
     Args:
-        bank: of this posterior's network.
-        posterior: the one that the run keeps, of its evaluation `best_at_budget`; the end's has
-            h, and the triplets' scores, of some steps more.
+        layout: of the bank.
+        mean, sigma, mask: (N,), (N,) and (n, r), of the run's evaluation `best_at_budget`; the
+            end's has h, and the triplets' scores, of some steps more.
         training_rows: number of training examples, which ess may depend on.
     Returns:
         For result.json: `hessian_over_h0`, quantiles of h/h0, h being 1/(ess sigma^2) - delta;
         `sigma_ratio`, the 95% quantile of sigma over the 5% one; `snr_magnitude_correlation`,
         Spearman's, of the scores of kept triplets (None: fewer than two, or the method has none);
         `note`, one sentence where the posterior has learnt next to nothing, else None.
-        None for a point estimate.
     """
-    if posterior.sigma is None:
-        return None
-    low, median, high = _quantiles(_kept(bank, posterior.sigma, posterior.mask))
-    ess = effective_sample_size(config, training_rows)
+    low, median, high = _quantiles(_kept(layout, sigma, mask))
     # sigma falls where h rises: the quantiles change places
     ratios = {
-        name: float((1 / (ess * sigma**2) - config.weight_decay) / config.hess_init)
-        for name, sigma in (("q05", high), ("median", median), ("q95", low))
+        name: hessian_over_initial(value, config, training_rows)
+        for name, value in (("q05", high), ("median", median), ("q95", low))
     }
     summary = {
         "hessian_over_h0": ratios,
         "sigma_ratio": float(high / low),
-        "snr_magnitude_correlation": _agreement(bank, posterior),
+        "snr_magnitude_correlation": _agreement(layout, mean, sigma, mask),
     }
     return {**summary, "note": _note(summary, config)}
 
 
-def _kept(bank: AdapterBank, flat: Tensor, mask: Tensor) -> Tensor:
+def _kept(layout: BankLayout, flat: Tensor, mask: Tensor) -> Tensor:
     """Elements of a flat buffer (N,) without those of pruned triplets and the padding: (k,)."""
     keep = torch.zeros(flat.shape, dtype=torch.bool)
-    for segment in bank.segments.values():
-        if segment.stop <= bank.weights.stop:  # gates and ranges are points, whatever the optimizer
+    for segment in layout.segments.values():
+        if (
+            segment.stop <= layout.weights.stop
+        ):  # gates and ranges are points, whatever the optimizer
             segment.view(keep).fill_(True)
-    if bank.has_singular_values:
+    if layout.has_singular_values:
         kept = mask.bool().cpu()
-        bank.singular_values(keep).copy_(kept)
-        for group in bank.groups:
+        layout.singular_values(keep).copy_(kept)
+        for group in layout.groups:
             members = kept[list(group.members)]  # (G, r)
             group.view_a(keep).copy_(members[:, :, None])
             group.view_b(keep).copy_(members[:, None, :])
@@ -85,21 +87,14 @@ def _quantiles(values: Tensor) -> tuple[float, float, float]:
     return float(low), float(median), float(high)
 
 
-def _agreement(bank: AdapterBank, posterior: Posterior) -> float | None:
+def _agreement(layout: BankLayout, mean: Tensor, sigma: Tensor, mask: Tensor) -> float | None:
     """Rank correlation of the kept triplets' scores under snr and under magnitude."""
-    kept = posterior.mask.bool()
-    if not bank.has_singular_values or kept.sum() < 2:
+    kept = mask.bool().cpu()
+    if not layout.has_singular_values or kept.sum() < 2:
         return None
-    assert posterior.sigma is not None
-    device = bank.mean.device
-    statistics = ElementStatistics(
-        mean=bank.adapters(posterior.mean).to(device),
-        sigma=bank.adapters(posterior.sigma).to(device),
-    )
-    scores = [
-        bank.triplet_scores(load_criterion(name).score(statistics)).cpu()[kept.cpu()]
-        for name in ("snr", "magnitude")
-    ]
+    end, order = layout.adapter_end, layout.order_of_scores()
+    statistics = ElementStatistics(mean=mean[:end].cpu(), sigma=sigma[:end].cpu())
+    scores = [layout.triplet_scores(score(statistics), order)[kept] for score in (snr, magnitude)]
     return spearman(*scores)
 
 

@@ -271,6 +271,10 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
 }
 
 
+# kind of a posterior, as its file names it -> module:name of the `bayes.posterior.Posterior`
+POSTERIORS = {"bayeslora-posterior-1": "bayeslora_cli.bayes.gaussian:FactorisedGaussian"}
+
+
 def criteria_of(method: str, optimizer: str) -> tuple[str, ...]:
     """Criteria that a method and an optimizer allow, the default first; () where none allocates."""
     if not METHODS[method].allocates_ranks:

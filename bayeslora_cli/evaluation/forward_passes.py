@@ -97,7 +97,7 @@ def predict_over_samples(
     generator = torch.Generator().manual_seed(sampling.seed)
     found = {name: Predictive(network.objective) for name in splits}
     for _ in range(sampling.samples):
-        theta = at.sample(network.bank, generator, sampling.temperature)
+        theta = at.sample(generator, sampling.temperature)
         with network.bank.showing(theta):
             for name, batches in splits.items():
                 try:

@@ -209,7 +209,7 @@ def _predict(
     batches = {name: Batches(r, size, network.bank.theta.device) for name, r in rows.items()}
     found = {"mean": predict_at_mean(network, batches)}
     if asked.sampling is not None:
-        if kept.sigma is None:
+        if not kept.can_sample:
             raise RunDirError(f"{asked.run.posterior} is corrupt: it has no sigma to sample with")
         found["sampled"] = predict_over_samples(network, kept, batches, asked.sampling)
     return rows, found

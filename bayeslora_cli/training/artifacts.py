@@ -10,7 +10,6 @@ from torch import Tensor
 
 from bayeslora_cli.bayes import posterior
 from bayeslora_cli.bayes.posterior import Posterior
-from bayeslora_cli.bayes.posterior_summary import posterior_summary
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.execution.device import peak_memory
 from bayeslora_cli.export.formats.merged_model import MERGED
@@ -57,7 +56,7 @@ def run_result(
         "kept_parameters": bank.kept(),
         "ranks": dict(zip(network.adapters, ranks, strict=True)),
         **({} if allocator is None else allocator.result(best.mean, best.mask)),
-        "posterior": posterior_summary(bank, best.posterior, config, rows),
+        "posterior": best.posterior.summary(config, rows),
         "peak_memory_bytes": peak_memory(setup.device),
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayeslora_cli.bayes.gaussian import FactorisedGaussian
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.errors import RunDirError
 from bayeslora_cli.execution.processes import SINGLE, Processes, mixed
@@ -168,6 +169,7 @@ class BestSoFar:
     def __init__(self, bank: AdapterBank, *, posterior: bool) -> None:
         self.records: dict[str, dict[str, Any]] = {}
         """best, best_at_budget and last: the evaluation's step, epoch, metrics and value."""
+        self._layout = bank.layout
         self.mean = torch.zeros(bank.size)
         self.sigma = torch.zeros(bank.size) if posterior else None
         self.mask = torch.ones(bank.mask.shape)
@@ -176,7 +178,9 @@ class BestSoFar:
     @property
     def posterior(self) -> Posterior:
         """The kept state."""
-        return Posterior(mean=self.mean, sigma=self.sigma, mask=self.mask)
+        return FactorisedGaussian(
+            layout=self._layout, mean=self.mean, sigma=self.sigma, mask=self.mask
+        )
 
     def offer(self, record: Mapping[str, Any], value: float, *, at_budget: bool) -> bool:
         """Compare an evaluation with the best so far; the earlier of two equal ones stays best.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from bayeslora_cli.bayes import posterior
-from bayeslora_cli.bayes.posterior import Posterior
+from bayeslora_cli.bayes.gaussian import FactorisedGaussian
 from bayeslora_cli.errors import RunDirError
 from tests.methods.test_network import batch_of, build, randomise
 
@@ -23,7 +23,8 @@ FEW = settings(
 def some_posterior(network, seed=1):
     bank = network.bank
     generator = torch.Generator().manual_seed(seed)
-    return Posterior(
+    return FactorisedGaussian(
+        layout=bank.layout,
         mean=bank.mean.clone(),
         sigma=torch.empty(bank.size).uniform_(0.01, 0.1, generator=generator),
         mask=bank.mask.clone(),
@@ -85,7 +86,7 @@ def test_faults(backbone, tmp_path):
     with pytest.raises(RunDirError, match="not a posterior of this version"):
         posterior.load(path, network)
     name = next(n for n in tensors if n.endswith("classifier.weight"))
-    save_file({**tensors, name: torch.zeros(1)}, path, metadata={"format": posterior.FORMAT})
+    save_file({**tensors, name: torch.zeros(1)}, path, metadata={"format": FactorisedGaussian.kind})
     with pytest.raises(RunDirError, match="does not fit"):
         posterior.load(path, network)
 
@@ -101,7 +102,7 @@ def test_samples(seed, temperature, small):
     bank = network.bank
     at.mask.copy_(torch.randint(0, 2, at.mask.shape, generator=torch.Generator().manual_seed(seed)))
     state = torch.get_rng_state()
-    theta = at.sample(bank, torch.Generator().manual_seed(seed), temperature)
+    theta = at.sample(torch.Generator().manual_seed(seed), temperature)
     assert torch.equal(torch.get_rng_state(), state)
     noise = torch.randn(bank.size, generator=torch.Generator().manual_seed(seed)).double()
     expected = at.mean.double() + temperature**0.5 * at.sigma.double() * noise
@@ -117,7 +118,9 @@ def test_a_pruned_triplet_has_no_say_in_a_sample(seed, small):
     bank = network.bank
     generator = torch.Generator().manual_seed(seed)
     at.mask.copy_(torch.randint(0, 2, at.mask.shape, generator=generator))
-    wild = Posterior(mean=at.mean.clone(), sigma=at.sigma.clone(), mask=at.mask)
+    wild = FactorisedGaussian(
+        layout=bank.layout, mean=at.mean.clone(), sigma=at.sigma.clone(), mask=at.mask
+    )
     for index, matrix in enumerate(bank.matrices):
         pruned = at.mask[index] == 0
         for flat in (wild.mean, wild.sigma):
@@ -126,7 +129,7 @@ def test_a_pruned_triplet_has_no_say_in_a_sample(seed, small):
             bank.segments[f"{matrix.name}.lora_E"].view(flat)[pruned] = 5.0
     found = []
     for posterior_ in (at, wild):
-        theta = posterior_.sample(bank, torch.Generator().manual_seed(seed), 1.0)
+        theta = posterior_.sample(torch.Generator().manual_seed(seed), 1.0)
         with torch.no_grad(), bank.showing(theta):
             found.append(network.logits(batch_of()))
     assert torch.equal(*found)

@@ -9,8 +9,7 @@ import torch
 from scipy.stats import spearmanr
 
 from bayeslora_cli.bayes import posterior
-from bayeslora_cli.bayes.posterior import Posterior
-from bayeslora_cli.bayes.posterior_summary import posterior_summary
+from bayeslora_cli.bayes.gaussian import FactorisedGaussian
 from tests.methods.test_network import build, randomise
 
 ROWS = 400
@@ -37,8 +36,10 @@ def summary(network, config, ratio, *, rows=ROWS):
             bank.segments[f"{matrix.name}.lora_A"].view(sigma)[pruned] = 1e9
             bank.segments[f"{matrix.name}.lora_B"].view(sigma)[:, pruned] = 1e9
             bank.segments[f"{matrix.name}.lora_E"].view(sigma)[pruned] = 1e9
-    at = Posterior(mean=bank.mean.clone(), sigma=sigma, mask=bank.mask.clone())
-    return posterior_summary(bank, at, config, rows), at
+    at = FactorisedGaussian(
+        layout=bank.layout, mean=bank.mean.clone(), sigma=sigma, mask=bank.mask.clone()
+    )
+    return at.summary(config, rows), at
 
 
 def spread(bank, low, high, seed=0):
@@ -106,7 +107,7 @@ def test_of_the_file_as_of_the_run(backbone, tmp_path):
     posterior.save(tmp_path / "p.safetensors", network, at)
     other, _ = built(backbone, seed=9)
     loaded = posterior.load(tmp_path / "p.safetensors", other)
-    again = posterior_summary(other.bank, loaded, config, ROWS)
+    again = loaded.summary(config, ROWS)
     assert again == found
 
 
@@ -164,4 +165,4 @@ def test_a_single_triplet_has_no_order(backbone):
 def test_a_point_estimate_has_no_summary(backbone):
     network, config = built(backbone)
     _, at = summary(network, config, spread(network.bank, 1, 2))
-    assert posterior_summary(network.bank, replace(at, sigma=None), config, ROWS) is None
+    assert replace(at, sigma=None).summary(config, ROWS) is None

@@ -115,10 +115,7 @@ class AdapterBank:
 
     def triplet_scores(self, scores: Tensor) -> Tensor:
         """S = s(E) + mean_j s(A_ij) + mean_k s(B_ki): element scores (N,) -> (n, r)."""
-        vectors = torch.cat(
-            [g.view_a(scores).mean(-1) + g.view_b(scores).mean(-2) for g in self.groups]
-        )
-        return self.singular_values(scores) + vectors[self._score_order]
+        return self.layout.triplet_scores(scores, self._score_order)
 
     # ---- what happens in a step
 

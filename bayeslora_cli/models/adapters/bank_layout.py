@@ -112,6 +112,17 @@ class BankLayout:
         shape = len(self.matrices), self.rank
         return buffer[: shape[0] * shape[1]].view(shape)
 
+    def triplet_scores(self, scores: Tensor, order: Tensor) -> Tensor:
+        """S = s(E) + mean_j s(A_ij) + mean_k s(B_ki): element scores (N,) -> (n, r).
+
+        Args:
+            order: of `order_of_scores`, on the scores' device.
+        """
+        vectors = torch.cat(
+            [g.view_a(scores).mean(-1) + g.view_b(scores).mean(-2) for g in self.groups]
+        )
+        return self.singular_values(scores) + vectors[order]
+
     def order_of_scores(self) -> Tensor:
         """Where each matrix (model's order) stands in the concatenation of the groups: (n,)."""
         by_group = [index for group in self.groups for index in group.members]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from bayeslora_cli.bayes.posterior import Posterior
+from bayeslora_cli.bayes.gaussian import FactorisedGaussian
 from bayeslora_cli.config.run_config import RunConfig, flag
 from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.methods.blora.bit_operations import Sizes
@@ -215,8 +215,10 @@ def test_ivon_samples_no_gate(backbone):
     assert bool((bank.theta[bank.weights] != bank.mean[bank.weights]).any())
     assert bool((step.optimizer.sigma()[rest] == 0).all())
     assert bool((step.optimizer.tensors()["momentum"][rest] == 0).all())
-    posterior = Posterior(mean=bank.mean, sigma=step.optimizer.sigma(), mask=bank.mask)
-    theta = posterior.sample(bank, torch.Generator().manual_seed(1), 1.0)
+    posterior = FactorisedGaussian(
+        layout=bank.layout, mean=bank.mean, sigma=step.optimizer.sigma(), mask=bank.mask
+    )
+    theta = posterior.sample(torch.Generator().manual_seed(1), 1.0)
     assert torch.equal(theta[rest], bank.mean[rest])
     step(T_INIT + 3, [data[0]])
 

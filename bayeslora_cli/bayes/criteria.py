@@ -2,16 +2,20 @@
 
 Source: Chen & Garner, "A Bayesian Interpretation of Adaptive Low-Rank Adaptation"
 (arXiv 2409.10673); `sensitivity` is AdaLoRA's (Zhang et al., ICLR 2023, eq. 8-10).
+
+To add one here: a function and an entry in `config.catalogue.CRITERIA`. From a script: `register`.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from bayeslora_cli.config.catalogue import CRITERIA, implementation
+from bayeslora_cli.config.catalogue import CRITERIA, CriterionEntry, implementation
+from bayeslora_cli.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,4 +87,47 @@ def load_criterion(name: str) -> Criterion:
     entry = CRITERIA[name]
     return Criterion(
         score=implementation(entry.implementation), needs_gradient=entry.needs_gradient
+    )
+
+
+def register(
+    name: str,
+    function: Callable[[ElementStatistics], Tensor],
+    *,
+    needs_posterior: bool | None = None,
+    needs_gradient: bool | None = None,
+) -> None:
+    """Enter a criterion of a script's own: from then on `--criterion NAME` of this process has it.
+
+        criteria.register("mine", lambda s: s.mean.abs() * s.sensitivity)
+
+    A run of it is resumed by a script that registers it first; `--jobs` starts processes that do
+    not run the script.
+
+    Args:
+        name: small letters, digits and hyphens; it becomes part of the run's directory.
+        function: from the statistics of elements to their scores, of the same shape, by tensor
+            operations only; a captured step calls it once.
+        needs_posterior: whether it reads sigma; None: found by calling it once.
+        needs_gradient: whether it reads sensitivity or uncertainty; None: likewise.
+    Raises:
+        UserError: the name is taken or is none, or the function returns no score per element.
+    """
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise UserError(f"criterion {name!r}: use small letters, digits and hyphens in its name")
+    if name in CRITERIA:
+        raise UserError(f"criterion {name}: there is one of this name; choose another")
+    if needs_posterior is None or needs_gradient is None:
+        from bayeslora_cli.bayes.recording import statistics_read  # torch
+
+        try:
+            read = statistics_read(function, [field.name for field in fields(ElementStatistics)])
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"criterion {name}: {error}") from error
+        if needs_posterior is None:
+            needs_posterior = "sigma" in read
+        if needs_gradient is None:
+            needs_gradient = not read.isdisjoint(("sensitivity", "uncertainty"))
+    CRITERIA[name] = CriterionEntry(
+        implementation=function, needs_posterior=needs_posterior, needs_gradient=needs_gradient
     )

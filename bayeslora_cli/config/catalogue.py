@@ -77,8 +77,8 @@ class OptimizerEntry:
 class CriterionEntry:
     """An importance criterion: a function of `bayes.criteria.ElementStatistics`."""
 
-    implementation: str
-    """module:name of the function."""
+    implementation: str | Callable[[Any], Any]
+    """module:name of the function, or the function, where a script registered it."""
     needs_posterior: bool = False
     """Whether it reads sigma, which only a variational optimizer has."""
     needs_gradient: bool = False
@@ -337,11 +337,13 @@ def described_formats() -> str:
     return ", ".join(f"{name} ({entry.bound:g})" for name, entry in FORMATS.items())
 
 
-def implementation(place: str) -> Any:
-    """The object that an entry names as module:name, imported now.
+def implementation(place: Any) -> Any:
+    """The object that an entry names as module:name, imported now, or that it holds itself.
 
     Raises:
         ImportError, AttributeError: there is none.
     """
+    if not isinstance(place, str):
+        return place
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)

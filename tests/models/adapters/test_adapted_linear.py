@@ -161,7 +161,7 @@ def test_training_goes_as_on_the_dense_form(form, method, optimizer, backbone, m
         for step in (ours, dense):
             step(t, [data[t]])
         if t in (9, TOTAL - T_FINAL, TOTAL - 1):
-            losses.append([step.progress().loss for step in (ours, dense)])
+            losses.append([step.means().loss for step in (ours, dense)])
             assert losses[-1][0] == pytest.approx(losses[-1][1], rel=2e-3)
     assert losses[-1][0] < losses[0][0]
     assert torch.equal(ours.network.bank.mask, dense.network.bank.mask)

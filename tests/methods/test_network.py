@@ -13,7 +13,7 @@ from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.export.formats.merged_model import merge
 from bayeslora_cli.export.formats.peft_adapter import save_peft_adapter
-from bayeslora_cli.methods import network as model
+from bayeslora_cli.methods import building
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
 from bayeslora_cli.models.backbones.loading import load_tokenizer
@@ -284,8 +284,8 @@ def test_joined_projections(method, shared, backbone, tmp_path, monkeypatch):
     AutoModel.from_config(config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     found = []
-    for joints in (model._joints, lambda module: []):
-        monkeypatch.setattr(model, "_joints", joints)
+    for joints in (building._joints, lambda module: []):
+        monkeypatch.setattr(building, "_joints", joints)
         network, _ = build(str(tmp_path), **METHODS_JOINED[method])
         joined = [m.joint for m in network.module.modules() if isinstance(m, RelativeAttention)]
         assert all((joint is None) == bool(found) for joint in joined), "the control is not joined"

@@ -89,6 +89,11 @@ class Option:
     shares_network: bool = False
     """Whether runs that differ in it can be trained with the same network and buffers."""
 
+    source: bool = False
+    """Whether it decides which rows are read: runs that share these read them once."""
+    decides_code: bool = False
+    """Whether it decides the code of a backbone's block, which runs that share it compile once."""
+
     scales: int | None = None
     """A step number that scales with the run's length, not below this; None: it does not scale."""
     fitted: bool = False

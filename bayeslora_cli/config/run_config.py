@@ -45,35 +45,35 @@ class RunConfig:
         f"{', '.join(catalogue.GLUE_TASKS)}, or demo, which is built in; a comma list trains a "
         "run each",
         default_text="", choices=catalogue.TASK_NAMES, sweep=values.parse_names, varies=-2,
-        part_of_name="run", deep=False,
+        part_of_name="run", source=True, deep=False,
     )
     data: str | None = option(
         None, WHAT,
         "Directory of the task in GLUE's TSV layout or saved by datasets; else the hub",
-        path=True, idle_when=(beside("task", "custom", "demo"),), deep=False,
+        path=True, idle_when=(beside("task", "custom", "demo"),), source=True, deep=False,
     )
     train_file: str | None = option(
         None, OWN,
         "Training examples: .csv, .tsv, .jsonl, .parquet, or a hub data set, NAME:CONFIG@SPLIT",
-        path=True, deep=False,
+        path=True, source=True, deep=False,
     )
     eval_file: str | None = option(
         None, OWN, "Labelled examples to evaluate on",
-        default_text="the hub data set's validation split", path=True, deep=False,
+        default_text="the hub data set's validation split", path=True, source=True, deep=False,
     )
     text_columns: tuple[str, ...] | None = option(
         None, OWN, "One or two columns, comma-separated", default_text="well-known names",
-        idle_when=(unless("task", "custom"),),
+        idle_when=(unless("task", "custom"),), source=True,
     )
     label_column: str | None = option(
         None, OWN,
         "Column of the label: strings or integers are classes, reals are scores to predict",
-        default_text="label and the like", idle_when=(unless("task", "custom"),),
+        default_text="label and the like", idle_when=(unless("task", "custom"),), source=True,
     )
     model: str = option(
         "microsoft/deberta-v3-base", WHAT,
         "Backbone: hub name, directory, or package:NAME/PATH, a directory in an installed package",
-        path=True, deep=False,
+        path=True, decides_code=True, deep=False,
     )
 
     # ---- by which method
@@ -102,7 +102,7 @@ class RunConfig:
     )
     target_modules: tuple[str, ...] | None = option(
         None, RANKS, "Endings of layer names to adapt, comma-separated, or all-linear",
-        default_text="PEFT's for the backbone",
+        default_text="PEFT's for the backbone", decides_code=True,
     )
     alpha: float = option(
         32.0, RANKS, "Scale: alpha / initial rank", checks=(values.positive_and_finite,)
@@ -186,7 +186,7 @@ class RunConfig:
     )
     dropout: float | None = option(
         None, LENGTH, "Probability of all of the backbone's dropouts",
-        default_text="the backbone's own", checks=(values.below_one,),
+        default_text="the backbone's own", checks=(values.below_one,), decides_code=True,
     )
     lr: float = option(
         1e-3, RATES, "Learning rate that decays to 0; a comma list trains a run each",
@@ -247,7 +247,7 @@ class RunConfig:
     )
     precision: str = option(
         "fp32", MACHINE, "fp32, tf32, or bf16 (adapters stay fp32)",
-        choices=catalogue.PRECISIONS, deep=False,
+        choices=catalogue.PRECISIONS, decides_code=True, deep=False,
     )
     schedule_steps: int | None = option(
         None, LENGTH, "Total steps that the step numbers belong to; they scale to the run's own",
@@ -289,7 +289,7 @@ class RunConfig:
         idle_when=(beside("eager", True),),
     )
     gradient_checkpointing: bool = option(
-        False, MACHINE, "Trade time for activation memory", affects_result=False
+        False, MACHINE, "Trade time for activation memory", affects_result=False, decides_code=True
     )
     checkpoint_every: str = option(
         "auto", MACHINE, "Steps (500) or time (30s, 10m, 2h) between checkpoints",

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.config.run_config import OPTIONS, RunConfig
 from bayeslora_cli.data.token_cache import encode_once
 from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
 from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.tasks.sources.loading import load_examples
 from bayeslora_cli.tasks.task import Examples, Task
 
-_SOURCE = ("task", "data", "train_file", "eval_file", "text_columns", "label_column")
+_SOURCE = tuple(name for name, option in OPTIONS.items() if option.source)
 
 
 class ExampleCache:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeslora_cli.config.run_config import RunConfig, kind
+from bayeslora_cli.config.run_config import OPTIONS, RunConfig, kind
 from bayeslora_cli.runs.file_lock import once
 
 logger = logging.getLogger("bayeslora")
@@ -26,7 +26,7 @@ saves a fifth of a step (DeBERTaV3-base, bf16, H200): 1.5 of 7.1 ms at 64 tokens
 PATIENCE = 30.0
 """Seconds to wait while another process compiles, which takes five to twenty per width."""
 # the options that decide a block's code, nearly all of it, besides its adapters
-_BLOCK = ("model", "precision", "target_modules", "dropout", "gradient_checkpointing")
+_BLOCK = tuple(name for name, option in OPTIONS.items() if option.decides_code)
 VARIANTS = 128
 """Widths, row counts and phases that a block is compiled for at most; more run uncompiled."""
 

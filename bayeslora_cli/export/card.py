@@ -45,7 +45,7 @@ def export_card(
 
 def code(form: Format, config: RunConfig, task: Task) -> str:
     """Return Python that opens the export from its directory and predicts."""
-    snippet = form.snippet(config)
+    snippet = form.snippet(config, task)
     trust = model_card.trust_argument(config)
     texts = ", ".join('["…"]' for _ in task.text_columns)
     hub = ", or the name of its repository on the hub" if snippet.opens_hub_names else ""

@@ -95,7 +95,7 @@ def export_run(
         directory.mkdir()
         facts = form.write(directory, network, config, tokenizer, options)
         tokenizer.save_pretrained(directory)
-        reopened = form.reopen(directory, config, network.bank.theta.device)
+        reopened = form.reopen(directory, config, task, network.bank.theta.device)
         findings = Findings(
             check=compare(expected, reopened, batches, bound=entry.bound, inputs=inputs),
             loss=loss,

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig
 
 BACKBONE = "backbone"
 """Subfolder of an adapter: the configuration of the backbone that it was trained with."""
@@ -23,16 +24,22 @@ Logits = Callable[[dict[str, Tensor]], Tensor]
 
 
 def open_adapter(
-    directory: Path, backbone: str, device: torch.device, *, trust_remote_code: bool = False
+    directory: Path,
+    backbone: str,
+    auto_class: str,
+    device: torch.device,
+    *,
+    trust_remote_code: bool = False,
 ) -> Logits:
     """Open a PEFT adapter on a fresh copy of its backbone.
 
     Args:
         backbone: hub name or directory of the checkpoint.
+        auto_class: the class of transformers that loads it.
     """
     trust = {"trust_remote_code": trust_remote_code}
     config = AutoConfig.from_pretrained(directory, subfolder=BACKBONE, **trust)
-    base = AutoModelForSequenceClassification.from_pretrained(
+    base = getattr(transformers, auto_class).from_pretrained(
         backbone, config=config, ignore_mismatched_sizes=True, **trust
     )
     with warnings.catch_warnings():
@@ -44,18 +51,18 @@ def open_adapter(
     return logits_of(model, device)
 
 
-def load_merged(directory: Path, *, trust_remote_code: bool = False) -> Any:
+def load_merged(directory: Path, auto_class: str, *, trust_remote_code: bool = False) -> Any:
     """Load a whole model on the CPU."""
-    return AutoModelForSequenceClassification.from_pretrained(
-        directory, trust_remote_code=trust_remote_code
-    )
+    found = getattr(transformers, auto_class)
+    return found.from_pretrained(directory, trust_remote_code=trust_remote_code)
 
 
 def open_merged(
-    directory: Path, device: torch.device, *, trust_remote_code: bool = False
+    directory: Path, auto_class: str, device: torch.device, *, trust_remote_code: bool = False
 ) -> Logits:
     """Open a whole model."""
-    return logits_of(load_merged(directory, trust_remote_code=trust_remote_code), device)
+    model = load_merged(directory, auto_class, trust_remote_code=trust_remote_code)
+    return logits_of(model, device)
 
 
 def logits_of(model: Any, device: torch.device) -> Logits:

@@ -6,12 +6,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from bayeslora_cli.config.catalogue import GLUE_TASKS, METHODS
+from bayeslora_cli.config.catalogue import GLUE_TASKS, METHODS, OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.tasks.task import Task
-
-PIPELINE = "text-classification"
-"""The hub's name for what the model does."""
 
 
 def front_matter(
@@ -23,10 +20,10 @@ def front_matter(
     """
     from huggingface_hub.repocard_data import EvalResult, ModelCardData  # imports slowly
 
-    glue = task.name in GLUE_TASKS
+    glue, pipeline = task.name in GLUE_TASKS, OBJECTIVES[task.objective].pipeline_tag
     results = [
         EvalResult(
-            task_type=PIPELINE,
+            task_type=pipeline,
             dataset_type="nyu-mll/glue" if glue else _name(config, task),
             dataset_name=f"GLUE {task.name}" if glue else _name(config, task),
             dataset_config=task.name if glue else None,
@@ -40,7 +37,7 @@ def front_matter(
     data = ModelCardData(
         base_model=config.model if on_the_hub(config.model) else None,
         library_name=library,
-        pipeline_tag=PIPELINE,
+        pipeline_tag=pipeline,
         tags=["bayeslora", config.method, config.optimizer],
         model_name=_title(config, task),
         eval_results=results,
@@ -84,7 +81,8 @@ def heading(config: RunConfig, task: Task) -> str:
 
 def introduction(config: RunConfig, task: Task, steps: int) -> str:
     """Say what was trained, on what, and for how many steps."""
-    kinds = f"the classes {', '.join(task.classes)}" if task.classes else "a score"
+    classes, predicts = ", ".join(task.classes), OBJECTIVES[task.objective].predicts
+    kinds = f"the classes {classes}" if classes else predicts
     entry = METHODS[config.method]
     kind = "target" if entry.free_rank is None else "initial"
     rank = f" {kind} rank {config.target_rank}," if entry.has_ranks else ""

@@ -140,7 +140,7 @@ def model_card(run: RunDir, config: RunConfig, task: Task, result: Mapping[str, 
     """Return README.md of a run, with the front matter that model hubs read."""
     best, method = result["best_at_budget"], find_method(config.method)
     whole = method.peft_type is None
-    snippet = (MERGED if whole else ADALORA).snippet(config)
+    snippet = (MERGED if whole else ADALORA).snippet(config, task)
     load = [
         *(f"{line}\n" for line in snippet.standard),
         *snippet.packages,

@@ -15,6 +15,7 @@ from bayeslora_cli.export.independent_reader import Logits
 from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.methods.blora.gates import WEIGHTS
 from bayeslora_cli.methods.network import Network
+from bayeslora_cli.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,11 +77,14 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def reopen(self, directory: Path, config: RunConfig, device: torch.device) -> Logits:
+    def reopen(
+        self, directory: Path, config: RunConfig, task: Task, device: torch.device
+    ) -> Logits:
         """Open what `write` wrote, if possible without this package's model code.
 
         Args:
             config: the run's, for its base model and --trust-remote-code.
+            task: the run's, for the class that loads its model (`ObjectiveEntry.auto_class`).
             device: where to compute, if the format leaves a choice.
         """
 
@@ -89,7 +93,7 @@ class Format(ABC):
         """Return a sentence for the model card: what the files are."""
 
     @abstractmethod
-    def snippet(self, config: RunConfig) -> Snippet:
+    def snippet(self, config: RunConfig, task: Task) -> Snippet:
         """Return the code that opens the export on any machine."""
 
 

@@ -43,7 +43,7 @@ from bayeslora_cli.models.kernels.quantize import Quantizers, codes
 from bayeslora_cli.runs.atomic_write import write_json, write_text
 from bayeslora_cli.runs.model_card import trust_argument
 from bayeslora_cli.tasks.objectives.objective import build_objective
-from bayeslora_cli.tasks.task import usual_objective
+from bayeslora_cli.tasks.task import Task, usual_objective
 
 SCHEMA = 1
 CODES, FACTS, CONFIG = "quantized.safetensors", "quantization.json", "config.toml"
@@ -74,7 +74,9 @@ class IntegerCodes(Format):
         """Write the codes; returns the cost in bit operations, ranks and widths."""
         return save_quantized(network, config, network.bank.mean, network.bank.mask, directory)
 
-    def reopen(self, directory: Path, config: RunConfig, device: torch.device) -> Logits:
+    def reopen(
+        self, directory: Path, config: RunConfig, task: Task, device: torch.device
+    ) -> Logits:
         """Build the run's network again from the codes and the backbone."""
         network = load_quantized(directory, device, trust_remote_code=config.trust_remote_code)
         return logits_from(network)
@@ -86,7 +88,7 @@ class IntegerCodes(Format):
             "widths."
         )
 
-    def snippet(self, config: RunConfig) -> Snippet:
+    def snippet(self, config: RunConfig, task: Task) -> Snippet:
         """Return the code that opens the codes with this package."""
         return Snippet(
             packages=("from bayeslora_cli import load_quantized",),

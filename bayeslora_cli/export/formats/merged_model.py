@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayeslora_cli.config.catalogue import OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.export.formats.format import Format, Snippet, kept_factors
 from bayeslora_cli.export.independent_reader import Logits, open_merged
@@ -15,6 +16,7 @@ from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
 from bayeslora_cli.runs.model_card import trust_argument
+from bayeslora_cli.tasks.task import Task
 
 
 class MergedModel(Format):
@@ -33,16 +35,23 @@ class MergedModel(Format):
         module.save_pretrained(directory, state_dict=state_of(module))
         return {}
 
-    def reopen(self, directory: Path, config: RunConfig, device: torch.device) -> Logits:
+    def reopen(
+        self, directory: Path, config: RunConfig, task: Task, device: torch.device
+    ) -> Logits:
         """Open the model with transformers."""
-        return open_merged(directory, device, trust_remote_code=config.trust_remote_code)
+        return open_merged(
+            directory,
+            OBJECTIVES[task.objective].auto_class,
+            device,
+            trust_remote_code=config.trust_remote_code,
+        )
 
     def description(self, options: ExportOptions) -> str:
         return "This is the whole model, the adapter merged in."
 
-    def snippet(self, config: RunConfig) -> Snippet:
+    def snippet(self, config: RunConfig, task: Task) -> Snippet:
         """Return the code that opens the model with transformers."""
-        name = "AutoModelForSequenceClassification"
+        name = OBJECTIVES[task.objective].auto_class
         trust = trust_argument(config)
         return Snippet(
             transformers=(name,), load=(f"model = {name}.from_pretrained(directory{trust})",)

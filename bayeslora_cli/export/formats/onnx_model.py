@@ -21,6 +21,7 @@ from bayeslora_cli.export.independent_reader import Logits, load_merged
 from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.export.verification import batches_of, random_rows
 from bayeslora_cli.methods.network import Network
+from bayeslora_cli.tasks.task import Task
 
 ONNX_FILE = "model.onnx"
 
@@ -43,21 +44,27 @@ class OnnxModel(Format):
         """
         whole = directory / "merged"
         MERGED.write(whole, network, config, tokenizer, options)
-        model = load_merged(whole, trust_remote_code=config.trust_remote_code)
+        model = load_merged(
+            whole,
+            network.objective.entry.auto_class,
+            trust_remote_code=config.trust_remote_code,
+        )
         example = batches_of(random_rows(tokenizer, 6, config.max_length))[0]
         opset = write_onnx(model, example, directory)
         model.config.save_pretrained(directory)
         shutil.rmtree(whole)
         return {"opset": opset}
 
-    def reopen(self, directory: Path, config: RunConfig, device: torch.device) -> Logits:
+    def reopen(
+        self, directory: Path, config: RunConfig, task: Task, device: torch.device
+    ) -> Logits:
         """Open the model with ONNX Runtime, on the CPU."""
         return open_onnx(directory)
 
     def description(self, options: ExportOptions) -> str:
         return "This is the whole model for ONNX Runtime; batch and sequence may have any size."
 
-    def snippet(self, config: RunConfig) -> Snippet:
+    def snippet(self, config: RunConfig, task: Task) -> Snippet:
         """Return the code that opens the model with ONNX Runtime."""
         return Snippet(
             packages=("import onnxruntime",),

@@ -11,6 +11,7 @@ from peft import AdaLoraConfig, LoraConfig, PeftConfig, TaskType
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bayeslora_cli.config.catalogue import OBJECTIVES, ObjectiveEntry
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.export.formats.format import Format, Snippet, kept_factors
@@ -24,6 +25,7 @@ from bayeslora_cli.models.adapters.plain_lora import fold, plain_number, uniform
 from bayeslora_cli.models.backbones.loading import backbone_path
 from bayeslora_cli.models.backbones.targets import inside
 from bayeslora_cli.runs.model_card import base_model, trust_argument
+from bayeslora_cli.tasks.task import Task
 
 
 class PeftAdapter(Format):
@@ -31,27 +33,31 @@ class PeftAdapter(Format):
 
     keeps = frozenset(WEIGHTS) - {BASE}
 
-    def reopen(self, directory: Path, config: RunConfig, device: torch.device) -> Logits:
+    def reopen(
+        self, directory: Path, config: RunConfig, task: Task, device: torch.device
+    ) -> Logits:
         """Open the adapter with PEFT."""
         torch.seed()  # what the base lacks is drawn anew: the export must bring it
         return open_adapter(
             directory,
             backbone_path(config.model),
+            OBJECTIVES[task.objective].auto_class,
             device,
             trust_remote_code=config.trust_remote_code,
         )
 
-    def snippet(self, config: RunConfig) -> Snippet:
+    def snippet(self, config: RunConfig, task: Task) -> Snippet:
         """Return the code that opens the adapter with PEFT."""
+        auto_class = OBJECTIVES[task.objective].auto_class
         standard, base = base_model(config.model)
         trust = trust_argument(config)
         return Snippet(
             standard=tuple(standard),
             packages=("from peft import PeftModel",),
-            transformers=("AutoConfig", "AutoModelForSequenceClassification"),
+            transformers=("AutoConfig", auto_class),
             load=(
                 f'config = AutoConfig.from_pretrained(directory, subfolder="{BACKBONE}"{trust})',
-                "base = AutoModelForSequenceClassification.from_pretrained(",
+                f"base = {auto_class}.from_pretrained(",
                 f"    {base}, config=config{trust},",
                 "    ignore_mismatched_sizes=True,  # the adapter brings the head",
                 ")",
@@ -139,7 +145,7 @@ def save_peft_adapter(
         else:
             pattern[f"{name}.lora_E"] = mask[index].bool().tolist()
             state |= {f"{name}.lora_A": a, f"{name}.lora_E": e, f"{name}.lora_B": b}
-    peft = _peft_config(config, targets, saved, pattern)
+    peft = _peft_config(network.objective.entry, config, targets, saved, pattern)
     _write(network, peft, state | _saved_whole(network, mean, mask, saved), directory)
 
 
@@ -180,7 +186,7 @@ def save_lora_adapter(
         r=widest.rank,
         rank_pattern={n: r for n, r in ranks.items() if r != widest.rank},
         alpha_pattern={n: alpha for n, alpha in alphas.items() if alpha != usual},
-        **_common(config, list(factors), saved) | {"lora_alpha": usual},
+        **_common(network.objective.entry, config, list(factors), saved) | {"lora_alpha": usual},
     )
     state = {f"{name}.lora_A.weight": f.a for name, f in factors.items()}
     state |= {f"{name}.lora_B.weight": f.b for name, f in factors.items()}
@@ -247,9 +253,13 @@ def _modules_to_save(network: Network) -> list[str]:
 
 
 def _peft_config(
-    config: RunConfig, targets: list[str], saved: list[str], pattern: dict[str, list[bool]]
+    entry: ObjectiveEntry,
+    config: RunConfig,
+    targets: list[str],
+    saved: list[str],
+    pattern: dict[str, list[bool]],
 ) -> PeftConfig:
-    common = _common(config, targets, saved)
+    common = _common(entry, config, targets, saved)
     if find_method(config.method).peft_type == "LORA":
         return LoraConfig(r=config.target_rank, **common)
     return AdaLoraConfig(
@@ -266,10 +276,12 @@ def _peft_config(
     )
 
 
-def _common(config: RunConfig, targets: list[str], saved: list[str]) -> dict[str, Any]:
+def _common(
+    entry: ObjectiveEntry, config: RunConfig, targets: list[str], saved: list[str]
+) -> dict[str, Any]:
     """Arguments that PEFT's AdaLoraConfig and LoraConfig share."""
     return {
-        "task_type": TaskType.SEQ_CLS,
+        "task_type": TaskType[entry.peft_task],
         "base_model_name_or_path": backbone_path(config.model),
         "inference_mode": True,
         "lora_alpha": config.alpha,

@@ -36,7 +36,7 @@ class NpzModel(Format):
         model.config.save_pretrained(directory)
         return {"arrays": len(arrays)}
 
-    def reopen(self, directory, config, device):
+    def reopen(self, directory, config, task, device):
         settings = AutoConfig.from_pretrained(directory)
         model = AutoModelForSequenceClassification.from_config(settings)
         arrays = np.load(directory / "model.npz")
@@ -46,7 +46,7 @@ class NpzModel(Format):
     def description(self, options):
         return "This is the whole model, its weights in a NumPy archive."
 
-    def snippet(self, config):
+    def snippet(self, config, task):
         return Snippet(
             packages=("import numpy as np",),
             transformers=("AutoConfig", "AutoModelForSequenceClassification"),

@@ -21,6 +21,7 @@ from bayeslora_cli.export.independent_reader import load_merged
 from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.export.verification import batches_of, compare, random_rows, run_logits
 from bayeslora_cli.models.backbones.loading import load_tokenizer
+from bayeslora_cli.tasks.sources.demo import DEMO
 from tests.methods.test_network import build
 
 KINDS = ["bert", "deberta-v2", "roberta", "distilbert", "gpt2", "llama"]
@@ -61,7 +62,7 @@ def export(network, config, options, directory):
     directory.mkdir()
     form.write(directory, network, config, tokenizer, options)
     tokenizer.save_pretrained(directory)
-    reopened = form.reopen(directory, config, network.bank.theta.device)
+    reopened = form.reopen(directory, config, DEMO, network.bank.theta.device)
     return compare(expected, reopened, batches, bound=entry.bound, inputs="random")
 
 
@@ -100,7 +101,7 @@ def test_a_backbone_that_cannot_be_traced_is_one_error(backbone, tmp_path, monke
             raise AssertionError
         return
 
-    model = load_merged(backbone("bert"))
+    model = load_merged(backbone("bert"), "AutoModelForSequenceClassification")
     example = batches_of(random_rows(load_tokenizer(backbone("bert")), 6, 12))[0]
     monkeypatch.setattr(BertForSequenceClassification, "forward", forward)
     expected = "--format onnx: torch cannot export BertForSequenceClassification"

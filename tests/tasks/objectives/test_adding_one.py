@@ -18,6 +18,7 @@ from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.errors import DataError, UserError
 from bayeslora_cli.evaluation.forward_passes import Sampling
 from bayeslora_cli.evaluation.run_evaluation import evaluate_run
+from bayeslora_cli.export.exporter import ExportOptions, export_run
 from bayeslora_cli.tasks.objectives.objective import Objective, build_objective, objective_of
 from bayeslora_cli.tasks.sources.table_reader import read_table
 from bayeslora_cli.tasks.sources.tabular import custom_task, table_examples
@@ -143,6 +144,9 @@ def test_samples_and_predictions(backbone, files, tmp_path):
     config = json.loads(next(run.adapter.rglob("config.json")).read_text())
     assert config["problem_type"] == "multi_label_classification"
     assert list(config["id2label"].values()) == ["a", "b", "c"]
+
+    _, manifest = export_run(run.path, ExportOptions(format="lora", device="cpu"))
+    assert manifest["check"]["max_difference"] <= manifest["check"]["allowed"]
 
     path = tmp_path / "found.csv"
     found = evaluate_run(

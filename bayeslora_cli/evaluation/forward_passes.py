@@ -33,15 +33,17 @@ def logits_of(
     Raises:
         NonFiniteError: a logit that is not finite.
     """
-    training = network.module.training
+    training, objective = network.module.training, network.objective
     network.module.eval()
     try:
         if not len(batches.place):
             most = max((len(batch["input_ids"]) for batch in batches.inputs), default=0)
-            batches.place.resize_(most, network.objective.outputs)
+            batches.place.resize_(most, objective.outputs)
 
         def piece(batch: Inputs) -> None:
-            batches.place[: len(batch["input_ids"])].copy_(network.logits(batch))
+            batches.place[: len(batch["input_ids"])].copy_(
+                objective.predict(network.logits(batch), batch)
+            )
 
         logits = [batches.place[:0]]
         with uncompiled():
@@ -50,7 +52,7 @@ def logits_of(
                 for batch in batches.inputs[turn : turn + 1]:
                     runner((id(batches), network.branch), piece, batch)
                     logits.append(batches.place[: len(batch["input_ids"])].clone())
-        found = torch.zeros(batches.examples, network.objective.outputs)
+        found = torch.zeros(batches.examples, objective.outputs)
         found[batches.rows] = torch.cat(logits).cpu()
         batches.processes.sum_in_place(found)  # zeros elsewhere: a row is one process's
     finally:

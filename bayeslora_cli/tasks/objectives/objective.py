@@ -16,7 +16,7 @@ The methods are called in the order in which they stand in the class:
 1. reading a table: `claims` (are these labels of this kind?), `classes_of`, `parse`;
 2. loading the backbone: `outputs`, `model_options`;
 3. training: `label_tensor`, `counts`, `loss`;
-4. evaluation: `expected` and `entropy` for each sample of the weights, then `metrics`;
+4. evaluation: `predict`, `expected` and `entropy` for each sample of the weights, then `metrics`;
 5. writing predictions: `decide`, `spell`.
 
 `classification.py` and `regression.py` are two short examples. A task names its kind in
@@ -102,7 +102,7 @@ class Objective(ABC):
 
     @property
     def outputs(self) -> int:
-        """Width of the head."""
+        """Width of what `predict` returns, and of the head if there is one."""
         return len(self.classes)
 
     def model_options(self) -> dict[str, Any]:
@@ -137,19 +137,28 @@ class Objective(ABC):
         """Mean loss of a batch, () fp32; nothing here may read a value from the device.
 
         Args:
-            logits: (b, outputs) fp32.
+            logits: (b, outputs) fp32, or whatever the backbone returns.
             batch: the backbone's inputs, such as `input_ids` and `attention_mask` (b, w), and
                 `labels` (b, ...).
         """
 
     # ---- evaluation
 
+    def predict(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """What an evaluation keeps of a forward pass, (b, outputs); by default all of it.
+
+        Args:
+            logits: (b, ...) fp32, as the backbone returns them.
+            batch: the backbone's inputs, without labels.
+        """
+        return logits
+
     @abstractmethod
     def expected(self, logits: Tensor) -> Tensor:
         """Predictions that can be averaged over samples of the weights.
 
         Args:
-            logits: (n, outputs) float64, of one sample.
+            logits: (n, outputs) float64, what `predict` returned for one sample.
         Returns:
             (n, outputs) probabilities, or (n,) scores.
         """
@@ -178,7 +187,7 @@ class Objective(ABC):
         """`metrics` of one forward pass, as evaluations during training record them.
 
         Args:
-            logits: (n, outputs).
+            logits: (n, outputs), what `predict` returned.
         """
         return self.metrics(names, self.expected(logits.double()), labels)
 

@@ -19,11 +19,12 @@ from bayeslora_cli.errors import DataError, UserError
 from bayeslora_cli.evaluation.forward_passes import Sampling
 from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.export.exporter import ExportOptions, export_run
+from bayeslora_cli.tasks.objectives.classification import Classification
 from bayeslora_cli.tasks.objectives.objective import Objective, build_objective, objective_of
 from bayeslora_cli.tasks.sources.table_reader import read_table
 from bayeslora_cli.tasks.sources.tabular import custom_task, table_examples
 from bayeslora_cli.training.loop import train
-from tests.conftest import WORDS
+from tests.conftest import SPECIAL, WORDS
 
 
 class MultiLabel(Objective):
@@ -80,6 +81,26 @@ class MultiLabel(Objective):
             " ".join(name for name, on in zip(self.classes, row, strict=True) if on)
             for row in labels.tolist()
         ]
+
+
+class NextWord(Classification):
+    """The class is the word that a causal language model says next: no head, no new weights."""
+
+    @classmethod
+    def claims(cls, column):
+        return all(label in WORDS for label in column.values)
+
+    def model_options(self):
+        return {}
+
+    def loss(self, logits, batch):
+        return super().loss(self.predict(logits, batch), batch)
+
+    def predict(self, logits, batch):
+        """(b, w, vocabulary) -> (b, classes), at the last token of each row."""
+        last = batch["attention_mask"].sum(1) - 1
+        words = [len(SPECIAL) + WORDS.index(name) for name in self.classes]
+        return logits[torch.arange(len(last)), last][:, words]
 
 
 @pytest.fixture
@@ -166,6 +187,31 @@ def test_samples_and_predictions(backbone, files, tmp_path):
         assert float(row["entropy"]) >= float(row["mutual_information"]) >= 0
     with pytest.raises(UserError, match="predicts any number of classes, which has no confidence"):
         evaluate_run(run.path, device="cpu", reliability=True)
+
+
+def test_a_backbone_without_a_head(backbone, tmp_path, monkeypatch):
+    entry = ObjectiveEntry(
+        implementation=f"{__name__}:NextWord",
+        predicts="a word",
+        auto_class="AutoModelForCausalLM",
+        head=False,
+        peft_task="CAUSAL_LM",
+        pipeline_tag="text-generation",
+    )
+    monkeypatch.setitem(OBJECTIVES, "next_word", entry)
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": f"{WORDS[i % 7]} {WORDS[i % 3]}", "label": WORDS[i % 3]} for i in range(42)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {"train_file": str(path), "eval_file": str(path), "model": backbone("gpt2")}
+    run = run_of(backbone, tmp_path / "runs", files, optimizer="adamw", lr=0.03, max_steps=40)
+    result = run.read_result()
+    assert result["best_at_budget"]["metrics"]["validation"]["accuracy"] == 1
+    adapted = json.loads((run.adapter / "adapter_config.json").read_text())
+    assert adapted["task_type"] == "CAUSAL_LM"
+    assert not adapted["modules_to_save"]
+    _, manifest = export_run(run.path, ExportOptions(format="lora", device="cpu"))
+    assert manifest["check"]["max_difference"] <= manifest["check"]["allowed"]
+    assert "pipeline_tag: text-generation" in run.card.read_text()
 
 
 def test_a_kind_that_nobody_has_entered_is_named(tmp_path):

@@ -61,6 +61,7 @@ def estimate(
 
     Args:
         network: as `build_network` makes it on the meta device.
+        config: with its schedule final.
         rows: examples of the largest micro-batch.
         tokens: length of its longest example.
         token_types: whether the tokenizer makes token types.

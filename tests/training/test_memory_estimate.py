@@ -37,7 +37,7 @@ def config_for(model, method="adalora", optimizer="ivon", criterion="snr", **cha
         criterion = None
     rank = {"init_rank": 2} if method == "lora" else {}
     options = {"model": model, "method": method, "optimizer": optimizer, "criterion": criterion}
-    return RunConfig(**(options | rank | changes))
+    return RunConfig(schedule_steps=9, **(options | rank | changes))
 
 
 def build(config, device, labels=LABELS):

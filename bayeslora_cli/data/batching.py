@@ -17,7 +17,7 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
-    """The order of n rows in one epoch: (n,) int64, a function of its arguments alone.
+    """The order of n rows in one epoch: (n,) int64, a function of nothing but its arguments.
 
     `seed` and `epoch` are non-negative. They are mixed by numpy's `SeedSequence`, since torch's
     CPU generator uses 32 bits of its seed and seeds such as `seed + epoch` would give run 1 in
@@ -78,7 +78,7 @@ class TrainOrder:
 def padded_width(length: int, longest: int) -> int:
     """Tokens to pad a batch to on a GPU: few different widths, as each is a graph to capture.
 
-    A multiple of 8 up to 64, of 16 up to 128 and of 32 above, `longest` (of the split) at the most.
+    A multiple of 8 up to 64, of 16 up to 128 and of 32 above, and at most `longest` (of the split).
     """
     unit = 8 if length <= 64 else 16 if length <= 128 else 32
     return min(-(-length // unit) * unit, longest)

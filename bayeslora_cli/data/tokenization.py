@@ -1,4 +1,4 @@
-"""Examples -> token ids, once a split."""
+"""Examples -> token ids, once per split."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> dict[str, Ten
         examples: n rows of text.
         tokenizer: a `transformers` tokenizer. Pairs are truncated longest sentence first, which is
             its meaning of `truncation=True`.
-        max_length: tokens a row at the most, special tokens included.
+        max_length: tokens per row at most, special tokens included.
 
     Returns:
         `tokens`, `offsets` and, when the tokenizer makes them, `token_types` of a `TokenisedSplit`.
@@ -136,9 +136,9 @@ def tokenise(
     Args:
         examples: n rows of text.
         tokenizer: a `transformers` tokenizer.
-        max_length: tokens a row at the most, special tokens included.
+        max_length: tokens per row at most, special tokens included.
         objective: makes one tensor of the labels.
-        encode: who makes the tokens: `encode` here, or `token_cache.encode_once`, which gives the
+        encode: makes the tokens: `encode` here, or `token_cache.encode_once`, which returns the
             same.
 
     Raises:

@@ -25,11 +25,15 @@ def logits_of(
     check: Callable[[], None] = lambda: None,
     runner: Runner = run_eagerly,
 ) -> Tensor:
-    """Logits of a split at what the modules see now: (examples, outputs), fp32, on the CPU.
+    """What `Objective.predict` keeps of a split's forward passes: (examples, outputs), fp32, on
+    the CPU, at the parameters that the modules see now.
+
+    With N processes each runs every N-th batch; the results are summed, so every process gets all.
 
     Args:
-        check: called before each round; what it raises ends the passes, and changes nothing.
-        runner: of the passes.
+        check: called before each round; an error that it raises ends the passes, and changes
+            nothing.
+        runner: runs each pass.
     Raises:
         NonFiniteError: a logit that is not finite.
     """
@@ -123,10 +127,10 @@ def evaluate_splits(
     check: Callable[[], None] = lambda: None,
     runner: Runner = run_eagerly,
 ) -> Metrics:
-    """Metrics of each split, which has labels, at the mean, with the current mask applied.
+    """Metrics of splits with labels, at the mean, with the current mask applied.
 
     Args:
-        check, runner: as in `passes.logits_of`.
+        check, runner: as `logits_of` takes them.
     """
     with network.bank.at_mean():
         found = {}

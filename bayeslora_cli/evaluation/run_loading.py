@@ -43,7 +43,7 @@ def load_run(
     """The network of a finished run at its posterior mean, its tokenizer, and the posterior.
 
     Raises:
-        UserError: as `model.build_network` and `posterior.load` do, or another checkpoint than
+        UserError: as `build_network` and `posterior.load` do, or another checkpoint than
             the run was trained on.
     """
     set_precision(config.precision)

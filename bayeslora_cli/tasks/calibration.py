@@ -20,7 +20,7 @@ ECE_BINS = 15
 
 
 def nll(logits: Tensor, labels: Tensor) -> float:
-    """Mean negative log likelihood of the labels under softmax(logits), in nats an example.
+    """Mean negative log likelihood of the labels under softmax(logits), in nats per example.
 
     Args:
         logits: (n, classes); log probabilities serve as well.
@@ -32,7 +32,7 @@ def nll(logits: Tensor, labels: Tensor) -> float:
 def gaussian_nll(
     predictions: Tensor, labels: Tensor, variance: Tensor | float = OBSERVATION_VARIANCE
 ) -> float:
-    """Mean negative log likelihood of scores under N(prediction, variance), in nats an example.
+    """Mean negative log likelihood of scores under N(prediction, variance), in nats per example.
 
     mean(log(2 pi variance) / 2 + (label - prediction)^2 / (2 variance)). With the variance 1/2 it
     is the mean squared error plus log(pi) / 2.

@@ -1,4 +1,4 @@
-"""The metrics of tasks, negative log likelihoods in nats an example, and calibration.
+"""The metrics of tasks.
 
 Every function takes tensors on any device, in any floating-point type, of n >= 1 examples, and
 computes in float64. Logits or scores that are not finite make likelihoods and correlations NaN.
@@ -43,7 +43,9 @@ def f1(predictions: Tensor, labels: Tensor) -> float:
 
 
 def macro_f1(predictions: Tensor, labels: Tensor) -> float:
-    """Mean over the classes of their F1, from 0 to 1; a class that nobody names counts as no class.
+    """Mean over the classes of their F1, from 0 to 1.
+
+    A class that is neither a label nor a prediction of any example does not count.
 
     Args:
         predictions: (n,) class indices.
@@ -87,7 +89,7 @@ def pearson(predictions: Tensor, labels: Tensor) -> float:
     if _constant(x) or _constant(y):
         return 0.0
     with warnings.catch_warnings():
-        # values that differ in their last bits alone: the correlation is what rounding left
+        # values that differ only in their last bits: the correlation is what rounding left
         warnings.filterwarnings("ignore", message="An input array is nearly constant")
         return float(pearsonr(x.numpy(), y.numpy())[0])
 

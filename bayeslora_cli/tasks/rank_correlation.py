@@ -1,4 +1,4 @@
-"""Spearman's rank correlation, for scores and for allocations, in numpy alone.
+"""Spearman's rank correlation, for scores and for allocations, with numpy only.
 
 Not scipy's: `scipy.stats` takes a second to import, which `inspect-ranks` has no other use for.
 """

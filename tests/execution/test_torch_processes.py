@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from bayeslora_cli.errors import BayesloraError
@@ -296,6 +297,18 @@ def test_the_lock_is_the_first_ones(jobs):
 
 
 @pytest.mark.filterwarnings("ignore")  # the socket's own
+def test_gradients_are_weighed_by_what_rows_count():
+    """The weights of all processes sum to 1, also if one has no rows or none that count."""
+    counts = torch.tensor([3, 0, 1, 2, 5, 0, 0, 9])
+    for rows, shares in (([0, 3, 4, 7], [5 / 19, 5 / 19, 9 / 19]), ([2, 1], [1, 0, 0])):
+        for rank, share in enumerate(shares):
+            one = object.__new__(TorchProcesses)
+            one.rank, one.world, one._weight = rank, 3, torch.zeros(())
+            mine = one.share(torch.tensor(rows), counts)
+            assert mine.tolist() == torch.tensor(rows).tensor_split(3)[rank].tolist()
+            assert float(one._weight) == pytest.approx(share)
+
+
 def test_a_port_that_is_taken_is_named(monkeypatch):
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))

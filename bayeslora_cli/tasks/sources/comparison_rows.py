@@ -1,4 +1,5 @@
-"""Rows that a finished run is shown besides its own: a file, another task, what is out of place."""
+"""Rows to evaluate a finished run on that are not its own splits: a user's file, another task,
+rows out of the distribution."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ def check_data_is_read(config: RunConfig, data: str, file: str | None) -> None:
     """Whether a run's rows come from the directory `data`.
 
     Args:
-        file: rows of one's own that are read instead of the run's; None: there are none.
+        file: the user's rows that are read instead of the run's; None: there are none.
     Raises:
         UserError: they come from elsewhere.
     """
@@ -36,10 +37,10 @@ def check_data_is_read(config: RunConfig, data: str, file: str | None) -> None:
 
 
 def load_file(source: str, task: Task) -> dict[str, Examples]:
-    """A file or hub data set with a task's text columns, with its labels where it has them.
+    """Read a file or hub data set with a task's text columns, and its labels if it has them.
 
     Raises:
-        UserError: as `tables.read_table` and `tables.table_examples` do.
+        UserError: as `read_table` and `table_examples` do.
     """
     table = read_table(source, "--eval-file", split="validation")
     return {"file": table_examples(table, task, labelled=None)}
@@ -91,7 +92,7 @@ def _load_other(task: GlueTask, data: Path | None, own: GlueTask | None) -> Exam
         beside = [path for path in (data, data.resolve().parent) if _within(task, path)]
         if not beside:
             raise DataError(
-                f"--ood {task.name}: --data {data} holds {own.name} alone, and there is no "
+                f"--ood {task.name}: --data {data} holds only {own.name}, and there is no "
                 f"{task.folder} beside it; give --data DIR, which holds {own.folder} and "
                 f"{task.folder}, or --ood FILE"
             )

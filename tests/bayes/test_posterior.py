@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from bayeslora_cli.bayes import posterior
 from bayeslora_cli.bayes.gaussian import FactorisedGaussian
 from bayeslora_cli.errors import RunDirError
-from tests.methods.test_network import batch_of, build, randomise
+from tests.support.networks import batch_of, build, randomise
 
 FEW = settings(
     deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from bayeslora_cli.bayes import posterior
 from bayeslora_cli.bayes.gaussian import FactorisedGaussian
-from tests.methods.test_network import build, randomise
+from tests.support.networks import build, randomise
 
 ROWS = 400
 FIELDS = {"hessian_over_h0", "sigma_ratio", "snr_magnitude_correlation", "note"}

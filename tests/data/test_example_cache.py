@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.data import example_cache as module
+from bayeslora_cli.data import example_cache
 from bayeslora_cli.data.example_cache import ExampleCache
 from tests.conftest import tiny_tokenizer, write_rte
 
@@ -31,7 +31,7 @@ def counts(monkeypatch):
         return call
 
     for name in found:
-        monkeypatch.setattr(module, name, counting(name, getattr(module, name)))
+        monkeypatch.setattr(example_cache, name, counting(name, getattr(example_cache, name)))
     return found
 
 

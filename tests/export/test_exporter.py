@@ -21,7 +21,7 @@ from bayeslora_cli.config.catalogue import FORMATS
 from bayeslora_cli.errors import BayesloraError, DataError, ModelError, RunDirError, UserError
 from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.evaluation.run_loading import load_run
-from bayeslora_cli.export import exporter as export_module
+from bayeslora_cli.export import exporter
 from bayeslora_cli.export.exporter import ExportOptions, describe_export, export_run
 from bayeslora_cli.export.formats import peft_adapter
 from bayeslora_cli.models.backbones.loading import load_tokenizer
@@ -198,7 +198,7 @@ def test_a_base_model_in_a_package(backbone, rte, tmp_path, monkeypatch, caplog)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     model = "package:a_base_package/models/tiny"
     run = run_of(backbone, rte, tmp_path / "runs", model=model, max_steps=2)
-    monkeypatch.setattr(export_module, "upload", lambda *_: None)
+    monkeypatch.setattr(exporter, "upload", lambda *_: None)
     directory, _ = exported(run, "lora", push="me/adapter")
     warned = "the adapter's base model, package:a_base_package/models/tiny, is not on the hub"
     assert warned in caplog.text
@@ -259,7 +259,7 @@ def test_a_failed_check_keeps_an_earlier_export_and_uploads_nothing(run, monkeyp
     directory, _ = exported(run, "lora")
     before = tree(run.path)
     monkeypatch.setitem(FORMATS, "lora", replace(FORMATS["lora"], bound=-1.0))
-    monkeypatch.setattr(export_module, "upload", lambda *_: pytest.fail("uploaded"))
+    monkeypatch.setattr(exporter, "upload", lambda *_: pytest.fail("uploaded"))
     with pytest.raises(BayesloraError):
         exported(run, "lora", overwrite=True, push="me/adapter")
     assert tree(run.path) == before

@@ -15,7 +15,7 @@ from bayeslora_cli.errors import RunDirError, StorageError
 from bayeslora_cli.runs import checkpoint
 from bayeslora_cli.runs.checkpoint import COMPLETE, SCALARS, TENSORS, Checkpoints, read
 from bayeslora_cli.training import state
-from bayeslora_cli.training.state import BestSoFar, Generators, Inputs, Loop
+from bayeslora_cli.training.state import BestSoFar, Generators, InputChecksums, LoopState
 from tests.training.test_step import batches, make_step
 
 
@@ -26,7 +26,7 @@ def parts_of(step, noise):
         "allocator": step.allocator,
         "step": step,
         "generators": Generators(torch.device("cpu"), noise),
-        "loop": Loop(),
+        "loop": LoopState(),
     }
 
 
@@ -71,7 +71,7 @@ def test_unfetched_allocations_are_not_lost_silently(backbone, store):
 def parts(backbone):
     """A small state whose bank says which save it is of."""
     step = make_step(backbone("bert"), "adamw", "sensitivity")
-    return {"bank": step.network.bank, "optimizer": step.optimizer, "loop": Loop()}
+    return {"bank": step.network.bank, "optimizer": step.optimizer, "loop": LoopState()}
 
 
 @pytest.fixture
@@ -232,14 +232,14 @@ def test_a_state_of_something_else_is_refused(store, parts, backbone):
     parts["loop"] = SimpleNamespace(tensors=dict, scalars=lambda: {**scalars(), "unknown": 1})
     store().save(20, parts)
     with pytest.raises(RunDirError, match="of another version: loop"):
-        store().restore({"loop": Loop()})
+        store().restore({"loop": LoopState()})
 
 
 def test_changed_inputs_are_refused(store):
-    store().save(1, {"inputs": Inputs({"the weights have": "a", "the data have": "b"})})
-    assert store().restore({"inputs": Inputs({"the weights have": "a", "the data have": "b"})})
+    store().save(1, {"inputs": InputChecksums({"the weights have": "a", "the data have": "b"})})
+    assert store().restore({"inputs": InputChecksums({"the weights have": "a", "the data have": "b"})})
     with pytest.raises(RunDirError, match=r"^the data have changed since the run was begun"):
-        store().restore({"inputs": Inputs({"the weights have": "a", "the data have": "c"})})
+        store().restore({"inputs": InputChecksums({"the weights have": "a", "the data have": "c"})})
 
 
 # ---- when

@@ -25,7 +25,7 @@ from bayeslora_cli.runs.rank_report import (
     layer_of,
 )
 from bayeslora_cli.training.artifacts import rank_report
-from tests.methods.test_network import build
+from tests.support.networks import build
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 

@@ -17,7 +17,7 @@ from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.run_config import OPTIONS, RunConfig, kind
 from bayeslora_cli.errors import ModelError, NonFiniteError, Preempted
 from bayeslora_cli.execution.signals import listening
-from bayeslora_cli.training import assembly as module
+from bayeslora_cli.training import assembly
 from bayeslora_cli.training.assembly import Workspace
 from bayeslora_cli.training.loop import train
 from bayeslora_cli.training.step import TrainStep
@@ -190,13 +190,13 @@ def test_a_run_of_another_kind_gets_a_network_of_its_own(trained, monkeypatch):
     """And the old one is gone before the new one is there."""
     workspace, there = Workspace(), []
     trained("first", workspace, seed=1)
-    real = module.Data
+    real = assembly.Data
 
     def data(*arguments):
         there.append(setup())
         return real(*arguments)
 
-    monkeypatch.setattr(module, "Data", data)
+    monkeypatch.setattr(assembly, "Data", data)
     for place, changes in enumerate(({"lr": 0.1}, {"precision": "bf16"}, {"method": "lora"})):
         setup, before = weakref.ref(workspace.setup), len(there)
         run = trained("other", workspace, seed=1, **changes)
@@ -313,4 +313,4 @@ def test_tensors_and_generator_stay_where_they_are(trained):
 def test_compiling_pays_by_the_steps_of_all(choice, alike, deterministic, expected, monkeypatch):
     monkeypatch.setattr("bayeslora_cli.execution.compilation.find_spec", lambda name: True)
     config = RunConfig(compile=choice, deterministic=deterministic, schedule_steps=5000)
-    assert module._is_worth_compiling(config, alike) == expected
+    assert assembly._is_worth_compiling(config, alike) == expected

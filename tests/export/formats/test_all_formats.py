@@ -22,7 +22,7 @@ from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.export.verification import batches_of, compare, random_rows, run_logits
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.tasks.sources.demo import DEMO
-from tests.methods.test_network import build
+from tests.support.networks import build
 
 KINDS = ["bert", "deberta-v2", "roberta", "distilbert", "gpt2", "llama"]
 FORMS = {

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bayeslora_cli.models.kernels import cpu_dropout as own
 from bayeslora_cli.models.kernels.cpu_dropout import cpu_dropout
 
 CPU = torch.device("cpu")
@@ -91,7 +90,7 @@ MASKS = {
 @pytest.mark.parametrize("scale", [None, 0.7])
 def test_attention_is_torchs(mask, scale, monkeypatch):
     """But for the dropout itself, gradients included."""
-    monkeypatch.setattr(own, "_dropout", lambda x, p: x)
+    monkeypatch.setattr("bayeslora_cli.models.kernels.cpu_dropout._dropout", lambda x, p: x)
     generator = torch.Generator().manual_seed(0)
     given = [torch.randn(3, 2, 7, 5, dtype=torch.float64, generator=generator) for _ in range(4)]
     bias = MASKS[mask].double() if mask in ("float", "-inf") else MASKS[mask]

@@ -1,4 +1,4 @@
-"""Backbones: targets, heads, what a checkpoint lacks; and the adapter in plain PEFT."""
+"""The network as it is built: gradients, heads, what a checkpoint lacks, PEFT's forward pass."""
 
 from __future__ import annotations
 
@@ -6,110 +6,17 @@ import json
 
 import pytest
 import torch
-from peft import AdaLoraConfig, LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, TaskType, get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
-from bayeslora_cli.export.formats.merged_model import merge
-from bayeslora_cli.export.formats.peft_adapter import save_peft_adapter
 from bayeslora_cli.methods import building
-from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.models.backbones.targets import match_targets
 from bayeslora_cli.tasks.objectives.objective import build_objective
 from tests.conftest import KINDS, tiny_tokenizer
-
-CPU = torch.device("cpu")
-LABELS = build_objective("classification", ("no", "yes", "perhaps"))
-DEFAULTS = {  # by PEFT's AdaLoRA mapping; all linear layers outside the head where it has none
-    "deberta-v2": ["query_proj", "key_proj", "value_proj", "dense"],
-    "bert": ["query", "value"],
-    "roberta": ["query", "key", "value", "dense"],
-    "mpnet": ["q", "k", "v", "o", "dense"],
-    "distilbert": ["q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2", "pre_classifier"],
-    "electra": ["query", "key", "value", "dense", "embeddings_project"],
-}
-
-
-def config_for(model, **changes):
-    options = {"task": "mnli", "model": model, "criterion": "snr", "schedule_steps": 10} | changes
-    return RunConfig(**options)
-
-
-def build(model, labels=LABELS, **changes):
-    config = config_for(model, **changes)
-    tokenizer = load_tokenizer(model)
-    network = build_network(config, labels, tokenizer, posterior=False, device=CPU)
-    return network, config
-
-
-def batch_of(seed=0, rows=5, length=12):
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(4, 64, (rows, length), generator=generator)
-    mask = torch.ones_like(ids)
-    mask[1, 7:] = 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def randomise(network, seed=3):
-    """Some trained state: every element moved, ranks from 0 to full."""
-    generator = torch.Generator().manual_seed(seed)
-    bank = network.bank
-    bank.mean.add_(torch.empty(bank.size).normal_(std=0.2, generator=generator))
-    bank.mask.copy_(torch.randint(0, 2, bank.mask.shape, generator=generator))
-    bank.mask[0], bank.mask[1] = 0, 1
-    bank.publish()
-
-
-def logits(network, batch):
-    network.module.eval()
-    with torch.no_grad(), network.bank.at_mean():
-        return network.logits(batch)
-
-
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_default_targets(kind, backbone):
-    network, _ = build(backbone(kind))
-    endings = {name.rpartition(".")[2] for name in network.adapters}
-    assert endings == set(DEFAULTS[kind])
-    assert not any(name.startswith("classifier") for name in network.adapters)
-
-
-def test_deberta_has_the_papers_matrices(backbone):
-    """6 a layer and the pooler: 73 at 12 layers."""
-    network, _ = build(backbone("deberta-v2"))
-    assert len(network.adapters) == 2 * 6 + 1
-    assert "pooler.dense" in network.adapters
-
-
-@pytest.mark.parametrize("kind", ["deberta-v2", "bert", "roberta"])
-def test_targets_are_pefts(kind, backbone):
-    """The same layers as PEFT's AdaLoRA adapts, without its match inside RoBERTa's head."""
-    network, _ = build(backbone(kind))
-    module = AutoModelForSequenceClassification.from_pretrained(backbone(kind), num_labels=3)
-    peft = get_peft_model(module, AdaLoraConfig(task_type=TaskType.SEQ_CLS, total_step=10))
-    theirs = [n for n in peft.base_model.targeted_module_names if not n.startswith("classifier")]
-    assert list(network.adapters) == theirs
-
-
-@pytest.mark.parametrize(
-    ("wanted", "message"),
-    [
-        (("nonsense",), "no layer of bert matches; it has dense, key, query, value"),
-        (("LayerNorm",), "is no linear layer"),
-        (("classifier",), "no layer of bert matches"),
-    ],
-)
-def test_targets_that_cannot_be(wanted, message, backbone):
-    with pytest.raises(ModelError, match=message):
-        build(backbone("bert"), target_modules=wanted)
-
-
-def test_all_linear(backbone):
-    network, _ = build(backbone("bert"), target_modules=("all-linear",))
-    assert len(network.adapters) == 2 * 6 + 1
+from tests.support.networks import batch_of, build, logits, randomise
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -125,50 +32,6 @@ def test_every_trained_tensor_gets_a_gradient(kind, backbone):
     bank.check_views()
     trained = [p for p in network.module.parameters() if p.requires_grad]
     assert sum(p.numel() for p in trained) == bank.trainable()
-
-
-@pytest.mark.parametrize("kind", list(KINDS))
-@pytest.mark.parametrize("method", ["adalora", "lora"])
-def test_the_adapter_opens_in_plain_peft_with_the_same_logits(kind, method, backbone, tmp_path):
-    """Whatever the checkpoint lacked: the base is drawn again under another seed."""
-    criterion = "snr" if method == "adalora" else None
-    network, config = build(
-        backbone(kind), method=method, criterion=criterion, init_rank=2 if criterion is None else 3
-    )
-    randomise(network)
-    if method == "lora":
-        network.bank.mask.fill_(1)
-    expected = logits(network, batch_of())
-    save_peft_adapter(network, config, network.bank.mean, network.bank.mask, tmp_path / "adapter")
-
-    torch.manual_seed(99)
-    base = AutoModelForSequenceClassification.from_pretrained(backbone(kind), num_labels=3)
-    model = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
-    with torch.no_grad():
-        found = model(**batch_of()).logits
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert expected.abs().max() > 0.1, "logits near zero would prove nothing"
-
-
-@pytest.mark.parametrize("kind", ["deberta-v2", "bert"])
-def test_adapter_files_have_pefts_own_keys(kind, backbone, tmp_path):
-    """What PEFT itself saves for the same model has the same tensor names and shapes."""
-    from safetensors import safe_open
-
-    # a whole checkpoint, so that nothing but the head is saved whole
-    whole = AutoModelForSequenceClassification.from_pretrained(backbone(kind), num_labels=3)
-    whole.save_pretrained(tmp_path / "whole")
-    load_tokenizer(backbone(kind)).save_pretrained(tmp_path / "whole")
-    network, config = build(str(tmp_path / "whole"))
-    save_peft_adapter(network, config, network.bank.mean, network.bank.mask, tmp_path / "ours")
-    peft = get_peft_model(whole, AdaLoraConfig(task_type=TaskType.SEQ_CLS, init_r=3, total_step=10))
-    peft.save_pretrained(tmp_path / "theirs")
-
-    def shapes(directory):
-        with safe_open(directory / "adapter_model.safetensors", "pt") as file:
-            return {k: tuple(file.get_tensor(k).shape) for k in file.keys()}  # noqa: SIM118
-
-    assert shapes(tmp_path / "ours") == shapes(tmp_path / "theirs")
 
 
 def test_a_forward_pass_equals_pefts(backbone):
@@ -331,17 +194,6 @@ def test_gradient_checkpointing_gives_the_same_gradient(dropout, backbone):
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("kind", ["bert", "deberta-v2", "gpt2"])
-def test_a_merged_module_computes_what_the_network_did(kind, backbone):
-    network, _ = build(backbone(kind))
-    randomise(network)
-    batch = batch_of()
-    expected = logits(network, batch)
-    module = merge(network, network.bank.mean, network.bank.mask)
-    found = module.eval()(**batch).logits
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-
-
 def test_a_layer_with_a_forward_pass_of_its_own_is_not_adapted(backbone):
     class Doubled(torch.nn.Linear):
         def forward(self, input):
@@ -351,9 +203,3 @@ def test_a_layer_with_a_forward_pass_of_its_own_is_not_adapted(backbone):
     module.bert.encoder.layer[1].attention.self.query.__class__ = Doubled
     with pytest.raises(ModelError, match="is no linear layer with torch's own forward pass"):
         match_targets(module, ("classifier",), ("query",))
-
-
-def test_match_targets_names_what_there_is(backbone):
-    module = AutoModel.from_pretrained(backbone("bert"))
-    with pytest.raises(ModelError, match="dense, key, query, value"):
-        match_targets(module, (), ["q_proj"])

@@ -14,7 +14,6 @@ from bayeslora_cli.methods import building
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.models.backbones.targets import match_targets
-from bayeslora_cli.tasks.objectives.objective import build_objective
 from tests.conftest import KINDS, tiny_tokenizer
 from tests.support.networks import batch_of, build, logits, randomise
 

@@ -237,7 +237,9 @@ def test_a_state_of_something_else_is_refused(store, parts, backbone):
 
 def test_changed_inputs_are_refused(store):
     store().save(1, {"inputs": InputChecksums({"the weights have": "a", "the data have": "b"})})
-    assert store().restore({"inputs": InputChecksums({"the weights have": "a", "the data have": "b"})})
+    assert store().restore(
+        {"inputs": InputChecksums({"the weights have": "a", "the data have": "b"})}
+    )
     with pytest.raises(RunDirError, match=r"^the data have changed since the run was begun"):
         store().restore({"inputs": InputChecksums({"the weights have": "a", "the data have": "c"})})
 

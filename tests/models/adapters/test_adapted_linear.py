@@ -16,7 +16,7 @@ from bayeslora_cli.export.formats.merged_model import merge
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
 from bayeslora_cli.models.adapters.dense import DenseLinear
-from tests.methods.test_network import batch_of, logits
+from tests.support.networks import batch_of, logits
 from tests.training import test_step
 from tests.training.test_step import T_FINAL, TOTAL, batches, make_step
 

@@ -1,7 +1,7 @@
-"""What every optimizer on the flat bank has: `BankOptimizer`.
+"""`BankOptimizer`: an optimizer on the flat bank.
 
-Optimizers touch nothing but flat tensors. An update
-is guarded by a device flag: where it is false every tensor keeps its value, and nobody reads it.
+Optimizers touch only flat tensors. A flag on the device guards each update: where it is false every
+tensor keeps its value. The host never reads it during a step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bayeslora_cli.models.adapters.bank import AdapterBank
 
 
 class BankOptimizer(ABC):
-    """What the step asks of an optimizer."""
+    """Samples and moves the bank's weights; the training step calls it."""
 
     posterior: bool
     """Whether it keeps a posterior, so that theta is sampled and sigma known."""
@@ -45,7 +45,7 @@ class BankOptimizer(ABC):
         """Put the update under torch.compile, where that makes fewer kernels of it."""
 
     def scalars(self) -> dict[str, int]:
-        """Nothing: the step count is the loop's."""
+        """Nothing: the loop counts the steps."""
         return {}
 
     def load_scalars(self, scalars: dict[str, int]) -> None:  # noqa: B027

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+HISTORY = 1000  # allocations that the device keeps before the host must fetch them
+
 
 class Allocation(NamedTuple):
-    """What the matrices have from a step on."""
+    """Ranks, and widths if any, of all matrices from a step on."""
 
     step: int
     budget: int
@@ -22,7 +24,7 @@ class Allocation(NamedTuple):
 
 
 class Allocator(ABC):
-    """What step and loop ask of who decides on ranks.
+    """Decides on ranks during the run; the training step and the loop call it.
 
     A phase says whether it `allocates` (sigma is wanted), whether it `holds` (masked weights are
     not sampled), and by `passes` what else a forward pass depends on.
@@ -38,18 +40,20 @@ class Allocator(ABC):
     def before_passes(  # noqa: B027
         self, step: int, batches: Sequence[Mapping[str, Tensor]], good: Tensor
     ) -> None:
-        """What has to be known before the passes of a step, if its batch says it.
+        """Measure what must be known before the passes of a step, on its batch.
 
-        `batches`: this process's micro-batches, of which there may be none.
+        Args:
+            batches: this process's micro-batches, of which there may be none.
+            good: a scalar bool on the device; where it is false nothing may change.
         """
 
     def regularise(self) -> Tensor | None:
-        """Add a penalty's gradient at theta to `bank.local`; its value, or None: there is none."""
+        """Add a penalty's gradient at theta to `bank.local`; return its value, None without one."""
         return None
 
     @abstractmethod
     def after_update(self, phase: Any, sigma: Tensor | None, good: Tensor) -> Tensor:
-        """What follows the optimizer's update of the step announced, wherever `good` is true.
+        """Do what follows the optimizer's update of the announced step, wherever `good` is true.
 
         Args:
             sigma: of all elements (N,), where the phase allocates; None without a posterior.

@@ -86,7 +86,7 @@ def build_network(
     for name in head:
         module.get_submodule(name).register_forward_pre_hook(_inputs_to_float)
     if config.gradient_checkpointing:
-        # transformers 5.23 renamed the method; older ones know the old name alone
+        # transformers 5.23 renamed the method; older ones know only the old name
         renamed = getattr(module, "activation_checkpointing_enable", None)
         options: dict[str, Any] = {"use_reentrant": False}
         if device.type == "cpu":  # a layer that runs again does so outside of `Network.logits`

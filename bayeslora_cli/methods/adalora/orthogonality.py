@@ -1,4 +1,4 @@
-"""AdaLoRA's orthogonality penalty, a batched Gram matrix a shape group."""
+"""AdaLoRA's orthogonality penalty: a batched Gram matrix per shape group."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def orthogonality(bank: AdapterBank, weight: float) -> Tensor:
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """rows rows', (G, r, n) -> (G, r, r), summed piece by piece.
+    """rows rows', (G, r, n) -> (G, r, r), summed in pieces.
 
-    In one piece a GPU gives each matrix to one block of threads, which goes along n alone.
+    Summed in one piece, each matrix would be the work of one block of threads of a GPU.
     """
     count, rank, length = rows.shape
     if length % PIECE:

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.bayes.criteria import Criterion, ElementStatistics
-from bayeslora_cli.methods.allocation import Allocation, Allocator
+from bayeslora_cli.methods.allocation import HISTORY, Allocation, Allocator
 from bayeslora_cli.methods.schedules import Phase, RankBudget
 from bayeslora_cli.models.adapters.bank import AdapterBank
 
 SENSITIVITY_BETA1 = 0.85  # AdaLoRA, section 4.1; PEFT's beta1
 SENSITIVITY_BETA2 = 0.85  # likewise, beta2
-HISTORY = 1000  # allocations that the device remembers before somebody has to fetch them
 
 
 def largest(scores: Tensor, budget: int | Tensor) -> Tensor:
@@ -27,10 +26,10 @@ def largest(scores: Tensor, budget: int | Tensor) -> Tensor:
 
 
 class RankAllocator(Allocator):
-    """Applies the rank budget to the bank's mask; nothing here reads a device's value."""
+    """Applies the rank budget to the bank's mask; nothing here reads a value from the device."""
 
     def __init__(self, bank: AdapterBank, criterion: Criterion, budget: RankBudget) -> None:
-        """`bank` must be adaptive: all its matrices carry E."""
+        """All matrices of `bank` must carry E."""
         self.bank = bank
         self.criterion = criterion
         self.budget = budget
@@ -38,7 +37,7 @@ class RankAllocator(Allocator):
         size = bank.adapter_end if criterion.needs_gradient else 0
         self.sensitivity = torch.zeros(size, device=bank.theta.device)
         self.uncertainty = torch.zeros(size, device=bank.theta.device)
-        # what the host tells the device of a step: fixed places, as a captured step reads no others
+        # what the host writes before a step: in fixed places, since a captured step reads no others
         self._budget = torch.zeros((), dtype=torch.int64, device=bank.theta.device)
         self._row = torch.zeros(1, dtype=torch.int64, device=bank.theta.device)
         self._ranks = torch.zeros(HISTORY, len(bank.matrices), device=bank.theta.device)
@@ -46,7 +45,7 @@ class RankAllocator(Allocator):
         self._fetched: list[Allocation] = []
 
     def announce(self, step: int) -> Phase:
-        """Prepare the device for `after_update` at `step`; returns what it will have to do."""
+        """Prepare the device for `after_update` at `step`; return what that step does."""
         phase = self.budget.phase(step)
         if phase.allocates:
             if len(self._history) == HISTORY:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 
 from bayeslora_cli.runs.rank_report import FLOAT_BITS
 
-SCALE_BYTES = 4  # an fp32 number a quantizer
+SCALE_BYTES = 4  # an fp32 number per quantizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,16 +55,16 @@ class Sizes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What a model's adapters cost, and in relation to 32 bits at the initial rank."""
+    """The cost of a model's adapters, and its ratio to that of 32 bits at the initial rank."""
 
     adapter: int
-    """Bit operations a token, the adapters alone."""
+    """Bit operations per token, only the adapters."""
     adapter_relative: float
     with_base: int
     """The same with the adapted matrices themselves."""
     with_base_relative: float
     storage_bytes: int
-    """Of the adapters' weights, with a number for each quantizer's range."""
+    """Of the adapters' weights, with one number per quantizer for its range."""
     storage_relative: float
 
     def to_json(self) -> dict[str, float]:

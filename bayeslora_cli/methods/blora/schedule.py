@@ -9,7 +9,7 @@ from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.config.values import parse_ladder
 from bayeslora_cli.methods.blora.gates import SHIFT, START, THRESHOLD
 
-LINES = 200  # of ranks.jsonl from the learning phase, at the most
+LINES = 200  # at most, in ranks.jsonl from the learning phase
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch's AdamW
 
 
@@ -72,10 +72,10 @@ class GateSchedule:
 
 
 def steps_to_close(rate: float, at_most: int, weight: float = 1.0) -> int | None:
-    """Steps in which the penalty alone closes a new gate; None: more than `at_most`.
+    """Steps in which only the penalty closes a new gate; None: more than `at_most`.
 
     AdamW at the learning rate `rate` on the gradient of q = sigmoid(phi + 1.5986). It grows as the
-    gate closes, so that the gate moves more than `rate` a step. Its scale does not matter, unless
+    gate closes, so that the gate moves more than `rate` per step. Its scale does not matter, unless
     it is near AdamW's epsilon: a new gate's is 0.0005 times the penalty's `weight`.
     """
     phi, average, square = START, 0.0, 0.0

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from bayeslora_cli.bayes.adamw import BankAdamW
 from bayeslora_cli.execution.processes import SINGLE, Processes
-from bayeslora_cli.methods.adalora.rank_allocator import HISTORY
-from bayeslora_cli.methods.allocation import Allocation, Allocator
+from bayeslora_cli.methods.allocation import HISTORY, Allocation, Allocator
 from bayeslora_cli.methods.blora.gates import nested, probability
 from bayeslora_cli.methods.blora.operands import FIXED, FLOAT, LEARNING, publisher_of
 from bayeslora_cli.methods.blora.range_calibration import calibrate, measure

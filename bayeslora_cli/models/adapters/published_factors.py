@@ -78,8 +78,8 @@ class PublishedFactors:
         """All that is kept; gradients live from a backward pass to the next."""
         number = {id(layer): index for index, layer in enumerate(layers)}
         joined = [[number[id(layer)] for layer in joint.layers] for joint in joints]
-        alone = sorted(set(number.values()).difference(*joined))
-        units: list[_Unit] = [(layers[index], [index]) for index in alone]
+        single = sorted(set(number.values()).difference(*joined))
+        units: list[_Unit] = [(layers[index], [index]) for index in single]
         joint_units: list[_Unit] = list(zip(joints, joined, strict=True))
         scales = torch.tensor([layer.scale for layer in layers], device=bank.theta.device)
         self._stacks = []

@@ -27,7 +27,7 @@ EXPECTED_IF_RELATIVE = (
     "position_buckets", "max_relative_positions", "pos_ebd_size", "pos_dropout",
 )  # fmt: skip
 # tokens from which a GPU's fused attention is used: plain attention keeps three tensors of
-# (batch, heads, L, L) for its backward pass, the fused one keeps the position bias alone
+# (batch, heads, L, L) for its backward pass, the fused one keeps only the position bias
 FUSED_FROM = 128
 HAVE_TRITON = find_spec("triton") is not None
 

@@ -1,4 +1,4 @@
-"""Dropout on a CPU from 16 random bits an element.
+"""Dropout on a CPU from 16 random bits per element.
 
 torch draws a whole number for each there, which takes an eighth of a training step of MiniLM. Here
 an element is dropped with probability d = round(65536 p) / 65536, within 1e-5 of p, and the others
@@ -20,9 +20,11 @@ WHOLE = 2**16
 
 
 def cpu_dropout(device: torch.device) -> AbstractContextManager[Any]:
-    """Inside, `torch.nn.functional`'s dropout and attention draw so; on other devices as ever.
+    """Make `torch.nn.functional`'s dropout and attention draw 16 bits per element on a CPU.
 
-    The bits are torch's own generator's, one after the other on any number of threads.
+    On other devices nothing changes.
+
+    The bits come from torch's own generator, in one order whatever the number of threads.
     """
     return _Mode() if device.type == "cpu" else nullcontext()
 

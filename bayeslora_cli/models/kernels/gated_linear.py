@@ -1,7 +1,7 @@
-"""B-LoRA's layer, quantized activations and all, as one operator each way on a GPU.
+"""B-LoRA's layer with its quantized activations: one operator forward, one backward, on a GPU.
 
-As `low_rank`'s, both sums happen in place of the large products, and around those `gated_kernels`
-do the rest.
+As in `low_rank_linear`, both sums happen in place of the large products; the kernels of
+`gated_linear_triton` compute everything else.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _backward_shapes(
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     rows, weight, _, a, e, b, *by, _, constants_h = inputs  # h's factors are not asked for again
     ctx.save_for_backward(rows, weight, a, e, b, *by, constants_h, *output[1:])
-    ctx.set_materialize_grads(False)  # nobody asks for those of the others
+    ctx.set_materialize_grads(False)  # the other outputs have no gradients
 
 
 def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:

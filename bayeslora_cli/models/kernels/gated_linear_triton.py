@@ -1,4 +1,4 @@
-"""`gated_product`'s way from x to h and back as Triton kernels: one there, three back.
+"""Triton kernels of `gated_linear`: one forward kernel (x to h), three backward kernels.
 
 p = Qx(x) a', h = Qh(Qa(p) * e), each rounded to x's type where torch would round. Neither Qx(x) nor
 the gradient of it is ever in a GPU's memory. No product takes TF32, and all sums are made of the
@@ -18,7 +18,7 @@ from bayeslora_cli.models.kernels.quantize_triton import clipped, code, mixed
 ROWS = 16
 """Of x and h in a tile of the skinny products."""
 DEEPEST, AREA = 128, 8192
-"""Elements of each row that they take at once at the most, and of the tile of a or b there."""
+"""At most so many elements of a row at once, and of the tile of a or b that goes with them."""
 TALL, WIDE = 16, 64  # narrower above 64 ranks, for registers
 """A tile of x on the way back, where nothing is loaded ahead."""
 CHUNKS = 32

@@ -1,9 +1,9 @@
 """A linear layer and a product of low rank beside it, as one operator each way.
 
-What is written out in torch's own operators is either summed in a kernel of its own (autograd) or
-copied first (a compiler, to whom nothing happens in place). Here both sums, out += h up' and
-d(x) += d(h) down, happen in place of the large product, inside operators that a compiler takes
-whole.
+Written in torch's own operators, autograd adds the two results in an extra kernel, and
+torch.compile removes in-place operations and therefore copies first. Here both sums, out += h up'
+and d(x) += d(h) down, happen in place of the large product, inside operators that the compiler
+does not look into.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _backward(
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     rows, weight, _, down, up = inputs
     ctx.save_for_backward(rows, weight, down, up, output[1])
-    ctx.set_materialize_grads(False)  # nobody asks for h's
+    ctx.set_materialize_grads(False)  # h has no gradient of its own
 
 
 def _differentiate(
@@ -81,5 +81,5 @@ def _differentiate(
 
 for name, kernel in ((_FORWARD, _forward), (_BACKWARD, _backward)):
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    register_fake(f"bayeslora::{name}", kernel, lib=_LIBRARY)  # shapes alone, by the same products
+    register_fake(f"bayeslora::{name}", kernel, lib=_LIBRARY)  # only shapes, by the same products
 register_autograd(f"bayeslora::{_FORWARD}", _differentiate, setup_context=_keep, lib=_LIBRARY)

@@ -63,7 +63,7 @@ def quantizers(
 
 
 def codes(x: Tensor, constants: Tensor) -> Tensor:
-    """What x (G, K) is as whole numbers of each width's step: (G, L, K), of theirs."""
+    """Integer codes of x (G, K) at each of the L widths: (G, L, K), in the dtype of `constants`."""
     return _rounded(_clipped(x, constants), constants)
 
 

@@ -16,7 +16,7 @@ GATES = "gates"
 """The criterion's name where gates decide the ranks; they keep the first triplets of a matrix."""
 FLOAT_BITS = 32
 """Width of an operand that is not quantized, and the widest."""
-LARGEST = sys.float_info.max  # JSON's integers have no largest one
+LARGEST_SCORE = sys.float_info.max  # JSON's integers have no largest one
 # the paper's names of the matrices (figure 1), by the layer's name; the first match counts
 KINDS: tuple[tuple[str, str], ...] = (
     (r"query_proj|query|q_proj|q_lin|q", "W_q"),
@@ -172,7 +172,7 @@ def _is_whole(matrix: MatrixReport) -> bool:
         and (len(matrix.kept), sum(matrix.kept)) == (matrix.init_rank, matrix.rank)
         and _are(scores, (int, float))
         and len(scores) == matrix.init_rank
-        and all(abs(score) <= LARGEST for score in scores)  # so NaN is none
+        and all(abs(score) <= LARGEST_SCORE for score in scores)  # so NaN is none
         and (matrix.bits is None or _are_widths(matrix.bits))
     )
 

@@ -11,7 +11,7 @@ from bayeslora_cli.reports.figures.style import (
     BAR,
     COLUMN,
     LINE,
-    RISING,
+    RISING_MAP,
     colour_bar,
     formula,
     left_of,
@@ -68,7 +68,7 @@ def history_figure(history: History) -> Figure:
         top = course.top or 1.0
         axes.pcolormesh(
             edges, np.arange(len(matrices) + 1), course.values.T[history.order()],
-            cmap=RISING, vmin=0, vmax=top, rasterized=True,
+            cmap=RISING_MAP, vmin=0, vmax=top, rasterized=True,
         )  # fmt: skip
         for first in starts[1:]:
             axes.axhline(first, color="white", linewidth=1.2)
@@ -81,7 +81,7 @@ def history_figure(history: History) -> Figure:
         else:
             axes.set_xlabel("step")
         bar = new_axes(figure, COLUMN - BAR, foot, 0.08, min(image, 1.5))
-        colour_bar(bar, ScalarMappable(Normalize(0, top), RISING), course.unit)
+        colour_bar(bar, ScalarMappable(Normalize(0, top), RISING_MAP), course.unit)
     return figure
 
 

@@ -13,11 +13,11 @@ from bayeslora_cli.reports.figures.small_multiples import small_multiples
 from bayeslora_cli.reports.figures.style import (
     BAR,
     COLUMN,
-    DIVERGING,
+    DIVERGING_MAP,
     LINE,
     MINUS,
     PAGE,
-    RISING,
+    RISING_MAP,
     colour_bar,
     formula,
     left_of,
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 WIDEST = 24
 """Layers beside each other; more go into blocks below each other."""
-LARGEST, SMALLEST = 6.5, 5.2
+LARGEST_DIGITS, SMALLEST_DIGITS = 6.5, 5.2
 """Points of a number in a cell. Where a column has no room for it, the figure is a page wide."""
-TOTALS, ROW = 0.33, 0.2
+TOTALS, ROW_HEIGHT = 0.33, 0.2
 """Inches of the rows' sums, and of the height of a row."""
 HEAD = 2.2 * LINE
 """Inches of the layers' numbers."""
@@ -96,7 +96,7 @@ class _Heatmap:
         self.grid = grid
         self.number = lru_cache(lambda value: grid.number(value).replace("-", MINUS))
         self.colours = ScalarMappable(
-            Normalize(-top if grid.signed else 0, top), DIVERGING if grid.signed else RISING
+            Normalize(-top if grid.signed else 0, top), DIVERGING_MAP if grid.signed else RISING_MAP
         )
         self.blocks = ceil(len(grid.layers) / WIDEST) or 1
         self.per_block = ceil(len(grid.layers) / self.blocks) or 1
@@ -104,10 +104,10 @@ class _Heatmap:
         self.left = left_of((*grid.kinds, *(kind for kind, _ in grid.outside)))
         for self.width in (COLUMN, PAGE):
             self.cell = (self.width - self.left - TOTALS - BAR) / self.per_block
-            self.size = min(LARGEST, 0.88 * 72 * self.cell / longest)
-            if self.size >= SMALLEST:
+            self.size = min(LARGEST_DIGITS, 0.88 * 72 * self.cell / longest)
+            if self.size >= SMALLEST_DIGITS:
                 break
-        self.row = ROW if grid.spread is None else 1.4 * ROW
+        self.row = ROW_HEIGHT if grid.spread is None else 1.4 * ROW_HEIGHT
         self.outside = len(grid.outside) + 0.3 if grid.outside else 0.0
 
     def height(self, titles: Sequence[str]) -> float:

@@ -12,7 +12,7 @@ from bayeslora_cli.reports.figures.style import (
     BAR,
     LINE,
     PAGE,
-    RISING,
+    RISING_MAP,
     SIZE,
     colour_bar,
     formula,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SMALL = 5.0
 """Points of the letters."""
-NARROWEST, ROW = 0.075, 0.1
+NARROWEST, ROW_HEIGHT = 0.075, 0.1
 """Inches of a layer at the least, and of a kind of matrices."""
 GAP = 0.12
 """Inches between two heatmaps."""
@@ -60,15 +60,15 @@ def small_multiples(panels: Sequence[tuple[Grid, Sequence[str]]], tops: dict[str
     line = LINE * SMALL / SIZE
     above = (max(map(len, titles)) + 1.2) * line  # with the layers' numbers
     tables = [_rows(grid) for grid in grids]
-    deep = ROW * max(FEWEST, *map(len, tables))
+    deep = ROW_HEIGHT * max(FEWEST, *map(len, tables))
     high = above + deep + 1.5 * GAP
     figure = new_figure(PAGE, ceil(len(panels) / beside) * high, ())
     top = float(figure.get_size_inches()[1])
-    colours = {u: ScalarMappable(Normalize(0, most or 1.0), RISING) for u, most in tops.items()}
+    colours = {u: ScalarMappable(Normalize(0, most or 1.0), RISING_MAP) for u, most in tops.items()}
     for number, (grid, title, rows) in enumerate(zip(grids, titles, tables, strict=True)):
         x, y = number % beside * wide, top - number // beside * high
         write_lines(figure, title, top=y - 0.4 * line, left=x, size=SMALL)
-        size = len(rows[0][1]) * cell, len(rows) * ROW
+        size = len(rows[0][1]) * cell, len(rows) * ROW_HEIGHT
         axes = new_axes(figure, x + left, y - above - size[1], *size)
         _draw(axes, grid, rows, colours[grid.unit])
     for number, (unit, shades) in enumerate(colours.items()):  # beside the first rows

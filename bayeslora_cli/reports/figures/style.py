@@ -41,7 +41,7 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "bayeslora",  # the same names in the same figure
 }
 MINUS = "\N{MINUS SIGN}"
-RISING, DIVERGING = "YlGnBu", "RdBu_r"
+RISING_MAP, DIVERGING_MAP = "YlGnBu", "RdBu_r"
 """matplotlib's colour maps of ranks and of differences; small numbers are light, also in print."""
 
 

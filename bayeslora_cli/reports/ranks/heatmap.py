@@ -37,12 +37,12 @@ def beside(left: Text, right: Text, width: int) -> Text:
 
 
 def heatmap(report: RankReport, *, width: int, colour: bool, unicode: bool) -> Text:
-    """Draw a report's ranks, and its bit widths beside them; see `draw`."""
-    ranks = draw(rank_grid(report), width=width, colour=colour, unicode=unicode)
+    """Draw a report's ranks, and its bit widths beside them; see `draw_grid`."""
+    ranks = draw_grid(rank_grid(report), width=width, colour=colour, unicode=unicode)
     bits = bit_grid([report])
     if bits is None:
         return ranks
-    return beside(ranks, draw(bits, width=width, colour=colour, unicode=unicode), width)
+    return beside(ranks, draw_grid(bits, width=width, colour=colour, unicode=unicode), width)
 
 
 def print_heatmap(report: RankReport, console: Console) -> None:
@@ -50,7 +50,7 @@ def print_heatmap(report: RankReport, console: Console) -> None:
     show(partial(heatmap, report), console)
 
 
-def draw(grid: Grid, *, width: int, colour: bool, unicode: bool) -> Text:
+def draw_grid(grid: Grid, *, width: int, colour: bool, unicode: bool) -> Text:
     """Draw a grid; layers that do not fit into `width` go into further blocks below.
 
     Args:

@@ -15,7 +15,7 @@ from bayeslora_cli.reports.ranks.grids import (
     difference_grid,
     mean_grid,
 )
-from bayeslora_cli.reports.ranks.heatmap import beside, draw
+from bayeslora_cli.reports.ranks.heatmap import beside, draw_grid
 from bayeslora_cli.reports.ranks.rank_agreement import Agreement, between, within
 from bayeslora_cli.reports.ranks.run_groups import Group
 from bayeslora_cli.reports.terminal_text import printable
@@ -92,9 +92,9 @@ class Ranks:
         """The heatmaps of ranks and bit widths, and how far the runs agree."""
         lines = [Text(printable(self.group.title(), unicode=unicode))]
         grid = mean_grid(self.group)
-        ranks = draw(grid, width=width, colour=colour, unicode=unicode)
+        ranks = draw_grid(grid, width=width, colour=colour, unicode=unicode)
         if (bits := bit_grid(self.group.reports)) is not None:
-            widths = draw(bits, width=width, colour=colour, unicode=unicode)
+            widths = draw_grid(bits, width=width, colour=colour, unicode=unicode)
             ranks = beside(ranks, widths, width)
         lines += [Text(), ranks]
         if (agreement := within(self.group)) is not None:
@@ -176,9 +176,9 @@ class Difference:
         titles = {"A": self.a.title(), "B": self.b.title()}
         lines = [Text(printable(f"{n}: {t}", unicode=unicode)) for n, t in titles.items()]
         grid = difference_grid(self.a, self.b)
-        ranks = draw(grid, width=width, colour=colour, unicode=unicode)
+        ranks = draw_grid(grid, width=width, colour=colour, unicode=unicode)
         if (bits := bit_difference_grid(self.a, self.b)) is not None:
-            widths = draw(bits, width=width, colour=colour, unicode=unicode)
+            widths = draw_grid(bits, width=width, colour=colour, unicode=unicode)
             ranks = beside(ranks, widths, width)
         lines += [Text(), ranks, Text()]
         names = {"a": "within A", "b": "within B", "between": "A with B"}

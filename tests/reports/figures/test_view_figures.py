@@ -18,7 +18,7 @@ from PIL import Image
 
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.reports.figures.figure_file import DPI
-from bayeslora_cli.reports.figures.style import COLUMN, PAGE, RISING, STYLE, formula
+from bayeslora_cli.reports.figures.style import COLUMN, PAGE, RISING_MAP, STYLE, formula
 from bayeslora_cli.reports.figures.view_figures import draw_figure, save_figure
 from bayeslora_cli.reports.ranks.grids import difference_grid, mean_grid
 from bayeslora_cli.reports.ranks.history_reading import load_history
@@ -204,7 +204,7 @@ def test_many_panels_are_shades(tmp_path, name, beside):
     cells += [blank] * bool(grid.outside) + [[value, *blank[1:]] for _, value in grid.outside]
     kinds = [*grid.kinds, *[""] * bool(grid.outside), *(kind for kind, _ in grid.outside)]
     ends = [str(layer) for layer in (*grid.layers[:1], *grid.layers[1:][-1:])]
-    shades = ScalarMappable(Normalize(0, top), RISING).to_rgba(np.ma.masked_invalid(cells))
+    shades = ScalarMappable(Normalize(0, top), RISING_MAP).to_rgba(np.ma.masked_invalid(cells))
     for axes in panels:
         np.testing.assert_array_equal(axes.collections[0].get_facecolor(), shades.reshape(-1, 4))
         assert axes.yaxis_inverted()

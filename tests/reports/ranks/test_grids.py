@@ -17,7 +17,7 @@ from bayeslora_cli.reports.ranks.grids import (
     mean_grid,
     rank_grid,
 )
-from bayeslora_cli.reports.ranks.heatmap import draw
+from bayeslora_cli.reports.ranks.heatmap import draw_grid
 from bayeslora_cli.reports.ranks.rank_agreement import within
 from tests.reports.ranks.test_heatmap import (
     DIGITS,
@@ -129,6 +129,6 @@ def test_widths_are_averaged():
     assert "mean over 2 runs" in both.caption
     assert bit_grid([WIDTHS, full_report(1)]) is None
     assert bit_grid([report([])]) is None
-    text = draw(grid, width=80, **DIGITS).plain
+    text = draw_grid(grid, width=80, **DIGITS).plain
     assert text.splitlines()[0].split() == ["layer", "0", "1", "mean"]
     assert text.splitlines()[1].split() == ["W_q", "2.0", "6.0", "4.0"]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bayeslora_cli.reports.ranks.grids import PAPER_KINDS, Grid, bit_grid, rank_grid
-from bayeslora_cli.reports.ranks.heatmap import beside, draw, heatmap, print_heatmap
+from bayeslora_cli.reports.ranks.heatmap import beside, draw_grid, heatmap, print_heatmap
 from bayeslora_cli.reports.terminal_shading import RAMP, SHADES
 from bayeslora_cli.runs.rank_report import MatrixReport, RankReport
 
@@ -134,7 +134,7 @@ def test_means_have_a_decimal():
         kinds=("W_q", "W_k"), layers=(0, 1), values=((1.5, 2.0), (0.25, None)),
         outside=(("W_pool", 1.0),), caption="mean of 4 runs",
     )  # fmt: skip
-    lines = draw(grid, width=80, colour=False, unicode=False).plain.splitlines()
+    lines = draw_grid(grid, width=80, colour=False, unicode=False).plain.splitlines()
     assert [line.split() for line in lines] == [
         ["layer", "0", "1", "sum"],
         ["W_q", "1.5", "2.0", "3.5"],
@@ -171,7 +171,7 @@ def test_differences_and_deviations_are_told(rows, others, colour, unicode):
         values=deviations,
     )
     grid = replace(grid, spread=with_spread)
-    text = draw(grid, width=80, colour=colour, unicode=unicode).plain
+    text = draw_grid(grid, width=80, colour=colour, unicode=unicode).plain
     text = re.sub(f"[{SHADES.strip()}]", " ", text)
     assert max(map(len, text.splitlines())) <= 80
     below = [line.split()[1:] for line in text.splitlines() if line.startswith(" std")]
@@ -304,8 +304,8 @@ def test_ranks_and_widths_side_by_side():
     """Where there is room, else one below the other; neither loses a line."""
     wide = heatmap(WIDTHS, width=120, **DIGITS).plain.splitlines()
     narrow = heatmap(WIDTHS, width=60, **DIGITS).plain.splitlines()
-    ranks = draw(rank_grid(WIDTHS), width=60, **DIGITS).plain.splitlines()
-    bits = draw(bit_grid([WIDTHS]), width=60, **DIGITS).plain.splitlines()
+    ranks = draw_grid(rank_grid(WIDTHS), width=60, **DIGITS).plain.splitlines()
+    bits = draw_grid(bit_grid([WIDTHS]), width=60, **DIGITS).plain.splitlines()
     assert narrow == [*ranks, "", *bits]
     assert len(wide) == max(len(ranks), len(bits))
     at = wide[0].index("layer", 1)

@@ -12,6 +12,7 @@ from bayeslora_cli.export.exporter import export_run
 from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.methods.method import Method
 from bayeslora_cli.models.adapters.layer import LowRankLinear
+from tests.support.networks import build
 from tests.training.test_loop import run_of
 
 
@@ -60,8 +61,6 @@ def test_trained_read_back_and_exported(backbone, rte, tmp_path):
 
 
 def test_its_layers_start_as_it_says(backbone):
-    from tests.methods.test_network import build
-
     network, _ = build(backbone("bert"), method="orthogonal", criterion=None, init_rank=2)
     for layer in network.adapters.values():
         torch.testing.assert_close(layer.lora_A @ layer.lora_A.t(), torch.eye(2))

@@ -179,7 +179,7 @@ def test_uneven_micro_batches_are_weighed_by_their_rows(backbone):
     torch.testing.assert_close(
         step.network.bank.grad, other.network.bank.grad, rtol=1e-4, atol=1e-6
     )
-    assert step.means().loss == pytest.approx(other.progress().loss, rel=1e-6)
+    assert step.means().loss == pytest.approx(other.means().loss, rel=1e-6)
 
 
 class Weighted(Classification):
@@ -210,7 +210,7 @@ def test_micro_batches_are_weighed_by_what_their_rows_count(parts, backbone):
     twin = make_step(backbone("bert"), "adamw", "magnitude", labels=objective)
     twin._collect(twin._backward(batch), 1.0, True)
     torch.testing.assert_close(step.network.bank.grad, twin.network.bank.grad, rtol=1e-4, atol=1e-6)
-    assert step.progress().loss == pytest.approx(float(twin._loss[0]), rel=1e-6)
+    assert step.means().loss == pytest.approx(float(twin._loss[0]), rel=1e-6)
 
 
 def test_samples_average_over_fresh_noise(backbone):

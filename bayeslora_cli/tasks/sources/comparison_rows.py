@@ -92,7 +92,7 @@ def _load_other(task: GlueTask, data: Path | None, own: GlueTask | None) -> Exam
         beside = [path for path in (data, data.resolve().parent) if _within(task, path)]
         if not beside:
             raise DataError(
-                f"--ood {task.name}: --data {data} holds only {own.name}, and there is no "
+                f"--ood {task.name}: --data {data} holds {own.name} alone, and there is no "
                 f"{task.folder} beside it; give --data DIR, which holds {own.folder} and "
                 f"{task.folder}, or --ood FILE"
             )

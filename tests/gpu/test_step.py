@@ -11,6 +11,7 @@ from bayeslora_cli.execution.compilation import compile_blocks
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
 from bayeslora_cli.methods.blora.layer import GatedLinear, Operands
 from bayeslora_cli.methods.network import Network
+from bayeslora_cli.models.adapters.dense import DenseLinear
 from bayeslora_cli.models.kernels import quantize
 from bayeslora_cli.training.step import TrainStep
 from tests.training.test_step import METHODS, T_FINAL, T_INIT, TOTAL, batches, make_step
@@ -99,7 +100,7 @@ def test_a_fused_layer_is_torchs(rows, rank, ladder, kind, monkeypatch):
     def drawn(*shape):
         return torch.randn(*shape, generator=generator, device="cuda")
 
-    layer = GatedLinear(torch.nn.Linear(200, 48), rank, 1.0).to("cuda", kind)
+    layer = GatedLinear(DenseLinear(torch.nn.Linear(200, 48)), rank, 1.0).to("cuda", kind)
     layer.requires_grad_(False)
     divisors = torch.tensor(quantize.intervals(ladder), device="cuda").float()
     leaves = [drawn(rows, 200).to(kind), (drawn(rank, 200) / 14).to(kind), drawn(rank)]

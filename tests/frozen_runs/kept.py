@@ -329,7 +329,17 @@ def flags(command: str) -> dict[str, str]:
             os.environ["COLUMNS"] = before
     found = re.findall(r"(?m)^│ +(?:\* +)?(--[\w-]+)(?: +-\w)? +(<[^>]+>|\S+)", text)
     assert found, text
-    return dict(found)
+    return {name: kind(shown) for name, shown in found}
+
+
+# of a value, as typer before 0.20 shows it
+KINDS = {"TEXT": "<str>", "INTEGER": "<int>", "FLOAT": "<float>", "PATH": "<path>"}
+
+
+def kind(shown: str) -> str:
+    """How a value is called in the help; before typer 0.20 a switch's help follows it at once."""
+    known = KINDS.get(shown, shown).replace("<int range>", "<int>")
+    return known if known.startswith("<") or known.isupper() else "<bool>"
 
 
 def presets() -> list[str]:

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from bayeslora_cli.bayes import posterior
 from bayeslora_cli.bayes.gaussian import FactorisedGaussian
-from bayeslora_cli.config.presets import read_preset
+from bayeslora_cli.config.files.presets import read_preset
+from bayeslora_cli.config.files.toml_files import from_toml, to_toml
 from bayeslora_cli.config.run_config import OPTIONS, RunConfig
-from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import DataError, RunDirError, UserError
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.models.backbones.loading import load_tokenizer

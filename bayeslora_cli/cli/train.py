@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from bayeslora_cli.cli.evaluate import print_table
-from bayeslora_cli.cli.options import takes_options, typed_values
+from bayeslora_cli.cli.help.train_options import takes_options, typed_values
 from bayeslora_cli.cli.progress import ProgressBar, logger, set_up_logging
-from bayeslora_cli.config import presets
+from bayeslora_cli.config.files import presets
 from bayeslora_cli.config.options import PRINTED, SWEEP, WHAT
 from bayeslora_cli.errors import BayesloraError, ConfigError, RunDirError, UserError
 from bayeslora_cli.execution.launch_environment import joined, place

@@ -9,7 +9,7 @@ from typing import Any
 
 from bayeslora_cli.config.catalogue import METHODS, OPTIMIZERS, criteria_of
 from bayeslora_cli.config.effects import check_schedule, without_effect
-from bayeslora_cli.config.presets import preset_chain, row_values, task_chain, top_level
+from bayeslora_cli.config.files.presets import preset_chain, row_values, task_chain, top_level
 from bayeslora_cli.config.run_config import OPTIONS, SCHEDULED, RunConfig, flag
 from bayeslora_cli.errors import ConfigError
 

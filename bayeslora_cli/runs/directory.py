@@ -13,9 +13,9 @@ from typing import Any
 
 from bayeslora_cli.config.catalogue import METHODS
 from bayeslora_cli.config.effects import affecting
+from bayeslora_cli.config.files.toml_files import from_toml, to_toml
 from bayeslora_cli.config.resolution import Resolved
 from bayeslora_cli.config.run_config import METHOD_ROW, OPTIONS, RunConfig, flag
-from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import RunDirError, StorageError, UserError
 from bayeslora_cli.runs.atomic_write import aside, named, remove, tidy, write_json, write_text
 from bayeslora_cli.tasks.task import Task

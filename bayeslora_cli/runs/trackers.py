@@ -20,8 +20,8 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from bayeslora_cli.config.effects import affecting
+from bayeslora_cli.config.files.toml_files import to_toml
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.config.toml_files import to_toml
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.runs.atomic_write import write_json
 from bayeslora_cli.runs.directory import RunDir

@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from bayeslora_cli.cli.app import main
 from bayeslora_cli.cli.train import train
-from bayeslora_cli.config import presets
+from bayeslora_cli.config.files import presets
 from bayeslora_cli.config.run_config import OPTIONS
 
 ROOT = Path(__file__).parents[2]

@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass
 
 import pytest
 
-from bayeslora_cli.cli.options import takes_options, typed_values
+from bayeslora_cli.cli.help.train_options import takes_options, typed_values
 from bayeslora_cli.config import run_config
 from bayeslora_cli.config.catalogue import CRITERIA, METHODS, OPTIMIZERS, CriterionEntry
 from bayeslora_cli.config.effects import affecting, without_effect
+from bayeslora_cli.config.files.presets import read_preset, sections
+from bayeslora_cli.config.files.toml_files import from_file, from_toml, to_toml
 from bayeslora_cli.config.options import LENGTH, PANELS, beside, declared, option
-from bayeslora_cli.config.presets import read_preset, sections
 from bayeslora_cli.config.resolution import resolve, scale_schedule
 from bayeslora_cli.config.run_config import OPTIONS, RunConfig, flag
-from bayeslora_cli.config.toml_files import from_file, from_toml, to_toml
 from bayeslora_cli.config.values import at_least_one
 from bayeslora_cli.errors import ConfigError
 from bayeslora_cli.reports.results.rows import load_results
@@ -87,7 +87,7 @@ def extended(monkeypatch):
     """The new field, as if it stood in `RunConfig`."""
     for name, found in declared(Extended).items():
         monkeypatch.setitem(OPTIONS, name, found)
-    for module in ("config.resolution", "config.toml_files"):
+    for module in ("config.resolution", "config.files.toml_files"):
         monkeypatch.setattr(f"bayeslora_cli.{module}.RunConfig", Extended)
     scheduled = (*run_config.SCHEDULED, "patience")
     monkeypatch.setattr("bayeslora_cli.config.resolution.SCHEDULED", scheduled)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bayeslora_cli.config.catalogue import GLUE_TASKS, METHODS
 from bayeslora_cli.config.effects import affecting, check_schedule, without_effect
-from bayeslora_cli.config.presets import presets_directory
+from bayeslora_cli.config.files.presets import presets_directory
 from bayeslora_cli.config.resolution import (
     Resolved,
     resolve,
@@ -371,7 +371,7 @@ def test_names_are_stable_between_processes():
 
 def test_unknown_preset_keys_are_named(tmp_path, monkeypatch):
     (tmp_path / "rte.toml").write_text("lr = 1.0\nlearning_rate = 1\n[adalora]\nrank = 3\n")
-    monkeypatch.setattr("bayeslora_cli.config.presets.presets_directory", lambda: tmp_path)
+    monkeypatch.setattr("bayeslora_cli.config.files.presets.presets_directory", lambda: tmp_path)
     with pytest.raises(ConfigError) as caught:
         resolve({"task": "rte"})
     assert len(caught.value.problems) == 2

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bayeslora_cli.config.catalogue import GLUE_TASKS
+from bayeslora_cli.config.files.toml_files import from_toml, to_toml
 from bayeslora_cli.config.resolution import (
     resolve,
 )
 from bayeslora_cli.config.run_config import OPTIONS, RunConfig, flag
-from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import ConfigError, UserError
 from tests.support.strategies import FLOATS, NOT_RESULT, ROWS, TABLE, configs
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bayeslora_cli.config.files.toml_files import to_toml
 from bayeslora_cli.config.resolution import resolve
-from bayeslora_cli.config.toml_files import to_toml
 from bayeslora_cli.runs.atomic_write import write_json, write_text
 from bayeslora_cli.runs.directory import RunDir, run_name
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from bayeslora_cli.cli import app
 from bayeslora_cli.config.catalogue import CRITERIA, METHODS, OPTIMIZERS
+from bayeslora_cli.config.files.toml_files import to_toml
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.run_config import OPTIONS
-from bayeslora_cli.config.toml_files import to_toml
 from bayeslora_cli.config.values import MOST, parse_names, parse_numbers
 from bayeslora_cli.errors import ConfigError
 from bayeslora_cli.sweeps.grid import expand

@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from bayeslora_cli.config.files.toml_files import from_toml, to_toml
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.config.toml_files import from_toml, to_toml
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.export.formats.format import Format, Snippet
 from bayeslora_cli.export.independent_reader import Logits

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from bayeslora_cli.config.files.toml_files import to_toml
 from bayeslora_cli.config.resolution import resolve
-from bayeslora_cli.config.toml_files import to_toml
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.reports.ranks.rank_agreement import between
 from bayeslora_cli.reports.ranks.run_groups import check_same, load_group, load_groups

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora_cli.config.catalogue import METHODS, OPTIMIZERS, criteria_of
+from bayeslora_cli.config.files.toml_files import from_file
 from bayeslora_cli.config.run_config import METHOD_ROW, OPTIONS
-from bayeslora_cli.config.toml_files import from_file
 from bayeslora_cli.config.validation import nearest
 from bayeslora_cli.errors import ConfigError
 
@@ -33,7 +33,7 @@ def sections() -> tuple[str, ...]:
 
 def presets_directory() -> Path:
     """`presets/`: inside an installed package, beside the package in a checkout."""
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parents[2]
     installed = package / "presets"
     return installed if installed.is_dir() else package.parent / "presets"
 

@@ -10,12 +10,12 @@ import pytest
 
 from bayeslora_cli.config.catalogue import GLUE_TASKS, TASK_NAMES
 from bayeslora_cli.config.effects import check_schedule
-from bayeslora_cli.config.presets import list_presets, presets_directory
+from bayeslora_cli.config.files.presets import list_presets, presets_directory
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.run_config import OPTIONS
 from bayeslora_cli.errors import ConfigError
 
-PAPER = Path(__file__).parents[3] / "shared" / "paper" / "hyperparameters.json"
+PAPER = Path(__file__).parents[4] / "shared" / "paper" / "hyperparameters.json"
 CRITERIA = {
     ("adalora", "ivon"): ("snr", "sensitivity", "snr-abs", "magnitude", "precision"),
     ("adalora", "adamw"): ("sensitivity", "magnitude"),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from bayeslora_cli.errors import RunDirError
+
+DATA_CHECKSUM = "data_sha256"
+"""The key of result.json under which a run keeps `data_checksum`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,3 +102,17 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.first)
+
+
+def data_checksum(task: Task, examples: Mapping[str, Examples]) -> str:
+    """sha256 over the classes and the texts and labels of all splits, as they were read.
+
+    Where the rows came from, in which format and under which column names, does not count.
+    """
+    digest = sha256(json.dumps([task.classes, task.objective]).encode())
+    for split, rows in sorted(examples.items()):
+        digest.update(json.dumps([split, len(rows), rows.labels], default=str).encode())
+        for texts in (rows.first, rows.second):
+            digest.update(json.dumps(texts and list(map(len, texts))).encode())
+            digest.update("".join(texts or ()).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()

@@ -20,7 +20,7 @@ from bayeslora_cli.runs import model_card as card
 from bayeslora_cli.runs.atomic_write import replacing, write_json, write_text
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import MatrixReport, RankReport, kinds_of, layer_of
-from bayeslora_cli.tasks.task import Task
+from bayeslora_cli.tasks.task import DATA_CHECKSUM, Task
 from bayeslora_cli.training.assembly import TrainingSetup
 from bayeslora_cli.training.state import BestSoFar, LoopState
 
@@ -28,14 +28,16 @@ logger = logging.getLogger("bayeslora")
 
 
 def run_result(
-    config: RunConfig, task: Task, setup: TrainingSetup, state: LoopState, best: BestSoFar
-) -> dict[str, Any]:
+    config: RunConfig, task: Task, setup: TrainingSetup, state: LoopState, best: BestSoFar,
+    data_sha256: str,
+) -> dict[str, Any]:  # fmt: skip
     """What result.json says of a run whose steps are all done.
 
     Args:
         config: with its schedule final.
         state: the loop's, at the end.
         best: the best evaluations, and the state of the best one at the final budget.
+        data_sha256: `data_checksum` of the rows.
     """
     network, allocator, rows = setup.network, setup.allocator, setup.data.training_rows
     bank = network.bank
@@ -47,6 +49,7 @@ def run_result(
         "task": task.name,
         "outputs": network.objective.outputs,
         "training_rows": rows,
+        DATA_CHECKSUM: data_sha256,
         "steps": state.step,
         "seconds": round(seconds, 3),
         "train_seconds": round(state.train_seconds, 3),

@@ -25,6 +25,7 @@ from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.environment import now, record_environment
 from bayeslora_cli.runs.file_lock import locked
 from bayeslora_cli.runs.trackers import Trackers
+from bayeslora_cli.tasks.task import data_checksum
 from bayeslora_cli.training.artifacts import run_result, write_artifacts
 from bayeslora_cli.training.assembly import TrainingSetup, Workspace, reuse_or_build
 from bayeslora_cli.training.preparation import PreparedRun, prepare
@@ -102,6 +103,7 @@ class TrainingLoop:
     ) -> None:
         """Nothing is written before `run`."""
         self.config, self.task, self.directory = prepared.config, prepared.task, prepared.run
+        self.examples = prepared.examples
         self.setup, self.stop, self.total = setup, stop, prepared.config.total_steps
         self.network, self.allocator = setup.network, setup.allocator
         self.processes = setup.processes
@@ -302,7 +304,10 @@ class TrainingLoop:
     def _finish(self) -> None:
         """Write the run's files, result.json last."""
         run = self.directory
-        result = run_result(self.config, self.task, self.setup, self.state, self.best)
+        result = run_result(
+            self.config, self.task, self.setup, self.state, self.best,
+            data_checksum(self.task, self.examples),
+        )  # fmt: skip
         started = run.read_json(run.environment)
         write_json(run.environment, {**started, "end": now()})
         write_artifacts(

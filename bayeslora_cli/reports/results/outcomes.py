@@ -38,6 +38,8 @@ class Outcome:
     """The task's own metric in percent."""
     result: Mapping[str, Any]
     """result.json."""
+    column: str = ""
+    """The name of its data set in the table (`data_sets.column_names`); "" before it has one."""
 
     @property
     def row(self) -> tuple[Any, ...]:
@@ -95,8 +97,8 @@ def _outcome(run: RunDir, at: str) -> Outcome:
 
 
 def tasks_of(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
-    """The tasks, the paper's first and in its order."""
-    found = dict.fromkeys(outcome.task for outcome in outcomes)
+    """The tasks and other data sets by their columns' names, the paper's first, in its order."""
+    found = dict.fromkeys(outcome.column for outcome in outcomes)
     known = GROUPS["all"]
     return (*(t for t in known if t in found), *(t for t in found if t not in known))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import fmean, stdev
@@ -18,6 +18,7 @@ from bayeslora_cli.config.effects import affecting
 from bayeslora_cli.config.resolution import resolve, scale_schedule
 from bayeslora_cli.config.run_config import OPTIONS, RunConfig
 from bayeslora_cli.errors import ConfigError
+from bayeslora_cli.reports.results.data_sets import column_names, data_sets
 from bayeslora_cli.reports.results.outcomes import (
     AT,
     GROUPS,
@@ -28,17 +29,22 @@ from bayeslora_cli.reports.results.outcomes import (
     nested,
     tasks_of,
 )
+from bayeslora_cli.tasks.task import DATA_CHECKSUM
 
 logger = logging.getLogger("bayeslora")
 
-_DATA = ("schedule_steps", "data")
-_FITTED = tuple(name for name, o in OPTIONS.items() if not o.is_final and name not in _DATA)
-"""Follow from the backbone and the total number of steps, and that from the data."""
+_SOURCE = tuple(name for name, o in OPTIONS.items() if o.source)
+"""Where the data are read from. Runs on other data are in other columns."""
+_TOTAL = "schedule_steps"  # follows from the number of rows and other settings
+_FITTED = tuple(n for n, o in OPTIONS.items() if not o.is_final and n not in (_TOTAL, *_SOURCE))
+"""Follow from the backbone and the total number of steps."""
+_DATA = ("data",)
+"""Tells runs of a GLUE task apart that kept no checksum of their rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """A row's scores on one task, or over a group of tasks."""
+    """A row's scores on one data set, or over a group of tasks."""
 
     scores: Mapping[int, float]
     """Percent by seed."""
@@ -71,10 +77,10 @@ class Row:
 
     @cached_property
     def cells(self) -> dict[str, Cell]:
-        """Cells by task, then by those of `GROUPS` of which the row has all tasks."""
+        """Cells by data set, then by those of `GROUPS` of which the row has all tasks."""
         found = {}
         for task in tasks_of(self.outcomes):
-            scores = {o.config.seed: o.score for o in self.outcomes if o.task == task}
+            scores = {o.config.seed: o.score for o in self.outcomes if o.column == task}
             found[task] = Cell(scores=scores, mean=fmean(scores.values()))
         for group, tasks in GROUPS.items():
             if found.keys() >= set(tasks):
@@ -133,7 +139,12 @@ def load_results(paths: Sequence[Path], at: str = AT[0]) -> Results:
         UserError: a path that is no run and holds none, or a run's file missing or corrupt.
     """
     found = {o.run.path.resolve(): o for path in paths for o in load_outcomes(path, at)}
-    outcomes = list(found.values())
+    of_run = data_sets([(o.config, o.result) for o in found.values()])
+    columns = column_names(of_run)
+    outcomes = [
+        replace(outcome, column=columns[data.identity])
+        for outcome, data in zip(found.values(), of_run, strict=True)
+    ]
     models = grouped(outcomes, lambda o: o.config.model)
     rows = [
         row
@@ -157,15 +168,16 @@ def _places(method: str, optimizer: str, criterion: str | None) -> tuple[int, in
 def _rows(
     key: tuple[Any, ...], model: str, outcomes: Sequence[Outcome], named: Mapping[str, Any]
 ) -> Iterator[Row]:
-    """Put the runs of one key and model into one row, if on each task they differ only in the seed.
+    """Put the runs of one key and model into one row, if on each data set they differ only in the
+    seed.
 
-    Otherwise yield one row per combination of the settings in which runs of a same task differ.
-    Settings that differ only between tasks, as presets do, do not separate rows.
+    Otherwise yield one row per combination of the settings in which runs of a same data set differ.
+    Settings that differ only between data sets, as presets do, do not separate rows.
     """
     settings = {outcome.run.path: _settings(outcome) for outcome in outcomes}
     late = (*_FITTED, *_DATA)
     plain = dict.fromkeys(n for found in settings.values() for n in found if n not in late)
-    # step numbers and data only where the other settings do not tell all: they follow from them
+    # step numbers only where the other settings do not tell all: they follow from them
     for more in ((), _FITTED, (*_FITTED, *_DATA)):
         found = {
             path: {name: own[name] for name in (*plain, *more) if name in own}
@@ -184,19 +196,21 @@ def _rows(
 
 
 def _settings(outcome: Outcome) -> dict[str, Any]:
-    """The settings of a run that differ from its task's preset, and `_DATA`."""
+    """The settings of a run that differ from its task's preset, and `_DATA` where it counts."""
     config = outcome.config
     known = {name: getattr(config, name) for name in ("task", "train_file", *ROW)}
     typed = tuple((n, v) for n, v in known.items() if v is not None)
     usual = _usual(typed, config.schedule_steps)
     mine = affecting(config)
-    for name in (*known, *_DATA, "seed", "model", "eval_file"):
+    for name in (*known, *_SOURCE, _TOTAL, "seed", "model"):
         mine.pop(name, None)
     found = {
         n: v
         for n, v in mine.items()
         if OPTIONS[n].always_told or usual is None or v != getattr(usual, n)
     }
+    if DATA_CHECKSUM in outcome.result:
+        return found
     return found | {name: getattr(config, name) for name in _DATA}
 
 
@@ -213,9 +227,9 @@ def _usual(typed: tuple[tuple[str, Any], ...], steps: int | None) -> RunConfig |
 def _differing(
     outcomes: Sequence[Outcome], settings: Mapping[Path, Mapping[str, Any]]
 ) -> tuple[str, ...]:
-    """The settings that differ between runs of one task."""
+    """The settings that differ between runs of one data set."""
     names = dict.fromkeys(name for found in settings.values() for name in found)
-    tasks = grouped(outcomes, lambda o: o.task).values()
+    tasks = grouped(outcomes, lambda o: o.column).values()
     return tuple(
         name
         for name in names
@@ -224,17 +238,17 @@ def _differing(
 
 
 def _mixed(row: Sequence[Outcome]) -> bool:
-    """Whether runs of one task differ in more than their seed, or share it."""
+    """Whether runs of one data set differ in more than their seed, or share it."""
     return any(
         len({o.config.seed for o in alike}) < len(alike)
-        or len({tuple(getattr(o.config, n) for n in (*_FITTED, _DATA[0])) for o in alike}) > 1
-        for alike in grouped(row, lambda o: o.task).values()
+        or len({tuple(getattr(o.config, n) for n in (*_FITTED, _TOTAL)) for o in alike}) > 1
+        for alike in grouped(row, lambda o: o.column).values()
     )
 
 
 def _once(outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
-    """Keep the first run of each task and seed; warn of the others."""
-    for alike in grouped(outcomes, lambda o: (o.task, o.config.seed)).values():
+    """Keep the first run of each data set and seed; warn of the others."""
+    for alike in grouped(outcomes, lambda o: (o.column, o.config.seed)).values():
         for copy in alike[1:]:
             logger.warning("%s is left out: it is %s again", copy.run.path, alike[0].run.path)
         yield alike[0]

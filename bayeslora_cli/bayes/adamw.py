@@ -18,7 +18,7 @@ class BankAdamW(BankOptimizer):
     def __init__(
         self, bank: AdapterBank, *, weight_decay: float, part: slice | None = None
     ) -> None:
-        """`part`: of the buffers; None: the weights."""
+        """`part`: the slice of the buffers to train; None: the weights."""
         self.bank = bank
         part = bank.weights if part is None else part
         self._mean = mean = bank.mean[part]
@@ -28,7 +28,8 @@ class BankAdamW(BankOptimizer):
         )
         self.adamw.param_groups[0]["lr"] = self._rate
         mean.grad = bank.grad[0, part]
-        # torch makes its state at the first step; made now it can be saved and restored before
+        # torch creates its state at the first step; created now, it can be saved and restored
+        # earlier
         self.adamw.state[mean] = {
             "step": torch.zeros((), device=mean.device),
             "exp_avg": torch.zeros_like(mean),
@@ -43,7 +44,7 @@ class BankAdamW(BankOptimizer):
 
     @torch.no_grad()
     def update(self, step: int | Tensor, learning_rate: float | Tensor, good: Tensor) -> None:
-        # the fused kernel's own guard, made for gradient scalers: nothing moves where it is 1
+        # the fused kernel's guard, made for gradient scalers: at 1 it updates nothing
         self.adamw.found_inf = (~good).float()  # type: ignore[attr-defined]
         self._rate.fill_(learning_rate)
         self.adamw.step()
@@ -55,5 +56,5 @@ class BankAdamW(BankOptimizer):
 def build(
     config: RunConfig, bank: AdapterBank, train_size: int, noise: torch.Generator
 ) -> BankAdamW:
-    """AdamW with the configuration's settings."""
+    """Build AdamW with the configuration's settings."""
     return BankAdamW(bank, weight_decay=config.weight_decay)

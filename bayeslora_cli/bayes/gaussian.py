@@ -1,4 +1,4 @@
-"""`FactorisedGaussian`: the posterior that IVON finds, or with no sigma a point."""
+"""`FactorisedGaussian`: the posterior that IVON finds, or without sigma a point estimate."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from bayeslora_cli.models.adapters.bank_layout import BankLayout, Segment
 
 @dataclass(kw_only=True, slots=True)
 class FactorisedGaussian(Posterior):
-    """theta_i ~ N(mean_i, sigma_i^2), independent; a point estimate without sigma.
+    """Independent theta_i ~ N(mean_i, sigma_i^2), or a point estimate without sigma.
 
-    Its file: kept (n, r) uint8; mean/NAME and sigma/NAME of each parameter, without the rows and
-    columns of pruned triplets.
+    Its file holds kept (n, r) uint8, and mean/NAME and sigma/NAME of each parameter, without the
+    rows and columns of pruned triplets.
     """
 
     kind: ClassVar[str] = "bayeslora-posterior-1"
@@ -37,7 +37,7 @@ class FactorisedGaussian(Posterior):
         return self.sigma is not None
 
     def sample(self, generator: torch.Generator, temperature: float) -> Tensor:
-        """theta ~ N(mean, temperature sigma^2)."""
+        """Draw theta ~ N(mean, temperature sigma^2)."""
         assert self.sigma is not None, "a point estimate has nothing to sample"
         noise = torch.randn(self.mean.shape, generator=generator).to(self.mean.device)
         theta = torch.addcmul(self.mean, noise, self.sigma, value=math.sqrt(temperature))
@@ -94,7 +94,7 @@ class FactorisedGaussian(Posterior):
 
 
 def _kept(layout: BankLayout, segment: Segment, mask: Tensor) -> tuple[Tensor, int] | None:
-    """Which rows (dim 0) or columns (dim 1) of an adapter's segment are kept; None: all."""
+    """Return the kept rows (dim 0) or columns (dim 1) of an adapter's segment; None: all."""
     name, _, part = segment.name.rpartition(".lora_")
     if segment.role != "adapter" or not layout.has_singular_values:
         return None
@@ -102,10 +102,10 @@ def _kept(layout: BankLayout, segment: Segment, mask: Tensor) -> tuple[Tensor, i
 
 
 def _fill(view: Tensor, value: Tensor | None, name: str, kept: tuple[Tensor, int] | None) -> None:
-    """Write the kept part of a segment.
+    """Write `value` to the kept part of a segment.
 
     Raises:
-        ValueError: it has another shape or type, or is missing.
+        ValueError: the value has another shape or type, or is missing.
     """
     shape = list(view.shape)
     if kept is not None:

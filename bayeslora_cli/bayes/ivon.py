@@ -12,14 +12,14 @@ from bayeslora_cli.bayes.optimizer import BankOptimizer
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.models.adapters.bank import AdapterBank
 
-CPU_PART = 2**15  # elements of an update at a time on a CPU: the most that torch gives one thread
+CPU_PART = 2**15  # elements updated at a time on a CPU: the most that torch gives one thread
 
 
 class BankIVON(ivon.IVON, BankOptimizer):  # type: ignore[misc]
-    """IVON (Shen et al., ICML 2024), the official formulas on flat buffers.
+    """IVON (Shen et al., ICML 2024): the official formulas on flat buffers.
 
-    The constructor's checks and the update's mathematics are `ivon-opt`'s; sampling and storage are
-    the bank's. The debiasing's step count, which `ivon-opt` leaves out of its state, is the loop's.
+    `ivon-opt` checks the arguments and computes the update; the bank samples and stores. The loop
+    gives the step count for debiasing, which `ivon-opt` leaves out of its state.
     """
 
     posterior = True
@@ -30,8 +30,9 @@ class BankIVON(ivon.IVON, BankOptimizer):  # type: ignore[misc]
         """See `ivon.IVON` for the hyperparameters; `generator` draws the noise and nothing else."""
         self.bank = bank
         self.generator = generator
-        # the formulas make a dozen temporaries: on a CPU a part's stay in the cache (22M elements:
-        # 0.28 s a step for 2.1 s at once, MiniLM in full on two busy cores)
+        # the formulas make a dozen temporaries: on a CPU those of a part stay in the cache (22M
+        # elements:
+        # 0.28 s per step in place of 2.1 s, MiniLM in full on two busy cores)
         end = bank.weights.stop
         size = CPU_PART if bank.mean.device.type == "cpu" else end
         self._parts = [slice(i, min(i + size, end)) for i in range(0, end, size)]
@@ -43,7 +44,7 @@ class BankIVON(ivon.IVON, BankOptimizer):  # type: ignore[misc]
         group["hess"] = torch.full_like(self.bank.mean, group["hess_init"])
 
     def sigma(self) -> Tensor:
-        """1 / sqrt(ess (h + delta)) of the weights, 0 of all else: (N,)."""
+        """Return 1 / sqrt(ess (h + delta)) for the weights and 0 for all other elements: (N,)."""
         group = self.param_groups[0]
         hessian: Tensor = group["hess"]
         precision: Tensor = group["ess"] * (hessian + group["weight_decay"])
@@ -91,12 +92,12 @@ class BankIVON(ivon.IVON, BankOptimizer):  # type: ignore[misc]
 
 
 def effective_sample_size(config: RunConfig, train_size: int) -> float:
-    """IVON's ess, in examples, of a run on `train_size` of them."""
+    """Return IVON's effective sample size, in examples, for a run on `train_size` examples."""
     return config.ess or config.ess_per_example * train_size
 
 
 def hessian_over_initial(sigma: float, config: RunConfig, train_size: int) -> float:
-    """h / h0 of an element whose standard deviation is sigma: h = 1 / (ess sigma^2) - delta."""
+    """Return h / h0 of an element with standard deviation sigma: h = 1 / (ess sigma^2) - delta."""
     ess = effective_sample_size(config, train_size)
     return float((1 / (ess * sigma**2) - config.weight_decay) / config.hess_init)
 
@@ -104,7 +105,7 @@ def hessian_over_initial(sigma: float, config: RunConfig, train_size: int) -> fl
 def build(
     config: RunConfig, bank: AdapterBank, train_size: int, noise: torch.Generator
 ) -> BankIVON:
-    """IVON with the configuration's settings."""
+    """Build IVON with the configuration's settings."""
     return BankIVON(
         bank,
         generator=noise,

@@ -1,7 +1,7 @@
 """`BankOptimizer`: an optimizer on the flat bank.
 
-Optimizers touch only flat tensors. A flag on the device guards each update: where it is false every
-tensor keeps its value. The host never reads it during a step.
+Optimizers touch only flat tensors. A flag on the device guards each update: if it is false, every
+tensor keeps its value. The host never reads the flag during a step.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from bayeslora_cli.models.adapters.bank import AdapterBank
 
 
 class BankOptimizer(ABC):
-    """Samples and moves the bank's weights; the training step calls it."""
+    """Samples and updates the bank's weights; the training step calls it."""
 
     posterior: bool
-    """Whether it keeps a posterior, so that theta is sampled and sigma known."""
+    """Whether it keeps a posterior, so that theta is sampled and sigma is known."""
 
     @abstractmethod
     def sample(self, *, masked: bool) -> None:
@@ -28,34 +28,35 @@ class BankOptimizer(ABC):
 
     @abstractmethod
     def update(self, step: int | Tensor, learning_rate: float | Tensor, good: Tensor) -> None:
-        """Step number `step`, from 0, from `bank.grad`, wherever the scalar bool `good` is true.
+        """Update the weights from `bank.grad` if the scalar bool `good` is true.
 
-        As tensors, float64 and fp32, `step` and `learning_rate` stay on the device.
+        `step` counts from 0. If `step` (float64) and `learning_rate` (fp32) are tensors, the host
+        does not read them.
         """
 
     @abstractmethod
     def sigma(self) -> Tensor | None:
-        """Standard deviation of each element (N,), or None for a point estimate."""
+        """Return the standard deviation of each element (N,), or None for a point estimate."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """State tensors, in place."""
+        """Return the state tensors themselves, not copies."""
 
     def compile(self) -> None:  # noqa: B027
-        """Put the update under torch.compile, where that makes fewer kernels of it."""
+        """Compile the update by torch.compile, if that results in fewer kernels."""
 
     def scalars(self) -> dict[str, int]:
-        """Nothing: the loop counts the steps."""
+        """Return no scalars: the loop counts the steps."""
         return {}
 
     def load_scalars(self, scalars: dict[str, int]) -> None:  # noqa: B027
-        """Nothing to take."""
+        """Do nothing: there are no scalars."""
 
 
 def build_optimizer(
     config: RunConfig, bank: AdapterBank, train_size: int, noise: torch.Generator
 ) -> BankOptimizer:
-    """The configuration's optimizer on a bank.
+    """Build the configuration's optimizer on a bank.
 
     Args:
         train_size: number of training examples.

@@ -1,7 +1,7 @@
-"""`Posterior`: a distribution over a network's parameters, as a sampler and as a file.
+"""`Posterior`: a distribution over a network's parameters, which can be sampled and saved.
 
-A file holds what `Posterior.tensors` gives and the frozen tensors that the run drew itself. Its
-metadata name the kind of the posterior, whose class `config.catalogue.POSTERIORS` names.
+A file holds the tensors that `Posterior.tensors` returns and the frozen tensors that the run drew
+itself. Its metadata name the posterior's kind; `config.catalogue.POSTERIORS` names its class.
 """
 
 from __future__ import annotations
@@ -26,81 +26,81 @@ from bayeslora_cli.models.adapters.bank_layout import BankLayout
 class Posterior(ABC):
     """A distribution over the parameters theta (N,) of a bank, or a point.
 
-    `gaussian.FactorisedGaussian` is the one there is. To add another (Laplace, SWAG, an ensemble of
-    seeds), write a subclass in a file of its own and an entry in `config.catalogue.POSTERIORS`.
+    The only one today is `gaussian.FactorisedGaussian`. To add another (Laplace, SWAG, an ensemble
+    of seeds), write a subclass in its own file and an entry in `config.catalogue.POSTERIORS`.
     """
 
     kind: ClassVar[str]
-    """In the file's metadata, and its key in the catalogue."""
+    """Name of the kind in the file's metadata and in the catalogue."""
     layout: BankLayout
-    """Of the bank."""
+    """Layout of the bank."""
     mean: Tensor
-    """(N,): the point at which the network is evaluated without samples, and exported."""
+    """(N,): the point that is exported, and evaluated without samples."""
     mask: Tensor
     """Kept triplets (n, r), 0 or 1."""
 
     def apply(self, bank: AdapterBank) -> None:
-        """Make this the bank's mean and mask."""
+        """Copy the mean and the mask to the bank."""
         bank.mean.copy_(self.mean)
         bank.mask.copy_(self.mask)
 
     @property
     @abstractmethod
     def can_sample(self) -> bool:
-        """Whether it is more than a point."""
+        """Whether it is a distribution, not only a point."""
 
     @abstractmethod
     def sample(self, generator: torch.Generator, temperature: float) -> Tensor:
-        """Draw theta (N,), on this posterior's device, the E of pruned triplets being 0.
+        """Draw theta (N,) on this posterior's device, with the E of pruned triplets at 0.
 
         Args:
-            generator: on the CPU: the draws are the same whatever device the posterior is on.
-            temperature: a factor of the variance; 0 gives the mean.
+            generator: on the CPU, so that the draws are the same on every device.
+            temperature: factor of the variance; 0 gives the mean.
         """
 
     @abstractmethod
     def summary(self, config: RunConfig, training_rows: int) -> dict[str, Any] | None:
-        """What training has made of it, for result.json; None: there is nothing to say.
+        """Summarise the posterior after training, for result.json; None: nothing to report.
 
         Args:
-            config: of the run.
+            config: the run's configuration.
             training_rows: number of training examples.
         """
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """What its file holds, without pruned triplets, on the CPU."""
+        """Return the tensors of its file, on the CPU, without pruned triplets."""
 
     @classmethod
     @abstractmethod
     def check_names(cls, names: set[str], layout: BankLayout) -> bool:
-        """Whether tensors of these names are a posterior's of a bank with this layout."""
+        """Return whether a posterior file of a bank with this layout has tensors of these names."""
 
     @classmethod
     @abstractmethod
     def from_tensors(
         cls, tensors: Mapping[str, Tensor], layout: BankLayout, device: torch.device
     ) -> Self:
-        """The posterior that `tensors` came from, on `device`.
+        """Rebuild the posterior from the tensors of its file, on `device`.
 
         Raises:
-            ValueError: a tensor that does not fit the layout; the message names it.
+            ValueError: a tensor does not fit the layout; the message names it.
         """
 
 
 class BankedNetwork(Protocol):
-    """What a posterior file needs of a network: `methods.network.Network` is one."""
+    """The part of `methods.network.Network` that saving and loading a posterior needs."""
 
     bank: AdapterBank
     drawn: dict[str, Tensor]
     """Frozen tensors that the checkpoint lacked and the run drew, by name."""
 
     def set_drawn(self, name: str, value: Tensor) -> None:
-        """Replace one of them."""
+        """Replace a drawn tensor."""
 
 
 def save(path: Path, network: BankedNetwork, posterior: Posterior) -> None:
-    """Write the file: the posterior's tensors, and drawn/NAME, a frozen tensor that the backbone's
+    """Write the posterior's tensors, and as drawn/NAME each frozen tensor that the backbone's
     checkpoint lacks."""
     tensors = posterior.tensors()
     tensors |= {f"drawn/{name}": value.cpu().contiguous() for name, value in network.drawn.items()}
@@ -108,10 +108,10 @@ def save(path: Path, network: BankedNetwork, posterior: Posterior) -> None:
 
 
 def load(path: Path, network: BankedNetwork) -> Posterior:
-    """Read the file for a network of the same structure; its drawn tensors are set to the file's.
+    """Read a posterior file, and set the network's drawn tensors to those of the file.
 
     Raises:
-        RunDirError: missing, corrupt, of another format, or of another network.
+        RunDirError: the file is missing, corrupt, of another format, or of another network.
     """
     bank, layout = network.bank, network.bank.layout
     try:
@@ -122,7 +122,7 @@ def load(path: Path, network: BankedNetwork) -> Posterior:
             kind: type[Posterior] = implementation(place)
             names = set(file.keys())
             drawn = {f"drawn/{name}": name for name in network.drawn}
-            if not kind.check_names(names - drawn.keys(), layout):  # before any is read
+            if not kind.check_names(names - drawn.keys(), layout):  # before tensors are read
                 raise RunDirError(f"{path} belongs to another model or other target modules")
             tensors = {name: file.get_tensor(name) for name in names}
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What training has made of a posterior: whether sigma says more than the settings did."""
+"""Summarises a trained posterior: whether sigma reflects the data, or only the settings."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from bayeslora_cli.models.adapters.bank_layout import BankLayout
 from bayeslora_cli.tasks.metrics import spearman
 
 NEAR = 0.1
-"""Largest share by which h/h0 of nine elements in ten differs from 1 where the Hessian has stayed.
-sigma^2 is 1/(ess h): a tenth of h does to it what a tenth of the training examples would."""
+"""The Hessian counts as unchanged if h/h0 of nine elements in ten differs from 1 by at most this.
+sigma^2 is 1/(ess h): a tenth more h changes it as a tenth more training examples would."""
 FLAT = 1.1
-"""Largest ratio of sigma's quantiles where sigma is almost constant: what `NEAR` amounts to,
-(1.1 / 0.9)^(1/2), for a Hessian that has gone anywhere."""
+"""sigma counts as almost constant if its quantiles have at most this ratio: (1.1 / 0.9)^(1/2), the
+same spread as `NEAR` allows, around any value of the Hessian."""
 SAME_ORDER = 0.99
-"""Least rank correlation at which snr is said to rank as magnitude does."""
+"""snr and magnitude count as ranking alike from this rank correlation on."""
 
 
 def summarise(
@@ -32,24 +32,24 @@ def summarise(
     config: RunConfig,
     training_rows: int,
 ) -> dict[str, Any]:
-    """How far the Hessian h has come from its initial value h0, and what follows from it.
+    """Report how far the Hessian h has moved from its initial value h0, and what follows.
 
-    All of kept elements (those of kept triplets, the head and trained backbone weights): a pruned
-    triplet has no say in a prediction, and the posterior's file does not hold it.
+    Only kept elements count (those of kept triplets, the head and trained backbone weights): a
+    pruned triplet does not affect predictions, and the posterior's file does not hold it.
 
     Args:
-        layout: of the bank.
-        mean, sigma, mask: (N,), (N,) and (n, r), of the run's evaluation `best_at_budget`; the
-            end's has h, and the triplets' scores, of some steps more.
+        layout: the bank's.
+        mean, sigma, mask: (N,), (N,) and (n, r), of the run's evaluation `best_at_budget`; at the
+            end of training, h and the triplets' scores have seen a few more steps.
         training_rows: number of training examples, which ess may depend on.
     Returns:
         For result.json: `hessian_over_h0`, quantiles of h/h0, h being 1/(ess sigma^2) - delta;
         `sigma_ratio`, the 95% quantile of sigma over the 5% one; `snr_magnitude_correlation`,
         Spearman's, of the scores of kept triplets (None: fewer than two, or the method has none);
-        `note`, one sentence where the posterior has learnt next to nothing, else None.
+        `note`, one sentence if the posterior has learnt next to nothing, else None.
     """
     low, median, high = _quantiles(_kept(layout, sigma, mask))
-    # sigma falls where h rises: the quantiles change places
+    # sigma falls as h rises: the high quantile of sigma gives the low one of h
     ratios = {
         name: hessian_over_initial(value, config, training_rows)
         for name, value in (("q05", high), ("median", median), ("q95", low))
@@ -63,12 +63,10 @@ def summarise(
 
 
 def _kept(layout: BankLayout, flat: Tensor, mask: Tensor) -> Tensor:
-    """Elements of a flat buffer (N,) without those of pruned triplets and the padding: (k,)."""
+    """Select elements of a flat buffer (N,), without pruned triplets and padding: (k,)."""
     keep = torch.zeros(flat.shape, dtype=torch.bool)
     for segment in layout.segments.values():
-        if (
-            segment.stop <= layout.weights.stop
-        ):  # gates and ranges are points, whatever the optimizer
+        if segment.stop <= layout.weights.stop:  # gates and ranges are points with every optimizer
             segment.view(keep).fill_(True)
     if layout.has_singular_values:
         kept = mask.bool().cpu()
@@ -81,14 +79,14 @@ def _kept(layout: BankLayout, flat: Tensor, mask: Tensor) -> Tensor:
 
 
 def _quantiles(values: Tensor) -> tuple[float, float, float]:
-    """The 5% quantile, the median and the 95% one."""
-    # numpy's: torch's takes no more than 2^24 elements
+    """Return the 5% quantile, the median and the 95% quantile."""
+    # numpy's quantile: torch's accepts at most 2^24 elements
     low, median, high = np.quantile(values.numpy(), (0.05, 0.5, 0.95))
     return float(low), float(median), float(high)
 
 
 def _agreement(layout: BankLayout, mean: Tensor, sigma: Tensor, mask: Tensor) -> float | None:
-    """Rank correlation of the kept triplets' scores under snr and under magnitude."""
+    """Return the rank correlation of the kept triplets' scores under snr and magnitude."""
     kept = mask.bool().cpu()
     if not layout.has_singular_values or kept.sum() < 2:
         return None
@@ -99,7 +97,7 @@ def _agreement(layout: BankLayout, mean: Tensor, sigma: Tensor, mask: Tensor) ->
 
 
 def _note(summary: dict[str, Any], config: RunConfig) -> str | None:
-    """What is to be said of a posterior that has learnt next to nothing."""
+    """Return a note if the posterior has learnt next to nothing, else None."""
     low, high = summary["hessian_over_h0"]["q05"], summary["hessian_over_h0"]["q95"]
     reach = f"h/h0 {low:.3g} to {high:.3g}"
     if low >= 1 - NEAR and high <= 1 + NEAR:

@@ -1,4 +1,4 @@
-"""Which statistics a criterion reads: found by calling it once on statistics that note it."""
+"""Finds which statistics a criterion reads, by calling it once on recording statistics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ELEMENTS = 4
 
 
 class _Recorder:
-    """Statistics of a few elements, random and positive but for the mean; notes what is read."""
+    """Random statistics of a few elements, positive except the mean; records which are read."""
 
     def __init__(self, names: Iterable[str]) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -28,12 +28,12 @@ class _Recorder:
 
 
 def statistics_read(function: Callable[[Any], Any], names: Iterable[str]) -> set[str]:
-    """Names of the statistics that a criterion reads.
+    """Return the names of the statistics that a criterion reads.
 
     Args:
-        names: of all statistics.
+        names: the names of all statistics.
     Raises:
-        ValueError: it does not return a finite score per element.
+        ValueError: the criterion does not return a finite score per element.
     """
     recorder = _Recorder(names)
     scores = function(recorder)

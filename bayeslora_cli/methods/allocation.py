@@ -1,4 +1,4 @@
-"""What the training step and loop ask of the object that allocates ranks: `Allocator`."""
+"""`Allocator`: the interface through which the training step and loop use a rank allocator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HISTORY = 1000  # allocations that the device keeps before the host must fetch t
 
 
 class Allocation(NamedTuple):
-    """Ranks, and widths if any, of all matrices from a step on."""
+    """Ranks, and bit widths if any, that all matrices have from a step on."""
 
     step: int
     budget: int
@@ -26,8 +26,8 @@ class Allocation(NamedTuple):
 class Allocator(ABC):
     """Decides on ranks during the run; the training step and the loop call it.
 
-    A phase says whether it `allocates` (sigma is wanted), whether it `holds` (masked weights are
-    not sampled), and by `passes` what else a forward pass depends on.
+    A phase tells whether it `allocates` (then `after_update` gets sigma) and whether it `holds`
+    (then masked weights are not sampled); `passes` is the part of it that forward passes depend on.
     """
 
     final_step: int
@@ -40,11 +40,11 @@ class Allocator(ABC):
     def before_passes(  # noqa: B027
         self, step: int, batches: Sequence[Mapping[str, Tensor]], good: Tensor
     ) -> None:
-        """Measure what must be known before the passes of a step, on its batch.
+        """Measure on the batch of a step what its passes need.
 
         Args:
-            batches: this process's micro-batches, of which there may be none.
-            good: a scalar bool on the device; where it is false nothing may change.
+            batches: this process's micro-batches; there may be none.
+            good: a scalar bool on the device; if it is false, nothing may change.
         """
 
     def regularise(self) -> Tensor | None:
@@ -56,39 +56,39 @@ class Allocator(ABC):
         """Do what follows the optimizer's update of the announced step, wherever `good` is true.
 
         Args:
-            sigma: of all elements (N,), where the phase allocates; None without a posterior.
+            sigma: of all elements (N,), if the phase allocates; None without a posterior.
         Returns:
-            `good`, and false as well where something was not finite.
+            `good`, or false if a value was not finite.
         """
 
     def compile(self) -> None:
-        """Put what follows the update under torch.compile, where that makes fewer kernels of it."""
+        """Compile what follows the update by torch.compile, if that results in fewer kernels."""
         self.after_update = torch.compile(self.after_update, dynamic=False)  # type: ignore[method-assign]
 
     @abstractmethod
     def scores(self, sigma: Tensor | None) -> Tensor:
-        """The triplets' scores now: (n, r)."""
+        """Return the present scores of the triplets: (n, r)."""
 
     @abstractmethod
     def facts(self, step: int) -> dict[str, Any]:
-        """For a line of metrics.jsonl; this may read the device."""
+        """Return entries for a line of metrics.jsonl; this may read from the device."""
 
     def result(self, mean: Tensor, mask: Tensor) -> dict[str, Any]:
-        """For result.json, of the state that the run keeps."""
+        """Return entries for result.json, about the state that the run keeps."""
         return {}
 
     @abstractmethod
     def fetch_history(self) -> list[Allocation]:
-        """The allocations since the last fetch: this reads the device."""
+        """Return the allocations since the last fetch; this reads from the device."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that the future depends on besides the bank."""
+        """Return the state tensors of a checkpoint; the bank saves its own."""
 
     @abstractmethod
     def scalars(self) -> dict[str, Any]:
-        """State that is no tensor; fetch the history before."""
+        """Return the state that is not in tensors; the caller must fetch the history first."""
 
     @abstractmethod
     def load_scalars(self, scalars: dict[str, Any]) -> None:
-        """Take `scalars()` of an earlier process."""
+        """Restore what `scalars()` returned in an earlier process."""

@@ -1,4 +1,4 @@
-"""Builds a network: a backbone, adapted as a method says, what is trained put into a bank."""
+"""Builds a network: loads a backbone, adapts it by a method, moves trained tensors to a bank."""
 
 from __future__ import annotations
 
@@ -36,14 +36,15 @@ def build_network(
     device: torch.device,
     form: Callable[[nn.Module], AdaptedLinear] = DenseLinear,
 ) -> Network:
-    """Load, adapt, move and bank a network.
+    """Load the backbone, adapt it, move it to the device and build its bank.
 
     Args:
-        posterior: whether the optimizer samples its weights.
-        device: meta for only the shapes; then no weights are read.
-        form: how the frozen weights of adapted layers lie in memory; given the layer to replace.
+        posterior: whether the optimizer samples the weights.
+        device: meta: build only the shapes, without reading weights.
+        form: constructor that gets the layer to replace; it decides how the frozen weight lies in
+            memory.
     Raises:
-        ModelError: as `load_backbone` and `match_targets` do.
+        ModelError: raised by `load_backbone` or `match_targets`.
     """
     weights = device.type != "meta"
     module, head, missing = load_backbone(config, objective, tokenizer, weights=weights)
@@ -79,8 +80,9 @@ def build_network(
     module.to(device)
     matrices = [Matrix(name=n, a=m.lora_A, b=m.lora_B, e=m.lora_E) for n, m in adapters.items()]
     low_rank = {id(p) for m in matrices for p in (m.a, m.b, m.e)}
-    for name, parameter in module.named_parameters():  # and no buffer: rotary angles want fp32
-        # logits are worth fp32: a bf16 regression output has three digits
+    # buffers are not cast: rotary angles need fp32
+    for name, parameter in module.named_parameters():
+        # logits need fp32: a bf16 regression output has three digits
         exact = inside(name, head) or id(parameter) in low_rank
         parameter.data = parameter.data.to(torch.float32 if exact else dtype)
     for name in head:
@@ -89,7 +91,7 @@ def build_network(
         # transformers 5.23 renamed the method; older ones know only the old name
         renamed = getattr(module, "activation_checkpointing_enable", None)
         options: dict[str, Any] = {"use_reentrant": False}
-        if device.type == "cpu":  # a layer that runs again does so outside of `Network.logits`
+        if device.type == "cpu":  # checkpointing reruns layers outside of `Network.logits`
             options["context_fn"] = lambda: (nullcontext(), cpu_dropout(device))
         try:
             (renamed or module.gradient_checkpointing_enable)(options)

@@ -7,7 +7,7 @@ from bayeslora_cli.methods.method import LayerMaker, Method
 
 
 class FullFineTuning(Method):
-    """No adapters; all weights are trained."""
+    """Trains all weights, without adapters."""
 
     def layer_maker(self, config: RunConfig) -> LayerMaker | None:
         return None

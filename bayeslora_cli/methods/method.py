@@ -1,7 +1,7 @@
-"""`Method`: how a backbone becomes trainable. One object per method; nothing branches on its name.
+"""`Method`: how a backbone becomes trainable. One object per method; no code branches on its name.
 
-To add a method: a file here (or a folder) with a subclass and one object of it, and an entry in
-`config.catalogue.METHODS` that names the object.
+To add a method, write a file in this folder (or a folder) with a subclass and one object of it, and
+an entry in `config.catalogue.METHODS` that names the object.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.layer import LowRankLinear
 
 LayerMaker = Callable[[AdaptedLinear, int, float, torch.Generator], LowRankLinear]
-"""(product of the base layer, rank, alpha, generator of the start values) -> the adapted layer."""
+"""(product of the base layer, rank, alpha, generator of initial values) -> the adapted layer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DryRunFacts:
-    """What `train --dry-run` says of a method's course."""
+    """What `train --dry-run` prints about a run of the method."""
 
     trained_at_the_end: int | None
-    """Trained elements at the end of the run; None: not known before it."""
+    """Number of trained elements at the end of the run; None: not known beforehand."""
     budget: RankBudget | None = None
     """Triplets over all matrices, by step; None: no budget."""
     phases: tuple[tuple[str, int, int], ...] | None = None
@@ -43,26 +43,26 @@ class DryRunFacts:
 class Method(ABC):
     """How a backbone becomes trainable. The objects hold no state of a run.
 
-    Only `layer_maker` must be written. The other answers are those of a method whose ranks are
-    fixed, which has no penalty, no phases and no parameters beside those of its layers.
+    A subclass must define only `layer_maker`. The defaults suit a method with fixed ranks, no
+    penalty, no phases and no parameters besides those of its layers.
     """
 
     peft_type: str | None = None
-    """The adapter's type in PEFT's format, ADALORA or LORA; None: its runs have no adapter but
-    whole models. Singular values that the type has no place for are folded into A."""
+    """The adapter's type in PEFT's format, ADALORA or LORA; None: runs produce whole models, not
+    adapters. If the type has no place for singular values, they are folded into A."""
     phase_texts: ClassVar[Mapping[str, str]] = {}
-    """What happens in each phase of `DryRunFacts.phases`, for people."""
+    """What happens in each phase of `DryRunFacts.phases`, as text for the user."""
 
     # ---- the network
 
     @abstractmethod
     def layer_maker(self, config: RunConfig) -> LayerMaker | None:
-        """What makes the adapted layers; None: the backbone's own weights are trained."""
+        """Return the constructor of adapted layers; None: the backbone's weights are trained."""
 
     def parameters(
         self, config: RunConfig, adapters: Mapping[str, LowRankLinear]
     ) -> list[tuple[str, str, nn.Parameter]]:
-        """Parameters beside the layers' own: (name, role, parameter), as `AdapterBank` takes them.
+        """Return extra parameters besides the layers' own: (name, role, parameter) each.
 
         Args:
             adapters: the adapted layers by name, in the model's order, on the run's device.
@@ -76,10 +76,10 @@ class Method(ABC):
         adapters: Mapping[str, LowRankLinear],
         dtype: torch.dtype,
     ) -> PassOperands | None:
-        """What the layers compute with in place of their parameters; None: the published factors.
+        """Return what the layers compute with instead of their parameters; None: published factors.
 
         Args:
-            bank: holds the parameters, those of `parameters` included; its factors may be replaced.
+            bank: holds all parameters, also those of `parameters`; its factors may be replaced.
             dtype: of the frozen weights and of the computation.
         """
         return None
@@ -93,49 +93,49 @@ class Method(ABC):
         noise: torch.Generator,
         processes: Processes = SINGLE,
     ) -> Allocator | None:
-        """What allocates ranks or learns gates during the run; None: nothing does.
+        """Return the object that allocates ranks or learns gates in the run; None: there is none.
 
         Args:
-            config: with its schedule final.
+            config: has its final schedule.
             noise: the run's generator of random numbers on the device.
         """
         return None
 
     def orthogonality(self, config: RunConfig) -> float:
-        """Weight of the orthogonality penalty; 0: none."""
+        """Return the weight of the orthogonality penalty; 0: none."""
         return 0.0
 
     def warning(self, config: RunConfig) -> str | None:
-        """A warning about a schedule, which is final, that the method can do nothing with."""
+        """Return a warning if the method cannot work with the final schedule."""
         return None
 
-    # ---- what is said of it
+    # ---- reports and cards
 
     def dry_run(
         self, config: RunConfig, matrices: Sequence[tuple[str, int, int]], trained: int
     ) -> DryRunFacts:
-        """The run's course as far as it is known beforehand; `config` with its schedule final.
+        """Return what is known about a run beforehand; `config` has its final schedule.
 
         Args:
-            matrices: name, inputs and outputs of each adapted matrix.
-            trained: trained elements at the initial rank.
+            matrices: name, number of inputs and of outputs of each adapted matrix.
+            trained: number of trained elements at the initial rank.
         """
         return DryRunFacts(trained_at_the_end=trained)
 
     def ranked_by(self, config: RunConfig) -> str | None:
-        """What the scores in ranks.json are: a criterion's name, or what else decides the ranks."""
+        """Name what the scores in ranks.json are: a criterion, or what else decides the ranks."""
         return config.criterion
 
     def card(self, result: Mapping[str, Any]) -> str | None:
-        """A paragraph of the run's model card, from its result.json."""
+        """Return a paragraph for the run's model card, from its result.json; None: no paragraph."""
         return None
 
     def block_key(self, config: RunConfig) -> tuple[Hashable, ...]:
-        """What tells the compiled code of an adapted block from that of other runs."""
+        """Return a key: runs with equal keys share the compiled code of an adapted block."""
         return config.method, config.init_rank
 
 
 def find_method(name: str) -> Method:
-    """The method that the catalogue has under a name."""
+    """Return the method that the catalogue lists under a name."""
     found: Method = implementation(METHODS[name].implementation)
     return found

@@ -1,4 +1,4 @@
-"""The network: a backbone made ready for training by a method."""
+"""`Network`: a backbone that a method has made ready for training."""
 
 from __future__ import annotations
 
@@ -17,44 +17,45 @@ from bayeslora_cli.tasks.objectives.objective import BESIDE_INPUTS, Objective
 
 
 class PassOperands(Protocol):
-    """What a method gives to the layers before each pass in place of their parameters."""
+    """Operands that a method gives the layers before each pass, instead of their parameters."""
 
     quantized: frozenset[str]
-    """Operands whose quantizers are in use; an export format that has no place for some drops
-    those."""
+    """Operands whose quantizers are in use; an export format drops those that it cannot store."""
 
     @property
     def branch(self) -> Hashable:
-        """What decides, besides inputs and tensors, which kernels an evaluation runs."""
+        """Key of the kernels that an evaluation runs, besides its inputs and tensors."""
 
     def publish_operands(self, *, training: bool) -> None:
-        """Give every layer its operands for the next pass; `training`: draw what is random."""
+        """Give every layer its operands for the next pass; `training`: sample random gates."""
 
     def publish_shapes(self, device: torch.device) -> None:
-        """Give every layer empty operands on `device`, of the phase that keeps most for the
-        backward pass: what a memory estimate runs with, under a FakeTensorMode."""
+        """Give every layer empty operands on `device`, of the phase that needs the most memory.
+
+        The memory estimate runs with them under a FakeTensorMode.
+        """
 
     def effective(self, flat: Tensor) -> Tensor:
-        """Parameters (N,) as an evaluation computes with them: rounded, where it rounds them."""
+        """Return parameters (N,) as an evaluation uses them, rounded if it quantizes them."""
 
     def effective_base(self, flat: Tensor) -> dict[str, Tensor]:
-        """Frozen weights (out, in) that an evaluation rounds, as it does, by layer name."""
+        """Return the rounded frozen weights (out, in) by layer name; {}: none is quantized."""
 
     def widths(self, flat: Tensor) -> list[dict[str, int]]:
-        """Bits of each quantized operand, by matrix, of parameters (N,)."""
+        """Return the bits of each quantized operand, by matrix, for parameters (N,)."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Network:
-    """A backbone made ready for training."""
+    """A backbone that a method has made ready for training."""
 
     module: Any
-    """transformers' sequence classifier, its adapted layers replaced."""
+    """The model of transformers, with its adapted layers replaced."""
     objective: Objective
-    """What the logits are for."""
+    """Defines the loss, the predictions and the metrics of the logits."""
     bank: AdapterBank
     compute_dtype: torch.dtype
-    """Of the backbone; the head's and the trained tensors' is fp32."""
+    """Type of the backbone's weights; the head and trained tensors are fp32."""
     adapters: dict[str, LowRankLinear]
     """Adapted layers by name, in the model's order."""
     head: tuple[str, ...]
@@ -62,12 +63,12 @@ class Network:
     drawn: dict[str, Tensor]
     """fp32 copies of frozen tensors that the checkpoint lacked and this run drew."""
     backbone_sha256: str
-    """`fingerprint` of what the checkpoint held, the head left out; empty without weights."""
+    """`fingerprint` of the checkpoint's tensors without the head; empty without weights."""
     operands: PassOperands | None = None
-    """Of a method whose layers compute with others than their published factors."""
+    """Operands of a method whose layers do not use the published factors; None: they do."""
 
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Forward pass: (batch, outputs) in fp32. Labels are never passed to the backbone."""
+        """Run a forward pass: (batch, outputs) in fp32. Labels never go to the backbone."""
         inputs = {name: value for name, value in batch.items() if name not in BESIDE_INPUTS}
         if self.operands is not None:
             self.operands.publish_operands(training=self.module.training)
@@ -78,23 +79,23 @@ class Network:
 
     @property
     def branch(self) -> Hashable:
-        """What besides its inputs and tensors decides which kernels an evaluation runs."""
+        """Key of the kernels that an evaluation runs, besides its inputs and tensors."""
         return None if self.operands is None else self.operands.branch
 
     def effective(self, flat: Tensor) -> Tensor:
-        """Parameters (N,) as an evaluation computes with them."""
+        """Return parameters (N,) as an evaluation uses them."""
         return flat if self.operands is None else self.operands.effective(flat)
 
     def effective_base(self, flat: Tensor) -> dict[str, Tensor]:
-        """Frozen weights that an evaluation does not take as they are, by layer name."""
+        """Return the frozen weights that an evaluation rounds, by layer name."""
         return {} if self.operands is None else self.operands.effective_base(flat)
 
     def widths(self, flat: Tensor) -> list[dict[str, int]]:
-        """Bits of each quantized operand, by matrix: empty dictionaries where none is."""
+        """Return the bits of each quantized operand, by matrix; {} if none is quantized."""
         return [{} for _ in self.adapters] if self.operands is None else self.operands.widths(flat)
 
     def set_drawn(self, name: str, value: Tensor) -> None:
-        """Replace a frozen tensor that the checkpoint lacks by the one another process drew."""
+        """Replace a frozen tensor that the checkpoint lacks, such as by another process's draw."""
         owner, _, last = name.rpartition(".")
         layer = self.adapters.get(owner)
         module = self.module.get_submodule(owner) if layer is None else layer.base_layer

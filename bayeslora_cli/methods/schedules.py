@@ -10,21 +10,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LearningRate:
-    """Warm-up, an optional plateau of its own height, then linear decay to 0 at step `total`."""
+    """Warm-up, an optional plateau at its own height, then linear decay to 0 at step `total`."""
 
     peak: float
     """Learning rate from which the decay starts."""
     total: int
     """T, steps of the run."""
     warmup: int
-    """w, steps from 0 to the first height."""
+    """w, number of warm-up steps."""
     boost: float | None = None
     """Height of the plateau that the warm-up leads to; None: no plateau."""
     boost_until: int = 0
     """s, the step at which the plateau ends and the decay starts."""
 
     def __call__(self, step: int) -> float:
-        """Learning rate of `step`.
+        """Return the learning rate of `step`.
 
         linear: peak t/w for t < w, then peak (T - t)/(T - w);
         boost: boost t/w for t < w, boost for t < s, then peak (T - t)/(T - max(s, w)).
@@ -40,18 +40,18 @@ class LearningRate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """What a step does about the allocation."""
+    """How a step treats the allocation."""
 
     observes: bool
-    """Gradient statistics are averaged: before the final phase only."""
+    """Whether gradient statistics are averaged: only before the final phase."""
     allocates: bool
-    """The budget is applied: every delta_t-th step, and always at T - t_final."""
+    """Whether the budget is applied: at every delta_t-th step, and at T - t_final."""
     holds: bool
-    """The allocation is fixed, pruned triplets stay pruned."""
+    """Whether the allocation is fixed, so that pruned triplets stay pruned."""
 
     @property
     def passes(self) -> bool:
-        """What of this a forward pass depends on."""
+        """The part of the phase that a forward pass depends on."""
         return self.holds
 
 
@@ -74,16 +74,16 @@ class RankBudget:
 
     @property
     def final_step(self) -> int:
-        """The step of the last allocation, T - t_final: afterwards the masks are fixed."""
+        """Step of the last allocation, T - t_final; afterwards the masks are fixed."""
         return self.total - self.t_final
 
     def __call__(self, step: int) -> int:
-        """Triplets kept after `step`: the budget of the last allocation, b0 before the first."""
+        """Return the triplets kept after `step`: the last allocation's budget, b0 before any."""
         at_budget = step >= self.final_step
         return self.target if at_budget else self.scheduled(step - step % self.delta_t)
 
     def scheduled(self, step: int) -> int:
-        """The budget b(t), whether or not an allocation happens at `step`."""
+        """Return the budget b(t), whether or not `step` allocates."""
         if step >= self.final_step:
             return self.target
         if step <= self.t_init:
@@ -92,7 +92,7 @@ class RankBudget:
         return int((self.initial - self.target) * remaining**3 + self.target)
 
     def phase(self, step: int) -> Phase:
-        """What `step` does."""
+        """Return the phase of `step`."""
         between = self.t_init < step < self.final_step and step % self.delta_t == 0
         return Phase(
             observes=step < self.final_step,

@@ -20,7 +20,7 @@ from bayeslora_cli.models.adapters.layer import ADALORA_STD, RANK_EPSILON, LowRa
 def adalora_linear(
     base: AdaptedLinear, rank: int, alpha: float, generator: torch.Generator
 ) -> LowRankLinear:
-    """AdaLoRA's adapter at its start: A, B ~ N(0, 0.02^2), E = 0, scale alpha / (r + 1e-5)."""
+    """Build an initial AdaLoRA adapter: A, B ~ N(0, 0.02^2), E = 0, scale alpha / (r + 1e-5)."""
     layer = LowRankLinear(base, rank, alpha / (rank + RANK_EPSILON), singular_values=True)
     with torch.no_grad():
         layer.lora_A.normal_(std=ADALORA_STD, generator=generator)
@@ -29,7 +29,7 @@ def adalora_linear(
 
 
 def rank_budget(config: RunConfig, matrices: int) -> RankBudget:
-    """The rank budget of each step over all matrices; `config` with its schedule final."""
+    """Return the rank budget of each step over all matrices; `config` has its final schedule."""
     return RankBudget(
         initial=config.init_rank * matrices,
         target=config.target_rank * matrices,
@@ -41,7 +41,7 @@ def rank_budget(config: RunConfig, matrices: int) -> RankBudget:
 
 
 class AdaLora(Method):
-    """Adapters B diag(E) A; triplets of low score are pruned until the budget is met."""
+    """Adapters B diag(E) A, whose lowest-scoring triplets are pruned until the budget is met."""
 
     peft_type = "ADALORA"
 
@@ -65,7 +65,7 @@ class AdaLora(Method):
     def dry_run(
         self, config: RunConfig, matrices: Sequence[tuple[str, int, int]], trained: int
     ) -> DryRunFacts:
-        """The number of elements at the end is exact if every matrix loses the same ranks."""
+        """Return the facts; the elements at the end assume that every matrix loses equal ranks."""
         lost = config.init_rank - config.target_rank
         elements = sum(width + height + 1 for _, width, height in matrices)
         return DryRunFacts(

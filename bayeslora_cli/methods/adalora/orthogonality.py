@@ -1,4 +1,4 @@
-"""AdaLoRA's orthogonality penalty: a batched Gram matrix per shape group."""
+"""AdaLoRA's orthogonality penalty, computed from one batched Gram matrix per shape group."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bayeslora_cli.models.adapters.bank import AdapterBank
 
-PIECE = 64  # elements that a product of long and few rows sums at a time
+PIECE = 64  # elements summed at a time in a product of few, long rows
 
 
 def orthogonality(bank: AdapterBank, weight: float) -> Tensor:
@@ -15,7 +15,7 @@ def orthogonality(bank: AdapterBank, weight: float) -> Tensor:
 
     R = weight * mean over all A and B of ||A A' - I||_F, ||B' B - I||_F: the norm itself, not its
     square, pruned triplets included (AdaLoRA, eq. 4, as PEFT computes it). With G = A A' - I the
-    gradient is 2 G A / ||G||_F, and 0 where the norm is. fp32 throughout.
+    gradient is 2 G A / ||G||_F, and 0 where the norm is 0. Everything is computed in fp32.
 
     Returns:
         The penalty, a scalar tensor.
@@ -36,9 +36,9 @@ def orthogonality(bank: AdapterBank, weight: float) -> Tensor:
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """rows rows', (G, r, n) -> (G, r, r), summed in pieces.
+    """Compute rows rows', (G, r, n) -> (G, r, r), summed in pieces.
 
-    Summed in one piece, each matrix would be the work of one block of threads of a GPU.
+    Without pieces, a GPU would compute each matrix by a single block of threads.
     """
     count, rank, length = rows.shape
     if length % PIECE:

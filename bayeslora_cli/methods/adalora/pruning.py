@@ -1,4 +1,4 @@
-"""Pruning a finished run further, from its scores, without training."""
+"""Prunes a finished run further, by its stored scores, without training."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bayeslora_cli.runs.rank_report import RankReport
 
 
 def prune(run: RunDir, network: Network, target_rank: int) -> Tensor:
-    """The mask (n, r) of the `target_rank` * n best triplets of those that the run kept.
+    """Return the mask (n, r) of the `target_rank` * n best triplets that the run kept.
 
-    The scores are those that the run wrote down for the state that its posterior holds.
+    The scores are those that the run saved for the state in its posterior file.
 
     Raises:
         UserError: more triplets than the run kept, or scores of another network.

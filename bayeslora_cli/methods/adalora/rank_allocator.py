@@ -1,4 +1,4 @@
-"""`RankAllocator`: observe gradients, score triplets, keep exactly the budget."""
+"""`RankAllocator`: observes gradients, scores triplets and keeps exactly the budget."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SENSITIVITY_BETA2 = 0.85  # likewise, beta2
 
 
 def largest(scores: Tensor, budget: int | Tensor) -> Tensor:
-    """A mask of exactly the `budget` largest scores, ties by position: (n, r) -> (n, r) of 0, 1."""
+    """Mask exactly the `budget` largest scores (n, r) by 1, others by 0; ties go by position."""
     flat = scores.flatten()
     order = flat.argsort(descending=True, stable=True)
     mask = torch.zeros_like(flat)
@@ -29,7 +29,7 @@ class RankAllocator(Allocator):
     """Applies the rank budget to the bank's mask; nothing here reads a value from the device."""
 
     def __init__(self, bank: AdapterBank, criterion: Criterion, budget: RankBudget) -> None:
-        """All matrices of `bank` must carry E."""
+        """Start with all triplets kept; all matrices of `bank` must have E."""
         self.bank = bank
         self.criterion = criterion
         self.budget = budget
@@ -37,7 +37,8 @@ class RankAllocator(Allocator):
         size = bank.adapter_end if criterion.needs_gradient else 0
         self.sensitivity = torch.zeros(size, device=bank.theta.device)
         self.uncertainty = torch.zeros(size, device=bank.theta.device)
-        # what the host writes before a step: in fixed places, since a captured step reads no others
+        # written by the host before a step; their addresses are fixed, as a captured step reads no
+        # others
         self._budget = torch.zeros((), dtype=torch.int64, device=bank.theta.device)
         self._row = torch.zeros(1, dtype=torch.int64, device=bank.theta.device)
         self._ranks = torch.zeros(HISTORY, len(bank.matrices), device=bank.theta.device)
@@ -45,7 +46,7 @@ class RankAllocator(Allocator):
         self._fetched: list[Allocation] = []
 
     def announce(self, step: int) -> Phase:
-        """Prepare the device for `after_update` at `step`; return what that step does."""
+        """Prepare the device for `after_update` at `step`; return the phase of that step."""
         phase = self.budget.phase(step)
         if phase.allocates:
             if len(self._history) == HISTORY:
@@ -75,7 +76,7 @@ class RankAllocator(Allocator):
         return self.bank.triplet_scores(self.criterion.score(statistics))
 
     def _observe(self, good: Tensor) -> None:
-        """I = |theta g|; I_bar <- b1 I_bar + (1-b1) I; U <- b2 U + (1-b2)|I - I_bar|."""
+        """Average I = |theta g|: I_bar <- b1 I_bar + (1-b1) I; U <- b2 U + (1-b2)|I - I_bar|."""
         bank = self.bank
         observed = (bank.adapters(bank.mean) * bank.adapters(bank.grad[0])).abs_()
         average = torch.lerp(observed, self.sensitivity, SENSITIVITY_BETA1)
@@ -119,4 +120,4 @@ class RankAllocator(Allocator):
         return {}
 
     def load_scalars(self, scalars: dict[str, Any]) -> None:
-        """Nothing to take: the bank's mask is all the state."""
+        """Do nothing: there are no scalars to restore, the bank's mask is all the state."""

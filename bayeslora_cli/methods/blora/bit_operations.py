@@ -1,12 +1,12 @@
-"""Bit operations and storage of an adapter with given ranks and bit widths: counted, not measured.
+"""Counts bit operations and storage of an adapter from its ranks and bit widths.
 
 A product of two numbers of b and c bits counts b c bit operations. For one token through a matrix
 of rank r, with the operands' widths as indices:
 
     in r b_x b_A + r b_a b_E + out r b_h b_B,   and with the base   in out b_x b_W
 
-What is not quantized counts 32 bits. The base's product takes the quantized input only where its
-weight is quantized as well, so that otherwise both of its operands count 32.
+An operand that is not quantized counts 32 bits. The base's product uses the quantized input only if
+its weight is quantized too; otherwise both of its operands count 32 bits.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ SCALE_BYTES = 4  # an fp32 number per quantizer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-    """A matrix and its adapter's state."""
+    """Sizes of a matrix, its adapter's rank and bit widths."""
 
     width: int
-    """Inputs."""
+    """Number of inputs."""
     height: int
-    """Outputs."""
+    """Number of outputs."""
     rank: int
     bits: Mapping[str, int]
     """Widths of the quantized operands x, A, a, E, h, B and W."""
 
     def of(self, operand: str) -> int:
-        """Width of an operand."""
+        """Return the bit width of an operand."""
         return self.bits.get(operand, FLOAT_BITS)
 
     def adapter(self) -> int:
@@ -49,31 +49,31 @@ class Sizes:
         return self.width * self.height * of_input * self.of("W")
 
     def storage_bits(self) -> int:
-        """Bits of the adapter's weights, scales apart."""
+        """Bits of the adapter's weights, without the quantizers' scales."""
         return self.rank * (self.width * self.of("A") + self.height * self.of("B") + self.of("E"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """The cost of a model's adapters, and its ratio to that of 32 bits at the initial rank."""
+    """Cost of a model's adapters, also relative to 32 bits at the initial rank."""
 
     adapter: int
-    """Bit operations per token, only the adapters."""
+    """Bit operations per token of the adapters only."""
     adapter_relative: float
     with_base: int
-    """The same with the adapted matrices themselves."""
+    """Bit operations per token of the adapters and the adapted matrices."""
     with_base_relative: float
     storage_bytes: int
-    """Of the adapters' weights, with one number per quantizer for its range."""
+    """Bytes of the adapters' weights, with one number per quantizer for its range."""
     storage_relative: float
 
     def to_json(self) -> dict[str, float]:
-        """As a JSON object."""
+        """Return the cost as a JSON object."""
         return asdict(self)
 
 
 def cost(matrices: Sequence[Sizes], init_rank: int) -> Cost:
-    """The cost of all matrices together."""
+    """Compute the cost of all matrices together."""
     at_first = [Sizes(width=m.width, height=m.height, rank=init_rank, bits={}) for m in matrices]
     adapter, base, storage = (
         sum(m.adapter() for m in matrices),
@@ -92,7 +92,7 @@ def cost(matrices: Sequence[Sizes], init_rank: int) -> Cost:
 
 
 def multiplications(width: int, height: int, rank: int, operands: Sequence[str]) -> list[int]:
-    """Of each operand, the multiplications for one token that it takes part in."""
+    """Count, for each operand, the multiplications per token that it takes part in."""
     first, last = width * rank, height * rank
     found = {"x": first, "A": first, "a": rank, "E": rank, "h": last, "B": last}
     if "W" in operands:

@@ -26,22 +26,23 @@ from bayeslora_cli.models.kernels.quantize import Quantizers, intervals, quantiz
 TAU = 2 / 3  # temperature; with gamma and zeta Louizos et al., section 4, and Bayesian Bits
 GAMMA, ZETA = -0.1, 1.1  # ends of the stretched interval
 START = 6.0  # phi of a new gate: open with probability 0.9995
-MARGIN = 1e-6  # of u, uniform in (0, 1), whose logit must be finite
+MARGIN = 1e-6  # kept from the ends of u, uniform in (0, 1): its logit must be finite
 SHIFT = -TAU * math.log(-GAMMA / ZETA)  # 1.5986
-CLOSED = 0.34  # a gate is used as closed from this probability of it on (Bayesian Bits)
+# a gate is used as closed if its probability of being closed is at least this (Bayesian Bits)
+CLOSED = 0.34
 THRESHOLD = math.log((1 - CLOSED) / CLOSED) - SHIFT  # -0.9353
 
 OPERANDS = ("A", "B", "E", "x", "a", "h")
-"""Quantized: the weights, the adapter's input, its product with A, and that times E."""
+"""Quantized operands: the weights, the adapter's input x, a = x A', and h = a diag(E)."""
 BASE = "W"
-"""The frozen weight, where it is quantized as well; its product then takes the quantized input."""
+"""The frozen weight, if it is quantized as well; its product then uses the quantized input."""
 WEIGHTS = ("A", "B", "E", BASE)
 BITS, RANKS, RANGES, SIGNED = "gates.bits", "gates.ranks", "ranges", "signed"
 """Names of the parameters in the bank."""
 
 
 def sampled(phi: Tensor, u: Tensor) -> Tensor:
-    """z = clamp(sigmoid((logit(u) + phi) / tau) (zeta - gamma) + gamma, 0, 1), as in training.
+    """Sample z = clamp(sigmoid((logit(u) + phi) / tau) (zeta - gamma) + gamma, 0, 1) in training.
 
     Args:
         u: uniform in (`MARGIN`, 1 - `MARGIN`), of phi's shape.
@@ -51,19 +52,19 @@ def sampled(phi: Tensor, u: Tensor) -> Tensor:
 
 
 def probability(phi: Tensor) -> Tensor:
-    """q = P(z > 0) = sigmoid(phi - tau ln(-gamma / zeta))."""
+    """Compute q = P(z > 0) = sigmoid(phi - tau ln(-gamma / zeta))."""
     return (phi + SHIFT).sigmoid()
 
 
 def is_open(phi: Tensor) -> Tensor:
-    """Whether a gate is used as open: if and only if 1 - q < 0.34."""
+    """Return whether a gate is used as open: if and only if 1 - q < 0.34."""
     return phi > THRESHOLD
 
 
 def nested(gates: Tensor) -> Tensor:
-    """Products z_1, z_1 z_2, … along the last axis: a gate that closes closes all behind it.
+    """Compute products z_1, z_1 z_2, … along the last axis: a closed gate closes all later ones.
 
-    torch's own cumulative product asks the device for zeros to take its gradient.
+    torch's own cumulative product reads from the device, to look for zeros, in its backward pass.
     """
     products: list[Tensor] = []
     for gate in gates.unbind(-1):
@@ -72,17 +73,17 @@ def nested(gates: Tensor) -> Tensor:
 
 
 class GatePlan(NamedTuple):
-    """What is gated."""
+    """Which operands are quantized, at which widths, and whether ranks are gated."""
 
     bits: bool
     ranks: bool
     ladder: tuple[int, ...]
     base: bool
-    """The frozen weights are quantized as well."""
+    """Whether the frozen weights are quantized as well."""
 
     @property
     def operands(self) -> tuple[str, ...]:
-        """Of each matrix, what is quantized."""
+        """Quantized operands of each matrix."""
         if not self.bits:
             return ()
         return (*OPERANDS, BASE) if self.base else OPERANDS
@@ -90,7 +91,7 @@ class GatePlan(NamedTuple):
     def parameters(
         self, matrices: int, rank: int, device: torch.device
     ) -> list[tuple[str, str, nn.Parameter]]:
-        """Name, role and start value of each parameter: all gates open, ranges of 1, signed."""
+        """Create each parameter (name, role, initial value): gates open, ranges 1, signed."""
         n, q, gates = matrices, len(self.operands), len(self.ladder) - 1
         found: list[tuple[str, str, Tensor]] = []
         if q and gates:
@@ -107,11 +108,13 @@ class GatePlan(NamedTuple):
 
 
 class GateParameters:
-    """What the gates and ranges in a flat buffer (N,) of the bank say: pure, during and after a
-    run, of any buffer of its layout."""
+    """Reads gates and ranges from a flat buffer (N,) of the bank's layout, during a run or after.
+
+    The methods change nothing.
+    """
 
     def __init__(self, plan: GatePlan, layout: BankLayout) -> None:
-        """`layout`: of the bank that holds the parameters of `plan`."""
+        """`layout`: that of the bank that holds the parameters of `plan`."""
         self.plan, self.matrices, self.rank = plan, len(layout.matrices), layout.rank
         self._segments = layout.segments
 
@@ -126,12 +129,12 @@ class GateParameters:
         return RANKS in self._segments
 
     def in_buffer(self, name: str, flat: Tensor) -> Tensor | None:
-        """A parameter's view in a flat buffer; None: the plan has no such parameter."""
+        """Return a parameter's view in a flat buffer; None: the plan has no such parameter."""
         segment = self._segments.get(name)
         return None if segment is None else segment.view(flat)
 
     def levels(self, flat: Tensor) -> Tensor:
-        """Place of each operand's width in the ladder, at the thresholds: (n, q) int64."""
+        """Return the index of each operand's width in the ladder, at the thresholds: (n, q)."""
         bits = self.in_buffer(BITS, flat)
         if bits is None:  # a ladder of one width
             shape = (self.matrices, len(self.plan.operands))
@@ -139,7 +142,7 @@ class GateParameters:
         return nested(is_open(bits).long()).sum(-1)
 
     def mask(self, flat: Tensor) -> Tensor:
-        """1 for the ranks kept at the thresholds, 0 for the others: (n, r)."""
+        """Return 1 for ranks kept at the thresholds, 0 for the others: (n, r)."""
         ranks = self.in_buffer(RANKS, flat)
         if ranks is None:
             return torch.ones(self.matrices, self.rank, device=flat.device)
@@ -147,7 +150,10 @@ class GateParameters:
         return torch.cat((first, nested(is_open(ranks).to(ranks.dtype))), -1)
 
     def widths(self, flat: Tensor) -> list[dict[str, int]]:
-        """Bits of each quantized operand at the thresholds, by matrix; this reads the device."""
+        """Return the bits of each quantized operand at the thresholds, by matrix.
+
+        This reads from the device.
+        """
         ladder, operands = self.plan.ladder, self.plan.operands
         return [
             dict(zip(operands, (ladder[i] for i in row), strict=True))
@@ -155,7 +161,7 @@ class GateParameters:
         ]
 
     def thresholded(self, flat: Tensor) -> Quantizers:
-        """The quantizers, one width each: (n, q, 2) and (n, q, 3)."""
+        """Return the quantizers at the thresholds, one width each: (n, q, 2) and (n, q, 3)."""
         ranges, signed = self.in_buffer(RANGES, flat), self.in_buffer(SIGNED, flat)
         assert ranges is not None
         assert signed is not None
@@ -165,12 +171,12 @@ class GateParameters:
         return quantizers(ranges, signed, divisors[self.levels(flat)][..., None])
 
     def expected_reach(self, flat: Tensor) -> Tensor | None:
-        """Probabilities that quantizers go beyond their first, second, … width: (n, q, L - 1)."""
+        """Return P(a quantizer goes beyond its first, second, … width): (n, q, L - 1)."""
         bits = self.in_buffer(BITS, flat)
         return None if bits is None else nested(probability(bits))
 
     def expected_ranks(self, flat: Tensor) -> Tensor:
-        """Probability that each rank is kept: (n, r)."""
+        """Return the probability that each rank is kept: (n, r)."""
         ranks = self.in_buffer(RANKS, flat)
         if ranks is None:
             return torch.ones(self.matrices, self.rank, device=flat.device)

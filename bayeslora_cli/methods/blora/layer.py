@@ -15,7 +15,7 @@ from bayeslora_cli.models.kernels.quantize import Quantizers, is_fused, quantize
 
 
 class Operands(NamedTuple):
-    """What a forward pass takes instead of the layer's own parameters, each quantized or not."""
+    """Tensors that a forward pass uses instead of the layer's parameters, quantized or not."""
 
     a: Tensor
     """(r, in)."""
@@ -25,17 +25,17 @@ class Operands(NamedTuple):
     """(out, r), times the scale."""
     of_input: Quantizers | None = None
     of_a: Quantizers | None = None
-    """Of x A'."""
+    """Quantizer of x A'; None: not quantized."""
     of_h: Quantizers | None = None
-    """Of x A' diag(E)."""
+    """Quantizer of x A' diag(E), likewise."""
     of_base: Quantizers | None = None
-    """Of the frozen weight, whose product then takes the quantized input."""
+    """Quantizer of the frozen weight, whose product then uses the quantized input."""
 
 
 class GatedLinear(LowRankLinear):
-    """h = Qa(Qx(x) A') * E * g; out = base(x) + (alpha / r) Qh(h) B', with A, E and B quantized.
+    """Layer h = Qa(Qx(x) A') * E * g; out = base(x) + (alpha / r) Qh(h) B', A, E, B quantized.
 
-    Without `operands` it is its base class: plain low-rank adaptation.
+    While `operands` is None it computes what its base class does: plain low-rank adaptation.
     """
 
     def __init__(self, base: AdaptedLinear, rank: int, scale: float) -> None:
@@ -43,11 +43,11 @@ class GatedLinear(LowRankLinear):
         self.operands: Operands | None = None
         """Set by `OperandPublisher`, for all layers at once, before each pass."""
         self.observed_extremes: list[Tensor] | None = None
-        """While ranges are measured: smallest and largest elements of x, x A' and x A' diag(E), at
-        each call."""
+        """Smallest and largest elements of x, x A' and x A' diag(E) at each call, while ranges are
+        measured; else None."""
 
     def extremes(self) -> Tensor:
-        """The extremes over all calls: (3, 2). DeBERTa calls a layer twice in a pass."""
+        """Return the extremes over all calls: (3, 2). DeBERTa calls a layer twice per pass."""
         assert self.observed_extremes
         found = torch.stack(self.observed_extremes).view(-1, 3, 2)
         return torch.stack((found[..., 0].amin(0), found[..., 1].amax(0)), -1)
@@ -73,7 +73,7 @@ class GatedLinear(LowRankLinear):
         return out.view(*x.shape[:-1], -1)
 
     def _whole(self, rows: Tensor, by: Operands) -> Tensor | None:
-        """The same as one operator; None: there is none for these operands."""
+        """Compute the layer by one operator; None: there is none for these operands."""
         if by.of_base is not None:
             return None
         of_x, of_a, of_h = by.of_input, by.of_a, by.of_h
@@ -89,7 +89,7 @@ class GatedLinear(LowRankLinear):
         if by.of_base is None:
             found: Tensor = base(rows)
             return found
-        # in the order of the memory: the sums over the elements follow it
+        # quantized in memory order, which the sums over the elements follow
         weight = base.oriented(_quantized(base.oriented(base.dense()), by.of_base))
         return F.linear(quantized, weight, base.bias)
 
@@ -102,15 +102,15 @@ class GatedLinear(LowRankLinear):
 
 
 def _quantized(x: Tensor, by: Quantizers) -> Tensor:
-    """A whole tensor by one quantizer."""
-    # no [None] and [0]: the gradient of an element's choice is a second tensor, of zeros at first
+    """Quantize a whole tensor by one quantizer."""
+    # no [None] and [0]: the gradient of [0] would allocate a second tensor and fill it with zeros
     return quantize(x.reshape(1, -1), by).view(x.shape)
 
 
 def gated_linear(
     base: AdaptedLinear, rank: int, alpha: float, generator: torch.Generator
 ) -> GatedLinear:
-    """B-LoRA's adapter at its start: A, B ~ N(0, 0.02^2), E = 0, scale alpha / r."""
+    """Build an initial B-LoRA adapter: A, B ~ N(0, 0.02^2), E = 0, scale alpha / r."""
     layer = GatedLinear(base, rank, alpha / rank)
     with torch.no_grad():
         layer.lora_A.normal_(std=ADALORA_STD, generator=generator)

@@ -28,7 +28,7 @@ GATED = {"both": (True, True), "quant": (True, False), "rank": (False, True)}
 
 
 def plan_of(config: RunConfig) -> GatePlan:
-    """What a configuration gates."""
+    """Return the gate plan of a configuration."""
     bits, ranks = GATED[config.blora_mode]
     ladder = parse_ladder(config.bit_ladder)
     return GatePlan(bits=bits, ranks=ranks, ladder=ladder, base=config.quantize_base)
@@ -37,7 +37,7 @@ def plan_of(config: RunConfig) -> GatePlan:
 class BLora(Method):
     """Adapters with quantized operands and gated ranks."""
 
-    peft_type = "LORA"  # PEFT's AdaLoRA has another scale
+    peft_type = "LORA"  # not ADALORA, whose scale in PEFT is another
     phase_texts: ClassVar[Mapping[str, str]] = {
         "float": "neither quantizers nor gates",
         "learning": "gates are drawn; gates and ranges learn",
@@ -71,7 +71,7 @@ class BLora(Method):
         noise: torch.Generator,
         processes: Processes = SINGLE,
     ) -> GateTrainer:
-        """`noise` draws the gates, too."""
+        """Build the gate trainer; `noise` also draws the gates."""
         return GateTrainer(
             network,
             schedule_of(config),
@@ -89,7 +89,7 @@ class BLora(Method):
     def dry_run(
         self, config: RunConfig, matrices: Sequence[tuple[str, int, int]], trained: int
     ) -> DryRunFacts:
-        """How many elements the gates will keep is not known."""
+        """Return the facts; how many elements the gates will keep is not known beforehand."""
         return DryRunFacts(trained_at_the_end=None, phases=tuple(schedule_of(config).phases))
 
     def ranked_by(self, config: RunConfig) -> str:

@@ -1,6 +1,6 @@
-"""`OperandPublisher`: what B-LoRA's layers compute with, made before each pass.
+"""`OperandPublisher`: computes the operands of B-LoRA's layers before each pass.
 
-A handful of kernels serves all layers. Nothing here reads a value from the device.
+A few kernels serve all layers. Nothing here reads a value from the device, except `widths`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from bayeslora_cli.models.adapters.published_factors import padded_rank
 from bayeslora_cli.models.kernels.quantize import Quantizers, intervals, quantize, quantizers
 
 FLOAT, LEARNING, FIXED = "float", "learning", "fixed"
-"""Modes: no quantizers and no gates; gates drawn; gates at their thresholds."""
+"""Modes: without quantizers and gates; with sampled gates; with gates at their thresholds."""
 
 
 class OperandPublisher:
     """Gives every layer its operands for the next pass, in each mode.
 
-    It takes the place of the bank's factors, which the layers compute with in the float phase.
+    It replaces the bank's factors, and publishes those itself in the float phase.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class OperandPublisher:
         layers: Mapping[str, GatedLinear],
         dtype: torch.dtype,
     ) -> None:
-        """Take views of the bank, which holds the parameters.
+        """Create views of the bank, which holds the parameters.
 
         Args:
             layers: by name, in the bank's order.
@@ -57,9 +57,9 @@ class OperandPublisher:
         self.names, self.layers = tuple(layers), tuple(layers.values())
         self.mode = FIXED
         self.generator: torch.Generator | None = None
-        """Draws the gates while they are learned."""
+        """Draws the gates in the learning phase."""
         self.quantized = frozenset(self.plan.operands)
-        """Operands whose quantizers are in use: an export may lose some."""
+        """Operands whose quantizers are in use; an export may drop some."""
         assert bank.factors is not None
         self._plain, bank.factors = bank.factors, self
         self.buffers = self._plain.buffers
@@ -67,8 +67,8 @@ class OperandPublisher:
         self.bits, self.ranks = bank.parameters.get(BITS), bank.parameters.get(RANKS)
         self.ranges, self.signed = bank.parameters.get(RANGES), bank.parameters.get(SIGNED)
         self.computed_rank = padded_rank(self.rank, dtype, device)
-        """With the zeros that fill up rows on a GPU, see `published_factors`."""
-        # fp32 whatever the layers see; their gradients are added to `bank.local` in place
+        """Rank with the zeros that pad rows on a GPU, see `published_factors`."""
+        # always fp32; their gradients are added to `bank.local` in place
         self._e = _leaf(bank.singular_values(bank.theta), bank.singular_values(bank.local))
         self._factors = {
             part: [
@@ -87,39 +87,39 @@ class OperandPublisher:
             intervals(self.plan.ladder), dtype=torch.float32, device=device
         )
         self._places = torch.arange(len(self.plan.ladder), device=device)
-        # the same kernels, and so the same compiled blocks, in both phases that have quantizers
+        # on a GPU both phases with quantizers use the same kernels, and so the same compiled blocks
         self.mixture_of_widths = device.type == "cuda"
         gates = [p for p in (self.bits, self.ranks) if p is not None]
         self._u = torch.zeros(sum(p.numel() for p in gates), device=device)
 
-    # ---- as the bank's factors
+    # ---- the bank calls these as its factors
 
     def publish(self) -> None:
-        """In the float phase, the plain factors; else `publish_operands` does it for each pass."""
+        """Publish plain factors in the float phase; else `publish_operands` does it per pass."""
         if self.mode == FLOAT:
             self._plain.publish()
 
     def zero(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients of the plain factors."""
         self._plain.zero()
 
     def collect(self) -> None:
-        """In other phases autograd has added the gradients to `local` itself."""
+        """Collect gradients in the float phase; else autograd adds them to `local` itself."""
         if self.mode == FLOAT:
             self._plain.collect()
 
-    # ---- as the network's operands
+    # ---- the network calls these as its operands
 
     @property
     def branch(self) -> Hashable:
-        """What decides, besides inputs and tensors, which kernels an evaluation runs."""
+        """Key of the kernels that an evaluation runs, besides its inputs and tensors."""
         return self.mode == FLOAT, self.quantized
 
     def publish_operands(self, *, training: bool) -> None:
         """Give every layer its operands for the next pass.
 
         Args:
-            training: draw the gates while they are learned; else they are at their thresholds.
+            training: sample the gates in the learning phase; else they are at their thresholds.
         """
         if self.mode == FLOAT:
             for layer in self.layers:
@@ -143,7 +143,7 @@ class OperandPublisher:
             layer.operands = Operands(*operands)
 
     def publish_shapes(self, device: torch.device) -> None:
-        """Give every layer empty operands of the learning phase, which keeps most."""
+        """Give every layer empty operands of the learning phase, which needs the most memory."""
 
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(*shape, dtype=dtype, device=device, requires_grad=True)
@@ -166,7 +166,7 @@ class OperandPublisher:
 
     @torch.no_grad()
     def effective(self, flat: Tensor) -> Tensor:
-        """Parameters (N,) with A, B and E as the thresholded quantizers leave them."""
+        """Return parameters (N,) with A, B and E rounded by the thresholded quantizers."""
         if not self.plan.operands:
             return flat
         parts = self._by_operand(self.parameters.thresholded(flat))
@@ -181,7 +181,7 @@ class OperandPublisher:
 
     @torch.no_grad()
     def effective_base(self, flat: Tensor) -> dict[str, Tensor]:
-        """The frozen weights as the thresholded quantizers leave them; none, if they are not."""
+        """Return the frozen weights rounded by the thresholded quantizers; {}: not quantized."""
         if not self.plan.base or BASE not in self.quantized:
             return {}
         thresholded = self.parameters.thresholded(flat.to(self.bank.theta.device))
@@ -192,13 +192,16 @@ class OperandPublisher:
         }
 
     def widths(self, flat: Tensor) -> list[dict[str, int]]:
-        """Bits of each quantized operand at the thresholds, by matrix; this reads the device."""
+        """Return the bits of each quantized operand at the thresholds, by matrix.
+
+        This reads from the device.
+        """
         return self.parameters.widths(flat)
 
-    # ---- their parts
+    # ---- parts of the above
 
     def _draw(self) -> dict[str, Tensor]:
-        """Uniform numbers for all gates, in one call."""
+        """Draw uniform numbers for all gates, in one call."""
         self._u.uniform_(MARGIN, 1 - MARGIN, generator=self.generator)
         u, start = {}, 0
         for name, logits in (("bits", self.bits), ("ranks", self.ranks)):
@@ -208,10 +211,11 @@ class OperandPublisher:
         return u
 
     def _quantizers(self, u: Tensor | None, *, mixture: bool) -> Quantizers:
-        """Of all operands: (n, q, 1 + L) and (n, q, 2 + L), L = 1 at the thresholds.
+        """Return all quantizers: (n, q, 1 + L) and (n, q, 2 + L), L = 1 at the thresholds.
 
         Args:
-            mixture: all widths at the thresholds, too, with shares of 0 and 1: the same values.
+            mixture: keep all L widths at the thresholds too, with shares of 0 and 1; the values
+                are the same.
         """
         assert self.ranges is not None
         assert self.signed is not None
@@ -240,7 +244,7 @@ class OperandPublisher:
         return torch.cat((torch.ones_like(products[:, :1]), products), -1)
 
     def _quantized(self, name: str, parts: Mapping[str, Quantizers]) -> list[Tensor]:
-        """A or B of each matrix, in the model's order, B times the scale."""
+        """Return quantized A or B of each matrix, in the model's order; B times the scale."""
         sizes = [
             torch.split(part.index_select(0, self._order), self._sizes)
             for part in parts.get(name, ())
@@ -257,39 +261,39 @@ class OperandPublisher:
         return [found[place] for place in order]
 
     def _filled(self, values: Tensor, *, along: int) -> Tensor:
-        """Ranks along an axis filled up with zeros to `computed_rank`."""
+        """Pad the ranks along an axis with zeros to `computed_rank`."""
         missing = self.computed_rank - self.rank
         return F.pad(values, (0, 0) * (-1 - along) + (0, missing)) if missing else values
 
 
 def publisher_of(network: Network) -> OperandPublisher:
-    """The operands of a network that B-LoRA made."""
+    """Return the operand publisher of a network that B-LoRA built."""
     assert isinstance(network.operands, OperandPublisher)
     return network.operands
 
 
 class _Stacked(NamedTuple):
-    """All A or all B of one shape, with the padding between them: autograd wants dense leaves."""
+    """All A or all B of one shape, padding included, since autograd needs dense leaves."""
 
     leaf: Tensor
     """(G, k)."""
     shape: tuple[int, ...]
-    """(G, r, in) or (G, out, r), of the beginning of each row."""
+    """(G, r, in) or (G, out, r): shape of the rows without their padding."""
 
 
 def _block(place: tuple[tuple[int, ...], tuple[int, ...], int], flat: Tensor) -> Tensor:
-    """A group's part of a flat buffer (N,), padding included: (G, k)."""
+    """Return a group's part of a flat buffer (N,), padding included: (G, k)."""
     (count, *_), (size, *_), offset = place
     return flat[offset : offset + count * size].view(count, size)
 
 
 def _leaf(values: Tensor, gradient: Tensor) -> Tensor:
-    """A leaf of the autograd graph, whose gradient is added in place to another tensor."""
+    """Make a leaf of the autograd graph whose gradient is added in place to another tensor."""
     leaf = values.detach().requires_grad_()
     leaf.grad = gradient
     return leaf
 
 
 def _rows(by: Quantizers) -> list[Quantizers]:
-    """One quantizer per matrix, as for tensors quantized whole: (1, 1 + L) and (1, 2 + L)."""
+    """Split into one quantizer per matrix, each (1, 1 + L) and (1, 2 + L)."""
     return [Quantizers(a[None], b[None]) for a, b in zip(*(p.unbind(0) for p in by), strict=True)]

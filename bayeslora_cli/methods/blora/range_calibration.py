@@ -1,4 +1,4 @@
-"""The first ranges of B-LoRA's quantizers, measured on the rows of one step."""
+"""Initial ranges of B-LoRA's quantizers, measured on the rows of one step."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.kernels.quantize import SMALLEST_RANGE
 
 FIRST_SINGULAR_RANGE = 0.02
-"""What a singular value of 0 counts as while ranges are measured, and its own first range."""
+"""Value used for a singular value of 0 while ranges are measured, and its own initial range."""
 
 
 @torch.no_grad()
 def measure(network: Network, batches: Sequence[Mapping[str, Tensor]]) -> Tensor:
-    """Smallest and largest elements of the layers' x, x A' and x A' diag(E): (n, 3, 2).
+    """Measure the smallest and largest elements of each layer's x, x A', x A' diag(E): (n, 3, 2).
 
-    At the mean, without dropout or quantizers, and with the singular values that are 0 at
-    `FIRST_SINGULAR_RANGE`: 0 would give the last of them no range. Over all batches; of none:
-    infinity and its negative.
+    The passes run at the mean, without dropout or quantizers. Singular values of 0 are replaced by
+    `FIRST_SINGULAR_RANGE`: with 0, x A' diag(E) would have no range. The extremes are over all
+    batches; without any batch they are infinity and its negative.
     """
     operands, bank, module = publisher_of(network), network.bank, network.module
     if not batches:
@@ -53,13 +53,13 @@ def measure(network: Network, batches: Sequence[Mapping[str, Tensor]]) -> Tensor
 
 @torch.no_grad()
 def calibrate(operands: OperandPublisher, flat: Tensor, extremes: Tensor, good: Tensor) -> None:
-    """Set the ranges in a flat buffer (N,) to the largest elements.
+    """Set the ranges in a flat buffer (N,) to the largest absolute elements.
 
     A singular value of 0 counts as `FIRST_SINGULAR_RANGE`.
 
     Args:
-        extremes: by `measure`.
-        good: a scalar bool; nothing changes where it is false or a range is not finite.
+        extremes: the result of `measure`.
+        good: a scalar bool; if it is false or a range is not finite, nothing changes.
     """
     own = operands.parameters
     ranges, signed = own.in_buffer(RANGES, flat), own.in_buffer(SIGNED, flat)
@@ -80,6 +80,6 @@ def calibrate(operands: OperandPublisher, flat: Tensor, extremes: Tensor, good: 
         found[:, places[BASE]] = torch.stack([w.abs().amax().float() for w in weights])
     finite = good & found.isfinite().all()
     ranges.copy_(torch.where(finite, found.clamp_min(SMALLEST_RANGE).log(), ranges))
-    # weights are signed whatever they are; a or h without a negative element is chance
+    # only x may be unsigned: weights are always signed, and a or h lack negative elements by chance
     is_signed = (extremes[:, 0, 0] < 0).to(signed.dtype)
     signed[:, places["x"]] = torch.where(finite, is_signed, signed[:, places["x"]])

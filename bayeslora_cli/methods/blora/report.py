@@ -1,4 +1,4 @@
-"""What a run says of its gates: ranks and widths, expected and at the thresholds, and the cost."""
+"""Reports a run's gates: ranks and widths, expected and at the thresholds, and their cost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ operations that they would at the narrowest width."""
 
 
 def sizes_of(network: Network, bits: Sequence[dict[str, int]], mask: Tensor) -> list[Sizes]:
-    """What bit operations are counted of, by matrix."""
+    """Return the sizes, rank and bit widths of each matrix, for counting bit operations."""
     return [
         Sizes(
             width=layer.lora_A.shape[1],
@@ -38,10 +38,10 @@ def sizes_of(network: Network, bits: Sequence[dict[str, int]], mask: Tensor) -> 
 
 
 def width_weights(network: Network, *, bop: bool) -> Tensor:
-    """Weight of each gate over a width in the penalty: (n, q, L - 1).
+    """Return the penalty's weight of each gate over a width: (n, q, L - 1).
 
-    1, or with `bop` the width that it opens times the multiplications that the operand takes part
-    in, over the most of any operand (Bayesian Bits, section 2.3).
+    The weight is 1. With `bop` it is the width that the gate opens times the multiplications of the
+    operand, divided by the most of any operand (Bayesian Bits, section 2.3).
     """
     plan = publisher_of(network).plan
     if not bop or not plan.operands:
@@ -60,10 +60,10 @@ def width_weights(network: Network, *, bop: bool) -> Tensor:
 def gate_facts(
     network: Network, flat: Tensor, mask: Tensor, *, quantized: bool
 ) -> dict[str, float]:
-    """For a line of metrics.jsonl; this reads the device.
+    """Return the gates' entries for a line of metrics.jsonl; this reads from the device.
 
     Args:
-        quantized: whether anything is yet; else all operands count 32 bits.
+        quantized: whether quantizers are already in use; else all operands count 32 bits.
     """
     gates = publisher_of(network).parameters
     bits = gates.widths(flat) if quantized else [{} for _ in network.adapters]
@@ -86,7 +86,7 @@ def gate_facts(
 
 
 def gate_result(network: Network, flat: Tensor, mask: Tensor) -> dict[str, Any]:
-    """For result.json, of parameters (N,) and their mask (n, r)."""
+    """Return the gates' entries for result.json, from parameters (N,) and their mask (n, r)."""
     gates = publisher_of(network).parameters
     bits = gates.widths(flat)
     sizes = sizes_of(network, bits, mask)
@@ -100,12 +100,12 @@ def gate_result(network: Network, flat: Tensor, mask: Tensor) -> dict[str, Any]:
 
 
 def _collapsed(gates: GateParameters, sizes: Sequence[Sizes]) -> str | None:
-    """A warning if nearly all gates over ranks, or over widths, have closed."""
+    """Return a warning if nearly all gates over ranks, or over widths, have closed."""
     found = {}
     if gates.over_ranks and sum(m.rank == 1 for m in sizes) >= RANKS_COLLAPSED_FROM * len(sizes):
         found["--lambda-rank"] = "rank 1"
     if gates.over_widths:
-        # by what they cost: the few numbers of a and E are wide for nothing
+        # judged by cost: a and E are so few numbers that their widths do not matter
         narrowest = gates.plan.ladder[0]
         floor = [replace(m, bits=dict.fromkeys(m.bits, narrowest)) for m in sizes]
         if sum(m.adapter() for m in sizes) <= WIDTHS_COLLAPSED_UP_TO * sum(
@@ -121,7 +121,7 @@ def _collapsed(gates: GateParameters, sizes: Sequence[Sizes]) -> str | None:
 
 
 def mean_bits(bits: Sequence[dict[str, int]]) -> float:
-    """Mean width over all quantized operands; 32 where there are none."""
+    """Return the mean width over all quantized operands; 32 if there are none."""
     return _mean([b for found in bits for b in found.values()] or [FLOAT_BITS])
 
 

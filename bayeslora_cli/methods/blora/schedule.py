@@ -1,4 +1,4 @@
-"""B-LoRA's three phases over the steps of a run, and what of them would mislead a user."""
+"""B-LoRA's three phases over the steps of a run, and warnings about phases that cannot work."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.config.values import parse_ladder
 from bayeslora_cli.methods.blora.gates import SHIFT, START, THRESHOLD
 
-LINES = 200  # at most, in ranks.jsonl from the learning phase
+LINES = 200  # at most this many lines in ranks.jsonl from the learning phase
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch's AdamW
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GatePhase:
-    """What a step does about the gates."""
+    """How a step treats the gates."""
 
     mode: str
-    """float, learning or fixed, as `gates` has them."""
+    """One of float, learning, fixed; see `operands`."""
     records: bool
-    """Ranks and widths go into the history."""
+    """Whether ranks and widths are recorded in the history."""
     allocates: bool = False
-    """No scores are taken."""
+    """Always False: scores and sigma are not needed."""
 
     @property
     def holds(self) -> bool:
-        """Ranks and widths are fixed."""
+        """Whether ranks and widths are fixed."""
         return self.mode == "fixed"
 
     @property
     def passes(self) -> str:
-        """What of this a forward pass depends on."""
+        """The part of the phase that a forward pass depends on."""
         return self.mode
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateSchedule:
-    """float for t_init steps, fixed for the last t_final, learning in between."""
+    """Phases of a run: float for t_init steps, fixed for the last t_final, learning between."""
 
     t_init: int
     t_final: int
@@ -45,23 +45,23 @@ class GateSchedule:
 
     @property
     def first_fixed(self) -> int:
-        """The step from which on the gates are at their thresholds."""
+        """First step with the gates at their thresholds."""
         return max(self.t_init, self.total - self.t_final)
 
     @property
     def learning(self) -> int:
-        """Steps in which gates are learned."""
+        """Number of steps in which gates are learned."""
         return self.first_fixed - self.t_init
 
     @property
     def phases(self) -> list[tuple[str, int, int]]:
-        """Mode, first step and the step after the last, of the phases that have any."""
+        """Return mode, first step and the step after the last, of each phase that has steps."""
         ends = (0, self.t_init, self.first_fixed, self.total)
         found = zip(("float", "learning", "fixed"), ends[:-1], ends[1:], strict=True)
         return [(mode, first, stop) for mode, first, stop in found if first < stop]
 
     def phase(self, step: int) -> GatePhase:
-        """What `step` does."""
+        """Return the phase of `step`."""
         if step < self.t_init:
             return GatePhase(mode="float", records=False)
         if step >= self.first_fixed:
@@ -72,11 +72,12 @@ class GateSchedule:
 
 
 def steps_to_close(rate: float, at_most: int, weight: float = 1.0) -> int | None:
-    """Steps in which only the penalty closes a new gate; None: more than `at_most`.
+    """Simulate how many steps the penalty needs to close a new gate; None: more than `at_most`.
 
-    AdamW at the learning rate `rate` on the gradient of q = sigmoid(phi + 1.5986). It grows as the
-    gate closes, so that the gate moves more than `rate` per step. Its scale does not matter, unless
-    it is near AdamW's epsilon: a new gate's is 0.0005 times the penalty's `weight`.
+    AdamW moves phi at the learning rate `rate`, on the gradient of q = sigmoid(phi + 1.5986). The
+    gradient grows as the gate closes, so that the gate moves more than `rate` per step. Its scale
+    does not matter, unless it is near AdamW's epsilon: a new gate's gradient is 0.0005 times the
+    penalty's `weight`.
     """
     phi, average, square = START, 0.0, 0.0
     for step in range(1, at_most + 1):
@@ -92,12 +93,12 @@ def steps_to_close(rate: float, at_most: int, weight: float = 1.0) -> int | None
 
 
 def schedule_of(config: RunConfig) -> GateSchedule:
-    """The phases of a run, whose schedule is final."""
+    """Return the phases of a run; `config` has its final schedule."""
     return GateSchedule(t_init=config.t_init, t_final=config.t_final, total=config.total_steps)
 
 
 def too_short(config: RunConfig) -> str | None:
-    """A warning where there is no gate, or none can close in the learning phase, by the penalty."""
+    """Return a warning if there are no gates, or the learning phase is too short to close one."""
     if config.blora_mode == "rank" and config.init_rank == 1:
         return (
             "--blora-mode rank --init-rank 1: there is no gate, as the first rank of a matrix is "
@@ -106,13 +107,13 @@ def too_short(config: RunConfig) -> str | None:
     weights = {}
     ladder = parse_ladder(config.bit_ladder)
     if config.blora_mode != "rank" and len(ladder) > 1 and config.lambda_quant:
-        # the first gate of a quantizer, which is in all of its terms
+        # the first gate of a quantizer occurs in all of its terms
         most = sum(ladder[1:]) if config.reg == "bop" else len(ladder) - 1
         weights["--lambda-quant"] = config.lambda_quant * most
     if config.blora_mode != "quant" and config.init_rank > 1 and config.lambda_rank:
         weights["--lambda-rank"] = config.lambda_rank
     if not weights:
-        return None  # there is no gate, or none is to close
+        return None  # there are no gates, or no penalty on them
     steps = schedule_of(config).learning
     if steps == 0:
         return (

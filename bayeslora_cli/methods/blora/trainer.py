@@ -1,4 +1,4 @@
-"""`GateTrainer`: what a step of B-LoRA does beside the weights' optimizer."""
+"""`GateTrainer`: trains B-LoRA's gates and ranges, next to the optimizer of the weights."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from bayeslora_cli.models.adapters.bank import AdapterBank
 
 logger = logging.getLogger("bayeslora")
 UPDATED = {FLOAT: (), LEARNING: ("gate", "range"), FIXED: ("range",)}
-"""What AdamW moves in a mode, besides the weights."""
+"""Roles that AdamW updates in each mode, besides the weights."""
 
 
 class GateTrainer(Allocator):
-    """Learns gates and ranges, by AdamW at constant rates and without decay."""
+    """Learns gates and ranges by AdamW, with constant learning rates and no weight decay."""
 
     def __init__(
         self,
@@ -40,13 +40,13 @@ class GateTrainer(Allocator):
         generator: torch.Generator,
         processes: Processes = SINGLE,
     ) -> None:
-        """The float phase, or what comes first.
+        """Start in the first phase that has steps.
 
         Args:
-            width_weights: of each gate over a width, in the penalty: (n, q, L - 1).
-            rank_weight: of each matrix.
+            width_weights: the penalty's weight of each gate over a width: (n, q, L - 1).
+            rank_weight: the penalty's weight of each matrix's ranks.
             generator: draws the gates.
-            processes: whose batches the first ranges are measured on.
+            processes: the initial ranges are measured on the batches of all of them.
         """
         self.network, self.schedule = network, schedule
         self.operands = publisher_of(network)
@@ -60,14 +60,15 @@ class GateTrainer(Allocator):
         self._adamw = gate_optimizers(bank)
         self.width_weights, self.rank_weight = width_weights.to(device), rank_weight
         self._row = torch.zeros(1, dtype=torch.int64, device=device)
-        # rank and places in the ladder of each matrix at the recorded steps
+        # of each matrix at the recorded steps: its rank, and the indices of its widths in the
+        # ladder
         columns = 1 + len(self.gates.plan.operands)
         self._recorded = torch.zeros(HISTORY, len(bank.matrices), columns, device=device)
         self._history: list[int] = []
         self._fetched: list[Allocation] = []
         self.operands.mode = schedule.phase(0).mode
 
-    # ---- what a step asks for
+    # ---- called by the training step
 
     def announce(self, step: int) -> GatePhase:
         phase = self.schedule.phase(step)
@@ -82,7 +83,7 @@ class GateTrainer(Allocator):
     def before_passes(
         self, step: int, batches: Sequence[Mapping[str, Tensor]], good: Tensor
     ) -> None:
-        """Measure the first ranges, at the end of the float phase, once."""
+        """Measure the initial ranges once, at the end of the float phase."""
         if step == self.schedule.t_init and self.gates.plan.operands:
             extremes = self.processes.min_max(measure(self.network, batches))
             calibrate(self.operands, self.bank.mean, extremes, good)
@@ -113,11 +114,11 @@ class GateTrainer(Allocator):
         self._settle(phase, good)
         return good
 
-    def compile(self) -> None:  # torch's AdamW is one kernel as it is, and not for a compiler
+    def compile(self) -> None:  # torch's fused AdamW is one kernel already, and cannot be compiled
         self._settle = torch.compile(self._settle, dynamic=False)  # type: ignore[method-assign]
 
     def _settle(self, phase: GatePhase, good: Tensor) -> None:
-        """Close the gates' ranks, and record them."""
+        """Apply the gates of the ranks to the bank's mask, and record ranks and widths."""
         if phase.mode == LEARNING:
             kept = self.gates.mask(self.bank.mean)
             torch.where(good, kept, self.bank.mask, out=self.bank.mask)
@@ -126,10 +127,10 @@ class GateTrainer(Allocator):
             found = torch.cat((self.bank.mask.sum(1, keepdim=True), levels), 1)
             self._recorded.index_copy_(0, self._row, found[None])
 
-    # ---- what the loop asks for
+    # ---- called by the training loop
 
     def scores(self, sigma: Tensor | None) -> Tensor:
-        """The probability that each rank is kept: (n, r)."""
+        """Return the probability that each rank is kept: (n, r)."""
         return self.gates.expected_ranks(self.bank.mean)
 
     def facts(self, step: int) -> dict[str, Any]:
@@ -139,7 +140,7 @@ class GateTrainer(Allocator):
 
     @torch.no_grad()
     def _penalties(self) -> dict[str, float]:
-        """Both parts of the penalty at the mean, weights included."""
+        """Return both parts of the penalty at the mean, weights included."""
         found = {}
         reach = self.gates.expected_reach(self.bank.mean)
         if reach is not None:
@@ -177,7 +178,7 @@ class GateTrainer(Allocator):
     # ---- state
 
     def tensors(self) -> dict[str, Tensor]:
-        """The moments; gates and ranges are the bank's."""
+        """Return AdamW's moments; the bank saves gates and ranges."""
         return {
             f"{role}/{name}": value
             for role, adamw in self._adamw.items()
@@ -185,19 +186,22 @@ class GateTrainer(Allocator):
         }
 
     def scalars(self) -> dict[str, Any]:
-        """The mode, which an evaluation before the next step needs. Fetch the history first."""
+        """Return the mode, which an evaluation before the next step needs.
+
+        The caller must fetch the history first.
+        """
         assert not self._history + self._fetched, (
             "a checkpoint would lose allocations that nobody has fetched"
         )
         return {"mode": self.operands.mode}
 
     def load_scalars(self, scalars: dict[str, Any]) -> None:
-        """Take `scalars()` of an earlier process."""
+        """Restore what `scalars()` returned in an earlier process."""
         self.operands.mode = scalars["mode"]
 
 
 def gate_optimizers(bank: AdapterBank) -> dict[str, BankAdamW]:
-    """AdamW of gates and of ranges, as far as a bank has any, by role."""
+    """Build AdamW for gates and for ranges, as far as the bank has any, by role."""
     parts = {role: bank.parts[role] for role in ("gate", "range")}
     return {
         role: BankAdamW(bank, weight_decay=0.0, part=part)

@@ -1,4 +1,4 @@
-"""`AdaptedLinear`: the product of an adapted layer, and where its frozen weight lies in memory."""
+"""`AdaptedLinear`: the product of an adapted layer, and the memory of its frozen weight."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class AdaptedLinear(nn.Module, ABC):
 
         dx = g W + (g up) down (n, in),    d(down) = (g up)' x (r, in),    d(up) = g' h (out, r).
 
-    How W and the factors lie in memory, and by which kernels the products run, is a form's own
-    affair. Today there is `dense.DenseLinear`, with separate operands. One joint buffer
-    [[W, up], [down, 0]], 8 or 4 bits, fp8, or W sharded over processes and gathered for each
-    product are other forms. The rest of the program sees only what stands here: the bank holds A,
-    E and B in fp32 whatever the form is, methods choose start values and factors, and the step
-    calls autograd.
+    Each subclass, called a form, decides how W and the factors lie in memory and which kernels
+    compute the products. The only form today is `dense.DenseLinear`, with separate operands.
+    Others are possible: one joint buffer [[W, up], [down, 0]], 8 or 4 bits, fp8, or W sharded over
+    processes and gathered for each product. The rest of the program uses only the methods of this
+    class: the bank holds A, E and B in fp32 with every form, methods choose the initial values and
+    the factors, and the step calls autograd.
 
     To add a form, write a subclass in a file of its own and pass its constructor to
     `methods.building.build_network(form=…)`. A form keeps its frozen tensors as buffers: a
@@ -34,17 +34,17 @@ class AdaptedLinear(nn.Module, ABC):
     in_features: int
     out_features: int
     transposed: bool
-    """Whether the layer in whose place this is keeps its weight as (in, out), as Conv1D does."""
+    """Whether the replaced layer stores its weight as (in, out), as Conv1D does."""
     bias: Tensor | None
     """(out,)."""
 
     @abstractmethod
     def product(self, rows: Tensor, down: Tensor, up: Tensor) -> Tensor:
-        """y, differentiable in rows, down and up; nothing flows to W and bias.
+        """Compute y, differentiable in rows, down and up; W and bias get no gradient.
 
         Args:
             rows: x, (n, in).
-            down: (r, in), at the place that `place_factors` gave it.
+            down: (r, in), in the memory that `place_factors` returned.
             up: (out, r), likewise.
         Returns:
             (n, out)
@@ -52,39 +52,45 @@ class AdaptedLinear(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, rows: Tensor) -> Tensor:
-        """x W' + bias, without the adapter, differentiable in x: (n, in) -> (n, out)."""
+        """Compute x W' + bias, without the adapter, differentiable in x: (n, in) -> (n, out)."""
 
     @abstractmethod
     def dense(self) -> Tensor:
-        """W as numbers, (out, in): to merge, to quantize and to compare. May be a copy."""
+        """Return W (out, in) as a dense tensor, for merging, quantizing and comparing.
+
+        It may be a copy.
+        """
 
     @abstractmethod
     def replace_dense(self, weight: Tensor) -> None:
-        """Take another W (out, in), in place, rounded to what the form can hold."""
+        """Overwrite W (out, in) in place, rounded to what the form can hold."""
 
     @abstractmethod
     def plain(self) -> nn.Module:
-        """The layer that this took the place of, with W and bias as they are now.
+        """Return the layer that this object replaced, with the present W and bias.
 
-        Its weight is a parameter, oriented as `oriented` says, which may be changed in place.
+        Its weight is a parameter in the orientation that `oriented` gives; callers may change it
+        in place.
         """
 
     def weight_and_bias(self) -> tuple[Tensor, Tensor | None] | None:
-        """W (out, in) and bias where they lie, for operators that take a whole layer.
+        """Return W (out, in) and bias without a copy, for operators that compute a whole layer.
 
-        None where W does not lie there as such: callers then compose `forward` with their own.
+        None if the form does not store W densely: callers then use `forward` and add their own
+        products.
         """
         return None
 
     def oriented(self, matrix: Tensor) -> Tensor:
-        """(out, in) as the replaced layer keeps its weight, and back: no copy."""
+        """Turn (out, in) into the orientation of the replaced layer's weight, or back; no copy."""
         return matrix.t() if self.transposed else matrix
 
     @classmethod
     def join(cls, forms: Sequence[Self]) -> AdaptedLinear | None:
-        """One product for forms of one shape on the same input, outputs one after the other.
+        """Join forms of one shape that see the same input; their outputs are concatenated.
 
-        None: they are computed one by one. A joined form shares its memory with the others.
+        None: the form cannot be joined, and each product is computed on its own. The joined form
+        shares its memory with the others.
         """
         return None
 
@@ -92,15 +98,15 @@ class AdaptedLinear(nn.Module, ABC):
     def place_factors(
         cls, forms: Sequence[Self], rank: int, dtype: torch.dtype, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Zeros, where the published factors of U forms of one shape lie.
+        """Allocate the published factors of U forms of one shape, filled with zeros.
 
         One kernel publishes the factors of all U. A form with a joint buffer returns views of it.
 
         Returns:
-            down (U, rank, in) and up (U, out, rank); the memory is the caller's to write to.
+            down (U, rank, in) and up (U, out, rank); the caller writes to them.
         """
         one = forms[0]
         down = torch.zeros(len(forms), rank, one.in_features, device=device, dtype=dtype)
-        # rows of up' are what products walk along
+        # products read rows of up'
         up = torch.zeros(len(forms), rank, one.out_features, device=device, dtype=dtype).mT
         return down, up

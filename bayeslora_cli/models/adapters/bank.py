@@ -1,4 +1,4 @@
-"""`AdapterBank`: every trainable parameter in one flat fp32 buffer, and the views of it."""
+"""`AdapterBank`: all trainable parameters in one flat fp32 buffer, and views of it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Copies(Protocol):
     instead of the parameters themselves."""
 
     buffers: list[Tensor]
-    """All that is kept."""
+    """All tensors that stay allocated between steps."""
 
     def publish(self) -> None:
-        """Make them follow theta."""
+        """Update the copies from theta."""
 
     def zero(self) -> None:
         """Zero their gradients."""
 
     def collect(self) -> None:
-        """Write `local` of the adapters from their gradients."""
+        """Write the adapters' part of `local` from the gradients of the copies."""
 
 
 class AdapterBank:
@@ -35,8 +35,9 @@ class AdapterBank:
     theta (N,): what the modules see; mean (N,): the posterior's mean, the same tensor without a
     posterior; noise (N,): theta - mean, with a posterior; local (N,): gradient of one backward
     pass; grad (2, N) or (1, N): the step's average of g and of noise * g; mask (n, r): 1 for a kept
-    triplet, 0 for a pruned one. parts: where roles lie; weights: all but gates and what follows.
-    message: what processes sum at each step, grad, losses (2,) and votes on the mask (n r,).
+    triplet, 0 for a pruned one. parts: the slice of each role; weights: the slice of everything
+    before the gates. message: the tensor that processes sum at each step: grad, losses (2,) and
+    votes on the mask (n r,).
     """
 
     def __init__(
@@ -48,14 +49,15 @@ class AdapterBank:
         device: torch.device | str = "cpu",
         compute_dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Move the parameters into flat buffers and leave views of those in their place.
+        """Move the parameters into flat buffers and replace them by views of the buffers.
 
         Args:
             matrices: adapted matrices, all of one rank, in the model's order.
-            others: (name, role, parameter), no adapters'; a parameter counts once.
-            posterior: keep a mean apart from theta, and noise.
+            others: (name, role, parameter) of parameters outside the adapters, each listed once.
+            posterior: keep noise, and a mean separate from theta.
             device: where the buffers live; the modules must be there already.
-            compute_dtype: of the views of backbone weights; adapters' and the head's are fp32.
+            compute_dtype: type of the views of backbone weights; those of the adapters and the
+                head are fp32.
         """
         self.layout = layout = lay_out(matrices, others)
         self.matrices = tuple(matrices)
@@ -69,7 +71,8 @@ class AdapterBank:
         assert len({id(p) for p in parameters.values()}) == len(parameters), "a parameter twice"
         end, full = layout.size, layout.parts["full"]
         low = 0 if compute_dtype == torch.float32 else full.stop - full.start
-        self._low = slice(full.start, full.start + low)  # what is computed in another precision
+        # weights that are computed in another precision
+        self._low = slice(full.start, full.start + low)
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(*shape, device=device, dtype=dtype)
@@ -88,7 +91,7 @@ class AdapterBank:
         self._low_theta = zeros(low, dtype=compute_dtype)
         self._low_local = zeros(low, dtype=compute_dtype)
         self.factors: Copies | None = None
-        """What the modules see instead of the adapters' own parameters, if anything."""
+        """The copies that modules compute with instead of the adapters' parameters, if any."""
         self._score_order = layout.order_of_scores().to(device)
         self.parameters = parameters
         for name, parameter in parameters.items():
@@ -106,7 +109,7 @@ class AdapterBank:
         )
 
     def singular_values(self, buffer: Tensor) -> Tensor:
-        """E of all matrices in a flat buffer (N,): (n, r), the model's order, no copy."""
+        """E of all matrices in a flat buffer (N,): (n, r), in the model's order, no copy."""
         return self.layout.singular_values(buffer)
 
     def adapters(self, buffer: Tensor) -> Tensor:
@@ -120,13 +123,13 @@ class AdapterBank:
     # ---- what happens in a step
 
     def publish(self) -> None:
-        """Make the modules see theta, where they see copies."""
+        """Update the copies of theta that the modules compute with, if there are any."""
         self._low_theta.copy_(self.theta[self._low])
         if self.factors is not None:
             self.factors.publish()
 
     def perturb(self, *, masked: bool) -> None:
-        """theta = mean + noise; `masked`: the E of pruned triplets get none."""
+        """Set theta = mean + noise; `masked`: without noise on the E of pruned triplets."""
         assert self.noise.numel(), "a bank without a posterior has no noise"
         if masked and self.has_singular_values:
             self.singular_values(self.noise).mul_(self.mask)
@@ -141,14 +144,14 @@ class AdapterBank:
             self.factors.zero()
 
     def collect(self) -> None:
-        """Bring the gradients of one backward pass into `local` (fp32)."""
+        """Copy the gradients of one backward pass to `local` (fp32)."""
         if len(self._low_local):
             self.local[self._low].copy_(self._low_local)
         if self.factors is not None:
             self.factors.collect()
 
     def accumulate(self, weight: float, *, first: bool) -> None:
-        """grad += weight * [local, noise * local]; the first pass of a step overwrites it."""
+        """Add weight * [local, noise * local] to grad; `first`: overwrite grad instead."""
         if first:
             torch.mul(self.local, weight, out=self.grad[0])
         else:
@@ -161,7 +164,7 @@ class AdapterBank:
 
     @contextmanager
     def at_mean(self) -> Iterator[None]:
-        """Show the modules the mean with the current mask applied, as evaluation must see it."""
+        """Set theta to the mean with the current mask inside the block, as evaluation needs it."""
         kept = self.singular_values(self.mean).clone() if self.has_singular_values else None
         if self.theta is not self.mean:
             self.theta.copy_(self.mean)
@@ -177,7 +180,7 @@ class AdapterBank:
 
     @contextmanager
     def showing(self, theta: Tensor) -> Iterator[None]:
-        """Show the modules `theta` (N,) as it is; afterwards theta is what it was before."""
+        """Use the given `theta` (N,) inside the block; restore the former theta afterwards."""
         before = self.theta.clone()
         self.theta.copy_(theta)
         self.publish()
@@ -190,29 +193,29 @@ class AdapterBank:
     # ---- state
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that the future depends on, unpruned."""
+        """State tensors of a checkpoint, pruned triplets included."""
         return {"mean": self.mean, "mask": self.mask}
 
     def scalars(self) -> dict[str, int]:
-        """Nothing: the buffers are all the state."""
+        """Return no scalars: the buffers are all the state."""
         return {}
 
     def load_scalars(self, scalars: dict[str, int]) -> None:
-        """Nothing to take."""
+        """Do nothing: there are no scalars."""
 
     def trainable(self) -> int:
         """Number of trained elements at the initial rank, padding not counted."""
         return sum(s.stop - s.offset for s in self.segments.values() if s.role != "fixed")
 
     def kept(self) -> int:
-        """Number of trained elements without those of pruned triplets."""
+        """Number of trained elements, those of pruned triplets not counted."""
         sizes = torch.tensor([m.a.shape[1] + m.b.shape[0] + 1 for m in self.matrices])
         return self.trainable() - int(((1 - self.mask).sum(1).round().long().cpu() * sizes).sum())
 
     def check_views(self) -> None:
-        """Fail if something moved a parameter out of the buffers.
+        """Fail if a parameter no longer lies in the buffers.
 
-        `.to(dtype)`, `zero_grad()` and `load_state_dict(assign=True)` do that silently.
+        `.to(dtype)`, `zero_grad()` and `load_state_dict(assign=True)` replace parameters silently.
         """
         for name, parameter in self.parameters.items():
             segment = self.segments[name]

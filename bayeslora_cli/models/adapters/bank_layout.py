@@ -1,15 +1,15 @@
-"""`BankLayout`: where each parameter lies in the bank's flat buffers. No tensors.
+"""`BankLayout`: where each parameter lies in the bank's flat buffers. It holds no tensors.
 
 Each block starts at a multiple of 256 bytes:
 
     E (n, r)                         all singular values, matrices in the model's order
-    A (G, r, in), B (G, out, r)      a pair for each group of equal shapes, in the model's order
+    A (G, r, in), B (G, out, r)      one pair per group of equal shapes, in the model's order
     full                             backbone weights that are trained themselves
     head                             always computed in fp32
-    gate, range, fixed               B-LoRA's gates and ranges, and what is not trained, in fp32
+    gate, range, fixed               B-LoRA's gates and ranges, and untrained constants, in fp32
 
-The singular values of all matrices are neighbours so that a mask, a score and a sort over all
-triplets need no gathering; the rest is grouped by shape so that a batched product serves a group.
+The singular values of all matrices are adjacent, so that masking, scoring and sorting all triplets
+need no gathering. A and B are grouped by shape, so that one batched product serves a group.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 ALIGNMENT = 256 // 4  # elements of fp32: cuBLAS and vectorised kernels like 256-byte starts
 ROLES = ("full", "head", "gate", "range", "fixed")
-"""Of parameters that are no adapter's, in their order in the buffer."""
+"""Roles of parameters outside the adapters, in their order in the buffer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Matrix:
-    """One adapted matrix's own parameters: W0 + scale B diag(E) A."""
+    """Parameters of one adapted matrix, W0 + scale B diag(E) A."""
 
     name: str
     a: nn.Parameter  # (r, in)
@@ -36,7 +36,7 @@ class Matrix:
     e: nn.Parameter | None = None  # (r, 1); None for plain LoRA
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Its parameters by their names in the bank."""
+        """Return its parameters by their names in the bank."""
         own = {"A": self.a, "B": self.b, "E": self.e}
         return {f"{self.name}.lora_{part}": p for part, p in own.items() if p is not None}
 
@@ -47,7 +47,7 @@ class Segment:
 
     name: str
     role: str
-    """adapter, full, head, gate, range or fixed."""
+    """One of adapter, full, head, gate, range, fixed."""
     shape: tuple[int, ...]
     offset: int
 
@@ -63,7 +63,7 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShapeGroup:
-    """Matrices of one shape: where their stacked A and B lie."""
+    """Matrices of one shape, and where their stacked A and B lie."""
 
     members: tuple[int, ...]
     """Indices into the bank's matrices, in the model's order."""
@@ -83,31 +83,31 @@ class ShapeGroup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BankLayout:
-    """The order and the sizes of a flat buffer (N,) of the bank."""
+    """Order and sizes of the parameters in a flat buffer (N,) of the bank."""
 
     matrices: tuple[str, ...]
     """Names of the n adapted matrices, in the model's order."""
     rank: int
     """r, the rank of every matrix at the start; 0 without matrices."""
     has_singular_values: bool
-    """Whether the matrices carry E."""
+    """Whether the matrices have singular values E."""
     segments: dict[str, Segment]
-    """By the parameter's name, in the buffer's order."""
+    """Segments by parameter name, in the buffer's order."""
     groups: tuple[ShapeGroup, ...]
     adapter_end: int
     """First element after the adapters."""
     parts: dict[str, slice]
-    """Where the other roles lie."""
+    """Slice of each other role."""
     size: int
     """N, padding included."""
 
     @property
     def weights(self) -> slice:
-        """All but gates, ranges and what is not trained."""
+        """Slice of the weights: everything but gates, ranges and untrained constants."""
         return slice(0, self.parts["head"].stop)
 
     def singular_values(self, buffer: Tensor) -> Tensor:
-        """E of all matrices in a flat buffer (N,): (n, r), the model's order, no copy."""
+        """E of all matrices in a flat buffer (N,): (n, r), in the model's order, no copy."""
         assert self.has_singular_values
         shape = len(self.matrices), self.rank
         return buffer[: shape[0] * shape[1]].view(shape)
@@ -116,7 +116,7 @@ class BankLayout:
         """S = s(E) + mean_j s(A_ij) + mean_k s(B_ki): element scores (N,) -> (n, r).
 
         Args:
-            order: of `order_of_scores`, on the scores' device.
+            order: the result of `order_of_scores`, on the scores' device.
         """
         vectors = torch.cat(
             [g.view_a(scores).mean(-1) + g.view_b(scores).mean(-2) for g in self.groups]
@@ -124,7 +124,7 @@ class BankLayout:
         return self.singular_values(scores) + vectors[order]
 
     def order_of_scores(self) -> Tensor:
-        """Where each matrix (model's order) stands in the concatenation of the groups: (n,)."""
+        """Position of each matrix (in the model's order) among the concatenated groups: (n,)."""
         by_group = [index for group in self.groups for index in group.members]
         order = torch.empty(len(by_group), dtype=torch.long)
         order[torch.tensor(by_group, dtype=torch.long)] = torch.arange(len(by_group))
@@ -134,11 +134,11 @@ class BankLayout:
 def lay_out(
     matrices: Sequence[Matrix], others: Sequence[tuple[str, str, nn.Parameter]]
 ) -> BankLayout:
-    """The layout of a bank.
+    """Compute the layout of a bank.
 
     Args:
         matrices: adapted matrices, all of one rank, in the model's order.
-        others: (name, role, parameter) of parameters that are no adapter's.
+        others: (name, role, parameter) of parameters outside the adapters.
     """
     rank = matrices[0].a.shape[0] if matrices else 0
     assert all(m.a.shape[0] == m.b.shape[1] == rank for m in matrices)

@@ -16,7 +16,7 @@ FROZEN = ("weight", "bias")
 
 
 class DenseLinear(AdaptedLinear):
-    """A layer's own weight and bias, under the same names, in the precision of the run."""
+    """Form that keeps the layer's weight and bias, under the same names, in the run's precision."""
 
     def __init__(self, layer: nn.Module) -> None:
         """`layer`: a Linear, whose weight is (out, in), or a Conv1D, whose weight is (in, out)."""
@@ -27,18 +27,19 @@ class DenseLinear(AdaptedLinear):
         self.weight, self.bias = weight, bias
         self.transposed = not isinstance(layer, nn.Linear)
         self.out_features, self.in_features = self.oriented(weight).shape
-        self._layer = (layer,)  # in a tuple, which hides it: its parameters count once
+        # in a tuple, which hides it from torch: its parameters are listed once
+        self._layer = (layer,)
 
     def product(self, rows: Tensor, down: Tensor, up: Tensor) -> Tensor:
-        """One operator each way: both sums happen in place of the large product."""
+        """Compute y by one operator forward and one backward, which add into the large products."""
         return low_rank_linear(rows, self.dense(), self.bias, down, up)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """x W' + bias: (n, in) -> (n, out)."""
+        """Compute x W' + bias: (n, in) -> (n, out)."""
         return F.linear(rows, self.dense(), self.bias)
 
     def dense(self) -> Tensor:
-        """W itself, no copy."""
+        """Return W itself, not a copy."""
         return self.oriented(self.weight)
 
     @torch.no_grad()
@@ -46,9 +47,9 @@ class DenseLinear(AdaptedLinear):
         self.dense().copy_(weight)
 
     def plain(self) -> nn.Module:
-        """The layer itself: it shares weight and bias."""
+        """Return the replaced layer itself: it shares weight and bias with this form."""
         (layer,) = self._layer
-        for name in FROZEN:  # what has moved this module may have made new ones
+        for name in FROZEN:  # moving this module may have created new parameters
             setattr(layer, name, getattr(self, name))
         return layer
 
@@ -57,9 +58,10 @@ class DenseLinear(AdaptedLinear):
 
     @classmethod
     def join(cls, forms: Sequence[Self]) -> DenseLinear:
-        """The weights one below the other; the forms' own become views of them.
+        """Stack the weights vertically; the weights of `forms` become views of the stack.
 
-        What moves or casts a module afterwards parts them: join last. All have a bias, or none.
+        Join last: moving or casting a module afterwards separates them again. Either all layers
+        have a bias or none has.
         """
         assert not any(form.transposed for form in forms)
         weight, bias = (_joined([getattr(form, name) for form in forms]) for name in FROZEN)
@@ -71,7 +73,7 @@ class DenseLinear(AdaptedLinear):
 
 
 def _joined(parameters: Sequence[nn.Parameter | None]) -> nn.Parameter | None:
-    """One parameter of several, which become views of it; None of None."""
+    """Stack several parameters, which become views of the stack; None if all are None."""
     found = [parameter for parameter in parameters if parameter is not None]
     if not found:
         return None

@@ -16,14 +16,14 @@ ADALORA_STD = 0.02  # of A and B at the start; E starts at 0 (PEFT's AdaLoRA)
 class LowRankLinear(nn.Module):
     """A frozen linear layer plus scale * B diag(E) A; without E, plain LoRA.
 
-    The scale and E are folded into A, so that nothing of the output's size is touched but by the
-    last product, which adds into the base layer's output.
+    The scale and E are folded into A, so that only the last product touches a tensor of the
+    output's size: it adds into the base layer's output.
     """
 
     def __init__(
         self, base: AdaptedLinear, rank: int, scale: float, *, singular_values: bool
     ) -> None:
-        """All parameters are 0; `base` computes the products."""
+        """Create A, B and E as zeros; `base` computes the products."""
         super().__init__()
         self.base_layer = base
         self.rank = rank
@@ -49,25 +49,25 @@ class LowRankLinear(nn.Module):
 
     @torch.no_grad()
     def delta_weight(self, a: Tensor, e: Tensor | None, b: Tensor) -> Tensor:
-        """What to add to the base weight, as the base layer's class keeps that."""
+        """Update to add to the base weight, in the orientation of the base layer's class."""
         delta = self.scale * b @ (a if e is None else a * e)  # (out, in)
         return self.base_layer.oriented(delta)
 
 
 class JointLinear:
-    """Layers of one shape that see the same input, as one product: a layer's q, k and v."""
+    """One product for layers of one shape that see the same input, such as q, k and v."""
 
     def __init__(self, layers: Sequence[LowRankLinear], base: AdaptedLinear) -> None:
-        """`base`: of all layers' forms, joined."""
+        """`base`: the joined form of all layers."""
         self.layers = tuple(layers)
         self.base_layer = base
         self.down: Tensor | None = None
-        """Of all layers, one below the other: (m r, in), refreshed by `PublishedFactors`."""
+        """Down factors of the m layers, stacked: (m r, in), refreshed by `PublishedFactors`."""
         self.up: Tensor | None = None
-        """Of all layers, block-diagonal: (m out, m r), likewise."""
+        """Up factors of the m layers, block-diagonal: (m out, m r), likewise."""
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """(n, in) -> (n, out) for each layer."""
+        """Compute all layers: (n, in) -> (n, out) for each."""
         assert self.down is not None
         assert self.up is not None
         out = self.base_layer.product(rows, self.down, self.up)
@@ -75,9 +75,9 @@ class JointLinear:
 
 
 def join(layers: Sequence[nn.Module]) -> JointLinear | None:
-    """Layers of one shape that see the same input as one product, where they are to stay.
+    """Join layers of one shape that see the same input, on the device where they will stay.
 
-    None: they are not all plain low-rank layers (others quantize by themselves), or their forms
+    None: not all are plain low-rank layers (others quantize their own input), or their forms
     cannot be joined.
     """
     found = [layer for layer in layers if type(layer) is LowRankLinear]

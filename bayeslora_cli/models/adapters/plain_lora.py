@@ -1,7 +1,7 @@
-"""An AdaLoRA adapter as a plain LoRA adapter: E, and what is left of the scale, folded into A.
+"""Converts an AdaLoRA adapter to plain LoRA: folds E, and the rest of the scale, into A.
 
 AdaLoRA adds alpha / (r_init + 1e-5) * B diag(E) A to a weight, LoRA adds alpha / r * B A with the
-r that is kept. Either r or alpha must be told apart by matrix, or the difference goes into A.
+r that is kept. Either r or alpha must be stored per matrix, or A must absorb the difference.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraFactors:
-    """What a matrix's weight gains: alpha / r * B A."""
+    """Plain LoRA factors of one matrix: its weight gains alpha / r * B A."""
 
     a: Tensor
     """(r, in)."""
@@ -30,7 +30,7 @@ class LoraFactors:
 
 
 def fold(a: Tensor, e: Tensor | None, b: Tensor, scale: float) -> LoraFactors:
-    """scale * B diag(E) A as LoRA's factors, with alpha / r = scale; A in float64.
+    """Convert scale * B diag(E) A to LoRA's factors, with alpha / r = scale; A in float64.
 
     Args:
         a: (r, in).
@@ -42,9 +42,9 @@ def fold(a: Tensor, e: Tensor | None, b: Tensor, scale: float) -> LoraFactors:
 
 
 def pad(factors: LoraFactors, rank: int, alpha: float) -> LoraFactors:
-    """The same product with `rank` rows, zeros added, and another alpha, the ratio folded into A.
+    """Pad the factors with zeros to `rank` and change alpha, folding the ratio into A.
 
-    Factors of rank 0 have no scale and stay zero.
+    The product stays the same. Factors of rank 0 have no scale and stay zero.
     """
     missing = rank - factors.rank
     assert missing >= 0
@@ -54,15 +54,15 @@ def pad(factors: LoraFactors, rank: int, alpha: float) -> LoraFactors:
 
 
 def uniform(factors: Mapping[str, LoraFactors], alpha: float) -> dict[str, LoraFactors]:
-    """All matrices at the largest rank among them and at one alpha."""
+    """Pad all matrices to the largest rank among them, with one alpha."""
     rank = max(f.rank for f in factors.values())
     return {name: pad(f, rank, alpha) for name, f in factors.items()}
 
 
 def without_empty(factors: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:
-    """Matrices that kept any rank, all others add nothing.
+    """Leave out matrices of rank 0, which add nothing.
 
-    PEFT wants one at least: where none kept any, the first stays, with one row of zeros.
+    PEFT needs at least one matrix: if all have rank 0, the first stays, with one row of zeros.
     """
     kept = {name: f for name, f in factors.items() if f.rank}
     if kept or not factors:
@@ -72,5 +72,5 @@ def without_empty(factors: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:
 
 
 def plain_number(value: float) -> float:
-    """A whole number as an int: some readers of an adapter take no other alpha."""
+    """Return a whole number as an int: some readers of an adapter accept no other alpha."""
     return int(value) if float(value).is_integer() else value

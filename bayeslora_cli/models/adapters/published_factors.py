@@ -1,4 +1,4 @@
-"""The factors that adapted layers multiply with: theta's, folded and cast once per pass for all."""
+"""The factors that adapted layers multiply with: folded from theta and cast, once per pass."""
 
 from __future__ import annotations
 
@@ -13,56 +13,56 @@ from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.bank_layout import ShapeGroup
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
 
-# a GPU's matrix products want rows of 16 bytes: with a rank of 3 they take three times as long
+# a GPU's matrix products need rows of 16 bytes: with a rank of 3 they take three times as long
 ROW_BYTES = 16
 
 
 def padded_rank(rank: int, dtype: torch.dtype, device: torch.device) -> int:
-    """The rank that is computed with."""
+    """Return the rank that products are computed with: on a GPU, padded to whole `ROW_BYTES`."""
     unit = ROW_BYTES // dtype.itemsize if device.type == "cuda" else 1
     return -(-rank // unit) * unit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Stack:
-    """U units of m matrices of one shape: layers (m = 1), or joints of m layers each."""
+    """Factors of U units of m matrices of one shape: layers (m = 1), or joints of m layers."""
 
     group: ShapeGroup
     members: Tensor
-    """Which of the bank's matrices: (U, m) int64."""
+    """Indices of the bank's matrices: (U, m) int64."""
     places: Tensor
-    """Where they stand in the group: (U m,) int64."""
+    """Their positions in the group: (U m,) int64."""
     scale: Tensor
     """(U, m, 1, 1)."""
     down: Tensor
-    """(U, padded m r, in), an m-th of the rows for each matrix."""
+    """(U, padded m r, in), with an equal number of rows for each of the m matrices."""
     up: Tensor
     """(U, m out, padded m r), the matrices on the diagonal."""
     leaves: tuple[list[Tensor], list[Tensor]]
-    """Views of `down` and `up`, a tensor per unit, that the layers compute with."""
+    """Views of `down` and `up`, one tensor per unit, that the layers compute with."""
 
     def rows(self, down: Tensor, rank: int) -> Tensor:
-        """`down`, or its gradient, matrix by matrix: (U, m, r, in), no copy."""
+        """Split `down`, or its gradient, by matrix: (U, m, r, in), no copy."""
         many = self.members.shape[1]
         return down[:, : many * rank].view(len(down), many, rank, -1)
 
     def blocks(self, up: Tensor, rank: int) -> list[Tensor]:
-        """`up`, or its gradient, for each of the m matrices: (U, out, r), no copy."""
+        """Split `up`, or its gradient, into one block per matrix: (U, out, r) each, no copy."""
         many = self.members.shape[1]
         rows = up.chunk(many, 1)
         return [part[..., i * rank : (i + 1) * rank] for i, part in enumerate(rows)]
 
 
 _Unit = tuple[LowRankLinear | JointLinear, list[int]]
-"""A layer or a joint, and its matrices' indices in the bank."""
+"""A layer or a joint, and the indices of its matrices in the bank."""
 
 
 class PublishedFactors:
-    """down = scale diag(E) A, (r, in), and up = B, (out, r), of every matrix, in stacks of a shape.
+    """Factors down = scale diag(E) A, (r, in), and up = B, (out, r), of every matrix.
 
-    On a GPU the rank is filled up with zeros to whole rows of `ROW_BYTES`, which changes no result.
-    The gradients come back the same way: dA = scale E d(down), dE = scale (d(down) . A) a row, dB =
-    d(up).
+    Matrices of one shape share a stack. On a GPU the rank is padded with zeros to whole rows of
+    `ROW_BYTES`, which changes no result. `collect` returns the gradients: dA = scale E d(down),
+    dE = scale (d(down) . A) per row, dB = d(up).
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class PublishedFactors:
         dtype: torch.dtype,
         joints: Sequence[JointLinear] = (),
     ) -> None:
-        """`layers`: those of the bank's matrices, in its order; they or their joint get factors."""
+        """`layers`: one per matrix of the bank, in its order; each layer or joint gets factors."""
         self.bank, self.dtype = bank, dtype
         self.buffers: list[Tensor] = []
-        """All that is kept; gradients live from a backward pass to the next."""
+        """All tensors kept between steps; gradients live from one backward pass to the next."""
         number = {id(layer): index for index, layer in enumerate(layers)}
         joined = [[number[id(layer)] for layer in joint.layers] for joint in joints]
         single = sorted(set(number.values()).difference(*joined))
@@ -86,14 +86,14 @@ class PublishedFactors:
         for group in bank.groups:
             for kind in (units, joint_units):
                 found = [(owner, ids) for owner, ids in kind if ids[0] in group.members]
-                # in their order: a set would not keep it
+                # dict.fromkeys keeps their order; a set would not
                 for form in dict.fromkeys(type(owner.base_layer) for owner, _ in found):
                     alike = [unit for unit in found if type(unit[0].base_layer) is form]
                     self._stacks.append(self._stack(group, alike, scales))
         self.publish()
 
     def _stack(self, group: ShapeGroup, units: Sequence[_Unit], scales: Tensor) -> _Stack:
-        """A stack of units of one form, which get their factors."""
+        """Build the stack of units of one form, and give each unit its factors."""
         owners, members = zip(*units, strict=True)
         device, form = self.bank.theta.device, type(owners[0].base_layer)
         rank = padded_rank(len(members[0]) * self.bank.rank, self.dtype, device)
@@ -120,7 +120,7 @@ class PublishedFactors:
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Make the layers see the bank's theta."""
+        """Recompute the factors from the bank's theta."""
         theta, rank = self.bank.theta, self.bank.rank
         for stack in self._stacks:
             shape = (*stack.members.shape, rank, -1)
@@ -131,14 +131,14 @@ class PublishedFactors:
                 block.copy_(matrix)
 
     def zero(self) -> None:
-        """Forget the gradients: the next backward pass makes them, and adds to nothing."""
+        """Drop the gradients: the next backward pass creates them and adds to nothing."""
         for stack in self._stacks:
             for leaf in chain(*stack.leaves):
                 leaf.grad = None
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Bring the gradients of one backward pass into the bank's `local`."""
+        """Write the gradients of one backward pass to the bank's `local`."""
         bank, rank = self.bank, self.bank.rank
         for stack in self._stacks:
             to_down, to_up = (
@@ -156,7 +156,7 @@ class PublishedFactors:
                 bank.singular_values(bank.local).index_copy_(0, stack.members.flatten(), along)
 
     def _factors(self, stack: _Stack) -> Tensor:
-        """The factor of each row of A: (U, m, r, 1), or (U, m, 1, 1) without E."""
+        """Return the factor of each row of A: (U, m, r, 1), or (U, m, 1, 1) without E."""
         if not self.bank.has_singular_values:
             return stack.scale
         return self.bank.singular_values(self.bank.theta)[stack.members][..., None] * stack.scale

@@ -1,9 +1,9 @@
-"""DeBERTa-v2/v3's disentangled attention (He et al., ICLR 2021) as a graph can hold it.
+"""DeBERTa-v2/v3's disentangled attention (He et al., ICLR 2021), in a form a graph can capture.
 
 transformers copies scalars from the host to find the relative positions, projects all of them for
-every example, and gathers from the result, whose backward pass is an atomic scatter. Here nothing
-is asked of or copied from the host, only positions that the length can reach are projected, once
-for the batch, and the gather is a shift of memory. The results are the same but for rounding.
+every example, and gathers from the result, whose backward pass is an atomic scatter. This version
+neither reads from nor copies from the host, projects only the positions that the length can reach,
+once per batch, and gathers by a shift of memory. The results differ only by rounding.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ HAVE_TRITON = find_spec("triton") is not None
 def replace_attention(module: nn.Module, max_length: int | None = None) -> int:
     """Replace the disentangled attention in every DeBERTa-v2 encoder of `module`, in place.
 
-    The projections stay the same modules under the same names. Encoders whose attention is not
-    what this module knows, or is not relative, stay as they are, and so does a model that is
-    asked for its attention matrices.
+    The projections stay the same modules under the same names. Encoders whose attention is of
+    another class, or is not relative, stay as they are, and so does a model whose configuration
+    asks for attention matrices.
 
     Args:
         max_length: the longest input in tokens; None: the backbone's own limit. A longer one works,
             but its first forward pass cannot be captured.
     Returns:
-        How many were replaced.
+        The number of replaced modules.
     """
     if getattr(getattr(module, "config", None), "output_attentions", False):
         return 0
@@ -61,7 +61,7 @@ def replace_attention(module: nn.Module, max_length: int | None = None) -> int:
             continue
         for parent, name, child in found:
             setattr(parent, name, RelativeAttention(child, max_length))
-        # set on the instance: positions and mask are ours now
+        # set on the instance: the replaced attention makes positions and mask itself
         encoder.get_rel_pos = _no_positions  # type: ignore[assignment]
         encoder.get_attention_mask = _pairs  # type: ignore[assignment]
         replaced += len(found)
@@ -78,11 +78,11 @@ def _is_known(attention: nn.Module) -> bool:
 
 
 def _no_positions(*_: Any, **__: Any) -> None:
-    """In place of the encoder's relative positions, which each attention knows by itself."""
+    """Return no relative positions: each replaced attention computes its own."""
 
 
 def _pairs(attention_mask: Tensor) -> Tensor:
-    """Which query may see which key: (B, L) or (B, L, L) -> bool (B, 1, L, L)."""
+    """Return which query may see which key: (B, L) or (B, L, L) -> bool (B, 1, L, L)."""
     seen = attention_mask.bool()
     if seen.dim() == 2:
         return seen[:, None, None, :] & seen[:, None, :, None]
@@ -90,23 +90,23 @@ def _pairs(attention_mask: Tensor) -> Tensor:
 
 
 def position_rows(reach: int, span: int, buckets: int, longest: int) -> Tensor:
-    """Row of the relative embeddings of each relative position -reach ... reach - 1.
+    """Return the row of the relative embeddings for each relative position -reach ... reach - 1.
 
     Position r is query minus key. Up to m = buckets // 2 it is its own bucket; beyond, buckets are
     logarithmic: sign(r) (m + ceil((m - 1) ln(|r| / m) / ln((longest - 1) / m))). Row 0 is
-    position -span, and what lies beyond the first or the last row takes that one.
+    position -span; positions beyond the first or the last row use that row.
 
     Args:
         span: half the number of rows.
         buckets: twice m; not positive: every position is its own bucket.
-        longest: the position that the last bucket is made for.
+        longest: the largest position, which the last bucket holds.
     Returns:
         (2 reach,) int64, never decreasing, on the CPU.
     """
     position = torch.arange(-reach, reach, device="cpu")
     if buckets > 0 and longest > 0:
         middle = buckets // 2
-        # fp32 as transformers has it: at a bucket's very edge the rounding decides
+        # fp32, as in transformers: exactly at a bucket's edge the rounding decides
         ratio = position.abs().clamp(min=middle).float() / middle
         full = torch.tensor((longest - 1) / middle, dtype=torch.float32, device="cpu")
         bucket = torch.ceil(ratio.log() / full.log() * (middle - 1)) + middle
@@ -130,7 +130,7 @@ def _is_worth_fusing(query: Tensor, length: int) -> bool:
 
 
 class RelativeAttention(nn.Module):
-    """Disentangled self-attention, with the children of the module that it replaces.
+    """Disentangled self-attention that keeps the child modules of the module it replaces.
 
     score[i, j] = (q_i k_j + q_i K[i - j] + k_j Q[i - j]) / sqrt(d n), where K and Q are projected
     relative embeddings (c2p and p2c, each optional) and n counts the terms.
@@ -139,7 +139,7 @@ class RelativeAttention(nn.Module):
     query_proj: nn.Module
     key_proj: nn.Module
     value_proj: nn.Module
-    pos_query_proj: nn.Module  # where query_proj is not shared
+    pos_query_proj: nn.Module  # only if query_proj is not shared
     pos_key_proj: nn.Module  # likewise
     pos_dropout: nn.Module
     dropout: nn.Dropout
@@ -164,26 +164,26 @@ class RelativeAttention(nn.Module):
         )  # fmt: skip
         self.register_buffer("rows", torch.empty(0, dtype=torch.long), persistent=False)
         self.joint: JointLinear | None = None
-        """Queries, keys and values in one product; None: in three."""
+        """Computes queries, keys and values in one product; None: three products."""
         self._reach(max_length or original.max_relative_positions)
 
     def _reach(self, length: int) -> None:
-        """Make the table of rows for up to `length` tokens."""
+        """Build the table of rows for up to `length` tokens."""
         rows = position_rows(length, *self.buckets)
         steps = rows.diff().tolist()  # steps[length + r]: from position r to r + 1
         plain = 0
         while plain < length and steps[length - plain - 1] == 1 == steps[length + plain - 1]:
             plain += 1
         self.reach = length
-        self.plain = plain  # tokens up to which the rows are neighbours
+        self.plain = plain  # number of tokens up to which the rows are consecutive
         self.rows = rows.to(next(self.query_proj.parameters()).device)
 
     def _embeddings(self, relative: Tensor, length: int) -> Tensor:
-        """Embeddings (rows, hidden) -> those of positions -L ... L - 1, dropped out: (2L, hidden).
+        """Select and drop out embeddings of positions -L ... L - 1: (rows, hidden) -> (2L, hidden).
 
-        Position -L is out of reach: with it the products' rows have an even length, and memory its
-        alignment. A repeated row is repeated here, where backbones are frozen, and not after the
-        projection, where its gradient would have to be summed.
+        Position -L cannot occur; it gives the products' rows an even length and aligned memory.
+        Repeated rows are repeated here, where the backbone is frozen, rather than after the
+        projection, where their gradients would have to be summed.
         """
         if length > self.reach:
             self._reach(length)
@@ -203,7 +203,7 @@ class RelativeAttention(nn.Module):
         relative_pos: Tensor | None = None,
         rel_embeddings: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """The arguments of the module that this replaces, the mask as `_pairs` gives it.
+        """Compute attention; arguments as in transformers, the mask as `_pairs` returns it.
 
         Returns:
             (batch, L, heads * d), and no attention matrix.
@@ -218,7 +218,7 @@ class RelativeAttention(nn.Module):
             content, self._embeddings(rel_embeddings, length)
         )
         fused = _is_worth_fusing(query, length)
-        if not fused:  # bmm wants them in one piece
+        if not fused:  # bmm needs contiguous operands
             query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
 
         bias = self._bias(query, key, query_rows, key_rows, length)
@@ -232,7 +232,7 @@ class RelativeAttention(nn.Module):
         self, content: Tensor, embeddings: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """Queries, keys, values (heads, B L, d), and q and k of the positions (2L, heads * d)."""
-        # one call for both: an adapter's kernels run once, and its gradients need no sum
+        # one call for both: an adapter's kernels run once, and its gradients need not be added
         rows = torch.cat((content, embeddings)) if self.shared else content
         if self.joint is not None:
             query, key, value = self.joint(rows)
@@ -260,7 +260,7 @@ class RelativeAttention(nn.Module):
         key_rows: Tensor | None,
         length: int,
     ) -> Tensor | None:
-        """What positions add to the scores: (heads, B, L, L)."""
+        """Return the position bias of the scores: (heads, B, L, L)."""
         c2p = p2c = None
         square = (self.heads, -1, length, 2 * length)
         if key_rows is not None:
@@ -275,13 +275,13 @@ class RelativeAttention(nn.Module):
         return None if p2c is None else skew(p2c, length).mT
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        """(n, heads * d) -> (heads, n, d), no copy."""
+        """Split into heads: (n, heads * d) -> (heads, n, d), no copy."""
         return x.view(len(x), self.heads, -1).transpose(0, 1)
 
     def _plain(
         self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, blocked: Tensor
     ) -> Tensor:
-        """Attention (heads, B, L, d) -> (B, L, heads * d), product by product."""
+        """Compute attention by separate products: (heads, B, L, d) -> (B, L, heads * d)."""
         scores = (query.flatten(0, 1) @ key.flatten(0, 1).mT).view(*query.shape[:3], -1)
         if bias is not None:
             scores = scores + bias
@@ -294,7 +294,7 @@ class RelativeAttention(nn.Module):
     def _fused(
         self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, blocked: Tensor
     ) -> Tensor:
-        """The same by torch's fused attention, the bias as its mask."""
+        """Compute the same by torch's fused attention, with the bias as its mask."""
         bias = query.new_zeros(()) if bias is None else bias * self.scale
         mask = bias.masked_fill(blocked, torch.finfo(query.dtype).min)
         context = F.scaled_dot_product_attention(

@@ -1,4 +1,4 @@
-"""Cheap checksums: of pretrained weights, to tell one checkpoint from another, and of data."""
+"""Cheap checksums of pretrained weights, which tell checkpoints apart, and of data."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
-SAMPLES = 1024  # values of a tensor that count; every fine-tuning moves nearly all of them
+SAMPLES = 1024  # values read per tensor; every fine-tuning changes nearly all of them
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> str:
-    """sha256 over the shapes and `SAMPLES` evenly spaced values, in fp32, of each tensor.
+    """Compute sha256 over the shape and `SAMPLES` evenly spaced fp32 values of each tensor.
 
-    Neither order nor names count: another version of a library may change both. Two checkpoints
-    that differ at none of the sampled places are not told apart.
+    Order and names are ignored, because another version of a library may change both. Two
+    checkpoints that agree at all sampled places get the same checksum.
     """
     parts = []
     for tensor in tensors:
@@ -27,7 +27,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> str:
 
 
 def data_fingerprint(tensors: Iterable[Tensor | None]) -> str:
-    """sha256 over types, shapes and all bytes, in order: 1 GB/s or so."""
+    """Compute sha256 over types, shapes and all bytes, in order, at about 1 GB/s."""
     digest = sha256()
     for tensor in tensors:
         if tensor is not None:

@@ -1,7 +1,7 @@
-"""The pretrained backbone: loading, its head, its targets.
+"""Loads the pretrained backbone, with the head that the task needs, and its tokenizer.
 
-Sole importer of `transformers`, but for `plain`, which opens exports as their users do.
-PEFT's rules match the targets, so that a name means here what it means there.
+Only the modules of this folder and `export.independent_reader`, which opens exports as their users
+do, import `transformers`.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from bayeslora_cli.errors import ModelError
 from bayeslora_cli.models.backbones.targets import head_modules, inside
 from bayeslora_cli.tasks.objectives.objective import Objective
 
-# RoBERTa's kin count positions from behind the padding token's index, 1: two are never used
+# RoBERTa and its relatives count positions from the padding index 1 plus one: two are never used
 POSITIONS_FROM_PADDING = (
     "camembert", "data2vec-text", "longformer", "mpnet", "roberta", "roberta-prelayernorm",
     "xlm-roberta", "xlm-roberta-xl", "xmod",
 )  # fmt: skip
 logger = logging.getLogger("bayeslora")
-# what transformers raises for a name or directory that it cannot load
+# raised by transformers for a name or directory that it cannot load
 LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 
 
 def backbone_path(name: str) -> str:
-    """What transformers loads for --model: package:NAME/PATH as a directory, anything else as is.
+    """Resolve --model: package:NAME/PATH becomes a directory, anything else is returned as it is.
 
     Raises:
-        ModelError: no such package, nothing at that place in it, or no such directory.
+        ModelError: no such package, no such directory inside it, or no such directory.
     """
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
         raise ModelError(f"--model {name}: no such directory")
@@ -57,10 +57,10 @@ def backbone_path(name: str) -> str:
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
-    """The backbone's tokenizer.
+    """Load the backbone's tokenizer.
 
     Raises:
-        ModelError: there is none to be had.
+        ModelError: it cannot be loaded.
     """
     path = backbone_path(name)
     try:
@@ -81,10 +81,10 @@ def _cannot_load(name: str, what: str, error: Exception) -> str:
 
 
 def usable_length(name: str, tokenizer: Any, *, trust_remote_code: bool = False) -> int | None:
-    """The longest input in tokens that the backbone has positions for; None: no limit known.
+    """Return the longest input in tokens that the backbone has positions for; None: unknown.
 
     Raises:
-        ModelError: no configuration to be had.
+        ModelError: the model's configuration cannot be loaded.
     """
     try:
         config = AutoConfig.from_pretrained(
@@ -103,18 +103,21 @@ def usable_length(name: str, tokenizer: Any, *, trust_remote_code: bool = False)
 def load_backbone(
     config: RunConfig, objective: Objective, tokenizer: Any, *, weights: bool = True
 ) -> tuple[Any, tuple[str, ...], set[str]]:
-    """A pretrained backbone in fp32, with the head that the kind of task wants.
+    """Load a pretrained backbone in fp32, with the head that the kind of task needs.
 
-    What the checkpoint lacks is drawn from torch's generator, seeded with the run's seed.
+    Tensors that the checkpoint lacks are drawn from torch's generator, seeded with the run's seed.
 
     Args:
-        weights: whether to read any; without them the module is on torch's meta device.
+        weights: whether to read the weights; without them the module is on torch's meta device.
     Returns:
-        The module, the names of its head's modules, and of tensors that its checkpoint lacked.
+        The module, the names of its head's modules, and the names of tensors that its checkpoint
+        lacked.
     Raises:
-        ModelError: no such model, none for this kind of task, or a checkpoint of another.
+        ModelError: the model cannot be loaded, does not support this kind of task, or its
+            checkpoint belongs to another model.
     """
-    transformers_logging.set_verbosity_error()  # what it says of missing tensors, we say shorter
+    # `_check_checkpoint` reports missing tensors in fewer words
+    transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     torch.manual_seed(config.seed)
     path, trust = backbone_path(config.model), {"trust_remote_code": config.trust_remote_code}
@@ -136,7 +139,7 @@ def load_backbone(
                 module = auto_class.from_config(architecture, **trust)
     except LOADING_ERRORS as error:
         raise ModelError(_cannot_load(config.model, "model", error)) from error
-    # a decoder's classifier looks for the last token before the padding that it knows
+    # a decoder's classifier finds the last token before the padding by this id
     module.config.pad_token_id = tokenizer.pad_token_id
     head = head_modules(module) if objective.entry.head else ()
     missing = set(loading["missing_keys"])
@@ -146,7 +149,7 @@ def load_backbone(
 
 
 def _set_dropout(architecture: Any, probability: float) -> None:
-    """Set every dropout of a configuration: what it calls drop, and is a number."""
+    """Set every dropout probability of a configuration: numbers whose names contain "drop"."""
     for name, value in architecture.to_dict().items():
         if "drop" in name and isinstance(value, (int, float)) and not isinstance(value, bool):
             setattr(architecture, name, probability)
@@ -155,7 +158,7 @@ def _set_dropout(architecture: Any, probability: float) -> None:
 def _check_checkpoint(
     name: str, module: Any, missing: set[str], mismatched: set[str], head: Sequence[str]
 ) -> None:
-    """Refuse a checkpoint that does not hold the backbone, which would train a random one."""
+    """Refuse a checkpoint that lacks the backbone's weights: random ones would be trained."""
     backbone = [n for n in module.state_dict() if not inside(n, head)]
     absent = [n for n in backbone if n in missing]
     if 2 * len(absent) > len(backbone):
@@ -173,10 +176,11 @@ def _check_checkpoint(
 
 @contextmanager
 def unread(device: torch.device) -> Iterator[None]:
-    """Inside, transformers does not read from a GPU whether a batch has padding, as in a capture.
+    """Stop transformers, inside the block, from reading from a GPU whether a batch has padding.
 
-    It would leave out the mask of a batch without. What a capture is to repeat would then run other
-    kernels, and compiled blocks would be compiled anew within the capture, which fails.
+    transformers leaves out the mask of a batch without padding. The warm-up of a capture would then
+    run other kernels than the capture, and compiled blocks would be compiled again inside the
+    capture, which fails.
     """
     if device.type != "cuda":
         yield

@@ -1,4 +1,7 @@
-"""Which layers of a backbone are adapted, and which are its head."""
+"""Finds the layers of a backbone to adapt, and the modules of its head.
+
+PEFT's rules match the layers, so that a name means the same here as in PEFT.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,14 @@ from bayeslora_cli.errors import ModelError
 
 logger = logging.getLogger("bayeslora")
 
-HEADS = ("classifier", "score", "classification_head")  # what transformers calls them
+HEADS = ("classifier", "score", "classification_head")  # transformers' names
 
 
 def head_modules(module: Any) -> tuple[str, ...]:
-    """Names of the head's modules.
+    """Return the names of the head's modules.
 
     Raises:
-        ModelError: a classifier whose head has another name.
+        ModelError: the model's head has another name.
     """
     found = tuple(name for name, _ in module.named_children() if name in HEADS)
     if not found:
@@ -35,7 +38,7 @@ def head_modules(module: Any) -> tuple[str, ...]:
 
 
 def inside(name: str, modules: Sequence[str]) -> bool:
-    """Whether a dotted name is one of the modules or lies in one."""
+    """Return whether a dotted name is one of the modules or lies inside one."""
     return any(name == m or name.startswith(m + ".") for m in modules)
 
 
@@ -43,13 +46,13 @@ PLAIN = (nn.Linear.forward, Conv1D.forward)  # adapted layers compute these them
 
 
 def match_targets(module: Any, head: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
-    """Names of the layers to adapt, in the model's order, by PEFT's rules; never in the head.
+    """Return the names of the layers to adapt, in the model's order; none lies in the head.
 
     Args:
-        wanted: endings of names, or all-linear; None: PEFT's AdaLoRA targets for the backbone,
-            all linear layers where it has none.
+        wanted: endings of names, or all-linear; None: PEFT's AdaLoRA targets for the backbone, or
+            all linear layers if PEFT has none for it.
     Raises:
-        ModelError: nothing matches, or something that is no linear layer.
+        ModelError: no layer matches, or a matching module is not a linear layer.
     """
     kind = module.config.model_type
     if wanted is None:

@@ -1,8 +1,8 @@
 """Dropout on a CPU from 16 random bits per element.
 
-torch draws a whole number for each there, which takes an eighth of a training step of MiniLM. Here
-an element is dropped with probability d = round(65536 p) / 65536, within 1e-5 of p, and the others
-are divided by 1 - d: the expectation is exact.
+torch draws a whole random number per element, which takes an eighth of a training step of MiniLM.
+This version drops an element with probability d = round(65536 p) / 65536, within 1e-5 of p, and
+divides the others by 1 - d: the expectation is exact.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ WHOLE = 2**16
 def cpu_dropout(device: torch.device) -> AbstractContextManager[Any]:
     """Make `torch.nn.functional`'s dropout and attention draw 16 bits per element on a CPU.
 
-    On other devices nothing changes.
-
-    The bits come from torch's own generator, in one order whatever the number of threads.
+    On other devices nothing changes. The bits come from torch's own generator, in an order that
+    does not depend on the number of threads.
     """
     return _Mode() if device.type == "cpu" else nullcontext()
 

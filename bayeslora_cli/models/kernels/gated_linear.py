@@ -1,6 +1,6 @@
-"""B-LoRA's layer with its quantized activations: one operator forward, one backward, on a GPU.
+"""B-LoRA's layer with quantized activations: one operator forward, one backward, on a GPU.
 
-As in `low_rank_linear`, both sums happen in place of the large products; the kernels of
+As in `low_rank_linear`, both sums are added into the large products; the kernels of
 `gated_linear_triton` compute everything else.
 """
 
@@ -20,7 +20,7 @@ def gated_product(
     rows: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, e: Tensor, b: Tensor,
     of_input: Quantizers, of_a: Quantizers, of_h: Quantizers,
 ) -> Tensor:  # fmt: skip
-    """rows W' + bias + Qh(Qa(Qx(rows) a') * e) b', differentiable in all but W and the bias.
+    """Compute rows W' + bias + Qh(Qa(Qx(rows) a') * e) b', differentiable except in W and bias.
 
     Args:
         rows: (n, in).
@@ -29,7 +29,7 @@ def gated_product(
         a: (r, in).
         e: (r,), fp32.
         b: (out, r).
-        of_input, of_a, of_h: a quantizer each, (1, 1 + L) and (1, 2 + L).
+        of_input, of_a, of_h: one quantizer each, (1, 1 + L) and (1, 2 + L).
     Returns:
         (n, out)
     """
@@ -57,7 +57,7 @@ def _forward(
     rows: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, e: Tensor, b: Tensor,
     *by: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The result, Qx(rows) a', and what comes to b."""
+    """Return the result (n, out), p = Qx(rows) a' (n, r), and h (n, r), which multiplies b'."""
     from bayeslora_cli.models.kernels import gated_linear_triton
 
     rows = rows.contiguous()
@@ -70,7 +70,7 @@ def _backward(
     b: Tensor, learned_x: Tensor, constants_x: Tensor, learned_a: Tensor, constants_a: Tensor,
     constants_h: Tensor, p: Tensor, h: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of rows, where `needed` and else empty, of Qx, a, b; in one of Qa, Qh and e."""
+    """Return gradients of rows (empty unless `needed`), Qx, a, b, and one tensor for Qa, Qh, e."""
     from bayeslora_cli.models.kernels import gated_linear_triton
 
     grad = grad.contiguous()
@@ -105,7 +105,8 @@ def _backward_shapes(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    rows, weight, _, a, e, b, *by, _, constants_h = inputs  # h's factors are not asked for again
+    # the backward pass does not need h's factors
+    rows, weight, _, a, e, b, *by, _, constants_h = inputs
     ctx.save_for_backward(rows, weight, a, e, b, *by, constants_h, *output[1:])
     ctx.set_materialize_grads(False)  # the other outputs have no gradients
 

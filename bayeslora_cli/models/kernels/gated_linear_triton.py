@@ -1,8 +1,8 @@
 """Triton kernels of `gated_linear`: one forward kernel (x to h), three backward kernels.
 
 p = Qx(x) a', h = Qh(Qa(p) * e), each rounded to x's type where torch would round. Neither Qx(x) nor
-the gradient of it is ever in a GPU's memory. No product takes TF32, and all sums are made of the
-same parts in the same order at every repetition.
+its gradient is ever written to the GPU's memory. No product uses TF32, and every repetition adds
+the same parts in the same order.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from bayeslora_cli.models.kernels.quantize import Quantizers
 from bayeslora_cli.models.kernels.quantize_triton import clipped, code, mixed
 
 ROWS = 16
-"""Of x and h in a tile of the skinny products."""
+"""Rows of x and h in a tile of the narrow products."""
 DEEPEST, AREA = 128, 8192
-"""At most so many elements of a row at once, and of the tile of a or b that goes with them."""
+"""Largest number of a row's elements read at once, and of elements in the tile of a or b."""
 TALL, WIDE = 16, 64  # narrower above 64 ranks, for registers
-"""A tile of x on the way back, where nothing is loaded ahead."""
+"""Rows and columns of a tile of x in the backward pass, where no tile is loaded ahead."""
 CHUNKS = 32
-"""Parts of the rows whose gradients of a are summed last."""
+"""Number of parts into which the rows are split; the parts' gradients of a are added last."""
 READ = 2048
-"""Numbers of the parts of a sum that are read at once."""
+"""Partial sums that are read at once."""
 PIECE = 256
-"""Elements of a's gradient that a program sums."""
+"""Elements of a's gradient that one program adds up."""
 _OF_ALL = ["e", *(f"{what}_{operand}" for what in ("learned", "constants") for operand in "xah")]
-"""Arguments that are rows of larger tensors: how they are aligned makes no other kernel."""
+"""Arguments that are rows of larger tensors: their alignment must not specialise the kernel."""
 _COUNTS = ["rows", "chunk", "chunks", "count_x", "count_p"]
-"""Numbers that change with the batch, likewise."""
+"""Sizes that change with the batch, which must not specialise it either."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _through(p, e, learned_a, constants_a, constants_h, kind: tl.constexpr, L: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """p within Qa's range, Qa(p), h before its quantizer, and within that one's range."""
+    """Return p clipped to Qa's range, Qa(p), h before its quantizer, and h clipped to its range."""
     p_in = clipped(p, constants_a)
     a = mixed(p_in, learned_a, constants_a, L).to(kind).to(tl.float32)
     h = (a * e).to(kind).to(tl.float32)
@@ -75,7 +75,7 @@ def _back_to_p(  # type: ignore[no-untyped-def]
     rows, height, R: tl.constexpr, L: tl.constexpr,  # noqa: ANN001
     ROWS: tl.constexpr, DEPTH: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Sums: of Qa's range and factors, of Qh's, of each e."""
+    """Compute the gradient of p; sums: those of Qa's range and factors, of Qh's, of each e."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = tl.arange(0, COLUMNS)
     kind = of_p.dtype.element_ty
@@ -112,7 +112,8 @@ def _back_to_x(  # type: ignore[no-untyped-def]
     rows, width, chunk, R: tl.constexpr, L: tl.constexpr,  # noqa: ANN001
     TALL: tl.constexpr, WIDE: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """A chunk of rows and some columns of x's gradient; their part of a's, and of Qx's sums."""
+    """Compute x's gradient for a chunk of rows and some columns, and their part of a's gradient
+    and of Qx's sums."""
     k = tl.program_id(0) * WIDE + tl.arange(0, WIDE)
     column = tl.arange(0, COLUMNS)
     kind = of_x.dtype.element_ty
@@ -148,7 +149,7 @@ def _back_to_x(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _add(parts, count, size, place, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """The sum of `count` rows of `size` numbers, at some places of them."""
+    """Add `count` rows of `size` numbers, at the columns `place`."""
     found = tl.zeros((PARTS, place.shape[0]), tl.float32)
     for start in range(0, count, PARTS):
         row = start + tl.arange(0, PARTS)
@@ -163,7 +164,7 @@ def _finish(  # type: ignore[no-untyped-def]
     chunks, size_a, count_x, size_x, count_p, size_p,  # noqa: ANN001
     CHUNKS: tl.constexpr, PARTS: tl.constexpr, PIECE: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """All sums of parts: of a's gradient by the first programs, of the others by the last two."""
+    """Add all partial sums: the first programs those of a's gradient, the last two the others."""
     last = tl.num_programs(0) - 1
     if tl.program_id(0) < last - 1:
         piece = tl.program_id(0) * PIECE + tl.arange(0, PIECE)
@@ -178,7 +179,8 @@ def _finish(  # type: ignore[no-untyped-def]
 
 
 def _tile(rank: int) -> tuple[int, int]:
-    """Columns of a tile that has all ranks, of which the matrix units want 16, and its depth."""
+    """Return the columns of a tile that holds all ranks (at least 16, for the matrix units), and
+    its depth."""
     columns: int = max(16, triton.next_power_of_2(rank))
     return columns, max(16, min(DEEPEST, AREA // columns))
 
@@ -186,7 +188,7 @@ def _tile(rank: int) -> tuple[int, int]:
 def forward(
     x: Tensor, a: Tensor, e: Tensor, of_x: Quantizers, of_a: Quantizers, of_h: Quantizers
 ) -> tuple[Tensor, Tensor]:
-    """p and h (n, r) of x (n, in), a (r, in) and e (r,)."""
+    """Compute p and h (n, r) from x (n, in), a (r, in) and e (r,)."""
     (rows, width), rank = x.shape, len(a)
     columns, depth = _tile(rank)
     p, h = (torch.empty(rows, rank, dtype=x.dtype, device=x.device) for _ in range(2))
@@ -202,10 +204,11 @@ def backward(
     grad: Tensor, x: Tensor, p: Tensor, a: Tensor, e: Tensor, b: Tensor,
     of_x: Quantizers, of_a: Quantizers, constants_h: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients by way of h (n, out) b': of x, of Qx (1, 1 + L), of a, and in one of Qa, Qh, e.
+    """Compute the gradients through h b': of x, of Qx (1, 1 + L), of a, and of Qa, Qh and e in one
+    tensor.
 
     Args:
-        grad: (n, out), of h b'.
+        grad: gradient of h b', (n, out).
     """
     (rows, width), rank, height = x.shape, len(a), len(b)
     widths, (columns, depth) = of_a.learned.shape[-1] - 1, _tile(rank)

@@ -1,8 +1,8 @@
-"""A linear layer and a product of low rank beside it, as one operator each way.
+"""A linear layer plus a low-rank product: one operator forward and one backward.
 
 Written in torch's own operators, autograd adds the two results in an extra kernel, and
 torch.compile removes in-place operations and therefore copies first. Here both sums, out += h up'
-and d(x) += d(h) down, happen in place of the large product, inside operators that the compiler
+and d(x) += d(h) down, are added in place into the large product, inside operators that the compiler
 does not look into.
 """
 
@@ -19,14 +19,14 @@ from torch.nn import functional as F
 def low_rank_linear(
     rows: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
 ) -> Tensor:
-    """x W' + bias + (x down') up', differentiable in x, down and up; W and bias are frozen.
+    """Compute x W' + bias + (x down') up', differentiable in x, down and up; W, bias are frozen.
 
     Args:
         rows: (n, in).
         weight: (out, in).
         bias: (out,).
         down: (r, in).
-        up: (out, r), best a view of (r, out).
+        up: (out, r), fastest as a transposed view of contiguous (r, out).
     Returns:
         (n, out)
     """
@@ -34,7 +34,7 @@ def low_rank_linear(
     return out
 
 
-# not by `custom_op`, whose first call imports the compiler: a second, on a CPU for nothing
+# not `custom_op`: its first call imports the compiler, which takes a second and is unused on a CPU
 _LIBRARY: Any = Library("bayeslora", "FRAGMENT")  # type: ignore[no-untyped-call]
 _FORWARD, _BACKWARD = "low_rank_linear", "low_rank_linear_backward"
 _LIBRARY.define(
@@ -57,7 +57,7 @@ def _forward(
 def _backward(
     grad: Tensor, rows: Tensor, weight: Tensor, down: Tensor, up: Tensor, h: Tensor, needed: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of rows, where `needed` and else empty, of down and of up."""
+    """Return the gradients of rows (empty unless `needed`), of down and of up."""
     to_h = grad @ up
     to_rows = (grad @ weight).addmm_(to_h, down) if needed else grad.new_empty(0)
     # a tall product with few columns is slow on a CPU, one with few rows is not
@@ -81,5 +81,6 @@ def _differentiate(
 
 for name, kernel in ((_FORWARD, _forward), (_BACKWARD, _backward)):
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    register_fake(f"bayeslora::{name}", kernel, lib=_LIBRARY)  # only shapes, by the same products
+    # on fake tensors the same products give the shapes
+    register_fake(f"bayeslora::{name}", kernel, lib=_LIBRARY)
 register_autograd(f"bayeslora::{_FORWARD}", _differentiate, setup_context=_keep, lib=_LIBRARY)

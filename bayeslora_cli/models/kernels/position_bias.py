@@ -1,4 +1,4 @@
-"""The shift of memory that turns products with relative positions into scores."""
+"""Turns products with relative positions into scores by a shift of memory."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def skew(x: Tensor, offset: int) -> Tensor:
-    """y[i, j] = x[i, offset - i + j], (..., L, 2L) -> (..., L, L), a view of contiguous x.
+    """Return y[i, j] = x[i, offset - i + j], (..., L, 2L) -> (..., L, L), a view of contiguous x.
 
-    In rows that are one element shorter each starts one place further left.
+    Read with rows that are one element shorter, each row starts one place further left.
     """
     length = x.shape[-2]
     width = 2 * length - 1
@@ -17,10 +17,10 @@ def skew(x: Tensor, offset: int) -> Tensor:
 
 
 def position_bias(c2p: Tensor, p2c: Tensor) -> Tensor:
-    """bias[i, j] = c2p[i, L - 1 - i + j] + p2c[j, L - j + i].
+    """Compute bias[i, j] = c2p[i, L - 1 - i + j] + p2c[j, L - j + i].
 
     Args:
-        c2p: contents times positions from the largest to the smallest, (..., L, 2L), contiguous.
+        c2p: queries times positions from the largest to the smallest, (..., L, 2L), contiguous.
         p2c: keys times positions from the smallest to the largest, (..., L, 2L), contiguous.
     Returns:
         (..., L, L)

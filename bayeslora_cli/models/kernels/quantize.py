@@ -2,8 +2,8 @@
 
 A quantizer rounds to multiples of a step, after clipping to its range, [-beta, beta] or [0, beta].
 With n bits the step is s_n = (range's length) / (2^n - 1), so that s_2n = s_n / (2^n + 1). The
-residual form, x_q = x_2 + z_4 (e_4 + z_8 (e_8 + z_16 e_16)), is a mean of what the widths give on
-their own, since x_2 + e_4 + … + e_n is x rounded at s_n:
+residual form, x_q = x_2 + z_4 (e_4 + z_8 (e_8 + z_16 e_16)), is a weighted mean of x rounded at
+each width, since x_2 + e_4 + … + e_n is x rounded at s_n:
 
     x_q = sum over n of f_n round(clip(x) / s_n),   f_n = share_n s_n,
     share_2 = 1 - z_4,  share_4 = z_4 (1 - z_8),  …,  share_16 = z_4 z_8 z_16
@@ -21,30 +21,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# of the range, left out at its ends: there the codes would be 2, 8, 128 and 32768
+# share of the range left out at its ends, where the codes would be 2, 8, 128 and 32768
 MARGIN = 1e-6
-SMALLEST_RANGE = 1e-6  # of a tensor of zeros, whose logarithm must be finite
+SMALLEST_RANGE = 1e-6  # of a tensor of zeros: the range's logarithm must be finite
 HAS_TRITON = find_spec("triton") is not None
 
 
 class Quantizers(NamedTuple):
-    """Quantizers (...) that mix L widths each."""
+    """Tensors of quantizers (...), each of which mixes L widths."""
 
     learned: Tensor
-    """(..., 1 + L): -ln beta and the factors f_n; all that gradients go to."""
+    """(..., 1 + L): -ln beta and the factors f_n; only these get gradients."""
     constants: Tensor
     """(..., 2 + L): the ends of the range, margin left out, and the steps s_n."""
 
 
 def intervals(widths: Sequence[int]) -> list[int]:
-    """2^n - 1 of each width: steps in a range's length."""
+    """Return 2^n - 1 for each width n: the steps in a range's length."""
     return [2**n - 1 for n in widths]
 
 
 def quantizers(
     log_range: Tensor, signed: Tensor, divisors: Tensor, shares: Tensor | None = None
 ) -> Quantizers:
-    """What `quantize` takes.
+    """Build the tensors that `quantize` takes.
 
     Args:
         log_range: ln beta (...).
@@ -68,7 +68,7 @@ def codes(x: Tensor, constants: Tensor) -> Tensor:
 
 
 def _clipped(x: Tensor, constants: Tensor) -> Tensor:
-    # of the constants' type, as those are no scalars
+    # the result has the constants' type, since they are not scalars
     return x.clamp(constants[:, :1], constants[:, 1:2])
 
 
@@ -77,13 +77,13 @@ def _rounded(clipped: Tensor, constants: Tensor) -> Tensor:
 
 
 def is_fused(x: Tensor) -> bool:
-    """Whether kernels of our own do it."""
+    """Return whether our own Triton kernels quantize x."""
     return x.is_cuda and HAS_TRITON
 
 
 class _Quantize(torch.autograd.Function):
-    """See `quantize`. Few kernels, since it is called for every product; the backward pass makes
-    the codes again, which are L times as large as x."""
+    """Autograd function of `quantize`. It uses few kernels, since every product calls it; the
+    backward pass recomputes the codes, which are L times as large as x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, learned: Tensor, constants: Tensor) -> Tensor:
@@ -98,12 +98,12 @@ class _Quantize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Of x and of what is learned.
+        """Return the gradients of x and of `learned`.
 
-        With the gradient g of what came out and sums <,> over K: x gets g where it is not clipped,
-        f_n gets <g, code_n>, and -ln beta <g_x, x>. With f_n's part, sum of f_n <g, code_n>, that
-        makes <g, x_q> - <g_x, x> for ln beta: within the range each rounding error, and beyond it
-        the whole, is proportional to beta.
+        Let g be the gradient of the output and <,> a sum over K. x gets g_x: g where x is not
+        clipped, else 0. f_n gets <g, code_n>, and -ln beta gets <g_x, x>. Through f_n, ln beta gets
+        the sum of f_n <g, code_n> as well, together <g, x_q> - <g_x, x>: within the range each
+        rounding error, and beyond it the whole value, is proportional to beta.
         """
         (x, constants), (grad,) = ctx.saved_tensors, grads
         if is_fused(x):
@@ -113,11 +113,11 @@ class _Quantize(torch.autograd.Function):
         clipped = _clipped(x, constants)
         of_factors = _rounded(clipped, constants).mul_(grad[:, None]).sum(-1)
         of_x = grad * (clipped == x)
-        of_range = clipped.mul_(of_x).sum(-1)  # where x passes it is its clipped self
+        of_range = clipped.mul_(of_x).sum(-1)  # where x is not clipped, clipped x is x
         return of_x, torch.cat((of_range[:, None], of_factors), -1), None
 
 
 def quantize(x: Tensor, by: Quantizers) -> Tensor:
-    """x (G, ...) quantized by G quantizers, in x's own type; rounded in that of the quantizers."""
+    """Quantize x (G, ...) by G quantizers: the result has x's type, rounding uses theirs."""
     out: Tensor = _Quantize.apply(x.reshape(x.shape[0], -1), *by)  # type: ignore[no-untyped-call]
     return out.view(x.shape)

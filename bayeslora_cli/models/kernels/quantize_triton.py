@@ -1,8 +1,8 @@
-"""`quantizer`'s two functions as one Triton kernel each.
+"""The forward and the backward pass of `quantize` as one Triton kernel each.
 
-In torch's own kernels the codes of L widths go through a GPU's memory L times each way, and a
-quantizer takes some fifteen launches a step. A compiler fuses those, but into sums that it does not
-spread over the GPU: ten times the step of plain adapters.
+In torch's own kernels the codes of L widths go through a GPU's memory L times in each direction,
+and a quantizer takes some fifteen launches per step. torch.compile fuses those, but into sums that
+it does not spread over the GPU: the step takes ten times as long as with plain adapters.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 2048
-"""Elements of a program, and of one sum of the backward pass."""
+"""Elements per program, and per partial sum of the backward pass."""
 WARPS = 8
 NEAREST = tl.constexpr(12582912.0)
-"""1.5 * 2^23: added and taken away again it rounds an fp32 below 2^22 to the nearest, ties to even,
-as torch does. Codes are below 2^16."""
+"""1.5 * 2^23: added and subtracted again, it rounds an fp32 below 2^22 to the nearest integer, ties
+to even, as torch does. Codes are below 2^16."""
 _UNALIGNED = {"do_not_specialize_on_alignment": ["learned", "constants"]}  # rows of larger tensors
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def clipped(value: tl.tensor, constants: tl.tensor) -> tl.tensor:
-    """A tile in fp32, within a quantizer's range."""
+    """Clip a tile to a quantizer's range, in fp32."""
     return tl.clamp(
         value, tl.load(constants), tl.load(constants + 1), propagate_nan=tl.PropagateNan.ALL
     )
@@ -31,10 +31,10 @@ def clipped(value: tl.tensor, constants: tl.tensor) -> tl.tensor:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def code(clipped: tl.tensor, constants: tl.tensor, n: tl.constexpr) -> tl.tensor:
-    """What it is as whole numbers of a width's step.
+    """Compute the integer codes of a clipped tile at one width.
 
-    The quotient is a division's, by Markstein's correction (IBM J. Res. Dev. 34, 1990), at a third
-    of its instructions. Steps are above 2^-128, whose inverse is finite.
+    Markstein's correction (IBM J. Res. Dev. 34, 1990) gives the exact quotient of a division with a
+    third of its instructions. Steps are above 2^-128, whose inverse is finite.
     """
     step = tl.load(constants + 2 + n)
     inverse = tl.div_rn(1.0, step)
@@ -47,7 +47,7 @@ def code(clipped: tl.tensor, constants: tl.tensor, n: tl.constexpr) -> tl.tensor
 def mixed(
     clipped: tl.tensor, learned: tl.tensor, constants: tl.tensor, L: tl.constexpr
 ) -> tl.tensor:
-    """The quantized tile, of all widths together."""
+    """Compute the quantized tile, the sum over all widths."""
     found = tl.zeros_like(clipped)
     for n in tl.static_range(L):
         found += code(clipped, constants, n) * tl.load(learned + 1 + n)
@@ -97,7 +97,7 @@ def _backward(
     schema="(Tensor x, Tensor learned, Tensor constants) -> Tensor",
 )
 def forward(x: Tensor, learned: Tensor, constants: Tensor) -> Tensor:
-    """x (G, K), quantized."""
+    """Quantize x (G, K)."""
     x, out = x.contiguous(), torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows, size = x.shape
     _forward[triton.cdiv(size, BLOCK), rows](
@@ -113,9 +113,9 @@ def forward(x: Tensor, learned: Tensor, constants: Tensor) -> Tensor:
     schema="(Tensor x, Tensor grad, Tensor constants) -> (Tensor, Tensor)",
 )
 def backward(x: Tensor, grad: Tensor, constants: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x (G, K) and of what is learned (G, 1 + L).
+    """Compute the gradients of x (G, K) and of `learned` (G, 1 + L).
 
-    The sums are made block by block and then over blocks: the same bits at every repetition.
+    Each block is summed first, then the blocks: every repetition gives the same bits.
     """
     x, grad = x.contiguous(), grad.contiguous()
     rows, size = x.shape

@@ -141,7 +141,7 @@ def known_flags():
     """The flags of each subcommand."""
     commands = typer.main.get_command(app).commands
     return {
-        name: {flag for option in command.params for flag in option.opts} | {"--help"}
+        name: {flag for option in command.params for flag in option.opts} | {"--help", "--help-all"}
         for name, command in commands.items()
     }
 

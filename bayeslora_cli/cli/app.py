@@ -11,7 +11,17 @@ import typer
 from bayeslora_cli import __version__
 from bayeslora_cli.cli.evaluate import evaluate
 from bayeslora_cli.cli.export import export
+from bayeslora_cli.cli.help.commands import (
+    EvalCommand,
+    ExportCommand,
+    InspectRanksCommand,
+    PresetsCommand,
+    TableCommand,
+    TrainCommand,
+)
 from bayeslora_cli.cli.inspect_ranks import inspect_ranks
+from bayeslora_cli.cli.presets import presets
+from bayeslora_cli.cli.table import table
 from bayeslora_cli.cli.train import train
 from bayeslora_cli.errors import EXIT_FAILED, BayesloraError, Preempted
 from bayeslora_cli.execution.launch_environment import Place, place
@@ -41,13 +51,15 @@ def bayeslora(
     """Fine-tune transformers with low-rank adapters whose ranks a Bayesian score allocates."""
 
 
-for name, command in (
-    ("train", train),
-    ("eval", evaluate),
-    ("inspect-ranks", inspect_ranks),
-    ("export", export),
+for name, command, form in (
+    ("train", train, TrainCommand),
+    ("eval", evaluate, EvalCommand),
+    ("table", table, TableCommand),
+    ("inspect-ranks", inspect_ranks, InspectRanksCommand),
+    ("export", export, ExportCommand),
+    ("presets", presets, PresetsCommand),
 ):
-    app.command(name)(command)
+    app.command(name, cls=form)(command)
 
 
 def main(workspace: Any = None) -> None:

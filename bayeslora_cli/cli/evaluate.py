@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bayeslora_cli.cli.progress import logger, set_up_logging
-from bayeslora_cli.config.validation import nearest
+from bayeslora_cli.cli.table import AsCsv, At, Latex, Markdown, Paired, ReferenceFile, print_table
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.reports.figures.figure_file import check_figure
 from bayeslora_cli.reports.figures.reliability_diagram import (
@@ -20,13 +18,9 @@ from bayeslora_cli.reports.figures.reliability_diagram import (
     save_diagram,
     text_diagram,
 )
-from bayeslora_cli.reports.results.outcomes import AT
-from bayeslora_cli.reports.results.rows import load_results
-from bayeslora_cli.reports.results.table import Table, read_reference
 from bayeslora_cli.reports.run_summary import side_by_side
 from bayeslora_cli.runs.directory import RunDir, runs_below
 
-_TABLE = "The table of several runs"  # a panel of the help
 _OF_TABLE = {"at", "markdown", "latex", "as_csv", "reference", "paired"}
 
 
@@ -104,49 +98,16 @@ def evaluate(
         typer.Option("--trust-remote-code", help="Run Python code that comes with the model."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    at: Annotated[
-        str | None,
-        typer.Option(
-            help="Evaluation that counts: best_at_budget (with the final ranks), best (of all, as "
-            "the paper counts) or last (default: best_at_budget).",
-            rich_help_panel=_TABLE,
-        ),
-    ] = None,
-    markdown: Annotated[
-        bool,
-        typer.Option("--markdown", help="Print the table in Markdown.", rich_help_panel=_TABLE),
-    ] = False,
-    latex: Annotated[
-        bool,
-        typer.Option(
-            "--latex", help="Print the table in LaTeX, for booktabs.", rich_help_panel=_TABLE
-        ),
-    ] = False,
-    as_csv: Annotated[
-        bool,
-        typer.Option("--csv", help="Print a line per row and task.", rich_help_panel=_TABLE),
-    ] = False,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            help="Show differences from published values: a JSON table, as --json has it.",
-            rich_help_panel=_TABLE,
-        ),
-    ] = None,
-    paired: Annotated[
-        tuple[str, str] | None,
-        typer.Option(
-            metavar="ROW ROW",
-            help="Test whether the first row differs from the second by more than noise, over the "
-            "tasks and seeds that both have; a row by its name or words of it, such as 'ivon snr'.",
-            rich_help_panel=_TABLE,
-        ),
-    ] = None,
+    at: At = None,
+    markdown: Markdown = False,
+    latex: Latex = False,
+    as_csv: AsCsv = False,
+    reference: ReferenceFile = None,
+    paired: Paired = None,
 ) -> None:
     """Evaluate a finished run at its posterior mean and over samples, or write what it predicts.
 
-    Of several runs: the table of their results by method, as the paper has it. For that nothing is
-    evaluated anew.
+    Of several runs it prints what `bayeslora table` prints, and takes that command's options.
     """
     set_up_logging(quiet=False, verbose=False)
     typed = _typed(ctx)
@@ -214,60 +175,3 @@ def _typed(ctx: typer.Context) -> set[str]:
 def is_collection(path: Path) -> bool:
     """Whether `path` is a directory that is no run itself but holds some."""
     return path.is_dir() and not RunDir(path).started and any(True for _ in runs_below(path))
-
-
-def print_table(
-    paths: Sequence[Path],
-    *,
-    at: str | None = None,
-    forms: Mapping[str, bool],
-    reference: Path | None = None,
-    paired: tuple[str, str] | None = None,
-) -> None:
-    """Print the table of the runs at `paths`, or below them.
-
-    Args:
-        forms: json, markdown, latex or csv; none of them: for the terminal.
-        paired: two rows to test against each other.
-    Raises:
-        UserError: options that exclude each other, no runs, no such rows.
-    """
-    asked = [f"--{form}" for form, is_asked in forms.items() if is_asked]
-    if len(asked) > 1:
-        raise UserError(f"{' and '.join(asked)}: all go to stdout; ask for one")
-    if at not in (None, *AT):
-        raise UserError(f"--at {at}: choose one of {', '.join(AT)}{nearest(str(at), AT)}")
-    expected = None if reference is None else read_reference(reference)
-    results = load_results(paths, at or AT[0])
-    table = Table(results=results, reference=expected)
-    test = None
-    if paired is not None:
-        from bayeslora_cli.reports.results.paired_test import compare, find_row
-
-        a, b = (find_row(results, name) for name in paired)
-        test = compare(a, b)
-    form = asked[0] if asked else ""
-    if form == "--json":
-        print(json.dumps({**table.to_json(), **({"paired": test} if test else {})}))
-        return
-    from bayeslora_cli.reports.results import table_drawing
-
-    if form == "":
-        from rich.console import Console
-
-        from bayeslora_cli.reports.terminal_text import show
-
-        show(partial(table_drawing.draw, table), Console())
-    else:
-        pasted = {
-            "--markdown": table_drawing.markdown,
-            "--latex": table_drawing.latex,
-            "--csv": table_drawing.as_csv,
-        }
-        print(pasted[form](table))
-    if test is not None and form != "--csv":
-        from bayeslora_cli.reports.results.paired_test import describe
-
-        before = {"--latex": "% "}.get(form, "")
-        print()
-        print("\n".join(before + line for line in describe(test).splitlines()))

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from bayeslora_cli.cli.evaluate import print_table
 from bayeslora_cli.cli.help.train_options import takes_options, typed_values
+from bayeslora_cli.cli.presets import print_presets
 from bayeslora_cli.cli.progress import ProgressBar, logger, set_up_logging
-from bayeslora_cli.config.files import presets
+from bayeslora_cli.cli.table import print_table
 from bayeslora_cli.config.options import PRINTED, SWEEP, WHAT
 from bayeslora_cli.errors import BayesloraError, ConfigError, RunDirError, UserError
 from bayeslora_cli.execution.launch_environment import joined, place
@@ -29,7 +29,7 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Settings to start from: a name of --list-presets, or a .toml file.",
+            help="Settings to start from: a name that `bayeslora presets` lists, or a .toml file.",
             rich_help_panel=WHAT,
             show_default=False,
         ),
@@ -103,8 +103,7 @@ def train(
     Stopped or killed, it goes on when the same command is run again.
     """
     if list_presets:
-        for name, what in presets.list_presets().items():
-            print(f"{name:18} {what}")
+        print_presets()
         return
     typed = typed_values(options)
     console = set_up_logging(quiet=quiet, verbose=verbose)

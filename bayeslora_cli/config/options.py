@@ -62,8 +62,7 @@ class Option:
     panel: str
     """Of the help; one of `PANELS`."""
     default_text: Text | None = None
-    """What the help says of the default; None: the field's value. Empty: nothing, as presets have
-    their own."""
+    """What the help says of the default; None: the field's value. Empty: nothing."""
     deep: bool = True
     """Whether most users never need it."""
     typed: bool = True
@@ -125,14 +124,21 @@ class Option:
         """Whether its value is a tuple, typed with commas."""
         return self.type.startswith("tuple")
 
-    def text(self) -> str:
-        """What the help says of it."""
+    def text(self, in_presets: str = "") -> str:
+        """What the help says of it.
+
+        Args:
+            in_presets: the values that built-in presets give it, as text.
+        """
         body = _made(self.help).replace("{choices}", listed(self.choices or ()))
         default = self.default_text
         if default is None and not isinstance(self.default, bool) and self.default is not None:
             default = f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
         shown = _made(default or "")
-        return f"{body} (default: {shown})." if shown else f"{body}."
+        facts = [f"default: {shown}"] * bool(shown) + [f"presets: {in_presets}"] * (
+            in_presets not in ("", shown)
+        )
+        return f"{body} ({'; '.join(facts)})." if facts else f"{body}."
 
 
 def option(default: Any, panel: str, help: Text, **traits: Any) -> Any:

@@ -111,15 +111,15 @@ class RunConfig:
         0.1, RANKS, "Weight of the orthogonality penalty, adalora", checks=(values.not_negative,)
     )
     t_init: int = option(
-        0, RANKS, "Steps before the first pruning; blora: without quantizers", default_text="",
+        0, RANKS, "Steps before the first pruning; blora: without quantizers",
         checks=(values.not_negative,), scales=0,
     )
     t_final: int = option(
-        1, RANKS, "Steps at the end with ranks (and widths) fixed", default_text="",
+        1, RANKS, "Steps at the end with ranks (and widths) fixed",
         checks=(values.at_least_one,), scales=1,
     )
     delta_t: int = option(
-        1, RANKS, "Steps between two allocations", default_text="",
+        1, RANKS, "Steps between two allocations",
         checks=(values.at_least_one,), scales=1,
     )
     blora_mode: str = option(
@@ -161,7 +161,7 @@ class RunConfig:
 
     # ---- how long, and how fast
     epochs: float = option(
-        3.0, LENGTH, "Passes over the training data", default_text="",
+        3.0, LENGTH, "Passes over the training data",
         checks=(values.positive_and_finite,), deep=False,
         idle_when=(beside_any("max_steps"),),
     )
@@ -181,7 +181,7 @@ class RunConfig:
         checks=(values.at_least_one,),
     )
     max_length: int = option(
-        128, LENGTH, "Tokens per example at most", default_text="",
+        128, LENGTH, "Tokens per example at most",
         checks=(values.at_least_one,), fitted=True,
     )
     dropout: float | None = option(
@@ -190,11 +190,11 @@ class RunConfig:
     )
     lr: float = option(
         1e-3, RATES, "Learning rate that decays to 0; a comma list trains a run each",
-        default_text="", checks=(values.positive_and_finite,), sweep=values.parse_reals, varies=1,
+        checks=(values.positive_and_finite,), sweep=values.parse_reals, varies=1,
         deep=False,
     )
     lr_schedule: str = option(
-        "linear", RATES, "linear, or boost: a plateau of its own height first", default_text="",
+        "linear", RATES, "linear, or boost: a plateau of its own height first",
         choices=catalogue.LR_SCHEDULES,
     )
     boost_lr: float | None = option(
@@ -203,16 +203,16 @@ class RunConfig:
         sweep=values.parse_reals, varies=1,
     )
     boost_until_step: int = option(
-        0, RATES, "Step at which the plateau ends", default_text="",
+        0, RATES, "Step at which the plateau ends",
         checks=(values.not_negative,), idle_when=(unless("lr_schedule", "boost"),), scales=0,
     )
     warmup_steps: int = option(
-        0, RATES, "Steps of rising learning rate at the start", default_text="",
+        0, RATES, "Steps of rising learning rate at the start",
         checks=(values.not_negative,), scales=0,
     )
     weight_decay: float = option(
-        0.0, RATES, "AdamW: decoupled decay (0); IVON: delta, added to the Hessian (1e-8)",
-        default_text="", checks=(values.not_negative,),
+        0.0, RATES, "AdamW: decoupled decay; IVON: delta, added to the Hessian",
+        checks=(values.not_negative,),
     )
     ess: float | None = option(
         None, POSTERIOR, "Effective sample size in examples",

@@ -420,7 +420,7 @@ def test_every_option_of_a_run_can_be_typed():
 
 def test_version_and_help():
     assert bayeslora("--version").stdout.startswith("bayeslora 0.")
-    done = bayeslora("train", "--help")
+    done = bayeslora("train", "--help-all")
     assert done.returncode == 0
     options = (
         "task data model method optimizer criterion target-rank init-rank target-modules alpha "

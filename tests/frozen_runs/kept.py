@@ -325,14 +325,16 @@ def flags(command: str) -> dict[str, str]:
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "300"  # a line an option
     try:
-        text = bayeslora(*command.split(), "--help").out
+        said = bayeslora(*command.split(), "--help-all")
+        if said.code:  # a build whose help shows all
+            said = bayeslora(*command.split(), "--help")
     finally:
         if before is None:
             del os.environ["COLUMNS"]
         else:
             os.environ["COLUMNS"] = before
-    found = re.findall(r"(?m)^│ +(?:\* +)?(--[\w-]+)(?: +-\w)? +(<[^>]+>|\S+)", text)
-    assert found, text
+    found = re.findall(r"(?m)^│ +(?:\* +)?(--[\w-]+)(?: +-\w)? +(<[^>]+>|\S+)", said.out)
+    assert found, said.out
     return {name: kind(shown) for name, shown in found}
 
 

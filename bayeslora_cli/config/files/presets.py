@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bayeslora_cli.config.catalogue import METHODS, OPTIMIZERS, criteria_of
+from bayeslora_cli.config.files.foreign_names import hint
 from bayeslora_cli.config.files.toml_files import from_file
 from bayeslora_cli.config.run_config import METHOD_ROW, OPTIONS
 from bayeslora_cli.config.validation import nearest
@@ -52,6 +54,26 @@ def _first(lines: list[str]) -> int:
     return next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
 
 
+@cache
+def values_in_presets() -> dict[str, str]:
+    """The numbers and choices that the built-in presets set, as text: 7 to 50, boost or linear."""
+    found: dict[str, set[Any]] = {}
+    for name in list_presets():
+        table = read_preset(preset_file(name))
+        for values in (top_level(table), *(v for v in table.values() if isinstance(v, dict))):
+            for key, value in values.items():
+                found.setdefault(key, set()).add(value)
+    return {name: text for name, values in found.items() if (text := _spread(name, values))}
+
+
+def _spread(name: str, values: set[Any]) -> str:
+    """Numbers from the smallest to the largest; choices in a row; of other words nothing."""
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return " to ".join(dict.fromkeys(f"{end(values):g}" for end in (min, max)))
+    words = sorted({str(value) for value in values})
+    return " or ".join(words) if OPTIONS[name].choices and name not in ("task", *METHOD_ROW) else ""
+
+
 def preset_file(name: str, beside: Path | None = None) -> Path:
     """The file that `--preset NAME|FILE` or `extends` names.
 
@@ -92,8 +114,8 @@ def read_preset(path: Path) -> dict[str, Any]:
     for key, value in table.items():
         if isinstance(value, dict):
             if key not in sections():
-                hint = nearest(key, sections())
-                problems.append(f"preset {path}: [{key}] is no method row{hint}")
+                near = nearest(key, sections())
+                problems.append(f"preset {path}: [{key}] is no method row{near}")
             problems += [
                 f"preset {path}: [{key}] {k}: belongs to the top of the file"
                 for k in METHOD_ROW
@@ -113,9 +135,11 @@ def _checked(path: Path, key: str, value: Any, problems: list[str]) -> Any:
     if key not in OPTIONS:
         if key == "extends":
             problems.append(f"preset {path}: extends = {value!r}: must be a string")
+        elif elsewhere := hint(key, _assignment, OPTIONS.__contains__):
+            problems.append(f"preset {path}: {key}: {elsewhere}")
         else:
-            hint = nearest(key, (*OPTIONS, "extends"))
-            problems.append(f"preset {path}: {key} is no option{hint}")
+            near = nearest(key, (*OPTIONS, "extends"))
+            problems.append(f"preset {path}: {key} is no option{near}")
         return value
     if OPTIONS[key].typed_only and value is True:
         problems.append(f"preset {path}: {key}: only the command line can allow code to run")
@@ -124,6 +148,10 @@ def _checked(path: Path, key: str, value: Any, problems: list[str]) -> Any:
     except TypeError as error:
         problems.append(f"preset {path}: {error}")
         return value
+
+
+def _assignment(key: str, value: str) -> str:
+    return f'{key} = "{value}"' if value else key
 
 
 def preset_chain(name: str) -> list[tuple[str, dict[str, Any]]]:

@@ -93,5 +93,7 @@ def test_defaults_are_told_once():
     assert shown["blora_mode"].endswith("(default: both).")
     assert shown["optimizer"] == "ivon or adamw (default: ivon for adalora, else adamw)."
     assert shown["criterion"].endswith("(default: snr; sensitivity with adamw).")
-    assert "default" not in shown["lr"] + shown["epochs"]  # presets have their own
+    assert shown["epochs"].endswith("(default: 3).")
+    assert OPTIONS["epochs"].text("1.5 to 50").endswith("(default: 3; presets: 1.5 to 50).")
+    assert OPTIONS["batch_size"].text("32").endswith("(default: 32).")
     assert option(4, LENGTH, "x").metadata["option"].text() == "x (default: 4)."

@@ -1,0 +1,74 @@
+"""A command whose help has two depths, and which answers to names from other trainers."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from typer.core import TyperCommand
+
+from bayeslora_cli.config.files.foreign_names import hint
+from bayeslora_cli.errors import ConfigError
+
+FULL_HELP = "--help-all"
+
+
+class Command(TyperCommand):
+    """A subcommand: `--help` shows what most need, `--help-all` every option."""
+
+    rare: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that only `--help-all` shows."""
+    examples: ClassVar[tuple[str, ...]] = ()
+    """Command lines for the end of the help."""
+
+    def help_of(self, parameter: Any) -> str | None:
+        """The text of one option."""
+        text: str | None = parameter.help
+        return text
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the command line.
+
+        Raises:
+            ConfigError: names from other trainers; the message says what they are called here.
+        """
+        if FULL_HELP in args:
+            ctx.meta[FULL_HELP] = True
+            args = ["--help"]
+        given = list(args)  # the parser takes words from the list
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # click's NoSuchOption, by what only it has: some versions of typer bring click along
+            problems = self._foreign(given) if hasattr(error, "possibilities") else []
+            if not problems:
+                raise
+            raise ConfigError(problems) from None
+
+    def _foreign(self, words: list[str]) -> list[str]:
+        """Of the names that are no options of this command: those of which something is known."""
+        flags = {flag for parameter in self.params for flag in parameter.opts}
+        typed = [word.partition("=")[0] for word in words if word.startswith("--")]
+        found = {
+            name: hint(name, lambda n, v: f"{_flag(n)} {v}".strip(), lambda n: _flag(n) in flags)
+            for name in typed
+            if name not in flags
+        }
+        return [f"{name}: {advice}" for name, advice in found.items() if advice]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the options of the depth that is asked for, then examples."""
+        full = FULL_HELP in ctx.meta
+        parameter: Any  # arguments have neither
+        for parameter in self.params:
+            if parameter.param_type_name == "option":
+                parameter.hidden = parameter.name in self.rare and not full
+                parameter.help = self.help_of(parameter)
+        super().format_help(ctx, formatter)
+        lines = ["Examples:", *(f"  {example}" for example in self.examples)] * bool(self.examples)
+        if self.rare and not full:
+            lines += ["", f"{ctx.command_path} {FULL_HELP} shows {len(self.rare)} more options."]
+        formatter.write("\n".join([*lines, ""]))
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,88 @@
+"""How deep each command's help goes, and the examples at its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bayeslora_cli.cli.help.command import Command
+from bayeslora_cli.config.files.presets import values_in_presets
+from bayeslora_cli.config.run_config import OPTIONS
+
+
+class TrainCommand(Command):
+    """`bayeslora train`."""
+
+    rare = frozenset(
+        {name for name, option in OPTIONS.items() if option.typed and option.deep}
+        | {"list_presets", "print_commands", "quiet", "verbose"}
+    )
+    examples = (
+        "bayeslora train --task demo",
+        "bayeslora train --preset mrpc --data glue/MRPC --seeds 2021-2025",
+        "bayeslora train --train-file train.csv --eval-file dev.csv --target-rank 4",
+        "bayeslora train --task rte,mrpc --criterion snr,sensitivity --jobs 2 --dry-run",
+    )
+
+    def help_of(self, parameter: Any) -> str | None:
+        """With the values of the presets."""
+        option = OPTIONS.get(parameter.name)
+        if option is None:
+            return super().help_of(parameter)
+        return option.text(values_in_presets().get(option.name, ""))
+
+
+class EvalCommand(Command):
+    """`bayeslora eval`."""
+
+    rare = frozenset(
+        {"temperature", "seed", "submission", "batch_size", "trust_remote_code"}
+        | {"at", "markdown", "latex", "as_csv", "reference", "paired"}
+    )
+    examples = (
+        "bayeslora eval RUN --samples 16",
+        "bayeslora eval RUN --eval-file new.jsonl --predictions predicted.csv",
+        "bayeslora eval RUN --samples 16 --ood mrpc --reliability reliability.pdf",
+    )
+
+
+class TableCommand(Command):
+    """`bayeslora table`."""
+
+    examples = (
+        "bayeslora table runs",
+        "bayeslora table runs --latex --at best",
+        "bayeslora table runs --paired 'ivon snr' 'adamw sensitivity'",
+    )
+
+
+class InspectRanksCommand(Command):
+    """`bayeslora inspect-ranks`."""
+
+    examples = (
+        "bayeslora inspect-ranks RUN",
+        "bayeslora inspect-ranks runs --output ranks.pdf",
+        "bayeslora inspect-ranks --compare SNR_RUNS SENSITIVITY_RUNS",
+    )
+
+
+class ExportCommand(Command):
+    """`bayeslora export`."""
+
+    rare = frozenset(
+        {"uniform_rank", "check_rows", "check_inputs", "data", "eval_file", "trust_remote_code"}
+    )
+    examples = (
+        "bayeslora export RUN --format lora",
+        "bayeslora export RUN --format merged --output my-model",
+        "bayeslora export RUN --format lora --target-rank 1 --push-to-hub me/my-adapter",
+    )
+
+
+class PresetsCommand(Command):
+    """`bayeslora presets`."""
+
+    examples = (
+        "bayeslora presets",
+        "bayeslora presets mrpc --criterion sensitivity > mine.toml",
+        "bayeslora train --preset mine.toml",
+    )

@@ -1,0 +1,62 @@
+"""A preset with all values that a run with it would have, as TOML that can be used as one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from bayeslora_cli.config.effects import without_effect
+from bayeslora_cli.config.files.presets import preset_chain, top_level
+from bayeslora_cli.config.options import PANELS
+from bayeslora_cli.config.resolution import Resolved, resolve
+from bayeslora_cli.config.run_config import OPTIONS
+from bayeslora_cli.errors import ConfigError
+
+
+def resolved_preset(name: str, typed: Mapping[str, Any]) -> str:
+    """Every value that the preset `name` leads to, with where it comes from, panel by panel.
+
+    The values are those of one method row, and stand at the top of the file. What has no value in
+    TOML, such as a default that depends on the data, and your own files, is in comments.
+
+    Args:
+        typed: the task or the method row, where the preset's own are not meant.
+    Raises:
+        ConfigError: as `resolve` does, or a preset of any task without one.
+    """
+    tops = [top_level(table) for _, table in preset_chain(name)]
+    task = typed.get("task", next((t["task"] for t in reversed(tops) if "task" in t), None))
+    if task is None and not any("train_file" in top for top in tops):
+        raise ConfigError([f"preset {name} names no task: give --task as well"])
+    own_rows = task == "custom" and not any("train_file" in top for top in tops)
+    resolved = resolve({**typed, **({"train_file": "FILE"} if own_rows else {})}, name)
+    config = resolved.config
+    idle = without_effect(config.method, config.optimizer, asdict(config))
+    lines = [f"# preset {name}, resolved for {_row(resolved)}"]
+    for panel in PANELS:
+        mine = [o for o in OPTIONS.values() if o.panel == panel and not o.typed_only]
+        lines += ["", f"# {panel}"] * bool(mine)
+        for option in mine:
+            value = getattr(config, option.name)
+            source = resolved.sources[option.name]
+            if option.name in idle:
+                source += f"; no effect with {idle[option.name]}"
+            if value is None or (own_rows and option.name == "train_file"):
+                lines.append(f"# {option.name}: {option.text()}")
+            else:
+                lines.append(f"{option.name} = {_toml(value)}  # {source}")
+    return "\n".join([*lines, ""])
+
+
+def _row(resolved: Resolved) -> str:
+    c = resolved.config
+    return " ".join(part for part in (c.task, c.method, c.optimizer, c.criterion) if part)
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML writes it."""
+    import tomli_w
+
+    item = list(value) if isinstance(value, tuple) else value
+    return " ".join(tomli_w.dumps({"x": item}).removeprefix("x = ").split())

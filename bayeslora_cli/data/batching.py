@@ -1,4 +1,4 @@
-"""Tokenised rows, the batches made of them, and the order in which they are seen."""
+"""Makes batches of tokenised rows, and decides the order in which training sees the rows."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ POOL = 50  # batches whose rows are grouped by length
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
-    """Optimisation steps that see each of n rows once; the last batch may be short."""
+    """Return the number of steps that see each of n rows once; the last batch may be short."""
     return -(-n // batch_size)
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
-    """The order of n rows in one epoch: (n,) int64, a function of nothing but its arguments.
+    """Return the order of n rows in one epoch: (n,) int64, a function of only its arguments.
 
-    `seed` and `epoch` are non-negative. They are mixed by numpy's `SeedSequence`, since torch's
-    CPU generator uses 32 bits of its seed and seeds such as `seed + epoch` would give run 1 in
-    epoch 0 the order of run 0 in epoch 1.
+    `seed` and `epoch` are non-negative. numpy's `SeedSequence` mixes them, since torch's CPU
+    generator uses 32 bits of its seed, and with seeds such as `seed + epoch` run 1 in epoch 0 would
+    get the order of run 0 in epoch 1.
     """
     return torch.randperm(n, generator=_draws(seed, epoch))
 
@@ -32,11 +32,11 @@ def _draws(*entropy: int) -> torch.Generator:
 
 
 def grouped(order: Tensor, lengths: Tensor, batch_size: int, draws: torch.Generator) -> Tensor:
-    """An epoch's order (n,) in which rows of like length share a batch.
+    """Regroup an epoch's order (n,) so that rows of similar length share a batch.
 
-    Pools of `POOL` batches, as the order has them, are sorted by length; their batches come in
-    drawn order. So each row is seen once an epoch and the batches come at random, but which rows
-    share one does depend on their lengths. The last, short batch stays.
+    Each run of `POOL` batches is sorted by length and cut into batches, whose order is drawn. So
+    each row is seen once per epoch and the batches come at random, but which rows share a batch
+    depends on their lengths. The last, short batch stays last.
     """
     whole = len(order) - len(order) % batch_size
     parts = []
@@ -47,8 +47,8 @@ def grouped(order: Tensor, lengths: Tensor, batch_size: int, draws: torch.Genera
 
 
 class TrainOrder:
-    """Which rows each optimisation step sees. It has no state but a cache: a resumed run needs
-    nothing but the step's number."""
+    """Decides which rows each optimisation step sees. Its only state is a cache: a resumed run
+    needs only the step's number."""
 
     def __init__(self, n: int, batch_size: int, seed: int, group_by: Tensor | None = None) -> None:
         """Order n rows in batches of `batch_size`, shuffled anew in each epoch.
@@ -64,8 +64,8 @@ class TrainOrder:
         self._order = torch.empty(0, dtype=torch.int64)
 
     def indices(self, step: int) -> Tensor:
-        """The rows of step 0, 1, …, counted over all epochs: (batch_size,) int64, or what is left
-        in the last batch of an epoch."""
+        """Return the rows of a step, counted over all epochs: (batch_size,) int64, fewer in the
+        last batch of an epoch."""
         epoch, batch = divmod(step, steps_per_epoch(self.n, self.batch_size))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, epoch_order(self.n, self.seed, epoch)
@@ -76,16 +76,17 @@ class TrainOrder:
 
 
 def padded_width(length: int, longest: int) -> int:
-    """Tokens to pad a batch to on a GPU: few different widths, as each is a graph to capture.
+    """Return the tokens to pad a batch to on a GPU: few widths, since each needs its own graph.
 
-    A multiple of 8 up to 64, of 16 up to 128 and of 32 above, and at most `longest` (of the split).
+    The width is a multiple of 8 up to 64, of 16 up to 128 and of 32 above, but at most `longest`,
+    the longest row of the split.
     """
     unit = 8 if length <= 64 else 16 if length <= 128 else 32
     return min(-(-length // unit) * unit, longest)
 
 
 class Feed:
-    """Training batches, made on the device, which holds all of the split: 4 bytes a token."""
+    """Makes training batches on the device, which holds the whole split: 4 bytes per token."""
 
     def __init__(self, split: TokenisedSplit, device: torch.device) -> None:
         self.lengths = split.lengths
@@ -95,10 +96,10 @@ class Feed:
         self.counts = split.counts
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """The rows `indices` (b,), which are on the CPU.
+        """Return the batch of the rows `indices` (b,), which are on the CPU.
 
         Returns:
-            As `TokenisedSplit.batch`, and `count` () on the CPU if the rows do not count 1 each.
+            What `TokenisedSplit.batch` returns, and `count` () on the CPU unless each row counts 1.
         """
         width = int(self.lengths[indices].max())
         if self.device.type == "cuda":
@@ -111,9 +112,10 @@ class Feed:
 
 
 def evaluation_order(split: TokenisedSplit, batch_size: int) -> list[Tensor]:
-    """Batches of row indices, each (b,) int64, that hold every row once, the longest rows first.
+    """Return batches of row indices, each (b,) int64, with every row once, longest rows first.
 
-    Rows of like length share a batch, so that little is padded, and memory peaks at the start.
+    Rows of similar length share a batch, so that there is little padding; memory peaks at the
+    start.
     """
     order = torch.argsort(split.lengths, descending=True, stable=True)
     return list(torch.split(order, batch_size))

@@ -1,4 +1,4 @@
-"""Rows and tokens that runs of one process share."""
+"""`ExampleCache`: rows and tokens that the runs of one process share."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class ExampleCache:
         self._tokens: tuple[Any, dict[str, TokenisedSplit]] | None = None
 
     def examples(self, config: RunConfig) -> tuple[Task, dict[str, Examples]]:
-        """The task and its rows by split, as `load_examples` reads them.
+        """Return the task and its rows by split, as `load_examples` reads them.
 
         Raises:
-            UserError: as `load_examples` does.
+            UserError: raised by `load_examples`.
         """
         key = tuple(getattr(config, name) for name in _SOURCE)
         if self._rows is None or self._rows[0] != key:
@@ -37,12 +37,12 @@ class ExampleCache:
     def tokens(
         self, config: RunConfig, task: Task, examples: Mapping[str, Examples], tokenizer: Any
     ) -> dict[str, TokenisedSplit]:
-        """The tokens of each split.
+        """Return the tokens of each split.
 
         Args:
             examples: what the last call of `examples` returned.
         Raises:
-            UserError: as `tokenise` does.
+            UserError: raised by `tokenise`.
         """
         key = config.model, config.max_length
         if self._tokens is None or self._tokens[0] != key:

@@ -15,9 +15,9 @@ from bayeslora_cli.models.backbones.fingerprint import data_fingerprint
 
 
 class Batches:
-    """A split in batches on a device: collated and moved once, for any number of passes.
+    """A split in batches on a device, collated and moved once for any number of passes.
 
-    With N processes each holds every N-th batch.
+    With N processes each process holds every N-th batch.
     """
 
     def __init__(
@@ -33,10 +33,10 @@ class Batches:
         self.examples = len(split)
         self.processes = processes
         self.rounds = -(-len(order) // processes.world)
-        """Batches of the process that has the most."""
+        """Number of batches of the process that has the most."""
         order = order[processes.rank :: processes.world]
         self.rows = torch.cat((*order, torch.empty(0, dtype=torch.int64)))
-        """int64: where each example of the batches, one after the other, is in the split."""
+        """int64: index in the split of each example of the concatenated batches."""
 
         def width(indices: Tensor) -> int:
             own = int(split.lengths[indices].max())
@@ -51,7 +51,7 @@ class Batches:
             for indices in order
         ]
         self.place = torch.empty(0, device=device)
-        """(b, outputs): where a batch's logits go, the same place at all passes."""
+        """(b, outputs): buffer for a batch's logits, the same in all passes."""
 
 
 class Data:
@@ -64,7 +64,7 @@ class Data:
         device: torch.device,
         processes: Processes = SINGLE,
     ) -> None:
-        """`splits`: by name: `train`, and those to evaluate on."""
+        """`splits`: by name, `train` and those to evaluate on."""
         self.fingerprint = tokens_fingerprint(splits.values())
         train = splits["train"]
         self.training_rows = len(train)
@@ -77,7 +77,7 @@ class Data:
 
 
 def tokens_fingerprint(splits: Iterable[TokenisedSplit]) -> str:
-    """A checksum of splits' tokens and labels."""
+    """Compute a checksum of the tokens and labels of splits."""
     return data_fingerprint(
         tensor
         for split in splits

@@ -1,8 +1,8 @@
-"""Cache of tokens on the disk, shared by the processes of a sweep or a cluster and by commands.
+"""Cache of tokens on disk, shared by the processes of a sweep or a cluster and by commands.
 
-A file holds the tokens of one split. Its name is the checksum of everything that they depend on:
-the rows, the tokenizer and its libraries' versions, the length to truncate to. So a file never goes
-stale. Tokens are cached only for fast tokenizers of `transformers`, whose whole state is known.
+A file holds the tokens of one split. Its name is a checksum of everything that they depend on: the
+rows, the tokenizer and its libraries' versions, the length to truncate to. So a file never becomes
+outdated. Tokens are cached only for fast tokenizers of `transformers`, whose whole state is known.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger("bayeslora")
 VARIABLE = "BAYESLORA_CACHE"
 """The environment variable that names the cache's directory; set and empty: no cache."""
 LIMIT = 2 * 2**30
-"""Bytes in the cache at most; MNLI takes 75 MB. The files read least recently are deleted first."""
+"""Largest size in bytes; MNLI takes 75 MB. The files read least recently are deleted first."""
 PATIENCE = 600.0
 """Seconds to wait for another process's tokens."""
 _FORMAT = 1  # version of the files and their names
@@ -45,8 +45,7 @@ _OURS = re.compile(r"\.?[0-9a-f]{64}\.safetensors(\.tmp)?")  # other files are l
 def encode_once(examples: Examples, tokenizer: Any, max_length: int) -> dict[str, Tensor]:
     """Return the tokens of `tokenization.encode`, from the cache if they are there.
 
-    Of several processes that want the same tokens at the same time one makes them, and the others
-    wait for it.
+    If several processes need the same tokens at the same time, one makes them and the others wait.
     """
     directory = _directory()
     name = None if directory is None else _name(examples, tokenizer, max_length)
@@ -72,9 +71,9 @@ def _directory() -> Path | None:
 
 
 def _name(examples: Examples, tokenizer: Any, max_length: int) -> str | None:
-    """Return a checksum of what the tokens depend on; None: that is not known.
+    """Return a checksum of everything the tokens depend on; None: it is not known.
 
-    Truncation and padding of the tokenizer's last call are reset; each call sets its own.
+    The truncation and padding of the tokenizer's last call are left out; each call sets its own.
     """
     kind = type(tokenizer)
     if not tokenizer.is_fast or not kind.__module__.startswith("transformers."):
@@ -107,7 +106,7 @@ def _name(examples: Examples, tokenizer: Any, max_length: int) -> str | None:
 def _begins(
     found: Mapping[str, Tensor], examples: Examples, tokenizer: Any, max_length: int
 ) -> bool:
-    """Check the first row's tokens against those of a file."""
+    """Return whether a file's tokens begin with those of the first row."""
     second = None if examples.second is None else examples.second[:1]
     row = encode(Examples(examples.first[:1], second, None), tokenizer, max_length)
     return row.keys() == found.keys() and all(
@@ -116,7 +115,7 @@ def _begins(
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
-    """Read a file; None: it is missing, damaged or not ours."""
+    """Read a file; None: it is missing, damaged or not from this cache."""
     try:
         with safe_open(path, "pt") as file:
             # copies: the file is mapped into memory, and may be deleted
@@ -132,7 +131,7 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 
 
 def _write(path: Path, tokens: dict[str, Tensor]) -> None:
-    """Write tokens into the cache and delete the oldest beyond `LIMIT`; failures are ignored."""
+    """Write tokens to the cache and delete the oldest files beyond `LIMIT`; ignore failures."""
     tokens = dict(sorted(tokens.items()))
     try:
         with replacing(path) as temporary:

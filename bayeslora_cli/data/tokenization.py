@@ -1,4 +1,4 @@
-"""Examples -> token ids, once per split."""
+"""Turns examples into token ids, once per split."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ROWS_A_CALL = 1000  # enough to keep a fast tokenizer busy, few enough for its 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TokenisedSplit:
-    """The tokens of n rows, one after the other without padding, on the CPU."""
+    """The tokens of n rows, concatenated without padding, on the CPU until `to` moves them."""
 
     tokens: Tensor
     """(t,) int32: every row's token ids, concatenated."""
@@ -32,22 +32,22 @@ class TokenisedSplit:
     labels: Tensor | None
     """(n, ...) as `Objective.label_tensor` makes them; None when the split has no labels."""
     pad_id: int
-    """The token id that fills a row up."""
+    """Token id used for padding."""
     pad_type_id: int = 0
-    """The segment id that fills a row up."""
+    """Segment id used for padding."""
     counts: Tensor | None = None
-    """(n,) int64, `Objective.counts`; on the CPU wherever the rest is."""
+    """(n,) int64, `Objective.counts`; always on the CPU."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @property
     def lengths(self) -> Tensor:
-        """(n,) int64: tokens of each row."""
+        """Number of tokens of each row: (n,) int64."""
         return self.offsets.diff()
 
     def to(self, device: torch.device) -> TokenisedSplit:
-        """The same on a device."""
+        """Copy the split to a device."""
         held = {
             name: value.to(device)
             for name in ("tokens", "offsets", "token_types", "labels")
@@ -56,19 +56,19 @@ class TokenisedSplit:
         return replace(self, **held)
 
     def batch(self, indices: Tensor, width: int | None = None) -> dict[str, Tensor]:
-        """The rows `indices` (b,), padded on the right to `width`, or to the longest (w tokens).
+        """Return the rows `indices` (b,), padded on the right to `width`, or to the longest row.
 
-        All on the split's device; given `width`, nothing is asked of it.
+        All tensors are on the split's device; with `width` the host reads nothing from it.
 
         Returns:
-            `input_ids` and `attention_mask` (b, w) int64; `token_type_ids` (b, w) int64 and
-            `labels` (b, ...) when there are any.
+            `input_ids` and `attention_mask` (b, width) int64; `token_type_ids` (b, width) int64 and
+            `labels` (b, ...) if there are any.
         """
         starts = self.offsets[indices]
         lengths = self.offsets[indices + 1] - starts
         columns = torch.arange(width or int(lengths.max()), device=lengths.device)
         inside = columns < lengths[:, None]  # (b, w)
-        # a place beyond a row's end may lie beyond all tokens: read any, it is overwritten
+        # a place beyond a row's end may lie beyond all tokens: read any token, it is overwritten
         places = torch.where(inside, starts[:, None] + columns, 0)
         batch = {
             "input_ids": torch.where(inside, self.tokens[places].long(), self.pad_id),
@@ -86,17 +86,16 @@ class TokenisedSplit:
 def encode(examples: Examples, tokenizer: Any, max_length: int) -> dict[str, Tensor]:
     """Tokenise each row as `tokenizer([first], [second], truncation=True, max_length=max_length)`.
 
-    (A pair stays a pair when its second sentence is empty; called with a bare "", not in a list,
-    transformers would drop it.)
+    The lists keep a pair with an empty second sentence a pair: transformers would drop a bare "".
 
     Args:
         examples: n rows of text.
-        tokenizer: a `transformers` tokenizer. Pairs are truncated longest sentence first, which is
-            its meaning of `truncation=True`.
-        max_length: tokens per row at most, special tokens included.
+        tokenizer: a `transformers` tokenizer. Its `truncation=True` shortens the longer sentence of
+            a pair first.
+        max_length: largest number of tokens per row, special tokens included.
 
     Returns:
-        `tokens`, `offsets` and, when the tokenizer makes them, `token_types` of a `TokenisedSplit`.
+        `tokens`, `offsets` and, if the tokenizer makes them, `token_types` of a `TokenisedSplit`.
     """
     tokens: list[NDArray[np.int32]] = []
     types: list[NDArray[np.int8]] = []
@@ -112,7 +111,7 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> dict[str, Ten
         )
         lengths.extend(len(ids) for ids in encoded["input_ids"])
         tokens.append(np.fromiter(chain.from_iterable(encoded["input_ids"]), np.int32))
-        if "token_type_ids" in encoded:  # made when model_input_names has it
+        if "token_type_ids" in encoded:  # present if model_input_names lists it
             types.append(np.fromiter(chain.from_iterable(encoded["token_type_ids"]), np.int8))
     found = {
         "tokens": torch.from_numpy(np.concatenate(tokens)),
@@ -131,15 +130,15 @@ def tokenise(
     *,
     encode: Callable[[Examples, Any, int], dict[str, Tensor]] = encode,
 ) -> TokenisedSplit:
-    """Tokens and labels of a split.
+    """Make the tokens and labels of a split.
 
     Args:
         examples: n rows of text.
         tokenizer: a `transformers` tokenizer.
-        max_length: tokens per row at most, special tokens included.
-        objective: makes one tensor of the labels.
-        encode: makes the tokens: `encode` here, or `token_cache.encode_once`, which returns the
-            same.
+        max_length: largest number of tokens per row, special tokens included.
+        objective: turns the labels into one tensor.
+        encode: makes the tokens: `encode` of this file, or `token_cache.encode_once`, which returns
+            the same.
 
     Raises:
         UserError: the tokenizer has no padding token.

@@ -1,4 +1,4 @@
-"""torch.compile for a backbone's repeated blocks: compiled once, used by all blocks of a kind."""
+"""Compiles a backbone's repeated blocks by torch.compile: once for all blocks of a kind."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from bayeslora_cli.runs.file_lock import once
 logger = logging.getLogger("bayeslora")
 
 WORTH_IT = 20_000
-"""Steps from which compiling pays on a GPU. It takes five to ten seconds for each padded width and
+"""Compiling pays on a GPU from so many steps on. It takes five to ten seconds per padded width and
 saves a fifth of a step (DeBERTaV3-base, bf16, H200): 1.5 of 7.1 ms at 64 tokens, 5.7 of 29 at
 256."""
 PATIENCE = 30.0
 """Seconds to wait while another process compiles, which takes five to twenty per width."""
-# the options that decide a block's code, nearly all of it, besides its adapters
+# options that decide a block's code, apart from its adapters
 _BLOCK = tuple(name for name, option in OPTIONS.items() if option.decides_code)
 VARIANTS = 128
-"""Widths, row counts and phases that a block is compiled for at most; more run uncompiled."""
+"""A block is compiled for at most so many widths, row counts and phases; others run uncompiled."""
 
 
 def is_worth_compiling(choice: str, steps: int) -> bool:
-    """Whether to compile a run of `steps` steps on a GPU.
+    """Return whether to compile a run of `steps` steps on a GPU.
 
-    Warns where compiling would pay but Triton is missing.
+    Warns if compiling would pay but Triton is missing.
 
     Args:
         choice: auto, on or off.
@@ -42,17 +42,20 @@ def is_worth_compiling(choice: str, steps: int) -> bool:
     if choice == "off" or (choice == "auto" and steps < WORTH_IT):
         return False
     if not find_spec("triton"):
-        logger.warning("steps are not compiled, and slower: that wants Triton (pip install triton)")
+        logger.warning(
+            "steps are not compiled, and slower: compiling needs Triton (pip install triton)"
+        )
         return False
     return True
 
 
 def compile_blocks(module: nn.Module) -> None:
-    """Compile the blocks of each list of layers of one class, in place; names stay.
+    """Compile the blocks of each list of layers of one class, in place; their names stay.
 
-    Blocks and not the whole model: all blocks share the code compiled for the first. That code
-    computes the gradient of a block's input. The first block's input needs none, but gets one as
-    well: that is faster than compiling separate code for the first block, half of all compiling.
+    Blocks are compiled rather than the whole model, so that all share the code compiled for the
+    first. That code computes the gradient of a block's input. The first block's input needs none,
+    but gets one as well: compiling separate code for the first block would take half of the time
+    that compiling takes.
     """
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, VARIANTS)
@@ -82,16 +85,16 @@ def _with_gradient(
 def compiled_once(
     config: RunConfig, adapters: tuple[Hashable, ...], key: tuple[Hashable, Hashable]
 ) -> Iterator[None]:
-    """Surround what compiles: of several processes that would compile the same, one does.
+    """Let only one of several processes compile, inside this block, what all of them need.
 
-    The others wait, and find the result in the compiler's cache on disk. Two locks: one for runs
-    whose blocks are alike, on inputs of the same shapes, as blocks are most of the work; then one
-    for runs that differ only in the seed.
+    The others wait, and find the result in the compiler's cache on disk. There are two locks: one
+    for runs whose blocks are alike, on inputs of the same shapes, since blocks are most of the
+    work; then one for runs that differ only in the seed.
 
     Args:
-        config: of the run.
-        adapters: `Method.block_key`: the facts that decide the code of the adapted layers.
-        key: of the piece that is compiled, and its inputs' shapes.
+        config: the run's configuration.
+        adapters: `Method.block_key`, which decides the code of the adapted layers.
+        key: the key of the piece that is compiled, and its inputs' shapes.
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir  # this import takes a second
 
@@ -117,7 +120,7 @@ def _name(*parts: object) -> str:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Run the blocks uncompiled inside: what runs a few times is not worth compiling."""
+    """Run the blocks uncompiled inside: for a few passes compiling does not pay."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes a second
         yield
         return

@@ -1,8 +1,8 @@
 """Runs the pieces of a step: kernel by kernel, or from the second time on as one CUDA graph.
 
-A piece is a function of its inputs, of state in fixed tensors, and of a key that decides everything
-else: the same key means the same kernels. The first time a piece runs eagerly, which is also the
-warm-up that a capture needs; the second time it is captured, which computes nothing, and replayed.
+A piece is a function of its inputs and of state in fixed tensors; its key decides everything else:
+the same key means the same kernels. The first time, a piece runs eagerly, which is also the warm-up
+that a capture needs. The second time, it is captured, which computes nothing, and then replayed.
 A capture changes no state of the run, so a captured run gives the same bits as an eager one.
 """
 
@@ -40,7 +40,7 @@ def run_eagerly(key: Hashable, piece: Piece, inputs: Inputs) -> None:
 
 
 class GraphRunner:
-    """Replays pieces as CUDA graphs, all on the current stream and from one pool of memory."""
+    """Replays pieces as CUDA graphs, all on the current stream and with one memory pool."""
 
     def __init__(
         self,
@@ -49,19 +49,19 @@ class GraphRunner:
         may_run_eagerly: bool = True,
         around_first: Callable[[Key], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        """Nothing is captured yet.
+        """Start without captured graphs.
 
         Args:
-            generators: of the device, besides torch's own, that pieces draw from.
+            generators: generators of the device, besides torch's own, that pieces draw from.
             may_run_eagerly: whether the pieces run eagerly if a capture fails. With several
                 processes they may not: those that replay would wait for this one.
-            around_first: a context for a piece's first run, made from its key.
+            around_first: makes, from a piece's key, a context for its first run.
         """
         self.may_run_eagerly = may_run_eagerly
         self.around_first = around_first
         self.generators = list(generators)
         self.failure: str | None = None
-        """Why nothing is captured any more; None: pieces are captured."""
+        """Why pieces are no longer captured; None: they are captured."""
         self._pool = torch.cuda.graph_pool_handle()
         self._seen: set[Key] = set()
         self._graphs: dict[Key, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
@@ -85,7 +85,7 @@ class GraphRunner:
     def _capture(
         self, key: Key, piece: Piece, inputs: Inputs
     ) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]] | None:
-        """Capture a piece: its graph and the input tensors that it reads; None: it failed."""
+        """Capture a piece; return its graph and the input tensors it reads, or None on failure."""
         places = {name: tensor.clone() for name, tensor in inputs.items()}
         graph = self._graph()
         try:

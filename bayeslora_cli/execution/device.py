@@ -12,10 +12,10 @@ from bayeslora_cli.errors import BayesloraError, UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that `--device` names; auto: the first GPU if there is one.
+    """Return the device that `--device` names; auto: the first GPU if there is one.
 
     Raises:
-        UserError: no such device.
+        UserError: there is no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -38,7 +38,7 @@ def set_precision(precision: str, *, deterministic: bool = False) -> None:
     """Set how torch computes matrix products: in TF32 only if `precision` is `tf32`.
 
     Args:
-        deterministic: whether a GPU has to give the same bits every time.
+        deterministic: whether a GPU must give the same bits every time.
     """
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -53,7 +53,7 @@ def memory_explained() -> Iterator[None]:
     """Explain an out-of-memory error inside this block: the message names what to lower.
 
     Raises:
-        BayesloraError: in place of such an error.
+        BayesloraError: instead of such an error.
     """
     try:
         yield
@@ -69,7 +69,7 @@ def memory_explained() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that was being handled when it came, is a GPU out of memory."""
+    """Return whether an error, or an error in its context, means that a GPU is out of memory."""
     if error is None:
         return False
     if isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error):  # torch, cuBLAS
@@ -78,7 +78,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak memory in bytes: torch's allocator's on a GPU, the process's resident size on a CPU."""
+    """Return peak memory in bytes: of torch's allocator on a GPU, resident size on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource

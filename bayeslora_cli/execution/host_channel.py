@@ -1,4 +1,4 @@
-"""How the processes of a job exchange facts and errors, and stop at the same step.
+"""Exchanges facts and errors between the processes of a job, and stops them at the same step.
 
 Messages are small JSON values, sent between the hosts over gloo. Nothing is pickled, and no GPU
 waits for them.
@@ -32,11 +32,11 @@ from bayeslora_cli.execution.processes import Processes, Value
 from bayeslora_cli.execution.signals import Stop, Stopped
 
 PATIENCE = 2.0
-"""Seconds in which a second SIGINT is the launcher's: a terminal and it have sent one."""
+"""A second SIGINT within these seconds is ignored: the terminal and the launcher send one each."""
 GRACE = 1.0
-"""Seconds that the other processes have to report after a connection broke."""
+"""Seconds that the other processes have to answer after a connection broke."""
 EXCHANGE = 0.25
-"""Seconds between two exchanges of signals and clocks, or one step, if that is longer."""
+"""Seconds between two exchanges of signals and clocks; at least one step."""
 MOST_STEPS = 1000
 """At most this many steps between two exchanges."""
 BY_EXIT_CODE = {EXIT_USER: UserError, EXIT_PREEMPTED: Preempted, EXIT_FAILED: BayesloraError}
@@ -48,17 +48,17 @@ class HostChannel(Processes):
     def __init__(self, rank: int, world: int, stop: Stop) -> None:
         """Wait for the other processes at the address that torch's variables name.
 
-        From now on a signal to this process is noted, and found where all processes look for it.
+        From now on a signal to this process is only recorded; the processes find it together at
+        their next exchange.
 
         Raises:
-            BayesloraError: they do not come.
+            BayesloraError: the other processes do not come.
         """
         self.rank, self.world = rank, world
         self._stop = stop
         stop.noting, stop.patience = True, PATIENCE
         self.looks_for_signals = True
-        """Whether `all_or_none` looks for signals; while there is a state to save, `JointStop`
-        does."""
+        """Whether `all_or_none` looks for signals; during training `JointStop` does instead."""
         self.exchanged = False
         """Whether the last `JointStop.check` was an exchange."""
         try:
@@ -126,7 +126,7 @@ class HostChannel(Processes):
         return JointStop(stop, self)
 
     def maximum_in_place(self, values: Tensor) -> None:
-        """The largest over all processes of each element of a CPU tensor, in place."""
+        """Replace each element of a CPU tensor by its maximum over all processes, in place."""
         with self.connected():
             dist.all_reduce(values, dist.ReduceOp.MAX)
 
@@ -136,7 +136,7 @@ class HostChannel(Processes):
 
     @contextmanager
     def connected(self) -> Iterator[None]:
-        """Report an error of the connection inside this block as a process that is gone.
+        """Report a connection error inside this block as a process that is gone.
 
         Raises:
             BayesloraError: instead of such an error.
@@ -145,28 +145,28 @@ class HostChannel(Processes):
             yield
         except RuntimeError as error:
             raise BayesloraError(
-                f"the connection to {self._silent()} is lost: it has ended, was killed, or is out "
-                "of reach. What was saved is there: run the same command again, with as many "
-                "processes or another number"
+                f"the connection to {self._silent()} is lost: it has ended, was killed, or cannot "
+                "be reached. Saved states are kept: run the same command again, with the same or "
+                "another number of processes"
             ) from error
 
     def _silent(self) -> str:
-        """Name the process that no longer answers: those that still do write to the store."""
+        """Name the process that does not answer: all others write to the store."""
         try:
             self.store.set(f"here/{self.rank}", "")
             time.sleep(GRACE)
             gone = [r for r in range(self.world) if not self.store.check([f"here/{r}"])]
         except RuntimeError:  # without torchrun the first process holds the store
             gone = [0]
-        # if several are missing, some may only not have noticed yet
+        # if several are missing, some may just not have noticed yet
         return f"process {gone[0]} of {self.world}" if len(gone) == 1 else "another process"
 
 
 class JointStop(Stop):
     """Stops all processes at the same step when any one of them receives a signal.
 
-    Most checks only count. About every `EXCHANGE` seconds, by the first process's clock, the hosts
-    exchange two numbers: a signal's, and how many steps to count to the next exchange.
+    Most checks only count steps. About every `EXCHANGE` seconds, by the first process's clock, the
+    hosts exchange two numbers: the signal, and the number of steps until the next exchange.
     """
 
     def __init__(self, own: Stop, channel: HostChannel) -> None:

@@ -17,18 +17,18 @@ from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.execution.signals import Stop
 
 PORTS = range(15_000, 30_000)
-"""Ports below those that systems assign themselves; a SLURM job's number selects one."""
+"""Ports below those that operating systems assign; a SLURM job's number selects one of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Which process of a job this is, counted from 0."""
+    """Position of this process in a job; `rank` counts from 0."""
 
     rank: int = 0
     world: int = 1
-    """Processes of the job."""
+    """Number of processes of the job."""
     local: int = 0
-    """Which of the processes on this machine this is."""
+    """Index of this process among those on this machine."""
     address: str | None = None
     """The first process's machine; None: torch's variables name it."""
     port: int = 0
@@ -36,7 +36,7 @@ class Place:
 
     @property
     def name(self) -> str:
-        """How a message names this process; empty if it is the only one."""
+        """Prefix of messages that names this process; empty if it is the only one."""
         return f"process {self.rank} of {self.world}: " if self.world > 1 else ""
 
     @contextmanager
@@ -50,10 +50,10 @@ class Place:
             yield
 
     def exit(self, code: int | str | None) -> NoReturn:
-        """End this process; one of several exits at once, without clean-up.
+        """End this process; if it is one of several, at once and without clean-up.
 
-        Clean-up may wait for processes that are gone. That holds after success too: torch's
-        connection threads have crashed the interpreter as it shut down.
+        Clean-up may wait for processes that are gone. After success too, clean-up is skipped:
+        torch's connection threads have crashed the interpreter as it shut down.
         """
         if self.world > 1:
             sys.stdout.flush()
@@ -63,7 +63,7 @@ class Place:
 
 
 def place(variables: Mapping[str, str] = os.environ) -> Place:
-    """The place that torchrun's variables describe, which accelerate sets too, or srun's."""
+    """Return the place described by torchrun's variables, which accelerate sets too, or srun's."""
     if {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= variables.keys():
         return Place(
             rank=int(variables["RANK"]),
@@ -85,7 +85,7 @@ def place(variables: Mapping[str, str] = os.environ) -> Place:
 
 
 def first_node(nodes: str) -> str:
-    """The first of SLURM's list of nodes: `gpu[03-05,9],x1` -> `gpu03`."""
+    """Return the first of SLURM's list of nodes: `gpu[03-05,9],x1` -> `gpu03`."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
     assert first is not None
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0])
@@ -93,7 +93,7 @@ def first_node(nodes: str) -> str:
 
 @contextmanager
 def joined(at: Place, stop: Stop) -> Iterator[Processes]:
-    """The processes of the job that this one belongs to; `stop` notes the signals to this one.
+    """Join the processes of the job that this one belongs to; `stop` records signals to this one.
 
     Raises:
         UserError: the processes were given different commands.

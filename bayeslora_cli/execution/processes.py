@@ -1,6 +1,6 @@
-"""The processes of a job: `SINGLE`, or one of several that train a run together.
+"""`Processes`: what training asks of the processes of a job; `SINGLE` is a job of one process.
 
-All other code asks one object, a `Processes`, and does not know how many processes there are.
+All other code uses a `Processes` object and does not know how many processes there are.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ Failure = TypeVar("Failure", bound=BaseException)
 
 
 def mixed(*parts: object) -> int:
-    """A seed of 63 bits, a different one for different parts."""
+    """Hash the parts to a seed of 63 bits; different parts give different seeds."""
     text = " ".join(str(part) for part in parts)
     return int.from_bytes(sha256(text.encode()).digest()[:8]) >> 1
 
 
 class Processes(Protocol):
-    """What a training asks of the processes that share it.
+    """Interface to the processes that train a run together.
 
-    Every process calls every method, in the same order.
+    Every process must call the same methods in the same order.
     """
 
     rank: int
-    """Which process this is, from 0."""
+    """Index of this process, from 0."""
     world: int
-    """How many processes there are."""
+    """Number of processes."""
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes, prints and decides."""
+        """Whether this is the first process, which writes, prints and decides."""
         return self.rank == 0
 
     def seed(self, seed: int) -> int:
-        """The seed of this process's own draws; the first process uses the run's seed itself."""
+        """Return the seed of this process's draws; the first process uses the run's seed itself."""
         return seed if self.first else mixed(seed, self.rank)
 
     # ---- agreement
@@ -68,35 +68,38 @@ class Processes(Protocol):
         return error
 
     def gather(self, value: Value) -> list[Value]:
-        """Every process's value, by rank; a value is anything that JSON can hold."""
+        """Return every process's value, by rank; JSON must be able to hold a value."""
 
     def from_first(self, value: Value) -> Value:
-        """The first process's value."""
+        """Return the first process's value."""
         return self.gather(value)[0]
 
     def ask(self, question: Callable[[], bool]) -> bool:
-        """The first process's answer to a question that depends on its clock.
+        """Return the first process's answer to a question that depends on its clock.
 
-        With several processes it is asked only at steps where they exchange signals.
+        Several processes evaluate it only at steps where they exchange signals; otherwise the
+        answer is False.
         """
 
     def joint_stop(self, stop: Stop) -> Stop:
-        """A `Stop` that stops all processes at the same `check` if any of them got a signal."""
+        """Return a `Stop` that stops all processes at the same `check` if any got a signal."""
 
     # ---- the device and what is computed there
 
     def assign_device(self, device: torch.device) -> torch.device:
-        """The device that this process uses.
+        """Return the device that this process uses.
 
         Raises:
             UserError: there are fewer GPUs than processes, or some have a GPU and some do not.
         """
 
     def share(self, rows: Tensor, counts: Tensor | None = None) -> Tensor:
-        """This process's part of a batch's rows (b,), possibly empty; weighs the next `reduce`.
+        """Return this process's part of a batch's rows (b,), which may be empty.
+
+        It also sets this process's weight in the next `reduce`.
 
         Args:
-            counts: (n,) how much each row of the split counts; None: 1 each.
+            counts: (n,) the weight of each row of the split; None: 1 each.
         """
 
     def reduce(self, bank: AdapterBank, good: Tensor) -> Tensor:
@@ -105,11 +108,11 @@ class Processes(Protocol):
         This can be captured in a CUDA graph, and reads nothing from the device.
 
         Returns:
-            `good`, and false where the processes' masks differ.
+            `good`, or false if the processes' masks differ.
         """
 
     def min_max(self, observed: Tensor) -> Tensor:
-        """Smallest and largest value (…, 2) over all processes, from each process's own (…, 2)."""
+        """Combine each process's smallest and largest value (…, 2) over all processes."""
 
     def sum_in_place(self, values: Tensor) -> None:
         """Sum a CPU tensor over all processes, in place."""
@@ -120,39 +123,39 @@ class Processes(Protocol):
         """Check that all processes have read the same files.
 
         Args:
-            checksums: by what they are of, as a message names it.
+            checksums: each by the name of what it covers, as messages print it.
         Raises:
-            UserError: they have not.
+            UserError: the processes have read different files.
         """
 
     def broadcast_state(self, parts: Mapping[str, Stateful], resumed: bool) -> bool:
         """Copy the first process's state to all others.
 
         Args:
-            resumed: whether the first process has restored a checkpoint; the others' is ignored.
+            resumed: whether this process has restored a checkpoint; only the first one's counts.
         Returns:
-            Whether the first process has.
+            Whether the first process has restored a checkpoint.
         """
 
     def check_state(self, step: int, bank: AdapterBank) -> None:
         """Check that all processes have the same parameters and masks after `step` steps.
 
         Raises:
-            DriftError: they have not.
+            DriftError: they differ.
         """
 
     def check_masks(self, step: int) -> None:
-        """After the steps were halted at `step`, check whether differing masks were the reason.
+        """Check whether the steps stopped changing anything at `step` because masks differed.
 
-        This reads the device.
+        This reads from the device.
 
         Raises:
-            DriftError: they were.
+            DriftError: the processes' masks differ.
         """
 
 
 class SingleProcess(Processes):
-    """A job of one process: there is nothing to exchange."""
+    """A job of one process, which exchanges nothing."""
 
     rank = 0
     world = 1

@@ -1,4 +1,4 @@
-"""Keeps the processes' copies of the run equal: the same inputs, the same state, no drift."""
+"""Checks that all processes hold equal copies of the run: inputs, state, and no drift later."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.runs.checkpoint import Stateful
 
 DRIFT = (
-    "Processes compute the same from the same sums, if their GPUs, drivers and libraries are the "
-    "same: use such. The last checkpoint is of before; the same command goes on from it"
+    "Processes stay equal only if their GPUs, drivers and libraries are the same: use such "
+    "machines. The last checkpoint was saved before that; the same command goes on from it"
 )
 
 
@@ -24,34 +24,34 @@ class ReplicaChecks:
     def __init__(self, channel: HostChannel) -> None:
         self.channel = channel
         self.masks_differ = torch.zeros((), dtype=torch.bool)
-        """On the device; `vote` writes it, so that a captured step can."""
+        """On the device; `vote` writes it there, which a captured step can do."""
 
     def to(self, device: torch.device) -> None:
-        """Use a device from here on."""
+        """Use `device` from now on."""
         self.masks_differ = torch.zeros((), dtype=torch.bool, device=device)
 
     def vote(self, votes: Tensor, good: Tensor) -> Tensor:
-        """Whether all processes have the same masks; this reads nothing from the device.
+        """Compare all processes' masks; this reads nothing from the device.
 
         Args:
             votes: the sum of all processes' masks: where they agree, 0 or the number of processes.
-            good: whether the steps go on so far.
+            good: a scalar bool, whether all steps so far were finite.
         Returns:
-            `good`, and false where the masks differ.
+            `good`, or false if the masks differ.
         """
         differ = (votes * (votes - self.channel.world)).any()
         self.masks_differ.logical_or_(differ & good)
         return good & ~differ
 
     def check_masks(self, step: int) -> None:
-        """As `Processes.check_masks`."""
+        """See `Processes.check_masks`."""
         if bool(self.masks_differ):
             raise self.channel.report_once(
                 DriftError(f"before step {step} the processes' masks have come to differ. {DRIFT}")
             )
 
     def check_inputs(self, checksums: Mapping[str, str]) -> None:
-        """As `Processes.check_inputs`."""
+        """See `Processes.check_inputs`."""
         mine, world = self.channel.rank, self.channel.world
         for rank, found in enumerate(self.channel.gather(dict(checksums))):
             other = [name for name, value in checksums.items() if found[name] != value]
@@ -59,15 +59,15 @@ class ReplicaChecks:
                 raise self.channel.report_once(
                     UserError(
                         f"processes {mine} and {rank} of {world} have not read the same: "
-                        f"{' and '.join(other)} another checksum. All need the same files, "
-                        "libraries and options"
+                        f"the checksums of {' and '.join(other)} differ. Give all processes the "
+                        "same files, libraries and options"
                     )
                 )
 
     def broadcast_state(
         self, parts: Mapping[str, Stateful], resumed: bool, broadcast: Callable[[Tensor], None]
     ) -> bool:
-        """As `Processes.broadcast_state`; `broadcast` copies a tensor from the first process."""
+        """See `Processes.broadcast_state`; `broadcast` copies a tensor from the first process."""
         first = self.channel.first
         scalars = {name: part.scalars() for name, part in parts.items()} if first else None
         resumed, found = self.channel.from_first((resumed, scalars))
@@ -80,7 +80,7 @@ class ReplicaChecks:
         return resumed
 
     def check_state(self, step: int, bank: AdapterBank) -> None:
-        """As `Processes.check_state`."""
+        """See `Processes.check_state`."""
         found = self.channel.gather([_checksum(tensor) for tensor in (bank.mean, bank.mask)])
         for what, values in zip(("parameters", "masks"), zip(*found, strict=True), strict=True):
             other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
@@ -94,5 +94,5 @@ class ReplicaChecks:
 
 
 def _checksum(tensor: Tensor) -> int:
-    """The sum of a tensor's bits, 32 at a time; this reads the device."""
+    """Sum a tensor's bits, 32 at a time; this reads from the device."""
     return int(tensor.view(torch.int32).sum(dtype=torch.int64))

@@ -1,6 +1,7 @@
-"""Signals that ask a process to stop: noted while there is a state to save, else obeyed at once.
+"""Handles signals that ask a process to stop.
 
-Schedulers send SIGTERM or SIGUSR1 before they kill, a terminal SIGINT.
+During training a signal is recorded, so that the loop can save the state; otherwise it stops the
+process at once. Schedulers send SIGTERM or SIGUSR1 before they kill; a terminal sends SIGINT.
 """
 
 from __future__ import annotations
@@ -15,26 +16,26 @@ from types import FrameType
 from bayeslora_cli.errors import Preempted
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-EXIT_INTERRUPTED = 128 + signal.SIGINT  # as shells have it
+EXIT_INTERRUPTED = 128 + signal.SIGINT  # the code that shells use
 
 
 class Stopped(BaseException):
-    """A signal has come. Not an `Exception`: libraries catch those and go on."""
+    """Raised when a signal has come. Not an `Exception`, since libraries catch those and go on."""
 
 
 class _Abandoned(BaseException):
-    """A second SIGINT has come."""
+    """Raised when a second SIGINT has come."""
 
 
 class Stop:
-    """Whether a signal has asked this process to stop; only `listening` notes signals."""
+    """Knows whether a signal has asked this process to stop; only `listening` records signals."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.noting = False
-        """Whether a signal is noted for `check` to find; otherwise it raises where it comes."""
+        """Whether signals are recorded for `check`; otherwise a signal raises at once."""
         self.patience = 0.0
-        """Seconds in which a second SIGINT counts as the first."""
+        """A second SIGINT within these seconds counts as the first."""
 
     def check(self) -> None:
         """Raise if a signal has come; otherwise do nothing.
@@ -47,7 +48,7 @@ class Stop:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Note signals inside this block. The code inside calls `check`; the block's end does."""
+        """Record signals inside this block; the code inside calls `check`, and so does its end."""
         self.noting = True
         try:
             yield
@@ -75,7 +76,7 @@ def listening() -> Iterator[Stop]:
         if number == signal.SIGINT and monotonic() - last >= stop.patience:
             interrupts, last = interrupts + 1, monotonic()
         if interrupts == 2:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third one kills
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third one kills the process
             raise _Abandoned
         first, stop.signal = stop.signal is None, stop.signal or signal.Signals(number)
         if first and not stop.noting:

@@ -1,4 +1,4 @@
-"""One of several processes that train a run together, each on a device of its own.
+"""`TorchProcesses`: one of several processes that train a run together, each on its own device.
 
 Tensors on GPUs are exchanged over NCCL, the hosts' messages over gloo.
 """
@@ -22,28 +22,28 @@ from bayeslora_cli.runs.checkpoint import Stateful
 
 
 class TorchProcesses(HostChannel):
-    """One of several processes: the channel between their hosts, and one between their devices."""
+    """One of several processes, connected to the others by a host and a device channel."""
 
     def __init__(self, rank: int, world: int, local: int, stop: Stop) -> None:
         """Wait for the other processes at the address that torch's variables name.
 
         Args:
-            local: which of the processes on this machine this is.
+            local: index of this process among those on this machine.
 
         Raises:
-            BayesloraError: they do not come.
+            BayesloraError: the other processes do not come.
         """
         super().__init__(rank, world, stop)
         self.local = local
         self.checks = ReplicaChecks(self)
         self._nccl: dist.ProcessGroup | None = None
-        self._weight = torch.zeros(())  # of this process's rows in the step's batch
+        self._weight = torch.zeros(())  # weight of this process's rows in the step's batch
 
     def close(self) -> None:
-        """End together: the first process may hold the store that the others' last messages use.
+        """Wait until all processes end: the first may hold the store that the others still use.
 
-        NCCL's connections end with the process, which has to `Place.exit`: closing them waits for
-        captured graphs that hold them, and compiled functions hold those.
+        NCCL's connections are not closed here but end with the process, by `Place.exit`: closing
+        them would wait for captured graphs that hold them, and compiled functions hold the graphs.
         """
         self.gather(None)
         if self._nccl is None:
@@ -53,7 +53,7 @@ class TorchProcesses(HostChannel):
         """Check that all processes were given the same command.
 
         Raises:
-            UserError: they were not.
+            UserError: the commands differ.
         """
         found = self.gather(list(arguments))
         other = next((rank for rank, value in enumerate(found) if value != found[0]), None)
@@ -101,7 +101,7 @@ class TorchProcesses(HostChannel):
         self.checks.to(device)
         if device.type == "cuda" and self._nccl is None:
             self._nccl = dist.new_group(backend="nccl")
-            # the first call connects, which a captured one could not
+            # the first call connects, which is impossible during a capture
             dist.all_reduce(torch.zeros(1, device=device), group=self._nccl)
             torch.cuda.synchronize(device)
         return device
@@ -115,7 +115,7 @@ class TorchProcesses(HostChannel):
         return mine
 
     def reduce(self, bank: AdapterBank, good: Tensor) -> Tensor:
-        """As `Processes.reduce`; the masks ride along in the same message, unweighted."""
+        """See `Processes.reduce`; the masks are sent in the same message, unweighted."""
         votes = bank.votes
         bank.message[: bank.message.numel() - votes.numel()].mul_(self._weight)
         votes.copy_(bank.mask.flatten())

@@ -1,4 +1,4 @@
-"""Summaries of a run and of an evaluation, printed on the terminal."""
+"""Prints summaries of a run and of an evaluation on the terminal."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ def closing_table(result: Mapping[str, Any], report: RankReport | None, console:
 
     Args:
         result: the run's result.json.
-        report: its ranks, drawn if they were allocated by a criterion; None: a run without
-            adapters.
-        console: of stdout.
+        report: its ranks, drawn if a criterion allocated them; None: the run has no adapters.
+        console: writes to stdout.
     """
     splits = result["last"]["metrics"]
-    # one split is named below; of several the names must leave room on 80 columns
+    # a single split is named below; names of several must leave room on 80 columns
     prefixes = {s: f"{s.removeprefix('validation_')} " if len(splits) > 1 else "" for s in splits}
     rows = [["", "step", *(prefixes[split] + name for split in splits for name in splits[split])]]
     for name in ("best", "best_at_budget", "last"):
@@ -43,7 +42,7 @@ def closing_table(result: Mapping[str, Any], report: RankReport | None, console:
         "kept parameters": f"{result['kept_parameters']:,}",
         "training time": f"{duration(result['train_seconds'])}, "
         f"with evaluations {duration(result['seconds'])}",
-        "steps a second": three_digits(result["steps_per_second"]),
+        "steps per second": three_digits(result["steps_per_second"]),
         **_gate_facts(result),
         **({} if memory is None else {"peak memory": f"{memory / 1e9:.2f} GB"}),
     }
@@ -67,7 +66,7 @@ def closing_table(result: Mapping[str, Any], report: RankReport | None, console:
 
 
 def _gate_facts(result: Mapping[str, Any]) -> dict[str, str]:
-    """Ranks, bit widths and bit operations learned by gates; empty without gates."""
+    """Return facts about ranks, widths and bit operations learned by gates; {} without gates."""
     if "cost" not in result:
         return {}
     cost = result["cost"]

@@ -1,4 +1,4 @@
-"""Shades of the cells of a terminal drawing: background colours or a character by the number."""
+"""Shades the cells of a terminal drawing: background colours, or a character after the number."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     pass
 
-# Background and text of a cell. The colours are of the 256 of xterm, so a terminal with fewer than
-# 2^24 shows the same ones; their lightness rises evenly.
+# Background and text of a cell. The colours are among xterm's 256, so a terminal with fewer than
+# 2^24 colours shows the same ones; their lightness rises evenly.
 # from 0 (grey) to the largest value
 RAMP = (
     ("#1c1c1c", "#949494"),
@@ -39,23 +39,23 @@ SHADES = " ░▒▓█"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shading:
-    """The shades of one drawing; with neither colours nor characters its numbers have none."""
+    """The shades of one drawing; without colours and characters its numbers are not shaded."""
 
     top: float
-    """The size of a number with the strongest shade."""
+    """The absolute value of a number that has the strongest shade."""
     colour: bool
-    """Shade by background colours."""
+    """Whether to shade by background colours."""
     characters: bool
-    """Shade by a character after the number, by its size without the sign."""
+    """Whether to shade by a character after the number, chosen by its absolute value."""
     signed: bool = False
-    """The colours show the sign as well."""
+    """Whether the colours show the sign as well."""
 
     def mark(self, value: float) -> str:
-        """The character after the number; empty without `characters`."""
+        """Return the character after the number; empty without `characters`."""
         return SHADES[self._level(abs(value), len(SHADES))] if self.characters else ""
 
     def style(self, value: float) -> str:
-        """The rich style of a cell; empty without colours."""
+        """Return the rich style of a cell; empty without colours."""
         if not self.colour:
             return ""
         if self.signed:
@@ -67,7 +67,7 @@ class Shading:
         return f"{foreground} on {background}"
 
     def legend(self, number: Callable[[float], str]) -> Text:
-        """The shades with the numbers at their ends; empty where there are no shades."""
+        """Draw the shades with the numbers at their ends; empty if there are no shades."""
         low = number(-self.top if self.signed else 0)
         if self.colour:
             line = Text(f"{low} ")
@@ -80,5 +80,5 @@ class Shading:
         return Text()
 
     def _level(self, size: float, levels: int) -> int:
-        """Index of the shade of `size`; only 0 has the first."""
+        """Return the index of the shade of `size`; only 0 has the first one."""
         return ceil(size / self.top * (levels - 1)) if size else 0

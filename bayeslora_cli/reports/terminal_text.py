@@ -1,4 +1,4 @@
-"""Text on a terminal: escaped, printed as it is, or drawn as the console allows."""
+"""Writes text to a terminal: escaped, printed as it is, or drawn as the console allows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-# what a terminal would obey, in file names and other people's messages
+# control characters in file names and other programs' messages, which a terminal would obey
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 
 
@@ -23,8 +23,8 @@ def print_plain(console: Console, text: str) -> None:
 def show(draw: Callable[..., Text], console: Console) -> None:
     """Print what `draw(width=, colour=, unicode=)` returns, as the console allows.
 
-    Colours need a terminal of at least 256 of them and no NO_COLOR; without colours the output has
-    no control characters. With an encoding other than UTF-8 it is ASCII.
+    Colours need a terminal with at least 256 colours and no NO_COLOR; without colours the output
+    has no control characters. With an encoding other than UTF-8 it is ASCII.
     """
     text = draw(
         width=console.width,
@@ -35,10 +35,10 @@ def show(draw: Callable[..., Text], console: Console) -> None:
 
 
 def printable(name: str, *, unicode: bool = True) -> str:
-    """Escape what a terminal would obey or cannot encode in a name."""
+    """Escape the characters of a name that a terminal would obey or cannot encode."""
     return name if name.isprintable() and (unicode or name.isascii()) else ascii(name)[1:-1]
 
 
 def three_digits(number: float) -> str:
-    """Write a number with three digits; large ones with all before the point, no exponent."""
+    """Write a number with three digits; large ones with all digits before the point."""
     return f"{number:.3g}" if number < 999.5 else f"{number:.0f}"

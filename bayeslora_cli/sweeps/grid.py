@@ -27,29 +27,29 @@ class PlannedRun:
     """One run of a sweep."""
 
     typed: Mapping[str, Any]
-    """What would be typed for it on its own, by field name."""
+    """Option values that the user would type to train only this run, by field name."""
     preset: str | None
-    """`--preset`."""
+    """The value of `--preset`; None: not given."""
     resolved: Resolved
 
     @property
     def run(self) -> RunDir:
-        """Its directory."""
+        """The run's directory."""
         return RunDir(Path(self.resolved.config.output) / run_name(self.resolved))
 
     @property
     def label(self) -> str:
-        """Its name in messages: the directory's last two parts."""
+        """The run's name in messages: the directory's last two parts."""
         return "/".join(self.run.path.parts[-2:])
 
     def is_done(self) -> bool:
-        """Whether its directory holds the finished run, as far as can be told without the data."""
+        """Return whether the directory holds the finished run, as far as is known without data."""
         if self.resolved.config.overwrite or not self.run.finished:
             return False
         try:
             there = self.run.read_config()
         except UserError:
-            return False  # training it reports what is wrong
+            return False  # the training reports the problem
         mine, theirs = (
             {n: v for n, v in affecting(config).items() if OPTIONS[n].is_final}
             for config in (self.resolved.config, there)
@@ -57,7 +57,7 @@ class PlannedRun:
         return mine == theirs
 
     def arguments(self) -> list[str]:
-        """The arguments of `bayeslora` that train this run and no other."""
+        """Return the arguments of `bayeslora` that train only this run."""
         found = ["train"]
         if self.preset is not None:
             found += ["--preset", self.preset]
@@ -69,30 +69,30 @@ class PlannedRun:
         return found
 
     def command(self) -> str:
-        """The command line, for a shell."""
+        """Return the command line for a shell."""
         return shlex.join(["bayeslora", *self.arguments()])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:
-    """One run or more, no two of them with the same directory."""
+    """One run or more, each with its own directory."""
 
     runs: tuple[PlannedRun, ...]
     notices: tuple[str, ...]
-    """One sentence each: combinations that are left out and why, options without effect."""
+    """One sentence for each combination left out, with the reason, or option without effect."""
 
 
 def expand(typed: Mapping[str, Any], preset: str | None = None) -> Sweep:
-    """Make one run of every combination of the lists that were typed; without a list, one run.
+    """Make one run for every combination of the typed lists; without a list, one run.
 
     An invalid combination is left out with a notice, unless no valid one remains. A method that
     allocates no ranks is trained once, not once per criterion.
 
     Args:
-        typed: as for `resolve`; options that take a list may be text, as their `sweep` reads it.
+        typed: values as for `resolve`; an option that takes a list may be text, which the option's
+            `sweep` reads.
     Raises:
-        ConfigError: a list that cannot be read, or all problems of the combinations if none is
-            valid.
+        ConfigError: a list cannot be read, or no combination is valid; then all problems.
     """
     axes = _axes(typed)
     runs: dict[Path, PlannedRun] = {}
@@ -113,7 +113,7 @@ def expand(typed: Mapping[str, Any], preset: str | None = None) -> Sweep:
     if not runs:
         raise ConfigError(list(dict.fromkeys(line for e in problems for line in e.splitlines())))
     notices = (*(_left_out(error, points, axes) for error, points in problems.items()), *once)
-    if len(runs) == 1:  # training it prints the options without effect
+    if len(runs) == 1:  # the training prints the options without effect
         return Sweep(runs=tuple(runs.values()), notices=notices)
     quiet = (replace(run, resolved=replace(run.resolved, notices=())) for run in runs.values())
     return Sweep(runs=tuple(quiet), notices=(*notices, *idle))
@@ -122,10 +122,10 @@ def expand(typed: Mapping[str, Any], preset: str | None = None) -> Sweep:
 def _planned(
     typed: Mapping[str, Any], preset: str | None, several_rows: bool
 ) -> tuple[PlannedRun, tuple[str, ...]]:
-    """A combination's run, and notices about it.
+    """Return the run of a combination, and notices about it.
 
     Args:
-        several_rows: whether it is one of several methods, optimizers or criteria.
+        several_rows: whether the sweep has several methods, optimizers or criteria.
     """
     try:
         return PlannedRun(typed=typed, preset=preset, resolved=resolve(typed, preset)), ()
@@ -144,7 +144,7 @@ def _planned(
 
 
 def _left_out(error: str, points: Sequence[Mapping[str, Any]], axes: Mapping[str, Any]) -> str:
-    """The notice of combinations that share a problem; the options that they share name them."""
+    """Write the notice of combinations with the same problem, named by the options they share."""
     common = [
         f"{flag(name)} {points[0][name]}"
         for name in axes
@@ -158,10 +158,10 @@ def _left_out(error: str, points: Sequence[Mapping[str, Any]], axes: Mapping[str
 
 
 def _axes(typed: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-    """The values of each option that was typed and takes a list.
+    """Return the values of each option that was typed and takes a list.
 
     Raises:
-        ConfigError: all lists that cannot be read.
+        ConfigError: lists cannot be read; the message names all of them.
     """
     axes: dict[str, tuple[Any, ...]] = {}
     problems: list[str] = []

@@ -1,4 +1,4 @@
-"""Trains the runs of a sweep, one after another in this process or several at a time in others."""
+"""Trains the runs of a sweep, one after another in this process or in parallel in others."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def run_sweep(
 
     Args:
         jobs: how many runs to train at a time; 1: in this process.
-        reporter: makes the object that is told of a run's steps, if this process trains it.
+        reporter: makes the object that follows a run's steps, if this process trains the run.
     Returns:
-        The problems: a run's label -> its error's message.
+        The error messages of failed runs by the runs' labels.
     Raises:
         Preempted: a signal has come; the states are saved.
     """
@@ -48,7 +48,7 @@ def run_sweep(
         from bayeslora_cli.sweeps.worker_pool import run_jobs
 
         return run_jobs(todo, min(jobs, len(todo)), console, stop)
-    # counted over all runs, done or not: a repeated command has to compile the same
+    # counted over all runs, done or not: a repeated command must compile the same
     kinds = Counter(kind(run.resolved.config) for run in runs)
     alike = [kinds[kind(run.resolved.config)] for run in todo]
     return _one_by_one(todo, alike, reporter, stop, processes)
@@ -61,7 +61,7 @@ def _one_by_one(
     stop: Stop,
     processes: Processes,
 ) -> dict[str, str]:
-    """`alike`: for each run, how many of the sweep can use the same network, itself included."""
+    """Train runs in this process; `alike`: for each, how many runs can use the same network."""
     problems: dict[str, str] = {}
     if not runs:
         return problems
@@ -78,7 +78,7 @@ def _one_by_one(
             raise
         except BayesloraError as error:
             if processes.world > 1 and not error.on_all_processes:
-                raise  # the other processes are still in the run: none can go on
+                raise  # the other processes are still in this run: no process can go on
             problems[planned.label] = str(error)
             logger.error("%s failed: %s", planned.label, error)
         except Exception as error:  # a bug in one run does not stop the others
@@ -86,5 +86,5 @@ def _one_by_one(
                 raise
             problems[planned.label] = f"{type(error).__name__}: {error}"
             logger.exception("%s failed", planned.label)
-        gc.collect()  # a network is full of cycles, and the next one needs its memory
+        gc.collect()  # a network is full of reference cycles, and the next one needs its memory
     return problems

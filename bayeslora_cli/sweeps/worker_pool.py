@@ -1,4 +1,4 @@
-"""Trains the runs of a sweep in worker processes, several at a time, one per GPU if there are many.
+"""Trains the runs of a sweep in parallel worker processes, spread over the GPUs.
 
 Each run has a log beside its directory, and one line on the terminal.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("bayeslora")
 
 POLL = 0.2
-"""Seconds between two looks at the processes."""
+"""Seconds between two checks of the processes."""
 TURNS = (
     "--jobs: processes on one GPU take turns, unless NVIDIA's MPS lets them compute side by side: "
     "nvidia-cuda-mps-control -d starts it"
@@ -46,9 +46,9 @@ def run_jobs(
     Args:
         program: the worker's command line; a run's arguments are appended to it.
     Returns:
-        The problems: a run's label -> its error's message.
+        The error messages of failed runs by the runs' labels.
     Raises:
-        Preempted: a signal has come, to this process or to a worker; no worker is running any more.
+        Preempted: a signal has come to this process or to a worker; all workers have ended.
     """
     device = runs[0].resolved.config.device
     if they_take_turns(jobs, device):
@@ -88,20 +88,20 @@ class _Slot:
             self.worker = Worker(job, self.program, self.environment)
 
     def ended(self, *, wait: bool = False) -> int | None:
-        """The exit code of the run's process, or 0 if it waits for a run; None: it still trains."""
+        """Return the exit code of the run's process, 0 if it waits for a run, None if it trains."""
         assert self.worker is not None
         code = self.worker.process.wait() if wait else self.worker.process.poll()
         if self.worker.is_done():
             return 0
         if code == 0 and self.worker.given and self.job and not wait:
-            self.begin(self.job)  # it was exiting already, and has not seen the run
+            self.begin(self.job)  # the process was exiting already, and has not seen the run
             return None
         if code is not None:
             self.close()
         return code
 
     def close(self) -> None:
-        """End the process; one that still trains is killed."""
+        """End the process; if it still trains, kill it."""
         worker, self.worker = self.worker, None
         if worker is not None:
             worker.give_no_more()
@@ -111,7 +111,7 @@ class _Slot:
 
 
 class _Pool:
-    """The runs that wait, those that are being trained, and how the others ended."""
+    """The waiting runs, the slots that train runs, and the outcomes of the others."""
 
     def __init__(self, runs: Sequence[PlannedRun], slots: Sequence[_Slot], lines: _Lines) -> None:
         self.total = len(runs)
@@ -122,7 +122,7 @@ class _Pool:
         self.problems: dict[str, str] = {}
 
     def look(self) -> bool:
-        """Record the runs that have ended, and start others; returns whether any is running."""
+        """Record the runs that have ended, and start others; return whether any is running."""
         for slot in self.slots:
             if slot.job is not None and (code := slot.ended()) is not None:
                 self.ended(slot, slot.job, code)
@@ -182,14 +182,14 @@ class _Pool:
             slot.close()
 
     def summary(self) -> str:
-        """How many runs are done, of how many, and how many failed or were stopped."""
+        """Write how many of the runs are done, and how many failed or were stopped."""
         counts = {"failed": len(self.problems), "stopped": len(self.stopped)}
         rest = (f", {count} {what}" for what, count in counts.items() if count)
         return f"{len(self.done)} of {self.total} runs done" + "".join(rest)
 
 
 class _Lines:
-    """One line per run on a terminal; elsewhere nothing: log messages tell when a run begins."""
+    """Shows one line per run on a terminal; elsewhere nothing, since log messages tell enough."""
 
     def __init__(self, console: Console) -> None:
         from rich.live import Live

@@ -1,4 +1,4 @@
-"""Worker processes of --jobs as the pool sees them, and the GPUs that each of them gets."""
+"""Worker processes of --jobs, as the pool uses them, and the GPUs that each of them gets."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from bayeslora_cli.sweeps.grid import PlannedRun
 PROGRAM = (sys.executable, "-m", "bayeslora_cli.cli.worker")
 """The command line of a worker, without the arguments of its first run."""
 TAIL = 4096
-"""Bytes at a log's end that are searched for the run's progress."""
+"""Number of bytes at a log's end that are searched for the run's progress."""
 
 
 class Worker:
     """A process that trains one run after another, as `cli.worker` does."""
 
     def __init__(self, job: Job, program: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Start it; `program` may also be one that trains a single run and exits."""
+        """Start the process; `program` may also be one that trains a single run and exits."""
         self.kind = kind(job.planned.resolved.config)
-        """`kind` of its last run, whose network it holds."""
+        """The `kind` of its last run, whose network it holds."""
         self.given = False
-        """Whether it was given a run after its first one."""
+        """Whether it was given another run after its first one."""
         self._channel, theirs = socket.socketpair()
         with theirs, job.log.open("ab") as file:
             # in a group of its own: a terminal's ^C reaches it only through this process
@@ -45,7 +45,7 @@ class Worker:
             )
 
     def give(self, job: Job) -> bool:
-        """Have it train another run; returns whether it is still running."""
+        """Give it another run; return whether the process still runs."""
         order = {"arguments": job.planned.arguments(), "log": str(job.log)}
         try:
             self._channel.sendall(json.dumps(order).encode() + b"\n")
@@ -55,14 +55,14 @@ class Worker:
         return True
 
     def is_done(self) -> bool:
-        """Whether it has reported, since the last call, that its run is done."""
+        """Return whether it has reported since the last call that its run is done."""
         try:
             return bool(self._channel.recv(1, socket.MSG_DONTWAIT))
-        except OSError:  # nothing has come
+        except OSError:  # no report has come
             return False
 
     def give_no_more(self) -> None:
-        """Give it no more runs."""
+        """Tell it that there are no more runs."""
         self._channel.close()
 
 
@@ -70,7 +70,7 @@ class Job:
     """A run that a worker trains, and the worker's log of it."""
 
     def __init__(self, planned: PlannedRun) -> None:
-        """Create its log.
+        """Create the log.
 
         Raises:
             StorageError: the log cannot be written.
@@ -85,12 +85,12 @@ class Job:
                 self._start = file.tell()
 
     def line(self) -> str:
-        """The run's progress: the last line of its log that names a step."""
+        """Write the run's progress: the last step that its log names."""
         steps = [line for line in self._text(TAIL).splitlines() if re.match(r"step \d+/\d+", line)]
         return f"{self.planned.label}  {steps[-1] if steps else 'starting'}"
 
     def problem(self, code: int) -> str | None:
-        """Why the run failed, if its process has exited with `code`; None: it did not."""
+        """Tell why the run failed, if its process has exited with `code`; None: it did not fail."""
         if code == 0:
             return None
         if code < 0:
@@ -102,7 +102,7 @@ class Job:
         return f"{message.removeprefix('error: ')} (exit code {code}, {self.log})"
 
     def _text(self, last: int | None = None) -> str:
-        """The log since this job began, or the `last` bytes of that."""
+        """Read the log since this job began, or its `last` bytes."""
         with self.log.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(self._start if last is None else max(self._start, end - last))
@@ -114,10 +114,10 @@ ANY_GPU = ("auto", "cuda")
 
 
 def slot_environments(jobs: int, device: str) -> list[dict[str, str]]:
-    """Environment variables of each of `jobs` processes: its GPU if there are several, its threads.
+    """Return the environment variables of each of `jobs` processes: its GPU and its threads.
 
-    With at most as many jobs as GPUs each job has a GPU to itself; with more, they share the GPUs
-    evenly. What the user has set is kept: the number of threads, and which GPUs are visible.
+    With at most as many jobs as GPUs, each job has a GPU to itself; with more, they share the GPUs
+    evenly. The user's own number of threads and visible GPUs are kept.
     """
     found: list[dict[str, str]] = [{} for _ in range(jobs)]
     gpus = visible_gpus() if device in ANY_GPU else []
@@ -132,9 +132,9 @@ def slot_environments(jobs: int, device: str) -> list[dict[str, str]]:
 
 
 def they_take_turns(jobs: int, device: str) -> bool:
-    """Whether `jobs` processes take turns on a GPU: with NVIDIA's MPS they do not.
+    """Return whether `jobs` processes take turns on a GPU; with NVIDIA's MPS they do not.
 
-    MPS is found by the socket that it listens at.
+    MPS is detected by the socket that it listens on.
     """
     gpus = len(visible_gpus()) if device in ANY_GPU else device.startswith("cuda")
     # NVIDIA's own default of that variable
@@ -143,7 +143,7 @@ def they_take_turns(jobs: int, device: str) -> bool:
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES spells them."""
+    """Return the names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
     import torch
 
     count = torch.cuda.device_count()

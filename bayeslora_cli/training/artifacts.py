@@ -1,4 +1,4 @@
-"""The files of a finished run: result, adapter, posterior, ranks, model card."""
+"""Writes the files of a finished run: result, adapter, posterior, ranks, model card."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def run_result(
     config: RunConfig, task: Task, setup: TrainingSetup, state: LoopState, best: BestSoFar,
     data_sha256: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """What result.json says of a run whose steps are all done.
+    """Return the content of result.json for a run whose steps are all done.
 
     Args:
-        config: with its schedule final.
-        state: the loop's, at the end.
+        config: has its final schedule.
+        state: the loop's state at the end.
         best: the best evaluations, and the state of the best one at the final budget.
         data_sha256: `data_checksum` of the rows.
     """
@@ -107,7 +107,7 @@ def write_artifacts(
 
     Args:
         at: the posterior of the best evaluation at the final budget.
-        scores: its triplets' scores (n, r); None where the method scores nothing.
+        scores: the scores of its triplets (n, r); None if the method has no scores.
         mask: the final allocation (n, r).
     """
     network.bank.check_views()
@@ -127,7 +127,7 @@ def write_artifacts(
 def _save_full(run: RunDir, network: Network, at: Posterior) -> None:
     """Write the whole fine-tuned model in transformers' own format, in fp32."""
     bank = network.bank
-    # by address: a tied weight has a second name, which the bank does not know
+    # found by address: a tied weight has a second name, which the bank does not know
     segments = {bank.parameters[n].data_ptr(): s for n, s in bank.segments.items()}
     state = {
         name: segments[value.data_ptr()].view(at.mean) if value.data_ptr() in segments else value
@@ -140,7 +140,7 @@ def _save_full(run: RunDir, network: Network, at: Posterior) -> None:
 
 
 def model_card(run: RunDir, config: RunConfig, task: Task, result: Mapping[str, Any]) -> str:
-    """Return README.md of a run, with the front matter that model hubs read."""
+    """Return the README.md of a run, with the front matter that model hubs read."""
     best, method = result["best_at_budget"], find_method(config.method)
     whole = method.peft_type is None
     snippet = (MERGED if whole else ADALORA).snippet(config, task)

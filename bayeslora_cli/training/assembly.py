@@ -1,6 +1,6 @@
 """Builds what a training step needs (network, optimizer, allocator, data).
 
-The next run reuses it if only the seed changes.
+The next run of the process reuses it if only the seed changes.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ logger = logging.getLogger("bayeslora")
 
 @dataclass(kw_only=True, slots=True)
 class Workspace:
-    """What one process keeps from run to run."""
+    """Objects that one process keeps from run to run."""
 
     examples: ExampleCache = field(default_factory=ExampleCache)
     setup: TrainingSetup | None = None
-    """The setup of the last run, if that ended well."""
+    """The setup of the last run, if that run ended well."""
     runs: int = 1
-    """Runs of this process that can use such a setup, the present one included."""
+    """Number of runs of this process that can use the same setup, the present one included."""
 
 
 def reuse_or_build(
@@ -51,14 +51,15 @@ def reuse_or_build(
     removed from the workspace until the caller puts it back.
 
     Raises:
-        UserError: data, model or device that the user can mend.
+        UserError: the data, the model or the device cannot be used; the message tells the remedy.
     """
     kept, workspace.setup = workspace.setup, None
     with processes.all_or_none():
         reset = kept is not None and kept.reset(prepared, processes)
     if not all(processes.gather(reset)):
         kept = None
-    gc.collect()  # a network is full of cycles: the old one, or what the new draws came from
+    # a network is full of reference cycles: free the old one, or the one built for the new draws
+    gc.collect()
     if kept is not None:
         logger.debug("the last run's network is used again, from this run's beginning")
         return kept
@@ -66,7 +67,7 @@ def reuse_or_build(
 
 
 def _build(prepared: PreparedRun, runs: int, processes: Processes) -> TrainingSetup:
-    """A new setup on the device, its step captured and compiled as the options ask."""
+    """Build a new setup on the device, its step captured and compiled as the options ask."""
     config = prepared.config
     torch.cuda.empty_cache()  # other processes may be on the same GPU
     with processes.all_or_none():
@@ -87,20 +88,20 @@ def _build(prepared: PreparedRun, runs: int, processes: Processes) -> TrainingSe
 
 
 def _is_worth_compiling(config: RunConfig, runs: int) -> bool:
-    """Whether to compile, by the steps of all `runs` that share the compiled code.
+    """Decide whether to compile, by the steps of all `runs` that share the compiled code.
 
-    A deterministic run counts its own steps only: it has to give the same bits in a sweep and on
-    its own.
+    A deterministic run counts only its own steps: it must give the same bits in a sweep as on its
+    own.
     """
     steps = config.total_steps * (1 if config.deterministic else runs)
     return is_worth_compiling(config.compile, steps)
 
 
 class TrainingSetup:
-    """Network, optimizer, allocator, step and data on a device, as a run begins.
+    """Network, optimizer, allocator, step and data on a device, in a run's initial state.
 
-    All state is in `parts`. Tensors keep their addresses from run to run: captured steps read and
-    write those.
+    All state is in `parts`. Tensors keep their addresses from run to run, which captured steps read
+    and write.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class TrainingSetup:
         """Load the network and move it to the device.
 
         Raises:
-            ModelError: as `build_network` does.
+            ModelError: raised by `build_network`.
         """
         config, maker = prepared.config, OPTIMIZERS[prepared.config.optimizer]
         method = find_method(config.method)
@@ -148,26 +149,28 @@ class TrainingSetup:
             self.parts["allocator"] = self.allocator
 
     def capture(self, config: RunConfig, *, compiled: bool) -> None:
-        """Run the pieces of the step as CUDA graphs from here on, `compiled` or as they are."""
-        # captures and what precedes them need one stream, and not the default one
+        """Run the pieces of the step as CUDA graphs from now on, `compiled` or not."""
+        # captures and the work before them need one stream, other than the default one
         torch.cuda.synchronize(self.device)
         torch.cuda.set_stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
         single = self.processes.world == 1
         self.step.runner = runner = GraphRunner([self.noise], may_run_eagerly=single)
         if compiled:
-            if single:  # several processes compile in step: one that waited would stop all
+            # several processes compile at the same time: one that waited for a lock would block all
+            if single:
                 block = find_method(config.method).block_key(config)
                 runner.around_first = partial(compiled_once, config, block)
             compile_blocks(self.network.module)
             self.step.compile()
 
     def reset(self, prepared: PreparedRun, processes: Processes) -> bool:
-        """Go to the initial state of another run; returns whether this setup fits that run.
+        """Reset to the initial state of another run; return whether this setup fits that run.
 
-        What the seed decides is drawn by a setup on the CPU, as always, and copied from there.
+        A fresh setup on the CPU draws everything that depends on the seed, and is copied to this
+        one.
 
         Raises:
-            ModelError: the backbone cannot be loaded any more.
+            ModelError: the backbone can no longer be loaded.
         """
         wanted = kind(prepared.config), prepared.task, processes
         if (self.kind, self.task, self.processes) != wanted:
@@ -181,11 +184,12 @@ class TrainingSetup:
             transfer(fresh.parts, self.parts)
             for name, value in fresh.network.drawn.items():
                 self.network.set_drawn(name, value)
-        self.noise.manual_seed(fresh.noise.initial_seed())  # captured steps draw from this one
+        # captured steps draw from this generator
+        self.noise.manual_seed(fresh.noise.initial_seed())
         return True
 
     def _is_made_as(self, fresh: TrainingSetup) -> bool:
-        """Whether the backbone is still the same, and as it was loaded: some count in buffers."""
+        """Return whether the backbone's tensors are as loaded: some models count in buffers."""
         buffers = self.network.module.buffers(), fresh.network.module.buffers()
         return (
             self.checksums == fresh.checksums

@@ -1,4 +1,4 @@
-"""The one training loop: every method, optimizer and criterion."""
+"""The training loop, the same for every method, optimizer and criterion."""
 
 from __future__ import annotations
 
@@ -42,15 +42,16 @@ def train(
     workspace: Workspace | None = None,
     processes: Processes = SINGLE,
 ) -> RunDir:
-    """Train a run, resume it, or report that it is already trained; returns its directory.
+    """Train or resume a run, or report that it is already trained; return its directory.
 
     Args:
-        reporter: is told of each step; None: nothing is shown.
+        reporter: is called at each step; None: nothing is shown.
         stop: from `signals.listening`; None: signals have their ordinary effect.
         workspace: what this process has kept from the runs that it trained before.
-        processes: of the job, which train the run together.
+        processes: the processes of the job, which train the run together.
     Raises:
-        UserError: options, data or model that the user can mend, or another process trains the run.
+        UserError: options, data or model cannot be used, or another process trains the run; the
+            message tells the remedy.
         NonFiniteError: the run diverged.
         Preempted: a signal came; the state is saved.
         StorageError: a file could not be written.
@@ -68,7 +69,8 @@ def train(
         with processes.all_or_none():
             if first:
                 stack.enter_context(locked(run.lock))
-        if processes.from_first(_is_done(prepared)):  # by the process that had the lock
+        # trained by the process that had the lock before
+        if processes.from_first(_is_done(prepared)):
             return run
         stack.callback(reporter.stop)
         stack.enter_context(memory_explained())
@@ -77,8 +79,8 @@ def train(
         try:
             setup = reuse_or_build(prepared, workspace, processes)
             TrainingLoop(prepared, setup, reporter, trackers, stop).run()
-            workspace.setup = setup  # it ended well: the next run may reuse it
-        except NonFiniteError as error:  # found in values that all processes share
+            workspace.setup = setup  # the run ended well: the next run may reuse the setup
+        except NonFiniteError as error:  # all processes raise it, from values that they share
             raise processes.report_once(error) from error.__cause__
     return run
 
@@ -101,7 +103,7 @@ class TrainingLoop:
         trackers: Trackers,
         stop: Stop,
     ) -> None:
-        """Nothing is written before `run`."""
+        """Prepare the loop; only `run` writes files."""
         self.config, self.task, self.directory = prepared.config, prepared.task, prepared.run
         self.examples = prepared.examples
         self.setup, self.stop, self.total = setup, stop, prepared.config.total_steps
@@ -139,7 +141,7 @@ class TrainingLoop:
         state = self.state
         self._start()
         with self._saved_when_stopped():
-            if self._evaluation_is_due():  # the process was killed before it was over
+            if self._evaluation_is_due():  # the process was killed before the evaluation was over
                 self._evaluate()
             while state.step < self.total:
                 self.generators.note(state.step)
@@ -183,7 +185,7 @@ class TrainingLoop:
 
     @contextmanager
     def _saved_when_stopped(self) -> Iterator[None]:
-        """Note signals inside; the loop finds them between two steps, and saves the state."""
+        """Record signals inside; the loop finds them between two steps and saves the state."""
         try:
             with self.stop.noted():
                 yield
@@ -197,7 +199,7 @@ class TrainingLoop:
             ) from None
 
     def _micro_batches(self, step: int) -> list[dict[str, Tensor]]:
-        """This process's micro-batches of a step, on the device."""
+        """Return this process's micro-batches of a step, on the device."""
         feed, rows = self.setup.data.feed, self.order.indices(step)
         self.state.interval_tokens += int(feed.lengths[rows].sum())
         parts = self.processes.share(rows, feed.counts).tensor_split(self.config.grad_accum)
@@ -235,7 +237,7 @@ class TrainingLoop:
         self.log.restart_clock()
 
     def _save(self, keep: int = STATES_KEPT) -> float:
-        """Write the state; returns the seconds that it took."""
+        """Write the state; return the seconds that it took."""
         self.processes.check_state(self.state.step, self.network.bank)
         self.generators.gather()
         start = perf_counter()
@@ -245,11 +247,11 @@ class TrainingLoop:
         return perf_counter() - start
 
     def _stop_if_diverged(self) -> None:
-        """After a step that was not finite, save the state before it, which the device has kept.
+        """If a step was not finite, save the state before it, which the device has kept, and raise.
 
         Raises:
             NonFiniteError: there was such a step.
-            DriftError: the processes' masks have come to differ.
+            DriftError: the processes' masks differ.
         """
         bad_step = self.setup.step.bad_step()
         if bad_step is None:

@@ -1,7 +1,7 @@
 """Estimates the memory of a run from shapes: no weights are read, nothing is trained.
 
-The network is the one that `build_network` makes on torch's meta device. Its forward pass runs on
-fake tensors: they have a device, so that the same kernels are chosen as on it, but no memory.
+`build_network` makes the network on torch's meta device. Its forward pass runs on fake tensors,
+which have a device, so that torch chooses the same kernels, but no memory.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ logger = logging.getLogger("bayeslora")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """Sizes of a run. Temporary tensors come on top of the sum of the bytes at a step's peak."""
+    """Sizes of a run. At a step's peak, temporary tensors are added to the sum of the bytes."""
 
     parameters: int
     """Elements of the backbone with its head, without the adapters."""
     trainable: int
     """Trained elements at the initial rank, the head's included."""
     matrices: tuple[tuple[str, int, int], ...]
-    """Adapted matrices in the model's order: name, inputs, outputs."""
+    """Adapted matrices in the model's order: name, number of inputs, number of outputs."""
     weights: int
     """Bytes of the frozen weights and the backbone's buffers, in the run's precision."""
     trained: int
@@ -60,13 +60,13 @@ def estimate(
     """Count the bytes that a run keeps in memory.
 
     Args:
-        network: as `build_network` makes it on the meta device.
-        config: with its schedule final.
-        rows: examples of the largest micro-batch.
-        tokens: length of its longest example.
+        network: made by `build_network` on the meta device.
+        config: has its final schedule.
+        rows: number of examples in the largest micro-batch.
+        tokens: number of tokens of its longest example.
         token_types: whether the tokenizer makes token types.
-        labels: (n, ...) of any rows, for their shape and type.
-        device: the run's; attention keeps other tensors on a CPU than on a GPU.
+        labels: (n, ...) labels of any rows; only their shape and type count.
+        device: the run's device; attention keeps other tensors on a CPU than on a GPU.
     """
     bank = network.bank
     weights = [*network.module.parameters(), *network.module.buffers()]
@@ -92,26 +92,27 @@ def estimate(
             for name, layer in network.adapters.items()
         ),
         weights=distinct_bytes(weights, but=banked),
-        # the factors and as much for their gradients
+        # twice the factors: as much again for their gradients
         trained=distinct_bytes([*banked, *state]) + 2 * distinct_bytes(factors),
         activations=activations,
     )
 
 
 def distinct_bytes(tensors: Iterable[Tensor], *, but: Iterable[Tensor] = ()) -> int:
-    """Bytes of the tensors' storages, each counted once, without those of `but`."""
+    """Count the bytes of the tensors' storages, each once, without those of `but`."""
     excluded = {t.untyped_storage()._cdata for t in but}
     storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}
     return sum(storage.nbytes() for key, storage in storages.items() if key not in excluded)
 
 
 def saved_bytes(network: Network, own: Iterable[Tensor], batch: dict[str, Tensor]) -> int:
-    """Bytes that the forward pass of a training step keeps for its backward pass.
+    """Count the bytes that the forward pass of a training step keeps for its backward pass.
 
     Args:
-        own: the network's tensors, which are not counted; the batch's are not either.
+        own: the network's tensors; they are not counted, nor are those of the batch.
     """
-    kept: list[Tensor] = []  # keeps all alive: a freed storage's address would be used again
+    # keeps all storages alive: the address of a freed one would be used again
+    kept: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
         kept.append(tensor)
@@ -125,7 +126,7 @@ def saved_bytes(network: Network, own: Iterable[Tensor], batch: dict[str, Tensor
 
 
 def _factors(network: Network, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
-    """Give a meta network's layers the factors of a training step; under a FakeTensorMode.
+    """Give a meta network's layers the factors of a training step; call under a FakeTensorMode.
 
     Returns:
         The factors, and the joint layers' frozen tensors.
@@ -149,7 +150,8 @@ def _factors(network: Network, device: torch.device) -> tuple[list[Tensor], list
             len(layers) * height, rank, dtype=dtype, device=device, requires_grad=True
         )
         factors += [owner.down, owner.up]
-    for joint in joints:  # no modules of the network's: `_fake` does not reach their tensors
+    # joints are not modules of the network: `_fake` does not reach their tensors
+    for joint in joints:
         for own in (joint.base_layer._parameters, joint.base_layer._buffers):
             for name, x in own.items():
                 if x is not None:
@@ -167,7 +169,7 @@ def _fake(
     labels: Tensor,
     device: torch.device,
 ) -> tuple[Network, list[Tensor], dict[str, Tensor]]:
-    """A meta network on `device`, its tensors there, and a batch; under a FakeTensorMode."""
+    """Move a meta network to `device` and make a batch; call under a FakeTensorMode."""
     module = network.module
     own = {
         name: torch.empty(t.shape, dtype=t.dtype, device=device, requires_grad=t.requires_grad)
@@ -185,9 +187,9 @@ def _fake(
 
 
 def _state(config: RunConfig, network: Network, device: torch.device) -> list[Tensor]:
-    """The tensors of optimizer and allocator besides the bank; under a FakeTensorMode.
+    """Make the tensors of optimizer and allocator besides the bank; call under a FakeTensorMode.
 
-    The run's own classes make them, so that no table here can become outdated. Their bank is fake,
+    The run's own classes make them, so that no list here can become outdated. Their bank is fake,
     since torch's fused AdamW refuses the meta device.
     """
     fake = copy.copy(network.bank)

@@ -24,16 +24,16 @@ from bayeslora_cli.training.memory_estimate import estimate
 from bayeslora_cli.training.preparation import PreparedRun, learning_rate
 
 POINTS = 8
-"""Steps of the schedule that are shown, besides the first and the last one."""
+"""Number of steps of the schedule that are shown, besides the first and the last one."""
 
 
 def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> dict[str, Any]:
     """Describe a run before it begins, as a JSON object: options, data, schedule, sizes.
 
     Args:
-        processes: how many share the batches; the memory is that of one of them.
+        processes: number of processes that share the batches; the memory is that of one.
     Raises:
-        UserError: a backbone that cannot be loaded, or a device that is not there.
+        UserError: the backbone cannot be loaded, or there is no such device.
     """
     config, task = prepared.config, prepared.task
     rows = {name: len(examples) for name, examples in prepared.examples.items()}
@@ -86,7 +86,7 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
 
 
 def _options(config: RunConfig, resolved: Resolved) -> dict[str, dict[str, Any]]:
-    """Every option's final value, and where it is from."""
+    """Return every option's final value, and where it comes from."""
     values, typed = asdict(config), asdict(resolved.config)
     found = {}
     for name in OPTIONS:
@@ -97,7 +97,7 @@ def _options(config: RunConfig, resolved: Resolved) -> dict[str, dict[str, Any]]
 
 
 def _schedule(config: RunConfig, budget: RankBudget | None) -> list[dict[str, Any]]:
-    """Learning rate and rank budget at the first step, the last one, and some between."""
+    """Return learning rate and rank budget at the first step, the last one, and some between."""
     rate, last = learning_rate(config), config.total_steps - 1
     return [
         {"step": step, "lr": rate(step)} | ({} if budget is None else {"budget": budget(step)})
@@ -109,7 +109,7 @@ def _schedule(config: RunConfig, budget: RankBudget | None) -> list[dict[str, An
 
 
 def describe_plan(found: dict[str, Any]) -> str:
-    """The result of `dry_run` as text: one block per subject, no control characters."""
+    """Format the result of `dry_run` as text: one block per subject, no control characters."""
     width = max(len(name) for name in found["config"])
     blocks = [
         _options_text(found["config"], width),
@@ -167,7 +167,7 @@ def _parameters_text(parameters: dict[str, int | None]) -> list[str]:
 def _schedule_text(found: dict[str, Any]) -> list[str]:
     points = found["schedule"]
     lines = [
-        f"Steps: {found['steps']:,}, {found['steps_per_epoch']:,} an epoch",
+        f"Steps: {found['steps']:,}, {found['steps_per_epoch']:,} per epoch",
         "      step            lr" + "   rank budget" * ("budget" in points[0]),
     ]
     for point in points:
@@ -186,7 +186,7 @@ def _phases_text(phases: Sequence[dict[str, Any]], method: str) -> list[str]:
 
 
 def _memory_text(sizes: dict[str, int | None]) -> list[str]:
-    lines = ["Memory at a step's peak, at the least"]
+    lines = ["Memory at a step's peak, at least"]
     for name, size in sizes.items():
         shown = "not known" if size is None else f"{size / 2**20:10,.1f} MiB"
         lines.append(f"  {name.replace('_', ' '):24} {shown}")

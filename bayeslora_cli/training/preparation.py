@@ -1,4 +1,4 @@
-"""Prepares a run before any weight is read: its data, its final schedule, its directory."""
+"""Prepares a run's data, final schedule and directory, before any weight is read."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ logger = logging.getLogger("bayeslora")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedRun:
-    """A run that is ready to begin; nothing of it is on a device yet."""
+    """A run that is ready to begin, with nothing on a device yet."""
 
     config: RunConfig
-    """The configuration, with its schedule final."""
+    """The configuration, with its final schedule."""
     task: Task
     """What is predicted, from which columns."""
     examples: Mapping[str, Examples]
     """Rows by split."""
     tokenizer: Any
-    """The backbone's."""
+    """The backbone's tokenizer."""
     run: RunDir
     """The run's directory, which need not exist yet."""
     cache: ExampleCache
-    """Where `examples` came from, and where their tokens are kept."""
+    """The cache that `examples` came from, and that keeps their tokens."""
 
     def tokens(self) -> dict[str, TokenisedSplit]:
-        """The tokens of each split, made by the first run that asks for them.
+        """Return the tokens of each split; the first run that needs them makes them.
 
         Raises:
-            UserError: as `tokenise` does.
+            UserError: raised by `tokenise`.
         """
         return self.cache.tokens(self.config, self.task, self.examples, self.tokenizer)
 
@@ -57,7 +57,8 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
     Args:
         cache: rows and tokens of the runs before this one.
     Raises:
-        UserError: options, data or model that the user can mend, or a directory with another run.
+        UserError: options, data or model cannot be used, or the directory holds another run; the
+            message tells the remedy.
     """
     check_trackers(resolved.config.log_to or ())
     for idle in resolved.notices:
@@ -95,24 +96,25 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
 
 
 def total_steps(config: RunConfig, train_size: int) -> int:
-    """Optimisation steps of a run on `train_size` examples."""
+    """Return the optimisation steps of a run on `train_size` examples."""
     if config.max_steps is not None:
         return config.max_steps
     return max(1, round(config.epochs * steps_per_epoch(train_size, config.batch_size)))
 
 
 def input_length(config: RunConfig, limit: int | None, special: int, *, typed: bool) -> int:
-    """Tokens per example at most: the preset's number, within the backbone's positions.
+    """Return the largest number of tokens per example, within the backbone's positions.
 
     Args:
         limit: the backbone's positions; None: no limit known.
-        special: tokens that the tokenizer adds to a pair.
+        special: number of tokens that the tokenizer adds to a pair.
+        typed: whether the user gave the length; then it is not lowered but refused.
     Raises:
-        ConfigError: a typed length that the backbone has no positions for, or no room for text.
+        ConfigError: the backbone lacks positions for a typed length, or no room is left for text.
     """
     if config.max_length <= special:
         raise ConfigError(
-            [f"--max-length {config.max_length}: the special tokens alone take {special}"]
+            [f"--max-length {config.max_length}: the special tokens take up {special}"]
         )
     if limit is None or config.max_length <= limit:
         return config.max_length
@@ -123,7 +125,7 @@ def input_length(config: RunConfig, limit: int | None, special: int, *, typed: b
 
 
 def learning_rate(config: RunConfig) -> LearningRate:
-    """The learning rate of each step; `config` with its schedule final."""
+    """Return the learning rate of each step; `config` has its final schedule."""
     return LearningRate(
         peak=config.lr,
         total=config.total_steps,

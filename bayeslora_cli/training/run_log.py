@@ -1,4 +1,4 @@
-"""Records a training: metrics.jsonl, ranks.jsonl, the trackers, and whoever watches."""
+"""Logs a training to metrics.jsonl, ranks.jsonl, the trackers and a reporter."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 
 
 class Reporter:
-    """Is told how a training goes; this one shows nothing. `done` is the number of steps done."""
+    """Follows a training; this base class shows nothing. `done` is the number of steps done."""
 
     def start(self, *, done: int, total: int) -> None:
-        """The steps begin; `done` is above 0 in a resumed run."""
+        """Called before the first step; `done` is above 0 in a resumed run."""
 
     def step(self, done: int) -> None:
-        """A step is done."""
+        """Called after each step."""
 
     def log(self, done: int, line: Mapping[str, Any]) -> None:
-        """A log interval is over; `line` is written to metrics.jsonl."""
+        """Called after each log interval, with the `line` that is written to metrics.jsonl."""
 
     def evaluation(self, done: int, text: str, *, best: bool) -> None:
-        """An evaluation is over, begun after the last `step` or `log`."""
+        """Called after an evaluation, which began after the last `step` or `log`."""
 
     def stop(self) -> None:
-        """The training is over or has failed; calling it again does nothing."""
+        """Called when the training is over or has failed; a second call does nothing."""
 
 
 class RunLog:
-    """Writes a training's lines, tells trackers and reporter, and keeps its time."""
+    """Writes a training's log lines, informs trackers and reporter, and measures the time."""
 
     def __init__(
         self,
@@ -48,11 +48,11 @@ class RunLog:
         trackers: Trackers,
         writes: bool,
     ) -> None:
-        """Nothing is written yet.
+        """Prepare the log; nothing is written yet.
 
         Args:
             matrices: names of the adapted matrices, in the order of the allocations.
-            state: the loop's; the seconds and the last allocation are kept there.
+            state: the loop's state, which keeps the seconds and the last allocation.
             writes: whether this process writes the run's files.
         """
         self.run, self.matrices, self.state = run, matrices, state
@@ -60,25 +60,25 @@ class RunLog:
         self._then = perf_counter()
 
     def start(self, total: int) -> None:
-        """The steps begin, `total` of them with those that are done."""
+        """Start the clock before the first step; `total` includes steps already done."""
         self.trackers.start(self.state.step)
         self.reporter.start(done=self.state.step, total=total)
         self.restart_clock()
 
     def step(self) -> None:
-        """A step is done."""
+        """Tell the reporter that a step is done."""
         self.reporter.step(self.state.step)
 
     def interval(
         self, means: StepMeans, *, epoch: float, lr: float, facts: Mapping[str, Any]
     ) -> None:
-        """A log interval is over.
+        """Log an interval that is over.
 
         Args:
-            means: over the interval's steps.
+            means: means over the interval's steps.
             epoch: epochs done.
             lr: learning rate of the last step.
-            facts: the allocator's, of that step.
+            facts: the allocator's facts about that step.
         """
         state = self.state
         line = {
@@ -96,11 +96,11 @@ class RunLog:
         self.reporter.log(state.step, line)
 
     def evaluation(self, record: Mapping[str, Any], text: str, *, best: bool) -> None:
-        """An evaluation is over.
+        """Log an evaluation that is over.
 
         Args:
             record: its step, epoch and metrics.
-            text: the metrics in words.
+            text: the metrics as text.
             best: whether it is the best so far.
         """
         self._append(self.run.metrics, [record])
@@ -111,8 +111,8 @@ class RunLog:
         """Write the allocations that differ from the last one written.
 
         Args:
-            history: what `Allocator.fetch_history` gives.
-            before: leave out those of this step and later ones; None: of no step.
+            history: the result of `Allocator.fetch_history`.
+            before: leave out allocations of this step and later; None: leave out none.
         """
         lines: list[Mapping[str, Any]] = []
         for step, budget, ranks, bits in history:
@@ -126,18 +126,18 @@ class RunLog:
             self._append(self.run.ranks_history, lines)
 
     def result(self, result: Mapping[str, Any]) -> None:
-        """The run is finished."""
+        """Log the result of the finished run."""
         self.trackers.summary(result)
 
     def lap(self) -> None:
-        """Count the time since the last lap, or since the clock was restarted, as the steps'."""
+        """Count the time since the last lap or `restart_clock` as training time."""
         elapsed = perf_counter() - self._then
         self.restart_clock()
         self.state.train_seconds += elapsed
         self.state.interval_seconds += elapsed
 
     def restart_clock(self) -> None:
-        """Leave out the time since the last lap: no steps were done in it."""
+        """Do not count the time since the last lap, in which no steps were done."""
         self._then = perf_counter()
 
     def _append(self, path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

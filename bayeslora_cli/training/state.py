@@ -1,4 +1,4 @@
-"""The parts of a run's state that belong to the loop itself, as a checkpoint keeps them."""
+"""The parts of a run's state that belong to the loop and that a checkpoint keeps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bayeslora_cli.models.adapters.bank import AdapterBank
 
 logger = logging.getLogger("bayeslora")
 STEPS_BACK = 1000
-"""Steps that the generators can go back: 10 kB per step on a CPU, next to nothing on a GPU."""
+"""Steps that `Generators.rewind` can go back: 10 kB per step on a CPU, almost none on a GPU."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -29,36 +29,36 @@ class LoopState:
     step: int = 0
     """Steps done."""
     evaluated: int = 0
-    """Steps done at the last evaluation."""
+    """Number of steps done at the last evaluation."""
     train_seconds: float = 0.0
-    """Seconds in steps."""
+    """Seconds spent in steps."""
     evaluation_seconds: float = 0.0
-    """Seconds in evaluations."""
+    """Seconds spent in evaluations."""
     checkpoint_seconds: float = 0.0
-    """Seconds in checkpoints before this one."""
+    """Seconds spent on checkpoints, this one not counted."""
     interval_seconds: float = 0.0
-    """Seconds in steps since the last line of metrics.jsonl."""
+    """Seconds spent in steps since the last line of metrics.jsonl."""
     interval_tokens: int = 0
-    """Tokens seen since then."""
+    """Tokens seen since the last line of metrics.jsonl."""
     allocation: dict[str, Any] = field(default_factory=dict)
     """The last line of ranks.jsonl, without its step and budget."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """None."""
+        """Return no tensors."""
         return {}
 
     def scalars(self) -> dict[str, Any]:
-        """All of it."""
+        """Return all fields."""
         return asdict(self)
 
     def load_scalars(self, scalars: dict[str, Any]) -> None:
-        """Take `scalars()` of an earlier process."""
+        """Restore what `scalars()` returned in an earlier process."""
         for name, value in scalars.items():
             setattr(self, name, value)
 
 
 class Generators:
-    """The random generators: torch's own on the CPU and the device (dropout), and the noise's.
+    """The random generators: torch's on the CPU and the device (dropout), and that of the noise.
 
     Each process has its own; the checkpoint, which the first process writes, holds all of them.
     """
@@ -76,11 +76,11 @@ class Generators:
         self._before: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=STEPS_BACK)
 
     def note(self, step: int) -> None:
-        """Remember the states before a step; this reads no device."""
+        """Remember the states before a step; this does not read from the device."""
         self._before.append((step, {n: g.get_state() for n, g in self.generators.items()}))
 
     def rewind(self, step: int) -> bool:
-        """Go back to before a step; returns whether it was remembered."""
+        """Go back to the states before a step; return whether they were remembered."""
         for noted, states in self._before:
             if noted == step:
                 for name, state in states.items():
@@ -89,26 +89,27 @@ class Generators:
         return False
 
     def tensors(self) -> dict[str, Tensor]:
-        """None: a generator's state is not written through a view."""
+        """Return no tensors: a generator's state cannot be restored in place."""
         return {}
 
     def gather(self) -> None:
-        """Fetch the other processes' states, for the first process's `scalars`."""
+        """Fetch the other processes' states, which the first process's `scalars` returns."""
         self.others = self.processes.gather(self._own())[1:]
 
     def _own(self) -> dict[str, str]:
         return {n: g.get_state().numpy().tobytes().hex() for n, g in self.generators.items()}
 
     def scalars(self) -> dict[str, Any]:
-        """States in hexadecimal, and those of the other processes, if there are any."""
+        """Return the states in hexadecimal, also those of other processes if there are any."""
         return {**self._own(), **({"others": self.others} if self.others else {})}
 
     def load_scalars(self, scalars: dict[str, Any]) -> None:
-        """Take `scalars()` of an earlier process on the same kind of device.
+        """Restore `scalars()` of an earlier process on the same kind of device.
 
-        A process that the checkpoint does not know starts from a seed derived from the state.
+        A process for which the checkpoint has no state starts from a seed derived from the state.
         """
-        self.others = scalars.get("others", [])  # for the other processes to take
+        # `broadcast_state` gives them to the other processes
+        self.others = scalars.get("others", [])
         found = [{n: s for n, s in scalars.items() if n != "others"}, *self.others]
         rank, world = self.processes.rank, self.processes.world
         if len(found) != world and self.processes.first:
@@ -135,25 +136,25 @@ class Generators:
 
 
 class InputChecksums:
-    """Checksums of what a run is made from: a checkpoint of other inputs is refused."""
+    """Checksums of a run's inputs: a checkpoint made from other inputs is refused."""
 
     def __init__(self, checksums: Mapping[str, str]) -> None:
-        """`checksums`: by what they are of, as a message names it."""
+        """`checksums`: each by the name of what it covers, as messages print it."""
         self.checksums = dict(checksums)
 
     def tensors(self) -> dict[str, Tensor]:
-        """None."""
+        """Return no tensors."""
         return {}
 
     def scalars(self) -> dict[str, str]:
-        """The checksums."""
+        """Return the checksums."""
         return self.checksums
 
     def load_scalars(self, scalars: dict[str, str]) -> None:
-        """Compare with an earlier process's.
+        """Compare with the checksums of an earlier process.
 
         Raises:
-            RunDirError: something has changed since.
+            RunDirError: an input has changed since.
         """
         changed = [name for name, value in self.checksums.items() if scalars.get(name) != value]
         if changed:
@@ -168,7 +169,7 @@ class BestSoFar:
 
     def __init__(self, bank: AdapterBank, *, posterior: bool) -> None:
         self.records: dict[str, dict[str, Any]] = {}
-        """best, best_at_budget and last: the evaluation's step, epoch, metrics and value."""
+        """By best, best_at_budget and last: the evaluation's step, epoch, metrics and value."""
         self._layout = bank.layout
         self.mean = torch.zeros(bank.size)
         self.sigma = torch.zeros(bank.size) if posterior else None
@@ -177,16 +178,16 @@ class BestSoFar:
 
     @property
     def posterior(self) -> Posterior:
-        """The kept state."""
+        """Posterior of the kept state."""
         return FactorisedGaussian(
             layout=self._layout, mean=self.mean, sigma=self.sigma, mask=self.mask
         )
 
     def offer(self, record: Mapping[str, Any], value: float, *, at_budget: bool) -> bool:
-        """Compare an evaluation with the best so far; the earlier of two equal ones stays best.
+        """Compare an evaluation with the best so far; of two equal ones the earlier stays best.
 
         Args:
-            value: the selecting metric, larger is better.
+            value: value of the metric that selects the best; larger is better.
             at_budget: whether the final rank budget was reached.
         Returns:
             Whether it is the new best at the final budget.
@@ -201,7 +202,7 @@ class BestSoFar:
         return "best_at_budget" in better
 
     def keep(self, mean: Tensor, sigma: Tensor | None, mask: Tensor, scores: Tensor | None) -> None:
-        """Copy the present state, as that of the best evaluation."""
+        """Copy the present state as that of the best evaluation."""
         self.mean.copy_(mean)
         self.mask.copy_(mask)
         if self.sigma is not None and sigma is not None:
@@ -210,14 +211,14 @@ class BestSoFar:
             self.scores.copy_(scores)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The kept state."""
+        """Return the tensors of the kept state."""
         found = {"mean": self.mean, "mask": self.mask, "scores": self.scores}
         return found if self.sigma is None else found | {"sigma": self.sigma}
 
     def scalars(self) -> dict[str, Any]:
-        """The records."""
+        """Return the records."""
         return self.records
 
     def load_scalars(self, scalars: dict[str, Any]) -> None:
-        """Take `scalars()` of an earlier process."""
+        """Restore what `scalars()` returned in an earlier process."""
         self.records = dict(scalars)

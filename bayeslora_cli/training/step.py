@@ -1,4 +1,4 @@
-"""One optimisation step. It reads no value from the device."""
+"""`TrainStep`: one optimisation step, which reads no value from the device."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ class StepMeans:
 
 
 class TrainStep:
-    """Sample, forward, backward, penalty, update, allocate: one step per call.
+    """Samples, runs forward and backward passes, adds penalties, updates and allocates.
 
-    After a step that is not finite nothing changes any more: a flag on the device guards every
-    write, so that the state stays that of the step before. `bad_step` tells which step it was.
+    Each call is one step. From a step that is not finite on, nothing changes any more: a flag on
+    the device guards every write, so that the state stays as it was before that step. `bad_step`
+    tells which step it was.
     """
 
     def __init__(
@@ -48,13 +49,13 @@ class TrainStep:
         runner: Runner = run_eagerly,
         processes: Processes = SINGLE,
     ) -> None:
-        """Nothing is computed yet.
+        """Allocate the step's fixed tensors.
 
         Args:
             orth_reg: weight of the orthogonality penalty; 0: there is none.
-            samples: posterior samples per micro-batch.
+            samples: number of posterior samples per micro-batch.
             runner: runs the pieces of the step, eagerly or as CUDA graphs.
-            processes: whose gradients are averaged.
+            processes: the processes whose gradients are averaged.
         """
         self.network = network
         self.optimizer = optimizer
@@ -66,7 +67,8 @@ class TrainStep:
         self.processes = processes
         device = network.bank.theta.device
         self.good = torch.ones((), dtype=torch.bool, device=device)
-        # what changes from step to step, in fixed tensors: a captured step reads only those
+        # values that change from step to step lie in fixed tensors: a captured step reads only
+        # those
         self._step = torch.zeros((), dtype=torch.float64, device=device)
         self._rate = torch.zeros((), device=device)
         self._weight = torch.zeros((), device=device)
@@ -76,9 +78,9 @@ class TrainStep:
         self._count = 0
 
     def __call__(self, step: int, micro_batches: Sequence[dict[str, Tensor]]) -> None:
-        """Do step number `step`, counted from 0, on one batch in micro-batches.
+        """Run step number `step`, counted from 0, on one batch in micro-batches.
 
-        With several processes each has a part of the batch, which may be empty.
+        With several processes each gets a part of the batch, which may be empty.
         """
         self._step.fill_(step)
         self._rate.fill_(self.learning_rate(step))
@@ -94,7 +96,7 @@ class TrainStep:
         first = True
         for batch, count in zip(micro_batches, counts, strict=True):
             weight: float | Tensor = count / total
-            if "count" in batch:  # weights that differ from step to step: none is a constant
+            if "count" in batch:  # tensors, not constants: these weights differ from step to step
                 batch = {name: value for name, value in batch.items() if name != "count"}
                 weight = self._weight.fill_(weight)
             for _ in range(self.samples):
@@ -108,14 +110,14 @@ class TrainStep:
         self._count += 1
 
     def _pass(self, batch: Inputs, *, weight: float | Tensor, first: bool, masked: bool) -> None:
-        """Add the gradient of one weight sample on one micro-batch to the step's, weighted."""
+        """Add the weighted gradient of one weight sample on one micro-batch to the step's."""
         self.optimizer.sample(masked=masked)
         loss = self._backward(batch)
         more = None if self.allocator is None else self.allocator.regularise()
         self._collect(loss, weight, first, more)
 
     def _backward(self, batch: Inputs) -> Tensor:
-        """Compute gradients at theta, where autograd puts them; returns the task's loss."""
+        """Compute gradients at theta, stored where autograd puts them; return the task's loss."""
         network = self.network
         network.bank.zero_local()
         loss = network.objective.loss(network.logits(batch), batch)
@@ -132,7 +134,7 @@ class TrainStep:
             loss: the task's, of this pass.
             weight: the pass's share of the step.
             first: whether this is the step's first pass, which starts the sums.
-            more: a penalty whose gradient is in `bank.local` already.
+            more: a penalty whose gradient is already in `bank.local`.
         """
         bank = self.network.bank
         bank.collect()
@@ -150,7 +152,8 @@ class TrainStep:
         """Update the parameters and the allocation, unless something is not finite."""
         bank, optimizer, allocator = self.network.bank, self.optimizer, self.allocator
         good = self.processes.reduce(bank, self.good)
-        # a sum is finite only if its terms are, and needs no second tensor of their size
+        # a sum is finite only if all terms are; unlike isfinite of all, it needs no second large
+        # tensor
         good = good & (self._loss.sum() + bank.grad.sum()).isfinite()
         optimizer.update(self._step, self._rate, good)
         if allocator is not None:
@@ -162,10 +165,10 @@ class TrainStep:
         self._sums.add_(torch.where(good, self._loss, 0))
 
     def compile(self) -> None:
-        """Compile what the step does around the backbone's passes.
+        """Compile the parts of the step around the backbone's passes.
 
         With several processes the allocator's scores stay uncompiled: each process chooses the
-        order of a compiled sum by timing it, and all have to get the same bits.
+        order of a compiled sum by timing it, and all must get the same bits.
         """
         self.optimizer.compile()
         for owner, name in ((self, "_collect"), (self.network.bank, "publish")):
@@ -174,15 +177,15 @@ class TrainStep:
             self.allocator.compile()
 
     def bad_step(self) -> int | None:
-        """The first step whose loss, gradient or scores were not finite; None: all were finite.
+        """Return the first step whose loss, gradient or scores were not finite; None: no step.
 
-        This reads the device.
+        This reads from the device.
         """
         step = int(self._bad_step)
         return None if step < 0 else step
 
     def means(self) -> StepMeans:
-        """Means since the last call; this reads the device."""
+        """Return the means since the last call; this reads from the device."""
         loss, penalty = self._sums.tolist()
         count = max(1, self._count)
         self._sums.zero_()
@@ -190,22 +193,22 @@ class TrainStep:
         return StepMeans(loss=loss / count, penalty=penalty / count)
 
     def forget(self, steps: int) -> None:
-        """Leave the last `steps` steps, which have changed nothing, out of the means."""
+        """Leave the last `steps` steps, which changed nothing, out of the means."""
         self._count -= steps
 
     def tensors(self) -> dict[str, Tensor]:
-        """The sums over the present log interval."""
+        """Return the sums over the present log interval."""
         return {"sums": self._sums}
 
     def scalars(self) -> dict[str, int]:
-        """The number of steps in the sums."""
+        """Return the number of steps in the sums."""
         return {"count": self._count}
 
     def load_scalars(self, scalars: dict[str, int]) -> None:
-        """Take `scalars()` of an earlier process."""
+        """Restore what `scalars()` returned in an earlier process."""
         self._count = scalars["count"]
 
 
 def _count(batch: Inputs) -> int:
-    """What a micro-batch counts for in the step's mean (`Objective.counts`); asks no device."""
+    """Return a micro-batch's weight in the step's mean (`Objective.counts`), without the device."""
     return int(batch["count"]) if "count" in batch else len(batch["labels"])

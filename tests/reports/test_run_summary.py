@@ -50,7 +50,7 @@ def test_the_closing_table():
         "trainable parameters  1,327,104\n"
         "kept parameters       664,000\n"
         "training time         1m40s, with evaluations 2m10s\n"
-        "steps a second        12.3\n"
+        "steps per second      12.3\n"
         "peak memory           0.68 GB\n"
         "\n"
         "layer  0    sum\n"

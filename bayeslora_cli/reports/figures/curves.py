@@ -43,7 +43,7 @@ def history_figure(history: History) -> Figure:
     titles = [
         history.group.label,
         history.group.facts(),
-        "a row a matrix, layer 0 on top of its kind",
+        "one row per matrix, layer 0 on top of its kind",
     ]
     lines = wrapped(titles, COLUMN)
     left = left_of(m.kind for m in matrices) + 0.16
@@ -51,7 +51,7 @@ def history_figure(history: History) -> Figure:
     images = len(courses) * (image + GAP)
     figure = new_figure(COLUMN, len(lines) * LINE + 0.15 + curve + images + FOOT, lines)
 
-    # from 1 on, as on the screen; what is in force from a step on begins at its number
+    # steps count from 1, as on the terminal; a rank that holds from a step on begins at its number
     start, end = 1, history.group.reports[0].step + 2
     edges = np.append(history.steps + 1, end)
     above = new_axes(figure, left, FOOT + images, width, curve)
@@ -130,7 +130,7 @@ def scores_figure(scores: Scores) -> Figure:
 
 
 def _score_axis(axes: Axes, low: float, high: float) -> None:
-    """Make an axis logarithmic; over few decades its numbers are plain."""
+    """Make an axis logarithmic; if it spans few decades, write plain numbers."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     axes.set(xscale="log", xlim=(low, high))

@@ -1,4 +1,4 @@
-"""Files of figures: checked before anything is computed, written whole or not at all."""
+"""Checks a figure's file before anything is computed, and writes it whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def check_figure(path: Path, option: str, without: str | None = None) -> None:
     """Check that a figure can be written to `path`.
 
     Args:
-        option: the option that names the file, for the messages.
-        without: what the user may give to do without a file, for the messages.
+        option: the option that names the file, for messages.
+        without: what the user may give instead to need no file, for messages.
     Raises:
         UserError: the suffix names no format, the path is a directory, or matplotlib is missing.
     """
@@ -44,7 +44,7 @@ def write_figure(figure: Figure, path: Path, option: str, metadata: Any = None) 
 
     Args:
         option: the option that names the file, for the message.
-        metadata: as `Figure.savefig` takes it.
+        metadata: passed to `Figure.savefig`.
     Raises:
         UserError: the file cannot be written.
     """

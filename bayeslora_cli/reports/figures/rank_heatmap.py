@@ -1,4 +1,4 @@
-"""Heatmaps of ranks and bit widths as figures: kinds of matrices by layers (paper, figure 1)."""
+"""Draws figures of ranks and bit widths: kinds of matrices by layers (paper, figure 1)."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDEST = 24
-"""Layers beside each other; more go into blocks below each other."""
+"""Largest number of layers in a row; more layers go into further blocks below."""
 LARGEST_DIGITS, SMALLEST_DIGITS = 6.5, 5.2
-"""Points of a number in a cell. Where a column has no room for it, the figure is a page wide."""
+"""Size in points of a number in a cell. If a column has no room for it, the figure fills a page."""
 TOTALS, ROW_HEIGHT = 0.33, 0.2
-"""Inches of the rows' sums, and of the height of a row."""
+"""Width of the column of sums and height of a row, in inches."""
 HEAD = 2.2 * LINE
-"""Inches of the layers' numbers."""
+"""Height of the line with the layers' numbers, in inches."""
 MANY = 12
-"""Heatmaps with numbers in a figure."""
+"""Largest number of heatmaps with numbers in a figure."""
 
 
 def panels_figure(
     groups: Sequence[Sequence[tuple[Grid, Sequence[str]]]], what: str | None = None
 ) -> Figure:
-    """Draw heatmaps with sums; those of one unit have the same colours.
+    """Draw heatmaps with sums; heatmaps with the same unit share their colours.
 
-    Two stand beside each other where a page has room, both of one group where any group has
-    several. Layers that do not fit go into further blocks. More than `MANY` heatmaps are drawn
-    without numbers (`small_multiples`).
+    Two heatmaps are placed side by side if the page has room; if a group has several, the two
+    belong to one group. Layers that do not fit go into further blocks. More than `MANY` heatmaps
+    are drawn without numbers (`small_multiples`).
 
     Args:
-        groups: of each group its panels: a grid and titles, one line each; long ones are broken.
-        what: the numbers' name, of some ten letters; None: their unit.
+        groups: for each group its panels: a grid and titles, one line each; long ones are broken.
+        what: name of the numbers, about ten letters; None: their unit.
     """
     panels = [panel for group in groups for panel in group]
     strongest: dict[str, float] = {}
@@ -86,10 +86,10 @@ def panels_figure(
 
 
 class _Heatmap:
-    """The drawing of one grid: its measures in inches, and its parts."""
+    """Draws one grid; it knows its sizes in inches and draws its parts."""
 
     def __init__(self, grid: Grid, top: float) -> None:
-        """`top` is the number of the strongest colour."""
+        """`top`: the number that has the strongest colour."""
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
 
@@ -111,27 +111,27 @@ class _Heatmap:
         self.outside = len(grid.outside) + 0.3 if grid.outside else 0.0
 
     def height(self, titles: Sequence[str]) -> float:
-        """Inches with titles and caption."""
+        """Return the height in inches, with titles and caption."""
         above, below = self.texts(titles)
         rows = len(self.grid.kinds) + 1.0  # with the sums
         height = (len(above) + len(below) + 1.7) * LINE + self.outside * self.row
         return height + self.blocks * (HEAD + rows * self.row)
 
     def texts(self, titles: Sequence[str]) -> tuple[list[str], list[str]]:
-        """The lines above and below."""
+        """Return the lines of text above and below the heatmap."""
         return wrapped(titles, self.width), wrapped([self.grid.caption], self.width)
 
     def draw(
         self, figure: Figure, left: float, top: float, titles: Sequence[str], what: str
     ) -> None:
-        """Title, blocks from `top` inches downwards, caption."""
+        """Draw title, blocks and caption, from `top` inches downwards."""
         above, below = self.texts(titles)
         rows = len(self.grid.kinds) + 1.0
         write_lines(figure, above, top=top - 0.4 * LINE, left=left)
         bottom = top - self.height(titles)
         write_lines(figure, below, top=bottom + (len(below) + 0.4) * LINE, left=left)
 
-        y = top - (len(above) + 0.6) * LINE  # the top of what comes next
+        y = top - (len(above) + 0.6) * LINE  # upper edge of the next part
         for start in range(0, max(1, len(self.grid.layers)), self.per_block):
             part = slice(start, start + self.per_block)
             is_last = part.stop >= len(self.grid.layers)
@@ -150,7 +150,8 @@ class _Heatmap:
                 colour_bar(bar, self.colours, what)
 
     def block(self, axes: Axes, part: slice, *, is_last: bool) -> None:
-        """Some layers with their sums; the last block has the rows' sums and what is outside."""
+        """Draw some layers with their sums; the last block also has the rows' sums and the
+        matrices outside the layers."""
         grid, count = self.grid, len(self.grid.kinds)
         whole = MEAN if grid.averages else SUM
         rows = [(i + 0.5, formula(kind)) for i, kind in enumerate(grid.kinds)]
@@ -180,7 +181,7 @@ class _Heatmap:
         axes.xaxis.set_label_position("top")
 
     def shaded(self, axes: Axes, x: float, y: float, value: float, spread: float | None) -> None:
-        """One cell with its number, and its standard deviation below."""
+        """Draw one cell with its number, and its standard deviation below."""
         from matplotlib.patches import Rectangle
 
         colour = self.colours.to_rgba(np.array(value))
@@ -200,5 +201,5 @@ class _Heatmap:
 
 
 def _ems(number: str) -> float:
-    """Width of a number in ems of DejaVu Sans."""
+    """Return the width of a number in ems of DejaVu Sans."""
     return sum({".": 0.32, MINUS: 0.84, "+": 0.84}.get(character, 0.64) for character in number)

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 _TITLES = {"mean": "at the mean", "sampled": "over samples"}
 OPTION, WITHOUT = "--reliability", "- for the terminal only"
-"""The option that names the file, and what does without one."""
+"""The option that names the file, and what the user may give instead to need no file."""
 FULL_BAR = 20
-"""Characters of an accuracy of 1."""
+"""Number of characters of the bar for an accuracy of 1."""
 # blue and vermilion of Okabe and Ito's palette, which the colour-blind tell apart
 _COLOURS = {"mean": "#0072B2", "sampled": "#D55E00"}
 _MARKERS = {"mean": "o", "sampled": "s"}
@@ -50,7 +50,7 @@ def text_diagram(found: Mapping[str, Mapping[str, Bins]]) -> str:
 
 
 def _bar(found: Mapping[str, float]) -> str:
-    """Rows, accuracy and the bar of a bin."""
+    """Write rows, accuracy and the bar of a bin."""
     if not found["rows"]:
         return f"{'-':>5} {'':{FULL_BAR + 5}}"
     marks = list(f"{'#' * round(found['accuracy'] * FULL_BAR):{FULL_BAR}}")
@@ -62,10 +62,10 @@ def save_diagram(path: Path, found: Mapping[str, Mapping[str, Bins]], title: str
     """Draw one diagram per split, beside each other, each above the histogram of its confidences.
 
     Args:
-        path: the file; its directory is made where there is none.
+        path: the file; its directory is created if missing.
         found: bins by split, for `mean` and perhaps `sampled`.
     Raises:
-        UserError: as `check_figure` does, or the file cannot be written.
+        UserError: raised by `check_figure`, or the file cannot be written.
     """
     check_figure(path, OPTION, WITHOUT)
     from matplotlib.figure import Figure

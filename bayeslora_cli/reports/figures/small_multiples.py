@@ -1,4 +1,4 @@
-"""Many heatmaps beside each other on a page, without numbers in their cells."""
+"""Draws many heatmaps side by side on a page, without numbers in their cells."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMALL = 5.0
-"""Points of the letters."""
+"""Font size in points."""
 NARROWEST, ROW_HEIGHT = 0.075, 0.1
-"""Inches of a layer at the least, and of a kind of matrices."""
+"""Smallest width of a layer's column, and height of a kind's row, in inches."""
 GAP = 0.12
-"""Inches between two heatmaps."""
+"""Space between two heatmaps, in inches."""
 FEWEST = 5
-"""Rows beside which the numbers of the colour bar have room."""
+"""Smallest number of rows that leaves room for the numbers of the colour bar beside them."""
 
 
 def small_multiples(panels: Sequence[tuple[Grid, Sequence[str]]], tops: dict[str, float]) -> Figure:
-    """Draw as many in a row as a page has room for; those of one unit have the same colours.
+    """Draw as many heatmaps per row as the page has room for; one unit shares its colours.
 
     Args:
-        panels: of each a grid without negative numbers, and titles, a line each or more.
-        tops: the number of the strongest colour by unit.
+        panels: for each heatmap a grid without negative numbers, and titles of one line or more.
+        tops: by unit, the number that has the strongest colour.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -78,7 +78,10 @@ def small_multiples(panels: Sequence[tuple[Grid, Sequence[str]]], tops: dict[str
 
 
 def _rows(grid: Grid) -> list[tuple[str, list[float]]]:
-    """Rows of the kinds, and after an empty one those of matrices outside the layers; NaN: none."""
+    """Return the rows of the kinds, an empty row, and those of matrices outside the layers.
+
+    NaN: there is no such matrix.
+    """
     inside = [
         (kind, [nan if value is None else value for value in row])
         for kind, row in zip(grid.kinds, grid.values, strict=True)

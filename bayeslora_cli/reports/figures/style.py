@@ -1,4 +1,4 @@
-"""Style and sizes shared by the figures, axes placed in inches, kinds of matrices as formulas."""
+"""Style and sizes that all figures share, axes placed in inches, names of matrices as formulas."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 # inches: the width of a column and of a page of the usual two-column papers
 COLUMN, PAGE = 3.4, 6.9
 LEFT, BAR = 0.37, 0.46
-"""Inches of the rows' names where they are formulas, and of the colour bar with its numbers."""
+"""Width in inches of the rows' names if they are formulas, and of the colour bar with numbers."""
 LETTER = 0.058
-"""Inches of a letter of a row's name, about."""
+"""Approximate width of a letter of a row's name, in inches."""
 LINE = 0.13
-"""Inches of a line of text."""
+"""Height of a line of text, in inches."""
 SIZE = 7.0
-"""Points of the letters."""
+"""Font size in points."""
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # which comes with matplotlib
     "font.size": SIZE,
@@ -37,8 +37,8 @@ STYLE: dict[str, Any] = {
     "ytick.major.width": 0.5,
     "ytick.major.size": 2,
     "mathtext.fontset": "stix",
-    "pdf.fonttype": 42,  # TrueType, which publishers ask for
-    "svg.hashsalt": "bayeslora",  # the same names in the same figure
+    "pdf.fonttype": 42,  # TrueType, which publishers require
+    "svg.hashsalt": "bayeslora",  # the same ids in the same figure
 }
 MINUS = "\N{MINUS SIGN}"
 RISING_MAP, DIVERGING_MAP = "YlGnBu", "RdBu_r"
@@ -46,7 +46,7 @@ RISING_MAP, DIVERGING_MAP = "YlGnBu", "RdBu_r"
 
 
 def new_figure(width: float, height: float, titles: Sequence[str]) -> Figure:
-    """Make a figure, sizes in inches, with lines of text at its top; a $ in them is no formula."""
+    """Make a figure, sizes in inches, with lines of text at its top; $ stays a plain character."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
@@ -57,7 +57,7 @@ def new_figure(width: float, height: float, titles: Sequence[str]) -> Figure:
 def write_lines(
     figure: Figure, lines: Sequence[str], *, top: float, left: float = 0.0, size: float = SIZE
 ) -> None:
-    """Write lines of text from `top` inches downwards, their letters `size` points large."""
+    """Write lines of text of font size `size` from `top` inches downwards."""
     width, height = figure.get_size_inches()
     for number, line in enumerate(lines):
         x, y = left + 0.1, top - number * LINE * size / SIZE
@@ -65,7 +65,7 @@ def write_lines(
 
 
 def new_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Place axes, in inches, without a frame at the top and at the right."""
+    """Place axes, in inches, without a frame at the top and on the right."""
     w, h = figure.get_size_inches()
     axes = figure.add_axes((left / w, bottom / h, width / w, height / h))
     axes.spines[["top", "right"]].set_visible(False)
@@ -89,7 +89,7 @@ def wrapped(texts: Sequence[str], width: float, size: float = SIZE) -> list[str]
 
 
 def left_of(kinds: Iterable[str]) -> float:
-    """Inches for the rows' names: `LEFT`, or more for long ones that are no formulas."""
+    """Return the inches for the rows' names: `LEFT`, or more for long names without a formula."""
     plain = [len(kind) for kind in kinds if not formula(kind).startswith("$")]
     return max([LEFT, *(0.09 + LETTER * letters for letters in plain)])
 

@@ -1,4 +1,4 @@
-"""The views of `inspect-ranks` as figures for a paper."""
+"""Draws the views of `inspect-ranks` as figures for a paper."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def save_figure(view: View, path: Path) -> None:
     """Draw a view and write the file that `--output` names; the same view gives the same file.
 
     Raises:
-        UserError: as `check_figure` does, or the file cannot be written.
+        UserError: raised by `check_figure`, or the file cannot be written.
     """
     check_figure(path, OPTION)
     import matplotlib
 
-    # formats that note the date do so only if it is not set to None
+    # without None these formats would record the date
     date = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[path.suffix]
     with matplotlib.rc_context(STYLE):
         write_figure(draw_figure(view), path, OPTION, date)
@@ -66,7 +66,8 @@ def draw_figure(view: View) -> Figure:
 
 
 def _panels(group: Group) -> list[tuple[Grid, list[str]]]:
-    """The ranks of a group, and with quantizers the bit widths of weights and of activations."""
+    """Return the grids of a group's ranks and, with quantizers, of its bit widths of weights and
+    of activations."""
     widths = ((what, bit_grid(group.reports, what)) for what in OPERAND_PARTS)
     return [
         (mean_grid(group), [group.label, group.facts()]),

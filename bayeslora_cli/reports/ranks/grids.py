@@ -1,4 +1,4 @@
-"""Numbers of heatmaps, kinds of matrices by layers: of a run, a group or two groups."""
+"""Computes the numbers of heatmaps, kinds of matrices by layers, of a run or of groups."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ class Grid:
     caption: str
     """The line below the heatmap."""
     signed: bool = False
-    """The numbers are differences: each has a sign, and the colours show it."""
+    """Whether the numbers are differences: each has a sign, and the colours show it."""
     unit: str = "rank"
     """What the numbers are, for the legend."""
     averages: bool = False
-    """Rows and columns end in means instead of sums."""
+    """Whether rows and columns end in means instead of sums."""
     spread: Grid | None = None
     """Standard deviations of the numbers, a grid of the same form."""
 
     @property
     def numbers(self) -> list[float]:
-        """All numbers, those outside the layers last."""
+        """All numbers; those outside the layers come last."""
         inside = [value for row in self.values for value in row if value is not None]
         return inside + [value for _, value in self.outside]
 
@@ -68,7 +68,7 @@ class Grid:
         return self._whole([value for row in self.values for value in row])
 
     def _whole(self, values: Sequence[float | None]) -> float:
-        """The sum, or with `averages` the mean."""
+        """Return the sum, or with `averages` the mean."""
         there = [value for value in values if value is not None]
         return sum(there) / (max(1, len(there)) if self.averages else 1)
 
@@ -86,7 +86,7 @@ class Grid:
 
 
 def paper_order(kinds: Iterable[str]) -> tuple[str, ...]:
-    """Each kind once: the paper's first, the others in order of appearance."""
+    """List each kind once: the paper's kinds first, the others in order of appearance."""
     found = dict.fromkeys(kinds)
     return (*(k for k in PAPER_KINDS if k in found), *(k for k in found if k not in PAPER_KINDS))
 
@@ -130,7 +130,7 @@ def bit_grid(reports: Sequence[RankReport], what: str = ALL_OPERANDS) -> Grid | 
         reports: of runs that adapt the same matrices.
         what: which operands, a name in `OPERAND_GROUPS`.
     Returns:
-        None where any matrix has none of these operands quantized.
+        The grid, or None if any matrix has none of these operands quantized.
     """
     matrices = [m for report in reports for m in report.matrices]
     widths = [width for m in matrices if (width := m.width_of(OPERAND_GROUPS[what])) is not None]
@@ -155,7 +155,7 @@ def bit_grid(reports: Sequence[RankReport], what: str = ALL_OPERANDS) -> Grid | 
 
 
 def mean_grid(group: Group) -> Grid:
-    """Build the grid of mean ranks and standard deviations (n - 1); of one run, its ranks."""
+    """Build the grid of mean ranks and standard deviations (n - 1); for one run, of its ranks."""
     grids = [rank_grid(report) for report in group.reports]
     if len(grids) == 1:
         return grids[0]
@@ -204,8 +204,8 @@ def bit_difference_grid(a: Group, b: Group) -> Grid | None:
 
 
 def _numbers(grids: Sequence[Grid]) -> tuple[Floats, Floats]:
-    """Numbers in the layers (grids, kinds, layers), NaN where there is no matrix, and outside
-    (grids, matrices)."""
+    """Stack the numbers in the layers (grids, kinds, layers), NaN without a matrix, and those
+    outside (grids, matrices)."""
     return (
         np.array([grid.values for grid in grids], dtype=float),
         np.array([[value for _, value in grid.outside] for grid in grids], dtype=float),

@@ -75,7 +75,7 @@ def draw_grid(grid: Grid, *, width: int, colour: bool, unicode: bool) -> Text:
 
 
 class _Drawing:
-    """The drawing of one grid: its measures in columns, and its lines."""
+    """Draws one grid; it knows its sizes in columns and draws its lines."""
 
     def __init__(self, grid: Grid, *, width: int, colour: bool, shades: bool) -> None:
         self.grid = grid
@@ -89,14 +89,14 @@ class _Drawing:
             characters=shades,
         )
 
-        # columns: of the names, of a number, of the rows' sums, of a cell
+        # widths in columns: of the names, of a number, of the rows' sums, of a cell
         self.names = 1 + max(len(n) for n in (LAYER, *grid.kinds, *(k for k, _ in grid.outside)))
         texts = [*map(str, grid.layers), *map(self.number, (*grid.numbers, *self.column_sums))]
         texts += map(grid.deviation, grid.spread.numbers if grid.spread else ())
         self.digits = max(map(len, texts), default=1)
         self.sums = MEAN if grid.averages else SUM
         self.last = 2 + max(len(self.sums), len(self.number(grid.total)))
-        # a space and the number, then the shade; a space more where it costs no further block
+        # a space and the number, then the shade; one more space if that needs no further block
         self.cell = 1 + self.digits + shades
         room, count = width - self.names - self.last, len(grid.layers)
         blocks = ceil(count / max(1, room // self.cell))
@@ -106,7 +106,7 @@ class _Drawing:
         """Layers per block, so that all blocks are about equally wide."""
 
     def block(self, start: int) -> list[Text]:
-        """The lines of the layers from the `start`-th on; the last block has the rows' sums."""
+        """Draw the layers from the `start`-th on; the last block has the rows' sums."""
         grid = self.grid
         part = slice(start, start + self.per_block)
         is_last = part.stop >= len(grid.layers)
@@ -122,7 +122,7 @@ class _Drawing:
         return lines
 
     def outside(self) -> list[Text]:
-        """One line per kind of matrix outside the layers."""
+        """Draw one line per kind of matrix outside the layers."""
         lines = []
         for index, (kind, value) in enumerate(self.grid.outside):
             lines.append(self.shaded(kind, (value,)))
@@ -131,17 +131,17 @@ class _Drawing:
         return lines
 
     def legend(self) -> list[Text]:
-        """The shades with the numbers at their ends; empty without shades."""
+        """Draw the shades with the numbers at their ends; empty without shades."""
         shades = self.shading.legend(self.number)
         return [Text(f"{self.grid.unit:{self.names}}").append_text(shades)] if shades else []
 
     def plain(self, name: str, cells: Sequence[str], style: str) -> Text:
-        """A line of unshaded cells."""
+        """Draw a line of unshaded cells."""
         padded = (f"{f'{cell:>{1 + self.digits}}':{self.cell}}" for cell in cells)
         return Text(f"{name:{self.names}}" + "".join(padded), style)
 
     def shaded(self, name: str, values: Sequence[float | None]) -> Text:
-        """A line of shaded cells."""
+        """Draw a line of shaded cells."""
         line = Text(f"{name:{self.names}}")
         for value in values:
             if value is None:
@@ -152,7 +152,7 @@ class _Drawing:
         return line
 
     def below(self, values: Sequence[float | None], spread: Sequence[float | None]) -> Text:
-        """The line of standard deviations below a line of shaded cells, in its colours."""
+        """Draw the line of standard deviations below a line of shaded cells, in its colours."""
         line = Text(f"{STD:{self.names}}", self.dim)
         for value, deviation in zip(values, spread, strict=True):
             text = "" if deviation is None else self.grid.deviation(deviation)
@@ -161,5 +161,5 @@ class _Drawing:
         return line
 
     def end(self, line: Text, text: str) -> Text:
-        """The line with a sum in the last column."""
+        """Append a sum to a line, in the last column."""
         return line.append(f"{text:>{self.last}}", self.bold)

@@ -20,27 +20,27 @@ from bayeslora_cli.tasks.rank_correlation import Floats
 
 Ints = NDArray[np.int64]
 Turns = tuple[float | None, ...]
-"""Of each matrix a step, as a mean over the runs in which it happened; None: in none."""
+"""For each matrix, the step of an event: its mean over the runs that have it; None: no run has."""
 FIRST, SETTLED = "first", "settled"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Course:
-    """One number of every matrix, its rank or its width, over the steps of a history."""
+    """The rank, or the bit width, of every matrix over the steps of a history."""
 
     unit: str
     total: str
     """Name of the line above the matrices."""
     values: Floats
-    """(t, matrices)."""
+    """(t, matrices): the numbers from each step on."""
     totals: Floats
-    """(t,)."""
+    """(t,): the numbers of the line above the matrices."""
     top: float
-    """The number with the strongest colour, which unquantized matrices have, too."""
+    """The number that has the strongest colour; unquantized matrices have it, too."""
     first: Turns
-    """Of each matrix, the step at which the number first fell."""
+    """For each matrix, the step at which its number first fell."""
     settled: Turns
-    """Of each matrix, the step of the number's last change."""
+    """For each matrix, the step of its number's last change."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,31 +54,34 @@ class History:
     steps: Ints
     """(t,) rising: 0, then every step at which any run's allocation changed."""
     ranks: Floats
-    """(t, matrices) from that step on."""
+    """(t, matrices): mean ranks from each step on."""
     first_loss: Turns
-    """Of each matrix, the step at which its rank first fell; None: it fell in no run."""
+    """For each matrix, the step at which its rank first fell; None: it fell in no run."""
     settled: Turns
-    """Of each matrix, the step of its rank's last change; None: it never changed."""
+    """For each matrix, the step of its rank's last change; None: it never changed."""
     bits: Floats | None = None
-    """(t, matrices) mean width of its operands, `FLOAT_BITS` before they are quantized; None: not
-    all of the runs have quantizers."""
+    """(t, matrices): mean bit width of the operands, `FLOAT_BITS` before they are quantized; None:
+    not all of the runs have quantizers."""
     first_narrower: Turns = ()
-    """As `first_loss`, of the widths."""
+    """Like `first_loss`, for the bit widths."""
     settled_bits: Turns = ()
-    """As `settled`, of the widths."""
+    """Like `settled`, for the bit widths."""
 
     @property
     def budget(self) -> Floats:
-        """(t,) triplets over all matrices."""
+        """Triplets over all matrices, from each step on: (t,)."""
         return np.asarray(self.ranks.sum(axis=1))
 
     def at(self, steps: Ints, values: Floats | None = None) -> Floats:
-        """Ranks, or other `values` (t, matrices), right after `steps`: (steps, matrices)."""
+        """Return the ranks, or other `values` (t, matrices), right after `steps`.
+
+        The result is (steps, matrices).
+        """
         found = self.ranks if values is None else values
         return np.asarray(found[np.searchsorted(self.steps, steps, side="right") - 1])
 
     def order(self) -> list[int]:
-        """Indices of the matrices in the order of the drawing: the paper's kinds first."""
+        """Return the indices of the matrices in drawing order: the paper's kinds first."""
         matrices = self.group.matrices
         kinds = paper_order(m.kind for m in matrices)
         return sorted(
@@ -90,7 +93,7 @@ class History:
         """{"steps": [t], "budget": [t], "matrices": [{"name", "ranks": [t], "first_loss",
         "settled"}]}; `first_loss` and `settled` are steps or null. Steps count from 0.
 
-        Runs with quantizers have matrices' "bits" as well, [t] of the mean width."""
+        For runs with quantizers, each matrix has "bits" as well: [t], its mean bit width."""
         return {
             "steps": self.steps.tolist(),
             "budget": self.budget.tolist(),
@@ -107,7 +110,7 @@ class History:
         }
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row per change and matrix; steps count from 0."""
+        """Yield one row per change and matrix; steps count from 0."""
         for t, (step, ranks, budget) in enumerate(
             zip(self.steps.tolist(), self.ranks.tolist(), self.budget.tolist(), strict=True)
         ):
@@ -124,7 +127,7 @@ class History:
                 }
 
     def draw(self, *, width: int, colour: bool, unicode: bool) -> Text:
-        """One line per matrix, one column per step, as many as fit; bit widths below the ranks."""
+        """Draw one line per matrix, and columns for as many steps as fit; bit widths come below."""
         lines = [Text(printable(self.group.title(), unicode=unicode))]
         for course in self.courses():
             drawing = _Drawing(
@@ -134,7 +137,7 @@ class History:
         return Text("\n").join([*lines, *map(Text, _captions(self))])
 
     def courses(self) -> list[Course]:
-        """The ranks, and the bit widths where there are any."""
+        """Return the ranks, and the bit widths if there are any."""
         ranks = Course(
             unit="rank", total="budget", values=self.ranks, totals=self.budget,
             top=float(self.ranks.max()), first=self.first_loss, settled=self.settled,
@@ -150,12 +153,12 @@ class History:
 
 
 def _shown(step: float) -> str:
-    """A step as drawn: the first is 1."""
+    """Write a step as drawings count it: the first is 1."""
     return f"{step + 1:.0f}"
 
 
 class _Drawing:
-    """The drawing of one course: its measures in columns, and its lines."""
+    """Draws one course; it knows its sizes in columns and draws its lines."""
 
     def __init__(
         self, history: History, course: Course, *, width: int, colour: bool, shades: bool
@@ -208,7 +211,7 @@ class _Drawing:
         return lines
 
     def matrix(self, i: int) -> Text:
-        """The line of the i-th matrix."""
+        """Draw the line of the i-th matrix."""
         line = Text(f"{self.names[i]:{self.name}}")
         for value in self.values[:, i].tolist():
             shade = min(value, self.course.top)
@@ -219,14 +222,14 @@ class _Drawing:
         return line
 
     def plain(self, name: str, cells: list[str], first: str, settled: str, style: str) -> Text:
-        """A line of unshaded cells."""
+        """Draw a line of unshaded cells."""
         padded = (f"{f'{cell:>{1 + self.digits}}':{self.cell}}" for cell in cells)
         ends = f"{first:>{self.ends}}{settled:>{self.ends}}"
         return Text(f"{name:{self.name}}" + "".join(padded) + ends, style)
 
 
 def _captions(history: History) -> tuple[str, ...]:
-    """The lines below the drawing."""
+    """Write the lines below the drawing."""
     steps, group, budget = history.steps, history.group, history.budget
     number = f"{budget[-1]:.{0 if (history.ranks % 1 == 0).all() else 1}f}"
     kept = f"{number} of {group.initial} triplets kept"

@@ -22,7 +22,8 @@ def load_history(group: Group) -> History:
     """Read the history of a group's runs.
 
     Raises:
-        UserError: constant ranks, runs of different lengths, or a file missing or corrupt.
+        UserError: the ranks are constant, the runs differ in length, or a file is missing or
+            corrupt.
     """
     runs = list(zip(group.runs, group.reports, strict=True))
     for run, report in runs:
@@ -57,18 +58,18 @@ def load_history(group: Group) -> History:
 
 
 def read_changes(run: RunDir, report: RankReport) -> tuple[Ints, Floats, Floats | None]:
-    """Read the steps (t,) at which a run's ranks or widths changed, the first being 0.
+    """Read the steps (t,) at which a run's ranks or bit widths changed; the first step is 0.
 
     Returns:
-        The steps; the ranks and the mean widths (t, matrices) from each step on. No widths where
-        nothing is quantized.
+        The steps; the ranks and the mean bit widths (t, matrices) from each step on. The widths
+        are None if nothing is quantized.
     Raises:
         RunDirError: the file is missing or corrupt.
     """
     name = run.ranks_history
     initial = [m.init_rank for m in report.matrices]
     quantized = all(m.bits is not None for m in report.matrices)
-    steps, ranks = [0], [initial]  # until the first change
+    steps, ranks = [0], [initial]  # the values until the first change
     bits = [[float(FLOAT_BITS)] * len(initial)]
     for number, line in enumerate(run.read_text(name).splitlines(), start=1):
         try:
@@ -89,7 +90,7 @@ def read_changes(run: RunDir, report: RankReport) -> tuple[Ints, Floats, Floats 
             or not 0 <= step <= report.step
         ):
             raise RunDirError(f"{name}, line {number}: corrupt: not ranks at a later step")
-        # the first line repeats the initial ranks where none was lost yet
+        # the first line repeats the initial ranks if no triplet was lost yet
         if (row, widths) == (ranks[-1], bits[-1]):
             continue
         if step == 0:
@@ -102,21 +103,21 @@ def read_changes(run: RunDir, report: RankReport) -> tuple[Ints, Floats, Floats 
 
 
 def _quantized(steps: Ints, bits: Floats) -> tuple[Ints, Floats, Floats]:
-    """Leave out the steps before everything is quantized.
+    """Leave out the steps before all operands are quantized.
 
     Returns:
-        The steps (t,) and widths (t, matrices) that are left, and the first widths (1, matrices).
+        The remaining steps (t,) and widths (t, matrices), and the first widths (1, matrices).
     """
     there = np.flatnonzero((bits < FLOAT_BITS).all(axis=1))
     return steps[there], bits[there], bits[there[:1]].reshape(-1, bits.shape[1])
 
 
 def _turns(courses: Sequence[tuple[Ints, Floats, Floats]]) -> tuple[Turns, Turns]:
-    """Of each matrix, the step at which its number first fell, and the step of its last change.
+    """Find for each matrix the step at which its number first fell, and that of its last change.
 
     Args:
-        courses: of each run the steps (t,), the numbers (t, matrices) and those before the first
-            step.
+        courses: for each run the steps (t,), the numbers (t, matrices) and the numbers before the
+            first step.
     """
     first, last = [], []
     for steps, own, initial in courses:
@@ -127,13 +128,16 @@ def _turns(courses: Sequence[tuple[Ints, Floats, Floats]]) -> tuple[Turns, Turns
 
 
 def _when(steps: Ints, happens: NDArray[np.bool_], *, last: bool) -> Floats:
-    """The first or last step at which something happens to each matrix: (matrices,); NaN: never."""
+    """Return the first or last step at which `happens` is true for each matrix: (matrices,).
+
+    NaN: never.
+    """
     order = slice(None, None, -1 if last else 1)
     where = np.argmax(happens[order], axis=0)
     return np.where(happens.any(axis=0), steps[order][where], np.nan)
 
 
 def _means(steps: list[Floats]) -> Turns:
-    """Mean over the runs in which it happened."""
+    """Return for each matrix the mean over the runs in which the step exists."""
     columns = (column[~np.isnan(column)] for column in np.array(steps).T)
     return tuple(float(column.mean()) if column.size else None for column in columns)

@@ -16,25 +16,26 @@ from bayeslora_cli.tasks.rank_correlation import spearman
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Agreement:
-    """Agreement of pairs of runs in their ranks; an empty tuple or None where it is undefined."""
+    """Agreement of pairs of runs in their ranks; an empty tuple or None: undefined."""
 
     pairs: int
     rank_correlation: tuple[float, ...]
-    """Spearman's correlation of the matrices' ranks, of each pair; left out for constant ranks."""
+    """Spearman's correlation of the matrices' ranks for each pair; pairs with constant ranks are
+    left out."""
     in_common: tuple[float, ...]
-    """Of each pair, the share of kept triplets that both keep: 2 |A and B| / (|A| + |B|).
+    """For each pair, the share of kept triplets that both runs keep: 2 |A and B| / (|A| + |B|).
 
     A triplet is identified by its index in its matrix. With another seed the same index starts
     from another direction, so the share can only follow from the ranks: compare
     `by_chance_at_ranks`.
     """
     by_chance: float | None
-    """Mean share expected if each run kept as many triplets, drawn from all at random."""
+    """Mean share expected if each run kept as many triplets, but drew them from all at random."""
     by_chance_at_ranks: float | None
-    """Mean share expected if each run kept its ranks, the triplets in a matrix drawn at random."""
+    """Mean share expected if each run kept its ranks, but drew each matrix's triplets at random."""
 
     def to_json(self) -> dict[str, Any]:
-        """Means over the pairs with the smallest and the largest; null where undefined."""
+        """Return means over the pairs, with the smallest and the largest value; null: undefined."""
         return {
             "pairs": self.pairs,
             "rank_correlation": _summary(self.rank_correlation),
@@ -45,12 +46,12 @@ class Agreement:
 
 
 def within(group: Group) -> Agreement | None:
-    """The agreement of each two runs of a group; None: it has only one run."""
+    """Compare every two runs of a group; None: it has only one run."""
     return _agreement(combinations(group.reports, 2)) if len(group.runs) > 1 else None
 
 
 def between(a: Group, b: Group) -> Agreement:
-    """The agreement of each run of `a` with each run of `b`."""
+    """Compare each run of `a` with each run of `b`."""
     return _agreement(product(a.reports, b.reports))
 
 
@@ -64,7 +65,7 @@ def _agreement(pairs: Iterable[tuple[RankReport, RankReport]]) -> Agreement:
         if correlation is not None:
             correlations.append(correlation)
         sizes = [m.init_rank for m in a.matrices]
-        # gates keep the first triplets of each matrix: their indices say no more than the ranks
+        # gates keep the first triplets of each matrix: the indices tell no more than the ranks
         if GATES in (a.criterion, b.criterion):
             continue
         if sizes != [m.init_rank for m in b.matrices] or not x.any() or not y.any():

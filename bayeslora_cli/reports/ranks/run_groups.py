@@ -1,4 +1,4 @@
-"""`Group`: finished runs that adapt the same matrices, found on the disk and read together."""
+"""`Group`: finished runs that adapt the same matrices, found on disk and read together."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Group:
         return sum(m.init_rank for m in self.matrices)
 
     def facts(self) -> str:
-        """Number, length and criterion of the runs."""
+        """Describe number, length and criterion of the runs."""
         count = len(self.runs)
         steps = sorted({report.step + 1 for report in self.reports})
         length = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]}"
@@ -59,7 +59,7 @@ class Group:
         )
 
     def title(self) -> str:
-        """Label and facts."""
+        """Return label and facts in one line."""
         return f"{self.label}, {self.facts()}"
 
     def to_json(self) -> dict[str, Any]:
@@ -88,11 +88,11 @@ class Group:
 
 
 def load_group(paths: Sequence[Path]) -> Group:
-    """Read the runs at `paths`, or anywhere below them; a run that is named twice counts once.
+    """Read the runs at `paths`, or anywhere below them; a run named twice counts once.
 
     Raises:
-        UserError: a path that is no run and holds none, a file missing or corrupt, a run without
-            adapters, or runs that adapt different matrices.
+        UserError: a path neither is a run nor holds one, a file is missing or corrupt, a run has no
+            adapters, or the runs adapt different matrices.
     """
     group = _group(_reports(paths))
     for what in ("criterion", "budget"):
@@ -107,11 +107,11 @@ def load_group(paths: Sequence[Path]) -> Group:
 
 
 def load_groups(paths: Sequence[Path]) -> tuple[Group, ...]:
-    """Read the runs at `paths`, or anywhere below them; those that differ only in the seed are one
+    """Read the runs at `paths`, or anywhere below them; runs that differ only in the seed form one
     group.
 
     Raises:
-        UserError: as `load_group` does.
+        UserError: the same errors as `load_group`.
     """
     found: dict[str, list[tuple[RunDir, RankReport]]] = {}
     for run, report in _reports(paths):
@@ -135,10 +135,10 @@ def _group(found: Sequence[tuple[RunDir, RankReport]]) -> Group:
 
 
 def _settings(run: RunDir) -> str:
-    """The settings that decide the run's result, as JSON, without the seed and the data's path.
+    """Return the settings that decide the run's result, as JSON, without seed and data path.
 
-    They are read as written, by whatever version. Options without effect on the run's method are
-    left out: versions differ in their defaults.
+    They are read as they were written, by any version. Options without effect on the run's method
+    are left out, since versions differ in their defaults.
     """
     try:
         values = tomllib.loads(run.read_text(run.config))
@@ -151,7 +151,7 @@ def _settings(run: RunDir) -> str:
 
 
 def _runs(path: Path) -> Iterator[RunDir]:
-    """The run at `path`, else the finished ones below it, by name."""
+    """Yield the run at `path`, or else the finished runs below it, by name."""
     if not path.is_dir() or RunDir(path).started:
         yield RunDir.open(path)
         return
@@ -176,7 +176,7 @@ def _report(run: RunDir) -> RankReport:
 
 
 def _label(paths: Sequence[Path]) -> str:
-    """The last part that the absolute `paths` have in common."""
+    """Return the last part that the absolute `paths` have in common."""
     common = Path(os.path.commonpath(paths))
     parts = common.parts[-2:] if common.name.startswith("seed-") else common.parts[-1:]
     return printable(str(Path(*parts)))
@@ -188,16 +188,16 @@ def check_same(
     """Check that two runs adapt the same matrices.
 
     Args:
-        same_init_rank: whether they must begin with the same ranks, too.
+        same_init_rank: whether they must also begin with the same ranks.
     Raises:
-        UserError: they do not; names both runs.
+        UserError: they differ; the message names both runs.
     """
     mine, other = ({m.name: m for m in report.matrices} for _, report in (a, b))
     beginning = f"{a[0].path} and {b[0].path} cannot be put together: "
     alone = [name for name in (*mine, *other) if name not in mine or name not in other]
     if alone:
         raise UserError(
-            f"{beginning}{len(alone)} matrices are adapted in one of them alone, such as {alone[0]}"
+            f"{beginning}{len(alone)} matrices are adapted in only one of them, such as {alone[0]}"
         )
     for name, x, y in ((name, x, other[name]) for name, x in mine.items()):
         if (x.in_features, x.out_features) != (y.in_features, y.out_features):

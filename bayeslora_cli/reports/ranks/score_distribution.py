@@ -1,4 +1,4 @@
-"""`Scores`: the distribution of the triplets' scores, and the threshold between kept and pruned."""
+"""`Scores`: the distribution of the triplets' scores, and the threshold of pruning."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from bayeslora_cli.tasks.rank_correlation import Floats
 
 Bools = NDArray[np.bool_]
 BINS = 16
-"""About so many bins between the smallest and the largest score."""
+"""Approximate number of bins between the smallest and the largest score."""
 QUANTILES = {"min": 0.0, "10%": 0.1, "50%": 0.5, "90%": 0.9, "max": 1.0}
 KEPT, PRUNED, FROM = "kept", "pruned", "score from"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Histogram:
-    """Triplets by the logarithm of their scores."""
+    """Counts of triplets by the logarithm of their scores."""
 
     edges: Floats
-    """(bins + 1,) scores, rising by a constant factor; the threshold is one of them."""
+    """(bins + 1,): scores that rise by a constant factor; the threshold is one of them."""
     kept: NDArray[np.int64]
-    """(bins,) kept triplets."""
+    """(bins,): kept triplets."""
     pruned: NDArray[np.int64]
-    """(bins,) pruned ones."""
+    """(bins,): pruned triplets."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,21 +44,21 @@ class Scores:
 
     group: Group
     values: Floats
-    """(triplets,) run after run, matrix after matrix."""
+    """(triplets,): scores, run after run, matrix after matrix."""
     kept: Bools
-    """(triplets,)"""
+    """(triplets,): whether each triplet is kept."""
     kinds: tuple[str, ...]
-    """Of each triplet, the kind of its matrix."""
+    """For each triplet, the kind of its matrix."""
     thresholds: tuple[float | None, ...]
-    """Of each run that keeps n triplets, the n-th largest score; None: it keeps all or none.
+    """For each run that keeps n triplets, the n-th largest score; None: it keeps all or none.
 
     The scores are those of the saved adapter, but the triplets were chosen when the budget was
     reached: so a kept triplet may lie below the threshold (`misplaced`).
     """
     misplaced: tuple[int, ...]
-    """Of each run, the number of kept triplets below its threshold, and of pruned ones above."""
+    """For each run, the number of kept triplets below its threshold, and of pruned ones above."""
     notes: tuple[dict[str, Any] | None, ...]
-    """Of each run, the summary of its posterior in result.json."""
+    """For each run, the summary of its posterior in result.json."""
 
     @property
     def threshold(self) -> float | None:
@@ -67,7 +67,7 @@ class Scores:
         return float(np.exp(np.mean(np.log(found)))) if len(found) > 1 else next(iter(found), None)
 
     def histogram(self) -> Histogram | None:
-        """Count the positive scores in bins; None where there are none."""
+        """Count the positive scores in bins; None if there are none."""
         positive = self.values > 0
         if not positive.any():
             return None
@@ -85,7 +85,7 @@ class Scores:
         return Histogram(edges=edges, kept=kept, pruned=pruned)
 
     def parts(self) -> Iterator[tuple[str, Bools]]:
-        """Name and members of each part: all, kept, pruned, and each kind of matrix."""
+        """Yield name and members of each part: all, kept, pruned, and each kind of matrix."""
         yield "all", np.ones_like(self.kept)
         yield KEPT, self.kept
         if not self.kept.all():
@@ -99,9 +99,9 @@ class Scores:
         "min", "10%", "50%", "90%", "max"}}, "histogram": {"edges": [bins + 1], "kept": [bins],
         "pruned": [bins]}, "zeros", "posterior": [run]}.
 
-        The parts are "all", "kept", "pruned" and the kinds of matrices. `histogram` is of the
-        positive scores (null where there is none), `zeros` counts the others. `posterior` is what
-        the run's result.json says about its posterior, or null.
+        The parts are "all", "kept", "pruned" and the kinds of matrices. `histogram` counts the
+        positive scores (null if there are none), `zeros` the others. `posterior` is the summary of
+        the posterior in the run's result.json, or null.
         """
         histogram = self.histogram()
         return {
@@ -127,7 +127,7 @@ class Scores:
         }
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row per triplet."""
+        """Yield one row per triplet."""
         for run, report in zip(self.group.runs, self.group.reports, strict=True):
             for matrix in report.matrices:
                 assert matrix.scores is not None
@@ -143,7 +143,7 @@ class Scores:
                     }
 
     def draw(self, *, width: int, colour: bool, unicode: bool) -> Text:
-        """The histogram with the threshold, largest scores on top, then the quantiles."""
+        """Draw the histogram with the threshold, largest scores on top, then the quantiles."""
         lines = [Text(printable(self.group.title(), unicode=unicode)), Text()]
         if (histogram := self.histogram()) is not None:
             lines += self._bars(histogram, width=width, colour=colour, unicode=unicode)
@@ -217,7 +217,7 @@ def load_scores(group: Group) -> Scores:
     """Read the scores of a group's triplets.
 
     Raises:
-        UserError: a run without scores, or runs of several criteria; result.json corrupt.
+        UserError: a run has no scores, the runs have several criteria, or result.json is corrupt.
     """
     criteria = list(dict.fromkeys(report.criterion for report in group.reports))
     if len(criteria) > 1:

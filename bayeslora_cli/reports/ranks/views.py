@@ -23,16 +23,16 @@ from bayeslora_cli.runs.rank_report import MatrixReport
 
 
 class View(Protocol):
-    """A view in its three forms."""
+    """A view: drawing, JSON object and table."""
 
     def to_json(self) -> dict[str, Any]:
-        """The view's own keys of the JSON object."""
+        """Return the view's keys of the JSON object."""
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """A table; all rows have the same columns."""
+        """Yield the rows of the table; all have the same columns."""
 
     def draw(self, *, width: int, colour: bool, unicode: bool) -> Text:
-        """Draw for a terminal of `width` columns; without colour and unicode in ASCII."""
+        """Draw for a terminal of `width` columns; in ASCII without `colour` and `unicode`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +50,7 @@ class Ranks:
 
         `rank` and `std` are mean and standard deviation (n - 1; null for one run) over the runs,
         `ranks` and `kept` have one entry per run. `agreement` is null for one run, else
-        `Agreement.to_json` of each two runs.
+        `Agreement.to_json` over every two runs.
         """
         agreement = within(self.group)
         ranks, std = self.group.ranks, _std(self.group)
@@ -71,7 +71,7 @@ class Ranks:
         }
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row per matrix; `kept` has one digit per triplet, 1 if kept, and "|" between runs."""
+        """Yield one row per matrix; `kept` has a digit per triplet, 1 if kept, "|" between runs."""
         for row in self.to_json()["matrices"]:
             ranks, kept = row.pop("ranks"), row.pop("kept")
             operands = row.pop("bits", [])
@@ -89,7 +89,7 @@ class Ranks:
             }
 
     def draw(self, *, width: int, colour: bool, unicode: bool) -> Text:
-        """The heatmaps of ranks and bit widths, and how far the runs agree."""
+        """Draw the heatmaps of ranks and bit widths, and how far the runs agree."""
         lines = [Text(printable(self.group.title(), unicode=unicode))]
         grid = mean_grid(self.group)
         ranks = draw_grid(grid, width=width, colour=colour, unicode=unicode)
@@ -137,12 +137,12 @@ class Difference:
         """{"matrices": [{"name", "kind", "layer", "in_features", "out_features", "a", "a_std",
         "b", "b_std", "difference"}], "agreement": {"a", "b", "between"}}.
 
-        Where both groups have quantizers there are `a_bits`, `b_bits` and `bits_difference` as
-        well, of a matrix's mean width.
+        If both groups have quantizers there are also `a_bits`, `b_bits` and `bits_difference`, a
+        matrix's mean bit widths.
 
         `a` and `b` are mean ranks, `difference` is a - b; `a_std` and `b_std` are null for one
-        run. The agreements are as `Agreement.to_json` has them: of each two runs of one group
-        (null for one run), and of each run of one with each of the other.
+        run. The agreements are results of `Agreement.to_json`: over every two runs of one group
+        (null for one run), and over each run of one group with each of the other.
         """
         ours, theirs = self.a.ranks.mean(axis=0).tolist(), self.b.ranks.mean(axis=0).tolist()
         std = _std(self.a), _std(self.b)
@@ -172,7 +172,7 @@ class Difference:
         return ({**labels, **row} for row in self.to_json()["matrices"])
 
     def draw(self, *, width: int, colour: bool, unicode: bool) -> Text:
-        """The heatmaps of the differences, and how far the runs agree."""
+        """Draw the heatmaps of the differences, and how far the runs agree."""
         titles = {"A": self.a.title(), "B": self.b.title()}
         lines = [Text(printable(f"{n}: {t}", unicode=unicode)) for n, t in titles.items()]
         grid = difference_grid(self.a, self.b)
@@ -201,7 +201,7 @@ def _names(matrix: MatrixReport) -> dict[str, Any]:
 
 
 def _mean_widths(group: Group) -> list[float | None]:
-    """Of each matrix, the mean width over the runs; None where a run has no quantizers."""
+    """Return each matrix's mean bit width over the runs; None if a run has no quantizers."""
     columns = zip(*(report.matrices for report in group.reports), strict=True)
     return [_bits(alike).get("mean_bits") for alike in columns]
 
@@ -213,7 +213,7 @@ def _bits_beside(a: float | None, b: float | None) -> dict[str, float]:
 
 
 def _bits(matrices: Sequence[MatrixReport]) -> dict[str, Any]:
-    """Bit widths of one matrix in several runs; empty where a run has none."""
+    """Return the bit widths of one matrix in several runs; empty if a run has none."""
     if any(m.bits is None for m in matrices):
         return {}
     mean = float(np.mean([m.mean_bits for m in matrices]))
@@ -221,14 +221,14 @@ def _bits(matrices: Sequence[MatrixReport]) -> dict[str, Any]:
 
 
 def _std(group: Group) -> list[float | None]:
-    """Standard deviation (n - 1) of each matrix's rank over the runs; None for one run."""
+    """Return each matrix's standard deviation (n - 1) of its rank over runs; None for one run."""
     if len(group.runs) == 1:
         return [None] * len(group.matrices)
     return [float(value) for value in np.std(group.ranks, axis=0, ddof=1)]
 
 
 def _table(columns: Mapping[str, Agreement], *, ranges: bool) -> Text:
-    """Agreements beside each other, one line per measure."""
+    """Draw agreements side by side, one line per measure."""
     rows: list[list[str]] = [["", *columns]] if any(columns) else []
     rows.append(["pairs of runs", *(str(a.pairs) for a in columns.values())])
     found = {name: agreement.to_json() for name, agreement in columns.items()}

@@ -32,8 +32,8 @@ def without_effect(method: str, optimizer: str, values: Mapping[str, Any]) -> di
         values: of the other options, all or those that were typed; else their defaults count.
     """
     found = {
-        **_inapplicable(METHODS, method, f"--method {method}"),
-        **_inapplicable(OPTIMIZERS, optimizer, f"--optimizer {optimizer}"),
+        **inapplicable(METHODS, method, f"--method {method}"),
+        **inapplicable(OPTIMIZERS, optimizer, f"--optimizer {optimizer}"),
     }
     for name, option in OPTIONS.items():
         for condition in option.idle_when:
@@ -45,7 +45,7 @@ def without_effect(method: str, optimizer: str, values: Mapping[str, Any]) -> di
     return found
 
 
-def _inapplicable(
+def inapplicable(
     entries: Mapping[str, MethodEntry] | Mapping[str, OptimizerEntry], name: str, why: str
 ) -> dict[str, str]:
     """Options that apply to other entries of a table of the catalogue, but not to this one."""

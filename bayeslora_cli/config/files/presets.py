@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bayeslora_cli.config.catalogue import METHODS, OPTIMIZERS, criteria_of
+from bayeslora_cli.config.effects import inapplicable
 from bayeslora_cli.config.files.foreign_names import hint
 from bayeslora_cli.config.files.toml_files import from_file
 from bayeslora_cli.config.run_config import METHOD_ROW, OPTIONS
@@ -17,20 +18,21 @@ from bayeslora_cli.config.validation import nearest
 from bayeslora_cli.errors import ConfigError
 
 
-def sections() -> tuple[str, ...]:
-    """Tables that a preset may have: one per method, then with an optimizer, then a criterion."""
-    return tuple(
-        dict.fromkeys(
-            name
-            for method in METHODS
-            for optimizer in OPTIMIZERS
-            for name in (
-                method,
-                f"{method}-{optimizer}",
-                *(f"{method}-{optimizer}-{c}" for c in criteria_of(method, optimizer)),
-            )
-        )
-    )
+def sections() -> dict[str, tuple[str | None, str | None]]:
+    """Tables that a preset may have, each with the method and the optimizer of its rows.
+
+    [method], [optimizer], [method-optimizer] and [method-optimizer-criterion].
+    """
+    found: dict[str, tuple[str | None, str | None]] = {
+        **{optimizer: (None, optimizer) for optimizer in OPTIMIZERS},
+        **{method: (method, None) for method in METHODS},
+    }
+    for method in METHODS:
+        for optimizer in OPTIMIZERS:
+            row = f"{method}-{optimizer}"
+            names = (row, *(f"{row}-{c}" for c in criteria_of(method, optimizer)))
+            found |= dict.fromkeys(names, (method, optimizer))
+    return found
 
 
 def presets_directory() -> Path:
@@ -113,22 +115,49 @@ def read_preset(path: Path) -> dict[str, Any]:
     checked: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, dict):
-            if key not in sections():
-                near = nearest(key, sections())
-                problems.append(f"preset {path}: [{key}] is no method row{near}")
-            problems += [
-                f"preset {path}: [{key}] {k}: belongs to the top of the file"
-                for k in METHOD_ROW
-                if k in value
-            ]
+            problems += [f"preset {path}: [{key}] {problem}" for problem in _misplaced(key, value)]
             checked[key] = {k: _checked(path, k, v, problems) for k, v in value.items()}
         elif key == "extends" and isinstance(value, str):
             checked[key] = value
         else:
             checked[key] = _checked(path, key, value, problems)
+    problems += [f"preset {path}: {problem}" for problem in _set_twice(checked)]
     if problems:
         raise ConfigError(problems)
     return checked
+
+
+def _misplaced(section: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a table's name, and with keys that cannot be in it."""
+    known = sections()
+    if section not in known:
+        yield f"is no method row{nearest(section, known)}"
+        return
+    for name in METHOD_ROW:
+        if name in values:
+            yield f"{name}: belongs to the top of the file"
+    method, optimizer = known[section]
+    idle: dict[str, str] = {}
+    if method is not None:
+        idle |= inapplicable(METHODS, method, f"--method {method}")
+    if optimizer is not None:
+        idle |= inapplicable(OPTIMIZERS, optimizer, f"--optimizer {optimizer}")
+    for name in values:
+        if name in idle:
+            yield f"{name}: has no effect with {idle[name]}"
+
+
+def _set_twice(table: Mapping[str, Any]) -> Iterator[str]:
+    """Keys in a method's and in an optimizer's table, and in none that is more special."""
+    for method in METHODS:
+        for optimizer in OPTIMIZERS:
+            decided = table.get(f"{method}-{optimizer}", {})
+            for name in table.get(method, {}):
+                if name in table.get(optimizer, {}) and name not in decided:
+                    yield (
+                        f"{name} is in [{method}] and in [{optimizer}]: for rows of both, put it "
+                        f"into [{method}-{optimizer}]"
+                    )
 
 
 def _checked(path: Path, key: str, value: Any, problems: list[str]) -> Any:
@@ -193,10 +222,11 @@ def row_values(
 ) -> dict[str, Any]:
     """A preset's values for one method row.
 
-    The top level holds what all rows share; tables [method], [method-optimizer] and
-    [method-optimizer-criterion] follow one another, the more special winning.
+    The top level holds what all rows share; tables [method] and [optimizer], which do not compete,
+    [method-optimizer] and [method-optimizer-criterion] follow, the more special winning.
     """
     values = top_level(table)
-    for section in (method, f"{method}-{optimizer}", f"{method}-{optimizer}-{criterion}"):
+    row = f"{method}-{optimizer}"
+    for section in (method, optimizer, row, f"{row}-{criterion}"):
         values.update(table.get(section, {}))
     return values

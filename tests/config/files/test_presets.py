@@ -11,9 +11,11 @@ import pytest
 from bayeslora_cli.config.catalogue import GLUE_TASKS, TASK_NAMES
 from bayeslora_cli.config.effects import check_schedule
 from bayeslora_cli.config.files.presets import list_presets, presets_directory
+from bayeslora_cli.config.files.toml_files import to_toml
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.config.run_config import OPTIONS
 from bayeslora_cli.errors import ConfigError
+from bayeslora_cli.runs.directory import run_name
 
 PAPER = Path(__file__).parents[4] / "shared" / "paper" / "hyperparameters.json"
 CRITERIA = {
@@ -76,6 +78,35 @@ def test_a_preset_lies_over_the_tasks_own(write):
     assert resolve({"optimizer": "adamw"}, name).config.lr == 3.0
     assert resolve({"lr": 0.5, "task": "cola"}, name).config.lr == 0.5
     assert resolve({"task": "cola"}, name).config.epochs == 25
+
+
+def test_a_table_holds_values_for_rows_of_its_method_or_optimizer(write):
+    name = write("mine", "lr = 1\n[ivon]\nhess_init = 2\nlr = 3\n[blora]\nlambda_rank = 0.5\n"
+                 "[adalora-ivon]\nlr = 4\n")  # fmt: skip
+
+    def values(**row):
+        config = resolve({"task": "rte", **row}, name).config
+        return config.lr, config.hess_init, config.lambda_rank
+
+    assert values() == (4.0, 2.0, 0.1)
+    assert values(optimizer="adamw") == (1.0, 1.0, 0.1)
+    assert values(method="blora") == (1.0, 1.0, 0.5)
+    assert values(method="blora", optimizer="ivon") == (3.0, 2.0, 0.5)
+    assert values(method="full", optimizer="ivon") == (3.0, 2.0, 0.1)
+
+
+def test_tables_are_a_way_to_write_presets_only(write):
+    """config.toml and the hash in a directory's name are those of the same values at the top."""
+    row = {"task": "rte", "method": "blora", "optimizer": "ivon"}
+    tables = write("a", "[ivon]\nhess_init = 2\n[blora]\nlambda_rank = 0.5\n")
+    in_tables = resolve(row, tables)
+    at_top = resolve(row, write("b", "hess_init = 2\nlambda_rank = 0.5\n"))
+    typed = resolve(row | {"hess_init": 2.0, "lambda_rank": 0.5})
+    assert in_tables.config == at_top.config == typed.config
+    assert to_toml(in_tables.config) == to_toml(typed.config)
+    assert in_tables.changed == at_top.changed == typed.changed
+    assert run_name(in_tables) == run_name(at_top) == run_name(typed)
+    assert in_tables.sources["hess_init"] == f"preset {tables}"
 
 
 def test_a_preset_extends_another_by_name_or_file(write):
@@ -142,6 +173,14 @@ def test_the_built_in_name_is_the_tasks_own():
         ("[adalora-adamv]\nlr = 1.0", r"\[adalora-adamv\] is no method row .*adalora-adamw\?"),
         ("[adalora]\nlrr = 1.0", r"lrr is no option \(did you mean lr\?\)"),
         ("[adalora]\nmethod = 'lora'", r"\[adalora\] method: belongs to the top"),
+        ("[lora]\northo = 1", r"ortho is no option"),
+        ("[lora]\north_reg = 1", r"\[lora\] orth_reg: has no effect with --method lora"),
+        ("[blora]\ntarget_rank = 1", r"\[blora\] target_rank: has no effect .* gates find the"),
+        ("[adamw]\ness = 1", r"ess: has no effect with --optimizer adamw"),
+        ("[full-adamw]\nalpha = 1", r"\[full-adamw\] alpha: has no effect with --method full"),
+        ("[lora-ivon]\ndelta_t = 1", r"\[lora-ivon\] delta_t: has no effect with --method lora"),
+        ("[ivon]\noptimizer = 'adamw'", r"\[ivon\] optimizer: belongs to the top"),
+        ("[full]\nlr = 1\n[ivon]\nlr = 2", r"lr is in \[full\] and in \[ivon\]: .* \[full-ivon\]"),
         ("lr = 'fast'", r"lr = 'fast': must be a number"),
         ("epochs = true", r"epochs = True: must be a number"),
         ("seed = 1.5", r"seed = 1.5: must be a whole number"),

@@ -1,17 +1,61 @@
-"""bayeslora: low-rank fine-tuning with ranks allocated by a Bayesian importance score."""
+"""bayeslora: low-rank fine-tuning with ranks allocated by a Bayesian importance score.
+
+    import bayeslora_cli as bl
+
+    run = bl.train(task="mrpc", criterion="snr", seed=2021)
+
+Importing it imports no torch: each name of `__all__` is imported when it is first used.
+"""
 
 from typing import TYPE_CHECKING, Any
 
+from bayeslora_cli import errors as errors
+
 if TYPE_CHECKING:
+    from bayeslora_cli.api.results import Results as Results
+    from bayeslora_cli.api.results import inspect_ranks as inspect_ranks
+    from bayeslora_cli.api.results import results as results
+    from bayeslora_cli.api.run import Export as Export
+    from bayeslora_cli.api.run import Run as Run
+    from bayeslora_cli.api.training import Plan as Plan
+    from bayeslora_cli.api.training import Reporter as Reporter
+    from bayeslora_cli.api.training import plan as plan
+    from bayeslora_cli.api.training import train as train
+    from bayeslora_cli.api.training import workspace as workspace
+    from bayeslora_cli.bayes import criteria as criteria
+    from bayeslora_cli.evaluation.evaluation import Evaluation as Evaluation
     from bayeslora_cli.export.formats.integer_codes import load_quantized as load_quantized
 
 __version__ = "0.1.0"
+_PLACES = {
+    "Evaluation": "bayeslora_cli.evaluation.evaluation:Evaluation",
+    "Export": "bayeslora_cli.api.run:Export",
+    "Plan": "bayeslora_cli.api.training:Plan",
+    "Reporter": "bayeslora_cli.api.training:Reporter",
+    "Results": "bayeslora_cli.api.results:Results",
+    "Run": "bayeslora_cli.api.run:Run",
+    "inspect_ranks": "bayeslora_cli.api.results:inspect_ranks",
+    "load_quantized": "bayeslora_cli.export.formats.integer_codes:load_quantized",
+    "plan": "bayeslora_cli.api.training:plan",
+    "results": "bayeslora_cli.api.results:results",
+    "train": "bayeslora_cli.api.training:train",
+    "workspace": "bayeslora_cli.api.training:workspace",
+}
+__all__ = [*_PLACES, "criteria", "errors"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public function when it is first used: `import bayeslora_cli` imports no torch."""
-    if name == "load_quantized":
-        from bayeslora_cli.export.formats.integer_codes import load_quantized
+    """Import a public name when it is first used."""
+    if name == "criteria":
+        from bayeslora_cli.bayes import criteria
 
-        return load_quantized
+        return criteria
+    if name in _PLACES:
+        from bayeslora_cli.config.catalogue import implementation
+
+        return implementation(_PLACES[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

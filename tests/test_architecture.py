@@ -25,7 +25,8 @@ MOST_FILES = 9  # in a folder; more want subfolders
 # a folder, or a file at the top, imports only what stands before it
 ORDER = (
     "errors", "config", "tasks", "runs", "models", "execution", "data", "bayes", "methods",
-    "evaluation", "reports", "export", "quantized_file", "training", "sweeps", "cli",
+    "evaluation", "reports", "export", "quantized_file", "training", "sweeps", "api",
+    "cli",
     "__main__", "__init__",
 )  # fmt: skip
 
@@ -36,13 +37,22 @@ HEAVY = {
 # what answers without the heavy libraries, so that `bayeslora --help` is there at once
 LIGHT = (
     "__init__", "__main__", "errors", "config.*", "tasks.task", "tasks.sources.*", "runs.*",
-    "reports.run_summary", "reports.terminal_*", "reports.results.*", "sweeps.*", "cli.*",
+    "reports.run_summary", "reports.terminal_*", "reports.results.*", "sweeps.*", "api.*", "cli.*",
     "export.request", "export.hub_upload", "execution.processes", "execution.signals",
     "execution.launch_environment", "methods.schedules",
 )  # fmt: skip
 NOT_LIGHT = (
     "runs.checkpoint", "runs.environment", "tasks.sources.loading",
     "tasks.sources.comparison_rows", "reports.results.paired_test",
+)  # fmt: skip
+# what a command imports of the package: it calls the verbs of the Python API, and prints
+COMMANDS_USE = (
+    "api.*", "cli.*", "config.*", "errors",
+    # signals and several processes, before there is a run
+    "execution.launch_environment", "execution.signals", "sweeps.grid", "sweeps.runner",
+    # drawing
+    "reports.figures.*", "reports.results.paired_test", "reports.run_summary",
+    "reports.terminal_*",
 )  # fmt: skip
 # library -> its only importers, function bodies included
 ONLY = {
@@ -153,7 +163,7 @@ def test_the_visitor_sees():
 
 def test_patterns_name_files_that_exist():
     """A renamed file would otherwise slip through under its new name."""
-    for pattern in (*LIGHT, *NOT_LIGHT, *set().union(*ONLY.values())):
+    for pattern in (*LIGHT, *NOT_LIGHT, *COMMANDS_USE, *set().union(*ONLY.values())):
         assert matching([pattern]), pattern
 
 
@@ -189,6 +199,12 @@ def test_light_files_import_nothing_heavy(name):
         seen.add(file)
         assert not libraries(IMPORTS[file].always) & HEAVY, f"{name} -> {file}"
         todo |= project(IMPORTS[file].always) - seen
+
+
+@pytest.mark.parametrize("name", sorted(matching(["cli.*"])))
+def test_commands_call_the_verbs_of_the_api(name):
+    imports = IMPORTS[name]
+    assert project(imports.ever | imports.typed) <= matching(COMMANDS_USE)
 
 
 @pytest.mark.parametrize("library", ONLY)

@@ -66,7 +66,7 @@ def main(workspace: Any = None) -> None:
     """The entry point: known errors are one message and their exit code, bugs are tracebacks.
 
     Args:
-        workspace: `training.assembly.Workspace` of the runs that this process has trained before.
+        workspace: from `api.training.workspace`, of the runs that this process has trained before.
     """
     # the other commands are never of several processes, though srun may start several of them
     training = next((word for word in sys.argv[1:] if not word.startswith("-")), None) == "train"

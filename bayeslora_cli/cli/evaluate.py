@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from bayeslora_cli.api.results import holds_runs
+from bayeslora_cli.api.run import Run
 from bayeslora_cli.cli.progress import logger, set_up_logging
 from bayeslora_cli.cli.table import AsCsv, At, Latex, Markdown, Paired, ReferenceFile, print_table
 from bayeslora_cli.errors import UserError
@@ -18,8 +20,7 @@ from bayeslora_cli.reports.figures.reliability_diagram import (
     save_diagram,
     text_diagram,
 )
-from bayeslora_cli.reports.run_summary import side_by_side
-from bayeslora_cli.runs.directory import RunDir, runs_below
+from bayeslora_cli.reports.run_summary import evaluation_text
 
 _OF_TABLE = {"at", "markdown", "latex", "as_csv", "reference", "paired"}
 
@@ -111,7 +112,7 @@ def evaluate(
     """
     set_up_logging(quiet=False, verbose=False)
     typed = _typed(ctx)
-    if len(runs) > 1 or is_collection(runs[0]) or typed & _OF_TABLE:
+    if len(runs) > 1 or holds_runs(runs[0]) or typed & _OF_TABLE:
         anew = sorted(typed - _OF_TABLE - {"runs", "as_json"})
         if anew:
             raise UserError(
@@ -125,29 +126,21 @@ def evaluate(
     figure = None if reliability == Path("-") else reliability
     if figure is not None:
         check_figure(figure, OPTION, WITHOUT)
-    for name, value in (("--temperature", temperature), ("--seed", seed)):
-        if samples is None and value is not None:
-            raise UserError(f"{name} {value}: it is of samples; give --samples S as well")
-    from bayeslora_cli.evaluation.forward_passes import Sampling, describe
-    from bayeslora_cli.evaluation.run_evaluation import evaluate_run
-
-    sampling = None
-    if samples is not None:
-        sampling = Sampling(samples, 1.0 if temperature is None else temperature, seed or 0)
-    found = evaluate_run(
-        run,
-        split=split,
+    opened = Run(run, device=device, trust_remote_code=trust_remote_code)
+    evaluation = opened.evaluate(
+        split,
+        samples=samples,
+        temperature=temperature,
+        seed=seed,
+        ood=ood,
         data=data,
         file=eval_file,
-        sampling=sampling,
-        ood=ood,
         reliability=reliability is not None,
         predictions=predictions,
         submission=submission,
-        device=device,
         batch_size=batch_size,
-        trust_remote_code=trust_remote_code,
     )
+    found = evaluation.to_json()
     note = (found.get("posterior") or {}).get("note")
     if note is not None:
         logger.warning("%s", note)
@@ -157,8 +150,7 @@ def evaluate(
         print(json.dumps(found, allow_nan=False))
         return
     if found["metrics"] or "ood" in found:
-        simple = found.keys().isdisjoint(("sampled", "ood"))
-        print(describe(found["metrics"]) if simple else side_by_side(found))
+        print(evaluation_text(found))
     if reliability is not None:
         print(text_diagram(found["reliability"]))
     for path in (figure, predictions, submission):
@@ -170,8 +162,3 @@ def _typed(ctx: typer.Context) -> set[str]:
     """Names of the parameters that were given on the command line."""
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
-
-
-def is_collection(path: Path) -> bool:
-    """Whether `path` is a directory that is no run itself but holds some."""
-    return path.is_dir() and not RunDir(path).started and any(True for _ in runs_below(path))

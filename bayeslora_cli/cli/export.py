@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from bayeslora_cli.api.run import Run
 from bayeslora_cli.cli.progress import set_up_logging
 from bayeslora_cli.config.catalogue import described_formats
-from bayeslora_cli.export.request import ExportOptions
 
 _FORM, _CHECK, _WHERE = "What to write", "How to check it", "Where to"  # panels of the help
 
@@ -109,25 +109,20 @@ def export(
     The last line printed is the export's directory.
     """
     set_up_logging(quiet=False, verbose=False)
-    from bayeslora_cli.export.exporter import describe_export, export_run
-
-    options = ExportOptions(
-        format=form,
+    found = Run(run, device=device, trust_remote_code=trust_remote_code).export(
+        form,
+        output,
+        overwrite=overwrite,
+        push_to_hub=push_to_hub,
         uniform_rank=uniform_rank,
         target_rank=target_rank,
         check_rows=check_rows,
         check_inputs=check_inputs,
         data=data,
         file=eval_file,
-        device=device,
-        trust_remote_code=trust_remote_code,
-    )
-    directory, manifest = export_run(
-        run, options, output=output, overwrite=overwrite, push_to_hub=push_to_hub
     )
     if as_json:
-        print(json.dumps({"export": str(directory), **manifest}, allow_nan=False))
+        print(json.dumps({"export": str(found.path), **found.manifest}, allow_nan=False))
         return
-    for line in describe_export(manifest):
-        print(line)
-    print(directory)
+    print(found.describe())
+    print(found.path)

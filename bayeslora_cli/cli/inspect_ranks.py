@@ -5,20 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
+from bayeslora_cli.api import results
 from bayeslora_cli.cli.progress import logger, set_up_logging
 from bayeslora_cli.errors import UserError
 
-if TYPE_CHECKING:
-    from bayeslora_cli.reports.ranks.run_groups import Group
-    from bayeslora_cli.reports.ranks.views import View
-
-SCHEMA = 1
+_VIEWS = {"--compare": "difference", "--history": "history", "--scores": "scores"}
 
 
 def inspect_ranks(
@@ -79,12 +76,7 @@ def show(
 ) -> None:
     """Print where the ranks of the runs at `paths` went, and write the figure `output`.
 
-    The JSON object: {"schema": 1, "view", "groups": [{"label", "kept", "initial", "runs":
-    [{"path", "step", "budget", "criterion"}]}], ...}. `view` is "ranks", "panels" (of runs that
-    differ in more than their seed: several groups), "difference" (two groups), "history" or
-    "scores" (one, as "ranks"); `kept` is the mean over the runs, `initial`
-    counts the triplets before any was pruned, steps count from 0; the other keys are the view's
-    own (`to_json` of `Ranks`, `Panels`, `Difference`, `History` and `Scores`).
+    The JSON object is `Inspection.to_json`'s.
 
     Raises:
         UserError: options that exclude each other, or runs, files or a figure that do not allow
@@ -99,64 +91,25 @@ def show(
     from rich.console import Console
 
     from bayeslora_cli.reports.figures.figure_file import check_figure
-    from bayeslora_cli.reports.figures.view_figures import OPTION, save_figure
+    from bayeslora_cli.reports.figures.view_figures import OPTION
     from bayeslora_cli.reports.terminal_text import show as draw
 
     if output is not None:
         check_figure(output, OPTION)
 
-    groups, name, view = _view(paths, compare=compare, history=history, scores=scores)
-
+    found = results.inspect_ranks(*paths, view=_VIEWS[asked[0]] if asked else "ranks")
     if output is not None:
-        save_figure(view, output)
+        found.save(output)
         logger.info("wrote %s", output)
     if as_json:
-        found = {"schema": SCHEMA, "view": name, "groups": [group.to_json() for group in groups]}
-        print(json.dumps(found | view.to_json(), allow_nan=False))
+        print(json.dumps(found.to_json(), allow_nan=False))
     elif as_csv:
-        _print_csv(view)
+        _print_csv(found.rows())
     else:
-        draw(view.draw, Console())
+        draw(found.draw, Console())
 
 
-def _view(
-    paths: Sequence[Path], *, compare: bool, history: bool, scores: bool
-) -> tuple[tuple[Group, ...], str, View]:
-    """The groups of runs, and what is asked for of them with its name."""
-    from bayeslora_cli.reports.ranks.history_reading import load_history
-    from bayeslora_cli.reports.ranks.run_groups import load_group, load_groups
-    from bayeslora_cli.reports.ranks.score_distribution import load_scores
-    from bayeslora_cli.reports.ranks.views import Difference, Panels, Ranks
-
-    if compare:
-        a, b = _two_groups(paths)
-        return (a, b), "difference", Difference(a=a, b=b)
-    if history or scores:
-        group = load_group(paths)
-        if history:
-            return (group,), "history", load_history(group)
-        return (group,), "scores", load_scores(group)
-    groups = load_groups(paths)
-    if len(groups) > 1:
-        return groups, "panels", Panels(groups=groups)
-    return groups, "ranks", Ranks(group=groups[0])
-
-
-def _two_groups(paths: Sequence[Path]) -> tuple[Group, Group]:
-    if len(paths) != 2:
-        raise UserError(
-            f"--compare: give two RUNs, not {len(paths)}; for the mean over several runs name the "
-            "directory that holds them"
-        )
-    from bayeslora_cli.reports.ranks.run_groups import check_same, load_group
-
-    a, b = (load_group([path]) for path in paths)
-    check_same((a.runs[0], a.reports[0]), (b.runs[0], b.reports[0]), same_init_rank=False)
-    return a, b
-
-
-def _print_csv(view: View) -> None:
-    rows = view.rows()
+def _print_csv(rows: Iterator[Mapping[str, Any]]) -> None:
     first = next(rows)
     writer = csv.DictWriter(sys.stdout, list(first), lineterminator="\n")
     writer.writeheader()

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from bayeslora_cli.api.training import Reporter
 from bayeslora_cli.config.values import duration
 from bayeslora_cli.reports.terminal_text import print_plain, three_digits
-from bayeslora_cli.training.run_log import Reporter
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bayeslora_cli.api.results import results
 from bayeslora_cli.cli.progress import set_up_logging
-from bayeslora_cli.config.validation import nearest
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.reports.results.outcomes import AT
-from bayeslora_cli.reports.results.rows import load_results
-from bayeslora_cli.reports.results.table import Table, read_reference
 
 _PANEL = "The table of several runs"  # of the help
 
@@ -105,36 +101,25 @@ def print_table(
     asked = [f"--{form}" for form, is_asked in forms.items() if is_asked]
     if len(asked) > 1:
         raise UserError(f"{' and '.join(asked)}: all go to stdout; ask for one")
-    if at not in (None, *AT):
-        raise UserError(f"--at {at}: choose one of {', '.join(AT)}{nearest(str(at), AT)}")
-    expected = None if reference is None else read_reference(reference)
-    results = load_results(paths, at or AT[0])
-    table = Table(results=results, reference=expected)
-    test = None
-    if paired is not None:
-        from bayeslora_cli.reports.results.paired_test import compare, find_row
-
-        a, b = (find_row(results, name) for name in paired)
-        test = compare(a, b)
+    found = results(*paths, at=at, reference=reference)
+    test = None if paired is None else found.paired(*paired)
     form = asked[0] if asked else ""
     if form == "--json":
-        print(json.dumps({**table.to_json(), **({"paired": test} if test else {})}))
+        print(json.dumps({**found.to_json(), **({"paired": test} if test else {})}))
         return
-    from bayeslora_cli.reports.results import table_drawing
-
     if form == "":
         from rich.console import Console
 
         from bayeslora_cli.reports.terminal_text import show
 
-        show(partial(table_drawing.draw, table), Console())
+        show(found.draw, Console())
     else:
         pasted = {
-            "--markdown": table_drawing.markdown,
-            "--latex": table_drawing.latex,
-            "--csv": table_drawing.as_csv,
+            "--markdown": found.to_markdown,
+            "--latex": found.to_latex,
+            "--csv": found.to_csv,
         }
-        print(pasted[form](table))
+        print(pasted[form]())
     if test is not None and form != "--csv":
         from bayeslora_cli.reports.results.paired_test import describe
 

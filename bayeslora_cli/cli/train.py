@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from bayeslora_cli.api.run import Run
+from bayeslora_cli.api.training import plan_resolved, train_resolved, workspace
 from bayeslora_cli.cli.help.train_options import takes_options, typed_values
 from bayeslora_cli.cli.presets import print_presets
 from bayeslora_cli.cli.progress import ProgressBar, logger, set_up_logging
@@ -17,8 +19,6 @@ from bayeslora_cli.errors import BayesloraError, ConfigError, RunDirError, UserE
 from bayeslora_cli.execution.launch_environment import joined, place
 from bayeslora_cli.execution.signals import listening
 from bayeslora_cli.reports.run_summary import closing_table
-from bayeslora_cli.runs.directory import RunDir
-from bayeslora_cli.runs.rank_report import RankReport
 from bayeslora_cli.sweeps.grid import Sweep, expand
 
 
@@ -139,41 +139,40 @@ def train(
                 if processes.first:
                     _print_sweep(sweep, problems, as_json=as_json)
         else:
-            from bayeslora_cli.training.loop import train as run_training
-
-            resolved = sweep.runs[0].resolved
-            run = run_training(resolved, ProgressBar(console), stop, ctx.obj, processes)
+            run = train_resolved(
+                sweep.runs[0].resolved,
+                ProgressBar(console),
+                stop=stop,
+                workspace=ctx.obj,
+                processes=processes,
+            )
             if processes.first:
                 _print_run(run, as_json=as_json)
 
 
-def _print_run(run: RunDir, *, as_json: bool) -> None:
+def _print_run(run: Run, *, as_json: bool) -> None:
     from rich.console import Console
 
-    result = run.read_result()
+    result = run.result
     if as_json:
         print(json.dumps({"run": str(run.path), **result}, allow_nan=False))
         return
-    report = RankReport.from_json(run.read_json(run.ranks), str(run.ranks))
-    closing_table(result, report, Console())
+    closing_table(result, run.ranks, Console())
     print(run.path)
 
 
 def _print_plans(sweep: Sweep, processes: int, *, as_json: bool) -> None:
     """What each run would be: one object or several, in JSON a list of them."""
-    from bayeslora_cli.data.example_cache import ExampleCache
-    from bayeslora_cli.training.plan import describe_plan, dry_run
-    from bayeslora_cli.training.preparation import prepare
-
-    cache = ExampleCache()
+    kept = workspace()
     found = [
-        dry_run(prepare(planned.resolved, cache), planned.resolved, processes)
+        plan_resolved(planned.resolved, workspace=kept, processes=processes)
         for planned in sweep.runs
     ]
     if as_json:
-        print(json.dumps(found if len(found) > 1 else found[0], allow_nan=False))
+        plans = [plan.to_json() for plan in found]
+        print(json.dumps(plans if len(plans) > 1 else plans[0], allow_nan=False))
     else:
-        print("\n\n".join(map(describe_plan, found)))
+        print("\n\n".join(plan.describe() for plan in found))
 
 
 def _print_sweep(sweep: Sweep, problems: Mapping[str, str], *, as_json: bool) -> None:

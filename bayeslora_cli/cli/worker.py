@@ -16,6 +16,7 @@ import socket
 import sys
 from threading import Event, Thread
 
+from bayeslora_cli.api.training import workspace as new_workspace
 from bayeslora_cli.cli import app
 
 
@@ -23,9 +24,7 @@ def main() -> None:
     """Train the run of the command line, then those that the socket names."""
     with socket.socket(fileno=os.dup(0)) as channel, channel.makefile("r") as orders:
         _open(os.devnull, os.O_RDONLY, 0)  # no library may read the orders
-        from bayeslora_cli.training.assembly import Workspace
-
-        workspace, training = Workspace(), Event()
+        workspace, training = new_workspace(), Event()
         Thread(target=_stop_if_left, args=(channel, training), daemon=True).start()
         _train(workspace, training)
         channel.sendall(b"\n")

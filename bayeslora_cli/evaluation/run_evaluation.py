@@ -13,7 +13,12 @@ from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.splits import Batches
 from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
 from bayeslora_cli.errors import DataError, RunDirError, UserError
-from bayeslora_cli.evaluation.forward_passes import Sampling, predict_at_mean, predict_over_samples
+from bayeslora_cli.evaluation.evaluation import Evaluation
+from bayeslora_cli.evaluation.forward_passes import (
+    Sampling,
+    predict_at_mean,
+    predict_over_samples,
+)
 from bayeslora_cli.evaluation.prediction_files import (
     Predicted,
     check_path,
@@ -21,7 +26,7 @@ from bayeslora_cli.evaluation.prediction_files import (
     write_submission,
 )
 from bayeslora_cli.evaluation.predictive import Predictive
-from bayeslora_cli.evaluation.run_loading import load_run, of_the_training, split_names
+from bayeslora_cli.evaluation.run_loading import LoadedRun, load_run, of_the_training, split_names
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.tasks.calibration import auroc, reliability_bins
 from bayeslora_cli.tasks.objectives.objective import objective_of
@@ -34,7 +39,7 @@ _OUTSIDE = "--ood"  # no name of a split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
+class EvaluationRequest:
     """A finished run and what is asked about it; the fields are `evaluate_run`'s arguments."""
 
     run: RunDir
@@ -73,7 +78,7 @@ def evaluate_run(
     device: str = "auto",
     batch_size: int | None = None,
     trust_remote_code: bool = False,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Read a finished run back and evaluate it, at its posterior mean and over samples.
 
     Args:
@@ -91,12 +96,12 @@ def evaluate_run(
         submission: directory for GLUE's own format (`prediction_files.write_submission`), likewise.
         trust_remote_code: run Python code that comes with the model.
     Returns:
-        run, task, split, the `precision` it is computed in, `metrics` by split at the mean, of
-        those with labels, and `Objective.metric_facts`. With samples `sampled`, metrics by split
-        over the samples; `samples`, `temperature`, `seed`; `posterior`, as training has summed it
-        up. With rows out of the distribution `ood`: `source`, `rows`, and `mean` and `sampled`: by
-        split, by kind of uncertainty, the AUROC. With `reliability` that: `mean` and `sampled`,
-        bins by split.
+        The predictions, and in `facts`: run, task, split, the `precision` it is computed in,
+        `metrics` by split at the mean, of those with labels, and `Objective.metric_facts`. With
+        samples `sampled`, metrics by split over the samples; `samples`, `temperature`, `seed`;
+        `posterior`, as training has summed it up. With rows out of the distribution `ood`:
+        `source`, `rows`, and `mean` and `sampled`: by split, by kind of uncertainty, the AUROC.
+        With `reliability` that: `mean` and `sampled`, bins by split.
     Raises:
         UserError: no run, options without effect, data that is missing or has no labels, another
             model, no posterior.
@@ -111,7 +116,7 @@ def evaluate_run(
         if ood not in TASKS:  # whose rows are there
             check_data_is_read(config, data, file)
         config = replace(config, data=data)
-    asked = Evaluation(
+    asked = EvaluationRequest(
         run=run,
         config=config,
         task=task,
@@ -126,7 +131,8 @@ def evaluate_run(
     )
     _check_uncertainty(asked)
     examples = _collect(asked)
-    rows, predictives = _predict(asked, examples, device, batch_size)
+    loaded = load_run(run, config, objective_of(task), device)
+    rows, predictives = predict(loaded, run, config, examples, sampling, batch_size)
     result = {
         "run": str(path),
         "task": task.name,
@@ -138,19 +144,39 @@ def evaluate_run(
     if sampling is not None:
         result |= {**asdict(sampling), "posterior": run.read_result().get("posterior")}
     _write(asked, rows, predictives)
-    return result
+    inside = {
+        at: {name: found for name, found in by_split.items() if name != _OUTSIDE}
+        for at, by_split in predictives.items()
+    }
+    return Evaluation(
+        facts=result,
+        labels={n: y for n in inside["mean"] if (y := rows[n].labels) is not None},
+        at_mean=inside["mean"],
+        over_samples=inside.get("sampled"),
+    )
 
 
-def _check_uncertainty(asked: Evaluation) -> None:
-    """Whether the run has what is asked for, before anything is loaded."""
-    optimizer, sampling = asked.config.optimizer, asked.sampling
-    if sampling is not None and not OPTIMIZERS[optimizer].posterior:
+def check_sampling(config: RunConfig, sampling: Sampling | None) -> None:
+    """Check that a run can be sampled as asked.
+
+    Raises:
+        UserError: its optimizer finds no posterior, or a temperature below 0.
+    """
+    if sampling is None:
+        return
+    if not OPTIMIZERS[config.optimizer].posterior:
         raise UserError(
-            f"--samples {sampling.samples}: the run was trained with {optimizer}, which "
+            f"--samples {sampling.samples}: the run was trained with {config.optimizer}, which "
             "finds a point and no posterior to sample; train with --optimizer ivon"
         )
-    if sampling is not None and not 0 <= sampling.temperature < math.inf:
+    if not 0 <= sampling.temperature < math.inf:
         raise UserError(f"--temperature {sampling.temperature}: give a number of 0 or more")
+
+
+def _check_uncertainty(asked: EvaluationRequest) -> None:
+    """Whether the run has what is asked for, before anything is loaded."""
+    sampling = asked.sampling
+    check_sampling(asked.config, sampling)
     objective = objective_of(asked.task)
     predicts = objective.entry.predicts
     if asked.reliability and not objective.has_confidence:
@@ -165,7 +191,7 @@ def _check_uncertainty(asked: Evaluation) -> None:
         )
 
 
-def _collect(asked: Evaluation) -> dict[str, Examples]:
+def _collect(asked: EvaluationRequest) -> dict[str, Examples]:
     """The rows by split, as text; those out of the distribution as `_OUTSIDE`."""
     task, config = asked.task, asked.config
     if asked.file is None:
@@ -195,28 +221,43 @@ def _collect(asked: Evaluation) -> dict[str, Examples]:
     return {**examples, _OUTSIDE: outside}
 
 
-def _predict(
-    asked: Evaluation, examples: Mapping[str, Examples], device: str, batch_size: int | None
+def predict(
+    loaded: LoadedRun,
+    run: RunDir,
+    config: RunConfig,
+    examples: Mapping[str, Examples],
+    sampling: Sampling | None = None,
+    batch_size: int | None = None,
 ) -> tuple[dict[str, TokenisedSplit], dict[str, dict[str, Predictive]]]:
-    """The rows' tokens by split, and predictions: `mean`, `sampled` if asked for, then by split."""
-    config, objective = asked.config, objective_of(asked.task)
-    network, tokenizer, kept = load_run(asked.run, config, objective, device)
+    """Predict rows of text with a run's network.
+
+    Args:
+        loaded: the run, in memory.
+        examples: by split.
+        sampling: None: at the mean only.
+        batch_size: examples per forward pass; None: as in training.
+    Returns:
+        The rows' tokens by split; the predictions: `mean`, and `sampled` if asked for, by split.
+    Raises:
+        RunDirError: samples of a run whose file has no sigma.
+    """
+    network, tokenizer, kept = loaded
     rows = {
-        name: tokenise(found, tokenizer, config.max_length, objective)
+        name: tokenise(found, tokenizer, config.max_length, network.objective)
         for name, found in examples.items()
     }
     size = batch_size or config.eval_batch_size
     batches = {name: Batches(r, size, network.bank.theta.device) for name, r in rows.items()}
     found = {"mean": predict_at_mean(network, batches)}
-    if asked.sampling is not None:
+    if sampling is not None:
         if not kept.can_sample:
-            raise RunDirError(f"{asked.run.posterior} is corrupt: it has no sigma to sample with")
-        found["sampled"] = predict_over_samples(network, kept, batches, asked.sampling)
+            raise RunDirError(f"{run.posterior} is corrupt: it has no sigma to sample with")
+        found["sampled"] = predict_over_samples(network, kept, batches, sampling)
     return rows, found
 
 
 def _score(
-    asked: Evaluation,
+    asked: EvaluationRequest,
     rows: Mapping[str, TokenisedSplit],
     predictives: Mapping[str, Mapping[str, Predictive]],
 ) -> dict[str, Any]:
@@ -253,7 +294,7 @@ def _aurocs(inside: Predictive, outside: Predictive, *, sampled: bool) -> dict[s
 
 
 def _write(
-    asked: Evaluation,
+    asked: EvaluationRequest,
     rows: Mapping[str, TokenisedSplit],
     predictives: Mapping[str, Mapping[str, Predictive]],
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from bayeslora_cli.bayes import posterior
 from bayeslora_cli.bayes.posterior import Posterior
@@ -37,9 +37,18 @@ def split_names(task: Task, split: str) -> tuple[str, ...]:
     return groups[split]
 
 
-def load_run(
-    run: RunDir, config: RunConfig, objective: Objective, device: str
-) -> tuple[Network, Any, Posterior]:
+class LoadedRun(NamedTuple):
+    """A finished run in memory."""
+
+    network: Network
+    """At the posterior's mean."""
+    tokenizer: Any
+    """The backbone's, of transformers."""
+    posterior: Posterior
+    """On the network's device."""
+
+
+def load_run(run: RunDir, config: RunConfig, objective: Objective, device: str) -> LoadedRun:
     """The network of a finished run at its posterior mean, its tokenizer, and the posterior.
 
     Raises:
@@ -55,7 +64,7 @@ def load_run(
     _check_backbone(run, config, network)
     kept = posterior.load(run.posterior, network)
     kept.apply(network.bank)
-    return network, tokenizer, kept
+    return LoadedRun(network, tokenizer, kept)
 
 
 @contextmanager

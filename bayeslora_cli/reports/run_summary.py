@@ -91,6 +91,15 @@ def posterior_line(summary: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def evaluation_text(result: Mapping[str, Any]) -> str:
+    """Write an evaluation (`evaluate_run`): one line where there is nothing to compare."""
+    if result.keys().isdisjoint(("sampled", "ood")):
+        from bayeslora_cli.evaluation.forward_passes import describe  # torch
+
+        return describe(result["metrics"])
+    return side_by_side(result)
+
+
 def side_by_side(result: Mapping[str, Any]) -> str:
     """Write an evaluation (`evaluate_run`), one line per number: at the mean, and over samples."""
     columns = {"metrics": "mean"}

@@ -58,13 +58,16 @@ class Shading:
         """Return the rich style of a cell; empty without colours."""
         if not self.colour:
             return ""
+        background, foreground = self.colours(value)
+        return f"{foreground} on {background}"
+
+    def colours(self, value: float) -> tuple[str, str]:
+        """Background and text of a cell, as #rrggbb."""
         if self.signed:
             half = len(DIVERGING) // 2
             level = self._level(abs(value), half + 1)
-            background, foreground = DIVERGING[half + (level if value > 0 else -level)]
-        else:
-            background, foreground = RAMP[self._level(value, len(RAMP))]
-        return f"{foreground} on {background}"
+            return DIVERGING[half + (level if value > 0 else -level)]
+        return RAMP[self._level(value, len(RAMP))]
 
     def legend(self, number: Callable[[float], str]) -> Text:
         """Draw the shades with the numbers at their ends; empty if there are no shades."""

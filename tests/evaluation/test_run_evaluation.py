@@ -16,13 +16,13 @@ from bayeslora_cli.data.splits import Batches
 from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
 from bayeslora_cli.errors import DataError, NonFiniteError, UserError
 from bayeslora_cli.evaluation.forward_passes import Sampling, predict_at_mean, predict_over_samples
-from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.evaluation.run_loading import load_run
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.tasks.calibration import auroc, gaussian_nll, nll
 from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.tasks.sources.loading import load_examples
 from tests.conftest import WORDS
+from tests.support.evaluation import evaluated
 from tests.training.test_loop import run_of
 
 SAMPLES = 3
@@ -116,7 +116,7 @@ def test_probabilities_are_averaged(run, temperature):
     )
     torch.testing.assert_close(found["a"].values, mean, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found["a"].values, found["b"].values, rtol=1e-6, atol=1e-7)
-    result = evaluate_run(run.path, sampling=sampling, device="cpu")
+    result = evaluated(run.path, sampling=sampling, device="cpu")
     assert result["sampled"]["validation"]["nll"] == pytest.approx(
         nll(mean.log(), rows.labels), abs=1e-6
     )
@@ -132,7 +132,7 @@ def test_scores_have_a_mean_and_a_variance(scores_run, tmp_path):
     scores = logits.squeeze(-1)
     variance = scores.var(0, correction=1)
     path = tmp_path / "p.jsonl"
-    found = evaluate_run(scores_run.path, sampling=sampling, predictions=path, device="cpu")
+    found = evaluated(scores_run.path, sampling=sampling, predictions=path, device="cpu")
     expected = gaussian_nll(scores.mean(0), rows.labels, variance + 0.5)
     assert found["sampled"]["validation"]["nll"] == pytest.approx(expected, abs=1e-5)
     assert "ece" not in found["sampled"]["validation"]
@@ -159,7 +159,7 @@ def test_at_temperature_0_samples_are_the_mean(run, samples):
 def test_seeds_repeat_and_differ_and_leave_the_rest_alone(run):
     state = torch.get_rng_state()
     found = [
-        evaluate_run(run.path, sampling=Sampling(2, seed=seed), device="cpu") for seed in (3, 3, 4)
+        evaluated(run.path, sampling=Sampling(2, seed=seed), device="cpu") for seed in (3, 3, 4)
     ]
     assert torch.equal(torch.get_rng_state(), state)
     assert found[0] == found[1]
@@ -180,7 +180,7 @@ def test_data_is_read_once(run, monkeypatch):
     batch, load = TokenisedSplit.batch, posterior.load
     monkeypatch.setattr(TokenisedSplit, "batch", lambda *a: collated.append(len(a[1])) or batch(*a))
     monkeypatch.setattr(posterior, "load", lambda *a: opened.append(a[0]) or load(*a))
-    evaluate_run(run.path, sampling=Sampling(3), device="cpu", batch_size=8)
+    evaluated(run.path, sampling=Sampling(3), device="cpu", batch_size=8)
     assert collated == [8] * 5
     assert opened == [run.posterior]
 
@@ -192,10 +192,10 @@ def read(path):
 
 def test_predictions(run, tmp_path):
     names = ["row", "prediction", "label", "p(entailment)", "p(not_entailment)", "entropy"]
-    evaluate_run(run.path, predictions=tmp_path / "mean.csv", device="cpu")
+    evaluated(run.path, predictions=tmp_path / "mean.csv", device="cpu")
     assert list(read(tmp_path / "mean.csv")[0]) == names
     sampling = Sampling(SAMPLES, seed=5)
-    evaluate_run(run.path, sampling=sampling, predictions=tmp_path / "s.csv", device="cpu")
+    evaluated(run.path, sampling=sampling, predictions=tmp_path / "s.csv", device="cpu")
     logits, _ = slow_samples(run, sampling)
     probabilities = logits.softmax(-1)
     mean = probabilities.mean(0)
@@ -223,7 +223,7 @@ def test_the_same_rows_cannot_be_told_apart(run, tmp_path):
     _, examples = load_examples(run.read_config(), ("validation",), task=run.read_task())
     found = examples["validation"]
     path = write_rows(tmp_path / "same.csv", zip(found.first, found.second, strict=True))
-    result = evaluate_run(run.path, sampling=Sampling(2), ood=path, device="cpu", batch_size=64)
+    result = evaluated(run.path, sampling=Sampling(2), ood=path, device="cpu", batch_size=64)
     assert result["ood"]["rows"] == len(found)
     assert result["ood"]["mean"]["validation"] == pytest.approx({"entropy": 0.5}, abs=1e-3)
     assert result["ood"]["sampled"]["validation"] == pytest.approx(
@@ -236,12 +236,10 @@ def test_rows_from_outside_score_higher(run, tmp_path):
     rows = [(" ".join(WORDS[i : i + 9]), WORDS[-i]) for i in range(1, 30)]
     path = write_rows(tmp_path / "other.csv", rows)
     sampling = Sampling(2, seed=8)
-    plain = evaluate_run(run.path, sampling=sampling, predictions=tmp_path / "a.csv", device="cpu")
+    plain = evaluated(run.path, sampling=sampling, predictions=tmp_path / "a.csv", device="cpu")
     assert "ood" not in plain
-    evaluate_run(
-        run.path, file=path, sampling=sampling, predictions=tmp_path / "b.csv", device="cpu"
-    )
-    result = evaluate_run(run.path, sampling=sampling, ood=path, device="cpu")
+    evaluated(run.path, file=path, sampling=sampling, predictions=tmp_path / "b.csv", device="cpu")
+    result = evaluated(run.path, sampling=sampling, ood=path, device="cpu")
     assert result["sampled"] == plain["sampled"]
     for kind in ("entropy", "mutual_information"):
         inside, outside = (
@@ -251,7 +249,7 @@ def test_rows_from_outside_score_higher(run, tmp_path):
         got = result["ood"]["sampled"]["validation"][kind]
         assert got == pytest.approx(auroc(inside, outside), abs=0.01)
     # rows without labels: nothing to score, but to tell apart
-    unlabelled = evaluate_run(run.path, file=path, sampling=sampling, ood=path, device="cpu")
+    unlabelled = evaluated(run.path, file=path, sampling=sampling, ood=path, device="cpu")
     assert unlabelled["metrics"] == unlabelled["sampled"] == {}
     assert unlabelled["ood"]["sampled"]["file"]["entropy"] == pytest.approx(0.5, abs=1e-3)
 
@@ -261,12 +259,12 @@ def test_another_task(run, tmp_path, rte):
     shutil.copytree(rte, tmp_path / "glue")
     (tmp_path / "glue" / "SST-2").mkdir()
     (tmp_path / "glue" / "SST-2" / "dev.tsv").write_text("sentence\tlabel\nw1 w2\t1\nw3\t0\n")
-    sst2 = evaluate_run(run.path, data=str(tmp_path / "glue"), ood="sst2", device="cpu")
+    sst2 = evaluated(run.path, data=str(tmp_path / "glue"), ood="sst2", device="cpu")
     assert sst2["ood"]["rows"] == 2
     assert sst2["ood"]["mean"]["validation"].keys() == {"entropy"}
     assert "sampled" not in sst2
     with pytest.raises(DataError, match="holds no data for task cola"):
-        evaluate_run(run.path, data=str(tmp_path / "glue"), ood="cola", device="cpu")
+        evaluated(run.path, data=str(tmp_path / "glue"), ood="cola", device="cpu")
 
 
 def test_another_task_beside_the_folder_of_ones_own(run, tmp_path, rte):
@@ -275,42 +273,40 @@ def test_another_task_beside_the_folder_of_ones_own(run, tmp_path, rte):
     data = str(tmp_path / "glue" / "RTE")
     # WNLI has RTE's columns, and labels are not needed
     with pytest.raises(DataError, match=r"--ood wnli: --data .*RTE holds rte alone, .* no WNLI"):
-        evaluate_run(run.path, data=data, ood="wnli", device="cpu")
+        evaluated(run.path, data=data, ood="wnli", device="cpu")
     (tmp_path / "glue" / "WNLI").mkdir()
     dev = tmp_path / "glue" / "WNLI" / "dev.tsv"
     dev.write_text("index\tsentence1\tsentence2\n0\tw1 w2\tw3\n1\tw4\tw5\n2\tw6\tw7\n")
-    found = evaluate_run(run.path, data=data, ood="wnli", device="cpu")
+    found = evaluated(run.path, data=data, ood="wnli", device="cpu")
     assert found["ood"]["rows"] == 3, "without labels"
     assert found["metrics"]["validation"].keys() >= {"accuracy"}
     # and the other's folder alone, where the run's own rows are not read
     other = str(tmp_path / "glue" / "WNLI")
     rows = write_rows(tmp_path / "own.csv", [("w1", "w2")])
-    found = evaluate_run(run.path, data=other, file=rows, ood="wnli", device="cpu")
+    found = evaluated(run.path, data=other, file=rows, ood="wnli", device="cpu")
     assert found["ood"]["rows"] == 3
     dev.write_text("index\tsentence1\tlabel\n0\tw1 w2\t1\n")
     with pytest.raises(DataError, match=r"WNLI/dev\.tsv, line 1: .*'sentence2' is missing"):
-        evaluate_run(run.path, data=data, ood="wnli", device="cpu")
+        evaluated(run.path, data=data, ood="wnli", device="cpu")
 
 
 def test_the_demo_task(backbone, tmp_path, rte):
     """A demo run is held against its own split by default, another run only when asked."""
     run = run_of(backbone, None, tmp_path, task="demo", max_steps=2, data=None)
-    found = evaluate_run(run.path, sampling=Sampling(1), device="cpu", batch_size=512)
+    found = evaluated(run.path, sampling=Sampling(1), device="cpu", batch_size=512)
     assert found["ood"]["source"] == "ood"
     assert found["ood"]["rows"] == 450
     assert found["ood"]["sampled"].keys() == {"validation"}
     for changes in ({"sampling": None}, {"split": "ood"}):
         changes = {"sampling": Sampling(1), **changes}
-        assert "ood" not in evaluate_run(run.path, device="cpu", batch_size=512, **changes)
-    found = evaluate_run(run.path, ood="demo", device="cpu", batch_size=450)
+        assert "ood" not in evaluated(run.path, device="cpu", batch_size=512, **changes)
+    found = evaluated(run.path, ood="demo", device="cpu", batch_size=450)
     assert found["ood"]["mean"]["validation"] == pytest.approx({"entropy": 0.5}, abs=1e-3)
 
 
 def test_scores_from_outside(scores_run):
     ood = scores_run.read_config().eval_file
-    found = evaluate_run(
-        scores_run.path, sampling=Sampling(2), ood=ood, device="cpu", batch_size=64
-    )
+    found = evaluated(scores_run.path, sampling=Sampling(2), ood=ood, device="cpu", batch_size=64)
     assert found["ood"]["sampled"]["validation"] == pytest.approx({"variance": 0.5}, abs=1e-3)
 
 
@@ -320,30 +316,30 @@ def test_scores_from_outside(scores_run):
 def test_what_a_user_can_mend(run, adamw_run, scores_run, tmp_path):
     sampling = Sampling(2)
     with pytest.raises(UserError, match="--samples 2: the run was trained with adamw"):
-        evaluate_run(adamw_run.path, sampling=sampling, device="cpu")
+        evaluated(adamw_run.path, sampling=sampling, device="cpu")
     for temperature in (-1.0, float("nan"), float("inf")):
         with pytest.raises(UserError, match=r"--temperature .*: give a number of 0 or more"):
-            evaluate_run(run.path, sampling=Sampling(2, temperature), device="cpu")
+            evaluated(run.path, sampling=Sampling(2, temperature), device="cpu")
     for few in (None, Sampling(1)):
         with pytest.raises(UserError, match=r"--ood x: a score's .* variance; give --samples 2"):
-            evaluate_run(scores_run.path, sampling=few, ood="x", device="cpu")
+            evaluated(scores_run.path, sampling=few, ood="x", device="cpu")
     with pytest.raises(UserError, match="--reliability: custom predicts a score"):
-        evaluate_run(scores_run.path, reliability=True, device="cpu")
+        evaluated(scores_run.path, reliability=True, device="cpu")
     with pytest.raises(DataError, match="--ood ood: rte has no such split; give another task"):
-        evaluate_run(run.path, ood="ood", device="cpu")
+        evaluated(run.path, ood="ood", device="cpu")
     other = tmp_path / "other.csv"
     other.write_text("text,label\nw1,0\n")
     with pytest.raises(DataError, match=r"--ood .*other\.csv: has no column 'sentence1'"):
-        evaluate_run(run.path, ood=str(other), device="cpu")
+        evaluated(run.path, ood=str(other), device="cpu")
     with pytest.raises(DataError, match=r"--ood no\.csv: no such file"):
-        evaluate_run(run.path, ood="no.csv", device="cpu")
+        evaluated(run.path, ood="no.csv", device="cpu")
     unlabelled = write_rows(tmp_path / "u.csv", [("w1", "w2")])
     for changes in ({}, {"sampling": sampling}):
         with pytest.raises(DataError, match="has no labels to score"):
-            evaluate_run(run.path, file=unlabelled, device="cpu", **changes)
+            evaluated(run.path, file=unlabelled, device="cpu", **changes)
     for changes in ({}, {"ood": unlabelled}, {"predictions": tmp_path / "p.csv"}):
         with pytest.raises(DataError, match=r"--reliability: file of rte has no labels .*; leave"):
-            evaluate_run(run.path, file=unlabelled, reliability=True, device="cpu", **changes)
+            evaluated(run.path, file=unlabelled, reliability=True, device="cpu", **changes)
     assert not list(run.path.glob(".*"))
 
 
@@ -352,33 +348,33 @@ def test_a_run_that_has_not_finished(run, tmp_path):
     shutil.copytree(run.path, copy)
     (copy / "result.json").unlink()
     with pytest.raises(UserError, match=r"result\.json is missing: the run has not finished"):
-        evaluate_run(copy, sampling=Sampling(1), device="cpu")
+        evaluated(copy, sampling=Sampling(1), device="cpu")
 
 
 def test_overflow_is_told(run):
     with pytest.raises(NonFiniteError, match=r"--temperature 1e\+60: a sample's prediction is not"):
-        evaluate_run(run.path, sampling=Sampling(1, 1e60), device="cpu")
+        evaluated(run.path, sampling=Sampling(1, 1e60), device="cpu")
 
 
 def test_options_without_effect_are_refused(run, scores_run, backbone, rte, tmp_path):
     path = write_rows(tmp_path / "u.csv", [("w1", "w2")])
     for split in ("validation", "test"):
         with pytest.raises(UserError, match=f"--split {split}: --eval-file .* is read instead"):
-            evaluate_run(run.path, split=split, file=path, ood=path, device="cpu")
+            evaluated(run.path, split=split, file=path, ood=path, device="cpu")
     with pytest.raises(
         UserError, match=r"--data .*: has no effect, --eval-file .* is read instead"
     ):
-        evaluate_run(run.path, data=rte, file=path, ood=path, device="cpu")
+        evaluated(run.path, data=rte, file=path, ood=path, device="cpu")
     with pytest.raises(UserError, match=r"--data .*: has no effect, the run has files of its own"):
-        evaluate_run(scores_run.path, data=rte, device="cpu")
+        evaluated(scores_run.path, data=rte, device="cpu")
     demo = run_of(backbone, None, tmp_path, task="demo", max_steps=2, data=None)
     for ood in (None, "ood", path):
         with pytest.raises(UserError, match=r"--data .*: has no effect, the task demo is built in"):
-            evaluate_run(demo.path, data=rte, ood=ood, device="cpu")
+            evaluated(demo.path, data=rte, ood=ood, device="cpu")
     # another task's rows are there
-    found = evaluate_run(demo.path, data=rte, ood="rte", device="cpu", batch_size=512)
+    found = evaluated(demo.path, data=rte, ood="rte", device="cpu", batch_size=512)
     assert found["ood"]["rows"] == 40
-    found = evaluate_run(run.path, data=rte, file=path, ood="rte", device="cpu")
+    found = evaluated(run.path, data=rte, file=path, ood="rte", device="cpu")
     assert found["ood"]["rows"] == 40
 
 
@@ -401,13 +397,13 @@ def test_what_the_training_was_told_is_not_taken_for_typed(run, scores_run, tmp_
         (moved(scores_run, scores_run.read_config().eval_file), "--eval-file /gone", None),
     ):
         with pytest.raises(UserError, match=f"^{path} was trained with {option}: no such "):
-            evaluate_run(path, split=split, device="cpu")
+            evaluated(path, split=split, device="cpu")
     with pytest.raises(UserError, match=r"^--data /nope: no such directory"):
-        evaluate_run(run.path, data="/nope", device="cpu")
+        evaluated(run.path, data="/nope", device="cpu")
     own = tmp_path / "own.csv"
     own.write_text("txt,score\nw1,0.5\n")
     with pytest.raises(UserError, match="has no column 'text'") as raised:
-        evaluate_run(scores_run.path, file=str(own), device="cpu")
+        evaluated(scores_run.path, file=str(own), device="cpu")
     assert "--text-columns" not in str(raised.value)
 
 

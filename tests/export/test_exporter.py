@@ -19,7 +19,6 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from bayeslora_cli.cli.app import main
 from bayeslora_cli.config.catalogue import FORMATS
 from bayeslora_cli.errors import BayesloraError, DataError, ModelError, RunDirError, UserError
-from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.evaluation.run_loading import load_run
 from bayeslora_cli.export import exporter
 from bayeslora_cli.export.exporter import ExportOptions, describe_export, export_run
@@ -29,6 +28,7 @@ from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import RankReport
 from bayeslora_cli.tasks.objectives.objective import objective_of
 from tests.conftest import save_backbone
+from tests.support.evaluation import evaluated
 from tests.training.test_loop import run_of
 
 FORMS = ["adalora", "lora", "lora-uniform", "merged", "onnx"]
@@ -225,7 +225,7 @@ def test_metrics_are_told_with_their_precision(backbone, rte, tmp_path):
     assert "Metrics, measured in bf16:" in (directory / "README.md").read_text()
     directory, manifest = exported(run, "lora", target_rank=1)
     assert "Metrics, measured in fp32:" in (directory / "README.md").read_text()
-    assert evaluate_run(run.path, device="cpu")["precision"] == "bf16"
+    assert evaluated(run.path, device="cpu")["precision"] == "bf16"
 
 
 def test_data_that_is_not_read(run, backbone, rte, tmp_path):
@@ -305,7 +305,7 @@ def test_data_from_elsewhere(run, rte, tmp_path):
 def test_pruning_keeps_the_best_and_says_what_it_costs(run):
     report = RankReport.from_json(run.read_json(run.ranks), "ranks.json")
     n = len(report.matrices)
-    metrics = evaluate_run(run.path, device="cpu")["metrics"]
+    metrics = evaluated(run.path, device="cpu")["metrics"]
     directory, manifest = exported(run, "adalora", target_rank=1)
     assert directory == run.path / "export" / "adalora-r1"
     assert sum(manifest["ranks"].values()) == n
@@ -392,7 +392,7 @@ def test_another_checkpoint_than_the_run_was_trained_on(backbone, rte, tmp_path)
     with pytest.raises(ModelError, match=re.escape(message)):
         exported(run, "lora")
     with pytest.raises(ModelError, match=re.escape(message)):
-        evaluate_run(run.path, device="cpu")
+        evaluated(run.path, device="cpu")
     assert not run.exports.exists()
 
     save_backbone(base, "bert")

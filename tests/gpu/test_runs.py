@@ -12,12 +12,12 @@ import torch
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.errors import BayesloraError
 from bayeslora_cli.evaluation.forward_passes import Sampling
-from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
 from bayeslora_cli.training import assembly
 from bayeslora_cli.training.assembly import Workspace
 from bayeslora_cli.training.loop import train
 from bayeslora_cli.training.step import TrainStep
+from tests.support.evaluation import evaluated
 from tests.support.faults import ROOT, contents, differences
 
 pytestmark = [
@@ -41,10 +41,10 @@ def test_a_run_and_its_evaluation(precision, optimizer, backbone, rte, tmp_path)
         )
     )  # fmt: skip
     expected = run.read_json(run.result)["best_at_budget"]["metrics"]["validation"]["nll"]
-    found = evaluate_run(run.path, device="cuda")["metrics"]["validation"]["nll"]
+    found = evaluated(run.path, device="cuda")["metrics"]["validation"]["nll"]
     # bf16 products round differently for other batch shapes
     assert found == pytest.approx(expected, abs=1e-5 if precision == "fp32" else 2e-2)
-    on_cpu = evaluate_run(run.path, device="cpu")["metrics"]["validation"]["nll"]
+    on_cpu = evaluated(run.path, device="cpu")["metrics"]["validation"]["nll"]
     assert on_cpu == pytest.approx(expected, abs=1e-4 if precision == "fp32" else 5e-2)
 
 
@@ -61,7 +61,7 @@ def test_samples_are_the_cpus(temperature, backbone, rte, tmp_path):
         )
     )  # fmt: skip
     found = [
-        evaluate_run(run.path, sampling=Sampling(8, temperature, seed=1), device=device)
+        evaluated(run.path, sampling=Sampling(8, temperature, seed=1), device=device)
         for device in ("cpu", "cuda")
     ]
     for at in ("metrics", "sampled"):

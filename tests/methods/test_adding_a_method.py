@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from bayeslora_cli.config.catalogue import METHODS, MethodEntry
-from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.export.exporter import export_run
 from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.methods.method import Method
 from bayeslora_cli.models.adapters.layer import LowRankLinear
+from tests.support.evaluation import evaluated
 from tests.support.networks import build
 from tests.training.test_loop import run_of
 
@@ -52,7 +52,7 @@ def test_trained_read_back_and_exported(backbone, rte, tmp_path):
     run = run_of(backbone, rte, tmp_path, method="orthogonal", target_rank=2)
     assert run.path.parent.name.startswith("rte-orthogonal-adamw-r2")
     best = run.read_result()["best_at_budget"]["metrics"]["validation"]
-    found = evaluate_run(run.path, device="cpu")["metrics"]["validation"]
+    found = evaluated(run.path, device="cpu")["metrics"]["validation"]
     assert found["nll"] == pytest.approx(best["nll"], abs=1e-6)
     for name in ("lora", "merged"):  # reopened without this package, the same logits
         directory, manifest = export_run(run.path, ExportOptions(format=name, device="cpu"))

@@ -26,7 +26,6 @@ from bayeslora_cli.errors import (
     RunDirError,
 )
 from bayeslora_cli.evaluation.forward_passes import logits_of
-from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.runs import checkpoint
 from bayeslora_cli.runs.rank_report import RankReport
@@ -34,6 +33,7 @@ from bayeslora_cli.tasks.sources.loading import load_task
 from bayeslora_cli.training.loop import train
 from bayeslora_cli.training.step import TrainStep
 from tests.conftest import save_backbone
+from tests.support.evaluation import evaluated
 from tests.support.faults import contents, differences
 from tests.training.test_step import METHODS
 
@@ -66,7 +66,7 @@ def test_every_method(method, optimizer, criterion, backbone, rte, tmp_path):
     for record in ("best", "best_at_budget", "last"):
         assert set(result[record]["metrics"]["validation"]) == {"accuracy", "nll"}
     # read back, the run is its best evaluation at the final budget
-    found = evaluate_run(run.path, device="cpu")["metrics"]["validation"]
+    found = evaluated(run.path, device="cpu")["metrics"]["validation"]
     expected = result["best_at_budget"]["metrics"]["validation"]
     assert found["accuracy"] == expected["accuracy"]
     assert found["nll"] == pytest.approx(expected["nll"], abs=1e-6)
@@ -366,7 +366,7 @@ def test_evaluation_leaves_the_training_alone(backbone, rte, tmp_path):
 
 def test_prediction_does_not_depend_on_the_batch_size(backbone, rte, tmp_path):
     run = run_of(backbone, rte, tmp_path)
-    one, many = (evaluate_run(run.path, device="cpu", batch_size=n)["metrics"] for n in (1, 40))
+    one, many = (evaluated(run.path, device="cpu", batch_size=n)["metrics"] for n in (1, 40))
     assert one["validation"]["nll"] == pytest.approx(many["validation"]["nll"], abs=1e-6)
 
 
@@ -413,7 +413,7 @@ def test_real_tasks_end_to_end(task, folder, expected, backbone, tmp_path):
         pytest.skip("no real GLUE files")
     changes = {"task": task, "max_steps": 3, "eval_batch_size": 512}
     run = run_of(backbone, str(data), tmp_path, **changes)
-    found = evaluate_run(run.path, device="cpu")["metrics"]
+    found = evaluated(run.path, device="cpu")["metrics"]
     best = run.read_json(run.result)["best_at_budget"]["metrics"]
     assert {split: set(metrics) for split, metrics in best.items()} == expected
     assert found.keys() == best.keys()
@@ -469,7 +469,7 @@ def test_decoders(kind, method, backbone, rte, tmp_path):
         backbone, rte, tmp_path, model=backbone(kind), method=method, criterion=criterion,
         target_modules=("all-linear",),
     )  # fmt: skip
-    one, many = (evaluate_run(run.path, device="cpu", batch_size=n)["metrics"] for n in (1, 40))
+    one, many = (evaluated(run.path, device="cpu", batch_size=n)["metrics"] for n in (1, 40))
     assert one["validation"]["nll"] == pytest.approx(many["validation"]["nll"], abs=1e-5)
     base = AutoModelForSequenceClassification.from_pretrained(backbone(kind), num_labels=2)
     base.config.pad_token_id = 0

@@ -89,6 +89,9 @@ class History:
             key=lambda i: (matrices[i].layer is None, kinds.index(matrices[i].kind), i),
         )
 
+    def __repr__(self) -> str:
+        return str(self.draw(width=100, colour=False, unicode=True))
+
     def to_json(self) -> dict[str, Any]:
         """{"steps": [t], "budget": [t], "matrices": [{"name", "ranks": [t], "first_loss",
         "settled"}]}; `first_loss` and `settled` are steps or null. Steps count from 0.

@@ -94,6 +94,9 @@ class Scores:
         for kind in paper_order(self.kinds):
             yield kind, kinds == kind
 
+    def __repr__(self) -> str:
+        return str(self.draw(width=100, colour=False, unicode=True))
+
     def to_json(self) -> dict[str, Any]:
         """{"thresholds": [run], "misplaced": [run], "quantiles": {part: {"triplets", "kept",
         "min", "10%", "50%", "90%", "max"}}, "histogram": {"edges": [bins + 1], "kept": [bins],

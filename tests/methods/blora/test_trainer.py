@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from bayeslora_cli.bayes.gaussian import FactorisedGaussian
-from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.methods.blora.gates import SHIFT
 from bayeslora_cli.runs.rank_report import RankReport
+from tests.support.evaluation import evaluated
 from tests.support.faults import contents, differences
 from tests.training.test_loop import killed_at, lines, run_of  # noqa: F401
 from tests.training.test_step import GATES, T_FINAL, T_INIT, TOTAL, batches, make_step
@@ -235,7 +235,7 @@ def test_samples_of_the_posterior_keep_the_gates(backbone, rte, tmp_path):
     from bayeslora_cli.evaluation.forward_passes import Sampling
 
     run = run_of(backbone, rte, tmp_path, **ACTIVE | {"optimizer": "ivon"})
-    found = evaluate_run(run.path, device="cpu", sampling=Sampling(2, 0.0))
+    found = evaluated(run.path, device="cpu", sampling=Sampling(2, 0.0))
     assert found["sampled"]["validation"]["nll"] == pytest.approx(
         found["metrics"]["validation"]["nll"], rel=1e-6
     )

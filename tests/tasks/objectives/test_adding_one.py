@@ -17,7 +17,6 @@ from bayeslora_cli.config.catalogue import OBJECTIVES, ObjectiveEntry
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.errors import DataError, UserError
 from bayeslora_cli.evaluation.forward_passes import Sampling
-from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.export.exporter import ExportOptions, export_run
 from bayeslora_cli.tasks.objectives.classification import Classification
 from bayeslora_cli.tasks.objectives.objective import Objective, build_objective, objective_of
@@ -25,6 +24,7 @@ from bayeslora_cli.tasks.sources.table_reader import read_table
 from bayeslora_cli.tasks.sources.tabular import custom_task, table_examples
 from bayeslora_cli.training.loop import train
 from tests.conftest import SPECIAL, WORDS
+from tests.support.evaluation import evaluated
 
 
 class MultiLabel(Objective):
@@ -154,7 +154,7 @@ def test_it_learns(backbone, files, tmp_path):
     metrics = run.read_result()["best_at_budget"]["metrics"]["validation"]
     assert metrics.keys() == {"micro_f1", "macro_f1", "nll"}
     assert metrics["macro_f1"] > 0.7
-    found = evaluate_run(run.path, device="cpu")
+    found = evaluated(run.path, device="cpu")
     assert found["metrics"]["validation"] == pytest.approx(metrics, abs=1e-6)
     assert found.keys() == {"run", "task", "split", "precision", "metrics"}
 
@@ -170,7 +170,7 @@ def test_samples_and_predictions(backbone, files, tmp_path):
     assert manifest["check"]["max_difference"] <= manifest["check"]["allowed"]
 
     path = tmp_path / "found.csv"
-    found = evaluate_run(
+    found = evaluated(
         run.path, device="cpu", sampling=Sampling(3), predictions=path, file=files["eval_file"]
     )
     assert found["sampled"]["file"].keys() == found["metrics"]["file"].keys()
@@ -186,7 +186,7 @@ def test_samples_and_predictions(backbone, files, tmp_path):
         assert row["prediction"].split() == likely
         assert float(row["entropy"]) >= float(row["mutual_information"]) >= 0
     with pytest.raises(UserError, match="predicts any number of classes, which has no confidence"):
-        evaluate_run(run.path, device="cpu", reliability=True)
+        evaluated(run.path, device="cpu", reliability=True)
 
 
 def test_a_backbone_without_a_head(backbone, tmp_path, monkeypatch):

@@ -14,7 +14,6 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from bayeslora_cli.config.resolution import resolve
-from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.tasks.sources.demo import (
     CONTRADICTION,
     DEMO,
@@ -27,6 +26,7 @@ from bayeslora_cli.tasks.sources.demo import (
     demo_examples,
 )
 from bayeslora_cli.training.loop import train
+from tests.support.evaluation import evaluated
 
 # of the text and the labels: a change here is another task, whose results cannot be compared
 SHA256 = {
@@ -142,4 +142,4 @@ def test_minilm_solves_it(tmp_path):
     run = train(resolve({"output": str(tmp_path), "device": "cpu"}, "quickstart"))
     result = run.read_json(run.result)
     assert result["best_at_budget"]["metrics"]["validation"]["accuracy"] > 0.8
-    assert evaluate_run(run.path, split="ood", device="cpu")["metrics"]["ood"]["accuracy"] > 0.5
+    assert evaluated(run.path, split="ood", device="cpu")["metrics"]["ood"]["accuracy"] > 0.5

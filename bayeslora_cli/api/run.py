@@ -1,0 +1,324 @@
+"""`Run`: a finished run, to look at, evaluate, sample, predict with and export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.config.validation import nearest
+from bayeslora_cli.errors import UserError
+from bayeslora_cli.runs.directory import RunDir
+from bayeslora_cli.runs.rank_report import RankReport
+from bayeslora_cli.tasks.task import Examples, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bayeslora_cli.evaluation.evaluation import Evaluation
+    from bayeslora_cli.evaluation.forward_passes import Sampling
+    from bayeslora_cli.evaluation.run_loading import LoadedRun
+    from bayeslora_cli.evaluation.run_posterior import RunPosterior
+    from bayeslora_cli.reports.ranks.history import History
+    from bayeslora_cli.reports.ranks.score_distribution import Scores
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Export:
+    """A finished export."""
+
+    path: Path
+    """Its directory."""
+    manifest: Mapping[str, Any]
+    """Its manifest.json: format, source, how the check went, metrics, checksums of the files."""
+
+    def describe(self) -> str:
+        """What was measured, one line each."""
+        from bayeslora_cli.export.exporter import describe_export
+
+        return "\n".join(describe_export(dict(self.manifest)))
+
+
+class Run:
+    """A run's directory, read when asked: `Run(path).ranks` needs no model and no data."""
+
+    def __init__(
+        self, path: str | Path, *, device: str = "auto", trust_remote_code: bool = False
+    ) -> None:
+        """Open a run.
+
+        Args:
+            device: cpu, cuda, cuda:N or auto, for the verbs that load the model.
+            trust_remote_code: run Python code that comes with the model.
+        Raises:
+            RunDirError: there is no such directory, or it is no run's.
+        """
+        self.directory = RunDir.open(Path(path))
+        self.device, self.trust_remote_code = device, trust_remote_code
+
+    @property
+    def path(self) -> Path:
+        """The run's directory."""
+        return self.directory.path
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The options that the run was trained with."""
+        return self.directory.read_config(trust_remote_code=self.trust_remote_code)
+
+    @cached_property
+    def task(self) -> Task:
+        """What is predicted, from which columns, and what it is measured by."""
+        return self.directory.read_task()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The run's result.json: evaluations `best`, `best_at_budget` and `last`, sizes, times.
+
+        Raises:
+            RunDirError: the run has not finished, as for all properties below.
+        """
+        return self.directory.read_result()
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Split -> metric -> value, of the best evaluation with the final ranks, whose weights the
+        run has kept."""
+        found: dict[str, dict[str, float]] = self.result["best_at_budget"]["metrics"]
+        return found
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl: loss, learning rate, budget, evaluations by step, from 0."""
+        text = self.directory.read_text(self.directory.metrics)
+        return [json.loads(line) for line in text.splitlines()]
+
+    @property
+    def ranks(self) -> RankReport:
+        """Each matrix's rank and kept triplets; no matrices in a run of --method full."""
+        found = self.directory.read_json(self.directory.ranks)
+        return RankReport.from_json(found, str(self.directory.ranks))
+
+    @property
+    def history(self) -> History:
+        """Ranks (t, matrices) after each of the t steps at which the allocation changed.
+
+        Raises:
+            UserError: the ranks are constant.
+        """
+        from bayeslora_cli.reports.ranks.history_reading import load_history
+        from bayeslora_cli.reports.ranks.run_groups import load_group
+
+        return load_history(load_group([self.path]))
+
+    @property
+    def scores(self) -> Scores:
+        """Every triplet's score, and the threshold between kept and pruned.
+
+        Raises:
+            UserError: the ranks are constant.
+        """
+        from bayeslora_cli.reports.ranks.run_groups import load_group
+        from bayeslora_cli.reports.ranks.score_distribution import load_scores
+
+        return load_scores(load_group([self.path]))
+
+    def evaluate(
+        self,
+        split: str | None = None,
+        *,
+        samples: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        ood: str | None = None,
+        data: str | None = None,
+        file: str | Path | None = None,
+        reliability: bool = False,
+        predictions: Path | None = None,
+        submission: Path | None = None,
+        batch_size: int | None = None,
+    ) -> Evaluation:
+        """Evaluate at the posterior's mean, and over samples of the posterior.
+
+        Args:
+            split: train, validation, test or ood; None: validation.
+            samples: how many; None: at the mean only.
+            temperature: factor of the posterior's variance; None: 1.
+            seed: of the samples; None: 0.
+            ood: rows to tell from the split's by their uncertainty: another task, a file, or "ood".
+            data: directory of the data; None: the one that the run was trained on.
+            file: rows of your own instead of a split.
+            reliability: count the bins of a reliability diagram, in `facts["reliability"]`.
+            predictions: write a row per example to FILE.csv, .tsv or .jsonl.
+            submission: directory for the files that gluebenchmark.com takes.
+            batch_size: examples per forward pass; None: as in training.
+        Raises:
+            UserError: options without effect, data or model that is missing, no posterior.
+        """
+        from bayeslora_cli.evaluation.run_evaluation import evaluate_run
+
+        return evaluate_run(
+            self.path,
+            split=split,
+            data=data,
+            file=None if file is None else str(file),
+            sampling=_sampling(samples, temperature, seed),
+            ood=ood,
+            reliability=reliability,
+            predictions=predictions,
+            submission=submission,
+            device=self.device,
+            batch_size=batch_size,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def load(self) -> LoadedRun:
+        """Load the network at the posterior's mean, its tokenizer and the posterior.
+
+        `network.logits(batch)` runs it on tokens, and inside `network.bank.showing(theta)` at other
+        parameters (N,).
+
+        Raises:
+            UserError: the model cannot be loaded, or its weights are not those of the training.
+        """
+        from bayeslora_cli.evaluation.run_loading import load_run
+        from bayeslora_cli.tasks.objectives.objective import objective_of
+
+        return load_run(self.directory, self.config, objective_of(self.task), self.device)
+
+    @cached_property
+    def _loaded(self) -> LoadedRun:
+        return self.load()
+
+    @property
+    def posterior(self) -> RunPosterior:
+        """The distribution over the trained parameters; the model is loaded for its shapes.
+
+        Raises:
+            UserError: as `load` does.
+        """
+        from bayeslora_cli.evaluation.run_posterior import RunPosterior
+
+        return RunPosterior(
+            posterior=self._loaded.posterior, summarised=self.result.get("posterior")
+        )
+
+    def predict(
+        self,
+        texts: Sequence[str | tuple[str, str]],
+        *,
+        samples: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """Predict n texts, or pairs of texts where the task has two columns.
+
+        Args:
+            samples, temperature, seed, batch_size: as for `evaluate`.
+        Returns:
+            fp64 on the CPU: class probabilities (n, classes), in the order of `task.classes`, or
+            scores (n,); the mean over the samples, if there are any.
+        Raises:
+            UserError: texts of another form, no posterior to sample, or as `load` does.
+        """
+        from bayeslora_cli.evaluation.run_evaluation import check_sampling, predict
+
+        sampling = _sampling(samples, temperature, seed)
+        check_sampling(self.config, sampling)
+        rows = {"texts": _examples(texts, self.task)}
+        found = predict(self._loaded, self.directory, self.config, rows, sampling, batch_size)[1]
+        return found["mean" if sampling is None else "sampled"]["texts"].values
+
+    def export(
+        self,
+        format: str,
+        output: str | Path | None = None,
+        *,
+        overwrite: bool = False,
+        push_to_hub: str | None = None,
+        **options: Any,
+    ) -> Export:
+        """Write the run in another format, complete and checked against the run, or not at all.
+
+        Args:
+            format: adalora, lora, merged, onnx or quantized.
+            output: the directory to write; None: `export/FORMAT` in the run's.
+            overwrite: replace an export.
+            push_to_hub: a repository of the Hugging Face hub to upload to.
+            options: the other fields of `ExportOptions`: uniform_rank, target_rank, check_rows,
+                check_inputs ("data" or "random"), data, file.
+        Raises:
+            UserError: options that do not fit the run, data or model that is missing.
+            BayesloraError: the reopened export does not predict what the run predicts.
+        """
+        from bayeslora_cli.export.exporter import export_run
+        from bayeslora_cli.export.request import ExportOptions
+
+        known = set(ExportOptions.__dataclass_fields__) - {"device", "trust_remote_code"}
+        for name in options.keys() - known:
+            raise UserError(f"{name}: no option of an export{nearest(name, known)}")
+        asked = ExportOptions(
+            format=format,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            **options,
+        )
+        path, manifest = export_run(
+            self.path,
+            asked,
+            output=None if output is None else Path(output),
+            overwrite=overwrite,
+            push_to_hub=push_to_hub,
+        )
+        return Export(path=path, manifest=manifest)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    def _repr_html_(self) -> str:
+        """Draw the ranks in a notebook: kinds of matrices by layers (paper, figure 1)."""
+        from bayeslora_cli.reports.html_heatmap import heatmap_html
+
+        name = f"<div><code>{escape(str(self.path))}</code></div>"
+        if not self.directory.ranks.is_file():
+            return f"{name}<div>the run has not finished</div>"
+        return name + heatmap_html(self.ranks)
+
+
+def _sampling(samples: int | None, temperature: float | None, seed: int | None) -> Sampling | None:
+    """How to sample; None: not at all.
+
+    Raises:
+        UserError: a temperature or seed without samples, or no sample.
+    """
+    if samples is None:
+        for name, value in (("--temperature", temperature), ("--seed", seed)):
+            if value is not None:
+                raise UserError(f"{name} {value}: it is of samples; give --samples S as well")
+        return None
+    if samples < 1:
+        raise UserError(f"--samples {samples}: must be at least 1")
+    from bayeslora_cli.evaluation.forward_passes import Sampling
+
+    return Sampling(samples, 1.0 if temperature is None else temperature, seed or 0)
+
+
+def _examples(texts: Sequence[str | tuple[str, str]], task: Task) -> Examples:
+    """Texts as rows of the task.
+
+    Raises:
+        UserError: no text, or not as many texts per row as the task has columns.
+    """
+    columns = len(task.text_columns)
+    rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+    if isinstance(texts, str) or not rows or any(len(row) != columns for row in rows):
+        form = "a list of texts" if columns == 1 else "a list of pairs of texts"
+        raise UserError(f"predict: give {form}: {task.name} has {' and '.join(task.text_columns)}")
+    first, *rest = (list(column) for column in zip(*rows, strict=True))
+    return Examples(first=first, second=rest[0] if rest else None, labels=None)

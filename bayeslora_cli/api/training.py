@@ -1,0 +1,183 @@
+"""`train` and `plan`: a run, or what it would be.
+
+Importing this is light: the verbs import torch. Messages of errors name options as the command line
+does: `--target-rank` is the keyword `target_rank`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bayeslora_cli.api.run import Run
+from bayeslora_cli.config.files.toml_files import from_file
+from bayeslora_cli.config.resolution import Resolved, resolve
+from bayeslora_cli.config.run_config import OPTIONS, RunConfig
+from bayeslora_cli.config.validation import nearest
+from bayeslora_cli.errors import ConfigError
+from bayeslora_cli.execution.processes import SINGLE, Processes
+from bayeslora_cli.execution.signals import Stop
+from bayeslora_cli.training.run_log import Reporter as Reporter
+
+if TYPE_CHECKING:
+    from bayeslora_cli.training.assembly import Workspace
+
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+
+def _takes_options(verb: Verb) -> Verb:
+    """Name the options of a run in the verb's signature, for `help` and for completion."""
+    own = inspect.signature(verb).parameters.values()
+    named = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    named += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=o.type)
+        for name, o in OPTIONS.items()
+    ]
+    verb.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+    return verb
+
+
+def _resolved(options: Mapping[str, Any], preset: str | Path | None) -> Resolved:
+    """What `train` and `plan` are asked for.
+
+    Raises:
+        ConfigError: all unknown names or wrong types together, or what `resolve` finds.
+    """
+    problems, typed = [], {}
+    for name, value in options.items():
+        if name not in OPTIONS:
+            problems.append(f"{name}: no option of a run{nearest(name, OPTIONS)}")
+        elif value is not None:
+            plain = list(value) if isinstance(value, tuple) else value
+            try:
+                typed[name] = from_file(name, str(plain) if isinstance(plain, Path) else plain)
+            except TypeError as error:
+                problems.append(str(error))
+    if problems:
+        raise ConfigError(problems)
+    return resolve(typed, None if preset is None else str(preset))
+
+
+@_takes_options
+def train(
+    *,
+    preset: str | Path | None = None,
+    reporter: Reporter | None = None,
+    workspace: Workspace | None = None,
+    **options: Any,
+) -> Run:
+    """Train a run, resume it, or return the run that is already there.
+
+        run = bl.train(task="mrpc", criterion="snr", seed=2021)
+
+    The defaults are those of `bayeslora train`: the task's preset, the paper's settings. The same
+    call again, after an interrupt too, continues the run.
+
+    Args:
+        preset: name or file of settings to start from.
+        reporter: is told of each step; None: nothing is shown. Log messages go to the logger
+            "bayeslora".
+        workspace: from `workspace()`, to train several runs one after another.
+        options: the fields of `RunConfig`, as `bayeslora train --help-all` explains them; None:
+            the default. Rates are per step, lengths in tokens, intervals in steps.
+    Raises:
+        ConfigError: unknown names, or values that do not go together: all problems at once.
+        UserError: data or model that the user can mend, or another process trains the run.
+        NonFiniteError: the run diverged.
+        BayesloraError: out of GPU memory, or a file could not be written.
+    """
+    return train_resolved(_resolved(options, preset), reporter, workspace=workspace)
+
+
+def train_resolved(
+    resolved: Resolved,
+    reporter: Reporter | None = None,
+    *,
+    stop: Stop | None = None,
+    workspace: Workspace | None = None,
+    processes: Processes = SINGLE,
+) -> Run:
+    """`train` of options that are resolved; for callers that handle signals or several processes.
+
+    Args:
+        stop: from `signals.listening`; None: signals have their ordinary effect.
+        processes: of the job, which train the run together.
+    Raises:
+        BayesloraError: as `train` does, or `Preempted`: a signal came, and the state is saved.
+    """
+    from bayeslora_cli.training.loop import train as run_training
+
+    found = run_training(resolved, reporter, stop, workspace, processes)
+    return Run(found.path, device=resolved.config.device)
+
+
+def workspace() -> Workspace:
+    """What a process keeps between runs: `train` reuses rows, and the network if it fits."""
+    from bayeslora_cli.training.assembly import Workspace
+
+    return Workspace()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Plan:
+    """What a run would be, and what it would need; nothing was trained."""
+
+    config: RunConfig
+    """Every option's final value."""
+    path: Path
+    """The run's directory, which need not exist."""
+    facts: Mapping[str, Any]
+    """The JSON object that `bayeslora train --dry-run --json` prints."""
+
+    @property
+    def memory(self) -> dict[str, int | None]:
+        """Bytes at a step's peak, at least: `weights`, `trained_and_optimizer`, `activations`.
+
+        None of what is not known on this device.
+        """
+        return dict(self.facts["memory_bytes"])
+
+    def describe(self) -> str:
+        """As `bayeslora train --dry-run` prints it."""
+        from bayeslora_cli.training.plan import describe_plan
+
+        return describe_plan(dict(self.facts))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return `facts`."""
+        return dict(self.facts)
+
+    def __repr__(self) -> str:
+        return self.describe()
+
+
+@_takes_options
+def plan(*, preset: str | Path | None = None, **options: Any) -> Plan:
+    """Describe a run before it is trained: options, data, schedule, sizes, memory.
+
+    Args:
+        preset, options: as for `train`.
+    Raises:
+        UserError: as `train` does before its first step.
+    """
+    return plan_resolved(_resolved(options, preset))
+
+
+def plan_resolved(
+    resolved: Resolved, *, workspace: Workspace | None = None, processes: int = 1
+) -> Plan:
+    """`plan` of options that are resolved.
+
+    Args:
+        workspace: rows and tokens of the plans before this one.
+        processes: how many share the batches; the memory is that of one of them.
+    """
+    from bayeslora_cli.training.plan import dry_run
+    from bayeslora_cli.training.preparation import prepare
+
+    prepared = prepare(resolved, None if workspace is None else workspace.examples)
+    facts = dry_run(prepared, resolved, processes)
+    return Plan(config=prepared.config, path=prepared.run.path, facts=facts)

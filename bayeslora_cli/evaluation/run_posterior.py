@@ -1,0 +1,72 @@
+"""`RunPosterior`: the posterior of a finished run, to look at and to sample from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayeslora_cli.bayes.posterior import Posterior
+from bayeslora_cli.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class RunPosterior:
+    """A distribution over the N trained parameters of a run: adapters and head, in one vector."""
+
+    posterior: Posterior
+    """The seam's object; its kind is `posterior.kind`."""
+    summarised: Mapping[str, Any] | None
+    """What result.json says of it."""
+
+    @property
+    def mean(self) -> Tensor:
+        """(N,) fp32: the point at which the run is evaluated without samples, and exported."""
+        return self.posterior.mean
+
+    @property
+    def sigma(self) -> Tensor | None:
+        """(N,) fp32 standard deviations, 0 where a triplet is pruned; None: it is a point."""
+        return getattr(self.posterior, "sigma", None)
+
+    @property
+    def mask(self) -> Tensor:
+        """(matrices, initial rank) fp32: 1 of kept triplets, 0 of pruned ones."""
+        return self.posterior.mask
+
+    def sample(self, *, seed: int = 0, temperature: float = 1.0) -> Tensor:
+        """Draw parameters (N,), on the posterior's device; pruned triplets stay pruned.
+
+        For IVON theta ~ N(mean, temperature sigma^2) (Shen et al., ICML 2024, arXiv 2402.17641).
+
+        Args:
+            seed: of the noise; the same on any device.
+            temperature: a factor of the variance; 0 gives the mean.
+        Raises:
+            UserError: the run's optimizer finds a point, or a temperature below 0.
+        """
+        if not self.posterior.can_sample:
+            raise UserError("the run has a point and no posterior to sample: train with ivon")
+        if not 0 <= temperature < float("inf"):
+            raise UserError(f"temperature {temperature}: give a number of 0 or more")
+        return self.posterior.sample(torch.Generator().manual_seed(seed), temperature)
+
+    def named(self, theta: Tensor) -> dict[str, Tensor]:
+        """Views of parameters (N,) by their names in the model, each with its own shape."""
+        segments = self.posterior.layout.segments
+        return {name: segment.view(theta) for name, segment in segments.items()}
+
+    def summary(self) -> dict[str, Any] | None:
+        """What training has found about it: `posterior` of result.json; None: nothing.
+
+        Among others: quantiles of IVON's Hessian over its initial value, the spread of sigma, and
+        how much the order by signal-to-noise ratio agrees with that by magnitude.
+        """
+        return None if self.summarised is None else dict(self.summarised)
+
+    def __repr__(self) -> str:
+        kind = "samples" if self.posterior.can_sample else "a point"
+        return f"RunPosterior({self.posterior.kind}, {len(self.mean):,} parameters, {kind})"

@@ -25,7 +25,7 @@ README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 # pages that the contents list and that are still to be written: an entry goes when its page comes
-TO_COME = {"options.md", "python.md"}
+TO_COME = {"python.md"}
 LONGEST = 250  # lines of README.md
 PLACEHOLDER = re.compile(r"\b(TODO|TBD|FIXME|XXX|N/A|lorem ipsum|X+\.X+)\b|\?\?+", re.IGNORECASE)
 DOTS = re.compile(r"(…|\.\.\.+|\?)")

@@ -130,15 +130,23 @@ class Option:
         Args:
             in_presets: the values that built-in presets give it, as text.
         """
-        body = _made(self.help).replace("{choices}", listed(self.choices or ()))
-        default = self.default_text
-        if default is None and not isinstance(self.default, bool) and self.default is not None:
-            default = f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
-        shown = _made(default or "")
-        facts = [f"default: {shown}"] * bool(shown) + [f"presets: {in_presets}"] * (
-            in_presets not in ("", shown)
-        )
-        return f"{body} ({'; '.join(facts)})." if facts else f"{body}."
+        shown = self.shown_default()
+        facts = [f"default: {shown}"] if shown else []
+        if in_presets not in ("", shown):
+            facts.append(f"presets: {in_presets}")
+        return f"{self.meaning()} ({'; '.join(facts)})." if facts else f"{self.meaning()}."
+
+    def meaning(self) -> str:
+        """What the value does, without the default and the full stop."""
+        return _made(self.help).replace("{choices}", listed(self.choices or ()))
+
+    def shown_default(self) -> str:
+        """The default as text; empty if there is nothing to say of it."""
+        if self.default_text is not None:
+            return _made(self.default_text)
+        if isinstance(self.default, bool) or self.default is None:
+            return ""
+        return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
 
 
 def option(default: Any, panel: str, help: Text, **traits: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Forward passes over whole splits: at the posterior's mean, and one a sample."""
+"""Runs forward passes over whole splits: at the posterior's mean, and one per sample."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def logits_of(
     check: Callable[[], None] = lambda: None,
     runner: Runner = run_eagerly,
 ) -> Tensor:
-    """What `Objective.predict` keeps of a split's forward passes: (examples, outputs), fp32, on
-    the CPU, at the parameters that the modules see now.
+    """Run a split's forward passes at the present parameters; return what `predict` keeps.
 
     With N processes each runs every N-th batch; the results are summed, so every process gets all.
 
     Args:
-        check: called before each round; an error that it raises ends the passes, and changes
-            nothing.
+        check: called before each round; if it raises, the passes end without changing anything.
         runner: runs each pass.
+    Returns:
+        (examples, outputs), fp32, on the CPU.
     Raises:
-        NonFiniteError: a logit that is not finite.
+        NonFiniteError: a logit is not finite.
     """
     training, objective = network.module.training, network.objective
     network.module.eval()
@@ -58,7 +58,8 @@ def logits_of(
                     logits.append(batches.place[: len(batch["input_ids"])].clone())
         found = torch.zeros(batches.examples, objective.outputs)
         found[batches.rows] = torch.cat(logits).cpu()
-        batches.processes.sum_in_place(found)  # zeros elsewhere: a row is one process's
+        # each row is computed by one process, and is zero in all others
+        batches.processes.sum_in_place(found)
     finally:
         network.module.train(training)
     if not found.isfinite().all():
@@ -74,13 +75,13 @@ class Sampling:
 
     samples: int
     temperature: float = 1.0
-    """A factor of the posterior's variance."""
+    """Factor of the posterior's variance."""
     seed: int = 0
-    """Of the noise: the same samples on any device."""
+    """Seed of the noise; it gives the same samples on any device."""
 
 
 def predict_at_mean(network: Network, splits: Mapping[str, Batches]) -> dict[str, Predictive]:
-    """Predictions of each split at the mean, with the current mask applied."""
+    """Predict each split at the mean, with the current mask applied."""
     found = {name: Predictive(network.objective) for name in splits}
     with network.bank.at_mean():
         for name, batches in splits.items():
@@ -91,14 +92,14 @@ def predict_at_mean(network: Network, splits: Mapping[str, Batches]) -> dict[str
 def predict_over_samples(
     network: Network, at: Posterior, splits: Mapping[str, Batches], sampling: Sampling
 ) -> dict[str, Predictive]:
-    """Predictions of each split, averaged over samples of the posterior.
+    """Predict each split, averaged over samples of the posterior.
 
-    All splits see the same samples, one after the other; pruned triplets stay pruned.
+    All splits are predicted with the same samples; pruned triplets stay pruned.
 
     Args:
-        at: of this network, with a sigma, on its device.
+        at: a posterior of this network with sigma, on its device.
     Raises:
-        NonFiniteError: a sample's logit that is not finite.
+        NonFiniteError: a sample's logit is not finite.
     """
     generator = torch.Generator().manual_seed(sampling.seed)
     found = {name: Predictive(network.objective) for name in splits}
@@ -127,10 +128,10 @@ def evaluate_splits(
     check: Callable[[], None] = lambda: None,
     runner: Runner = run_eagerly,
 ) -> Metrics:
-    """Metrics of splits with labels, at the mean, with the current mask applied.
+    """Compute metrics of splits with labels, at the mean, with the current mask applied.
 
     Args:
-        check, runner: as `logits_of` takes them.
+        check, runner: passed to `logits_of`.
     """
     with network.bank.at_mean():
         found = {}
@@ -142,7 +143,7 @@ def evaluate_splits(
 
 
 def describe(metrics: Metrics) -> str:
-    """Metrics on one line."""
+    """Write metrics on one line."""
     return "  ".join(
         f"{split} " + " ".join(f"{name} {value:.4f}" for name, value in values.items())
         for split, values in metrics.items()

@@ -1,4 +1,4 @@
-"""Predictions as files: a row per example, and GLUE's submission files."""
+"""Writes predictions to files: one row per example, or GLUE's submission files."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Predicted:
-    """What is predicted for the n examples of one split, in the order of its file."""
+    """The predictions for the n examples of one split, in the order of its file."""
 
     values: Tensor
     """(n, classes) probabilities, or (n,) scores."""
     labels: Tensor | None = None
-    """(n, ...) as `Objective.label_tensor` makes them; None when the split has no labels."""
+    """(n, ...) as `Objective.label_tensor` makes them; None if the split has no labels."""
     extra: Mapping[str, Tensor] = field(default_factory=dict)
-    """Further columns by name, each (n,); every split has the same."""
+    """Further columns by name, each (n,); every split has the same columns."""
 
 
 def check_path(path: Path) -> None:
-    """Whether predictions can go to `path`, before hours are spent on them.
+    """Check that predictions can be written to `path`, before hours are spent on them.
 
     Raises:
-        UserError: a suffix that names no format, or a directory.
+        UserError: the suffix names no format, or the path is a directory.
     """
     if path.suffix not in SUFFIXES:
         raise UserError(
@@ -60,11 +60,11 @@ def write_predictions(path: Path, task: Task, splits: Mapping[str, Predicted]) -
     with "\n". Numbers have the fewest digits that give the same float back.
 
     Args:
-        path: the file; its directory is made where there is none.
+        path: the file; its directory is created if missing.
         task: names the classes.
         splits: predictions by split, at least one.
     Raises:
-        UserError: as `check_path` does, or the file cannot be written.
+        UserError: raised by `check_path`, or the file cannot be written.
     """
     check_path(path)
     rows = _rows(task, splits)
@@ -98,14 +98,14 @@ def write_submission(
 ) -> tuple[Path, ...]:
     r"""Write the files that gluebenchmark.com takes for a task, one for each test split.
 
-    The format is the one of the site's instructions, as the GLUE authors' own toolkit writes it
+    The format follows the site's instructions, as the GLUE authors' own toolkit writes it
     (jiant, `glue_submission_formatter.py`): a header "index\tprediction", the index from 0,
     classes spelled as in the task's labelled TSV files, STS-B's scores within 0 and 5 with three
     decimals; MNLI-m.tsv and MNLI-mm.tsv for MNLI's matched and mismatched split, the name of the
     task's folder otherwise.
 
     Args:
-        directory: where the files go; it is made where there is none.
+        directory: where the files are written; it is created if missing.
         splits: predictions by test split of the task.
     Returns:
         The files written.
@@ -135,7 +135,7 @@ def write_submission(
 
 
 def _rows(task: Task, splits: Mapping[str, Predicted]) -> Iterator[dict[str, Any]]:
-    """The rows of the file by column, all with the same columns."""
+    """Yield the rows of the file by column, all with the same columns."""
     objective = objective_of(task)
     labelled = any(predicted.labels is not None for predicted in splits.values())
     for split, predicted in splits.items():

@@ -13,7 +13,7 @@ from bayeslora_cli.tasks.objectives.objective import Objective
 class Predictive:
     """Running means over samples of the weights, for n examples, in float64 on the CPU.
 
-    With one sample at the posterior's mean it is the prediction at the mean.
+    With one sample, taken at the posterior's mean, it is the prediction at the mean.
     """
 
     def __init__(self, objective: Objective) -> None:
@@ -22,11 +22,11 @@ class Predictive:
         self.values = torch.zeros((), dtype=torch.float64)
         """Mean of `Objective.expected`: (n, classes) probabilities, or (n,) scores."""
         self._within = torch.zeros((), dtype=torch.float64)
-        """(n,) mean over the samples of the entropy; of scores, of the squared distance from their
-        mean."""
+        """(n,): for probabilities, the samples' mean entropy; for scores, their mean squared
+        distance from the mean."""
 
     def add(self, logits: Tensor) -> None:
-        """Take the logits (n, outputs) of one more sample."""
+        """Add the logits (n, outputs) of one more sample."""
         self.samples += 1
         found = self.objective.expected(logits.double())
         # Welford's update, Technometrics 4, 1962
@@ -39,30 +39,30 @@ class Predictive:
         self._within = self._within + (within - self._within) / self.samples
 
     def uncertainty(self, *, sampled: bool) -> dict[str, Tensor]:
-        """What is not known of each example, by name, each (n,).
+        """Return measures of each example's uncertainty, by name, each (n,).
 
         For probabilities, in nats: `entropy` of their mean, and `mutual_information` of label and
-        weights, that entropy less the mean of the samples' own. For scores, in their squared
-        units: `variance` over the samples, the posterior's as S samples estimate it (over S - 1; 0
-        for one sample), without the observation noise.
+        weights, which is that entropy minus the mean entropy of the samples. For scores, in their
+        squared units: `variance` over the S samples (divided by S - 1; 0 for one sample), an
+        estimate of the posterior's, without the observation noise.
 
         Args:
-            sampled: whether the samples are such; otherwise `entropy` is all there is.
+            sampled: whether samples were drawn; otherwise only `entropy` is returned.
         """
         if not self.objective.probabilistic:
             return {"variance": self._variance()} if sampled else {}
         entropy = self.objective.entropy(self.values)
         if not sampled:
             return {"entropy": entropy}
-        # a mean's entropy is never below the entropies' mean, but for rounding
+        # the entropy of a mean is never below the mean entropy, except by rounding
         return {"entropy": entropy, "mutual_information": (entropy - self._within).clamp(min=0)}
 
     def _variance(self) -> Tensor:
-        """(n,) unbiased variance of the samples' scores."""
+        """Return the unbiased variance of the samples' scores (n,)."""
         return self._within * (self.samples / max(1, self.samples - 1))
 
     def metrics(self, names: Sequence[str], labels: Tensor) -> dict[str, float]:
-        """As `Objective.metrics` has them.
+        """Return the metrics of `Objective.metrics`.
 
         Args:
             names: the task's metrics.

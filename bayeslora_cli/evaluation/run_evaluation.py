@@ -1,4 +1,4 @@
-"""Predictions and their metrics, at the posterior mean and over samples of the posterior."""
+"""Evaluates a finished run, at the posterior mean and over samples of the posterior."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from bayeslora_cli.tasks.sources.glue import TASKS
 from bayeslora_cli.tasks.sources.loading import load_examples
 from bayeslora_cli.tasks.task import Examples, Task
 
-_OUTSIDE = "--ood"  # no name of a split
+_OUTSIDE = "--ood"  # not the name of a split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,8 +56,8 @@ class EvaluationRequest:
 
     @property
     def outside(self) -> str | None:
-        """The rows out of the distribution: those asked for, with samples the task's own; None:
-        there are none."""
+        """Out-of-distribution rows: those that the user asked for, or with samples those of the
+        task's own split; None: there are none."""
         own_split = self.file is None and self.split != "ood"
         if self.ood is None and self.sampling is not None and own_split:
             return next(iter(self.task.ood_splits), None)
@@ -113,7 +113,7 @@ def evaluate_run(
     run = RunDir.open(path)
     config, task = run.read_config(trust_remote_code=trust_remote_code), run.read_task()
     if data is not None:
-        if ood not in TASKS:  # whose rows are there
+        if ood not in TASKS:  # GLUE's rows are read from `data`
             check_data_is_read(config, data, file)
         config = replace(config, data=data)
     asked = EvaluationRequest(
@@ -174,7 +174,7 @@ def check_sampling(config: RunConfig, sampling: Sampling | None) -> None:
 
 
 def _check_uncertainty(asked: EvaluationRequest) -> None:
-    """Whether the run has what is asked for, before anything is loaded."""
+    """Check, before anything is loaded, that the run has what the options ask for."""
     sampling = asked.sampling
     check_sampling(asked.config, sampling)
     objective = objective_of(asked.task)
@@ -192,7 +192,7 @@ def _check_uncertainty(asked: EvaluationRequest) -> None:
 
 
 def _collect(asked: EvaluationRequest) -> dict[str, Examples]:
-    """The rows by split, as text; those out of the distribution as `_OUTSIDE`."""
+    """Read the rows by split, as text; out-of-distribution rows under `_OUTSIDE`."""
     task, config = asked.task, asked.config
     if asked.file is None:
         given = ["--train-file", "--eval-file", *(["--data"] if asked.data is None else [])]
@@ -261,7 +261,7 @@ def _score(
     rows: Mapping[str, TokenisedSplit],
     predictives: Mapping[str, Mapping[str, Predictive]],
 ) -> dict[str, Any]:
-    """Metrics, reliability and AUROCs as `evaluate_run` returns them."""
+    """Compute metrics, reliability and AUROCs as `evaluate_run` returns them."""
     result: dict[str, Any] = {}
     for at, by_split in predictives.items():
         inside = {name: found for name, found in by_split.items() if name != _OUTSIDE}
@@ -285,7 +285,7 @@ def _score(
 
 
 def _aurocs(inside: Predictive, outside: Predictive, *, sampled: bool) -> dict[str, float]:
-    """How well each kind of uncertainty tells the rows from outside from those inside."""
+    """Return for each kind of uncertainty the AUROC of rows from outside against rows inside."""
     others = outside.uncertainty(sampled=sampled)
     return {
         kind: auroc(values, others[kind])
@@ -298,7 +298,7 @@ def _write(
     rows: Mapping[str, TokenisedSplit],
     predictives: Mapping[str, Mapping[str, Predictive]],
 ) -> None:
-    """Write what is predicted, over samples if there are any, to the files asked for."""
+    """Write the predictions, averaged over samples if there are any, to the requested files."""
     at = "sampled" if "sampled" in predictives else "mean"
     predicted = {
         name: Predicted(

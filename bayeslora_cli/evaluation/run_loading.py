@@ -1,4 +1,4 @@
-"""A finished run's network, at the weights that it has kept."""
+"""Loads the network of a finished run, with the weights that the run kept."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from bayeslora_cli.tasks.task import Task
 
 
 def split_names(task: Task, split: str) -> tuple[str, ...]:
-    """What `--split` names: MNLI's validation and test are two splits each.
+    """Return the splits that `--split` names: MNLI's validation and test are two splits each.
 
     Raises:
-        DataError: no such split.
+        DataError: there is no such split.
     """
     groups = {
         "train": ("train",),
@@ -49,11 +49,11 @@ class LoadedRun(NamedTuple):
 
 
 def load_run(run: RunDir, config: RunConfig, objective: Objective, device: str) -> LoadedRun:
-    """The network of a finished run at its posterior mean, its tokenizer, and the posterior.
+    """Load the network of a finished run at its posterior mean, its tokenizer, and the posterior.
 
     Raises:
-        UserError: as `build_network` and `posterior.load` do, or another checkpoint than
-            the run was trained on.
+        UserError: raised by `build_network` or `posterior.load`, or the backbone's checkpoint is
+            not the one that the run was trained on.
     """
     set_precision(config.precision)
     with of_the_training(run, "--model", "--target-modules"):
@@ -69,7 +69,7 @@ def load_run(run: RunDir, config: RunConfig, objective: Objective, device: str) 
 
 @contextmanager
 def of_the_training(run: RunDir, *options: str) -> Iterator[None]:
-    """Say of errors about these options that the training was given them, not this command."""
+    """Reword errors about these options: the user gave them to the training, not this command."""
     try:
         yield
     except UserError as error:
@@ -80,7 +80,7 @@ def of_the_training(run: RunDir, *options: str) -> Iterator[None]:
 
 def _check_backbone(run: RunDir, config: RunConfig, network: Network) -> None:
     trained_on = run.read_json(run.environment)
-    expected = trained_on.get("backbone_sha256")  # runs of earlier versions did not note it
+    expected = trained_on.get("backbone_sha256")  # runs of earlier versions did not record it
     if expected is not None and expected != network.backbone_sha256:
         revision = trained_on.get("model_revision")
         then = f"revision {revision}" if revision else "the checkpoint of then"

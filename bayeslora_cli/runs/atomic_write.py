@@ -1,4 +1,4 @@
-"""Atomic writes of files and directories, and the clean-up after a write that was killed."""
+"""Writes files and directories atomically, and cleans up after a write that was killed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bayeslora_cli.errors import StorageError
 
 _UMASK = os.umask(0)  # it can only be read by setting it
 os.umask(_UMASK)
-# safetensors raises the system's errors as its own, with the number in the text
+# safetensors wraps the system's errors in its own, with the number in the text
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
@@ -32,12 +32,12 @@ def _sync(path: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path for a file or a directory; on success it is renamed to `path`.
 
-    At any time `path` is the whole old thing or the whole new one. A directory cannot be replaced
-    in one system call: the old one is renamed just before, and `recover` undoes that after a kill
-    in between.
+    At any time `path` is the complete old content or the complete new one. A directory cannot be
+    replaced in one system call: the old one is renamed just before, and `recover` undoes that if
+    the process was killed in between.
 
     Raises:
-        StorageError: the disk is full or the place cannot be written; the old thing is unchanged.
+        StorageError: the disk is full or `path` cannot be written; the old content is unchanged.
     """
     temporary, old = aside(path, "tmp"), aside(path, "old")
     try:
@@ -48,14 +48,14 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
             _settle(temporary, path, old)
     except BaseException:
-        with suppress(OSError):  # the first error counts; a leftover does no harm
+        with suppress(OSError):  # report the first error; a leftover does no harm
             recover(path)
             remove(temporary)
         raise
 
 
 def _settle(temporary: Path, path: Path, old: Path) -> None:
-    """Flush the temporary thing to the disk and give it its name."""
+    """Flush the temporary file or directory to disk and rename it to `path`."""
     for written in (*temporary.rglob("*"), temporary):
         if written.is_file():
             written.chmod(0o666 & ~_UMASK)  # safetensors lets only the owner read its files
@@ -69,10 +69,10 @@ def _settle(temporary: Path, path: Path, old: Path) -> None:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Turn errors of the system inside into errors that name `path`.
+    """Turn the system's errors inside this block into errors that name `path`.
 
     Raises:
-        StorageError: in place of such an error.
+        StorageError: instead of such an error.
     """
     try:
         yield
@@ -99,7 +99,7 @@ def recover(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a directory; at any time all of it is there, or nothing.
+    """Remove a directory atomically: at any time it exists completely or not at all.
 
     Raises:
         StorageError: it cannot be removed.
@@ -112,7 +112,7 @@ def discard(path: Path) -> None:
 
 
 def tidy(path: Path) -> None:
-    """Remove what a kill inside `replacing` or `discard` left of `path`.
+    """Remove what a killed `replacing` or `discard` left of `path`.
 
     Raises:
         StorageError: it cannot be removed.
@@ -123,13 +123,13 @@ def tidy(path: Path) -> None:
 
 
 def leftovers(directory: Path) -> list[Path]:
-    """The paths in a directory of ours from which `tidy` would remove something."""
+    """Return the paths in one of our directories at which `tidy` would remove something."""
     found = (*directory.glob(".*.old"), *directory.glob(".*.tmp"))
     return [path.with_name(path.stem.removeprefix(".")) for path in found]
 
 
 def aside(path: Path, ending: str) -> Path:
-    """The path of a thing while it is written (`tmp`) or replaced (`old`)."""
+    """Return the path used while `path` is written (`tmp`) or replaced (`old`)."""
     return path.with_name(f".{path.name}.{ending}")
 
 

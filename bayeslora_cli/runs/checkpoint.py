@@ -1,4 +1,4 @@
-"""Checkpoints: the whole training state in safetensors and JSON; the newest two are kept.
+"""Checkpoints of the whole training state in safetensors and JSON; the newest two are kept.
 
 A state is a directory `step-000123` with `state.safetensors`, `state.json`, the run's logs up to
 that step, and `complete`, which is written last and has the size and the sha256 of each file.
@@ -29,9 +29,9 @@ SCALARS = "state.json"
 COMPLETE = "complete"
 STATES_KEPT = 2
 LEAST_SECONDS = 60
-"""Seconds between two checkpoints at least, unless the user says how often."""
+"""Smallest number of seconds between two checkpoints, unless the user sets an interval."""
 TIMES_LONGER = 200
-"""Time between two checkpoints over the time that one takes: half a percent is spent on them."""
+"""Time between two checkpoints, divided by the time of one: they take half a percent of a run."""
 BYTES_PER_SECOND = 200e6
 """Assumed speed of writing before the first checkpoint is timed: that of a slow disk."""
 _NAME = re.compile(r"step-(\d{6,12})", re.ASCII)
@@ -39,20 +39,20 @@ logger = logging.getLogger("bayeslora")
 
 
 class Stateful(Protocol):
-    """A part of the training state: what the steps to come depend on."""
+    """A part of the training state, on which later steps depend."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state's tensors; loading writes into them."""
+        """Return the state's tensors themselves; loading writes to them."""
 
     def scalars(self) -> dict[str, Any]:
-        """The state that JSON can hold."""
+        """Return the state that JSON can hold."""
 
     def load_scalars(self, scalars: dict[str, Any]) -> None:
-        """Restore what `scalars()` gave, in this process or an earlier one."""
+        """Restore what `scalars()` returned in this process or an earlier one."""
 
 
 class Checkpoints:
-    """The states of a run on the disk; knows when the next one is due."""
+    """The saved states of a run; knows when the next one is due."""
 
     def __init__(
         self,
@@ -65,8 +65,8 @@ class Checkpoints:
 
         Args:
             logs: files that grow with the run; each state has a copy.
-            every: the interval that the user set, or none.
-            ask: answers a question for all processes alike, by the clock of one of them.
+            every: the interval that the user set, which may be empty.
+            ask: gives all processes the same answer to a question, by the clock of one of them.
         """
         self.directory = directory
         self.logs = {path.name: path for path in logs}
@@ -76,7 +76,7 @@ class Checkpoints:
         self._last = perf_counter()
 
     def due(self, step: int) -> bool:
-        """Whether to save after `step` steps."""
+        """Return whether to save after `step` steps."""
         if self.every.steps is not None:
             return step % self.every.steps == 0
         return self.ask(self._waited)
@@ -91,7 +91,7 @@ class Checkpoints:
         Returns:
             The seconds that this took.
         Raises:
-            StorageError: it cannot be written; the earlier states are kept.
+            StorageError: the state cannot be written; the earlier states are kept.
         """
         start = perf_counter()
         with replacing(self.directory / f"step-{step:06}") as temporary:
@@ -106,9 +106,10 @@ class Checkpoints:
         """Restore all parts and the logs from the newest state that can be read.
 
         Returns:
-            Whether there was one; if not, the parts are unchanged and the logs deleted.
+            Whether there was such a state; if not, the parts stay unchanged and the logs are
+            deleted.
         Raises:
-            RunDirError: the state is another run's.
+            RunDirError: the state belongs to another run.
             StorageError: the logs cannot be written.
         """
         with named(self.directory):
@@ -136,7 +137,7 @@ class Checkpoints:
             else:
                 with named(path):
                     path.unlink(missing_ok=True)
-        for damaged in unreadable:  # it would count as one of the newest two
+        for damaged in unreadable:  # a damaged state would count as one of the newest two
             discard(damaged)
         state = [tensor for part in parts.values() for tensor in part.tensors().values()]
         self._took = sum(tensor.nbytes for tensor in state) / BYTES_PER_SECOND
@@ -144,7 +145,7 @@ class Checkpoints:
         return chosen is not None
 
     def _all(self) -> list[Path]:
-        """Directories of states, complete or not, by step."""
+        """List the directories of states, complete or not, by step."""
         found = {
             int(match[1]): path
             for path in self.directory.glob("step-*")
@@ -184,7 +185,7 @@ def read(
     Returns:
         Tensors by part and name, scalars by part, and the names of its logs.
     Raises:
-        OSError, ValueError, SafetensorError: it is incomplete or damaged.
+        OSError, ValueError, SafetensorError: the state is incomplete or damaged.
     """
     marker = directory / COMPLETE
     if not marker.is_file():
@@ -204,7 +205,7 @@ def read(
 
 
 def transfer(source: Mapping[str, Stateful], parts: Mapping[str, Stateful]) -> None:
-    """Copy the state of other parts of the same form into `parts`, in place."""
+    """Copy the state of other parts with the same structure into `parts`, in place."""
     for name, part in parts.items():
         part.load_scalars(source[name].scalars())
         found = source[name].tensors()
@@ -221,7 +222,7 @@ def _take(
     """Restore all parts. Scalars come first: a part may allocate its tensors by them.
 
     Raises:
-        RunDirError: the state is another run's or another version's.
+        RunDirError: the state belongs to another run or another version.
     """
     for part, stateful in parts.items():
         if part not in scalars:

@@ -1,4 +1,4 @@
-"""`RunDir`: the run directory and its name; the only owner of the names of its files."""
+"""`RunDir`: the run directory; only this module knows its name and the names of its files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bayeslora_cli.tasks.task import Task
 
 
 class RunDir:
-    """A run's directory: paths of its files, and how they are read and written."""
+    """A run's directory: gives the paths of its files, reads and writes them."""
 
     def __init__(self, path: Path) -> None:
         """`path` need not exist yet."""
@@ -49,7 +49,7 @@ class RunDir:
         """Open an existing run.
 
         Raises:
-            RunDirError: there is no such directory, or it is no run's.
+            RunDirError: there is no such directory, or it is not a run directory.
         """
         run = cls(path)
         if not path.is_dir():
@@ -140,19 +140,19 @@ class RunDir:
 
     @property
     def started(self) -> bool:
-        """Whether a run was begun here."""
+        """Whether a run was started here."""
         return self.config.is_file()
 
     @property
     def finished(self) -> bool:
-        """Whether a run was completed here: result.json is written last."""
+        """Whether a run was finished here: result.json is written last."""
         return self.result.is_file()
 
     def check(self, config: RunConfig) -> None:
-        """Check that a run of `config`, whose schedule is final, can be here; write nothing.
+        """Check that a run of `config`, which has its final schedule, can use this directory.
 
         Raises:
-            RunDirError: there is a run of another configuration, or files that are no run's.
+            RunDirError: it holds a run of another configuration, or files of no run.
         """
         if self.started:
             self._check_links()
@@ -171,17 +171,17 @@ class RunDir:
             raise RunDirError(f"{self.path} is not empty and is no run; give another --output")
 
     def _is_fresh(self) -> bool:
-        """Whether there is nothing here but what a start that was killed at once leaves."""
+        """Return whether the directory is empty, apart from what a start killed at once leaves."""
         return {self.lock, aside(self.config, "tmp")}.issuperset(self.path.iterdir())
 
     def begin(self, config: RunConfig, task: Task, *, overwrite: bool) -> None:
-        """Make the directory the run's of `config`, whose schedule is final, and of `task`.
+        """Set up the directory for the run of `config`, which has its final schedule, and `task`.
 
-        `overwrite` deletes an earlier run; but not an unfinished one of the same settings that was
-        itself begun with `overwrite`: the same command was stopped and is run again.
+        `overwrite` deletes an earlier run. It keeps an unfinished run with the same settings that
+        was itself started with `overwrite`: then the same command was stopped and runs again.
 
         Raises:
-            RunDirError: as `check` does.
+            RunDirError: raised by `check`.
         """
         try:
             with named(self.path):
@@ -206,7 +206,7 @@ class RunDir:
         return not self.finished and earlier.overwrite and affecting(earlier) == affecting(config)
 
     def _clear(self) -> None:
-        """Delete a run. If killed in between, what is left is an unfinished run."""
+        """Delete a run; a kill in between leaves an unfinished run."""
         first = {self.checkpoint: 0, self.result: 1}
         for path in sorted(self.path.iterdir(), key=lambda path: first.get(path, 2)):
             if path not in (self.lock, self.config):
@@ -229,12 +229,12 @@ def runs_below(path: Path) -> Iterator[RunDir]:
         names[:] = sorted(name for name in names if not name.startswith("."))
         run = RunDir(Path(directory))
         if run.started and (run.ranks.is_file() or run.task.is_file()):
-            names.clear()  # nothing inside a run is another one
+            names.clear()  # a run contains no other run
             yield run
 
 
 def run_name(resolved: Resolved) -> Path:
-    """Relative directory of a run: model / task-method-optimizer[-criterion]-rR[-hash] / seed-S."""
+    """Return a run's path: model / task-method-optimizer[-criterion]-rR[-hash] / seed-S."""
     config = resolved.config
     model = Path(config.model)
     slug = model.name if model.is_dir() else config.model.replace("/", "--")
@@ -257,7 +257,7 @@ def run_name(resolved: Resolved) -> Path:
 
 
 def _file_stem(source: str) -> str:
-    """The name of a run on a user's own file: the file's name, or the hub data set's."""
+    """Return the name of a run on a user's data: that of the file or of the hub data set."""
     path = Path(source)
     name = path.stem if path.is_file() else source
     return re.sub(r"[^\w.]+", "-", name).strip("-.") or "custom"

@@ -1,4 +1,4 @@
-"""environment.json: the versions, device, command line, start and end of a run."""
+"""Records versions, device, command line, start and end of a run in environment.json."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ PACKAGES = (
 def environment(
     device: torch.device, revision: str | None, backbone_sha256: str, processes: int = 1
 ) -> dict[str, Any]:
-    """Collect versions, device and command line, as environment.json has them at the start.
+    """Collect versions, device and command line for environment.json, at the start of a run.
 
     Args:
-        device: the first process's.
-        revision: the backbone's on the hub; None: it is not from the hub.
+        device: the first process's device.
+        revision: the backbone's revision on the hub; None: it is not from the hub.
         backbone_sha256: `Network.backbone_sha256`, by which later commands check the backbone.
         processes: the number of processes that train the run.
     """
@@ -59,7 +59,7 @@ def record_environment(
     backbone_sha256: str,
     processes: int = 1,
 ) -> None:
-    """Write environment.json; a resumed run's process is added below the first one's."""
+    """Write environment.json; a process that resumes a run is added below the first one."""
     found = environment(device, revision, backbone_sha256, processes)
     if run.environment.is_file():
         try:
@@ -71,7 +71,7 @@ def record_environment(
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
-    """Installed versions; None: not installed."""
+    """Return the installed versions of packages; None: not installed."""
     found: dict[str, str | None] = {}
     for package in packages:
         try:
@@ -82,5 +82,5 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601 to the second."""
+    """Return the time in UTC, in ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,7 +1,7 @@
 """File locks: one process per run directory, and one per piece of work whose result others reuse.
 
-The locks are the `filelock` package's. This file adds who holds one, what a process does that finds
-one held, and that nothing is left when it is released.
+The `filelock` package does the locking. This module adds the name of a lock's holder, waits for the
+holder or refuses, and removes the file when the lock is released.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from bayeslora_cli.errors import RunDirError
 logger = logging.getLogger("bayeslora")
 
 POLL = 0.1
-"""Seconds between two attempts at a lock that is waited for."""
+"""Seconds between two attempts to get a lock."""
 SILENCE = 5.0
-"""Seconds of waiting before a line says so."""
+"""Seconds of waiting before a line is printed about it."""
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of a file system that has no locks."""
 
 
 class _NoLocks(OSError):
-    """The file system has no locks."""
+    """Raised when the file system has no locks."""
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file inside; it is made with its directories, and removed with those left empty.
+    """Hold a lock file inside this block; it is removed afterwards, with directories left empty.
 
-    The lock is the kernel's: it ends with the process that holds it, however that ends, and over
-    NFS with its machine. A lock file that is left behind locks nobody out.
+    The kernel keeps the lock: it ends with the process that holds it, however that ends, and over
+    NFS with its machine. A lock file that is left behind locks no process out.
 
     Raises:
-        RunDirError: another process holds it, or it cannot be made.
+        RunDirError: another process holds the lock, or its file cannot be made.
     """
     directories = [path.parent, *path.parent.parents]
     made = [directory for directory in directories if not directory.exists()]
@@ -70,19 +70,19 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def once(made: Path, what: str, patience: float) -> Iterator[bool]:
-    """Whether this process is to make `made` inside; others that ask meanwhile wait until it is.
+    """Yield whether this process should make `made` inside the block; other processes wait for it.
 
-    A process that waited in vain makes it without a lock, at the same time as others that did: the
-    first one failed, or takes longer than `patience`. Where nothing can be locked, none waits.
+    If the first process fails or takes longer than `patience`, each waiting process makes it
+    without a lock. If the file system has no locks, no process waits.
 
     Args:
-        what: what is being done, for the message of those that wait: a verb and its object.
+        what: the work, for the message of those that wait: a verb and its object.
         patience: the longest wait in seconds.
     """
     lock = made.with_suffix(".lock")
     with ExitStack() as stack:
         with suppress(OSError):
-            if not os.path.exists(made):  # no error where reading is forbidden
+            if not os.path.exists(made):  # os.path: no error if reading is forbidden
                 lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 if isinstance(held := _acquire(lock), str):
                     _wait(made, lock, f"waiting for {held} to {what}", patience)
@@ -109,15 +109,16 @@ def _acquire(path: Path) -> FileLock | str:
 
     Raises:
         OSError: the file cannot be made.
-        _NoLocks: it cannot be locked.
+        _NoLocks: the file cannot be locked.
     """
-    # without flock filelock would take the file itself for the lock, which outlives a killed holder
+    # without flock, filelock would use the file's existence as the lock, which outlives a killed
+    # holder
     lock = FileLock(path, mode=0o644, thread_local=False, fallback_to_soft=False, on_acquired=_sign)
     while True:
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            with suppress(FileNotFoundError):  # its holder has just removed it: try again
+            with suppress(FileNotFoundError):  # the holder has just removed the file: try again
                 holder = path.read_text("utf-8", "replace").partition("\n")[0]
                 return "".join(c for c in holder if c.isprintable()) or "another process"
         except OSError as error:
@@ -133,7 +134,7 @@ def _sign(descriptor: int) -> None:
     """Write into a lock file which process holds it."""
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     holder = f"process {os.getpid()} on {socket.gethostname()} since {now}\n"
-    with suppress(OSError):  # a full disk: the lock holds all the same
+    with suppress(OSError):  # on a full disk the lock holds all the same
         os.ftruncate(descriptor, 0)
         os.write(descriptor, holder.encode())
 
@@ -147,5 +148,5 @@ def _release(lock: FileLock) -> None:
 
 def _remove(directories: list[Path]) -> None:
     for directory in directories:
-        with suppress(OSError):  # there is something in it
+        with suppress(OSError):  # the directory is not empty
             directory.rmdir()

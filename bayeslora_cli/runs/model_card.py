@@ -1,4 +1,4 @@
-"""Parts of a model card that a run's README.md and an export's share."""
+"""Parts of a model card that the README.md of a run and that of an export share."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from bayeslora_cli.tasks.task import Task
 def front_matter(
     config: RunConfig, task: Task, library: str, metrics: Mapping[str, Mapping[str, float]]
 ) -> str:
-    """What model hubs read: base model, library, tags, and the metrics by split.
+    """Write what model hubs read: base model, library, tags, and the metrics by split.
 
-    The hub refuses a `base_model` that is no name on it, so a directory is not named.
+    The hub refuses a `base_model` that it does not know, so a directory is left out.
     """
     from huggingface_hub.repocard_data import EvalResult, ModelCardData  # imports slowly
 
@@ -46,7 +46,7 @@ def front_matter(
 
 
 def on_the_hub(model: str) -> bool:
-    """Whether --model is a name on the hub: no directory, and nothing in a Python package."""
+    """Return whether --model is a name on the hub, not a directory or part of a Python package."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -58,9 +58,9 @@ def on_the_hub(model: str) -> bool:
 
 
 def base_model(model: str) -> tuple[list[str], str]:
-    """Return Python that names the base model on any machine: imports, and an expression.
+    """Return Python code that names the base model on any machine: imports, and an expression.
 
-    A directory is named as it was typed, and has to be replaced by the reader.
+    A directory is named as it was typed; the reader must replace it.
     """
     package, _, inner = model.removeprefix("package:").partition("/")
     if not model.startswith("package:"):
@@ -70,17 +70,17 @@ def base_model(model: str) -> tuple[list[str], str]:
 
 
 def trust_argument(config: RunConfig) -> str:
-    """Return the argument that runs code that comes with the model, if the run was allowed to."""
+    """Return the argument that allows the model's own code, if the run allowed it; else ""."""
     return ", trust_remote_code=True" if config.trust_remote_code else ""
 
 
 def heading(config: RunConfig, task: Task) -> str:
-    """Name the task, or the user's file, and the method."""
+    """Write a heading with the task, or the user's file, and the method."""
     return f"# {_title(config, task)}\n"
 
 
 def introduction(config: RunConfig, task: Task, steps: int) -> str:
-    """Say what was trained, on what, and for how many steps."""
+    """Write what was trained, on what, and for how many steps."""
     classes, predicts = ", ".join(task.classes), OBJECTIVES[task.objective].predicts
     kinds = f"the classes {classes}" if classes else predicts
     entry = METHODS[config.method]
@@ -94,7 +94,7 @@ def introduction(config: RunConfig, task: Task, steps: int) -> str:
 
 
 def metric_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
-    """One row for each metric of each split."""
+    """Write a table with one row for each metric of each split."""
     rows = [
         f"| {split} | {metric} | {value:.4f} |"
         for split, values in metrics.items()
@@ -104,7 +104,7 @@ def metric_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def code(python: str) -> str:
-    """A block of Python."""
+    """Write a block of Python code."""
     return f"```python\n{python}\n```\n"
 
 

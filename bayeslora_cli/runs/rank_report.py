@@ -13,10 +13,10 @@ from bayeslora_cli.errors import RunDirError
 
 SCHEMA = 1
 GATES = "gates"
-"""The criterion's name where gates decide the ranks; they keep the first triplets of a matrix."""
+"""Stands for the criterion if gates decide the ranks; they keep the first triplets of a matrix."""
 FLOAT_BITS = 32
-"""Width of an operand that is not quantized, and the widest."""
-LARGEST_SCORE = sys.float_info.max  # JSON's integers have no largest one
+"""Bit width of an operand that is not quantized, and the largest width."""
+LARGEST_SCORE = sys.float_info.max  # JSON has no largest integer
 # the paper's names of the matrices (figure 1), by the layer's name; the first match counts
 KINDS: tuple[tuple[str, str], ...] = (
     (r"query_proj|query|q_proj|q_lin|q", "W_q"),
@@ -25,7 +25,7 @@ KINDS: tuple[tuple[str, str], ...] = (
     (r"attention\.output\.dense|o_proj|out_proj|out_lin|o", "W_o"),
     (r"intermediate\.dense|ffn\.lin1|fc1", "W_f1"),
     (r"output\.dense|ffn\.lin2|fc2", "W_f2"),
-    # of decoders, which the paper has none of
+    # decoders have it; the paper has no decoders
     (r"gate_proj", "W_gate"),
     (r"up_proj", "W_up"),
     (r"down_proj", "W_down"),
@@ -34,7 +34,10 @@ KINDS: tuple[tuple[str, str], ...] = (
 
 
 def kind_of(name: str) -> str:
-    """The paper's name of a matrix, else the last part of the layer's name; see `kinds_of`."""
+    """Return the paper's name of a matrix, else the last part of the layer's name.
+
+    See `kinds_of`.
+    """
     for pattern, kind in KINDS:
         if re.search(rf"(^|\.)({pattern})$", name):
             return kind
@@ -42,15 +45,15 @@ def kind_of(name: str) -> str:
 
 
 def kinds_of(names: Sequence[str]) -> list[str]:
-    """Kinds of one model's matrices, each kind once per layer.
+    """Return the kinds of one model's matrices, each kind once per layer.
 
-    Matrices of a layer with the same kind get the parts of their names that differ before it:
-    `attn.Wo` and `mlp.Wo`, `encoder.W_f1` and `decoder.W_f1`.
+    If matrices of a layer have the same kind, the parts of their names that differ are put before
+    it: `attn.Wo` and `mlp.Wo`, `encoder.W_f1` and `decoder.W_f1`.
     """
     kinds = [kind_of(name) for name in names]
     together: dict[tuple[str, bool], list[int]] = {}
     for i, name in enumerate(names):
-        # apart in the layers and outside: a pooler does not make a layer's names longer
+        # separate inside and outside the layers: a pooler must not lengthen the names in a layer
         together.setdefault((kinds[i], layer_of(name) is None), []).append(i)
     for (kind, _), members in together.items():
         for i, parts in zip(members, _own_parts([names[i] for i in members]), strict=True):
@@ -59,7 +62,7 @@ def kinds_of(names: Sequence[str]) -> list[str]:
 
 
 def _own_parts(names: Sequence[str]) -> list[list[str]]:
-    """Of each name, the parts that differ from others of its layer; none if there are no others."""
+    """Return for each name the parts that differ from other names of its layer, if any."""
     layers = [layer_of(name) for name in names]
     paths = [re.sub(r"\.\d+\.", ".*.", name, count=1).split(".") for name in names]
     for depth in count():
@@ -71,7 +74,7 @@ def _own_parts(names: Sequence[str]) -> list[list[str]]:
 
 
 def layer_of(name: str) -> int | None:
-    """Number of the layer that a module belongs to, counted from 0; None outside the layers."""
+    """Return the number of a module's layer, counted from 0; None: outside the layers."""
     found = re.search(r"\.(\d+)\.", name)
     return int(found[1]) if found else None
 
@@ -88,20 +91,20 @@ class MatrixReport:
     init_rank: int
     rank: int
     kept: tuple[bool, ...]
-    """Of each triplet, whether it is kept."""
+    """For each triplet, whether it is kept."""
     scores: tuple[float, ...] | None
-    """Of each triplet, at the step of the saved adapter; None: the method has no scores."""
+    """For each triplet, its score at the step of the saved adapter; None: there are no scores."""
     bits: dict[str, int] | None = None
-    """Width of each quantized operand, by its name; None: nothing is quantized."""
+    """Bit width of each quantized operand, by its name; None: nothing is quantized."""
 
     @property
     def mean_bits(self) -> float:
-        """Mean width over the quantized operands."""
+        """Mean bit width over the quantized operands."""
         assert self.bits
         return sum(self.bits.values()) / len(self.bits)
 
     def width_of(self, operands: Iterable[str]) -> float | None:
-        """Mean width of the quantized ones among `operands`; None: none is quantized."""
+        """Return the mean width of the quantized operands among these; None: none is quantized."""
         found = [self.bits[name] for name in operands if name in self.bits] if self.bits else []
         return sum(found) / len(found) if found else None
 
@@ -117,7 +120,7 @@ class RankReport:
     matrices: tuple[MatrixReport, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON object, the schema's number first; `bits` only of quantized matrices."""
+        """Return a JSON object, the schema's number first; only quantized matrices have `bits`."""
         found = {"schema": SCHEMA, **asdict(self)}
         for matrix in found["matrices"]:
             if matrix["bits"] is None:
@@ -126,13 +129,13 @@ class RankReport:
 
     @classmethod
     def from_json(cls, value: dict[str, Any], name: str) -> RankReport:
-        """Read what `to_json` gave.
+        """Read back what `to_json` returned.
 
         Args:
-            name: the file's, for the messages.
+            name: the file's name, for messages.
         Raises:
-            RunDirError: another schema, missing or superfluous keys, or values that do not fit
-                together.
+            RunDirError: the schema is another, keys are missing or superfluous, or values do not
+                fit together.
         """
         if value.get("schema") != SCHEMA:
             raise RunDirError(f"{name}: rank report of schema {value.get('schema')}, not {SCHEMA}")
@@ -162,7 +165,7 @@ class RankReport:
 
 
 def _is_whole(matrix: MatrixReport) -> bool:
-    """Whether the values have their types and agree with each other."""
+    """Return whether the values have the right types and agree with each other."""
     sizes = (matrix.in_features, matrix.out_features, matrix.init_rank, matrix.rank)
     scores = (0.0,) * len(matrix.kept) if matrix.scores is None else matrix.scores
     return (
@@ -172,7 +175,7 @@ def _is_whole(matrix: MatrixReport) -> bool:
         and (len(matrix.kept), sum(matrix.kept)) == (matrix.init_rank, matrix.rank)
         and _are(scores, (int, float))
         and len(scores) == matrix.init_rank
-        and all(abs(score) <= LARGEST_SCORE for score in scores)  # so NaN is none
+        and all(abs(score) <= LARGEST_SCORE for score in scores)  # this refuses NaN, too
         and (matrix.bits is None or _are_widths(matrix.bits))
     )
 

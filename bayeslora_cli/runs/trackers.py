@@ -1,7 +1,7 @@
-"""Experiment trackers: they log what goes into metrics.jsonl, each through its own library.
+"""Experiment trackers: they log what is written to metrics.jsonl, each through its own library.
 
-An error of a tracker never stops the training: it is reported once, and that tracker is not used
-any more. Projects, servers and offline modes are set by the libraries' own environment variables:
+An error of a tracker never stops the training: it is reported once, and that tracker is no longer
+used. Projects, servers and offline modes are set by the libraries' own environment variables:
 WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, TRACKIO_DIR and the like.
 """
 
@@ -36,7 +36,7 @@ def check_trackers(names: Sequence[str]) -> None:
     """Check that the libraries are installed, before anything is computed.
 
     Raises:
-        UserError: one is missing.
+        UserError: a library is missing.
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
@@ -45,20 +45,20 @@ def check_trackers(names: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Beginning:
-    """What a tracker is opened with."""
+    """The facts with which a tracker is opened."""
 
     run: RunDir
     config: RunConfig
     id: str
-    """Identifies the tracker's run when it is resumed; its own id once it has given one."""
+    """Identifies the tracker's run when it is resumed; the tracker may replace it by its own id."""
     resumed: bool
-    """Whether an earlier process logged this run there."""
+    """Whether an earlier process logged this run to the tracker."""
     step: int
-    """Steps done. What an earlier process logged of later steps is logged again."""
+    """Number of steps done. Later steps that an earlier process logged are logged again."""
 
     @property
     def name(self) -> str:
-        """The run's name as the tracker shows it: the last two parts of its path."""
+        """Name of the run in the tracker: the last two parts of its path."""
         return "/".join(self.run.path.resolve().parts[-2:])
 
 
@@ -71,7 +71,7 @@ class Tracker(Protocol):
         """Log numbers of a step, counted from 0."""
 
     def close(self, *, finished: bool) -> None:
-        """End the process's part of the run; `finished`: the run itself has ended, too."""
+        """Close the tracker in this process; `finished`: the run itself has ended, too."""
 
 
 class Trackers:
@@ -98,7 +98,7 @@ class Trackers:
         """Open the trackers, or continue the runs that an earlier process opened in them.
 
         Args:
-            step: steps done.
+            step: number of steps done.
         """
         names = self.config.log_to or ()
         if not names:
@@ -135,7 +135,7 @@ class Trackers:
         self._tell(line["step"], dict(_flat(line)))
 
     def summary(self, result: Mapping[str, Any]) -> None:
-        """Log what result.json has of the best evaluation at the final budget."""
+        """Log the metrics of the best evaluation at the final budget from result.json."""
         metrics = result["best_at_budget"]["metrics"]
         values = {
             f"best_at_budget/{split}/{name}": value
@@ -194,7 +194,7 @@ class _TensorBoard:
 
 
 class _WandB:
-    """Weights & Biases. It ignores steps that it has; a resumed run's are the same numbers."""
+    """Weights & Biases. It ignores steps it already has; a resumed run logs the same numbers."""
 
     def __init__(self, beginning: Beginning) -> None:
         import wandb
@@ -207,7 +207,7 @@ class _WandB:
             resume="allow",
             dir=str(beginning.run.path),
             config=affecting(beginning.config),
-            settings=wandb.Settings(console="off"),  # it is not to capture stdout and stderr
+            settings=wandb.Settings(console="off"),  # it must not capture stdout and stderr
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -218,7 +218,7 @@ class _WandB:
 
 
 class _MLflow:
-    """MLflow, by its client: no run becomes the active one of the whole process."""
+    """MLflow, used by its client, so that no run becomes the process's active run."""
 
     def __init__(self, beginning: Beginning) -> None:
         import mlflow
@@ -263,7 +263,7 @@ class _Trackio:
         self.run.log(dict(values), step=step)
 
     def close(self, *, finished: bool) -> None:
-        self.finish()  # not the run's own, which trackio would call again at the end
+        self.finish()  # not the run's own `finish`, which trackio would call again at the end
 
 
 OPENERS: dict[str, Callable[[Beginning], Tracker]] = {

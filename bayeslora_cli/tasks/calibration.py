@@ -1,4 +1,4 @@
-"""How right probabilities are: likelihoods, calibration, uncertainty."""
+"""Scores of predicted probabilities: likelihoods, calibration, uncertainty."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 OBSERVATION_VARIANCE = 0.5
-"""Of a score's noise, in its squared units: the likelihood that training with mean squared error
-stands for, and that IVON's ess times the loss takes for the data's."""
+"""Variance of a score's noise, in its squared units: it belongs to the likelihood whose negative
+logarithm is the mean squared error, and IVON treats ess times the loss as that of the data."""
 
 
 ECE_BINS = 15
-"""Bins of the expected calibration error and of reliability diagrams."""
+"""Number of bins of the expected calibration error and of reliability diagrams."""
 
 
 def nll(logits: Tensor, labels: Tensor) -> float:
     """Mean negative log likelihood of the labels under softmax(logits), in nats per example.
 
     Args:
-        logits: (n, classes); log probabilities serve as well.
+        logits: (n, classes), or log probabilities.
         labels: (n,) class indices.
     """
     return float(cross_entropy(_float64(logits), labels.detach().cpu().long()))
@@ -34,13 +34,13 @@ def gaussian_nll(
 ) -> float:
     """Mean negative log likelihood of scores under N(prediction, variance), in nats per example.
 
-    mean(log(2 pi variance) / 2 + (label - prediction)^2 / (2 variance)). With the variance 1/2 it
-    is the mean squared error plus log(pi) / 2.
+    It is mean(log(2 pi variance) / 2 + (label - prediction)^2 / (2 variance)). With variance 1/2
+    that is the mean squared error plus log(pi) / 2.
 
     Args:
         predictions: (n,) or (n, 1) scores.
         labels: (n,) scores.
-        variance: in squared units of the score; one, or (n,).
+        variance: in squared units of the score; one number, or (n,).
     """
     residual = _float64(labels).reshape(-1) - _float64(predictions).reshape(-1)
     spread = torch.as_tensor(variance, dtype=torch.float64).cpu()
@@ -50,7 +50,7 @@ def gaussian_nll(
 def ece(probabilities: Tensor, labels: Tensor) -> float:
     """Expected calibration error of the top class over `ECE_BINS` equal bins, from 0 to 1.
 
-    The mean over the examples of |accuracy - mean confidence| of the example's bin.
+    It is the mean over the examples of |accuracy - mean confidence| in the example's bin.
 
     Args:
         probabilities: (n, classes).
@@ -68,7 +68,7 @@ def ece(probabilities: Tensor, labels: Tensor) -> float:
 
 
 def brier(probabilities: Tensor, labels: Tensor) -> float:
-    """Mean squared distance of the probabilities from the label's one-hot coding, from 0 to 2.
+    """Mean squared distance between the probabilities and the one-hot label, from 0 to 2.
 
     The squares are summed over the classes (Brier, Mon. Weather Rev. 78, 1950).
 
@@ -81,7 +81,7 @@ def brier(probabilities: Tensor, labels: Tensor) -> float:
 
 
 def reliability_bins(probabilities: Tensor, labels: Tensor) -> list[dict[str, float]]:
-    """The bins of `ece`, from low confidence to high: rows, mean confidence and accuracy.
+    """Return the bins of `ece`, from low confidence to high: rows, mean confidence and accuracy.
 
     Confidence and accuracy of a bin without rows are 0.
 
@@ -90,7 +90,7 @@ def reliability_bins(probabilities: Tensor, labels: Tensor) -> list[dict[str, fl
         labels: (n,) class indices.
     """
     confidence, predictions = _below_one(probabilities).max(-1)
-    # single precision, as torchmetrics has them: a confidence at an edge falls into the same bin
+    # single precision, as in torchmetrics: a confidence at an edge falls into the same bin
     edges = torch.linspace(0, 1, ECE_BINS + 1)
     places = torch.bucketize(confidence.float(), edges, right=True) - 1
     right = (predictions == labels.detach().cpu()).double()
@@ -109,13 +109,14 @@ def reliability_bins(probabilities: Tensor, labels: Tensor) -> list[dict[str, fl
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
-    """Area under the ROC curve of a score that is to be larger outside the distribution.
+    """Area under the ROC curve of a score that should be larger outside the distribution.
 
-    The probability that a row from outside scores higher than one from inside, ties counting half.
+    It is the probability that a row from outside scores higher than one from inside; ties count
+    half.
 
     Args:
-        inside: (n,) scores of rows of the distribution.
-        outside: (m,) scores of others.
+        inside: (n,) scores of rows from the distribution.
+        outside: (m,) scores of rows from outside.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -124,10 +125,10 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
 
 
 def _below_one(probabilities: Tensor) -> Tensor:
-    """Probabilities in fp64, at most the largest fp32 number below 1.
+    """Convert probabilities to fp64, capped at the largest fp32 number below 1.
 
-    torchmetrics gives a confidence of 1 a bin of its own, and takes rows with a number above 1,
-    as rounding leaves them, for logits.
+    torchmetrics puts a confidence of 1 into an extra bin, and treats a row with a number above 1,
+    which rounding can cause, as logits.
     """
     return _float64(probabilities).clamp(max=1 - torch.finfo(torch.float32).eps / 2)
 

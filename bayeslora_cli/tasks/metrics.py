@@ -1,4 +1,4 @@
-"""The metrics of tasks.
+"""Metrics of tasks.
 
 Every function takes tensors on any device, in any floating-point type, of n >= 1 examples, and
 computes in float64. Logits or scores that are not finite make likelihoods and correlations NaN.
@@ -17,7 +17,7 @@ from bayeslora_cli.tasks.calibration import _array, _constant, _float64
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
-    """The share of examples whose predicted class is the label, from 0 to 1.
+    """Share of examples whose predicted class is the label, from 0 to 1.
 
     Args:
         predictions: (n,) class indices.
@@ -31,7 +31,7 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
 def f1(predictions: Tensor, labels: Tensor) -> float:
     """F1 of class 1 against class 0: 2 tp / (2 tp + fp + fn), from 0 to 1.
 
-    It is 0.0 when nothing is positive, neither in the predictions nor in the labels.
+    It is 0.0 if class 1 occurs neither in the predictions nor in the labels.
 
     Args:
         predictions: (n,) class indices, 0 or 1.
@@ -43,7 +43,7 @@ def f1(predictions: Tensor, labels: Tensor) -> float:
 
 
 def macro_f1(predictions: Tensor, labels: Tensor) -> float:
-    """Mean over the classes of their F1, from 0 to 1.
+    """Mean of the classes' F1, from 0 to 1.
 
     A class that is neither a label nor a prediction of any example does not count.
 
@@ -59,7 +59,7 @@ def macro_f1(predictions: Tensor, labels: Tensor) -> float:
 def matthews(predictions: Tensor, labels: Tensor) -> float:
     """Matthews' correlation coefficient, from -1 to 1 (Biochim. Biophys. Acta 405, 1975).
 
-    It is 0.0 when all predictions or all labels are one class, where it is 0/0.
+    If all predictions or all labels are one class, the formula gives 0/0; the result is 0.0.
 
     Args:
         predictions: (n,) class indices.
@@ -68,14 +68,14 @@ def matthews(predictions: Tensor, labels: Tensor) -> float:
     from sklearn.metrics import matthews_corrcoef
 
     if _constant(predictions) or _constant(labels):
-        return 0.0  # and no warning about a confusion matrix of one cell
+        return 0.0  # this also avoids a warning about a confusion matrix of one cell
     return float(matthews_corrcoef(_array(labels), _array(predictions)))
 
 
 def pearson(predictions: Tensor, labels: Tensor) -> float:
     """Pearson's correlation coefficient, from -1 to 1.
 
-    It is 0.0 when all predictions or all labels are the same, where it is 0/0.
+    If all predictions or all labels are the same, the formula gives 0/0; the result is 0.0.
 
     Args:
         predictions: (n,) scores.
@@ -89,15 +89,15 @@ def pearson(predictions: Tensor, labels: Tensor) -> float:
     if _constant(x) or _constant(y):
         return 0.0
     with warnings.catch_warnings():
-        # values that differ only in their last bits: the correlation is what rounding left
+        # values may differ only in their last bits: the correlation is then one of rounding errors
         warnings.filterwarnings("ignore", message="An input array is nearly constant")
         return float(pearsonr(x.numpy(), y.numpy())[0])
 
 
 def spearman(predictions: Tensor, labels: Tensor) -> float:
-    """Spearman's rank correlation, from -1 to 1; ties take their mean rank.
+    """Spearman's rank correlation, from -1 to 1; ties get their mean rank.
 
-    It is 0.0 when all predictions or all labels are the same, where it is 0/0.
+    If all predictions or all labels are the same, the formula gives 0/0; the result is 0.0.
 
     Args:
         predictions: (n,) scores.
@@ -117,11 +117,12 @@ METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
     "pearson": pearson,
     "spearman": spearman,
 }
-"""The metrics by the names that tasks use for them."""
+"""Metrics by the names that tasks use for them."""
 
 
 def metrics_by_name(names: Sequence[str], predictions: Tensor, labels: Tensor) -> dict[str, float]:
-    """Metrics by name and, if both correlations are asked for, their mean `pearson_spearman`.
+    """Compute metrics by name and, if both correlations are among them, their mean
+    `pearson_spearman`.
 
     Args:
         names: keys of `METRICS`.

@@ -1,6 +1,7 @@
 """Spearman's rank correlation, for scores and for allocations, with numpy only.
 
-Not scipy's: `scipy.stats` takes a second to import, which `inspect-ranks` has no other use for.
+scipy's is not used here: importing `scipy.stats` takes a second, and `inspect-ranks` needs nothing
+else of it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ Floats = NDArray[np.float64]
 
 
 def spearman(x: Floats, y: Floats) -> float | None:
-    """From -1 to 1, ties sharing their mean place; None: all of `x` or all of `y` are the same.
+    """Return the correlation, from -1 to 1, with mean ranks for ties; None: `x` or `y` is constant.
 
     Args:
         x: (n,), finite.

@@ -1,4 +1,4 @@
-"""What a task predicts and is measured by, and the rows of its splits, as text."""
+"""`Task`: what is predicted, from which columns, by which metrics; `Examples`: rows as text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DATA_CHECKSUM = "data_sha256"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """What a task predicts, from which columns, and what it is measured by."""
+    """What is predicted, from which columns, and which metrics measure it."""
 
     name: str
     """The value of --task; `custom` for a user's own files."""
@@ -25,17 +25,17 @@ class Task:
     label_column: str
     """The label's column of its tables."""
     classes: tuple[str, ...]
-    """Names of the classes, a class's place being its index; () for a score."""
+    """Names of the classes, in the order of their indices; () for a score."""
     metrics: tuple[str, ...]
-    """Names of metrics that its kind knows: keys of `bayeslora_cli.tasks.metrics.METRICS`."""
+    """Names of metrics that its kind knows, keys of `bayeslora_cli.tasks.metrics.METRICS`."""
     selecting: str
-    """The metric that picks the best evaluation, on the first of `validation_splits`."""
+    """The metric that selects the best evaluation, on the first of `validation_splits`."""
     validation_splits: tuple[str, ...] = ("validation",)
     """Labelled splits to evaluate on."""
     test_splits: tuple[str, ...] = ()
-    """Splits whose labels the task's authors keep to themselves."""
+    """Splits whose labels the task's authors do not publish."""
     ood_splits: tuple[str, ...] = ()
-    """Labelled splits out of the distribution of the others."""
+    """Labelled out-of-distribution splits."""
 
     objective: str = ""
     """Its kind, a key of `config.catalogue.OBJECTIVES`; "" becomes `usual_objective`."""
@@ -46,7 +46,7 @@ class Task:
 
     @property
     def required_splits(self) -> tuple[str, ...]:
-        """The splits without which nothing can be trained."""
+        """The splits that training needs."""
         return ("train", *self.validation_splits)
 
     @property
@@ -55,7 +55,7 @@ class Task:
         return (*self.required_splits, *self.test_splits, *self.ood_splits)
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object: the fields of this class, but the kind only if it is unusual."""
+        """Return a JSON object of the fields; `objective` only if it differs from the usual one."""
         found = {name: getattr(self, name) for name in Task.__dataclass_fields__}
         if self.objective == usual_objective(self.classes):
             del found["objective"]
@@ -63,10 +63,12 @@ class Task:
 
     @staticmethod
     def from_json(value: dict[str, Any], name: str) -> Task:
-        """Read `to_json`'s form back.
+        """Read back what `to_json` returned.
 
+        Args:
+            name: the file's name, for messages.
         Raises:
-            RunDirError: missing or superfluous keys, or other types; `name` says which file.
+            RunDirError: keys are missing or superfluous, or have other types.
         """
         try:
             fields: dict[str, Any] = {
@@ -84,7 +86,7 @@ class Task:
 
 
 def usual_objective(classes: Sequence[str]) -> str:
-    """The kind of a task whose file names none: what the classes imply."""
+    """Return the kind of a task whose file names none, which follows from the classes."""
     return "classification" if classes else "regression"
 
 
@@ -95,9 +97,9 @@ class Examples:
     first: list[str]
     """The first (or only) text of each row."""
     second: list[str] | None
-    """The second text of each row; None when the task has single texts."""
+    """The second text of each row; None if the task has single texts."""
     labels: list[Any] | None
-    """A label per row as the task's kind parses it, a class's index or a score, say; None when the
+    """One label per row as the task's kind parses it, such as a class index or a score; None if the
     split has no labels."""
 
     def __len__(self) -> int:
@@ -105,9 +107,9 @@ class Examples:
 
 
 def data_checksum(task: Task, examples: Mapping[str, Examples]) -> str:
-    """sha256 over the classes and the texts and labels of all splits, as they were read.
+    """Compute sha256 over the classes and the texts and labels of all splits, as they were read.
 
-    Where the rows came from, in which format and under which column names, does not count.
+    The source of the rows, its format and its column names do not count.
     """
     digest = sha256(json.dumps([task.classes, task.objective]).encode())
     for split, rows in sorted(examples.items()):

@@ -27,7 +27,7 @@ def check_figure(path: Path, option: str, without: str | None = None) -> None:
     """
     if path.suffix not in SUFFIXES:
         raise UserError(
-            f"{option} {path}: the suffix {path.suffix!r} names no format of a figure; "
+            f"{option} {path}: the suffix {path.suffix!r} is not a format of figures; "
             f"use one of {', '.join(SUFFIXES)}" + (f", or {without}" if without else "")
         )
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""One class of several: cross entropy, accuracy, calibration."""
+"""Classification, one class of several: cross entropy, accuracy, calibration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bayeslora_cli.tasks.objectives.objective import Objective
 from bayeslora_cli.tasks.sources.label_column import LabelColumn, number_in, spelling
 from bayeslora_cli.tasks.sources.table_reader import shown
 
-_FEW = 20  # rows below which a class of its own in every other row may be chance
+_FEW = 20  # with fewer rows, a new class in every other row may be chance
 _TINY = torch.finfo(torch.float64).tiny  # a probability of 0 has no logarithm
 
 
@@ -31,13 +31,13 @@ class Classification(Objective):
 
     @classmethod
     def claims(cls, column: LabelColumn) -> bool:
-        """Text, whole numbers, or true and false; classes that a data set names in any case."""
+        """Claim text, whole numbers, true and false, and any column whose classes have names."""
         kinds = column.kinds()
         return len(kinds) == 1 and None not in kinds and not column.has_fractions()
 
     @classmethod
     def classes_of(cls, column: LabelColumn) -> tuple[str, ...]:
-        """Text in the order of its code points, numbers in theirs, named classes in the set's."""
+        """Return text by code points, numbers by size, named classes in the data set's order."""
         if column.class_names is not None:
             return column.class_names
         found = set(column.numbers())
@@ -51,10 +51,10 @@ class Classification(Objective):
         return tuple(spelling(value) for value in sorted(found))
 
     def parse(self, column: LabelColumn) -> list[Any]:
-        """Class indices. An integer class is found by its decimal spelling, so that the tables of
-        a task may be of different kinds."""
+        """Return class indices. An integer class is matched by its decimal spelling, so that one
+        table of a task may hold numbers and another text."""
         index_of = {name: index for index, name in enumerate(self.classes)}
-        # "01" and " 1" are the class 1, but only if classes are numbers
+        # "01" and " 1" mean the class 1, but only if classes are numbers
         spelled_numbers = column.spelled and all(number_in(c) is not None for c in self.classes)
         labels = []
         for row, value in enumerate(column.values):
@@ -67,40 +67,40 @@ class Classification(Objective):
         return labels
 
     def label_tensor(self, labels: Sequence[Any]) -> Tensor:
-        """(n,) int64."""
+        """Return class indices (n,) int64."""
         return torch.tensor(labels, dtype=torch.int64)
 
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean cross entropy in nats."""
+        """Return the mean cross entropy in nats."""
         return F.cross_entropy(logits, batch["labels"])
 
     def expected(self, logits: Tensor) -> Tensor:
-        """(n, classes) probabilities."""
+        """Return probabilities (n, classes)."""
         return logits.softmax(-1)
 
     def entropy(self, expected: Tensor) -> Tensor:
-        """(n,) in nats; 0 log 0 is 0."""
+        """Return entropies (n,) in nats; 0 log 0 is 0."""
         terms: Tensor = torch.special.entr(expected)
         return terms.sum(-1)
 
     def metrics(
         self, names: Sequence[str], expected: Tensor, labels: Tensor, variance: Tensor | None = None
     ) -> dict[str, float]:
-        """The task's metrics, `nll`, `ece` and `brier`."""
+        """Return the task's metrics, `nll`, `ece` and `brier`."""
         found = self.training_metrics(names, expected.clamp(min=_TINY).log(), labels)
         return {**found, "ece": ece(expected, labels), "brier": brier(expected, labels)}
 
     def training_metrics(
         self, names: Sequence[str], logits: Tensor, labels: Tensor
     ) -> dict[str, float]:
-        """The task's metrics and `nll`; log probabilities serve as logits."""
+        """Return the task's metrics and `nll`; `logits` may be log probabilities."""
         found = metrics_by_name(names, logits.argmax(-1), labels)
         return {**found, "nll": nll(logits, labels)}
 
     def decide(self, expected: Tensor) -> Tensor:
-        """(n,) index of the likeliest class."""
+        """Return the index of the likeliest class (n,)."""
         return expected.argmax(-1)
 
     def spell(self, labels: Tensor) -> list[Any]:
-        """Names of the classes."""
+        """Return the names of the classes."""
         return [self.classes[index] for index in labels.tolist()]

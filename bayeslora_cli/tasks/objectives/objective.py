@@ -43,19 +43,19 @@ BESIDE_INPUTS = ("labels", "count")
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
-    """A kind of task, for the classes of one task."""
+    """A kind of task, applied to the classes of one task."""
 
     name: str
     """Its key in `OBJECTIVES`."""
     classes: tuple[str, ...]
-    """Names of the classes, a class's place being its index; () if the kind has none."""
+    """Names of the classes, in the order of their indices; () if the kind has none."""
 
     table_metrics: ClassVar[tuple[str, ...]]
-    """Metrics of a task that is made from a user's table: names that `metrics` knows."""
+    """Metrics of a task that is made from a user's table, by names that `metrics` knows."""
     table_selecting: ClassVar[str]
-    """Which entry of `metrics` picks the best evaluation of such a task; larger is better."""
+    """The metric that selects the best evaluation of such a task; larger is better."""
     problem_type: ClassVar[str]
-    """What transformers calls the kind in a model's configuration."""
+    """Name of the kind in transformers' model configurations."""
     probabilistic: ClassVar[bool] = True
     """Whether predictions are probabilities, which have an entropy. Otherwise they are scores (n,),
     whose uncertainty is the variance over samples of the weights."""
@@ -63,11 +63,11 @@ class Objective(ABC):
     """Whether exactly one class is predicted, so that its probability is a confidence, as
     reliability diagrams need."""
     metric_facts: ClassVar[Mapping[str, Any]] = {}
-    """What a reader of the metrics needs to know, for `eval --json`: the bins of the ECE, say."""
+    """Facts that readers of the metrics need, for `eval --json`, such as the bins of the ECE."""
 
     @property
     def entry(self) -> ObjectiveEntry:
-        """The facts that are known without torch."""
+        """The catalogue's facts, which are known without torch."""
         return OBJECTIVES[self.name]
 
     # ---- reading a table
@@ -75,16 +75,16 @@ class Objective(ABC):
     @classmethod
     @abstractmethod
     def claims(cls, column: LabelColumn) -> bool:
-        """Whether the labels of a training table, none of them missing, are of this kind.
+        """Return whether a training table's labels, of which none is missing, are of this kind.
 
-        The kinds are asked one after the other, those entered last first. Kinds should claim
+        The kinds are tried one after the other, those registered last first. Kinds should claim
         different columns.
         """
 
     @classmethod
     @abstractmethod
     def classes_of(cls, column: LabelColumn) -> tuple[str, ...]:
-        """Names of the classes in a training table's labels; () if the kind has none.
+        """Return the names of the classes in a training table's labels; () if the kind has none.
 
         Raises:
             DataError: nothing can be learned from these labels.
@@ -92,21 +92,21 @@ class Objective(ABC):
 
     @abstractmethod
     def parse(self, column: LabelColumn) -> list[Any]:
-        """The labels of a table's rows, in a form that `label_tensor` takes.
+        """Return the labels of a table's rows, in a form that `label_tensor` takes.
 
         Raises:
-            DataError: a label that is not of this task (`LabelColumn.unexpected`).
+            DataError: a label does not belong to this task (`LabelColumn.unexpected`).
         """
 
     # ---- loading the backbone
 
     @property
     def outputs(self) -> int:
-        """Width of what `predict` returns, and of the head if there is one."""
+        """Number of columns that `predict` returns, and of the head's outputs if there is one."""
         return len(self.classes)
 
     def model_options(self) -> dict[str, Any]:
-        """Options of the backbone's configuration in transformers."""
+        """Return options for the backbone's configuration in transformers."""
         options: dict[str, Any] = {"num_labels": self.outputs, "problem_type": self.problem_type}
         if self.classes:
             options["id2label"] = dict(enumerate(self.classes))
@@ -117,24 +117,25 @@ class Objective(ABC):
 
     @abstractmethod
     def label_tensor(self, labels: Sequence[Any]) -> Tensor:
-        """The labels of n rows, n >= 0, as one tensor (n, ...) on the CPU."""
+        """Return the labels of n rows, n >= 0, as one tensor (n, ...) on the CPU."""
 
     def counts(self, labels: Tensor, lengths: Tensor) -> Tensor | None:
-        """(n,) int64: how much each row counts in the mean that `loss` returns; None: 1 each.
+        """Return the weight of each row in the mean that `loss` returns, (n,) int64; None: 1 each.
 
-        A loss over the tokens of the answer would return their numbers. A step weighs each of its
-        micro-batches by their sum, so that the gradient is the sum over all examples divided by
-        the number of all examples. The counts stay on the CPU: weights ask the GPU for no value.
+        A loss over the tokens of an answer would return the number of tokens. A step weighs each of
+        its micro-batches by the sum of its counts, so that the gradient is the sum over all counted
+        items divided by their number. The counts stay on the CPU, so that no step reads from the
+        GPU.
 
         Args:
             labels: (n, ...) as `label_tensor` returns them.
-            lengths: (n,) tokens per row.
+            lengths: (n,) number of tokens of each row.
         """
         return None
 
     @abstractmethod
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean loss of a batch, () fp32; nothing here may read a value from the device.
+        """Return the mean loss of a batch, () fp32, without reading a value from the device.
 
         Args:
             logits: (b, outputs) fp32, or whatever the backbone returns.
@@ -145,7 +146,7 @@ class Objective(ABC):
     # ---- evaluation
 
     def predict(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """What an evaluation keeps of a forward pass, (b, outputs); by default all of it.
+        """Return what an evaluation keeps of a forward pass, (b, outputs); by default all logits.
 
         Args:
             logits: (b, ...) fp32, as the backbone returns them.
@@ -155,7 +156,7 @@ class Objective(ABC):
 
     @abstractmethod
     def expected(self, logits: Tensor) -> Tensor:
-        """Predictions that can be averaged over samples of the weights.
+        """Return predictions that can be averaged over samples of the weights.
 
         Args:
             logits: (n, outputs) float64, what `predict` returned for one sample.
@@ -164,27 +165,27 @@ class Objective(ABC):
         """
 
     def entropy(self, expected: Tensor) -> Tensor:
-        """(n,) entropy of each prediction, in nats; only asked if the kind is `probabilistic`."""
+        """Return the entropy of each prediction (n,), in nats; called only if `probabilistic`."""
         raise NotImplementedError
 
     @abstractmethod
     def metrics(
         self, names: Sequence[str], expected: Tensor, labels: Tensor, variance: Tensor | None = None
     ) -> dict[str, float]:
-        """Metrics by name, `nll` (in nats per example) among them.
+        """Return metrics by name, among them `nll` in nats per example.
 
         Args:
             names: the task's metrics.
-            expected: `expected` of n rows, averaged over samples: float64.
+            expected: what `expected` returned for n rows, averaged over samples, in float64.
             labels: (n, ...).
-            variance: (n,) variance of scores over the samples; None: of one sample, or of a kind
-                that is `probabilistic`.
+            variance: (n,) variance of scores over the samples; None: there is only one sample, or
+                the kind is `probabilistic`.
         """
 
     def training_metrics(
         self, names: Sequence[str], logits: Tensor, labels: Tensor
     ) -> dict[str, float]:
-        """`metrics` of one forward pass, as evaluations during training record them.
+        """Return the metrics of one forward pass, which evaluations during training record.
 
         Args:
             logits: (n, outputs), what `predict` returned.
@@ -195,18 +196,18 @@ class Objective(ABC):
 
     @abstractmethod
     def decide(self, expected: Tensor) -> Tensor:
-        """(n, ...) predictions in the form of the labels: the likeliest class's index, say."""
+        """Return predictions (n, ...) in the form of labels, such as the likeliest class index."""
 
     @abstractmethod
     def spell(self, labels: Tensor) -> list[Any]:
-        """n labels or decisions as files show them: text or numbers."""
+        """Return n labels or decisions as files show them: text or numbers."""
 
 
 def build_objective(name: str, classes: Sequence[str]) -> Objective:
-    """The kind of task `name`, for these classes.
+    """Return the object of the kind of task `name`, for these classes.
 
     Raises:
-        UserError: no such kind.
+        UserError: there is no such kind.
     """
     if name not in OBJECTIVES:
         raise UserError(
@@ -218,16 +219,16 @@ def build_objective(name: str, classes: Sequence[str]) -> Objective:
 
 
 def objective_of(task: Task) -> Objective:
-    """A task's kind.
+    """Return the object of a task's kind.
 
     Raises:
-        UserError: as `build_objective` does.
+        UserError: raised by `build_objective`.
     """
     return build_objective(task.objective, task.classes)
 
 
 def shortest_numbers(values: Tensor) -> list[Any]:
-    """Python numbers whose digits are the tensor's own: 0.1, not the 0.10000000149 of fp32."""
+    """Return Python numbers with the tensor's own digits: 0.1, not the 0.10000000149 of fp32."""
     if not values.is_floating_point():
         return values.tolist()
     return [float(digits) for digits in values.detach().cpu().numpy().astype(str)]

@@ -1,4 +1,4 @@
-"""A score: squared error, correlations."""
+"""Regression, the prediction of a score: squared error, correlations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bayeslora_cli.tasks.sources.label_column import LabelColumn, finite, number
 
 
 class Regression(Objective):
-    """Labels and predictions are scores (n,)."""
+    """Regression: labels and predictions are scores (n,)."""
 
     table_metrics = ("pearson", "spearman")
     table_selecting = "pearson_spearman"
@@ -26,17 +26,17 @@ class Regression(Objective):
 
     @classmethod
     def claims(cls, column: LabelColumn) -> bool:
-        """Numbers, one or more of them not whole."""
+        """Claim numbers, if one or more are not whole."""
         kinds = column.kinds()
         return len(kinds) == 1 and None not in kinds and column.has_fractions()
 
     @classmethod
     def classes_of(cls, column: LabelColumn) -> tuple[str, ...]:
-        """None."""
+        """Return (): there are no classes."""
         return ()
 
     def parse(self, column: LabelColumn) -> list[Any]:
-        """Finite numbers."""
+        """Return the labels as finite numbers."""
         labels = []
         for row, value in enumerate(column.values):
             label = finite(number_in(value) if column.spelled else value)
@@ -47,37 +47,37 @@ class Regression(Objective):
 
     @property
     def outputs(self) -> int:
-        """One."""
+        """One: the score."""
         return 1
 
     def label_tensor(self, labels: Sequence[Any]) -> Tensor:
-        """(n,) float32."""
+        """Return scores (n,) float32."""
         return torch.tensor(labels, dtype=torch.float32)
 
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean squared error."""
+        """Return the mean squared error."""
         return F.mse_loss(logits.squeeze(-1), batch["labels"])
 
     def expected(self, logits: Tensor) -> Tensor:
-        """(n,) scores."""
+        """Return scores (n,)."""
         return logits.squeeze(-1)
 
     def metrics(
         self, names: Sequence[str], expected: Tensor, labels: Tensor, variance: Tensor | None = None
     ) -> dict[str, float]:
-        """The task's metrics and `nll`.
+        """Return the task's metrics and `nll`.
 
-        The likelihood is that of a Gaussian with the predictive mean and variance, which is the
-        variance over the samples plus that of the observation noise, `OBSERVATION_VARIANCE`.
+        The likelihood is that of a Gaussian with the predictive mean and the predictive variance:
+        the variance over the samples plus that of the observation noise, `OBSERVATION_VARIANCE`.
         """
         found = metrics_by_name(names, expected, labels)
         noise = OBSERVATION_VARIANCE if variance is None else variance + OBSERVATION_VARIANCE
         return {**found, "nll": gaussian_nll(expected, labels, noise)}
 
     def decide(self, expected: Tensor) -> Tensor:
-        """The scores."""
+        """Return the scores."""
         return expected
 
     def spell(self, labels: Tensor) -> list[Any]:
-        """Numbers with the fewest digits that give the same value back."""
+        """Return numbers with the fewest digits that give the same value back."""
         return shortest_numbers(labels)

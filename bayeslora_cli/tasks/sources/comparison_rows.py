@@ -1,5 +1,5 @@
-"""Rows to evaluate a finished run on that are not its own splits: a user's file, another task,
-rows out of the distribution."""
+"""Reads rows to evaluate a finished run on that are not its own splits: a user's file, another
+task, out-of-distribution rows."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from bayeslora_cli.tasks.task import Examples, Task
 
 
 def check_data_is_read(config: RunConfig, data: str, file: str | None) -> None:
-    """Whether a run's rows come from the directory `data`.
+    """Check that a run's rows come from the directory `data`.
 
     Args:
-        file: the user's rows that are read instead of the run's; None: there are none.
+        file: the user's file that is read instead of the run's rows; None: there is none.
     Raises:
-        UserError: they come from elsewhere.
+        UserError: the rows come from elsewhere.
     """
     if file is not None:
         reason = f"--eval-file {file} is read instead"
@@ -40,23 +40,23 @@ def load_file(source: str, task: Task) -> dict[str, Examples]:
     """Read a file or hub data set with a task's text columns, and its labels if it has them.
 
     Raises:
-        UserError: as `read_table` and `table_examples` do.
+        UserError: raised by `read_table` or `table_examples`.
     """
     table = read_table(source, "--eval-file", split="validation")
     return {"file": table_examples(table, task, labelled=None)}
 
 
 def load_outside(source: str, config: RunConfig, task: Task, *, own_rows: bool = True) -> Examples:
-    """Rows to hold against a task's own, as text without labels.
+    """Read rows to compare with a task's own rows, as text without labels.
 
     Args:
-        source: `ood` or the name of the task's split out of the distribution; else a task, whose
-            (first) validation split it is, labelled or not, read from where GLUE's data is; else
-            a file or hub data set with the task's text columns.
-        config: of the run, with the directory of the data.
-        own_rows: whether the run's own rows are read from there as well.
+        source: `ood` or the name of the task's out-of-distribution split; or another task, whose
+            first validation split is read from GLUE's data; or a file or hub data set with the
+            task's text columns.
+        config: the run's configuration, which names the directory of the data.
+        own_rows: whether the run's own rows are read from that directory as well.
     Raises:
-        UserError: no such split, task, file or hub data set, or other columns.
+        UserError: there is no such split, task, file or hub data set, or its columns differ.
     """
     if source in ("ood", *task.ood_splits):
         if not task.ood_splits:
@@ -80,19 +80,19 @@ def load_outside(source: str, config: RunConfig, task: Task, *, own_rows: bool =
 
 
 def _load_other(task: GlueTask, data: Path | None, own: GlueTask | None) -> Examples:
-    """Another task's (first) validation split, with or without labels.
+    """Read another task's first validation split, with or without labels.
 
     Args:
-        data: where GLUE's data is; None: the hub.
-        own: the task that is read from there as well; None: no other.
+        data: directory of GLUE's data; None: the hub.
+        own: the task that is read from there as well; None: no other task is.
     """
     split = task.validation_splits[0]
     if data is not None and own not in (None, task) and not _within(own, data):
-        # `data` is the folder of `own`: with its columns it might be taken for the other's
+        # `data` is the folder of `own`: its columns might fit the other task
         beside = [path for path in (data, data.resolve().parent) if _within(task, path)]
         if not beside:
             raise DataError(
-                f"--ood {task.name}: --data {data} holds {own.name} alone, and there is no "
+                f"--ood {task.name}: --data {data} holds only {own.name}, and there is no "
                 f"{task.folder} beside it; give --data DIR, which holds {own.folder} and "
                 f"{task.folder}, or --ood FILE"
             )
@@ -106,5 +106,5 @@ def _load_other(task: GlueTask, data: Path | None, own: GlueTask | None) -> Exam
 
 
 def _within(task: GlueTask, data: Path) -> bool:
-    """Whether a directory has a folder of the task's."""
+    """Return whether a directory holds the task's folder."""
     return (data / task.folder).is_dir() or (data / task.name).is_dir()

@@ -1,21 +1,21 @@
 """The built-in task `demo`: three-way inference over sentences of a small grammar.
 
-Every row is a premise, a hypothesis and what the premise says of it: `entailment` (the hypothesis
-must be true), `contradiction` (it cannot be true), `neutral` (it may be either).
+Every row has a premise, a hypothesis and a class: `entailment` (if the premise is true, so is the
+hypothesis), `contradiction` (then the hypothesis is false), `neutral` (then it may be either).
 
-A hypothesis speaks of one participant. The premise affirms something of one participant, denies it
-of another, and may leave it open of a third. Two families of sentences:
+A hypothesis is about one participant. The premise affirms something about one participant, denies
+it about another, and may leave it open about a third. There are two families of sentences:
 
 - deeds of persons: "Anna, a friend of Tom, painted the fence, but Mary did not." says that Anna
-  did, that Mary did not, and nothing of Tom;
+  did, that Mary did not, and nothing about Tom;
 - quantities of groups: "None of the nurses, all the bakers and some of the sailors sang." says
   that every baker did, that no nurse did, and leaves open whether every sailor did.
 
-Rows come in triplets, one row of each class, which share the hypothesis. Premises of three
-participants are the same words in another order, so that a bag of words cannot tell the classes
-apart; premises of two do so for entailment and contradiction; premises of one, which the training
-split alone has, teach what the words mean. The split `ood` has three participants throughout, other
-names, nouns and verbs, and other sentences and quantifiers.
+Rows come in triplets that share the hypothesis, one row of each class. With three participants, the
+three premises are the same words in another order, so that a bag of words cannot tell the classes
+apart. With two, that holds for entailment and contradiction. Premises about one participant, which
+only the training split has, teach the meaning of the words. The split `ood` always has three
+participants, with other names, nouns and verbs, and other sentences and quantifiers.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ DEMO = Task(
 ENTAILMENT, NEUTRAL, CONTRADICTION = range(3)
 TRIPLETS = {"train": 1600, "validation": 150, "ood": 150}
 PARTICIPANTS = {"train": (1, 1, 2, 3), "validation": (2, 3), "ood": (3,)}
-"""Of a premise, each number as often as it stands here."""
+"""Numbers of participants of a premise by split; a number listed twice is drawn twice as often."""
 _SEEDS = {"train": 1, "validation": 2, "ood": 3}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """Sentences about who did something. {0} is affirmed, {1} denied, {2} left open."""
+    """Sentences about who did something: {0} did, {1} did not, {2} is left open."""
 
     who: tuple[str, ...]
     """Participants."""
     what: tuple[tuple[str, str, str], ...]
     """Verbs in the past and in the base form, and what comes behind them."""
     three: tuple[str, ...]
-    """Premises of three participants."""
+    """Premises about three participants."""
     two: tuple[str, ...]
-    """Premises of two, which say nothing of a third."""
+    """Premises about two participants, which say nothing about a third."""
     one: tuple[str, str, str]
-    """Premises of {0} alone: it is affirmed, left open, denied."""
+    """Premises about only one participant {0}: affirmed, left open, denied."""
     affirming: str
     """The hypothesis that affirms {0}."""
     denying: str
@@ -71,7 +71,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _verbs(text: str) -> tuple[tuple[str, str, str], ...]:
-    """From "past/base and the rest, past/base"."""
+    """Parse "past/base and the rest, past/base"."""
     found = []
     for entry in text.split(", "):
         verb, space, rest = entry.partition(" ")
@@ -136,7 +136,7 @@ OOD_FAMILIES = (
 
 
 def demo_examples() -> dict[str, Examples]:
-    """The task's splits `train`, `validation` and `ood`; the same bytes everywhere.
+    """Make the splits `train`, `validation` and `ood`; they are the same on every machine.
 
     No pair of sentences occurs in two splits.
     """
@@ -149,7 +149,7 @@ def demo_examples() -> dict[str, Examples]:
 
 
 def _split(split: str, seen: Set[tuple[str, str]]) -> Examples:
-    """A split without the pairs of sentences in `seen`."""
+    """Make a split without the pairs of sentences in `seen`."""
     rng = Random(_SEEDS[split])
     rows: list[Row] = []
     while len(rows) < 3 * TRIPLETS[split]:
@@ -166,7 +166,7 @@ def _split(split: str, seen: Set[tuple[str, str]]) -> Examples:
 
 
 def _triplet(rng: Random, family: Family, *, participants: int) -> list[Row]:
-    """A row of each class for one hypothesis."""
+    """Make a row of each class for one hypothesis."""
     first, second, third, *_ = _shuffled(rng, family.who)
     past, base, rest = _pick(rng, family.what)
 
@@ -174,7 +174,7 @@ def _triplet(rng: Random, family: Family, *, participants: int) -> list[Row]:
         text = template.format(*who, past=past, base=base, rest=rest)
         return text[0].upper() + text[1:] + "."
 
-    # the hypothesis speaks of `first`, which is affirmed, left open, denied
+    # the hypothesis is about `first`, which is affirmed, left open, denied
     if participants == 1:
         premises = [sentence(template, first) for template in family.one]
     else:
@@ -189,7 +189,7 @@ def _triplet(rng: Random, family: Family, *, participants: int) -> list[Row]:
     return [(premise, hypothesis, label) for premise, label in zip(premises, labels, strict=True)]
 
 
-# ---- chance: `Random.random` alone is promised to stay the same between versions of Python
+# ---- chance: of `Random`, Python promises only `random` to stay the same between versions
 
 
 def _pick(rng: Random, items: Sequence[T]) -> T:

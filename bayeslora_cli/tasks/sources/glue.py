@@ -32,13 +32,13 @@ class GlueTask(Task):
     tsv_label: str
     """The label's column in the TSV files."""
     tsv_labels: tuple[str, ...]
-    """The labels as the TSV files spell them, in the order of `classes`; () for scores."""
+    """Spellings of the labels in the TSV files, in the order of `classes`; () for scores."""
     train_size: int
-    """Rows of the official training split, as on the hub."""
+    """Number of rows of the official training split, as on the hub."""
     label_column: str = "label"
     """The label's column in the hub's data set."""
     test_splits: tuple[str, ...] = ("test",)
-    """Splits whose labels GLUE keeps to itself."""
+    """Splits whose labels GLUE does not publish."""
     implied_header: tuple[str, ...] = ()
     """The columns of labelled files that come without a header line (CoLA)."""
     drops_corrupted: bool = False
@@ -169,25 +169,26 @@ TASKS: dict[str, GlueTask] = {task.name: task for task in _ALL}
 
 
 def tsv_file(split: str) -> str:
-    """The official file name of a split: `validation_matched` is in `dev_matched.tsv`."""
+    """Return the official file name of a split: `validation_matched` is in `dev_matched.tsv`."""
     return split.replace("validation", "dev") + ".tsv"
 
 
 def read_tsv(path: Path, task: GlueTask, *, labelled: bool) -> Examples:
     r"""Read one file of the official layout.
 
-    A line ends at "\n" and nowhere else (U+2028 and U+0085 occur inside sentences), a field at a
-    tab, and a quotation mark is a character like any other. Columns are found by their names, so
-    further columns do no harm.
+    A line ends only at "\n" (U+2028 and U+0085 occur inside sentences), a field ends at a tab, and
+    a quotation mark is an ordinary character. Columns are found by their names, so additional
+    columns do no harm.
 
     Args:
         path: the file.
         task: the task that it belongs to.
-        labelled: whether it must have labels. A file which need not is read with them when its
-            header names the label's column.
+        labelled: whether the file must have labels. If not, they are read if the header names the
+            label's column.
 
     Raises:
-        DataError: naming file, line, what was found and what was expected.
+        DataError: the file is not as expected; the message names file, line, what was found and
+            what was expected.
     """
     lines = _lines(path)
     if labelled and task.implied_header:
@@ -215,7 +216,7 @@ def read_tsv(path: Path, task: GlueTask, *, labelled: bool) -> Examples:
         if corrupted and labelled and task.drops_corrupted:
             dropped += 1
             continue
-        # the hub's loader ignores surplus fields; only in QQP may the official file rely on that
+        # the hub's loader ignores surplus fields; only for QQP are they allowed here
         if short or (len(fields) > len(header) and not task.drops_corrupted):
             raise DataError(
                 f"{path}, line {number}: found {len(fields)} fields; "
@@ -260,7 +261,7 @@ def _lines(path: Path) -> list[str]:
     while lines and not lines[-1]:
         lines.pop()
     if not lines:
-        raise DataError(f"{path}: the file is empty; expected a row a line")
+        raise DataError(f"{path}: the file is empty; expected one row per line")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""The labels of a table, as it holds them: a kind of task decides what they mean."""
+"""`LabelColumn`: the labels of a table as it holds them; the kind of task gives them a meaning."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bayeslora_cli.tasks.sources.table_reader import Table
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelColumn:
-    """A column of labels. What a hub's data set calls a class by its index is here its name."""
+    """A column of labels. If a hub data set stores class indices, this column holds their names."""
 
     table: Table
     name: str
@@ -25,7 +25,7 @@ class LabelColumn:
         """Read the column `name`."""
         values = table.read_column(name)
         names = table.class_names.get(name)
-        if names is not None:  # -1 stands for no label
+        if names is not None:  # -1 means that there is no label
             found = [names[value] if value in range(len(names)) else None for value in values]
         else:
             found = [None if value in (None, "") or value != value else value for value in values]
@@ -33,12 +33,12 @@ class LabelColumn:
 
     @property
     def title(self) -> str:
-        """What the user typed, for messages on the whole table."""
+        """The table as the user typed it, for messages about the whole table."""
         return self.table.title
 
     @property
     def spelled(self) -> bool:
-        """Whether all values are text and numbers are spelled out, as in csv and tsv."""
+        """Whether all values are text, in which numbers are spelled out, as in csv and tsv."""
         return self.table.spelled
 
     @property
@@ -47,9 +47,9 @@ class LabelColumn:
         return self.table.class_names.get(self.name)
 
     def numbers(self) -> Sequence[Any]:
-        """The values; numbers instead of their spelling if every field of a csv is one.
+        """The values; if every field of a csv spells a number, the numbers.
 
-        A NaN is None.
+        A NaN becomes None.
         """
         if not self.spelled:
             return self.values
@@ -59,28 +59,28 @@ class LabelColumn:
         return [None if number != number else number for number in found]
 
     def kinds(self) -> dict[str | None, int]:
-        """The kinds of labels (text, a number, true or false; None: any other) by the first row
-        that has each."""
+        """Each kind of label (text, a number, true or false; None: any other) with the first row
+        that has it."""
         first: dict[str | None, int] = {}
         for row, value in enumerate(self.numbers()):
             first.setdefault(_kind(value), row)
         return first
 
     def has_fractions(self) -> bool:
-        """Whether a value is a number that is not written as a whole one: 0.5, and 1.0 as well.
+        """Whether any value is a number with a fraction or written as one, such as 0.5 and 1.0.
 
-        Of values that are equal, the first decides.
+        Of equal values, the first decides.
         """
         return any(isinstance(value, float) for value in set(self.numbers()))
 
     def missing(self, row: int) -> DataError:
-        """An error about a row without a label."""
+        """Make the error about a row without a label."""
         return DataError(
             f"{self.table.where(row)}: found no label in the column {self.name!r}; expected one"
         )
 
     def unexpected(self, row: int, expected: str) -> DataError:
-        """An error about one label, which says what was `expected` instead."""
+        """Make the error about one label; it tells what was `expected` instead."""
         return DataError(
             f"{self.table.where(row)}: found the label {short(self.values[row])} in the column "
             f"{self.name!r}; expected {expected}"
@@ -88,18 +88,19 @@ class LabelColumn:
 
 
 def short(value: object) -> str:
-    """A value in a message."""
+    """Shorten a value for a message."""
     return repr(value)[:80]
 
 
 def spelling(value: object) -> str:
-    """A class's name by its label."""
+    """Return the name of the class that a label stands for."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def number_in(text: str) -> int | float | None:
-    """The number that a field of a csv file spells, NaN included; None: it spells none."""
-    if "_" in text or not text.isascii():  # Python takes them for digits, nothing else does
+    """Return the number that a field of a csv file spells, NaN included; None: it spells none."""
+    # only Python accepts underscores and other alphabets' digits as numbers
+    if "_" in text or not text.isascii():
         return None
     for kind in (int, float):
         try:
@@ -110,7 +111,7 @@ def number_in(text: str) -> int | float | None:
 
 
 def finite(value: object) -> float | None:
-    """A finite number; None for all else."""
+    """Return a finite number as a float; None for any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

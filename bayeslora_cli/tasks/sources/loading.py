@@ -1,4 +1,4 @@
-"""Loading a task's examples: GLUE from TSV files, a saved data set or the hub; one's own files."""
+"""Loads a task's examples: GLUE from TSV files, a saved data set or the hub; a user's files."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from bayeslora_cli.tasks.sources.tabular import custom_task, table_examples
 from bayeslora_cli.tasks.task import Examples, Task
 
 HUB_DATASET = "nyu-mll/glue"
-_HUB_NO_LABEL = -1  # what the hub's test splits hold in place of a label
+_HUB_NO_LABEL = -1  # stands in the hub's test splits in place of a label
 
 
 def load_examples(
     config: RunConfig, splits: Sequence[str] | None = None, *, task: Task | None = None
 ) -> tuple[Task, dict[str, Examples]]:
-    """A configuration's task and splits of it.
+    """Load a configuration's task and splits of it.
 
     Args:
-        splits: None for the training split and those to evaluate on.
-        task: of an earlier run; None: a user's own task is made from the training file.
+        splits: names of the splits; None: the training split and those to evaluate on.
+        task: the task of an earlier run; None: a user's own task is made from the training file.
     Raises:
-        UserError: no such task, split, file or hub data set, or rows that are not as expected.
+        UserError: there is no such task, split, file or hub data set, or its rows are not as
+            expected.
     """
     if config.train_file is not None:
         return _own_examples(config, splits, task)
@@ -45,7 +46,7 @@ def _own_examples(
     assert config.train_file is not None
     wanted = splits or ("train", "validation")
     source = config.eval_file or config.train_file.partition("@")[0]
-    # a hub data set has its own validation split, a file has none
+    # a hub data set may have a validation split, a file has none
     if "validation" in wanted and config.eval_file is None and Path(source).exists():
         raise DataError(f"--eval-file: give examples to evaluate on beside --train-file {source}")
     tables: dict[str, Table] = {}
@@ -74,10 +75,10 @@ def load_task(
         name: a key of `TASKS`.
         data: a directory, or None for the hub's `nyu-mll/glue` (or its copy in the local cache).
             The directory holds the official TSV layout (`DIR/RTE/train.tsv`, or `train.tsv`
-            itself), or is a `DatasetDict` written by `save_to_disk`, or holds it as `DIR/<name>`.
-        splits: the splits to load, each of which must exist. None loads `train`, the validation
-            split or splits, and such test splits as there are.
-        labelled: whether all but the test splits must have labels.
+            itself), or is a `DatasetDict` written by `save_to_disk`, or holds one as `DIR/<name>`.
+        splits: the splits to load, each of which must exist. None: `train`, the validation splits,
+            and those test splits that exist.
+        labelled: whether all splits except the test splits must have labels.
 
     Returns:
         Examples by split: `train`, `validation`, `test`; for MNLI `validation_matched`,
@@ -85,7 +86,7 @@ def load_task(
 
     Raises:
         DataError: the directory, a file or a row is not as expected.
-        UserError: no such task, or the hub cannot be reached.
+        UserError: there is no such task, or the hub cannot be reached.
     """
     task = TASKS.get(name)
     if task is None:
@@ -116,7 +117,7 @@ def _splits_to_read(
     present: Collection[str],
     missing: Callable[[str], str],
 ) -> list[str]:
-    """The splits to read; `missing` words the error for one that is wanted and not present."""
+    """Return the splits to read; `missing` writes the error for one that is not present."""
     if splits is None:
         splits = [*task.required_splits, *(s for s in task.test_splits if s in present)]
     for split in splits:
@@ -185,7 +186,7 @@ def _load_from_disk(folder: Path) -> Any:
 def _from_datasets(
     task: GlueTask, tables: Any, where: str, splits: Sequence[str] | None, *, labelled: bool
 ) -> dict[str, Examples]:
-    """Examples from a `DatasetDict` with the hub's columns."""
+    """Read examples from a `DatasetDict` with the hub's columns."""
     present = list(tables)
 
     def missing(split: str) -> str:
@@ -230,7 +231,7 @@ def _from_table(task: GlueTask, table: Any, where: str, *, labelled: bool) -> Ex
 
 
 def _labels(task: GlueTask, values: list[Any], feature: Any, where: str) -> list[Any]:
-    """Class indices in the order of `task.classes`, or scores."""
+    """Return class indices in the order of `task.classes`, or scores."""
     index_of: dict[str | int, int] | None = None
     if not task.classes:
         low, high = SCORE_RANGE

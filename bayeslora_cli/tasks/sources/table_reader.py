@@ -1,6 +1,6 @@
-"""Reading a table: a file in csv, tsv, JSON Lines or parquet, or a split of a data set on the hub.
+"""Reads a table: a file in csv, tsv, JSON Lines or parquet, or a split of a data set on the hub.
 
-What the columns mean is not known here, see `own_data`.
+`tabular` decides what the columns mean.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ _LONGEST_FIELD = 2**31 - 1  # the largest limit that `csv` takes on every platfo
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """Rows under named columns. Values are as the source has them; in csv and tsv all are text."""
+    """Rows with named columns. Values are those of the source; in csv and tsv all are text."""
 
     option: str
     """The option that named the source."""
     source: str
-    """The file or the hub's name with its split, for messages."""
+    """The file, or the hub's name and split, for messages."""
     names: tuple[str, ...]
-    """The columns' names, each once; pandas leaves its index's empty."""
+    """Names of the columns, each once; pandas gives its index an empty name."""
     rows: int
     """Number of rows, at least one."""
     read_column: Callable[[str], list[Any]]
-    """A column's values by its name. They are read when wanted: others may be images."""
+    """Reads a column's values by its name. Only used columns are read: others may be images."""
     lines: Sequence[int] | None = None
-    """The line where each row starts, from 1; None where a source has no lines."""
+    """The line on which each row starts, from 1; None: the source has no lines."""
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """The names of the classes in those columns that hold their indices, as the hub knows them."""
+    """Class names of the columns that hold class indices, as the hub lists them."""
     spelled: bool = False
     """Whether numbers are spelled out as text, as in csv and tsv."""
 
     @property
     def title(self) -> str:
-        """What the user typed, for messages on the whole table."""
+        """The table as the user typed it, for messages about the whole table."""
         return f"{self.option} {self.source}"
 
     def where(self, row: int) -> str:
-        """The place of a row (counted from 0), for messages."""
+        """Return the place of a row, which counts from 0, for messages."""
         if self.lines is None:
             return f"{self.source}, row {row}"
         return f"{self.source}, line {self.lines[row]}"
@@ -63,15 +63,14 @@ class Table:
 def read_table(source: str, option: str, *, split: str) -> Table:
     r"""Read the table that a user named.
 
-    A csv file has a header line, and fields are quoted where need be. In a tsv file, as in GLUE's,
-    a quotation mark is a character like any other, and a line ends at "\n" and nowhere else. Both
-    are in UTF-8, as is JSON Lines: one object a line, all with the same keys. Blank lines are
-    skipped.
+    A csv file has a header line and may quote fields. In a tsv file, as in GLUE's, a quotation mark
+    is an ordinary character, and a line ends only at "\n". Both are in UTF-8, and so is JSON Lines,
+    which has one object per line, all with the same keys. Blank lines are skipped.
 
     Args:
         source: an existing file with one of `SUFFIXES`, or a data set on the hub (or in its local
             cache), written as `HUB_FORM`.
-        option: where the user gave it, `--train-file` say.
+        option: the option that names the source, such as `--train-file`.
         split: the hub's split, unless `source` names one.
 
     Raises:
@@ -111,7 +110,7 @@ def _read_text(path: str) -> str:
     raw = raw.removeprefix(_BYTE_ORDER_MARK)
     try:
         text = raw.decode("utf-8")
-        bad = raw.find(b"\0")  # UTF-8 all the same; most often the sign of UTF-16
+        bad = raw.find(b"\0")  # valid UTF-8, but most often a sign of UTF-16
     except UnicodeDecodeError as error:
         bad = error.start
     if bad >= 0:
@@ -125,7 +124,7 @@ def _read_text(path: str) -> str:
 
 
 def _csv_records(path: str) -> Iterator[tuple[int, list[str]]]:
-    """The fields of each record, and the line where it starts."""
+    """Yield for each record the line where it starts, and its fields."""
     csv.field_size_limit(_LONGEST_FIELD)  # 128 KiB by default, which a document can exceed
     reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
     while True:
@@ -211,7 +210,8 @@ def _read_json_lines(source: str, option: str) -> Table:
 def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-        if "\\u" in line:  # an escape can be half of a surrogate pair, which no file can hold
+        # an escape can be half of a surrogate pair, which cannot be written to a file
+        if "\\u" in line:
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise DataError(
@@ -219,7 +219,7 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
         ) from error
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", error)  # without a line number of its own
-        raise DataError(f"{where}: not JSON ({reason}); expected one object a line") from error
+        raise DataError(f"{where}: not JSON ({reason}); expected one object per line") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: found {line.strip()[:80]!r}; expected a JSON object")
     return row
@@ -234,7 +234,7 @@ def _check_names(names: Sequence[str], where: str) -> None:
 
 
 def shown(names: Sequence[str]) -> str:
-    """Names for a message, shortened."""
+    """List names for a message, shortened."""
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return (", ".join(repr(name[:40]) for name in names[:20]) or "none") + more
 
@@ -247,7 +247,7 @@ def _read_parquet(source: str, option: str) -> Table:
     import pyarrow.parquet
 
     try:
-        # not `read_table`, which adds columns where a folder is named like a partition
+        # not `read_table`, which adds columns if a folder is named like a partition
         with pyarrow.parquet.ParquetFile(source) as file:
             table = file.read()
         table.validate(full=True)  # text that is not UTF-8

@@ -1,4 +1,4 @@
-"""A task of the user's own: which columns it reads and what it predicts, told by its tables."""
+"""Makes a task from a user's tables: which columns it reads and what it predicts."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ LABEL_GUESSES = ("label", "labels", "class", "target", "score")
 def custom_task(
     table: Table, *, text_columns: tuple[str, ...] | None, label_column: str | None
 ) -> Task:
-    """The task that a training table poses.
+    """Make a task from a training table.
 
-    The kinds of tasks say which labels are theirs (`Objective.claims`). Of the built-in ones, text,
-    integers and true or false are classes: text in the order of its code points, integers in
-    theirs, and those of a hub's `ClassLabel` in the order of its names. Numbers of which one or
-    more is not an integer are scores, for regression. In csv and tsv, a column is of numbers if
-    each of its fields is one.
+    Each kind of task decides which labels it claims (`Objective.claims`). Of the built-in kinds,
+    classification claims text, integers, and true or false: text is ordered by code points,
+    integers by size, and classes of a hub's `ClassLabel` keep the order of their names. Regression
+    claims numbers if one or more is not an integer. A column of a csv or tsv file holds numbers if
+    each of its fields is a number.
 
     Args:
         table: the training table.
@@ -73,16 +73,16 @@ def custom_task(
 
 
 def table_examples(table: Table, task: Task, *, labelled: bool | None) -> Examples:
-    """The rows of a table as examples of a task.
+    """Read the rows of a table as examples of a task.
 
     Args:
         table: the training table of `custom_task`, or another one with its columns.
         task: what `custom_task` returned.
-        labelled: whether the table must have labels (True) or must be read without (False). None:
-            it is read with them if it has the label's column and a label in any row of it.
+        labelled: True: the table must have labels. False: labels are not read. None: they are read
+            if the table has the label's column with a label in any row.
 
     Raises:
-        DataError: a column is missing, a text is none, or a label is missing or unknown.
+        DataError: a column is missing, a value is not text, or a label is missing or unknown.
     """
     from bayeslora_cli.tasks.objectives.objective import objective_of  # imports torch
 
@@ -148,7 +148,7 @@ def _texts(table: Table, name: str) -> list[str]:
 
 
 def _kind(column: LabelColumn) -> tuple[str, type[Objective]]:
-    """The kind of task that a training table's labels belong to: its name and its class."""
+    """Return name and class of the kind of task that claims a training table's labels."""
     values = column.numbers()
     for row, value in enumerate(values):
         if value is None:
@@ -168,7 +168,7 @@ def _kind(column: LabelColumn) -> tuple[str, type[Objective]]:
 
 
 def _unclaimed(column: LabelColumn) -> DataError:
-    """Why labels belong to no kind of task."""
+    """Make the error that tells why no kind of task claims the labels."""
     where, values, kinds = column.table.where, column.numbers(), column.kinds()
     if None in kinds:
         row = kinds[None]

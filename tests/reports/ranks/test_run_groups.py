@@ -143,7 +143,7 @@ def test_a_run_without_adapters(tmp_path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (allocation(names(3)), r"6 matrices .*one of them alone, such as encoder\.layer\.2"),
+        (allocation(names(3)), r"6 matrices .*only one of them, such as encoder\.layer\.2"),
         (allocation(names(2, DECODER)), "26 matrices"),
         (allocation(NAMES[:-1]), "1 matrices .*such as pooler"),
         (

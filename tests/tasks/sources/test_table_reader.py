@@ -155,7 +155,7 @@ def test_parquet_keeps_its_types_and_counts_rows_from_0(tmp_path):
         ("a.csv", b'text,label\na,1\n\n"b\n"x,1\nc,1\n', ", line 4", "malformed.*expected after"),
         ("a.csv", b'text,label\na,1\n"b,1\nc,1\n', ", line 3", "malformed.*end of data"),
         ("a.jsonl", b'{"a": 1}\n\n[1]\n', ", line 3", r"found '\[1\]'; expected a JSON object"),
-        ("a.json", b'[\n{"a": 1}\n]\n', ", line 1", "not JSON.*one object a line"),
+        ("a.json", b'[\n{"a": 1}\n]\n', ", line 1", "not JSON.*one object per line"),
         ("a.json", b'{"a": 1}\n{"a": 1},\n', ", line 2", r"not JSON \(Extra data\)"),
         ("a.jsonl", b'{"a": ' + b"1" * 5000 + b"}\n", ", line 1", "not JSON"),
         ("a.jsonl", b"[" * 200_000, ", line 1", "not JSON"),

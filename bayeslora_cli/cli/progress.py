@@ -49,8 +49,14 @@ class _Handler(logging.Handler):
     def __init__(self, console: Console) -> None:
         super().__init__()
         self.console = console
+        self._said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
+        once = getattr(record, "once", None)  # what is said of the first of many runs only
+        if once in self._said:
+            return
+        if once is not None:
+            self._said.add(once)
         try:
             prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
             print_plain(self.console, prefix + self.format(record))

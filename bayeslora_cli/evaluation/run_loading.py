@@ -63,6 +63,7 @@ def load_run(run: RunDir, config: RunConfig, objective: Objective, device: str) 
         )
     _check_backbone(run, config, network)
     kept = posterior.load(run.posterior, network)
+    run.verify(run.posterior)
     kept.apply(network.bank)
     return LoadedRun(network, tokenizer, kept)
 

@@ -147,10 +147,19 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON atomically.
+def to_json(value: Any) -> str:
+    """Strict JSON, as `write_json` writes it.
 
     Raises:
         ValueError: the value has a NaN or an infinity, which JSON cannot express.
     """
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON atomically.
+
+    Raises:
+        ValueError: as `to_json` does.
+    """
+    write_text(path, to_json(value))

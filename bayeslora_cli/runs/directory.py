@@ -17,7 +17,17 @@ from bayeslora_cli.config.files.toml_files import from_toml, to_toml
 from bayeslora_cli.config.resolution import Resolved
 from bayeslora_cli.config.run_config import METHOD_ROW, OPTIONS, RunConfig, flag
 from bayeslora_cli.errors import RunDirError, StorageError, UserError
-from bayeslora_cli.runs.atomic_write import aside, named, remove, tidy, write_json, write_text
+from bayeslora_cli.runs.atomic_write import (
+    aside,
+    named,
+    remove,
+    tidy,
+    to_json,
+    write_json,
+    write_text,
+)
+from bayeslora_cli.runs.checksums import Checksums, Verifier, parse_json
+from bayeslora_cli.tasks.metric_ranges import outside
 from bayeslora_cli.tasks.task import Task
 
 
@@ -34,6 +44,7 @@ class RunDir:
         self.metrics = path / "metrics.jsonl"
         self.ranks_history = path / "ranks.jsonl"
         self.result = path / "result.json"
+        self.checksums = path / "checksums.json"
         self.ranks = path / "ranks.json"
         self.adapter = path / "adapter"
         self.model = path / "model"
@@ -43,6 +54,11 @@ class RunDir:
         self.exports = path / "export"
         self.trackers = path / "trackers.json"
         self.tensorboard = path / "tensorboard"
+        self._verifier = Verifier(self.checksums, self.result, self.environment)
+
+    def paths(self) -> dict[str, Path]:
+        """The paths by name, but for the directory's own."""
+        return {n: p for n, p in vars(self).items() if isinstance(p, Path) and n != "path"}
 
     @classmethod
     def open(cls, path: Path) -> RunDir:
@@ -68,7 +84,7 @@ class RunDir:
             RunDirError: one of the run's files is such a link.
         """
         inside = self.path.resolve()
-        for path in vars(self).values():
+        for path in self.paths().values():
             if path.is_symlink() and not path.resolve().is_relative_to(inside):
                 raise RunDirError(
                     f"{path} is a link that leaves the run directory; put the file itself there"
@@ -82,11 +98,9 @@ class RunDir:
         Raises:
             UserError: the file cannot be read, or is of another version.
         """
-        try:
-            text = self.config.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise RunDirError(f"{self.config} is corrupt: {error}") from error
-        config = from_toml(text, str(self.config))
+        content = self._read(self.config)
+        config = from_toml(self._decoded(self.config, content), str(self.config))
+        self._check(self.config, content)
         return replace(config, trust_remote_code=trust_remote_code)
 
     def read_task(self) -> Task:
@@ -103,12 +117,14 @@ class RunDir:
         Raises:
             RunDirError: missing or corrupt.
         """
+        content = self._read(path)
         try:
-            value = json.loads(self.read_text(path))
+            value = parse_json(content)
         except (ValueError, RecursionError) as error:
             raise RunDirError(f"{path} is corrupt: {error}") from error
         if not isinstance(value, dict):
             raise RunDirError(f"{path} is corrupt: not a JSON object")
+        self._check(path, content)
         return value
 
     def read_text(self, path: Path) -> str:
@@ -117,12 +133,23 @@ class RunDir:
         Raises:
             RunDirError: missing, unreadable, or no text.
         """
+        content = self._read(path)
+        text = self._decoded(path, content)
+        self._check(path, content)
+        return text
+
+    def _read(self, path: Path) -> bytes:
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_bytes()
         except FileNotFoundError as error:
             raise RunDirError(f"{path} is missing: the run has not finished") from error
         except OSError as error:
             raise RunDirError(f"{path} cannot be read: {error.strerror}") from error
+
+    @staticmethod
+    def _decoded(path: Path, content: bytes) -> str:
+        try:
+            return content.decode("utf-8")
         except UnicodeDecodeError as error:
             raise RunDirError(f"{path} is corrupt: {error}") from error
 
@@ -136,7 +163,40 @@ class RunDir:
         absent = [n for n in ("best", "best_at_budget", "last", "steps") if n not in found]
         if absent:
             raise RunDirError(f"{self.result} is corrupt: it has no {absent[0]}")
+        for at in ("best", "best_at_budget", "last"):
+            if (wrong := outside(found[at], found.get("selecting"))) is not None:
+                raise RunDirError(f"{self.result} is corrupt: {at} {wrong}")
         return found
+
+    def _check(self, path: Path, content: bytes) -> None:
+        if path not in (self.metrics, self.trackers):
+            self._verifier.check(path, content)
+
+    def verify(self, path: Path | None = None) -> None:
+        """Check a file of a finished run against checksums.json; None: all files.
+
+        Raises:
+            RunDirError: one has changed since the run was finished, or is missing.
+        """
+        if path is not None:
+            self._verifier.check(path)
+        elif (known := self._verifier.known()) is not None:
+            known.check_all()
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write checksums.json and then result.json, the last file of a run.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        content = to_json(result)
+        files = (
+            self.config, self.task, self.environment, self.ranks_history, self.ranks,
+            self.adapter, self.model, self.posterior,
+        )  # fmt: skip
+        found = Checksums.of(self.checksums, files, {self.result: content.encode()})
+        write_json(self.checksums, found.to_json())
+        write_text(self.result, content)
 
     @property
     def started(self) -> bool:
@@ -192,9 +252,10 @@ class RunDir:
                     write_text(self.config, to_toml(config))
                 if not self.task.is_file():
                     write_json(self.task, task.to_json())
-                for name, path in vars(self).items():
-                    if name != "path":
-                        tidy(path)
+                for path in self.paths().values():
+                    tidy(path)
+                remove(self.checksums)  # of an end that was killed before the last file
+                self._verifier.forget()
         except StorageError as error:
             raise RunDirError(f"--output: {error}") from error
 
@@ -207,8 +268,8 @@ class RunDir:
 
     def _clear(self) -> None:
         """Delete a run; a kill in between leaves an unfinished run."""
-        first = {self.checkpoint: 0, self.result: 1}
-        for path in sorted(self.path.iterdir(), key=lambda path: first.get(path, 2)):
+        first = {self.checkpoint: 0, self.result: 1, self.checksums: 2}
+        for path in sorted(self.path.iterdir(), key=lambda path: first.get(path, 3)):
             if path not in (self.lock, self.config):
                 remove(path)
         self.config.unlink()

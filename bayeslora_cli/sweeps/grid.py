@@ -47,7 +47,9 @@ class PlannedRun:
         if self.resolved.config.overwrite or not self.run.finished:
             return False
         try:
-            there = self.run.read_config()
+            run = self.run
+            there = run.read_config()
+            run.verify()
         except UserError:
             return False  # the training reports the problem
         mine, theirs = (

@@ -121,7 +121,7 @@ def write_artifacts(
     report = rank_report(network, config, result["steps"] - 1, mask, scores, at.mean)
     write_json(run.ranks, report.to_json())
     write_text(run.card, model_card(run, config, run.read_task(), result))
-    write_json(run.result, dict(result))
+    run.finish(dict(result))
 
 
 def _save_full(run: RunDir, network: Network, at: Posterior) -> None:

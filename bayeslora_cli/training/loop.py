@@ -88,6 +88,7 @@ def train(
 def _is_done(prepared: PreparedRun) -> bool:
     done = prepared.run.finished and not prepared.config.overwrite
     if done:
+        prepared.run.verify()
         logger.info("already trained: %s (--overwrite trains it again)", prepared.run.path)
     return done
 
@@ -311,7 +312,7 @@ class TrainingLoop:
             data_checksum(self.task, self.examples),
         )  # fmt: skip
         started = run.read_json(run.environment)
-        write_json(run.environment, {**started, "end": now()})
+        write_json(run.environment, {**started, "end": now(), "checksums": run.checksums.name})
         write_artifacts(
             run, self.network, self.config, at=self.best.posterior,
             scores=None if self.allocator is None else self.best.scores,

@@ -23,6 +23,7 @@ from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.tasks.sources.loading import load_examples
 from tests.conftest import WORDS
 from tests.support.evaluation import evaluated
+from tests.support.finished_runs import reseal
 from tests.training.test_loop import run_of
 
 SAMPLES = 3
@@ -37,6 +38,7 @@ def noisier(run, factor):
         if name.startswith("sigma/"):
             value.mul_(factor)
     save_file(tensors, run.posterior, metadata=metadata)
+    reseal(run.path)
     return run
 
 
@@ -388,6 +390,7 @@ def test_what_the_training_was_told_is_not_taken_for_typed(run, scores_run, tmp_
         text = (copy / "config.toml").read_text()
         assert old in text
         (copy / "config.toml").write_text(text.replace(old, "/gone"))
+        reseal(copy)
         return copy
 
     for path, option, split in (

@@ -29,6 +29,7 @@ from bayeslora_cli.runs.rank_report import RankReport
 from bayeslora_cli.tasks.objectives.objective import objective_of
 from tests.conftest import save_backbone
 from tests.support.evaluation import evaluated
+from tests.support.finished_runs import make_old, reseal
 from tests.training.test_loop import run_of
 
 FORMS = ["adalora", "lora", "lora-uniform", "merged", "onnx"]
@@ -55,6 +56,7 @@ def grow(run):
         if re.fullmatch(r"mean/.*\.lora_[AEB]", name):
             tensors[name] = value + 0.2 * torch.randn(value.shape, generator=generator)
     save_file(tensors, run.posterior, metadata=metadata)
+    reseal(run.path)
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +278,7 @@ def test_a_pooler_left_out_is_found(run, monkeypatch):
 def test_random_inputs_where_the_data_is_gone(run, monkeypatch):
     text = run.config.read_text()
     run.config.write_text(re.sub(r'(?m)^data = ".*"$', 'data = "gone"', text))
+    reseal(run.path)
     with pytest.raises(UserError, match=r"--data gone: .*; --check-inputs random checks without"):
         exported(run, "lora")
     with pytest.raises(DataError, match="--data gone"):
@@ -347,7 +350,13 @@ def test_no_more_ranks_than_the_run_kept(run):
 
 
 def damaged(name, text):
-    return lambda run: (run.path / name).write_text(text)
+    """The file is others', and all that is checked is what it says."""
+
+    def harm(run):
+        make_old(run.path)
+        (run.path / name).write_text(text)
+
+    return harm
 
 
 @pytest.mark.parametrize(
@@ -402,6 +411,7 @@ def test_another_checkpoint_than_the_run_was_trained_on(backbone, rte, tmp_path)
     environment = run.read_json(run.environment)
     del environment["backbone_sha256"]  # a run of an earlier version
     run.environment.write_text(json.dumps(environment))
+    make_old(run.path)
     _, manifest = exported(run, "lora", overwrite=True)
     assert manifest["source"]["backbone_sha256"] is None
 

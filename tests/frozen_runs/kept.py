@@ -301,9 +301,18 @@ def resume(name: str, root: Path) -> tuple[Said, dict[str, Any]]:
     return said, found
 
 
+# what later versions write besides
+ADDED_FILES = ("checksums.json",)
+ADDED_KEYS = {"environment.json": ("/checksums", "/identity")}
+
+
 def finished_contents(run: Path, root: Path | str) -> dict[str, Any]:
     """What is compared of a finished run."""
     found = contents(run, {str(root): ROOT}, only_keys=("environment.json",))
+    for name in ADDED_FILES:
+        found.pop(name, None)
+    for name, added in ADDED_KEYS.items():
+        found[name] = [key for key in found[name] if not key.startswith(added)]
     del found["config.toml"]["output"]
     return found
 

@@ -329,7 +329,7 @@ def test_append_is_strict(tmp_path):
 def test_file_names():
     """The layout that users and their scripts know."""
     run = RunDir(Path("run"))
-    assert {name: path.name for name, path in vars(run).items() if name != "path"} == {
+    assert {name: path.name for name, path in run.paths().items()} == {
         "lock": ".lock",
         "config": "config.toml",
         "task": "task.json",
@@ -339,6 +339,7 @@ def test_file_names():
         "metrics": "metrics.jsonl",
         "ranks_history": "ranks.jsonl",
         "result": "result.json",
+        "checksums": "checksums.json",
         "ranks": "ranks.json",
         "adapter": "adapter",
         "model": "model",

@@ -94,6 +94,8 @@ def contents(run: Path) -> dict[str, object]:
             found[name] = None
         elif path.name == "complete":
             found[name] = sorted(json.loads(path.read_text()))
+        elif path.name == "checksums.json":  # result.json has times
+            found[name] = sorted(json.loads(path.read_text())["files"])
         elif path.suffix in (".json", ".jsonl"):
             text = path.read_text()
             lines = text.splitlines() if path.suffix == ".jsonl" else [text]

@@ -37,7 +37,7 @@ def write_scored(
         "trainable_parameters": 330_000, "kept_parameters": 220_000,
         "ranks": {} if method == "full" else {"a": rank},
     }  # fmt: skip
-    write_json(run.result, result | more | (more_result or {}))
+    run.finish(result | more | (more_result or {}))
     return run
 
 

@@ -35,6 +35,7 @@ from bayeslora_cli.training.step import TrainStep
 from tests.conftest import save_backbone
 from tests.support.evaluation import evaluated
 from tests.support.faults import contents, differences
+from tests.support.finished_runs import reseal
 from tests.training.test_step import METHODS
 
 
@@ -253,6 +254,7 @@ def test_other_settings_in_the_same_directory_are_refused(backbone, rte, tmp_pat
     shutil.copytree(run.path, tmp_path / "other")
     text = run.config.read_text().replace("lr = 0.5", "lr = 0.25")
     run.config.write_text(text)
+    reseal(run.path)
     with pytest.raises(RunDirError, match=r"--lr 0\.25 there, 0\.5 now"):
         run_of(backbone, rte, tmp_path)
 

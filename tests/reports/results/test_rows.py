@@ -205,6 +205,7 @@ def test_a_result_without_its_value_is_named(tmp_path, entry):
     run = write_scored(tmp_path, "rte", 0.8)
     result = json.loads(run.result.read_text())
     run.result.write_text(json.dumps({**result, "best": entry}))
+    run.checksums.unlink()
     with pytest.raises(RunDirError, match=r"result\.json is corrupt: best has no value"):
         load_results([tmp_path], "best")
 

@@ -1,0 +1,46 @@
+"""The ranges of metrics, to tell a damaged or hand-written result from a run's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+SHARE, CORRELATION = (0.0, 1.0), (-1.0, 1.0)
+RANGES: dict[str, tuple[float, float]] = {
+    "accuracy": SHARE,
+    "f1": SHARE,
+    "macro_f1": SHARE,
+    "matthews": CORRELATION,
+    "pearson": CORRELATION,
+    "spearman": CORRELATION,
+    "pearson_spearman": CORRELATION,
+    "ece": SHARE,
+    "brier": (0.0, 2.0),
+}
+"""Least and greatest value; metrics of other names may have any."""
+ROUNDING = 1e-6
+
+
+def outside(record: Any, selecting: Any) -> str | None:
+    """What of an evaluation's record no metric can be; None: nothing is.
+
+    Args:
+        record: as result.json has it: `metrics` by split and name, and the selecting one's `value`.
+        selecting: that metric's name.
+    """
+    if not isinstance(record, Mapping):
+        return "has no value"
+    splits = record.get("metrics", {})
+    if not isinstance(splits, Mapping) or not all(isinstance(m, Mapping) for m in splits.values()):
+        return "metrics are not by split and name"
+    values = [(name, value) for found in splits.values() for name, value in found.items()]
+    for name, value in [*values, (selecting, record.get("value"))]:
+        low, high = RANGES.get(name, (-math.inf, math.inf)) if isinstance(name, str) else (0, 0)
+        if name is None or (name, value) == (selecting, None):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return f"{name} is {value!r}, no number"
+        if not low - ROUNDING <= value <= high + ROUNDING:
+            return f"{name} is {value}, not from {low:g} to {high:g}"
+    return None

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and the exit codes of the command line."""
+"""Errors that a user can fix, and the exit codes of the command line."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class BayesloraError(Exception):
     reported_elsewhere = False
     """Whether another process of the job prints it."""
     on_all_processes = False
-    """Whether all processes of the job raise it, and so are still at the same place."""
+    """Whether all processes of the job raise it, and so have made the same calls so far."""
 
 
 class UserError(BayesloraError):
-    """Something the user can mend. The message names the option or file, the value and the fix."""
+    """An error that the user can fix; the message names the option or file, the value, the fix."""
 
     exit_code = EXIT_USER
 

@@ -1,4 +1,4 @@
-"""The command line: parse, call one function, print."""
+"""The command line: each command parses, calls one function and prints."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ for name, command, form in (
 
 
 def main(workspace: Any = None) -> None:
-    """The entry point: known errors are one message and their exit code, bugs are tracebacks.
+    """Run the command line: a known error is one message and an exit code, a bug a traceback.
 
     Args:
         workspace: from `api.training.workspace`, of the runs that this process has trained before.
     """
-    # the other commands are never of several processes, though srun may start several of them
+    # only train runs in several processes, though srun may start several of any command
     training = next((word for word in sys.argv[1:] if not word.startswith("-")), None) == "train"
     at = place() if training else Place()
     try:

@@ -32,7 +32,7 @@ def evaluate(
         typer.Argument(
             metavar="RUN...",
             show_default=False,
-            help="Directory of a finished run; of several, or one that holds runs, a table.",
+            help="Directory of a finished run; with several, or one that holds runs: a table.",
         ),
     ],
     split: Annotated[
@@ -44,7 +44,7 @@ def evaluate(
     ] = None,
     eval_file: Annotated[
         str | None,
-        typer.Option(help="Rows of one's own instead: a file or hub data set, as for train."),
+        typer.Option(help="Your own rows instead: a file or hub data set, as for train."),
     ] = None,
     samples: Annotated[
         int | None,
@@ -60,7 +60,9 @@ def evaluate(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, max=2**63 - 1, help="Of the samples, with --samples (default: 0)."),
+        typer.Option(
+            min=0, max=2**63 - 1, help="Seed of the samples, with --samples (default: 0)."
+        ),
     ] = None,
     ood: Annotated[
         str | None,
@@ -76,7 +78,7 @@ def evaluate(
         typer.Option(
             metavar="FILE",
             help="Draw a reliability diagram here and a small one on the terminal: FILE.png, .svg "
-            "or .pdf; - for the terminal alone.",
+            "or .pdf; - for the terminal only.",
         ),
     ] = None,
     predictions: Annotated[
@@ -92,7 +94,7 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Examples a forward pass (default: as in training).")
+        int | None, typer.Option(min=1, help="Examples per forward pass (default: as in training).")
     ] = None,
     trust_remote_code: Annotated[
         bool,
@@ -159,6 +161,6 @@ def evaluate(
 
 
 def _typed(ctx: typer.Context) -> set[str]:
-    """Names of the parameters that were given on the command line."""
+    """Return the names of the parameters that were given on the command line."""
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}

@@ -1,4 +1,4 @@
-"""`bayeslora export`: a finished run in another format."""
+"""`bayeslora export`: writes a finished run in another format."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def export(
     eval_file: Annotated[
         str | None,
         typer.Option(
-            help="Rows of one's own instead: a file or hub data set, as for train.",
+            help="Your own rows instead: a file or hub data set, as for train.",
             rich_help_panel=_CHECK,
         ),
     ] = None,

@@ -25,25 +25,28 @@ def inspect_ranks(
             metavar="RUN...",
             show_default=False,
             help="Run directories, or directories that hold runs at any depth: the mean over those "
-            "that differ in the seed alone, a heatmap for each of the others.",
+            "that differ only in the seed, a heatmap for each of the others.",
         ),
     ],
     compare: Annotated[
         bool,
-        typer.Option("--compare", help="The first RUN minus the second, each a run or many."),
+        typer.Option(
+            "--compare", help="Show the first RUN minus the second, each one run or many."
+        ),
     ] = False,
     history: Annotated[
-        bool, typer.Option("--history", help="When each matrix lost its ranks.")
+        bool, typer.Option("--history", help="Show when each matrix lost its ranks.")
     ] = False,
     scores: Annotated[
-        bool, typer.Option("--scores", help="The distribution of the scores and the threshold.")
+        bool,
+        typer.Option("--scores", help="Show the distribution of the scores and the threshold."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     as_csv: Annotated[
         bool,
         typer.Option(
             "--csv",
-            help="Print a table, a row a matrix, or a change, or a triplet.",
+            help="Print a table with one row per matrix, change or triplet.",
         ),
     ] = False,
     output: Annotated[
@@ -79,15 +82,15 @@ def show(
     The JSON object is `Inspection.to_json`'s.
 
     Raises:
-        UserError: options that exclude each other, or runs, files or a figure that do not allow
-            what is asked.
+        UserError: options exclude each other, or the runs, their files or the figure's file do not
+            allow the request.
     """
     options = {"--compare": compare, "--history": history, "--scores": scores}
     asked = [option for option, is_asked in options.items() if is_asked]
     if len(asked) > 1:
-        raise UserError(f"{' and '.join(asked)}: each is a view of its own; ask for one")
+        raise UserError(f"{' and '.join(asked)}: each is another view; give only one")
     if as_json and as_csv:
-        raise UserError("--json and --csv: both go to stdout; ask for one")
+        raise UserError("--json and --csv: both go to stdout; give only one")
     from rich.console import Console
 
     from bayeslora_cli.reports.figures.figure_file import check_figure

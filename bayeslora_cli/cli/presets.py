@@ -1,4 +1,4 @@
-"""`bayeslora presets`: the built-in presets, or one with all its values."""
+"""`bayeslora presets`: lists the built-in presets, or prints one with all its values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bayeslora_cli.config.files.resolved_preset import resolved_preset
 
 
 def print_presets() -> None:
-    """Print a line per built-in preset: its name, and what it is for."""
+    """Print one line per built-in preset: its name and its purpose."""
     for name, what in list_presets().items():
         print(f"{name:18} {what}")
 
@@ -25,15 +25,17 @@ def presets(
             help="A preset, or a .toml file, to print with all its values.",
         ),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="For this task (default: the preset's).")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Values for this task (default: the preset's).")
+    ] = None,
     method: Annotated[
-        str | None, typer.Option(help="The values for this method, as of train.")
+        str | None, typer.Option(help="Values for this method (as for train).")
     ] = None,
     optimizer: Annotated[
-        str | None, typer.Option(help="The values for this optimizer, as of train.")
+        str | None, typer.Option(help="Values for this optimizer (as for train).")
     ] = None,
     criterion: Annotated[
-        str | None, typer.Option(help="The values for this criterion, as of train.")
+        str | None, typer.Option(help="Values for this criterion (as for train).")
     ] = None,
 ) -> None:
     """List the built-in presets, or print one as train would use it.

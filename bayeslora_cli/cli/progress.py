@@ -21,22 +21,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger("bayeslora")
 
 REDRAW = 0.1
-"""Seconds between two looks at the steps."""
+"""Seconds between two redraws."""
 LOOKS = 100
-"""Looks that the pace is averaged over: ten seconds, or a hundred slow steps."""
+"""Number of redraws over which the pace is averaged: ten seconds, or a hundred slow steps."""
 MARGIN = 3
 """Columns right of the bar: a terminal's echo of ^C would break a full line, and double the bar."""
-# what a terminal would obey, in file names and other people's messages
+# control characters in file names and other programs' messages, which a terminal would obey
 
 
 def set_up_logging(*, quiet: bool, verbose: bool) -> Console:
-    """Let the package's logger write to stderr; returns the console that it writes through.
+    """Let the package's logger write to stderr; return the console that it writes through.
 
-    Information is shown, with `quiet` warnings alone, else with `verbose` everything.
+    It shows information and warnings; with `quiet` only warnings, or else with `verbose` all
+    messages.
     """
     from rich.console import Console
 
-    # FORCE_COLOR would have rich take a pipe for a terminal, and fill it with cursor movements
+    # with FORCE_COLOR rich would treat a pipe as a terminal, and fill it with cursor movements
     console = Console(stderr=True, force_terminal=sys.stderr.isatty())
     logger.handlers = [_Handler(console)]
     logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
@@ -65,10 +66,10 @@ class _Handler(logging.Handler):
 
 
 class ProgressBar(Reporter):
-    """Shows a bar on a terminal, and writes a line a log interval elsewhere."""
+    """Shows a bar on a terminal; elsewhere writes one line per log interval."""
 
     def __init__(self, console: Console) -> None:
-        """`console` is `set_up_logging`'s; there is no bar where the logger is quiet."""
+        """`console`: returned by `set_up_logging`; there is no bar if the logger is quiet."""
         self._console = console
         self._live: Live | None = None
 
@@ -82,21 +83,21 @@ class ProgressBar(Reporter):
         if is_terminal and logger.isEnabledFor(logging.INFO):
             from rich.live import Live
 
-            # no thread redraws: the training's own steps do; stdout is not the bar's to touch
+            # no thread redraws, the training's own steps do; the bar must not touch stdout
             self._live = Live(
                 self._bar(), console=self._console, auto_refresh=False, redirect_stdout=False
             )
             self._live.start(refresh=True)
 
     def step(self, done: int) -> None:
-        """Take note of a step: microseconds, but for ten times a second."""
+        """Count a step; this takes microseconds, except for ten redraws per second."""
         self._done = done
         self._last = perf_counter()
         if self._last - self._looked >= REDRAW:
             self._look()
 
     def log(self, done: int, line: Mapping[str, Any]) -> None:
-        """Show loss, learning rate and budget; off the terminal as a line."""
+        """Show loss, learning rate and budget; without a terminal as a line."""
         self._done, self._line = done, line
         self._last = perf_counter()
         self._look()
@@ -104,14 +105,14 @@ class ProgressBar(Reporter):
         logger.log(level, "%s", "  ".join([f"step {done}/{self._total}", *self._facts()]))
 
     def evaluation(self, done: int, text: str, *, best: bool) -> None:
-        """Write an evaluation's line; its time does not count as the steps'."""
+        """Write an evaluation's line; its time does not count as time of steps."""
         now = perf_counter()
         self._pace.skip(now - self._last)
         self._last = now
         logger.info("step %d/%d  %s%s", done, self._total, text, "  (best)" if best else "")
 
     def stop(self) -> None:
-        """Leave the bar as it stands and give the terminal back."""
+        """Stop redrawing, with the bar as it is, and release the terminal."""
         live, self._live = self._live, None
         if live is not None:
             live.update(self._bar())
@@ -124,7 +125,7 @@ class ProgressBar(Reporter):
             self._live.update(self._bar(), refresh=True)
 
     def _facts(self) -> Iterator[str]:
-        """What is known, for the bar and the line."""
+        """Yield the known facts, for the bar and the line."""
         if self._line:
             yield f"loss {self._line['loss']:.4f}"
             yield f"lr {self._line['lr']:.3g}"
@@ -153,17 +154,17 @@ class ProgressBar(Reporter):
 
 
 class _Pace:
-    """Steps a second over the last looks at them, without the evaluations in between."""
+    """Steps per second over the last redraws, without the evaluations in between."""
 
     def __init__(self, done: int) -> None:
         self._looks = deque([(perf_counter(), done)], maxlen=LOOKS)
         self._first, self._done = done, done
         self._skipped = 0.0
         self.rate: float | None = None
-        """None until a step is done."""
+        """Steps per second; None until a step is done."""
 
     def look(self, now: float, done: int) -> None:
-        """Take note that `done` steps are done."""
+        """Record that `done` steps are done."""
         self._done = done
         self._looks.append((now, done))
         then, before = self._looks[0]
@@ -171,11 +172,11 @@ class _Pace:
             self.rate = (done - before) / (now - then)
 
     def skip(self, seconds: float) -> None:
-        """Leave out the last `seconds`, as if the looks before had been later."""
+        """Leave out the last `seconds`, by moving the earlier times."""
         self._looks = deque(((then + seconds, done) for then, done in self._looks), maxlen=LOOKS)
         self._skipped += seconds
 
     def seconds(self, steps: int) -> float:
-        """Time that `steps` will take, with evaluations as frequent as so far."""
+        """Estimate the seconds that `steps` will take, with evaluations as frequent as so far."""
         assert self.rate is not None
         return steps * (1 / self.rate + self._skipped / (self._done - self._first))

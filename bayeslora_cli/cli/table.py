@@ -1,4 +1,4 @@
-"""`bayeslora table`: the results of many runs by method and task."""
+"""`bayeslora table`: prints the results of many runs by method and task."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ Latex = Annotated[
     typer.Option("--latex", help="Print the table in LaTeX, for booktabs.", rich_help_panel=_PANEL),
 ]
 AsCsv = Annotated[
-    bool, typer.Option("--csv", help="Print a line per row and task.", rich_help_panel=_PANEL)
+    bool,
+    typer.Option("--csv", help="Print csv with one line per row and task.", rich_help_panel=_PANEL),
 ]
 ReferenceFile = Annotated[
     Path | None,
@@ -93,14 +94,14 @@ def print_table(
     """Print the table of the runs at `paths`, or below them.
 
     Args:
-        forms: json, markdown, latex or csv; none of them: for the terminal.
+        forms: json, markdown, latex or csv; none: draw for the terminal.
         paired: two rows to test against each other.
     Raises:
-        UserError: options that exclude each other, no runs, no such rows.
+        UserError: options exclude each other, or there are no such runs or rows.
     """
     asked = [f"--{form}" for form, is_asked in forms.items() if is_asked]
     if len(asked) > 1:
-        raise UserError(f"{' and '.join(asked)}: all go to stdout; ask for one")
+        raise UserError(f"{' and '.join(asked)}: all go to stdout; give only one")
     found = results(*paths, at=at, reference=reference)
     test = None if paired is None else found.paired(*paired)
     form = asked[0] if asked else ""

@@ -1,4 +1,4 @@
-"""`bayeslora train`: one run, several, or what they would be."""
+"""`bayeslora train`: trains one run or several, or prints what they would be."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def train(
     seeds: Annotated[
         str | None,
         typer.Option(
-            help="Several: a run each, such as 2021-2025 or 1,5,7-9.",
+            help="Train one run per seed, such as 2021-2025 or 1,5,7-9.",
             rich_help_panel=SWEEP,
             show_default=False,
         ),
@@ -119,7 +119,7 @@ def train(
             if jobs is not None and processes.world > 1:
                 raise UserError(
                     f"--jobs {jobs}: {processes.world} processes train one run at a time together; "
-                    "leave it out, or start this command alone"
+                    "leave it out, or start this command in only one process"
                 )
         for notice in sweep.notices:
             logger.warning("%s", notice)
@@ -162,7 +162,7 @@ def _print_run(run: Run, *, as_json: bool) -> None:
 
 
 def _print_plans(sweep: Sweep, processes: int, *, as_json: bool) -> None:
-    """What each run would be: one object or several, in JSON a list of them."""
+    """Print what each run would be; in JSON one object, or a list for several runs."""
     kept = workspace()
     found = [
         plan_resolved(planned.resolved, workspace=kept, processes=processes)
@@ -176,10 +176,10 @@ def _print_plans(sweep: Sweep, processes: int, *, as_json: bool) -> None:
 
 
 def _print_sweep(sweep: Sweep, problems: Mapping[str, str], *, as_json: bool) -> None:
-    """The runs that are done, and then the problems of the others.
+    """Print the runs that are done, and then raise the problems of the others.
 
     Raises:
-        BayesloraError: there are some.
+        BayesloraError: there are problems.
     """
     problems, done = dict(problems), []
     for planned in sweep.runs:

@@ -23,7 +23,7 @@ from bayeslora_cli.cli import app
 def main() -> None:
     """Train the run of the command line, then those that the socket names."""
     with socket.socket(fileno=os.dup(0)) as channel, channel.makefile("r") as orders:
-        _open(os.devnull, os.O_RDONLY, 0)  # no library may read the orders
+        _open(os.devnull, os.O_RDONLY, 0)  # libraries must not read from the socket
         workspace, training = new_workspace(), Event()
         Thread(target=_stop_if_left, args=(channel, training), daemon=True).start()
         _train(workspace, training)

@@ -1,9 +1,9 @@
-"""What there is to choose from, by name: methods, optimizers, criteria, formats, tasks.
+"""All methods, optimizers, criteria, export formats and kinds of tasks, by name.
 
-An entry holds the facts that the command line needs before anything heavy is imported, and says
-where the implementation is. Nothing outside the implementation's own folder branches on a name: it
-reads a fact here, or asks the object that `implementation` returns. The tables are looked up when
-they are needed and copied nowhere, so that a program can enter more before it trains.
+An entry holds the facts that the command line needs before anything heavy is imported, and names
+the place of the implementation. No code outside the implementation's own folder branches on a name:
+it reads a fact here, or asks the object that `implementation` returns. The tables are read when
+they are needed and never copied, so that a program can add entries before it trains.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REGULARISERS = ("const", "bop")
 
 
 LAST = 1000
-"""Place of an entry that names none: after those that do."""
+"""Place of an entry that names none: after all others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,19 +37,19 @@ class MethodEntry:
     allocates_ranks: bool
     """Whether a criterion allocates its ranks."""
     formats: tuple[str, ...]
-    """Export formats of its own layers, the usual one first; see also `formats_of`."""
+    """Export formats of its own layers, the default first; see also `formats_of`."""
     options: tuple[str, ...] = ()
-    """Fields of `RunConfig` that apply to it, of those that do not apply to every method."""
+    """Fields of `RunConfig` that apply to it, among those that do not apply to every method."""
     reasons: Mapping[str, str] = field(default_factory=dict)
-    """Why an option does not apply, where the method's name does not say enough: a clause."""
+    """By option, a clause that tells why it does not apply, if the method's name is not enough."""
     initial_rank: Callable[[int], int] = lambda target: target
-    """The usual rank at the start for a target rank."""
+    """Default initial rank for a target rank."""
     free_rank: int | None = None
-    """The usual rank at the start where there is no target; runs are then named by their own."""
+    """Default initial rank if the method has no target; it then names the run directory."""
     fixed_rank: bool = False
-    """Whether the ranks stay as they are, so that the initial rank is the target."""
+    """Whether the ranks stay constant, so that the initial rank is the target rank."""
     note: str = ""
-    """What the help adds to the name."""
+    """Remark that the help adds to the name."""
     place: int = LAST
     """Where its rows stand in the table of results."""
 
@@ -68,7 +68,7 @@ class OptimizerEntry:
     posterior: bool
     """Whether it keeps a posterior, so that sigma is known."""
     options: tuple[str, ...] = ()
-    """Fields of `RunConfig` that apply to it, of those that do not apply to every optimizer."""
+    """Fields of `RunConfig` that apply to it, among those that do not apply to every optimizer."""
     place: int = LAST
     """Where its rows stand in the table of results, among those of a method."""
 
@@ -78,7 +78,7 @@ class CriterionEntry:
     """An importance criterion: a function of `bayes.criteria.ElementStatistics`."""
 
     implementation: str | Callable[[Any], Any]
-    """module:name of the function, or the function, where a script registered it."""
+    """module:name of the function, or the function itself if a script registered it."""
     needs_posterior: bool = False
     """Whether it reads sigma, which only a variational optimizer has."""
     needs_gradient: bool = False
@@ -89,7 +89,7 @@ class CriterionEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FormatEntry:
-    """A form to export a finished run in: an `export.formats.format.Format`."""
+    """An export format: an `export.formats.format.Format`."""
 
     implementation: str
     """module:name of the object."""
@@ -98,13 +98,13 @@ class FormatEntry:
     library: str
     """The library that opens it, as the hub names it; `bayeslora`: only this package opens it."""
     every_method: bool = False
-    """Whether runs of every method have it; if not, the method's entry names it."""
+    """Whether runs of every method can use it; else the entries of methods list it."""
     needs_base: bool = False
-    """Whether its base model must be at hand to open it."""
+    """Whether the base model is needed to open it."""
     options: tuple[str, ...] = ()
-    """Fields of `ExportOptions` that only some formats take, of those that this one takes."""
+    """Fields of `ExportOptions` that it takes, among those that only some formats take."""
     packages: tuple[str, ...] = ()
-    """Packages that it needs and bayeslora does not require."""
+    """Packages that it needs in addition to bayeslora's requirements."""
     extra: str | None = None
     """bayeslora's optional dependency that installs `packages`."""
 
@@ -116,15 +116,15 @@ class ObjectiveEntry:
     implementation: str
     """module:name of the class."""
     predicts: str
-    """What is predicted for a row, in a sentence: a noun with its article."""
+    """What is predicted for a row: a noun with its article, for sentences."""
     auto_class: str
     """The class of transformers that loads a backbone for it."""
     head: bool = True
-    """Whether that class puts a head of its own on the backbone, which is trained whole."""
+    """Whether that class adds a head to the backbone, which is trained as a whole."""
     peft_task: str
     """A name in PEFT's `TaskType`."""
     pipeline_tag: str
-    """What model hubs call such a model."""
+    """Name of such models on model hubs."""
 
 
 _LOW_RANK = ("init_rank", "alpha", "target_modules")
@@ -199,7 +199,7 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         implementation="bayeslora_cli.bayes.adamw:build", posterior=False, place=0
     ),
 }
-# the first that an optimizer allows is its default
+# the first criterion that an optimizer allows is its default
 CRITERIA: dict[str, CriterionEntry] = {
     "snr": CriterionEntry(
         implementation="bayeslora_cli.bayes.criteria:snr", needs_posterior=True, place=2
@@ -252,7 +252,7 @@ FORMATS: dict[str, FormatEntry] = {
     ),
 }
 
-# asked from the last to the first which of them the labels of a user's table belong to
+# tried from last to first for the labels of a user's table
 OBJECTIVES: dict[str, ObjectiveEntry] = {
     "classification": ObjectiveEntry(
         implementation="bayeslora_cli.tasks.objectives.classification:Classification",
@@ -276,7 +276,7 @@ POSTERIORS = {"bayeslora-posterior-1": "bayeslora_cli.bayes.gaussian:FactorisedG
 
 
 def criteria_of(method: str, optimizer: str) -> tuple[str, ...]:
-    """Criteria that a method and an optimizer allow, the default first; () where none allocates."""
+    """Return the criteria that a method and an optimizer allow, the default first; () if none."""
     if not METHODS[method].allocates_ranks:
         return ()
     known = OPTIMIZERS[optimizer].posterior
@@ -284,7 +284,7 @@ def criteria_of(method: str, optimizer: str) -> tuple[str, ...]:
 
 
 def formats_of(method: str) -> tuple[str, ...]:
-    """Export formats that runs of a method have, the usual one first."""
+    """Return the export formats of a method's runs, the default first."""
     whole = (name for name, entry in FORMATS.items() if entry.every_method)
     return (*METHODS[method].formats, *whole)
 
@@ -293,12 +293,12 @@ def formats_of(method: str) -> tuple[str, ...]:
 
 
 def posterior_optimizers() -> str:
-    """The optimizers that keep a posterior."""
+    """List the optimizers that keep a posterior."""
     return " or ".join(name for name, entry in OPTIMIZERS.items() if entry.posterior)
 
 
 def usual_optimizers() -> str:
-    """The default optimizer of each method."""
+    """Write the default optimizer of each method."""
     usual = [entry.default_optimizer for entry in METHODS.values()]
     most = max(usual, key=usual.count)
     others = [
@@ -308,21 +308,21 @@ def usual_optimizers() -> str:
 
 
 def described_criteria() -> str:
-    """The criteria, those together that need a posterior."""
+    """List the criteria, first those that need a posterior."""
     needing = [name for name, entry in CRITERIA.items() if entry.needs_posterior]
     others = [name for name in CRITERIA if name not in needing]
     return f"{', '.join(needing)} (with {posterior_optimizers()} only), {', '.join(others)}"
 
 
 def usual_criteria() -> str:
-    """The default criterion, with and without a posterior."""
+    """Write the default criterion, with and without a posterior."""
     without = next(name for name, entry in CRITERIA.items() if not entry.needs_posterior)
     optimizers = " or ".join(name for name, entry in OPTIMIZERS.items() if not entry.posterior)
     return f"{next(iter(CRITERIA))}; {without} with {optimizers}"
 
 
 def usual_ranks() -> str:
-    """The default rank at the start of each method that does not keep its target."""
+    """Write the default initial rank of each method whose ranks change."""
     return "; ".join(
         f"{entry.initial_rank(2)} for a target of 2 in {name}"
         if entry.free_rank is None
@@ -333,15 +333,15 @@ def usual_ranks() -> str:
 
 
 def described_formats() -> str:
-    """The export formats, each with its bound."""
+    """List the export formats, each with its bound."""
     return ", ".join(f"{name} ({entry.bound:g})" for name, entry in FORMATS.items())
 
 
 def implementation(place: Any) -> Any:
-    """The object that an entry names as module:name, imported now, or that it holds itself.
+    """Return the object that an entry holds or names as module:name, which is imported now.
 
     Raises:
-        ImportError, AttributeError: there is none.
+        ImportError, AttributeError: there is no such object.
     """
     if not isinstance(place, str):
         return place

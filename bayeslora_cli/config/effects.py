@@ -1,4 +1,4 @@
-"""Which options change the result, and which have no effect beside the others."""
+"""Finds which options change the result, and which have no effect given the others."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from bayeslora_cli.errors import ConfigError
 
 
 def affecting(config: RunConfig) -> dict[str, Any]:
-    """The values that decide the result, by field name; none that have no effect on its method."""
+    """Return the values that decide the result, by field name, without those of no effect."""
     return deciding(asdict(config))
 
 
 def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of a configuration of any version; what this one does not know decides as well."""
+    """Do the same for values of any version; options that this version does not know count, too."""
     idle = {name for name, option in OPTIONS.items() if not option.affects_result}
     method, optimizer = values.get("method"), values.get("optimizer")
     if method in METHODS and optimizer in OPTIMIZERS:
@@ -26,10 +26,10 @@ def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_effect(method: str, optimizer: str, values: Mapping[str, Any]) -> dict[str, str]:
-    """Options that have no effect beside the others: field name -> why.
+    """Return the options that have no effect given the others: field name -> why.
 
     Args:
-        values: of the other options, all or those that were typed; else their defaults count.
+        values: values of the other options; those that are missing have their defaults.
     """
     found = {
         **inapplicable(METHODS, method, f"--method {method}"),
@@ -48,7 +48,7 @@ def without_effect(method: str, optimizer: str, values: Mapping[str, Any]) -> di
 def inapplicable(
     entries: Mapping[str, MethodEntry] | Mapping[str, OptimizerEntry], name: str, why: str
 ) -> dict[str, str]:
-    """Options that apply to other entries of a table of the catalogue, but not to this one."""
+    """Return options that apply to other entries of a catalogue table, but not to this one."""
     if name not in entries:
         return {}
     mine = entries[name]
@@ -65,7 +65,7 @@ def check_schedule(config: RunConfig, total: int) -> None:
     """Check the step numbers against the run's total number of steps.
 
     Raises:
-        ConfigError: a warm-up, plateau or pruning phase that does not fit into `total` steps.
+        ConfigError: a warm-up, plateau or pruning phase does not fit into `total` steps.
     """
     idle = without_effect(config.method, config.optimizer, asdict(config))
     found = []

@@ -1,4 +1,4 @@
-"""What is known of an option of `bayeslora train`, stated once, at its field of `RunConfig`.
+"""`Option`: all facts about an option of `bayeslora train`, stated once, at its `RunConfig` field.
 
 The command line, the keys of presets, validation, "has no effect", sweeps, the names of run
 directories and the tables of results are made from these traits.
@@ -15,36 +15,36 @@ WIDTHS = "Ranks and bit widths (B-LoRA)"
 LENGTH, RATES, POSTERIOR = "How long", "Learning rates", "Posterior (IVON)"
 MACHINE, SWEEP, PRINTED = "Machine and output", "Several runs", "What is printed"
 PANELS = (WHAT, OWN, METHOD, RANKS, WIDTHS, LENGTH, RATES, POSTERIOR, MACHINE, SWEEP, PRINTED)
-"""Of the help, in its order."""
+"""Panels of the help, in their order."""
 
 Text = str | Callable[[], str]
-"""A text, or a function that makes it of the catalogue when it is shown."""
+"""A text, or a function that makes it from the catalogue when it is shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A value of another option beside which this one has no effect."""
+    """A condition on another option under which an option has no effect."""
 
     name: str
     """The other option's field."""
     holds: Callable[[Any], bool]
-    """Of its value: whether this option has no effect."""
+    """Tells for the other option's value whether this option has no effect."""
     why: str | None = None
-    """How a message names it; None: by the flag and the value."""
+    """Name of the condition in messages; None: the flag and the value."""
 
 
 def beside(name: str, *values: Any) -> Condition:
-    """No effect beside these values of the option `name`."""
+    """Make the condition that `name` has one of these values."""
     return Condition(name, lambda value: value in values)
 
 
 def beside_any(name: str) -> Condition:
-    """No effect beside any value of the option `name`."""
+    """Make the condition that `name` has any value."""
     return Condition(name, lambda value: value is not None, _flag(name))
 
 
 def unless(name: str, needed: Any) -> Condition:
-    """No effect beside any other value of the option `name`."""
+    """Make the condition that `name` has another value than `needed`."""
     return Condition(name, lambda value: value != needed)
 
 
@@ -53,70 +53,70 @@ class Option:
     """An option and its traits."""
 
     name: str = ""
-    """Of the field."""
+    """Name of the field."""
     type: str = ""
-    """Of the field, as it is annotated."""
+    """The field's type, as it is annotated."""
     default: Any
     help: Text
-    """What the value does and its unit, without the full stop; {choices} stands for those."""
+    """What the value does, and its unit, without a full stop; {choices} stands for the choices."""
     panel: str
-    """Of the help; one of `PANELS`."""
+    """Panel of the help, one of `PANELS`."""
     default_text: Text | None = None
-    """What the help says of the default; None: the field's value. Empty: nothing."""
+    """The default as the help shows it; None: the field's value; empty: nothing."""
     deep: bool = True
     """Whether most users never need it."""
     typed: bool = True
-    """Whether the command line has it."""
+    """Whether it can be typed on the command line."""
     typed_only: bool = False
     """Whether only the command line may set it, no file."""
 
     checks: tuple[Callable[[Any], object], ...] = ()
-    """Each raises a ValueError for a value that cannot be, which says what can. None passes."""
+    """Each raises a ValueError for a wrong value; its text tells the fix. None is not checked."""
     choices: Collection[str] | None = None
-    """What it, or each item of it, must be one of; a table of the catalogue is looked up when
-    needed."""
+    """Allowed values of the option, or of each item of a list; a table of the catalogue is read
+    when needed."""
     narrowed: bool = False
-    """Whether the other options narrow the choices, so that it is checked beside them."""
+    """Whether other options narrow the choices, so that it is checked together with them."""
     path: bool = False
     """Whether it may name a file or directory, which is kept by its absolute path."""
 
     affects_result: bool = True
     """Whether two runs that differ in it have different results: a resume refuses that."""
     idle_when: tuple[Condition, ...] = ()
-    """It has no effect if any of these holds, nor with a method or optimizer whose catalogue entry
-    lacks it."""
+    """The option has no effect if any of these holds, or if the catalogue entry of the method or
+    optimizer lacks it."""
     shares_network: bool = False
     """Whether runs that differ in it can be trained with the same network and buffers."""
 
     source: bool = False
-    """Whether it decides which rows are read: runs that share these read them once."""
+    """Whether it decides which rows are read: runs with equal values of these read them once."""
     decides_code: bool = False
-    """Whether it decides the code of a backbone's block, which runs that share it compile once."""
+    """Whether it decides a backbone block's code: runs with equal values compile a block once."""
 
     scales: int | None = None
-    """A step number that scales with the run's length, not below this; None: it does not scale."""
+    """Smallest value of a step number that scales with the run's length; None: no scaling."""
     fitted: bool = False
     """Whether its final value depends on the data or the backbone."""
 
     sweep: Callable[[str], tuple[Any, ...]] | None = None
-    """Reads a list of values, to train a run each; None: it takes no list."""
+    """Reads a list of values, which trains one run per value; None: the option takes no list."""
     sweep_flag: str | None = None
-    """The flag of such lists, where it is not the option's own."""
+    """The flag of such lists, if it is not the option's own."""
     varies: int = 0
-    """Its place among the lists: the smallest varies slowest; at equal places the first field."""
+    """Order among the lists: the smallest number varies slowest; if equal, the first field."""
     part_of_name: Literal["row", "rank", "run"] | None = None
-    """As what the name of a run's directory has it: the method row, its rank, or the run in it."""
+    """Part of the run directory's name that has its value: the method row, its rank, or the run."""
     always_told: bool = False
-    """Whether tables of results tell it wherever runs differ in it, even at a preset's value."""
+    """Whether tables of results always show it if runs differ in it, even at a preset's value."""
 
     @property
     def flag(self) -> str:
-        """As it is typed; in parentheses what cannot be."""
+        """The flag that users type; in parentheses if the option cannot be typed."""
         return _flag(self.name) if self.typed else f"({self.name})"
 
     @property
     def is_final(self) -> bool:
-        """Whether its value is known before the data and the backbone are."""
+        """Whether its value is known before data and backbone are loaded."""
         return self.scales is None and not self.fitted
 
     @property
@@ -125,7 +125,7 @@ class Option:
         return self.type.startswith("tuple")
 
     def text(self, in_presets: str = "") -> str:
-        """What the help says of it.
+        """Write the option's help.
 
         Args:
             in_presets: the values that built-in presets give it, as text.
@@ -137,11 +137,11 @@ class Option:
         return f"{self.meaning()} ({'; '.join(facts)})." if facts else f"{self.meaning()}."
 
     def meaning(self) -> str:
-        """What the value does, without the default and the full stop."""
+        """Write what the value does, without the default and the full stop."""
         return _made(self.help).replace("{choices}", listed(self.choices or ()))
 
     def shown_default(self) -> str:
-        """The default as text; empty if there is nothing to say of it."""
+        """Return the default as text; empty if the help shows none."""
         if self.default_text is not None:
             return _made(self.default_text)
         if isinstance(self.default, bool) or self.default is None:
@@ -150,20 +150,20 @@ class Option:
 
 
 def option(default: Any, panel: str, help: Text, **traits: Any) -> Any:
-    """A field of `RunConfig`; `traits` are those of `Option`."""
+    """Declare a field of `RunConfig`; `traits` are fields of `Option`."""
     found = Option(default=default, panel=panel, help=help, **traits)
     return field(default=default, metadata={"option": found})
 
 
 def declared(config: type) -> dict[str, Option]:
-    """The options that a dataclass declares, by field name."""
+    """Return the options that a dataclass declares, by field name."""
     return {
         f.name: replace(f.metadata["option"], name=f.name, type=str(f.type)) for f in fields(config)
     }
 
 
 def listed(names: Collection[str]) -> str:
-    """Names as in a sentence: a, b (its note) or c."""
+    """List names as in a sentence: a, b (its note) or c."""
     notes = {n: names[n] for n in names} if isinstance(names, Mapping) else {}
     noted = [f"{n} ({note})" if (note := getattr(notes.get(n), "note", "")) else n for n in names]
     return " or ".join(filter(None, (", ".join(noted[:-1]), *noted[-1:])))

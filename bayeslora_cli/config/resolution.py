@@ -1,4 +1,4 @@
-"""Preset + command line -> a resolved configuration."""
+"""Resolves presets and typed options to a configuration."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ class Resolved:
     sources: Mapping[str, str]
     """Field name -> default, preset NAME or command line."""
     changed: Mapping[str, Any]
-    """Values that affect the result otherwise than the task's own preset does."""
+    """Values that affect the result and differ from the task's own preset."""
     notices: tuple[str, ...] = ()
-    """Typed options without effect, a sentence each."""
+    """One sentence for each typed option without effect."""
 
 
 def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
-    """Defaults, then the task's own preset, then the preset asked for, then what was typed.
+    """Combine defaults, the task's own preset, the requested preset and the typed values.
 
-    A preset that extends another lies over that one, any other over the task's own.
+    Later values override earlier ones. A preset that extends another overrides only that one; any
+    other preset overrides the task's own.
 
     Args:
         typed: field name -> value, only what the user gave.
         preset: name or file of a preset.
     Raises:
-        ConfigError: all problems of the outcome together.
+        ConfigError: the values are invalid; the message lists all problems.
     """
     typed = _checked_paths(typed)
     chain = [] if preset is None else preset_chain(preset)
@@ -85,7 +86,7 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
         name: getattr(config, name)
         for name, option in OPTIONS.items()
         if option.affects_result
-        # a typed step number does not scale, the preset's equal one does
+        # a typed step number does not scale, an equal one of the preset does
         and (
             (name in typed and name in SCHEDULED and name in from_presets)
             or getattr(config, name) != untyped[name]
@@ -95,7 +96,7 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
 
 
 def _merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Layers over one another, the later winning.
+    """Merge layers of values; later layers override earlier ones.
 
     Step numbers belong to their own layer's `schedule_steps` (or, without it, `max_steps`): a
     layer with another total scales those that it inherits.
@@ -124,10 +125,10 @@ def _top(chain: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
 
 
 def _task(typed: Mapping[str, Any], preset: Mapping[str, Any]) -> str:
-    """The task that is named, or `custom` for a user's own files, whatever the preset's task is.
+    """Return the named task, or `custom` for a user's own files, whatever the preset's task is.
 
     Raises:
-        ConfigError: neither, or both typed.
+        ConfigError: neither was given, or both were typed.
     """
     task, file = typed.get("task"), typed.get("train_file")
     if file is not None and task not in (None, "custom"):
@@ -150,10 +151,10 @@ def _task(typed: Mapping[str, Any], preset: Mapping[str, Any]) -> str:
 
 
 def _checked_paths(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What was given, directories and files by their absolute paths, reals as such.
+    """Return the given values, with absolute paths of directories and files, and reals as floats.
 
     Raises:
-        ConfigError: no such directory of data.
+        ConfigError: there is no such data directory.
     """
     found = dict(given)
     data = given.get("data")
@@ -173,9 +174,9 @@ def scale_schedule(resolved: Resolved, total: int) -> tuple[RunConfig, str | Non
     """Fit a preset's step numbers to a run of `total` steps; typed numbers stay as they are.
 
     Returns:
-        The configuration with its final numbers, and one notice if any of them changed.
+        The configuration with its final numbers, and a notice if any of them changed.
     Raises:
-        ConfigError: numbers that do not fit.
+        ConfigError: the numbers do not fit into the run.
     """
     config = resolved.config
     planned = config.schedule_steps or total

@@ -1,4 +1,4 @@
-"""`RunConfig`: everything that decides a run. An option is declared here, and nowhere else."""
+"""`RunConfig`: everything that decides a run. Options are declared only here."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ONE_WIDTH = Condition("bit_ladder", lambda text: "," not in text, "one width in
 class RunConfig:
     """Everything that decides a run. Each field is an option of `bayeslora train`.
 
-    What an option does is its help; None stands for what the help gives as the default.
+    The help of an option tells what it does; None stands for the default that the help names.
     """
 
     # fmt: off
@@ -79,7 +79,7 @@ class RunConfig:
     # ---- by which method
     method: str = option(
         "adalora", METHOD,
-        "{choices}; a comma list trains a run each, here and in the next two",
+        "{choices}; a comma list trains one run per name, here and in the next two",
         choices=catalogue.METHODS, sweep=values.parse_names, part_of_name="row", deep=False,
     )
     optimizer: str = option(
@@ -92,7 +92,7 @@ class RunConfig:
         sweep=values.parse_names, part_of_name="row", deep=False,
     )
     target_rank: int = option(
-        2, RANKS, "Mean rank of a matrix at the end; the rank of lora; 2,4 trains a run each",
+        2, RANKS, "Mean rank of a matrix at the end; lora's rank; 2,4 trains one run per rank",
         checks=(values.at_least_one,), sweep=values.parse_numbers, varies=-1, part_of_name="rank",
         deep=False,
     )
@@ -101,7 +101,7 @@ class RunConfig:
         checks=(values.at_least_one,),
     )
     target_modules: tuple[str, ...] | None = option(
-        None, RANKS, "Endings of layer names to adapt, comma-separated, or all-linear",
+        None, RANKS, "Layers to adapt: endings of their names, comma-separated, or all-linear",
         default_text="PEFT's for the backbone", decides_code=True,
     )
     alpha: float = option(
@@ -139,7 +139,7 @@ class RunConfig:
         sweep=values.parse_reals, varies=2, always_told=True,
     )
     bit_ladder: str = option(
-        "2,4,8,16", WIDTHS, "Widths to choose from: 2,4,8,16 or neighbours among them",
+        "2,4,8,16", WIDTHS, "Bit widths to choose from: 2,4,8,16 or neighbours among them",
         default_text="all", checks=(values.parse_ladder,), idle_when=(_RANKS_ONLY,),
     )
     quantize_base: bool = option(
@@ -148,7 +148,7 @@ class RunConfig:
     )
     reg: str = option(
         "const", WIDTHS,
-        "How widths weigh in the penalty: const, or bop, by their multiplications",
+        "Weight of a width in the penalty: const, or bop, by its multiplications",
         choices=catalogue.REGULARISERS, idle_when=(_RANKS_ONLY, _ONE_WIDTH),
     )
     gate_lr: float = option(
@@ -173,7 +173,7 @@ class RunConfig:
         checks=(values.at_least_one,), deep=False,
     )
     group_by_length: bool = option(
-        False, LENGTH, "Put examples of like length into a batch, so that little is padded",
+        False, LENGTH, "Put examples of similar length into a batch, which needs less padding",
         default_text="at random",
     )
     grad_accum: int = option(
@@ -181,7 +181,7 @@ class RunConfig:
         checks=(values.at_least_one,),
     )
     max_length: int = option(
-        128, LENGTH, "Tokens per example at most",
+        128, LENGTH, "Largest number of tokens per example",
         checks=(values.at_least_one,), fitted=True,
     )
     dropout: float | None = option(
@@ -189,7 +189,7 @@ class RunConfig:
         default_text="the backbone's own", checks=(values.below_one,), decides_code=True,
     )
     lr: float = option(
-        1e-3, RATES, "Learning rate that decays to 0; a comma list trains a run each",
+        1e-3, RATES, "Learning rate that decays to 0; a comma list trains one run per rate",
         checks=(values.positive_and_finite,), sweep=values.parse_reals, varies=1,
         deep=False,
     )
@@ -227,13 +227,14 @@ class RunConfig:
         1.0, POSTERIOR, "h0, the initial Hessian", checks=(values.positive_and_finite,)
     )
     ivon_beta1: float = option(
-        0.9, POSTERIOR, "Average of the gradient", checks=(values.below_one,)
+        0.9, POSTERIOR, "Decay rate of the gradient's moving average", checks=(values.below_one,)
     )
     ivon_beta2: float = option(
-        0.99999, POSTERIOR, "Average of the Hessian", checks=(values.below_one,)
+        0.99999, POSTERIOR, "Decay rate of the Hessian's moving average", checks=(values.below_one,)
     )
-    clip_radius: float = option(  # infinite: no clipping
-        1e-3, POSTERIOR, "Bound of a preconditioned gradient element", checks=(values.positive,)
+    clip_radius: float = option(  # infinity: no clipping
+        1e-3, POSTERIOR, "Largest absolute value of a preconditioned gradient element",
+        checks=(values.positive,),
     )
     train_samples: int = option(
         1, POSTERIOR, "Posterior samples per step", checks=(values.at_least_one,)
@@ -267,14 +268,14 @@ class RunConfig:
         checks=(values.at_least_one,), affects_result=False, shares_network=True,
     )
     log_to: tuple[str, ...] | None = option(
-        None, PRINTED, "Trackers to tell besides metrics.jsonl, comma-separated: {choices}",
+        None, PRINTED, "Trackers to log to besides metrics.jsonl, comma-separated: {choices}",
         choices=catalogue.TRACKERS, affects_result=False, shares_network=True, deep=False,
     )
     device: str = option(
         "auto", MACHINE, "cpu, cuda, cuda:N or auto", affects_result=False, deep=False
     )
     deterministic: bool = option(
-        False, MACHINE, "Let a GPU give the same bits at every repetition, as a CPU does; slower",
+        False, MACHINE, "Make a GPU give the same bits at every repetition, as a CPU does; slower",
         affects_result=False,
     )
     eager: bool = option(
@@ -289,7 +290,8 @@ class RunConfig:
         idle_when=(beside("eager", True),),
     )
     gradient_checkpointing: bool = option(
-        False, MACHINE, "Trade time for activation memory", affects_result=False, decides_code=True
+        False, MACHINE, "Recompute activations in the backward pass: less memory, slower steps",
+        affects_result=False, decides_code=True,
     )
     checkpoint_every: str = option(
         "auto", MACHINE, "Steps (500) or time (30s, 10m, 2h) between checkpoints",
@@ -318,26 +320,27 @@ class RunConfig:
 
     @property
     def total_steps(self) -> int:
-        """Optimisation steps of the run; for a configuration that `scale_schedule` has made."""
+        """Optimisation steps of the run; only a configuration from `scale_schedule` knows them."""
         assert self.schedule_steps is not None
         return self.schedule_steps
 
 
 OPTIONS = declared(RunConfig)
 SCHEDULED = tuple(name for name, o in OPTIONS.items() if o.scales is not None)
-"""Step numbers that a preset states for its own total and that scale with another."""
+"""Step numbers that a preset gives for its own total and that scale to another total."""
 METHOD_ROW = tuple(name for name, o in OPTIONS.items() if o.part_of_name == "row")
 """The options that choose a method row."""
 
 
 def flag(name: str) -> str:
-    """The command-line spelling of a field."""
+    """Return the command-line flag of a field."""
     return OPTIONS[name].flag
 
 
 def kind(config: RunConfig) -> tuple[Any, ...]:
-    """What decides a run's network and buffers.
+    """Return what decides a run's network and buffers.
 
-    Two runs with equal kinds can use the same ones in one process, one run after the other.
+    Two runs with equal kinds can use the same network and buffers, one after the other, in one
+    process.
     """
     return tuple(v for name, v in asdict(config).items() if not OPTIONS[name].shares_network)

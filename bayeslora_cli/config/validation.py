@@ -1,4 +1,4 @@
-"""What is wrong with the values of a configuration: each by itself, and beside the others."""
+"""Finds problems in the values of a configuration: each value alone, and values together."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from bayeslora_cli.config.options import Option
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint at what may have been meant, to end a message with; empty if nothing is near."""
+    """Return a hint at the nearest known name, to end a message with; empty if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
 def problems(options: Mapping[str, Option], values: Mapping[str, Any]) -> list[str]:
-    """Every problem of a configuration: the flag, the value received and the fix.
+    """Return every problem of a configuration: the flag, the value received and the fix.
 
     Args:
-        options: by field name.
-        values: of all of them.
+        options: the options by field name.
+        values: the values of all options, by field name.
     """
     found = [p for name, option in options.items() for p in _by_itself(option, values[name])]
     return found + [
@@ -36,7 +36,7 @@ def problems(options: Mapping[str, Option], values: Mapping[str, Any]) -> list[s
 
 
 def unknown(option: Option, value: Any) -> str:
-    """The problem of a value that is none of the option's choices."""
+    """Write the problem of a value that is not among the option's choices."""
     known = tuple(option.choices or ())
     one = "of" if option.is_list else "one of"
     return f"{option.flag} {value}: choose {one} {', '.join(known)}{nearest(str(value), known)}"
@@ -57,7 +57,7 @@ def _by_itself(option: Option, value: Any) -> Iterator[str]:
 
 
 def _beside_others(v: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Fields whose values do not go with others, each with the fix."""
+    """Yield fields whose values do not fit those of others, each with the fix."""
     method, optimizer = METHODS.get(v["method"]), OPTIMIZERS.get(v["optimizer"])
     if method is not None and optimizer is not None:
         yield from _criterion(v)
@@ -81,7 +81,7 @@ def _beside_others(v: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _criterion(v: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The criterion's problem beside a known method and optimizer."""
+    """Yield the problem of the criterion, given a known method and optimizer."""
     allowed, criterion = criteria_of(v["method"], v["optimizer"]), v["criterion"]
     if not allowed and criterion is not None:
         yield "criterion", f"--method {v['method']} has none"

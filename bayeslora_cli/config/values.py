@@ -1,4 +1,4 @@
-"""Values of options: their bounds, and lists, ranges, intervals and ladders as text."""
+"""Reads and bounds the values of options: lists, ranges, intervals and ladders as text."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ FORM = "auto, a number of steps (500), or a time (30s, 10m, 2h)"
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A number of steps, or a time, or neither: whatever is best."""
+    """A number of steps, or a time, or neither: then the program chooses."""
 
     steps: int | None = None
     seconds: int | None = None
 
 
 def parse_interval(text: str) -> Interval:
-    """Read what `FORM` says.
+    """Read an interval in the form that `FORM` describes.
 
     Raises:
-        ValueError: something else, or nothing of it.
+        ValueError: the text has another form, or the interval is 0.
     """
     if text == "auto":
         return Interval()
@@ -42,10 +42,10 @@ WIDTHS = (2, 4, 8, 16)
 
 
 def parse_ladder(text: str) -> tuple[int, ...]:
-    """`2,4,8,16`, or neighbours among these alone, the narrowest first.
+    """Read `2,4,8,16`, or only neighbours among these, the narrowest first.
 
     Raises:
-        ValueError: anything else; the message says what to give.
+        ValueError: the text is anything else; the message tells what to give.
     """
     names = [part.strip() for part in text.split(",")]
     for start in range(len(WIDTHS)):
@@ -57,14 +57,14 @@ def parse_ladder(text: str) -> tuple[int, ...]:
 
 
 MOST = 10_000
-"""Numbers of a range: more are a slip of the finger."""
+"""Most numbers of a range: a longer one is taken for a typing error."""
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """A comma list, each name once, in order.
+    """Read a comma list of names, each kept once, in order.
 
     Raises:
-        ValueError: nothing in it.
+        ValueError: the list is empty.
     """
     found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not found:
@@ -73,10 +73,10 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def parse_reals(text: str) -> tuple[float, ...]:
-    """A comma list of numbers, each once, in order: 1e-4,0.001.
+    """Read a comma list of numbers, each kept once, in order: 1e-4,0.001.
 
     Raises:
-        ValueError: anything else.
+        ValueError: the text is anything else.
     """
     try:
         return tuple(dict.fromkeys(float(part) for part in text.split(",")))
@@ -85,10 +85,10 @@ def parse_reals(text: str) -> tuple[float, ...]:
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:
-    """A comma list of whole numbers and ranges, each number once, in order: 1,5,7-9.
+    """Read a comma list of whole numbers and ranges, each number kept once, in order: 1,5,7-9.
 
     Raises:
-        ValueError: anything else.
+        ValueError: the text is anything else.
     """
     return tuple(dict.fromkeys(_numbers(text)))
 
@@ -107,7 +107,7 @@ def _numbers(text: str) -> Iterator[int]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 45s, 2m10s or 3h05m."""
+    """Write seconds as 45s, 2m10s or 3h05m."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60}h{minutes % 60:02}m"
@@ -131,5 +131,5 @@ positive_and_finite = _bound(lambda value: 0 < value < math.inf, "must be positi
 not_negative = _bound(lambda value: 0 <= value < math.inf, "must be finite and not negative")
 below_one = _bound(lambda value: 0 <= value < 1, "must be at least 0 and below 1")
 below_two_to_63 = _bound(lambda value: value < 2**63, "must be below 2^63")
-# AdamW's squares of a penalty must be finite in fp32
-penalty = _bound(lambda value: value <= LARGEST_PENALTY, "1e9 at the most")
+# the squares that AdamW takes of a penalty must be finite in fp32
+penalty = _bound(lambda value: value <= LARGEST_PENALTY, "must be at most 1e9")

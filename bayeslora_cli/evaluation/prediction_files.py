@@ -48,7 +48,7 @@ def check_path(path: Path) -> None:
 
 
 def write_predictions(path: Path, task: Task, splits: Mapping[str, Predicted]) -> None:
-    r"""Write one row an example, in the format that the suffix names, whole or not at all.
+    r"""Write one row per example, in the format that the suffix names, whole or not at all.
 
     The columns: `split` (if there are several), `row` (from 0, in the split), `prediction` and
     `label` (as `Objective.spell` has them: a class's name, or a score; `label` if any split has

@@ -87,24 +87,25 @@ def evaluate_run(
         data: directory of the data; None: the one that the run was trained on.
         file: a user's rows instead of a split, with the columns of the run's task; predictions
             need no labels.
-        sampling: None: the mean only.
-        ood: rows to tell from the split's by their uncertainty (`comparison_rows.load_outside`);
-            None: with samples those of the task's own split, if it has one.
+        sampling: how to sample the posterior; None: only the mean.
+        ood: out-of-distribution rows, whose uncertainty is compared with the split's
+            (`comparison_rows.load_outside`); None: with samples, those of the task's own split, if
+            it has one.
         reliability: whether to count the bins of a reliability diagram.
-        predictions: where to write a row per example (`prediction_files.write_predictions`): with
-            samples what they average to, else what the mean predicts.
+        predictions: file for one row per example (`prediction_files.write_predictions`): the
+            samples' average, or without samples the prediction at the mean.
         submission: directory for GLUE's own format (`prediction_files.write_submission`), likewise.
         trust_remote_code: run Python code that comes with the model.
     Returns:
-        The predictions, and in `facts`: run, task, split, the `precision` it is computed in,
-        `metrics` by split at the mean, of those with labels, and `Objective.metric_facts`. With
-        samples `sampled`, metrics by split over the samples; `samples`, `temperature`, `seed`;
-        `posterior`, as training has summed it up. With rows out of the distribution `ood`:
-        `source`, `rows`, and `mean` and `sampled`: by split, by kind of uncertainty, the AUROC.
-        With `reliability` that: `mean` and `sampled`, bins by split.
+        The predictions, and in `facts`: `run`, `task`, `split`, the `precision` of the computation,
+        `metrics` at the mean, by each split with labels, and `Objective.metric_facts`. With
+        samples: `sampled`, metrics by split over the samples; `samples`, `temperature`, `seed`;
+        `posterior`, the summary that training has written. With out-of-distribution rows: `ood`,
+        with `source`, `rows`, and in `mean` and `sampled` the AUROC by split and kind of
+        uncertainty. With `reliability`: `reliability`, with `mean` and `sampled`, bins by split.
     Raises:
-        UserError: no run, options without effect, data that is missing or has no labels, another
-            model, no posterior.
+        UserError: there is no run, options have no effect, data is missing or has no labels, the
+            model is another one, or there is no posterior.
     """
     if file is not None and split is not None:
         raise UserError(f"--split {split}: --eval-file {file} is read instead; leave one out")

@@ -1,4 +1,4 @@
-"""README.md of an export: what it is, how it was checked, and code that opens it."""
+"""Writes the README.md of an export: what it is, how it was checked, and code that opens it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def export_card(
     """Return the text.
 
     Args:
-        steps: of the training.
+        steps: number of training steps.
     """
     library = FORMATS[options.format].library
     rank = options.target_rank

@@ -1,4 +1,4 @@
-"""`bayeslora export`: writes a finished run in another format, reopened and compared first."""
+"""Writes a finished run in another format, after reopening the files and comparing logits."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ def export_run(
     overwrite: bool = False,
     push_to_hub: str | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Write an export, complete and checked or not at all; returns its directory and its manifest.
+    """Write an export, complete and checked or not at all; return its directory and its manifest.
 
     Args:
-        output: None: RUN/export/FORMAT, with -rR after pruning to rank R.
+        output: the directory; None: RUN/export/FORMAT, with -rR after pruning to rank R.
         push_to_hub: name of a repository to upload to at the very end.
     Raises:
-        UserError: no run, options that do not fit it, data or model that is missing.
+        UserError: there is no run, options do not fit it, or data or model is missing.
         BayesloraError: the reopened export does not predict what the run predicts.
     """
     run = RunDir.open(path)
-    # exports are in fp32, and compared in it, whatever the run was computed in
+    # exports are written and compared in fp32, whatever the run's precision was
     trained = run.read_config(trust_remote_code=options.trust_remote_code)
     config, task = replace(trained, precision="fp32"), run.read_task()
     result = run.read_result()
@@ -155,7 +155,7 @@ def _inputs(
     options: ExportOptions, config: RunConfig, task: Task, tokenizer: Any,
     examples: dict[str, Examples],
 ) -> tuple[str, list[Batch]]:  # fmt: skip
-    """Make the inputs to compare logits on; returns their name too."""
+    """Make the inputs to compare logits on; return them with their name."""
     if not examples:
         return "random", batches_of(random_rows(tokenizer, options.check_rows, config.max_length))
     split, found = next(iter(examples.items()))
@@ -186,7 +186,7 @@ def _prune(
     run: RunDir, network: Network, tokenizer: Any, config: RunConfig, task: Task,
     examples: dict[str, Examples], target_rank: int,
 ) -> tuple[Metrics, Metrics]:  # fmt: skip
-    """Prune the network; returns its metrics before and after."""
+    """Prune the network; return its metrics before and after."""
     mask = prune(run, network, target_rank)
     for name, found in examples.items():
         if found.labels is None:
@@ -258,7 +258,7 @@ def _sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def _writing(output: Path) -> Iterator[Path]:
-    """Yield a temporary directory that becomes `output`; a failure leaves nothing of either."""
+    """Yield a temporary directory that becomes `output`; a failure leaves neither behind."""
     absent = [parent for parent in output.parents if not parent.exists()]
     try:
         with replacing(output) as directory:
@@ -267,6 +267,7 @@ def _writing(output: Path) -> Iterator[Path]:
         for parent in absent:
             with contextlib.suppress(OSError):
                 parent.rmdir()
-        if isinstance(error, OSError) and error.errno is not None:  # the system's, not a library's
+        # an error of the system, not of a library
+        if isinstance(error, OSError) and error.errno is not None:
             raise RunDirError(f"--output: cannot write {output}: {error}") from error
         raise

@@ -41,7 +41,7 @@ def upload(directory: Path, repository: str) -> None:
             folder_path=directory,
             commit_message="Export by bayeslora",
         )
-    # no token, no network, no right to write: OSError, or error classes of the HTTP client and the
+    # no token, network or write permission: OSError, or error classes of the HTTP client and the
     # hub that differ between versions. No code of this package runs inside.
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,6 +1,6 @@
-"""An export opened as its user opens it: by plain transformers, with PEFT for an adapter.
+"""Opens an export as its users do: with transformers, and PEFT for an adapter.
 
-None of this package's model code takes part, so that agreement with the run proves something.
+It uses none of this package's model code, so that equal logits prove the export right.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 BACKBONE = "backbone"
-"""Subfolder of an adapter: the configuration of the backbone that it was trained with."""
+"""Subfolder of an adapter that holds the configuration of its backbone."""
 
 Logits = Callable[[dict[str, Tensor]], Tensor]
 """Maps a batch of the tokenizer's outputs to logits (b, outputs) on the CPU."""
@@ -35,7 +35,7 @@ def open_adapter(
 
     Args:
         backbone: hub name or directory of the checkpoint.
-        auto_class: the class of transformers that loads it.
+        auto_class: the class of transformers that loads the backbone.
     """
     trust = {"trust_remote_code": trust_remote_code}
     config = AutoConfig.from_pretrained(directory, subfolder=BACKBONE, **trust)

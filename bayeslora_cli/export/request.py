@@ -1,4 +1,4 @@
-"""What to export, and the checks that need no model."""
+"""`ExportOptions`: what to export; and the checks of it that need no model."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class ExportOptions:
 
 
 def check_options(options: ExportOptions, config: RunConfig, push_to_hub: str | None) -> None:
-    """Refuse options that do not go together, with this run, or on this machine.
+    """Refuse options that exclude each other, do not fit the run, or cannot work on this machine.
 
     Raises:
-        UserError: with the reason.
+        UserError: the options cannot be used; the message gives the reason.
     """
     name, method = options.format, config.method
     if name not in FORMATS:
@@ -93,11 +93,11 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     """Refuse a directory that holds anything but an export that may be replaced.
 
     Raises:
-        RunDirError: with the reason.
+        RunDirError: the directory cannot be used; the message gives the reason.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not (output / MANIFEST).is_file():
-        raise RunDirError(f"{output} exists and is no export; give another --output")
+        raise RunDirError(f"{output} exists and is not an export; give another --output")
     if not overwrite:
         raise RunDirError(f"{output} exists; use --overwrite to replace it, or another --output")

@@ -1,4 +1,4 @@
-"""The check of an export: the logits of the reopened files against the run's own."""
+"""Checks an export: compares the logits of the reopened files with the run's own."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from bayeslora_cli.methods.network import Network
 from bayeslora_cli.tasks.objectives.objective import Objective
 
 Batch = dict[str, Tensor]
-RANDOM_LENGTH = 64  # tokens of a random row at most
+RANDOM_LENGTH = 64  # largest number of tokens of a random row
 _GROUPS = {"x": "activations", "a": "activations", "h": "activations", BASE: "base weights"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """How far an export's logits are from its run's."""
+    """Comparison of an export's logits with the run's."""
 
     inputs: str
     """The task's split, the user's file, or `random`."""
@@ -45,14 +45,14 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizationLoss:
-    """What the run quantized and an export has in full precision."""
+    """The effect of storing in full precision what the run quantized."""
 
     what: list[str]
     max_difference: float
     """Largest |difference| between the run's logits with and without these quantizers."""
     rows: int
     changed: int | None
-    """Rows whose predicted class changes; None: the task has no classes."""
+    """Number of rows whose predicted class changes; None: the task has no classes."""
 
     def __str__(self) -> str:
         changed = "" if self.changed is None else f", {self.changed} of {self.rows} classes change"
@@ -65,28 +65,28 @@ class QuantizationLoss:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Findings:
-    """What was measured of an export."""
+    """Measurements of an export."""
 
     check: Check
     loss: QuantizationLoss | None
     """None if the format keeps all that the run quantized."""
     run: Metrics
-    """By the training, at the best evaluation."""
+    """Metrics of the training's best evaluation."""
     run_precision: str
-    """In which the training computed."""
+    """Precision of the training's computation."""
     pruned: tuple[Metrics, Metrics] | None
-    """Before and after pruning further; None: not pruned."""
+    """Metrics before and after pruning further; None: not pruned."""
     precision: str
-    """In which the pruned network and the logits were computed."""
+    """Precision in which the pruned network and the logits were computed."""
 
     @property
     def metrics(self) -> Metrics:
-        """Of the state that is exported."""
+        """Metrics of the exported state."""
         return self.run if self.pruned is None else self.pruned[1]
 
     @property
     def metrics_precision(self) -> str:
-        """In which `metrics` were measured."""
+        """Precision in which `metrics` were measured."""
         return self.run_precision if self.pruned is None else self.precision
 
 
@@ -99,7 +99,7 @@ def batches_of(split: TokenisedSplit) -> list[Batch]:
 
 
 def random_rows(tokenizer: Any, rows: int, max_length: int, seed: int = 0) -> TokenisedSplit:
-    """Make rows of random tokens, special ones left out, of random lengths."""
+    """Make rows of random length with random tokens, special ones left out."""
     generator = torch.Generator().manual_seed(seed)
     words = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
     longest = min(max_length, RANDOM_LENGTH)
@@ -117,7 +117,7 @@ def random_rows(tokenizer: Any, rows: int, max_length: int, seed: int = 0) -> To
 
 @torch.inference_mode()
 def run_logits(network: Network, batches: Sequence[Batch]) -> list[Tensor]:
-    """Compute each batch's logits at the posterior mean; returns them on the CPU.
+    """Compute each batch's logits at the posterior mean; return them on the CPU.
 
     Raises:
         NonFiniteError: a logit is not finite.
@@ -134,7 +134,7 @@ def run_logits(network: Network, batches: Sequence[Batch]) -> list[Tensor]:
 
 
 def logits_from(network: Network) -> Logits:
-    """Give a network that was read back the interface of the independent reader."""
+    """Wrap a reloaded network in the interface of `independent_reader`."""
     return lambda batch: run_logits(network, [batch])[0]
 
 
@@ -157,7 +157,8 @@ def compare(
     check = Check(
         inputs=inputs,
         rows=sum(len(logits) for logits in expected),
-        max_difference=float(torch.tensor(differences).max()),  # NaN if one is, unlike max()
+        # NaN if any difference is NaN, unlike max()
+        max_difference=float(torch.tensor(differences).max()),
         allowed=bound * max(1.0, largest),
         largest_logit=largest,
     )
@@ -174,7 +175,7 @@ def drop_unsupported_quantizers(
     Args:
         keeps: operands whose quantization the format keeps.
     Returns:
-        None if the format keeps all that the run quantized.
+        The change, or None if the format keeps all that the run quantized.
     """
     operands = network.operands
     gone = frozenset() if operands is None else operands.quantized - keeps
@@ -194,6 +195,6 @@ def drop_unsupported_quantizers(
 
 
 def _changed(objective: Objective, before: Tensor, after: Tensor) -> int:
-    """Count the rows that two sets of logits (n, outputs) decide differently."""
+    """Count the rows for which two sets of logits (n, outputs) lead to different decisions."""
     decided = [objective.decide(objective.expected(x.double())) for x in (before, after)]
     return int((decided[0] != decided[1]).view(len(before), -1).any(1).sum())

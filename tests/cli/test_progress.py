@@ -323,7 +323,7 @@ def test_most_steps_draw_nothing(stderr, clock):
 
 
 def last_pace(stream):
-    """Steps a second and time left, of the last line."""
+    """Steps per second and time left, of the last line."""
     return re.search(r"([\d.]+) steps/s  (\S+) left$", stream.getvalue().splitlines()[-1]).groups()
 
 

@@ -433,7 +433,7 @@ def test_an_existing_directory(run, tmp_path):
         elif taken.name == "file":
             taken.write_text("")
         before = tree(tmp_path)
-        with pytest.raises(RunDirError, match="exists and is no export; give another --output"):
+        with pytest.raises(RunDirError, match="exists and is not an export; give another --output"):
             exported(run, "lora", output=taken, overwrite=True)
         assert tree(tmp_path) == before
 

@@ -257,7 +257,7 @@ def test_every_so_many_steps(store):
      ("auto", 2, 400), ("auto", 9, 1800)],
 )  # fmt: skip
 def test_every_so_often(every, took, wait, store, parts, monkeypatch):
-    """By itself it takes half a percent of the time at the most."""
+    """Without an interval from the user, checkpoints take at most half a percent of the time."""
     clock = 1000.0
     monkeypatch.setattr(checkpoint, "perf_counter", lambda: clock)
     states = store(every)

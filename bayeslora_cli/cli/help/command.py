@@ -1,4 +1,4 @@
-"""A command whose help has two depths, and which answers to names from other trainers."""
+"""`Command`: a command with a short and a full help, which explains other trainers' names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FULL_HELP = "--help-all"
 
 
 class Command(TyperCommand):
-    """A subcommand: `--help` shows what most need, `--help-all` every option."""
+    """A subcommand: `--help` shows the options that most users need, `--help-all` all."""
 
     rare: ClassVar[frozenset[str]] = frozenset()
     """Parameters that only `--help-all` shows."""
@@ -21,7 +21,7 @@ class Command(TyperCommand):
     """Command lines for the end of the help."""
 
     def help_of(self, parameter: Any) -> str | None:
-        """The text of one option."""
+        """Return the help text of one option."""
         text: str | None = parameter.help
         return text
 
@@ -29,23 +29,23 @@ class Command(TyperCommand):
         """Read the command line.
 
         Raises:
-            ConfigError: names from other trainers; the message says what they are called here.
+            ConfigError: there are names from other trainers; the message gives the options here.
         """
         if FULL_HELP in args:
             ctx.meta[FULL_HELP] = True
             args = ["--help"]
-        given = list(args)  # the parser takes words from the list
+        given = list(args)  # a copy: the parser removes words from the list
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
-            # click's NoSuchOption, by what only it has: some versions of typer bring click along
+            # recognises click's NoSuchOption by its attribute: some versions of typer contain click
             problems = self._foreign(given) if hasattr(error, "possibilities") else []
             if not problems:
                 raise
             raise ConfigError(problems) from None
 
     def _foreign(self, words: list[str]) -> list[str]:
-        """Of the names that are no options of this command: those of which something is known."""
+        """Return advice for the names that are not options of this command but are known."""
         flags = {flag for parameter in self.params for flag in parameter.opts}
         typed = [word.partition("=")[0] for word in words if word.startswith("--")]
         found = {
@@ -56,9 +56,9 @@ class Command(TyperCommand):
         return [f"{name}: {advice}" for name, advice in found.items() if advice]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the options of the depth that is asked for, then examples."""
+        """Print the options of the requested help, then examples."""
         full = FULL_HELP in ctx.meta
-        parameter: Any  # arguments have neither
+        parameter: Any  # arguments have no such attributes
         for parameter in self.params:
             if parameter.param_type_name == "option":
                 parameter.hidden = parameter.name in self.rare and not full

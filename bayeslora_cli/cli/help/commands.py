@@ -1,4 +1,4 @@
-"""How deep each command's help goes, and the examples at its end."""
+"""The commands, each with the options of its short help and the examples at its end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TrainCommand(Command):
     )
 
     def help_of(self, parameter: Any) -> str | None:
-        """With the values of the presets."""
+        """Return the help text of one option, with the values of the presets."""
         option = OPTIONS.get(parameter.name)
         if option is None:
             return super().help_of(parameter)

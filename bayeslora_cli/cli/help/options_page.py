@@ -33,7 +33,7 @@ an effect.
 
 
 def page() -> str:
-    """The page, in Markdown."""
+    """Return the page in Markdown."""
     commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     parts = [_INTRODUCTION]
     for name, command in commands.items():
@@ -44,7 +44,7 @@ def page() -> str:
 
 
 def _blocks(command: Any) -> Iterator[str]:
-    """A table per panel of the command's help."""
+    """Yield one table per panel of the command's help."""
     panels: dict[str, list[Any]] = {}
     for parameter in command.params:
         if parameter.param_type_name == "option":
@@ -64,7 +64,7 @@ def _blocks(command: Any) -> Iterator[str]:
 
 
 def _cells(parameter: Any, *, of_train: bool) -> list[str]:
-    """What an option does, and of train's options default, presets and what they need."""
+    """Return what an option does; for train's options also default, presets and needed method."""
     if not of_train:
         default = parameter.default
         is_told = parameter.is_flag or default is None or "(default: " in parameter.help
@@ -85,7 +85,7 @@ def _cells(parameter: Any, *, of_train: bool) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """For a cell of a table."""
+    """Escape text for a cell of a table."""
     return " ".join(text.split()).replace("|", r"\|")
 
 

@@ -17,8 +17,8 @@ _TYPES: dict[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
 def takes_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command an option for each field of `RunConfig`; it gets them as `**options`.
 
-    By field name, None where not typed. The help shows them among the command's own options, panel
-    by panel.
+    The keys are field names; options that were not typed are None. The help shows the options among
+    the command's own, panel by panel.
     """
     own = inspect.signature(command, eval_str=True).parameters.values()
     named = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
@@ -28,7 +28,7 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def typed_values(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were typed, by field name; comma lists as tuples.
+    """Return the options that were typed, by field name; comma lists become tuples.
 
     Lists of a sweep stay text: `sweeps.grid.expand` reads them.
     """
@@ -40,7 +40,7 @@ def typed_values(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parameter(option: Option) -> inspect.Parameter:
-    """One option of a run; None: not typed."""
+    """Make the parameter of one option; its value is None if not typed."""
     is_text = option.is_list or (option.sweep is not None and option.sweep_flag is None)
     kind = str if is_text else _TYPES[option.type.removesuffix(" | None")]
     shown = typer.Option(
@@ -55,6 +55,6 @@ def _parameter(option: Option) -> inspect.Parameter:
 
 
 def _place(parameter: inspect.Parameter) -> int:
-    """By its panel; what has none first."""
+    """Return the order of a parameter by its panel; those without a panel come first."""
     panels = [getattr(a, "rich_help_panel", None) for a in get_args(parameter.annotation)]
     return max((PANELS.index(panel) for panel in panels if panel in PANELS), default=-1)

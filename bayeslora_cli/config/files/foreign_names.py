@@ -1,4 +1,4 @@
-"""Names of options in other trainers (HF Trainer, PEFT, TRL, axolotl, litgpt) and ours for them."""
+"""Maps option names of other trainers (HF Trainer, PEFT, TRL, axolotl, litgpt) to ours."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """The option here that does what a name from elsewhere does there."""
+    """The option here with the meaning of a name from another trainer."""
 
     name: str
-    """Its field of `RunConfig`, or an option of `bayeslora train` that is no field."""
+    """Its field of `RunConfig`, or an option of `bayeslora train` outside `RunConfig`."""
     value: str = ""
     """The value to give it; empty: the user's own."""
     note: str = ""
-    """A clause about what differs."""
+    """A clause that tells how the option differs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A name from elsewhere for which there is no option here."""
+    """A name from another trainer that has no option here."""
 
     advice: str
-    """What to do instead: a clause."""
+    """A clause that tells what to do instead."""
 
 
 _RANK = Ours("target_rank", note="the mean rank at the end, or the rank of --method lora")
@@ -62,7 +62,7 @@ FOREIGN: dict[str, Ours | Missing] = {
     "lora_alpha": Ours("alpha"),
     **dict.fromkeys(("lora_target_modules", "lora_modules"), Ours("target_modules")),
     "lora_target_linear": Ours("target_modules", "all-linear"),
-    "lora_dropout": Ours("dropout", note="it is of the backbone; the adapters have none"),
+    "lora_dropout": Ours("dropout", note="it sets the backbone's dropout; adapters have none"),
     "tinit": Ours("t_init"),
     "tfinal": Ours("t_final"),
     "deltat": Ours("delta_t"),
@@ -148,12 +148,13 @@ FOREIGN: dict[str, Ours | Missing] = {
 
 
 def hint(name: str, spelled: Callable[[str, str], str], known: Callable[[str], bool]) -> str | None:
-    """What to write here for a name from elsewhere: a clause, or None if nothing is known of it.
+    """Tell in a clause what to write here for another trainer's name; None: the name is unknown.
 
     Args:
-        name: with underscores or hyphens.
-        spelled: how an option and its value, perhaps empty, are written where the name was found.
-        known: whether an option can be given there.
+        name: the name, with underscores or hyphens.
+        spelled: writes an option and its value, which may be empty, as the command line or the
+            file with the name would.
+        known: tells whether an option can be given there.
     """
     plain = name.strip("-").replace("-", "_").lower()
     found = Ours(plain) if known(plain) else FOREIGN.get(plain)

@@ -1,4 +1,4 @@
-"""presets/*.toml: read, composed and checked."""
+"""Reads, composes and checks presets/*.toml."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bayeslora_cli.errors import ConfigError
 
 
 def sections() -> dict[str, tuple[str | None, str | None]]:
-    """Tables that a preset may have, each with the method and the optimizer of its rows.
+    """Return the tables that a preset may have, each with the method and optimizer of its rows.
 
     [method], [optimizer], [method-optimizer] and [method-optimizer-criterion].
     """
@@ -36,14 +36,14 @@ def sections() -> dict[str, tuple[str | None, str | None]]:
 
 
 def presets_directory() -> Path:
-    """`presets/`: inside an installed package, beside the package in a checkout."""
+    """Return `presets/`: inside an installed package, beside the package in a checkout."""
     package = Path(__file__).resolve().parents[2]
     installed = package / "presets"
     return installed if installed.is_dir() else package.parent / "presets"
 
 
 def list_presets() -> dict[str, str]:
-    """Names of the built-in presets, and the beginning of each one's comment."""
+    """Return the names of the built-in presets, and the beginning of each one's comment."""
     found = {}
     for path in sorted(presets_directory().glob("*.toml")):
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -58,7 +58,7 @@ def _first(lines: list[str]) -> int:
 
 @cache
 def values_in_presets() -> dict[str, str]:
-    """The numbers and choices that the built-in presets set, as text: 7 to 50, boost or linear."""
+    """Return what the built-in presets set, by option, as text: 7 to 50, boost or linear."""
     found: dict[str, set[Any]] = {}
     for name in list_presets():
         table = read_preset(preset_file(name))
@@ -69,7 +69,7 @@ def values_in_presets() -> dict[str, str]:
 
 
 def _spread(name: str, values: set[Any]) -> str:
-    """Numbers from the smallest to the largest; choices in a row; of other words nothing."""
+    """Write numbers as a range and choices as a list; for other values return an empty text."""
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return " to ".join(dict.fromkeys(f"{end(values):g}" for end in (min, max)))
     words = sorted({str(value) for value in values})
@@ -77,12 +77,12 @@ def _spread(name: str, values: set[Any]) -> str:
 
 
 def preset_file(name: str, beside: Path | None = None) -> Path:
-    """The file that `--preset NAME|FILE` or `extends` names.
+    """Return the file that `--preset NAME|FILE` or `extends` names.
 
     Args:
-        beside: the extending file, in whose directory a relative path is looked for.
+        beside: the extending file; a relative path starts from its directory.
     Raises:
-        ConfigError: no such preset.
+        ConfigError: there is no such preset.
     """
     path = Path(name).expanduser()
     if path.suffix == ".toml" or len(path.parts) > 1:
@@ -100,11 +100,11 @@ def preset_file(name: str, beside: Path | None = None) -> Path:
 
 
 def read_preset(path: Path) -> dict[str, Any]:
-    """A preset's table, checked; a list becomes a tuple, an integer for a real number a float.
+    """Read and check a preset's table; lists become tuples, integers for real options floats.
 
     Raises:
-        ConfigError: not TOML, unknown sections or keys (the nearest name is suggested), values of
-            another type than the option's: all problems together.
+        ConfigError: the file is not TOML, sections or keys are unknown (the nearest name is
+            suggested), or values have another type than the option; all problems together.
     """
     try:
         with path.open("rb") as file:
@@ -128,7 +128,7 @@ def read_preset(path: Path) -> dict[str, Any]:
 
 
 def _misplaced(section: str, values: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a table's name, and with keys that cannot be in it."""
+    """Yield the problems of a table's name, and of keys that it cannot have."""
     known = sections()
     if section not in known:
         yield f"is no method row{nearest(section, known)}"
@@ -148,7 +148,7 @@ def _misplaced(section: str, values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _set_twice(table: Mapping[str, Any]) -> Iterator[str]:
-    """Keys in a method's and in an optimizer's table, and in none that is more special."""
+    """Yield problems of keys set both in a method's and an optimizer's table, but not for both."""
     for method in METHODS:
         for optimizer in OPTIMIZERS:
             decided = table.get(f"{method}-{optimizer}", {})
@@ -184,10 +184,10 @@ def _assignment(key: str, value: str) -> str:
 
 
 def preset_chain(name: str) -> list[tuple[str, dict[str, Any]]]:
-    """A preset and what it extends, the most general first: (name to show, table).
+    """Return a preset and those that it extends, the most general first: (name to show, table).
 
     Raises:
-        ConfigError: as `preset_file` and `read_preset` do, or presets that extend one another.
+        ConfigError: raised by `preset_file` or `read_preset`, or presets extend one another.
     """
     chain: list[tuple[str, dict[str, Any]]] = []
     seen: list[Path] = []
@@ -204,26 +204,27 @@ def preset_chain(name: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def task_chain(task: str) -> list[tuple[str, dict[str, Any]]]:
-    """The task's own preset and what it extends; empty if it has none.
+    """Return the task's own preset and those that it extends; empty if it has none.
 
     Raises:
-        ConfigError: as `read_preset` does.
+        ConfigError: raised by `read_preset`.
     """
     return preset_chain(task) if (presets_directory() / f"{task}.toml").is_file() else []
 
 
 def top_level(table: Mapping[str, Any]) -> dict[str, Any]:
-    """What a preset says of all method rows."""
+    """Return the values that a preset sets for all method rows."""
     return {k: v for k, v in table.items() if k != "extends" and not isinstance(v, dict)}
 
 
 def row_values(
     table: Mapping[str, Any], method: str, optimizer: str, criterion: str | None
 ) -> dict[str, Any]:
-    """A preset's values for one method row.
+    """Return a preset's values for one method row.
 
-    The top level holds what all rows share; tables [method] and [optimizer], which do not compete,
-    [method-optimizer] and [method-optimizer-criterion] follow, the more special winning.
+    The top level holds what all rows share. The tables [method] and [optimizer], which never set
+    the same key, then [method-optimizer] and [method-optimizer-criterion] override it in this
+    order.
     """
     values = top_level(table)
     row = f"{method}-{optimizer}"

@@ -1,4 +1,4 @@
-"""A preset with all values that a run with it would have, as TOML that can be used as one."""
+"""Writes a preset with all values that a run with it would have, as TOML usable as a preset."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from bayeslora_cli.errors import ConfigError
 
 
 def resolved_preset(name: str, typed: Mapping[str, Any]) -> str:
-    """Every value that the preset `name` leads to, with where it comes from, panel by panel.
+    """Write every value that the preset `name` leads to and its source, panel by panel.
 
-    The values are those of one method row, and stand at the top of the file. What has no value in
-    TOML, such as a default that depends on the data, and your own files, is in comments.
+    The values are those of one method row, at the top level of the file. Values that TOML cannot
+    hold, such as a default that depends on the data, and the user's files are in comments.
 
     Args:
-        typed: the task or the method row, where the preset's own are not meant.
+        typed: the task or the method row, if the preset's own are not meant.
     Raises:
-        ConfigError: as `resolve` does, or a preset of any task without one.
+        ConfigError: raised by `resolve`, or neither the preset nor `typed` names a task.
     """
     tops = [top_level(table) for _, table in preset_chain(name)]
     task = typed.get("task", next((t["task"] for t in reversed(tops) if "task" in t), None))
@@ -55,7 +55,7 @@ def _row(resolved: Resolved) -> str:
 
 
 def _toml(value: Any) -> str:
-    """A value as TOML writes it."""
+    """Write a value as TOML does."""
     import tomli_w
 
     item = list(value) if isinstance(value, tuple) else value

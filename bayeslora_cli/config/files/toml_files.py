@@ -1,4 +1,4 @@
-"""`RunConfig` as TOML."""
+"""Writes and reads `RunConfig` as TOML."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def from_file(name: str, value: Any) -> Any:
-    """A field's value as TOML has it: a list becomes a tuple, an integer for a real a float.
+    """Convert a value from TOML to a field's: a list to a tuple, an integer for a real to a float.
 
     Raises:
-        TypeError: a value of another type; the message says what it must be.
+        TypeError: the value has another type; the message tells what it must be.
     """
     kind = OPTIONS[name].type.removesuffix(" | None")
     types, expected = _KINDS[kind]
@@ -36,7 +36,7 @@ def from_file(name: str, value: Any) -> Any:
 
 
 def to_toml(config: RunConfig) -> str:
-    """A configuration as TOML; what is None is left out."""
+    """Write a configuration as TOML; values of None are left out."""
     import tomli_w
 
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
@@ -44,10 +44,12 @@ def to_toml(config: RunConfig) -> str:
 
 
 def from_toml(text: str, name: str) -> RunConfig:
-    """Read `to_toml`'s form back.
+    """Read back what `to_toml` wrote.
 
+    Args:
+        name: the file's name, for messages.
     Raises:
-        UserError: not TOML, or with keys that this version does not know; `name` says which file.
+        UserError: the text is not TOML, or has keys that this version does not know.
     """
     try:
         values = tomllib.loads(text)

@@ -1,4 +1,4 @@
-"""An export format: how a finished run is written, opened again, and described to its users."""
+"""`Format`: how a finished run is written, opened again, and described to its users."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from bayeslora_cli.tasks.task import Task
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Snippet:
-    """Python for a model card: it opens an export and predicts. All fields are lines of code."""
+    """Python code of a model card, which opens an export and predicts; fields are lines of code."""
 
     standard: tuple[str, ...] = ()
     """Imports from the standard library."""
     packages: tuple[str, ...] = ()
-    """Imports that `load` needs, transformers aside."""
+    """Imports that `load` needs, without those from transformers."""
     transformers: tuple[str, ...] = ()
     """Names to import from transformers."""
     load: tuple[str, ...]
@@ -37,7 +37,7 @@ class Snippet:
     )
     """Statements that set `logits` from `inputs`, the tokenizer's output."""
     predict_packages: tuple[str, ...] = ("import torch",)
-    """Imports that `predict` needs besides."""
+    """Additional imports that `predict` needs."""
     tensors: str = "pt"
     """The tokenizer's `return_tensors`."""
     opens_hub_names: bool = True
@@ -45,16 +45,16 @@ class Snippet:
 
 
 class Format(ABC):
-    """What `bayeslora export` asks of a format; `catalogue.FormatEntry` holds its light facts."""
+    """An export format; `catalogue.FormatEntry` holds the facts that are known without torch."""
 
     keeps: ClassVar[frozenset[str]] = frozenset(WEIGHTS)
-    """Quantized operands (`methods.blora.gates`) that it keeps, if only as rounded numbers."""
+    """Quantized operands (`methods.blora.gates`) that it keeps, at least as rounded numbers."""
 
     def check(self, config: RunConfig) -> None:  # noqa: B027  # most formats refuse no run
         """Refuse a run that has nothing to write in this format.
 
         Raises:
-            UserError: with the reason.
+            UserError: the run has nothing to write; the message gives the reason.
         """
 
     @abstractmethod
@@ -66,14 +66,14 @@ class Format(ABC):
         tokenizer: Any,
         options: ExportOptions,
     ) -> dict[str, Any]:
-        """Write the files; the tokenizer's are written by the caller.
+        """Write the files; the caller writes those of the tokenizer.
 
         Args:
             directory: exists and is empty.
             network: at the posterior mean `bank.mean` with the kept triplets `bank.mask`. It is
                 not used again, so its modules may be changed.
         Returns:
-            Entries for the manifest, besides those that every export has.
+            Entries for the manifest, in addition to those of every export.
         """
 
     @abstractmethod
@@ -83,14 +83,14 @@ class Format(ABC):
         """Open what `write` wrote, if possible without this package's model code.
 
         Args:
-            config: the run's, for its base model and --trust-remote-code.
-            task: the run's, for the class that loads its model (`ObjectiveEntry.auto_class`).
-            device: where to compute, if the format leaves a choice.
+            config: the run's configuration, for its base model and --trust-remote-code.
+            task: the run's task, for the class that loads its model (`ObjectiveEntry.auto_class`).
+            device: the device to compute on, if the format leaves a choice.
         """
 
     @abstractmethod
     def description(self, options: ExportOptions) -> str:
-        """Return a sentence for the model card: what the files are."""
+        """Return a sentence for the model card that tells what the files are."""
 
     @abstractmethod
     def snippet(self, config: RunConfig, task: Task) -> Snippet:

@@ -1,4 +1,4 @@
-"""B-LoRA's own export: integer codes with their scales and ranges; this package opens it.
+"""B-LoRA's own format: integer codes with their scales and ranges; this package opens it.
 
     quantized.safetensors   NAME.A (k, in), NAME.E (k,), NAME.B (out, k): codes of the k kept ranks,
                             int8 up to 8 bits, int16 for 16; NAME.W where the base is quantized;
@@ -71,13 +71,13 @@ class IntegerCodes(Format):
         tokenizer: Any,
         options: ExportOptions,
     ) -> dict[str, Any]:
-        """Write the codes; returns the cost in bit operations, ranks and widths."""
+        """Write the codes; return the cost in bit operations, ranks and bit widths."""
         return save_quantized(network, config, network.bank.mean, network.bank.mask, directory)
 
     def reopen(
         self, directory: Path, config: RunConfig, task: Task, device: torch.device
     ) -> Logits:
-        """Build the run's network again from the codes and the backbone."""
+        """Rebuild the run's network from the codes and the backbone."""
         network = load_quantized(directory, device, trust_remote_code=config.trust_remote_code)
         return logits_from(network)
 
@@ -105,7 +105,7 @@ QUANTIZED = IntegerCodes()
 def save_quantized(
     network: Network, config: RunConfig, mean: Tensor, mask: Tensor, directory: Path
 ) -> dict[str, Any]:
-    """Write the files; returns the manifest's entries.
+    """Write the files; return the manifest's entries.
 
     Args:
         mean: flat parameters (N,).
@@ -176,7 +176,7 @@ def load_quantized(
     It is ready for `logits`, in evaluation mode.
 
     Raises:
-        UserError: files missing or corrupt, or no such backbone.
+        UserError: files are missing or corrupt, or there is no such backbone.
     """
     directory, device = Path(directory), torch.device(device)
     try:
@@ -218,7 +218,7 @@ def _operands(
 ) -> Operands:
     """Make a layer's operands; pruned ranks are zeros, so that sums equal the run's to the bit."""
     missing = computed_rank - len(values["E"])
-    # -ln beta, which is never trained here, may be anything
+    # -ln beta is never trained here and may have any value
     quantizers = {name: Quantizers(found[None, 1:], found[None]) for name, found in own.items()}
     if BASE in values:
         layer.base_layer.replace_dense(layer.base_layer.oriented(values[BASE]))

@@ -1,4 +1,4 @@
-"""The whole fine-tuned model in transformers' own files, the adapters merged into its weights."""
+"""The whole fine-tuned model in transformers' own files, with the adapters merged in."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bayeslora_cli.tasks.task import Task
 
 
 class MergedModel(Format):
-    """The whole model, for transformers alone."""
+    """The whole model, which only transformers is needed to open."""
 
     def write(
         self,
@@ -63,7 +63,7 @@ MERGED = MergedModel()
 
 @torch.no_grad()
 def merge(network: Network, mean: Tensor, mask: Tensor) -> Any:
-    """Merge the adapters into the backbone's weights; returns the network's own module, changed.
+    """Merge the adapters into the backbone's weights; return the network's own module, changed.
 
     Args:
         mean: flat parameters (N,).
@@ -81,14 +81,14 @@ def merge(network: Network, mean: Tensor, mask: Tensor) -> Any:
         setattr(network.module.get_submodule(parent), last, base)
     for attention in network.module.modules():
         if isinstance(attention, RelativeAttention):
-            attention.joint = None  # which would add its layers' deltas once more
+            attention.joint = None  # the joint would add its layers' deltas once more
     return network.module
 
 
 def state_of(module: Any) -> dict[str, Tensor]:
-    """Copy a merged model's tensors to the CPU, each with memory of its own.
+    """Copy a merged model's tensors to the CPU, each to its own memory.
 
-    safetensors refuses tensors that share memory, as those do that are views of the bank.
+    safetensors refuses tensors that share memory, as views of the bank do.
     """
     return {
         name: value.detach().to("cpu", copy=True).contiguous()

@@ -37,7 +37,7 @@ class OnnxModel(Format):
         tokenizer: Any,
         options: ExportOptions,
     ) -> dict[str, Any]:
-        """Write the graph and transformers' config.json; returns the opset.
+        """Write the graph and transformers' config.json; return the opset.
 
         Raises:
             ModelError: the exporter cannot trace this backbone.
@@ -84,7 +84,7 @@ ONNX = OnnxModel()
 
 
 class _Logits(nn.Module):
-    """A model whose output is only the logits; its inputs have the tokenizer's names."""
+    """A model that returns only the logits; its inputs have the tokenizer's names."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -104,11 +104,11 @@ class _Logits(nn.Module):
 
 
 def write_onnx(model: Any, example: dict[str, Tensor], directory: Path) -> int:
-    """Write a whole model for ONNX Runtime, batch and sequence of any size; returns the opset.
+    """Write a whole model for ONNX Runtime, for any batch and sequence size; return the opset.
 
     Args:
-        model: on the CPU, as `load_merged` gives it.
-        example: inputs to trace, of more than one row and token.
+        model: a model on the CPU that `load_merged` returned.
+        example: inputs to trace, with more than one row and token.
     Raises:
         ModelError: the exporter cannot trace this backbone.
     """
@@ -118,7 +118,7 @@ def write_onnx(model: Any, example: dict[str, Tensor], directory: Path) -> int:
     noise.setLevel(logging.ERROR)  # it warns of every optional package that is not installed
     try:
         with _named(f"torch cannot export {type(model).__name__}"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations inside torch, nothing of the model
+            warnings.simplefilter("ignore")  # deprecations inside torch, not about the model
             program = torch.onnx.export(
                 _Logits(model).eval(),
                 kwargs=example,
@@ -139,7 +139,7 @@ def open_onnx(directory: Path) -> Logits:
     """Open the model in ONNX Runtime, on the CPU.
 
     Raises:
-        ModelError: ONNX Runtime cannot run it, here or when it is called.
+        ModelError: ONNX Runtime cannot run the model, here or when it is called.
     """
     import onnxruntime
 

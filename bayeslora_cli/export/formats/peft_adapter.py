@@ -1,4 +1,4 @@
-"""PEFT adapters, written from the flat bank: AdaLoRA as it was trained, or as plain LoRA."""
+"""Adapters in PEFT's format, written from the flat bank: AdaLoRA as trained, or plain LoRA."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class PeftAdapter(Format):
         self, directory: Path, config: RunConfig, task: Task, device: torch.device
     ) -> Logits:
         """Open the adapter with PEFT."""
-        torch.seed()  # what the base lacks is drawn anew: the export must bring it
+        torch.seed()  # tensors that the base lacks are drawn anew: the export must bring them
         return open_adapter(
             directory,
             backbone_path(config.model),
@@ -67,7 +67,7 @@ class PeftAdapter(Format):
 
 
 class AdaloraAdapter(PeftAdapter):
-    """PEFT's AdaLoRA, pruned."""
+    """PEFT's AdaLoRA adapter, pruned."""
 
     def write(
         self,
@@ -86,7 +86,7 @@ class AdaloraAdapter(PeftAdapter):
 
 
 class LoraAdapter(PeftAdapter):
-    """Plain LoRA, each matrix at its own rank or all at one."""
+    """Plain LoRA adapter, with one rank per matrix or one rank for all."""
 
     def write(
         self,
@@ -117,13 +117,13 @@ LORA = LoraAdapter()
 def save_peft_adapter(
     network: Network, config: RunConfig, mean: Tensor, mask: Tensor, directory: Path
 ) -> None:
-    """Write the adapter in PEFT's own format, pruned, of the type that its method names.
+    """Write the pruned adapter in PEFT's own format, of the type that its method names.
 
-    Frozen tensors that the checkpoint lacked are saved whole (`modules_to_save`), a low-rank delta
-    on one of them merged in, so that the adapter predicts the same on any copy of the checkpoint.
+    Frozen tensors that the checkpoint lacked are saved whole (`modules_to_save`), with low-rank
+    deltas on them merged in, so that the adapter predicts the same on any copy of the checkpoint.
 
-    `AutoConfig.from_pretrained(directory, subfolder=BACKBONE)` is the backbone's configuration,
-    with the classes' names.
+    `AutoConfig.from_pretrained(directory, subfolder=BACKBONE)` returns the backbone's
+    configuration, with the names of the classes.
 
     Args:
         mean: flat parameters (N,).
@@ -159,9 +159,9 @@ def save_lora_adapter(
     Args:
         mean: flat parameters (N,).
         mask: kept triplets (n, r).
-        one_rank: pad all matrices with zeros to one rank and one alpha; if not, each has its own.
+        one_rank: pad all matrices with zeros to one rank and one alpha; else each has its own.
     Raises:
-        ModelError: every adapted matrix is one that the checkpoint lacks.
+        ModelError: the checkpoint lacks all adapted matrices.
     """
     saved = _modules_to_save(network)
     factors = without_empty(
@@ -215,7 +215,7 @@ def _saved_whole(
 def _write(network: Network, peft: PeftConfig, state: dict[str, Tensor], directory: Path) -> None:
     """Write the files of an adapter; `state` has the backbone's own names."""
     peft.fan_in_fan_out = any(m.base_layer.transposed for m in network.adapters.values())
-    # PEFT keeps a set, whose order in the file would differ from process to process
+    # PEFT stores a set, whose order in the file would differ between processes
     peft.target_modules = sorted(peft.target_modules or ())
     directory.mkdir(parents=True, exist_ok=True)
     peft.save_pretrained(str(directory))
@@ -268,7 +268,7 @@ def _peft_config(
         tinit=config.t_init,
         tfinal=config.t_final,
         deltaT=config.delta_t,
-        # PEFT refuses a schedule without a pruning phase, which a run of one step has
+        # PEFT refuses a schedule without a pruning phase; a run of one step has none
         total_step=max(config.schedule_steps or 0, config.t_init + config.t_final + 1),
         orth_reg_weight=config.orth_reg,
         rank_pattern=pattern,

@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from bayeslora_cli.reports.ranks.inspection import Inspection
 
 VIEWS = ("ranks", "difference", "history", "scores")
-"""What `inspect_ranks` can show."""
+"""Names of the views that `inspect_ranks` can show."""
 
 
 class Results:
     """The scores of many runs by method row and task, as in the paper's Table I."""
 
     def __init__(self, table: Table) -> None:
-        """`table` holds the rows, and published values to compare with, if there are any."""
+        """`table`: the rows, with published values to compare with if there are any."""
         self._table = table
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """One row per method, optimizer, criterion, rank and settings: scores in percent."""
+        """Scores in percent, one row per method, optimizer, criterion, rank and settings."""
         return self._table.results.rows
 
     def table(self, width: int = 100) -> str:
-        """The table as text, `width` columns wide, standard deviations over seeds beside means."""
+        """Return the table as text of `width` columns: means and standard deviations over seeds."""
         return str(self.draw(width=width, colour=False, unicode=True))
 
     def draw(self, *, width: int, colour: bool, unicode: bool) -> Text:
@@ -43,32 +43,32 @@ class Results:
         return table_drawing.draw(self._table, width=width, colour=colour, unicode=unicode)
 
     def to_json(self) -> dict[str, Any]:
-        """The table as a JSON object: see `reports.results.table.Table.to_json`."""
+        """Return the table as a JSON object: see `reports.results.table.Table.to_json`."""
         return self._table.to_json()
 
     def to_markdown(self) -> str:
-        """The table in Markdown."""
+        """Return the table in Markdown."""
         return table_drawing.markdown(self._table)
 
     def to_latex(self) -> str:
-        """The table in LaTeX, for booktabs."""
+        """Return the table in LaTeX, for booktabs."""
         return table_drawing.latex(self._table)
 
     def to_csv(self) -> str:
-        """One line per row and column of the table."""
+        """Return csv with one line per row and column of the table."""
         return table_drawing.as_csv(self._table)
 
     def paired(self, a: str, b: str) -> dict[str, Any]:
         """Test whether row `a` differs from row `b` by more than noise.
 
-        The pairs are the tasks and seeds that both have; the test is Wilcoxon's signed-rank test,
-        or of few pairs Student's t-test. Differences are in percent; for the keys see
+        The pairs are the tasks and seeds that both have. The test is Wilcoxon's signed-rank test,
+        or with few pairs Student's t-test. Differences are in percent; for the keys see
         `reports.results.paired_test.compare`.
 
         Args:
             a, b: a row's name, or words of it, such as "ivon snr".
         Raises:
-            UserError: no such row, several, or no task and seed in common.
+            UserError: a name fits no row or several, or the rows have no task and seed in common.
         """
         from bayeslora_cli.reports.results.paired_test import compare, find_row
 
@@ -89,9 +89,9 @@ def results(
     Args:
         at: the evaluation that counts: best_at_budget (None; with the final ranks), best (of all,
             as the paper counts) or last.
-        reference: a JSON table of published values to compare with, as `to_json` gives it.
+        reference: a JSON file of published values to compare with, in the form of `to_json`.
     Raises:
-        UserError: no run there, or a file that is corrupt.
+        UserError: there is no run, or a file is corrupt.
     """
     if at not in (None, *AT):
         raise UserError(f"--at {at}: choose one of {', '.join(AT)}{nearest(str(at), AT)}")
@@ -107,7 +107,7 @@ def inspect_ranks(*paths: str | Path, view: str = "ranks") -> Inspection:
         view: ranks (the mean over runs that differ only in the seed, a panel for each of the
             others), difference (the first path minus the second), history or scores.
     Raises:
-        UserError: no such view, no run there, or runs that do not allow what is asked.
+        UserError: there is no such view or no run, or the view cannot show these runs.
     """
     if view not in VIEWS:
         raise UserError(f"view {view}: choose one of {', '.join(VIEWS)}{nearest(view, VIEWS)}")
@@ -117,6 +117,6 @@ def inspect_ranks(*paths: str | Path, view: str = "ranks") -> Inspection:
 
 
 def holds_runs(path: str | Path) -> bool:
-    """Whether `path` is a directory that is no run itself but holds some."""
+    """Return whether `path` is a directory that is not a run but holds runs."""
     where = Path(path)
     return where.is_dir() and not RunDir(where).started and any(True for _ in runs_below(where))

@@ -1,4 +1,4 @@
-"""`Run`: a finished run, to look at, evaluate, sample, predict with and export."""
+"""`Run`: a finished run, to inspect, evaluate, sample, predict with and export."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ class Export:
     """A finished export."""
 
     path: Path
-    """Its directory."""
+    """The export's directory."""
     manifest: Mapping[str, Any]
-    """Its manifest.json: format, source, how the check went, metrics, checksums of the files."""
+    """Its manifest.json: format, source, result of the check, metrics, checksums of the files."""
 
     def describe(self) -> str:
-        """What was measured, one line each."""
+        """Return the measurements as text, one line each."""
         from bayeslora_cli.export.exporter import describe_export
 
         return "\n".join(describe_export(dict(self.manifest)))
 
 
 class Run:
-    """A run's directory, read when asked: `Run(path).ranks` needs no model and no data."""
+    """A run, read from its directory as needed: `Run(path).ranks` loads no model and no data."""
 
     def __init__(
         self, path: str | Path, *, device: str = "auto", trust_remote_code: bool = False
@@ -53,10 +53,10 @@ class Run:
         """Open a run.
 
         Args:
-            device: cpu, cuda, cuda:N or auto, for the verbs that load the model.
+            device: cpu, cuda, cuda:N or auto, for the methods that load the model.
             trust_remote_code: run Python code that comes with the model.
         Raises:
-            RunDirError: there is no such directory, or it is no run's.
+            RunDirError: there is no such directory, or it is not a run directory.
         """
         self.directory = RunDir.open(Path(path))
         self.device, self.trust_remote_code = device, trust_remote_code
@@ -73,7 +73,7 @@ class Run:
 
     @cached_property
     def task(self) -> Task:
-        """What is predicted, from which columns, and what it is measured by."""
+        """What is predicted, from which columns, and which metrics measure it."""
         return self.directory.read_task()
 
     @property
@@ -81,14 +81,14 @@ class Run:
         """The run's result.json: evaluations `best`, `best_at_budget` and `last`, sizes, times.
 
         Raises:
-            RunDirError: the run has not finished, as for all properties below.
+            RunDirError: the run has not finished; all properties below raise it, too.
         """
         return self.directory.read_result()
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Split -> metric -> value, of the best evaluation with the final ranks, whose weights the
-        run has kept."""
+        """Split -> metric -> value, from the best evaluation with the final ranks; the run keeps
+        the weights of that evaluation."""
         found: dict[str, dict[str, float]] = self.result["best_at_budget"]["metrics"]
         return found
 
@@ -147,18 +147,19 @@ class Run:
 
         Args:
             split: train, validation, test or ood; None: validation.
-            samples: how many; None: at the mean only.
+            samples: number of samples of the posterior; None: only at the mean.
             temperature: factor of the posterior's variance; None: 1.
-            seed: of the samples; None: 0.
-            ood: rows to tell from the split's by their uncertainty: another task, a file, or "ood".
+            seed: seed of the samples; None: 0.
+            ood: out-of-distribution rows, whose uncertainty is compared with the split's: another
+                task, a file, or "ood".
             data: directory of the data; None: the one that the run was trained on.
-            file: rows of your own instead of a split.
+            file: your own rows instead of a split.
             reliability: count the bins of a reliability diagram, in `facts["reliability"]`.
-            predictions: write a row per example to FILE.csv, .tsv or .jsonl.
+            predictions: write one row per example to FILE.csv, .tsv or .jsonl.
             submission: directory for the files that gluebenchmark.com takes.
             batch_size: examples per forward pass; None: as in training.
         Raises:
-            UserError: options without effect, data or model that is missing, no posterior.
+            UserError: options have no effect, data or model is missing, or there is no posterior.
         """
         from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 
@@ -180,8 +181,8 @@ class Run:
     def load(self) -> LoadedRun:
         """Load the network at the posterior's mean, its tokenizer and the posterior.
 
-        `network.logits(batch)` runs it on tokens, and inside `network.bank.showing(theta)` at other
-        parameters (N,).
+        `network.logits(batch)` runs it on tokens; inside `network.bank.showing(theta)` it uses
+        other parameters theta (N,).
 
         Raises:
             UserError: the model cannot be loaded, or its weights are not those of the training.
@@ -225,7 +226,8 @@ class Run:
             fp64 on the CPU: class probabilities (n, classes), in the order of `task.classes`, or
             scores (n,); the mean over the samples, if there are any.
         Raises:
-            UserError: texts of another form, no posterior to sample, or as `load` does.
+            UserError: the texts have another form, there is no posterior to sample, or `load`
+                raises it.
         """
         from bayeslora_cli.evaluation.run_evaluation import check_sampling, predict
 
@@ -254,7 +256,7 @@ class Run:
             options: the other fields of `ExportOptions`: uniform_rank, target_rank, check_rows,
                 check_inputs ("data" or "random"), data, file.
         Raises:
-            UserError: options that do not fit the run, data or model that is missing.
+            UserError: options do not fit the run, or data or model is missing.
             BayesloraError: the reopened export does not predict what the run predicts.
         """
         from bayeslora_cli.export.exporter import export_run
@@ -292,10 +294,10 @@ class Run:
 
 
 def _sampling(samples: int | None, temperature: float | None, seed: int | None) -> Sampling | None:
-    """How to sample; None: not at all.
+    """Return how to sample; None: without samples.
 
     Raises:
-        UserError: a temperature or seed without samples, or no sample.
+        UserError: a temperature or seed is given without samples, or there are no samples.
     """
     if samples is None:
         for name, value in (("--temperature", temperature), ("--seed", seed)):
@@ -310,10 +312,10 @@ def _sampling(samples: int | None, temperature: float | None, seed: int | None) 
 
 
 def _examples(texts: Sequence[str | tuple[str, str]], task: Task) -> Examples:
-    """Texts as rows of the task.
+    """Turn texts into rows of the task.
 
     Raises:
-        UserError: no text, or not as many texts per row as the task has columns.
+        UserError: there is no text, or a row has more or fewer texts than the task has columns.
     """
     columns = len(task.text_columns)
     rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]

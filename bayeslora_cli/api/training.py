@@ -1,7 +1,7 @@
-"""`train` and `plan`: a run, or what it would be.
+"""`train` and `plan`: train a run, or describe what it would be.
 
-Importing this is light: the verbs import torch. Messages of errors name options as the command line
-does: `--target-rank` is the keyword `target_rank`.
+Importing this module is fast: torch is imported when a function is called. Error messages name
+options as on the command line: `--target-rank` is the keyword `target_rank`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
 def _takes_options(verb: Verb) -> Verb:
-    """Name the options of a run in the verb's signature, for `help` and for completion."""
+    """Add the options of a run to a function's signature, for `help` and for completion."""
     own = inspect.signature(verb).parameters.values()
     named = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
     named += [
@@ -41,10 +41,11 @@ def _takes_options(verb: Verb) -> Verb:
 
 
 def _resolved(options: Mapping[str, Any], preset: str | Path | None) -> Resolved:
-    """What `train` and `plan` are asked for.
+    """Resolve the options of `train` and `plan`.
 
     Raises:
-        ConfigError: all unknown names or wrong types together, or what `resolve` finds.
+        ConfigError: names are unknown or types are wrong, or `resolve` finds problems; the message
+            lists all of them.
     """
     problems, typed = [], {}
     for name, value in options.items():
@@ -78,14 +79,15 @@ def train(
 
     Args:
         preset: name or file of settings to start from.
-        reporter: is told of each step; None: nothing is shown. Log messages go to the logger
+        reporter: is called at each step; None: nothing is shown. Log messages go to the logger
             "bayeslora".
         workspace: from `workspace()`, to train several runs one after another.
         options: the fields of `RunConfig`, as `bayeslora train --help-all` explains them; None:
             the default. Rates are per step, lengths in tokens, intervals in steps.
     Raises:
-        ConfigError: unknown names, or values that do not go together: all problems at once.
-        UserError: data or model that the user can mend, or another process trains the run.
+        ConfigError: names are unknown, or values do not fit together; all problems at once.
+        UserError: data or model cannot be used, or another process trains the run; the message
+            tells the remedy.
         NonFiniteError: the run diverged.
         BayesloraError: out of GPU memory, or a file could not be written.
     """
@@ -100,13 +102,13 @@ def train_resolved(
     workspace: Workspace | None = None,
     processes: Processes = SINGLE,
 ) -> Run:
-    """`train` of options that are resolved; for callers that handle signals or several processes.
+    """Train with resolved options; for callers that handle signals or several processes.
 
     Args:
         stop: from `signals.listening`; None: signals have their ordinary effect.
-        processes: of the job, which train the run together.
+        processes: the processes of the job, which train the run together.
     Raises:
-        BayesloraError: as `train` does, or `Preempted`: a signal came, and the state is saved.
+        BayesloraError: an error of `train`, or `Preempted`: a signal came, and the state is saved.
     """
     from bayeslora_cli.training.loop import train as run_training
 
@@ -115,7 +117,7 @@ def train_resolved(
 
 
 def workspace() -> Workspace:
-    """What a process keeps between runs: `train` reuses rows, and the network if it fits."""
+    """Return an object that keeps rows, and the network if it fits, for the next `train`."""
     from bayeslora_cli.training.assembly import Workspace
 
     return Workspace()
@@ -136,12 +138,12 @@ class Plan:
     def memory(self) -> dict[str, int | None]:
         """Bytes at a step's peak, at least: `weights`, `trained_and_optimizer`, `activations`.
 
-        None of what is not known on this device.
+        A value is None if it is not known on this device.
         """
         return dict(self.facts["memory_bytes"])
 
     def describe(self) -> str:
-        """As `bayeslora train --dry-run` prints it."""
+        """Return the text that `bayeslora train --dry-run` prints."""
         from bayeslora_cli.training.plan import describe_plan
 
         return describe_plan(dict(self.facts))
@@ -161,7 +163,7 @@ def plan(*, preset: str | Path | None = None, **options: Any) -> Plan:
     Args:
         preset, options: as for `train`.
     Raises:
-        UserError: as `train` does before its first step.
+        UserError: an error that `train` would raise before its first step.
     """
     return plan_resolved(_resolved(options, preset))
 
@@ -169,11 +171,11 @@ def plan(*, preset: str | Path | None = None, **options: Any) -> Plan:
 def plan_resolved(
     resolved: Resolved, *, workspace: Workspace | None = None, processes: int = 1
 ) -> Plan:
-    """`plan` of options that are resolved.
+    """Describe a run with resolved options before it is trained.
 
     Args:
-        workspace: rows and tokens of the plans before this one.
-        processes: how many share the batches; the memory is that of one of them.
+        workspace: keeps rows and tokens of earlier plans.
+        processes: number of processes that share the batches; the memory is that of one.
     """
     from bayeslora_cli.training.plan import dry_run
     from bayeslora_cli.training.preparation import prepare

@@ -40,7 +40,8 @@ def export(
         ),
     ] = None,
     check_rows: Annotated[
-        int, typer.Option(min=1, help="Rows to compare logits on.", rich_help_panel=_CHECK)
+        int,
+        typer.Option(min=1, help="Number of rows to compare logits on.", rich_help_panel=_CHECK),
     ] = 32,
     check_inputs: Annotated[
         str,

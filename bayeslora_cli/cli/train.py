@@ -51,8 +51,8 @@ def train(
     jobs: Annotated[
         int | None,
         typer.Option(
-            help="Runs at a time, in as many processes, each with a log beside its directory, one "
-            "per GPU where there are several (default: 1, in this process).",
+            help="Number of runs to train at the same time, each in its own process with a log "
+            "beside its directory; several GPUs are shared evenly (default: 1, in this process).",
             rich_help_panel=SWEEP,
             show_default=False,
         ),

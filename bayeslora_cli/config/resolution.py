@@ -134,7 +134,7 @@ def _task(typed: Mapping[str, Any], preset: Mapping[str, Any]) -> str:
     if file is not None and task not in (None, "custom"):
         raise ConfigError(
             [f"--train-file {file}: not together with --task {task}, which has examples of its "
-             f"own; --preset {task} takes its settings alone"]
+             f"own; --preset {task} takes only its settings"]
         )  # fmt: skip
     if task is None:
         task = "custom" if file is not None else preset.get("task")

@@ -1,4 +1,4 @@
-"""Finds problems in the values of a configuration: each value alone, and values together."""
+"""Finds problems in the values of a configuration: of each value, and of values together."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ LIMIT = 2 * 2**30
 PATIENCE = 600.0
 """Seconds to wait for another process's tokens."""
 _FORMAT = 1  # version of the files and their names
-_OURS = re.compile(r"\.?[0-9a-f]{64}\.safetensors(\.tmp)?")  # other files are left alone
+_OURS = re.compile(r"\.?[0-9a-f]{64}\.safetensors(\.tmp)?")  # other files are not touched
 
 
 def encode_once(examples: Examples, tokenizer: Any, max_length: int) -> dict[str, Tensor]:

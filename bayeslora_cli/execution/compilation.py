@@ -20,7 +20,7 @@ from bayeslora_cli.runs.file_lock import once
 logger = logging.getLogger("bayeslora")
 
 WORTH_IT = 20_000
-"""Compiling pays on a GPU from so many steps on. It takes five to ten seconds per padded width and
+"""Least number of steps for compiling on a GPU. It takes five to ten seconds per padded width and
 saves a fifth of a step (DeBERTaV3-base, bf16, H200): 1.5 of 7.1 ms at 64 tokens, 5.7 of 29 at
 256."""
 PATIENCE = 30.0
@@ -28,7 +28,7 @@ PATIENCE = 30.0
 # options that decide a block's code, apart from its adapters
 _BLOCK = tuple(name for name, option in OPTIONS.items() if option.decides_code)
 VARIANTS = 128
-"""A block is compiled for at most so many widths, row counts and phases; others run uncompiled."""
+"""Most widths, row counts and phases that a block is compiled for; others run uncompiled."""
 
 
 def is_worth_compiling(choice: str, steps: int) -> bool:

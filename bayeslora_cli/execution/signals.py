@@ -59,7 +59,7 @@ class Stop:
 
 @contextmanager
 def listening() -> Iterator[Stop]:
-    """Handle `SIGNALS` inside this block; afterwards they do what they did before.
+    """Handle `SIGNALS` inside this block; restore the former handlers afterwards.
 
     Ignored signals stay ignored, as SIGINT is in a shell's background jobs. This works only in the
     main thread.

@@ -35,7 +35,7 @@ class DryRunFacts:
     trained_at_the_end: int | None
     """Number of trained elements at the end of the run; None: not known beforehand."""
     budget: RankBudget | None = None
-    """Triplets over all matrices, by step; None: no budget."""
+    """Number of triplets over all matrices by step; None: no budget."""
     phases: tuple[tuple[str, int, int], ...] | None = None
     """Name, first step and the step after the last; None: the run has no phases."""
 

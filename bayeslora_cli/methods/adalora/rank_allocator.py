@@ -115,7 +115,7 @@ class RankAllocator(Allocator):
 
     def scalars(self) -> dict[str, Any]:
         assert not self._history + self._fetched, (
-            "a checkpoint would lose allocations that nobody has fetched"
+            "a checkpoint would lose allocations that were not fetched"
         )
         return {}
 

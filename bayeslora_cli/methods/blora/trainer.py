@@ -191,7 +191,7 @@ class GateTrainer(Allocator):
         The caller must fetch the history first.
         """
         assert not self._history + self._fetched, (
-            "a checkpoint would lose allocations that nobody has fetched"
+            "a checkpoint would lose allocations that were not fetched"
         )
         return {"mode": self.operands.mode}
 

@@ -93,7 +93,7 @@ class History:
         return str(self.draw(width=100, colour=False, unicode=True))
 
     def to_json(self) -> dict[str, Any]:
-        """{"steps": [t], "budget": [t], "matrices": [{"name", "ranks": [t], "first_loss",
+        """Return {"steps": [t], "budget": [t], "matrices": [{"name", "ranks": [t], "first_loss",
         "settled"}]}; `first_loss` and `settled` are steps or null. Steps count from 0.
 
         For runs with quantizers, each matrix has "bits" as well: [t], its mean bit width."""

@@ -63,7 +63,7 @@ class Group:
         return f"{self.label}, {self.facts()}"
 
     def to_json(self) -> dict[str, Any]:
-        """{"label", "kept", "initial", "runs": [{"path", "step", "budget", "criterion"}]}.
+        """Return {"label", "kept", "initial", "runs": [{"path", "step", "budget", "criterion"}]}.
 
         `kept` is the mean over the runs, `initial` counts the triplets before any was pruned, steps
         count from 0.

@@ -98,7 +98,7 @@ class Scores:
         return str(self.draw(width=100, colour=False, unicode=True))
 
     def to_json(self) -> dict[str, Any]:
-        """{"thresholds": [run], "misplaced": [run], "quantiles": {part: {"triplets", "kept",
+        """Return {"thresholds": [run], "misplaced": [run], "quantiles": {part: {"triplets", "kept",
         "min", "10%", "50%", "90%", "max"}}, "histogram": {"edges": [bins + 1], "kept": [bins],
         "pruned": [bins]}, "zeros", "posterior": [run]}.
 

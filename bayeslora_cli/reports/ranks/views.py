@@ -42,8 +42,8 @@ class Ranks:
     group: Group
 
     def to_json(self) -> dict[str, Any]:
-        """{"matrices": [{"name", "kind", "layer", "in_features", "out_features", "init_rank",
-        "rank", "std", "ranks", "kept"}], "agreement"}.
+        """Return {"matrices": [{"name", "kind", "layer", "in_features", "out_features",
+        "init_rank", "rank", "std", "ranks", "kept"}], "agreement"}.
 
         Runs with quantizers have `bits` and `mean_bits` as well: the width of each operand, one
         entry per run, and their mean.
@@ -109,7 +109,7 @@ class Panels:
     groups: tuple[Group, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """{"panels": [...]}: `Ranks.to_json` of each group."""
+        """Return {"panels": [...]}, with `Ranks.to_json` of each group."""
         return {"panels": [Ranks(group=group).to_json() for group in self.groups]}
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -134,8 +134,8 @@ class Difference:
     b: Group
 
     def to_json(self) -> dict[str, Any]:
-        """{"matrices": [{"name", "kind", "layer", "in_features", "out_features", "a", "a_std",
-        "b", "b_std", "difference"}], "agreement": {"a", "b", "between"}}.
+        """Return {"matrices": [{"name", "kind", "layer", "in_features", "out_features", "a",
+        "a_std", "b", "b_std", "difference"}], "agreement": {"a", "b", "between"}}.
 
         If both groups have quantizers there are also `a_bits`, `b_bits` and `bits_difference`, a
         matrix's mean bit widths.

@@ -15,7 +15,7 @@ from bayeslora_cli.reports.results.rows import Results, Row
 LEVEL = 0.05
 """Probability under which a difference counts as more than noise."""
 EXACT = 16
-"""Up to so many pairs Wilcoxon's test is exact: all signs are counted, with ties."""
+"""Wilcoxon's test is exact up to this many pairs: it counts all choices of signs, with ties."""
 
 
 def find_row(results: Results, text: str) -> Row:
@@ -48,7 +48,7 @@ def compare(a: Row, b: Row) -> dict[str, Any]:
 
     Returns:
         {"a", "b", "pairs", "difference", "interval", "wilcoxon", "t", "significant", "by", "tasks":
-        {task: the same for it alone}}. `difference` and `interval` (the t-test's, at 95%) are in
+        {task: the same for it only}}. `difference` and `interval` (the t-test's, at 95%) are in
         percent, `wilcoxon` and `t` are p-values, null where there are too few pairs. `by` is the
         test that decides: wilcoxon where it can reach 5%, else t.
     Raises:
@@ -132,7 +132,7 @@ def verdict(found: dict[str, Any]) -> str:
     """Say in a sentence whether the difference is more than noise."""
     name = {"wilcoxon": "Wilcoxon's signed-rank test", "t": "the paired t-test"}[found["by"]]
     if found[found["by"]] is None:
-        return "one pair alone says nothing about noise"
+        return "a single pair says nothing about noise"
     if found["significant"]:
         return f"more than noise: {name} over {found['pairs']} pairs, p < {LEVEL}"
     return f"no more than noise: {name} over {found['pairs']} pairs, p >= {LEVEL}"

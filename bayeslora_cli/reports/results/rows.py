@@ -66,7 +66,7 @@ class Row:
     settings: Mapping[str, Any]
     """The settings that tell it from other rows with the same key."""
     outcomes: tuple[Outcome, ...]
-    """One per task and seed."""
+    """Finished runs, one per task and seed."""
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ class Row:
 
     @property
     def seeds(self) -> tuple[int, int]:
-        """The smallest and the largest number of seeds of its tasks."""
+        """Return the smallest and the largest number of seeds over its tasks."""
         counts = [len(self.cells[task].scores) for task in tasks_of(self.outcomes)]
         return min(counts), max(counts)
 

@@ -186,7 +186,7 @@ class Table:
     # ---- as data
 
     def to_json(self) -> dict[str, Any]:
-        """{"schema", "at", "columns", "rows": [{"name", "method", "optimizer", "criterion",
+        """Return {"schema", "at", "columns", "rows": [{"name", "method", "optimizer", "criterion",
         "target_rank", "model", "settings", "values", "std", "scores", "marks",
         "trainable_parameters", "kept_parameters", "seconds", "steps_per_second", "mean_rank",
         "mean_bits", "relative_bit_operations", "relative_bit_operations_with_base", "runs"}]}.

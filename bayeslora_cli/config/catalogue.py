@@ -48,6 +48,8 @@ class MethodEntry:
     """Default initial rank if the method has no target; it then names the run directory."""
     fixed_rank: bool = False
     """Whether the ranks stay constant, so that the initial rank is the target rank."""
+    title: str = ""
+    """What papers call it; empty: its name here."""
     note: str = ""
     """Remark that the help adds to the name."""
     place: int = LAST
@@ -67,6 +69,8 @@ class OptimizerEntry:
     """module:name of the function that builds it."""
     posterior: bool
     """Whether it keeps a posterior, so that sigma is known."""
+    title: str = ""
+    """What papers call it; empty: its name here."""
     options: tuple[str, ...] = ()
     """Fields of `RunConfig` that apply to it, among those that do not apply to every optimizer."""
     place: int = LAST
@@ -128,10 +132,19 @@ class ObjectiveEntry:
 
 
 _LOW_RANK = ("init_rank", "alpha", "target_modules")
+_GATES = (
+    "blora_mode", "lambda_quant", "lambda_rank", "bit_ladder", "quantize_base", "reg", "gate_lr",
+    "range_lr",
+)  # fmt: skip
+_VARIATIONAL = (
+    "ess", "ess_per_example", "hess_init", "ivon_beta1", "ivon_beta2", "clip_radius",
+    "train_samples",
+)  # fmt: skip
 
 METHODS: dict[str, MethodEntry] = {
     "adalora": MethodEntry(
         implementation="bayeslora_cli.methods.adalora.method:ADALORA",
+        title="AdaLoRA",
         default_optimizer="ivon",
         allocates_ranks=True,
         formats=("adalora", "lora"),
@@ -141,6 +154,7 @@ METHODS: dict[str, MethodEntry] = {
     ),
     "lora": MethodEntry(
         implementation="bayeslora_cli.methods.lora:LORA",
+        title="LoRA",
         default_optimizer="adamw",
         allocates_ranks=False,
         formats=("lora",),
@@ -151,6 +165,7 @@ METHODS: dict[str, MethodEntry] = {
     ),
     "full": MethodEntry(
         implementation="bayeslora_cli.methods.full:FULL",
+        title="full fine-tuning",
         default_optimizer="adamw",
         allocates_ranks=False,
         formats=(),
@@ -158,22 +173,11 @@ METHODS: dict[str, MethodEntry] = {
     ),
     "blora": MethodEntry(
         implementation="bayeslora_cli.methods.blora.method:BLORA",
+        title="B-LoRA",
         default_optimizer="adamw",
         allocates_ranks=False,
         formats=("quantized", "lora"),
-        options=(
-            *_LOW_RANK,
-            "t_init",
-            "t_final",
-            "blora_mode",
-            "lambda_quant",
-            "lambda_rank",
-            "bit_ladder",
-            "quantize_base",
-            "reg",
-            "gate_lr",
-            "range_lr",
-        ),
+        options=(*_LOW_RANK, "t_init", "t_final", *_GATES),
         reasons={"target_rank": "whose gates find the ranks from --init-rank on"},
         free_rank=8,
         note="ranks and bit widths by gates",
@@ -183,20 +187,13 @@ METHODS: dict[str, MethodEntry] = {
 OPTIMIZERS: dict[str, OptimizerEntry] = {
     "ivon": OptimizerEntry(
         implementation="bayeslora_cli.bayes.ivon:build",
+        title="IVON",
         posterior=True,
-        options=(
-            "ess",
-            "ess_per_example",
-            "hess_init",
-            "ivon_beta1",
-            "ivon_beta2",
-            "clip_radius",
-            "train_samples",
-        ),
+        options=_VARIATIONAL,
         place=1,
     ),
     "adamw": OptimizerEntry(
-        implementation="bayeslora_cli.bayes.adamw:build", posterior=False, place=0
+        implementation="bayeslora_cli.bayes.adamw:build", title="AdamW", posterior=False, place=0
     ),
 }
 # the first criterion that an optimizer allows is its default

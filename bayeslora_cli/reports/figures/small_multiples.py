@@ -59,7 +59,7 @@ def small_multiples(panels: Sequence[tuple[Grid, Sequence[str]]], tops: dict[str
     titles = [wrapped(titles, wide, SMALL) for _, titles in panels]
     line = LINE * SMALL / SIZE
     above = (max(map(len, titles)) + 1.2) * line  # with the layers' numbers
-    tables = [_rows(grid) for grid in grids]
+    tables = [rows_of(grid) for grid in grids]
     deep = ROW_HEIGHT * max(FEWEST, *map(len, tables))
     high = above + deep + 1.5 * GAP
     figure = new_figure(PAGE, ceil(len(panels) / beside) * high, ())
@@ -70,14 +70,14 @@ def small_multiples(panels: Sequence[tuple[Grid, Sequence[str]]], tops: dict[str
         write_lines(figure, title, top=y - 0.4 * line, left=x, size=SMALL)
         size = len(rows[0][1]) * cell, len(rows) * ROW_HEIGHT
         axes = new_axes(figure, x + left, y - above - size[1], *size)
-        _draw(axes, grid, rows, colours[grid.unit])
+        draw_small(axes, grid, rows, colours[grid.unit])
     for number, (unit, shades) in enumerate(colours.items()):  # beside the first rows
         foot = top - number * high - above - deep
         colour_bar(new_axes(figure, PAGE - BAR + 0.08, foot, 0.08, deep), shades, unit)
     return figure
 
 
-def _rows(grid: Grid) -> list[tuple[str, list[float]]]:
+def rows_of(grid: Grid) -> list[tuple[str, list[float]]]:
     """Return the rows of the kinds, an empty row, and those of matrices outside the layers.
 
     NaN: there is no such matrix.
@@ -91,9 +91,10 @@ def _rows(grid: Grid) -> list[tuple[str, list[float]]]:
     return [*inside, *([("", blank)] if outside else []), *outside]
 
 
-def _draw(
+def draw_small(
     axes: Axes, grid: Grid, rows: Sequence[tuple[str, list[float]]], colours: ScalarMappable
 ) -> None:
+    """Draw a heatmap without numbers in `axes`; only the first and last layer are named."""
     axes.spines[:].set_visible(False)
     shaded = colours.to_rgba(np.ma.masked_invalid([row for _, row in rows]))
     axes.pcolormesh(shaded, edgecolors="white", linewidth=0.3)

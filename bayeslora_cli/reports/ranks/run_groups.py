@@ -7,7 +7,7 @@ import logging
 import os
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from bayeslora_cli.config.effects import deciding
 from bayeslora_cli.errors import RunDirError, UserError
+from bayeslora_cli.reports.run_names import RunName, names_of
 from bayeslora_cli.reports.terminal_text import printable
 from bayeslora_cli.runs.directory import RunDir, runs_below
 from bayeslora_cli.runs.rank_report import MatrixReport, RankReport
@@ -32,6 +33,8 @@ class Group:
     runs: tuple[RunDir, ...]
     reports: tuple[RankReport, ...]
     """One report per run."""
+    name: RunName | None = None
+    """Task and method, beside other groups; None: the label names it."""
 
     @property
     def matrices(self) -> tuple[MatrixReport, ...]:
@@ -53,14 +56,20 @@ class Group:
         count = len(self.runs)
         steps = sorted({report.step + 1 for report in self.reports})
         length = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]}"
+        told = f"{f'{count} runs' if count > 1 else '1 run'}, {length} steps"
+        if self.name is not None:  # which has the criterion
+            return told
         names = sorted({r.criterion for r in self.reports if r.criterion is not None})
-        return f"{f'{count} runs' if count > 1 else '1 run'}, {length} steps, " + (
-            f"criterion {', '.join(names)}" if names else "constant ranks"
-        )
+        return f"{told}, " + (f"criterion {', '.join(names)}" if names else "constant ranks")
 
     def title(self) -> str:
-        """Return label and facts in one line."""
-        return f"{self.label}, {self.facts()}"
+        """Return name and facts in one line."""
+        return f"{self.heading}, {self.facts()}"
+
+    @property
+    def heading(self) -> str:
+        """Task and method, or else the label."""
+        return self.label if self.name is None else printable(str(self.name))
 
     def to_json(self) -> dict[str, Any]:
         """Return {"label", "kept", "initial", "runs": [{"path", "step", "budget", "criterion"}]}.
@@ -113,10 +122,19 @@ def load_groups(paths: Sequence[Path]) -> tuple[Group, ...]:
     Raises:
         UserError: the same errors as `load_group`.
     """
-    found: dict[str, list[tuple[RunDir, RankReport]]] = {}
+    found: dict[tuple[str | None, str], list[tuple[RunDir, RankReport]]] = {}
     for run, report in _reports(paths):
-        found.setdefault(f"{report.criterion} {_settings(run)}", []).append((run, report))
-    return tuple(_group(alike) for alike in found.values())
+        found.setdefault((report.criterion, _settings(run)), []).append((run, report))
+    groups = [_group(alike) for alike in found.values()]
+    if len(groups) == 1:
+        return tuple(groups)
+    names = names_of([json.loads(settings) for _, settings in found])
+    return tuple(replace(group, name=name) for group, name in zip(groups, names, strict=True))
+
+
+def in_order(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """Groups task by task, and methods as the table of results has them; without names as given."""
+    return tuple(sorted(groups, key=lambda g: () if g.name is None else g.name.place))
 
 
 def _reports(paths: Sequence[Path]) -> list[tuple[RunDir, RankReport]]:

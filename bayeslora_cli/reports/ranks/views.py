@@ -17,7 +17,7 @@ from bayeslora_cli.reports.ranks.grids import (
 )
 from bayeslora_cli.reports.ranks.heatmap import beside, draw_grid
 from bayeslora_cli.reports.ranks.rank_agreement import Agreement, between, within
-from bayeslora_cli.reports.ranks.run_groups import Group
+from bayeslora_cli.reports.ranks.run_groups import Group, in_order
 from bayeslora_cli.reports.terminal_text import printable
 from bayeslora_cli.runs.rank_report import MatrixReport
 
@@ -121,7 +121,7 @@ class Panels:
         """The groups' heatmaps below each other."""
         drawn = (
             Ranks(group=group).draw(width=width, colour=colour, unicode=unicode)
-            for group in self.groups
+            for group in in_order(self.groups)
         )
         return Text("\n\n\n").join(drawn)
 

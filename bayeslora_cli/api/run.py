@@ -302,7 +302,7 @@ def _sampling(samples: int | None, temperature: float | None, seed: int | None) 
     if samples is None:
         for name, value in (("--temperature", temperature), ("--seed", seed)):
             if value is not None:
-                raise UserError(f"{name} {value}: it is of samples; give --samples S as well")
+                raise UserError(f"{name} {value}: it is for samples; give --samples S as well")
         return None
     if samples < 1:
         raise UserError(f"--samples {samples}: must be at least 1")

@@ -84,7 +84,7 @@ def evaluate(
     predictions: Annotated[
         Path | None,
         typer.Option(
-            help="Write a row an example: FILE.csv, .tsv or .jsonl, over the samples if there are "
+            help="Write one row per example: FILE.csv, .tsv or .jsonl, over samples if there are "
             "any. No labels needed."
         ),
     ] = None,
@@ -118,8 +118,8 @@ def evaluate(
         anew = sorted(typed - _OF_TABLE - {"runs", "as_json"})
         if anew:
             raise UserError(
-                f"--{anew[0].replace('_', '-')}: it is of one run evaluated anew; leave it out "
-                "for the table of several runs, which is of their results"
+                f"--{anew[0].replace('_', '-')}: it is for evaluating one run; leave it out "
+                "for the table of several runs, which shows the results they have"
             )
         forms = {"json": as_json, "markdown": markdown, "latex": latex, "csv": as_csv}
         print_table(runs, at=at, forms=forms, reference=reference, paired=paired)

@@ -24,7 +24,7 @@ REGULARISERS = ("const", "bop")
 
 
 LAST = 1000
-"""Place of an entry that names none: after all others."""
+"""Default `place` of an entry: after all entries that set it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ def affecting(config: RunConfig) -> dict[str, Any]:
 
 
 def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Do the same for values of any version; options that this version does not know count, too."""
+    """Return those of `values`, of any version, that decide the result; unknown options do."""
     idle = {name for name, option in OPTIONS.items() if not option.affects_result}
     method, optimizer = values.get("method"), values.get("optimizer")
     if method in METHODS and optimizer in OPTIMIZERS:

@@ -1,4 +1,4 @@
-"""`Evaluation`: what the evaluation of a finished run has found."""
+"""`Evaluation`: the result of evaluating a finished run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bayeslora_cli.evaluation.predictive import Predictive
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Evaluation:
-    """What `evaluate_run` has found: numbers, and predictions of every row.
+    """The result of `evaluate_run`: metrics, and predictions of every row.
 
     Splits are named as the task names them: `validation`, or the two of MNLI.
     """
@@ -22,11 +22,11 @@ class Evaluation:
     facts: Mapping[str, Any]
     """The JSON object that `bayeslora eval --json` prints; see `evaluate_run`."""
     labels: Mapping[str, Tensor]
-    """By split, of those with labels: (n,) class indices or scores, as the objective has them."""
+    """For each split with labels, the labels: (n,) class indices or scores, by the objective."""
     at_mean: Mapping[str, Predictive]
     """By split, the predictions at the posterior's mean."""
     over_samples: Mapping[str, Predictive] | None
-    """By split, the predictions averaged over samples; None: none were asked for."""
+    """By split, the predictions averaged over samples; None: there are no samples."""
 
     @property
     def metrics(self) -> Metrics:
@@ -46,15 +46,15 @@ class Evaluation:
 
     @property
     def predictions(self) -> dict[str, Tensor]:
-        """By split, in float64: class probabilities (n, classes), or scores (n,).
+        """Predictions by split, in float64: class probabilities (n, classes), or scores (n,).
 
-        Over the samples if there are any, else at the mean.
+        They are averaged over the samples if there are any, else taken at the mean.
         """
         return {name: found.values for name, found in self._best.items()}
 
     @property
     def uncertainty(self) -> dict[str, dict[str, Tensor]]:
-        """By split, then by kind, (n,): see `Predictive.uncertainty` for kinds and units."""
+        """Uncertainty (n,) by split, then by kind; see `Predictive.uncertainty` for the units."""
         sampled = self.over_samples is not None
         return {name: found.uncertainty(sampled=sampled) for name, found in self._best.items()}
 

@@ -40,7 +40,7 @@ _OUTSIDE = "--ood"  # not the name of a split
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationRequest:
-    """A finished run and what is asked about it; the fields are `evaluate_run`'s arguments."""
+    """A finished run and the requested evaluation; the fields are `evaluate_run`'s arguments."""
 
     run: RunDir
     config: RunConfig
@@ -158,7 +158,7 @@ def evaluate_run(
 
 
 def check_sampling(config: RunConfig, sampling: Sampling | None) -> None:
-    """Check that a run can be sampled as asked.
+    """Check that a run's posterior can be sampled as requested.
 
     Raises:
         UserError: its optimizer finds no posterior, or a temperature below 0.
@@ -205,7 +205,7 @@ def _collect(asked: EvaluationRequest) -> dict[str, Examples]:
     of_tests = task.name in TASKS and examples.keys() <= set(task.test_splits)
     if asked.submission is not None and not of_tests:
         raise DataError(
-            f"--submission {asked.submission}: only GLUE's tasks have it, with --split test"
+            f"--submission {asked.submission}: only for GLUE's tasks, with --split test"
         )
     unlabelled_will_do = (asked.predictions or asked.submission or asked.ood) is not None
     for name, found in examples.items():

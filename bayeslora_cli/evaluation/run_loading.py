@@ -41,11 +41,11 @@ class LoadedRun(NamedTuple):
     """A finished run in memory."""
 
     network: Network
-    """At the posterior's mean."""
+    """The network, at the posterior's mean."""
     tokenizer: Any
-    """The backbone's, of transformers."""
+    """The backbone's tokenizer from transformers."""
     posterior: Posterior
-    """On the network's device."""
+    """The posterior, on the network's device."""
 
 
 def load_run(run: RunDir, config: RunConfig, objective: Objective, device: str) -> LoadedRun:

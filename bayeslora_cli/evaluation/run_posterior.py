@@ -1,4 +1,4 @@
-"""`RunPosterior`: the posterior of a finished run, to look at and to sample from."""
+"""`RunPosterior`: the posterior of a finished run, to inspect and to sample from."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ class RunPosterior:
     """A distribution over the N trained parameters of a run: adapters and head, in one vector."""
 
     posterior: Posterior
-    """The seam's object; its kind is `posterior.kind`."""
+    """The posterior over the bank's parameters; `posterior.kind` names its kind."""
     summarised: Mapping[str, Any] | None
-    """What result.json says of it."""
+    """The summary of the posterior in result.json."""
 
     @property
     def mean(self) -> Tensor:
-        """(N,) fp32: the point at which the run is evaluated without samples, and exported."""
+        """The point that is exported, and evaluated without samples: (N,) fp32."""
         return self.posterior.mean
 
     @property
     def sigma(self) -> Tensor | None:
-        """(N,) fp32 standard deviations, 0 where a triplet is pruned; None: it is a point."""
+        """Standard deviations (N,) fp32, 0 for pruned triplets; None: the posterior is a point."""
         return getattr(self.posterior, "sigma", None)
 
     @property
     def mask(self) -> Tensor:
-        """(matrices, initial rank) fp32: 1 of kept triplets, 0 of pruned ones."""
+        """1 for kept triplets, 0 for pruned ones: (matrices, initial rank) fp32."""
         return self.posterior.mask
 
     def sample(self, *, seed: int = 0, temperature: float = 1.0) -> Tensor:
@@ -43,10 +43,10 @@ class RunPosterior:
         For IVON theta ~ N(mean, temperature sigma^2) (Shen et al., ICML 2024, arXiv 2402.17641).
 
         Args:
-            seed: of the noise; the same on any device.
-            temperature: a factor of the variance; 0 gives the mean.
+            seed: seed of the noise, which is the same on any device.
+            temperature: factor of the variance; 0 gives the mean.
         Raises:
-            UserError: the run's optimizer finds a point, or a temperature below 0.
+            UserError: the run's optimizer finds only a point, or the temperature is below 0.
         """
         if not self.posterior.can_sample:
             raise UserError("the run has a point and no posterior to sample: train with ivon")
@@ -55,15 +55,15 @@ class RunPosterior:
         return self.posterior.sample(torch.Generator().manual_seed(seed), temperature)
 
     def named(self, theta: Tensor) -> dict[str, Tensor]:
-        """Views of parameters (N,) by their names in the model, each with its own shape."""
+        """Return views of parameters (N,) by their names in the model, each in its own shape."""
         segments = self.posterior.layout.segments
         return {name: segment.view(theta) for name, segment in segments.items()}
 
     def summary(self) -> dict[str, Any] | None:
-        """What training has found about it: `posterior` of result.json; None: nothing.
+        """Return the training's summary, `posterior` of result.json; None: there is none.
 
-        Among others: quantiles of IVON's Hessian over its initial value, the spread of sigma, and
-        how much the order by signal-to-noise ratio agrees with that by magnitude.
+        It has, among others, quantiles of IVON's Hessian over its initial value, the spread of
+        sigma, and how much the order by signal-to-noise ratio agrees with that by magnitude.
         """
         return None if self.summarised is None else dict(self.summarised)
 

@@ -69,7 +69,7 @@ class Findings:
 
     check: Check
     loss: QuantizationLoss | None
-    """None if the format keeps all that the run quantized."""
+    """The effect of quantizers that the format drops; None: it keeps all."""
     run: Metrics
     """Metrics of the training's best evaluation."""
     run_precision: str

@@ -8,9 +8,9 @@ from bayeslora_cli.reports.ranks.grids import Grid, bit_grid, rank_grid
 from bayeslora_cli.reports.terminal_shading import Shading
 from bayeslora_cli.runs.rank_report import RankReport
 
-# every shaded cell has a background and a text colour of its own, all else takes the page's: so it
-# can be read on a light page and on a dark one. Styles stand in the cells, as notebooks' viewers
-# drop style sheets.
+# every shaded cell has its own background and text colour, everything else uses the page's: so the
+# table is readable on light and dark pages. Styles are in the cells, since notebook viewers drop
+# style sheets.
 _CELL = "padding:2px 6px;text-align:right;border:1px solid transparent"
 _TABLE = "border-collapse:collapse;font-family:monospace;display:inline-table;margin-right:2em"
 

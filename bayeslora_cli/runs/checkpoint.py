@@ -129,7 +129,7 @@ class Checkpoints:
             chosen = directory
             break
         if unreadable and chosen is None:
-            logger.warning("no checkpoint can be read: the run starts anew")
+            logger.warning("no checkpoint can be read: the run starts again from the beginning")
         for name, path in self.logs.items():
             if chosen is not None and name in logs:
                 with replacing(path) as temporary:
@@ -192,9 +192,9 @@ def read(
         raise ValueError("it is incomplete")
     written = json.loads(marker.read_text(encoding="utf-8"))
     if not isinstance(written, dict) or not {TENSORS, SCALARS} <= written.keys():
-        raise ValueError(f"{COMPLETE} does not say what there is")
+        raise ValueError(f"{COMPLETE} does not list the files")
     if not written.keys() <= {TENSORS, SCALARS, *logs}:
-        raise ValueError(f"{COMPLETE} names files that are none of a checkpoint's")
+        raise ValueError(f"{COMPLETE} names files that do not belong to a checkpoint")
     for name, identity in written.items():
         if _identity(directory / name) != identity:
             raise ValueError(f"{name} is not what was written")

@@ -1,7 +1,7 @@
-"""checksums.json: the size and sha256 of each file of a finished run, which its readers check.
+"""checksums.json: the size and sha256 of each file of a finished run, which readers check.
 
-It is written just before result.json, and has that one's checksum too. The card, the logs that only
-people read, the trackers' files and exports are not in it.
+It is written just before result.json, and includes result.json's checksum. It leaves out the card,
+the logs that only people read, the trackers' files and exports.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Checksums:
 
     @classmethod
     def of(cls, file: Path, paths: Iterable[Path], more: Mapping[Path, bytes]) -> Checksums:
-        """Compute them.
+        """Compute the checksums.
 
         Args:
             file: where checksums.json will be.
-            paths: files, and directories whose files count; those that do not exist are left out.
-            more: contents of files that are still to be written.
+            paths: files, and directories with files; those that do not exist are left out.
+            more: contents of files that will be written later.
         """
         found = {path: _of_file(path) for path in _files(paths)}
         found |= {path: _of_bytes(content) for path, content in more.items()}
@@ -46,10 +46,10 @@ class Checksums:
 
     @classmethod
     def read(cls, file: Path) -> Checksums | None:
-        """Read them; None: there is no such file.
+        """Read checksums.json; None: there is no such file.
 
         Raises:
-            RunDirError: it cannot be read, or is damaged itself.
+            RunDirError: the file cannot be read, or is damaged itself.
         """
         try:
             value = parse_json(file.read_bytes())
@@ -67,16 +67,16 @@ class Checksums:
         return cls(file, files)
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object, with a checksum of its own."""
+        """Return a JSON object, with a checksum of its own."""
         return {"schema": SCHEMA, "files": self.files, "sha256": _of_list(self.files)}
 
     def check(self, path: Path, content: bytes | None = None) -> None:
         """Check a file, or each file of a directory.
 
         Args:
-            content: what was read of the file; None: it is read here.
+            content: the file's content, if it was already read; None: read it here.
         Raises:
-            RunDirError: it is not what the run has written; the message names it.
+            RunDirError: the file is not what the run has written; the message names it.
         """
         if path.is_dir():
             for file in _files([path]):
@@ -101,7 +101,7 @@ class Checksums:
         """Check every file.
 
         Raises:
-            RunDirError: as `check` does, of the first one.
+            RunDirError: raised by `check` for the first file that is not as written.
         """
         for name in self.files:
             self.check(self.file.parent / name)
@@ -111,30 +111,30 @@ class Verifier:
     """Checks a run's files as they are read, once the run has finished."""
 
     def __init__(self, file: Path, result: Path, environment: Path) -> None:
-        """`file`: checksums.json; `result`: the file by whose presence a run has finished."""
+        """`file`: checksums.json; `result`: the file that only a finished run has."""
         self.file, self.result, self.environment = file, result, environment
         self._known: Checksums | None = None
         self._is_asked = False
 
     def forget(self) -> None:
-        """Forget what checksums.json has said: it is gone."""
+        """Forget the checksums, because checksums.json was deleted."""
         self._known, self._is_asked = None, False
 
     def check(self, path: Path, content: bytes | None = None) -> None:
         """Check a file or a directory, as `Checksums.check` does.
 
         Raises:
-            RunDirError: it has changed.
+            RunDirError: the file has changed.
         """
         known = self.known()
         if known is not None:
             known.check(path, content)
 
     def known(self) -> Checksums | None:
-        """The checksums; None: the run has not finished, or an earlier version finished it.
+        """Return the checksums; None: the run has not finished, or an earlier version finished it.
 
         Raises:
-            RunDirError: checksums.json is damaged, or missing though environment.json promises it.
+            RunDirError: checksums.json is damaged, or missing although environment.json lists it.
         """
         if not self._is_asked:
             self._known = Checksums.read(self.file)
@@ -157,11 +157,11 @@ class Verifier:
 
 
 def parse_json(content: bytes) -> Any:
-    """Parse JSON; a key may stand only once in an object.
+    """Parse JSON; a key may occur only once in an object.
 
     Raises:
-        ValueError: no JSON, or a key that stands twice.
-        RecursionError: too deep.
+        ValueError: the content is not JSON, or a key occurs twice.
+        RecursionError: the JSON is nested too deeply.
     """
     return json.loads(content.decode("utf-8"), object_pairs_hook=_object)
 

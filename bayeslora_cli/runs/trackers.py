@@ -124,7 +124,7 @@ class Trackers:
         try:
             return self.run.read_json(self.run.trackers)
         except UserError as error:
-            logger.warning("%s; the trackers begin anew", error)
+            logger.warning("%s; the trackers start new runs", error)
             return {}
 
     def _opened(self, name: str, beginning: Beginning) -> None:
@@ -156,7 +156,7 @@ class Trackers:
             self._open.pop(name, None)
             what = (str(error).strip() or type(error).__name__).splitlines()[0]
             logger.warning(
-                "--log-to %s: %s; it is told nothing more, metrics.jsonl has everything", name, what
+                "--log-to %s: %s; it is no longer used, metrics.jsonl has everything", name, what
             )
 
 

@@ -1,4 +1,4 @@
-"""The ranges of metrics, to tell a damaged or hand-written result from a run's."""
+"""The ranges of metrics, by which damaged or hand-written results are recognised."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ RANGES: dict[str, tuple[float, float]] = {
     "ece": SHARE,
     "brier": (0.0, 2.0),
 }
-"""Least and greatest value; metrics of other names may have any."""
+"""Smallest and largest value by name; other metrics may have any value."""
 ROUNDING = 1e-6
 
 
 def outside(record: Any, selecting: Any) -> str | None:
-    """What of an evaluation's record no metric can be; None: nothing is.
+    """Return what is impossible in an evaluation's record; None: nothing.
 
     Args:
-        record: as result.json has it: `metrics` by split and name, and the selecting one's `value`.
-        selecting: that metric's name.
+        record: a record of result.json: `metrics` by split and name, and the `value` of the metric
+            that selects the best evaluation.
+        selecting: the name of that metric.
     """
     if not isinstance(record, Mapping):
         return "has no value"

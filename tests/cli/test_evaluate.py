@@ -109,7 +109,7 @@ def test_no_model_is_loaded(sweep):
     [
         (["--json", "--csv"], "--json and --csv: all go to stdout"),
         (["--at", "bst"], r"--at bst: choose one of best_at_budget, best, last (did you mean "),
-        (["--samples", 2], "--samples: it is of one run evaluated anew"),
+        (["--samples", 2], "--samples: it is for evaluating one run"),
         (["--split", "test"], "--split: it is of one run"),
         (["--device", "cpu", "--markdown"], "--device: it is of one run"),
         (["--paired", "x", "snr"], "--paired x: no such row"),

@@ -145,7 +145,7 @@ def test_a_failure_is_said_once_and_stops_nothing(options, fakes, caplog, what):
     assert run.finished
     found = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert found == [
-        f"--log-to wandb: no {what}; it is told nothing more, metrics.jsonl has everything"
+        f"--log-to wandb: no {what}; it is no longer used, metrics.jsonl has everything"
     ]
 
 

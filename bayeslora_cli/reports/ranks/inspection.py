@@ -1,4 +1,4 @@
-"""`Inspection`: where the ranks of finished runs went, in the view that is asked for."""
+"""`Inspection`: shows where the ranks of finished runs went, in the requested view."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Inspection:
-    """Groups of runs and a view of them."""
+    """Groups of runs, and a view of them."""
 
     groups: tuple[Group, ...]
     name: str
-    """ranks, panels, difference, history or scores."""
+    """One of ranks, panels, difference, history, scores."""
     view: View
 
     def to_json(self) -> dict[str, Any]:
-        """{"schema": 1, "view", "groups": [{"label", "kept", "initial", "runs": [{"path", "step",
-        "budget", "criterion"}]}], ...}.
+        """Return {"schema": 1, "view", "groups": [{"label", "kept", "initial", "runs": [{"path",
+        "step", "budget", "criterion"}]}], ...}.
 
         `view` is "ranks", "panels" (of runs that differ in more than their seed: several groups),
         "difference" (two groups), "history" or "scores" (one, as "ranks"); `kept` is the mean over
@@ -41,7 +41,7 @@ class Inspection:
         return found | self.view.to_json()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """A table: one row per matrix, or per change and matrix, or per triplet."""
+        """Yield the rows of a table: one per matrix, per change and matrix, or per triplet."""
         return self.view.rows()
 
     def draw(self, *, width: int = 100, colour: bool = False, unicode: bool = True) -> Text:
@@ -52,7 +52,7 @@ class Inspection:
         """Write a figure: FILE.png, .svg or .pdf.
 
         Raises:
-            UserError: another suffix, matplotlib is missing, or the file cannot be written.
+            UserError: the suffix is another, matplotlib is missing, or the file cannot be written.
         """
         from bayeslora_cli.reports.figures.view_figures import save_figure
 
@@ -68,7 +68,7 @@ def inspect(paths: Sequence[Path], view: str = "ranks") -> Inspection:
     Args:
         view: ranks (of several groups: panels), difference, history or scores.
     Raises:
-        UserError: runs or files that do not allow what is asked.
+        UserError: the view cannot show these runs, or their files are missing or corrupt.
     """
     if view == "difference":
         a, b = _two_groups(paths)

@@ -1,4 +1,4 @@
-"""Which runs were trained and evaluated on the same data, and the names of the data sets."""
+"""Finds which runs were trained and evaluated on the same data, and names the data sets."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _SOURCE = tuple(name for name, option in OPTIONS.items() if option.source)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSet:
-    """The data of a run. Runs with an equal `identity` have the same."""
+    """The data of a run. Runs with equal `identity` have the same data."""
 
     task: str
-    """As result.json names it; `custom` for a user's own files."""
+    """The task's name in result.json; `custom` for a user's own files."""
     identity: tuple[Any, ...]
-    """The checksum of the rows and labels; of a run that lacks it, what its files say of them."""
+    """The checksum of rows and labels; if a run lacks it, what its files record about them."""
     names: tuple[str, ...]
     """Candidates for the data set's name, the shortest first, the last one unique."""
 
 
 def data_sets(runs: Sequence[tuple[RunConfig, Mapping[str, Any]]]) -> list[DataSet]:
-    """The data set of each run, given its configuration and result.json.
+    """Find the data set of each run, given its configuration and result.json.
 
-    A run from before checksums were kept has the data of the one checksum that was read from the
-    same place, if there is one. Otherwise its place and number of rows tell its data from others';
-    of a GLUE task only the number, since the task itself says what the data are.
+    A run from before checksums existed gets the data of the only checksum that was read from the
+    same place, if there is exactly one. Otherwise its place and number of rows identify its data;
+    for a GLUE task only the number of rows, since the task itself determines the data.
     """
     places = [_places(config, result) for config, result in runs]
     known: dict[tuple[Any, ...], set[str]] = {}
@@ -53,7 +53,7 @@ def data_sets(runs: Sequence[tuple[RunConfig, Mapping[str, Any]]]) -> list[DataS
 
 
 def column_names(sets: Sequence[DataSet]) -> dict[tuple[Any, ...], str]:
-    """A name for each data set, by its identity; different ones have different names."""
+    """Name each data set, by its identity; different data sets get different names."""
     by_identity: dict[tuple[Any, ...], DataSet] = {}
     for found in sets:
         by_identity.setdefault(found.identity, found)
@@ -81,7 +81,7 @@ def _places(config: RunConfig, result: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _names(task: str, config: RunConfig, whole: str) -> Iterator[str]:
     if config.train_file is None:
-        yield task  # and so without --data as long as it is unique
+        yield task  # the name without --data, as long as it is unique
         yield task if config.data is None else f"{task} {Path(config.data).name or config.data}"
         yield task if config.data is None else f"{task} {config.data}"
         yield f"{task} {whole[:8]}"
@@ -89,7 +89,7 @@ def _names(task: str, config: RunConfig, whole: str) -> Iterator[str]:
         return
     train = Path(config.train_file)
     own = Path(config.eval_file).name if config.eval_file else ""
-    # a file may be called as a task is, whose column it must not take
+    # a file may have the name of a task, whose column it must not take
     if train.stem and train.stem not in TASK_NAMES:
         yield train.stem
     yield train.name if train.name not in TASK_NAMES else f"{train.name} (file)"

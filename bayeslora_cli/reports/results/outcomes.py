@@ -37,13 +37,13 @@ class Outcome:
     score: float
     """The task's own metric in percent."""
     result: Mapping[str, Any]
-    """result.json."""
+    """Content of result.json."""
     column: str = ""
     """The name of its data set in the table (`data_sets.column_names`); "" before it has one."""
 
     @property
     def row(self) -> tuple[Any, ...]:
-        """`ROW`'s values; a method without adapters has no rank."""
+        """Values of the options in `ROW`; a method without adapters has no rank."""
         c = self.config
         rank = c.target_rank if self.result.get("ranks") else None
         return c.method, c.optimizer, c.criterion, rank
@@ -57,7 +57,7 @@ def load_outcomes(path: Path, at: str) -> Iterator[Outcome]:
     Args:
         at: the evaluation that counts, one of `AT`.
     Raises:
-        UserError: a run at `path` that cannot be read, or no readable run below it.
+        UserError: the run at `path` cannot be read, or there is no readable run below it.
     """
     if not path.is_dir() or RunDir(path).started:
         yield _outcome(RunDir.open(path), at)
@@ -104,14 +104,14 @@ def tasks_of(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
 
 
 def nested(result: Any, names: Sequence[str]) -> Any:
-    """A value in an object of JSON objects, by the names that lead to it; None: it is not there."""
+    """Return a value in nested JSON objects, by the names that lead to it; None: it is missing."""
     for name in names:
         result = result.get(name) if isinstance(result, Mapping) else None
     return result
 
 
 def grouped(outcomes: Sequence[Outcome], key: Callable[[Outcome], Any]) -> dict[Any, list[Outcome]]:
-    """Outcomes with the same key, by key; keys and outcomes keep their order."""
+    """Group outcomes by key; keys and outcomes keep their order."""
     found: dict[Any, list[Outcome]] = {}
     for outcome in outcomes:
         found.setdefault(key(outcome), []).append(outcome)

@@ -157,7 +157,7 @@ def load_results(paths: Sequence[Path], at: str = AT[0]) -> Results:
 
 
 def _places(method: str, optimizer: str, criterion: str | None) -> tuple[int, int, int]:
-    """Where the catalogue puts a row; without a criterion first."""
+    """Return the catalogue's order of a row; a row without a criterion comes first."""
     last = -1 if criterion is None else CRITERIA[criterion].place
     return METHODS[method].place, OPTIMIZERS[optimizer].place, last
 

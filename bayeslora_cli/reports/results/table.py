@@ -1,4 +1,4 @@
-"""`Table`: the paper's Table I of any runs, as data and as cells to be drawn."""
+"""`Table`: the paper's Table I for any runs, as data and as cells to draw."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GATE_RESULTS = {
     "relative_bit_operations": ("cost", "adapter_relative"),
     "relative_bit_operations_with_base": ("cost", "with_base_relative"),
 }
-"""Results of runs with gates or quantizers: our name -> its place in result.json."""
+"""Results of runs with gates or quantizers: name in the table -> place in result.json."""
 TITLES = {"group1": "group 1", "group2": "group 2", "all": "all 8"}
 
 
@@ -36,7 +36,7 @@ class Reference:
 
     source: str
     rows: Mapping[tuple[Any, ...], Mapping[str, float]]
-    """By `ROW`'s values: percent by column."""
+    """Percent by column, for each row's values of `ROW`."""
 
 
 def read_reference(path: Path) -> Reference:
@@ -44,7 +44,7 @@ def read_reference(path: Path) -> Reference:
     {column: percent}}]}, which `eval --json` of several runs has, too.
 
     Raises:
-        UserError: no such file, or one of another form.
+        UserError: there is no such file, or it has another form.
     """
     beginning = f"--reference {path}: "
     try:
@@ -76,13 +76,13 @@ def _number(value: Any) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """The texts of a cell of the table; empty where there is nothing."""
+    """The texts of a cell of the table; a missing text is empty."""
 
     value: str = ""
     spread: str = ""
     """The standard deviation."""
     mark: str = ""
-    """best or second."""
+    """One of best, second, or empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class Table:
 
     @cached_property
     def marks(self) -> dict[tuple[str, str], str]:
-        """(row's name, column) -> "best" or "second", by the means as they are printed."""
+        """Return (row's name, column) -> "best" or "second", by the means as printed."""
         found: dict[tuple[str, str], str] = {}
         for column in self.results.columns:
             means = {r.name: f"{r.cells[column].mean:.2f}" for r in self._with(column)}
@@ -108,28 +108,28 @@ class Table:
         return (row for row in self.results.rows if column in row.cells)
 
     def differences(self, row: Row) -> dict[str, float]:
-        """The row's means minus the reference's, of the columns that both have."""
+        """Return the row's means minus the reference's, for the columns that both have."""
         theirs = {} if self.reference is None else self.reference.rows.get(row.key, {})
         return {c: cell.mean - theirs[c] for c, cell in row.cells.items() if c in theirs}
 
     # ---- to be drawn
 
     def titles(self) -> list[str]:
-        """The columns' heads; the first one's is empty."""
+        """Return the columns' heads; the first is empty."""
         columns = [TITLES.get(column, column) for column in self.results.columns]
         gated = ["rank", "bits", "bit ops", "with base"] * self.is_gated
         return ["", *columns, *gated, "seeds", "params", "time"]
 
     @cached_property
     def is_gated(self) -> bool:
-        """Whether any row has bit operations to show: it learned ranks or widths by gates."""
+        """Whether any row has bit operations to show, because gates learned its ranks or widths."""
         return any(
             row.mean(*GATE_RESULTS["relative_bit_operations"]) is not None
             for row in self.results.rows
         )
 
     def lines(self) -> Iterator[tuple[str, list[Entry]]]:
-        """Each row's name and cells; differences from a reference are a line of their own."""
+        """Yield each row's name and cells; differences from a reference are separate lines."""
         columns = self.results.columns
         for row in self.results.rows:
             cells = [self._entry(row, column) for column in columns]
@@ -163,7 +163,7 @@ class Table:
         return _number_text(row.mean_rank), _number_text(bits), *shares
 
     def caption(self) -> str:
-        """The line below the table: what its numbers are."""
+        """Write the line below the table, which tells what its numbers are."""
         outcomes = [outcome for row in self.results.rows for outcome in row.outcomes]
         seconds: list[Any] = [o.result.get("seconds") for o in outcomes]
         text = (
@@ -225,7 +225,7 @@ class Table:
         return {**table, **source, "rows": rows}
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row per row and column of the table, for scripts."""
+        """Yield one row per row and column of the table, for scripts."""
         for row in self.results.rows:
             differences = self.differences(row)
             for column, cell in row.cells.items():
@@ -247,7 +247,7 @@ class Table:
 
 
 def _gated(row: Row) -> dict[str, float | None]:
-    """Mean rank and what gates have learned, of a row; None where it has none."""
+    """Return a row's mean rank and the results of its gates; None: it has no such result."""
     return {
         "mean_rank": row.mean_rank,
         **{n: row.mean(*place) for n, place in GATE_RESULTS.items()},

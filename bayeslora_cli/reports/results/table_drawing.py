@@ -14,7 +14,7 @@ from bayeslora_cli.reports.results.table import Entry, Table
 from bayeslora_cli.reports.terminal_text import printable
 
 NAME = 28
-"""Columns for a row's name where the table is wider than the terminal."""
+"""Width of a row's name, in columns, if the table is wider than the terminal."""
 MARKS = {"best": "*", "second": "'", "": ""}
 STYLES = {"best": "bold", "second": "underline", "": ""}
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -38,7 +38,7 @@ def draw(table: Table, *, width: int, colour: bool, unicode: bool) -> Text:
 
 
 class _Drawing:
-    """The drawing of a table: its measures in columns, and its lines."""
+    """Draws a table; it knows its sizes in columns and draws its lines."""
 
     def __init__(
         self, table: Table, *, name: int, beside: bool, colour: bool, unicode: bool
@@ -60,7 +60,7 @@ class _Drawing:
         self.colour = colour
 
     def blocks(self, width: int) -> Iterator[list[Text]]:
-        """The columns that fit beside each other, at least one."""
+        """Yield blocks of the columns that fit beside each other, at least one per block."""
         start = 0
         while start < len(self.heads):
             end, used = start + 1, self.first + 2 + self.widths[start]
@@ -71,7 +71,7 @@ class _Drawing:
             start = end
 
     def block(self, part: slice) -> list[Text]:
-        """The lines of some columns."""
+        """Draw the lines of some columns."""
         heads = [Text(head, "dim" if self.colour else "") for head in self.heads[part]]
         lines = [self.line("", heads, part)]
         for names, cells in zip(self.names, self.cells, strict=True):
@@ -83,7 +83,7 @@ class _Drawing:
         return lines
 
     def line(self, name: str, texts: Sequence[Text], part: slice) -> Text:
-        """One line, its cells to the right."""
+        """Draw one line, with its cells right-aligned."""
         line = Text(f"{name:{self.first}}")
         for text, width in zip(texts, self.widths[part], strict=True):
             line.append(" " * (2 + width - len(text))).append_text(text)
@@ -92,7 +92,7 @@ class _Drawing:
 
 
 def _column(entries: Sequence[Entry], *, beside: bool, colour: bool, sign: str) -> list[list[Text]]:
-    """The lines of a column's cells, with their decimal points below each other."""
+    """Return the lines of a column's cells, aligned at their decimal points."""
     marked = not colour and any(entry.mark for entry in entries)
     spread = max((len(entry.spread) for entry in entries if entry.spread), default=0)
     column = []

@@ -25,6 +25,7 @@ from bayeslora_cli.cli.table import table
 from bayeslora_cli.cli.train import train
 from bayeslora_cli.errors import EXIT_FAILED, BayesloraError, Preempted
 from bayeslora_cli.execution.launch_environment import Place, place
+from bayeslora_cli.reports.terminal_text import say
 
 app = typer.Typer(
     name="bayeslora",
@@ -77,7 +78,7 @@ def main(workspace: Any = None) -> None:
     except BayesloraError as error:
         if not error.reported_elsewhere:
             kind = "" if isinstance(error, Preempted) else "error: "
-            print(at.name if at.rank else "", kind, error, sep="", file=sys.stderr)
+            say(f"{at.name if at.rank else ''}{kind}{error}", file=sys.stderr)
         at.exit(error.exit_code)
     except SystemExit as done:
         at.exit(done.code)

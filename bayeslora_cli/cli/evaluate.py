@@ -21,6 +21,7 @@ from bayeslora_cli.reports.figures.reliability_diagram import (
     text_diagram,
 )
 from bayeslora_cli.reports.run_summary import evaluation_text
+from bayeslora_cli.reports.terminal_text import say, say_path
 
 _OF_TABLE = {"at", "markdown", "latex", "as_csv", "reference", "paired"}
 
@@ -152,12 +153,12 @@ def evaluate(
         print(json.dumps(found, allow_nan=False))
         return
     if found["metrics"] or "ood" in found:
-        print(evaluation_text(found))
+        say(evaluation_text(found))
     if reliability is not None:
-        print(text_diagram(found["reliability"]))
+        say(text_diagram(found["reliability"]))
     for path in (figure, predictions, submission):
         if path is not None:
-            print(path)
+            say_path(path)
 
 
 def _typed(ctx: typer.Context) -> set[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ import typer
 from bayeslora_cli.api import results
 from bayeslora_cli.cli.progress import logger, set_up_logging
 from bayeslora_cli.errors import UserError
+from bayeslora_cli.reports.terminal_text import say
 
 _VIEWS = {"--compare": "difference", "--history": "history", "--scores": "scores"}
 
@@ -112,9 +113,11 @@ def show(
         draw(found.draw, Console())
 
 
-def _print_csv(rows: Iterator[Mapping[str, Any]]) -> None:
-    first = next(rows)
-    writer = csv.DictWriter(sys.stdout, list(first), lineterminator="\n")
+def _print_csv(rows: Iterable[Mapping[str, Any]]) -> None:
+    rows = list(rows)
+    names = dict.fromkeys(name for row in rows for name in row)  # some methods have more columns
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(names), lineterminator="\n")
     writer.writeheader()
-    writer.writerow(first)
     writer.writerows(rows)
+    say(file.getvalue().removesuffix("\n"))

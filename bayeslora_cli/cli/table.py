@@ -12,6 +12,7 @@ import typer
 from bayeslora_cli.api.results import results
 from bayeslora_cli.cli.progress import set_up_logging
 from bayeslora_cli.errors import UserError
+from bayeslora_cli.reports.terminal_text import say
 
 _PANEL = "The table of several runs"  # of the help
 
@@ -120,10 +121,10 @@ def print_table(
             "--latex": found.to_latex,
             "--csv": found.to_csv,
         }
-        print(pasted[form]())
+        say(pasted[form]())
     if test is not None and form != "--csv":
         from bayeslora_cli.reports.results.paired_test import describe
 
         before = {"--latex": "% "}.get(form, "")
         print()
-        print("\n".join(before + line for line in describe(test).splitlines()))
+        say("\n".join(before + line for line in describe(test).splitlines()))

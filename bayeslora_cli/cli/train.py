@@ -19,6 +19,7 @@ from bayeslora_cli.errors import BayesloraError, ConfigError, RunDirError, UserE
 from bayeslora_cli.execution.launch_environment import joined, place
 from bayeslora_cli.execution.signals import listening
 from bayeslora_cli.reports.run_summary import closing_table
+from bayeslora_cli.reports.terminal_text import say, say_path
 from bayeslora_cli.sweeps.grid import Sweep, expand
 
 
@@ -158,7 +159,7 @@ def _print_run(run: Run, *, as_json: bool) -> None:
         print(json.dumps({"run": str(run.path), **result}, allow_nan=False))
         return
     closing_table(result, run.ranks, Console())
-    print(run.path)
+    say_path(run.path)
 
 
 def _print_plans(sweep: Sweep, processes: int, *, as_json: bool) -> None:
@@ -172,7 +173,7 @@ def _print_plans(sweep: Sweep, processes: int, *, as_json: bool) -> None:
         plans = [plan.to_json() for plan in found]
         print(json.dumps(plans if len(plans) > 1 else plans[0], allow_nan=False))
     else:
-        print("\n\n".join(plan.describe() for plan in found))
+        say("\n\n".join(plan.describe() for plan in found))
 
 
 def _print_sweep(sweep: Sweep, problems: Mapping[str, str], *, as_json: bool) -> None:
@@ -200,7 +201,7 @@ def _print_sweep(sweep: Sweep, problems: Mapping[str, str], *, as_json: bool) ->
         print_table([path for path, _ in done], forms={})
         print()
         for path, _ in done:
-            print(path)
+            say_path(path)
     if problems:
         lines = "\n".join(f"{label}: {problem}" for label, problem in problems.items())
         raise BayesloraError(f"{len(problems)} of {len(sweep.runs)} runs failed\n{lines}")

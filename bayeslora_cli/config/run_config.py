@@ -70,6 +70,11 @@ class RunConfig:
         "Column of the label: strings or integers are classes, reals are scores to predict",
         default_text="label and the like", idle_when=(unless("task", "custom"),), source=True,
     )
+    task_type: str | None = option(
+        None, OWN, "What labels are: {choices}",
+        default_text="text and whole numbers are classes, other numbers scores",
+        choices=catalogue.OBJECTIVES, idle_when=(unless("task", "custom"),), source=True,
+    )
     model: str = option(
         "microsoft/deberta-v3-base", WHAT,
         "Backbone: hub name, directory, or package:NAME/PATH, a directory in an installed package",

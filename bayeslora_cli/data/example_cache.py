@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from bayeslora_cli.config.run_config import OPTIONS, RunConfig
 from bayeslora_cli.data.token_cache import encode_once
-from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
+from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise, truncation_notice
 from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.tasks.sources.loading import load_examples
 from bayeslora_cli.tasks.task import Examples, Task
+
+logger = logging.getLogger("bayeslora")
 
 _SOURCE = tuple(name for name, option in OPTIONS.items() if option.source)
 
@@ -57,4 +60,6 @@ class ExampleCache:
                 for name, rows in examples.items()
             }
             self._tokens = key, found
+            if notice := truncation_notice(found, config.max_length):
+                logger.warning("%s", notice)
         return dict(self._tokens[1])

@@ -38,7 +38,7 @@ LIMIT = 2 * 2**30
 """Largest size in bytes; MNLI takes 75 MB. The files read least recently are deleted first."""
 PATIENCE = 600.0
 """Seconds to wait for another process's tokens."""
-_FORMAT = 1  # version of the files and their names
+_FORMAT = 2  # version of the files and their names
 _OURS = re.compile(r"\.?[0-9a-f]{64}\.safetensors(\.tmp)?")  # other files are not touched
 
 

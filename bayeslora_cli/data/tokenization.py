@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -17,6 +17,9 @@ from bayeslora_cli.tasks.objectives.objective import Objective
 from bayeslora_cli.tasks.task import Examples
 
 _ROWS_A_CALL = 1000  # enough to keep a fast tokenizer busy, few enough for its objects to be small
+_CHARACTERS_A_CALL = 2_000_000  # a tokenizer takes some 180 bytes per character
+_CHARACTERS_A_TOKEN = 32  # of a text at most at first; words are far shorter
+_FEWEST_CHARACTERS = 2**13
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -37,9 +40,18 @@ class TokenisedSplit:
     """Segment id used for padding."""
     counts: Tensor | None = None
     """(n,) int64, `Objective.counts`; always on the CPU."""
+    whole: Tensor | None = None
+    """(n,) int64: tokens of each row before truncation, estimated for rows of many thousand
+    characters; always on the CPU."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def truncated(self) -> tuple[int, int]:
+        """The number of rows that were truncated, and the tokens of the longest one."""
+        if self.whole is None:
+            return 0, 0
+        return int((self.whole > self.lengths.cpu()).sum()), int(self.whole.max())
 
     @property
     def lengths(self) -> Tensor:
@@ -94,32 +106,125 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> dict[str, Ten
             a pair first.
         max_length: largest number of tokens per row, special tokens included.
 
+    Of a text of very many characters only as many are tokenised as fill the length.
+
     Returns:
-        `tokens`, `offsets` and, if the tokenizer makes them, `token_types` of a `TokenisedSplit`.
+        `tokens`, `offsets`, `whole` and, if the tokenizer makes them, `token_types` of a
+        `TokenisedSplit`.
     """
     tokens: list[NDArray[np.int32]] = []
     types: list[NDArray[np.int8]] = []
     lengths: list[int] = []
-    for start in range(0, len(examples), _ROWS_A_CALL):
-        rows = slice(start, start + _ROWS_A_CALL)
+    whole: list[int] = []
+    for rows in _calls(examples):
+        texts = _Texts(examples, rows, tokenizer, max_length)
         encoded = tokenizer(
-            examples.first[rows],
-            None if examples.second is None else examples.second[rows],
+            *texts.shortened,
             truncation=True,
             max_length=max_length,
             return_attention_mask=False,
         )
-        lengths.extend(len(ids) for ids in encoded["input_ids"])
+        found = [len(ids) for ids in encoded["input_ids"]]
+        whole.extend(texts.tokens_before_truncation(found))
+        lengths.extend(found)
         tokens.append(np.fromiter(chain.from_iterable(encoded["input_ids"]), np.int32))
         if "token_type_ids" in encoded:  # present if model_input_names lists it
             types.append(np.fromiter(chain.from_iterable(encoded["token_type_ids"]), np.int8))
-    found = {
+    result = {
         "tokens": torch.from_numpy(np.concatenate(tokens)),
         "offsets": torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64)),
+        "whole": torch.tensor(whole, dtype=torch.int64),
     }
     if types:
-        found["token_types"] = torch.from_numpy(np.concatenate(types))
-    return found
+        result["token_types"] = torch.from_numpy(np.concatenate(types))
+    return result
+
+
+def _calls(examples: Examples) -> Iterator[slice]:
+    """The rows in pieces of so few characters that a tokenizer takes little memory for each."""
+    start = characters = 0
+    for row in range(len(examples)):
+        characters += len(examples.first[row])
+        characters += 0 if examples.second is None else len(examples.second[row])
+        if row + 1 - start == _ROWS_A_CALL or characters >= _CHARACTERS_A_CALL:
+            yield slice(start, row + 1)
+            start, characters = row + 1, 0
+    if start < len(examples):
+        yield slice(start, len(examples))
+
+
+class _Texts:
+    """Some rows' texts, as short as they may be for their first `max_length` tokens.
+
+    A tokenizer reads a text word by word, so that what follows a long beginning does not change
+    that beginning's tokens. Of a pair that is truncated the longer text loses most; where both are
+    shortened the longer one stays so.
+    """
+
+    def __init__(self, examples: Examples, rows: slice, tokenizer: Any, max_length: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.columns = [texts[rows] for texts in (examples.first, examples.second) if texts]
+        self.shortened = [list(texts) for texts in self.columns]
+        self.limit = max(_FEWEST_CHARACTERS, _CHARACTERS_A_TOKEN * max_length)
+        longest = max(max(map(len, texts)) for texts in self.columns)
+        if longest <= 2 * self.limit:
+            return
+        for row in range(len(self.columns[0])):
+            lengths = [len(texts[row]) for texts in self.columns]
+            for texts, length in zip(self.shortened, lengths, strict=True):
+                if length > 2 * self.limit:
+                    texts[row] = self._beginning(
+                        texts[row], self.limit * (2 if length == max(lengths) else 1)
+                    )
+
+    def _beginning(self, text: str, characters: int) -> str:
+        """The least of a text, in doublings of `characters`, that has `max_length` tokens; or its
+        end, where the tokenizer truncates on the left."""
+        at_end = self.tokenizer.truncation_side == "left"
+        while characters < len(text):
+            part = text[-characters:] if at_end else text[:characters]
+            (tokens,) = self._lengths([part])
+            if tokens > self.max_length + self.tokenizer.num_special_tokens_to_add():
+                return part
+            characters *= 2
+        return text
+
+    def _lengths(self, *columns: list[str]) -> list[int]:
+        """Tokens of each row without truncation."""
+        encoded = self.tokenizer(
+            *columns, truncation=False, return_attention_mask=False, verbose=False
+        )
+        return [len(ids) for ids in encoded["input_ids"]]
+
+    def tokens_before_truncation(self, lengths: Sequence[int]) -> list[int]:
+        """Tokens of each row without truncation, given those with; only full rows are counted."""
+        found = list(lengths)
+        full = [row for row, length in enumerate(lengths) if length >= self.max_length]
+        if not full:
+            return found
+        counts = self._lengths(*([texts[row] for row in full] for texts in self.shortened))
+        for row, count in zip(full, counts, strict=True):
+            before, kept = (
+                sum(len(texts[row]) for texts in columns)
+                for columns in (self.columns, self.shortened)
+            )
+            found[row] = count if before == kept else round(count * before / kept)
+        # its settings of the last call are saved with a tokenizer
+        self.tokenizer([""], truncation=True, max_length=self.max_length)
+        return found
+
+
+def truncation_notice(splits: Mapping[str, TokenisedSplit], max_length: int) -> str | None:
+    """How many rows of which splits were truncated, in a sentence; None: none."""
+    cut = {name: (*split.truncated(), len(split)) for name, split in splits.items()}
+    parts = [f"{rows:,} of {n:,} rows of {name}" for name, (rows, _, n) in cut.items() if rows]
+    if not parts:
+        return None
+    longest = max(tokens for rows, tokens, _ in cut.values() if rows)
+    return (
+        f"{' and '.join(parts)} are longer than --max-length {max_length} and are cut there; the "
+        f"longest has {longest:,} tokens"
+    )
 
 
 def tokenise(
@@ -157,6 +262,7 @@ def tokenise(
         tokens=found["tokens"],
         offsets=found["offsets"],
         token_types=found.get("token_types"),
+        whole=found["whole"],
         labels=labels,
         counts=counts,
         pad_id=tokenizer.pad_token_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any
 from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.splits import Batches
-from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
+from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise, truncation_notice
 from bayeslora_cli.errors import DataError, RunDirError, UserError
 from bayeslora_cli.evaluation.evaluation import Evaluation
 from bayeslora_cli.evaluation.forward_passes import (
@@ -34,6 +35,8 @@ from bayeslora_cli.tasks.sources.comparison_rows import check_data_is_read, load
 from bayeslora_cli.tasks.sources.glue import TASKS
 from bayeslora_cli.tasks.sources.loading import load_examples
 from bayeslora_cli.tasks.task import Examples, Task
+
+logger = logging.getLogger("bayeslora")
 
 _OUTSIDE = "--ood"  # not the name of a split
 
@@ -247,6 +250,8 @@ def predict(
         name: tokenise(found, tokenizer, config.max_length, network.objective)
         for name, found in examples.items()
     }
+    if notice := truncation_notice(rows, config.max_length):
+        logger.warning("%s", notice)
     size = batch_size or config.eval_batch_size
     batches = {name: Batches(r, size, network.bank.theta.device) for name, r in rows.items()}
     found = {"mean": predict_at_mean(network, batches)}

@@ -2,22 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-# control characters in file names and other programs' messages, which a terminal would obey
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+# what a terminal would obey, in file names and other people's messages; the last two ranges change
+# the direction of writing, so that a name reads as another one
+_OBEYED = (
+    *range(9),
+    *range(11, 32),
+    *range(127, 160),
+    *range(0x202A, 0x202F),
+    *range(0x2066, 0x206A),
+)
+_CONTROL = {code: ascii(chr(code))[1:-1] for code in _OBEYED}
+
+
+def harmless(text: str) -> str:
+    """Escape what a terminal would obey; tabs and line breaks stay."""
+    return text.translate(_CONTROL)
+
+
+def say(text: object, *, file: IO[str] | None = None) -> None:
+    """Print text that may hold names from elsewhere, on stdout or `file`."""
+    print(harmless(str(text)), file=file)
+
+
+def say_path(path: object) -> None:
+    """Print a path on stdout: escaped on a terminal, and as it is for the program that reads it."""
+    print(harmless(str(path)) if sys.stdout.isatty() else path)
+
+
+def shell_line(words: Iterable[str]) -> str:
+    """Join words to a command in one line, for bash or zsh where a word has control characters."""
+    return " ".join(shlex.quote(word) if word.isprintable() else _ansi_c(word) for word in words)
+
+
+def _ansi_c(word: str) -> str:
+    """Quote as $'...'."""
+    escaped = word.replace("\\", r"\\").replace("'", r"\'")
+    return "$'" + "".join(c if c.isprintable() else _code(c) for c in escaped) + "'"
+
+
+def _code(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
 
 
 def print_plain(console: Console, text: str) -> None:
     """Print lines as they are: no markup, no colours, no line breaks, no control characters."""
-    console.print(
-        text.translate(_CONTROL), markup=False, emoji=False, highlight=False, soft_wrap=True
-    )
+    console.print(harmless(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def show(draw: Callable[..., Text], console: Console) -> None:

@@ -139,6 +139,8 @@ class RunDir:
         return text
 
     def _read(self, path: Path) -> bytes:
+        if path.exists() and not path.is_file():
+            raise RunDirError(f"{path} cannot be read: it is no regular file")
         try:
             return path.read_bytes()
         except FileNotFoundError as error:

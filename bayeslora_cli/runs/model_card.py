@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -74,22 +75,36 @@ def trust_argument(config: RunConfig) -> str:
     return ", trust_remote_code=True" if config.trust_remote_code else ""
 
 
+def literal(text: str) -> str:
+    """Text from elsewhere, in one line, that Markdown shows as it is: no HTML, links or fences."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return re.sub(r"([\\`*<>\[\]|~&$#])", r"\\\1", line)
+
+
+def code_span(text: str) -> str:
+    """The same between backticks."""
+    line = "".join(c if c.isprintable() else " " for c in text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{fence}{line}{fence}" if len(fence) == 1 else f"{fence} {line} {fence}"
+
+
 def heading(config: RunConfig, task: Task) -> str:
     """Write a heading with the task, or the user's file, and the method."""
-    return f"# {_title(config, task)}\n"
+    return f"# {literal(_title(config, task))}\n"
 
 
 def introduction(config: RunConfig, task: Task, steps: int) -> str:
     """Write what was trained, on what, and for how many steps."""
-    classes, predicts = ", ".join(task.classes), OBJECTIVES[task.objective].predicts
+    classes, predicts = ", ".join(map(literal, task.classes)), OBJECTIVES[task.objective].predicts
     kinds = f"the classes {classes}" if classes else predicts
     entry = METHODS[config.method]
     kind = "target" if entry.free_rank is None else "initial"
     rank = f" {kind} rank {config.target_rank}," if entry.has_ranks else ""
     return (
-        f"`{config.model}` fine-tuned with bayeslora on {_name(config, task)}: {kinds} from\n"
-        f"{' and '.join(task.text_columns)}; {_method(config)}, seed {config.seed},{rank}\n"
-        f"{steps} steps of {config.batch_size} examples."
+        # no line begins with text from elsewhere: it could be a heading or a list
+        f"{code_span(config.model)} fine-tuned with bayeslora on {literal(_name(config, task))}: "
+        f"{kinds}\nfrom {' and '.join(map(literal, task.text_columns))}; {_method(config)},\n"
+        f"seed {config.seed},{rank} {steps} steps of {config.batch_size} examples."
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -14,6 +13,7 @@ from bayeslora_cli.config.resolution import Resolved, resolve
 from bayeslora_cli.config.run_config import METHOD_ROW, OPTIONS, flag
 from bayeslora_cli.config.validation import unknown
 from bayeslora_cli.errors import ConfigError, UserError
+from bayeslora_cli.reports.terminal_text import shell_line
 from bayeslora_cli.runs.directory import RunDir, run_name
 
 # options that take a list; the first varies slowest
@@ -72,7 +72,7 @@ class PlannedRun:
 
     def command(self) -> str:
         """Return the command line for a shell."""
-        return shlex.join(["bayeslora", *self.arguments()])
+        return shell_line(["bayeslora", *self.arguments()])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

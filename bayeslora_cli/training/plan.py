@@ -37,7 +37,8 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
     """
     config, task = prepared.config, prepared.task
     rows = {name: len(examples) for name, examples in prepared.examples.items()}
-    train = prepared.tokens()["train"]
+    splits = prepared.tokens()
+    train = splits["train"]
     assert train.labels is not None
     longest = int(train.lengths.max())
     network = build_network(
@@ -67,6 +68,10 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
         "task": task.to_json(),
         "rows": rows,
         "longest_tokens": longest,
+        "truncated": {
+            name: dict(zip(("rows", "longest_tokens"), split.truncated(), strict=True))
+            for name, split in splits.items()
+        },
         "steps": config.total_steps,
         "steps_per_epoch": steps_per_epoch(rows["train"], config.batch_size),
         "schedule": _schedule(config, course.budget),
@@ -141,6 +146,12 @@ def _data_text(found: dict[str, Any], width: int) -> list[str]:
         "Data",
         *(f"  {name:{width}}  {rows:,} rows" for name, rows in found["rows"].items()),
         f"  {'longest example':{width}}  {found['longest_tokens']} tokens",
+        *(
+            f"  {f'cut of {name}':{width}}  {cut['rows']:,} of {found['rows'][name]:,} rows, the "
+            f"longest has {cut['longest_tokens']:,} tokens"
+            for name, cut in found["truncated"].items()
+            if cut["rows"]
+        ),
         f"  {'classes':{width}}  {', '.join(task.classes) or f'none: {task.objective}'}",
     ]
 

@@ -70,6 +70,7 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
         "%s: %d training rows, %s predicted from %s",
         task.name, len(examples["train"]), kinds, " and ".join(task.text_columns),
     )  # fmt: skip
+    warn_of_few_steps(resolved, len(examples["train"]))
     config, notice = scale_schedule(resolved, total_steps(resolved.config, len(examples["train"])))
     if notice:
         logger.info("%s", notice)
@@ -93,6 +94,18 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
     return PreparedRun(
         config=config, task=task, examples=examples, tokenizer=tokenizer, run=run, cache=cache
     )
+
+
+def warn_of_few_steps(resolved: Resolved, train_size: int) -> None:
+    """Warn if a typed --eval-every never counts."""
+    config = resolved.config
+    steps, epoch = total_steps(config, train_size), steps_per_epoch(train_size, config.batch_size)
+    if resolved.sources["eval_every"] == "command line" and steps <= epoch:
+        logger.warning(
+            "--eval-every %s has no effect: it counts from the second epoch on, and the run's %d "
+            "steps are not more than the first epoch's %d; it is evaluated once, at its end",
+            config.eval_every, steps, epoch,
+        )  # fmt: skip
 
 
 def total_steps(config: RunConfig, train_size: int) -> int:

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.data.tokenization import tokenise
+from bayeslora_cli.data import tokenization
+from bayeslora_cli.data.tokenization import tokenise, truncation_notice
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.tasks.task import Examples
 from tests.support.objectives import SCORE, TWO_CLASSES
@@ -108,6 +109,46 @@ def test_labels_of_regression_and_of_test_files(make_tokenizer):
     split = tokenise(Examples(["w1"], None, None), tokenizer, 8, SCORE)
     assert split.labels is None
     assert "labels" not in split.batch(torch.tensor([0]))
+
+
+@pytest.mark.parametrize("pair", [False, True])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_very_long_text_is_cut_before_it_is_tokenised(make_tokenizer, monkeypatch, pair, side):
+    """The tokens are the same, and the tokenizer never sees more than a little of the text."""
+    tokenizer = make_tokenizer(truncation_side=side)
+    monkeypatch.setattr(tokenization, "_FEWEST_CHARACTERS", 400)
+    giant = "w1 w2 w3 w4 w5 " * 300
+    texts = ["w7 w8", giant, giant + giant, "w9", " " * 3000 + "w3"]
+    examples = Examples(texts, [giant, "w5", giant, giant, ""] if pair else None, None)
+    plain = tokenizer(examples.first, examples.second, truncation=True, max_length=9)["input_ids"]
+    seen = []
+    call = type(tokenizer).__call__
+
+    def noting(self, *columns, **options):
+        seen.append(sum(len(text) for column in columns for text in column or ()))
+        return call(self, *columns, **options)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", noting)
+    split = tokenise(examples, tokenizer, 9, TWO_CLASSES)
+    ids = [split.tokens[a:b].tolist() for a, b in split.offsets.unfold(0, 2, 1).tolist()]
+    assert ids == plain
+    assert max(seen) < 8000
+    rows, longest = split.truncated()
+    assert rows == (4 if pair else 2)
+    assert longest == pytest.approx(4503 if pair else 3002, rel=0.05)
+    assert tokenizer.backend_tokenizer.truncation["max_length"] == 9
+
+
+def test_rows_that_are_cut_are_counted(make_tokenizer):
+    rows = ["w1 w2", "w1 w2 w3 w4", "w1 w2 w3 w4 w5", " ".join(WORDS)]
+    split = tokenise(Examples(rows, None, None), make_tokenizer(), 6, TWO_CLASSES)
+    assert split.whole.tolist() == [4, 6, 7, 42]
+    assert split.truncated() == (2, 42)
+    notice = truncation_notice({"train": split, "validation": split}, 6)
+    assert notice.startswith("2 of 4 rows of train and 2 of 4 rows of validation are longer than")
+    assert notice.endswith("--max-length 6 and are cut there; the longest has 42 tokens")
+    whole = tokenise(Examples(rows, None, None), make_tokenizer(), 42, TWO_CLASSES)
+    assert truncation_notice({"train": whole}, 42) is None
 
 
 def test_a_tokenizer_without_padding_is_the_users_to_mend(make_tokenizer):

@@ -221,7 +221,7 @@ def keys(value: Any, above: str = "") -> list[str]:
     return []
 
 
-LATER_KEYS = {"data_sha256"}
+LATER_KEYS = {"data_sha256", "task_type", "--task-type", "truncated"}
 """Keys that later builds have added to what version 0.1.0 said or wrote."""
 
 

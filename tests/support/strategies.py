@@ -36,6 +36,7 @@ FREE = {
     "data": st.none() | text,
     "text_columns": st.none() | st.lists(text, max_size=3).map(tuple),
     "label_column": st.none() | text,
+    "task_type": st.none() | st.sampled_from(["classification", "regression"]),
     "dropout": st.none() | fraction,
     "ess_per_example": positive,
     "trust_remote_code": st.booleans(),

@@ -43,6 +43,10 @@ def backbone_path(name: str) -> str:
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
         raise ModelError(f"--model {name}: no such directory")
     if not name.startswith("package:"):
+        if Path(name).is_dir():
+            for path in Path(name).iterdir():  # a pipe would wait for somebody to write
+                if path.exists() and not path.is_file() and not path.is_dir():
+                    raise ModelError(f"--model {name}: {path.name} is no regular file")
         return name
     package, _, inner = name.removeprefix("package:").partition("/")
     found = importlib.util.find_spec(package) if package.isidentifier() else None

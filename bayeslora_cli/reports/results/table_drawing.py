@@ -43,7 +43,7 @@ class _Drawing:
     def __init__(
         self, table: Table, *, name: int, beside: bool, colour: bool, unicode: bool
     ) -> None:
-        self.heads = table.titles()[1:]
+        self.heads = [printable(head, unicode=unicode) for head in table.titles()[1:]]
         titles = list(table.lines())
         self.names = [wrap(printable(n, unicode=unicode), name) for n, _ in titles]
         columns = [
@@ -113,14 +113,19 @@ def _column(entries: Sequence[Entry], *, beside: bool, colour: bool, sign: str) 
 def markdown(table: Table) -> str:
     """Write in Markdown as GitHub reads it: best in bold, second underlined."""
     forms = {"best": "**{}**", "second": "<ins>{}</ins>", "": "{}"}
-    rows = [table.titles(), ["---", *("---:" for _ in table.titles()[1:])]]
+    rows = [[_literal(t) for t in table.titles()], ["---", *("---:" for _ in table.titles()[1:])]]
     for name, entries in table.lines():
         cells = [
             forms[e.mark].format(e.value) + (f" ± {e.spread}" if e.spread else "") for e in entries
         ]
-        rows.append([re.sub(r"([\\`*_{}\[\]<>|])", r"\\\1", name), *cells])
+        rows.append([_literal(name), *cells])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([*lines, "", f"({table.caption()}; bold: best, underlined: second)"])
+
+
+def _literal(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>|])", r"\\\1", text)
 
 
 def latex(table: Table) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from bayeslora_cli.tasks.objectives.objective import Objective
 from bayeslora_cli.tasks.sources.label_column import LabelColumn, number_in, spelling
 from bayeslora_cli.tasks.sources.table_reader import shown
 
+_SEPARATORS = "|;,"  # between the labels of one row, in tables where rows have several
 _FEW = 20  # with fewer rows, a new class in every other row may be chance
 _TINY = torch.finfo(torch.float64).tiny  # a probability of 0 has no logarithm
 
@@ -36,6 +38,24 @@ class Classification(Objective):
         return len(kinds) == 1 and None not in kinds and not column.has_fractions()
 
     @classmethod
+    def doubt(cls, column: LabelColumn) -> str | None:
+        """Classes that are lists of others."""
+        found = {value for value in column.numbers() if isinstance(value, str)}
+        for separator in _SEPARATORS:
+            lists = [value for value in found if separator in value]
+            parts = Counter(
+                p for value in found for p in {part.strip() for part in value.split(separator)}
+            )
+            often = [part for part, labels in parts.items() if labels > 1]
+            if lists and 2 * len(often) >= len(parts):
+                return (
+                    f"labels such as {min(lists)!r} are taken for one class each, {len(found)} "
+                    f"classes in all; as lists separated by {separator!r} they would name "
+                    f"{len(parts)} classes, but a row has one class here"
+                )
+        return None
+
+    @classmethod
     def classes_of(cls, column: LabelColumn) -> tuple[str, ...]:
         """Return text by code points, numbers by size, named classes in the data set's order."""
         if column.class_names is not None:
@@ -54,13 +74,14 @@ class Classification(Objective):
         """Return class indices. An integer class is matched by its decimal spelling, so that one
         table of a task may hold numbers and another text."""
         index_of = {name: index for index, name in enumerate(self.classes)}
-        # "01" and " 1" mean the class 1, but only if classes are numbers
-        spelled_numbers = column.spelled and all(number_in(c) is not None for c in self.classes)
+        # "01", " 1" and "1.0" mean the class 1, but only if classes are numbers
+        numbers = {number_in(name): index for index, name in enumerate(self.classes)}
+        spelled_numbers = column.spelled and None not in numbers
         labels = []
         for row, value in enumerate(column.values):
             label = index_of.get(spelling(value))
             if label is None and spelled_numbers:
-                label = index_of.get(str(number_in(value)))
+                label = numbers.get(number_in(value))
             if label is None:
                 raise column.unexpected(row, f"one of {shown(self.classes)}")
             labels.append(label)

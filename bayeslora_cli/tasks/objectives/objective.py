@@ -82,6 +82,11 @@ class Objective(ABC):
         """
 
     @classmethod
+    def doubt(cls, column: LabelColumn) -> str | None:
+        """What a user should look at in labels that this kind has claimed; None: nothing."""
+        return None
+
+    @classmethod
     @abstractmethod
     def classes_of(cls, column: LabelColumn) -> tuple[str, ...]:
         """Return the names of the classes in a training table's labels; () if the kind has none.

@@ -31,6 +31,19 @@ class Regression(Objective):
         return len(kinds) == 1 and None not in kinds and column.has_fractions()
 
     @classmethod
+    def doubt(cls, column: LabelColumn) -> str | None:
+        """Whole numbers with a decimal point may be classes: pandas writes 0 and 1 so."""
+        found = set(column.numbers())
+        if any(value != int(value) for value in found):
+            return None
+        return (
+            f"the labels in the column {column.name!r} are {len(found)} different whole numbers "
+            "written with a decimal point, so this is a REGRESSION: scores are predicted, no "
+            "classes. --task-type classification makes them classes, --task-type regression says "
+            "that they are scores"
+        )
+
+    @classmethod
     def classes_of(cls, column: LabelColumn) -> tuple[str, ...]:
         """Return (): there are no classes."""
         return ()

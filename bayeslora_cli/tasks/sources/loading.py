@@ -54,7 +54,10 @@ def _own_examples(
         tables["train"] = read_table(config.train_file, "--train-file", split="train")
     if task is None:
         task = custom_task(
-            tables["train"], text_columns=config.text_columns, label_column=config.label_column
+            tables["train"],
+            text_columns=config.text_columns,
+            label_column=config.label_column,
+            task_type=config.task_type,
         )
     if "validation" in wanted:
         option = "--train-file" if config.eval_file is None else "--eval-file"

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +86,8 @@ def read_table(source: str, option: str, *, split: str) -> Table:
         if hub is None or suffix in SUFFIXES:
             raise DataError(f"{option} {source}: no such file")
         return _read_hub(source, option, hub["name"], hub["config"], hub["split"] or split)
+    if not os.path.isfile(source):  # a pipe would wait for somebody to write
+        raise DataError(f"{option} {source}: is no regular file; give one ({', '.join(SUFFIXES)})")
     if suffix not in SUFFIXES:
         raise DataError(
             f"{option} {source}: found a file with the suffix {suffix!r}; "
@@ -228,7 +231,7 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
 def _check_names(names: Sequence[str], where: str) -> None:
     if not names:
         raise DataError(f"{where}: found no columns; expected a name for each")
-    twice = [name for name in names if names.count(name) > 1]
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise DataError(f"{where}: found the column {twice[0]!r} twice; expected different names")
 

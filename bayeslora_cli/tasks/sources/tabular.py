@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from bayeslora_cli.tasks.task import Examples, Task
 
 if TYPE_CHECKING:
     from bayeslora_cli.tasks.objectives.objective import Objective
+
+logger = logging.getLogger("bayeslora")
 
 TEXT_GUESSES: tuple[tuple[str, ...], ...] = (
     ("sentence1", "sentence2"),
@@ -30,7 +33,11 @@ LABEL_GUESSES = ("label", "labels", "class", "target", "score")
 
 
 def custom_task(
-    table: Table, *, text_columns: tuple[str, ...] | None, label_column: str | None
+    table: Table,
+    *,
+    text_columns: tuple[str, ...] | None,
+    label_column: str | None,
+    task_type: str | None = None,
 ) -> Task:
     """Make a task from a training table.
 
@@ -44,6 +51,8 @@ def custom_task(
         table: the training table.
         text_columns: one or two columns; None guesses them by `TEXT_GUESSES`.
         label_column: the label's column; None guesses it by `LABEL_GUESSES`.
+        task_type: a key of `OBJECTIVES`; None: the kind that claims the labels, with a warning if
+            they may as well be of another.
 
     Raises:
         DataError: a column is missing, or no kind of task has such labels.
@@ -60,7 +69,10 @@ def custom_task(
         _check_column(table, name, "--text-columns")
     _check_column(table, label, "--label-column")
     column = LabelColumn.of(table, label)
-    name, kind = _kind(column)
+    name, kind = _kind(column, task_type)
+    doubt = kind.doubt(column) if task_type is None else None
+    if doubt is not None:
+        logger.warning("%s: %s", column.title, doubt)
     return Task(
         name="custom",
         text_columns=texts,
@@ -141,21 +153,28 @@ def _texts(table: Table, name: str) -> list[str]:
             raise DataError(
                 f"{table.where(row)}: found {short(text)} in the column {name!r}; expected text"
             )
+        if table.spelled and not text:
+            raise DataError(
+                f"{table.where(row)}: found an empty field in the column {name!r}; expected text "
+                '(a text that is meant to be empty is "" in JSON Lines)'
+            )
     return texts
 
 
 # --- labels ------------------------------------------------------------------------------------
 
 
-def _kind(column: LabelColumn) -> tuple[str, type[Objective]]:
+def _kind(column: LabelColumn, typed: str | None) -> tuple[str, type[Objective]]:
     """Return name and class of the kind of task that claims a training table's labels."""
     values = column.numbers()
     for row, value in enumerate(values):
         if value is None:
             raise column.missing(row)
-    for name in reversed(OBJECTIVES):
+    if typed is not None and (None in column.kinds() or len(column.kinds()) > 1):
+        raise _unclaimed(column)
+    for name in reversed(OBJECTIVES) if typed is None else (typed,):
         kind: type[Objective] = implementation(OBJECTIVES[name].implementation)
-        if kind.claims(column):
+        if typed is not None or kind.claims(column):
             break
     else:
         raise _unclaimed(column)

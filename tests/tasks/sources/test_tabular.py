@@ -347,8 +347,88 @@ def test_the_same_rows_make_the_same_examples(tmp_path_factory, rows, kinds, dat
         read_table(str(folder / f"own.{kind}"), "--train-file", split="train")
         for kind in ("csv", "jsonl", "parquet")
     ]
+    if not all(map(all, rows)):  # in a csv an empty field is no text
+        with pytest.raises(DataError, match=r"line \d+: found an empty field in the column 'text"):
+            table_examples(
+                tables.pop(0),
+                custom_task(tables[0], text_columns=None, label_column=None),
+                labelled=True,
+            )
     for train in tables:
         task = custom_task(train, text_columns=None, label_column=None)
         assert (task.objective == "regression") == isinstance(kinds[0], float)
         for other in tables:
             assert table_examples(other, task, labelled=True) == want
+
+
+# ---- what cannot be told from the labels alone
+
+
+def test_whole_numbers_with_a_point_are_scores_with_a_loud_notice(caplog):
+    """What pandas writes of 0 and 1 in a column with a gap."""
+    for labels, spelled in (([0.0, 1.0, 1.0], False), (["0.0", "1.0", "1.0"], True)):
+        caplog.clear()
+        assert learn(labels, spelled=spelled)[0].objective == "regression"
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        assert "this is a REGRESSION" in record.message
+        assert "--task-type classification" in record.message
+    caplog.clear()
+    learn([0.0, 0.5, 1.0])
+    learn([0, 1, 1])
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("labels", "spelled"), [([0.0, 1.0, 0.0], False), (["0.0", "1.0", "0.0"], True)]
+)
+def test_the_task_type_decides(labels, spelled, caplog):
+    train = table({"text": ["a", "b", "c"], "label": labels}, spelled=spelled)
+    kinds = {}
+    for kind in ("classification", "regression"):
+        task = custom_task(train, text_columns=None, label_column=None, task_type=kind)
+        kinds[task.objective] = task.classes, table_examples(train, task, labelled=True).labels
+    assert kinds == {
+        "classification": (("0.0", "1.0"), [0, 1, 0]), "regression": ((), [0.0, 1.0, 0.0]),
+    }  # fmt: skip
+    assert not caplog.records
+    whole = table({"text": ["a", "b"], "label": ["1", "01.0"]}, spelled=True)
+    task = custom_task(train, text_columns=None, label_column=None, task_type="classification")
+    if spelled:
+        assert table_examples(whole, task, labelled=True).labels == [1, 1]
+
+
+def test_a_task_type_that_the_labels_are_not():
+    words = table({"text": ["a", "b"], "label": ["x", "y"]})
+    task = custom_task(words, text_columns=None, label_column=None, task_type="regression")
+    with pytest.raises(DataError, match=r"found the label 'x' .*expected a finite number"):
+        table_examples(words, task, labelled=True)
+    mixed = table({"text": ["a", "b"], "label": ["x", 1]})
+    with pytest.raises(DataError, match="expected labels of one kind"):
+        custom_task(mixed, text_columns=None, label_column=None, task_type="classification")
+
+
+@pytest.mark.parametrize("separator", ["|", ";", ","])
+def test_labels_that_are_lists_have_a_notice(separator, caplog):
+    """Rows with several labels each became a class for every combination, without a word."""
+    lists = [separator.join(s) for s in (["a"], ["b"], ["a", "b"], ["b", "c"], ["a", "b", "c"])]
+    assert len(learn(lists)[0].classes) == 5
+    (record,) = caplog.records
+    assert "5 classes in all" in record.message
+    assert "3 classes, but a row has one class here" in record.message
+
+
+def test_labels_with_a_comma_of_their_own_have_none(caplog):
+    learn(["Paris, France", "Rome, Italy", "yes; no"])
+    assert not caplog.records
+
+
+def test_an_empty_field_of_a_csv_is_no_text():
+    columns = {"text": ["a", ""], "label": ["x", "y"]}
+    learnt = table(columns, spelled=True)
+    task = custom_task(learnt, text_columns=None, label_column=None)
+    with pytest.raises(DataError, match=r"^own, line 3: found an empty field in the column 'text'"):
+        table_examples(learnt, task, labelled=True)
+    said = table(columns)  # JSON says that the text is empty
+    task = custom_task(said, text_columns=None, label_column=None)
+    assert table_examples(said, task, labelled=True).first == ["a", ""]

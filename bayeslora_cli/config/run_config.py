@@ -71,9 +71,8 @@ class RunConfig:
         default_text="label and the like", idle_when=(unless("task", "custom"),), source=True,
     )
     task_type: str | None = option(
-        None, OWN, "What labels are: {choices}",
-        default_text="text and whole numbers are classes, other numbers scores",
-        choices=catalogue.OBJECTIVES, idle_when=(unless("task", "custom"),), source=True,
+        None, OWN, "What labels are: {choices}", default_text="told by the labels", source=True,
+        choices=catalogue.OBJECTIVES, idle_when=(unless("task", "custom"),),
     )
     model: str = option(
         "microsoft/deberta-v3-base", WHAT,

@@ -201,7 +201,7 @@ class Run:
         """The distribution over the trained parameters; the model is loaded for its shapes.
 
         Raises:
-            UserError: as `load` does.
+            UserError: raised by `load`.
         """
         from bayeslora_cli.evaluation.run_posterior import RunPosterior
 

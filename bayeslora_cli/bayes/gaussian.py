@@ -29,7 +29,7 @@ class FactorisedGaussian(Posterior):
     layout: BankLayout
     mean: Tensor
     sigma: Tensor | None
-    """(N,); None for a point estimate."""
+    """Standard deviations (N,); None for a point estimate."""
     mask: Tensor
 
     @property

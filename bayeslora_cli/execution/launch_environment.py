@@ -41,7 +41,7 @@ class Place:
 
     @contextmanager
     def only_first_prints(self) -> Iterator[None]:
-        """Inside this block only the first process prints; the others' output is dropped."""
+        """Let only the first process print inside this block; drop the output of the others."""
         with ExitStack() as stack:
             if self.rank:
                 nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))

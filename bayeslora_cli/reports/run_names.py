@@ -1,4 +1,4 @@
-"""What runs of several methods and tasks are called beside each other, in the words of papers."""
+"""Names runs of several methods and tasks that are shown together, in the words of papers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class RunName:
     """The task and the method of runs that differ only in their seeds."""
 
     task: str
-    """CoLA, or the name of a user's file."""
+    """Name of the task, such as CoLA, or of a user's file."""
     method: str
-    """AdaLoRA + IVON, snr; and the settings that tell it from others, where there are any."""
+    """Name of the method, such as AdaLoRA + IVON, snr, with settings if those differ."""
     place: tuple[Any, ...]
     """Sorts methods as the table of results does, and tasks in GLUE's order."""
 
@@ -31,11 +31,11 @@ class RunName:
 
 
 def names_of(settings: Sequence[Mapping[str, Any]]) -> tuple[RunName | None, ...]:
-    """Name groups of runs, each by its settings; all None where that does not tell them apart.
+    """Name groups of runs, each by its settings; all are None if two names would be equal.
 
     Args:
-        settings: of each group the values of options that decide its result, as `config.toml` has
-            them.
+        settings: for each group the values of the options that decide its result, as in
+            `config.toml`.
     """
     if not all(_is_known(found) for found in settings):
         return (None,) * len(settings)
@@ -86,9 +86,10 @@ def _place(found: Mapping[str, Any]) -> tuple[Any, ...]:
 def _differing(
     method: str, bases: Sequence[tuple[str, str]], settings: Sequence[Mapping[str, Any]]
 ) -> tuple[str, ...]:
-    """Settings in which groups of this method differ on one task; step numbers only if no others.
+    """Find the settings in which groups of this method differ on one task; step numbers only if no
+    other settings differ.
 
-    An initial rank that follows from the target is no setting of its own.
+    An initial rank that follows from the target rank does not count as a setting.
     """
     found: dict[str, None] = {}
     for task in dict.fromkeys(task for task, _ in bases):
@@ -103,7 +104,7 @@ def _differing(
 
 
 def _told(names: Sequence[str], found: Mapping[str, Any]) -> list[str]:
-    """Settings as words: rank 4, lr 0.5."""
+    """Write settings as words: rank 4, lr 0.5."""
     return [
         f"{_WORDS.get(name, name.replace('_', ' '))} {_shown(found[name])}"
         for name in names

@@ -62,7 +62,7 @@ class Shading:
         return f"{foreground} on {background}"
 
     def colours(self, value: float) -> tuple[str, str]:
-        """Background and text of a cell, as #rrggbb."""
+        """Return the background and text colour of a cell, as #rrggbb."""
         if self.signed:
             half = len(DIVERGING) // 2
             level = self._level(abs(value), half + 1)

@@ -148,7 +148,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def to_json(value: Any) -> str:
-    """Strict JSON, as `write_json` writes it.
+    """Return strict JSON as text, as `write_json` writes it.
 
     Raises:
         ValueError: the value has a NaN or an infinity, which JSON cannot express.
@@ -160,6 +160,6 @@ def write_json(path: Path, value: Any) -> None:
     """Write strict JSON atomically.
 
     Raises:
-        ValueError: as `to_json` does.
+        ValueError: raised by `to_json`.
     """
     write_text(path, to_json(value))

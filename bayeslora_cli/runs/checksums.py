@@ -26,7 +26,7 @@ class Checksums:
     """The checksums of a finished run's files, by their paths in the run's directory."""
 
     def __init__(self, file: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-        """`file`: checksums.json itself."""
+        """`file`: the path of checksums.json itself."""
         self.file, self.files = file, files
 
     @classmethod

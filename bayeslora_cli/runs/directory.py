@@ -57,7 +57,7 @@ class RunDir:
         self._verifier = Verifier(self.checksums, self.result, self.environment)
 
     def paths(self) -> dict[str, Path]:
-        """The paths by name, but for the directory's own."""
+        """Return the paths by name, without the directory's own."""
         return {n: p for n, p in vars(self).items() if isinstance(p, Path) and n != "path"}
 
     @classmethod
@@ -107,7 +107,7 @@ class RunDir:
         """Read the run's task.
 
         Raises:
-            RunDirError: missing or corrupt.
+            RunDirError: its file is missing or corrupt.
         """
         return Task.from_json(self.read_json(self.task), str(self.task))
 
@@ -115,7 +115,7 @@ class RunDir:
         """Read one of the run's JSON objects.
 
         Raises:
-            RunDirError: missing or corrupt.
+            RunDirError: the file is missing or corrupt.
         """
         content = self._read(path)
         try:
@@ -131,7 +131,7 @@ class RunDir:
         """Read one of the run's text files.
 
         Raises:
-            RunDirError: missing, unreadable, or no text.
+            RunDirError: the file is missing, unreadable, or not text.
         """
         content = self._read(path)
         text = self._decoded(path, content)
@@ -159,7 +159,7 @@ class RunDir:
         """Read the run's result.json.
 
         Raises:
-            RunDirError: missing or corrupt.
+            RunDirError: the file is missing or corrupt.
         """
         found = self.read_json(self.result)
         absent = [n for n in ("best", "best_at_budget", "last", "steps") if n not in found]

@@ -279,7 +279,7 @@ def _peft_config(
 def _common(
     entry: ObjectiveEntry, config: RunConfig, targets: list[str], saved: list[str]
 ) -> dict[str, Any]:
-    """Arguments that PEFT's AdaLoraConfig and LoraConfig share."""
+    """Return arguments that PEFT's AdaLoraConfig and LoraConfig share."""
     return {
         "task_type": TaskType[entry.peft_task],
         "base_model_name_or_path": backbone_path(config.model),

@@ -42,7 +42,7 @@ BITS, RANKS, RANGES, SIGNED = "gates.bits", "gates.ranks", "ranges", "signed"
 
 
 def sampled(phi: Tensor, u: Tensor) -> Tensor:
-    """Sample z = clamp(sigmoid((logit(u) + phi) / tau) (zeta - gamma) + gamma, 0, 1) in training.
+    """Sample gates z = clamp(sigmoid((logit(u) + phi) / tau) (zeta - gamma) + gamma, 0, 1).
 
     Args:
         u: uniform in (`MARGIN`, 1 - `MARGIN`), of phi's shape.
@@ -114,7 +114,7 @@ class GateParameters:
     """
 
     def __init__(self, plan: GatePlan, layout: BankLayout) -> None:
-        """`layout`: that of the bank that holds the parameters of `plan`."""
+        """`layout`: the layout of the bank that holds the parameters of `plan`."""
         self.plan, self.matrices, self.rank = plan, len(layout.matrices), layout.rank
         self._segments = layout.segments
 

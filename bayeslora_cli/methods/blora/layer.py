@@ -18,11 +18,11 @@ class Operands(NamedTuple):
     """Tensors that a forward pass uses instead of the layer's parameters, quantized or not."""
 
     a: Tensor
-    """(r, in)."""
+    """A, (r, in)."""
     e: Tensor
-    """(r,), times the ranks' gates, fp32."""
+    """E times the ranks' gates, (r,) fp32."""
     b: Tensor
-    """(out, r), times the scale."""
+    """B times the scale, (out, r)."""
     of_input: Quantizers | None = None
     of_a: Quantizers | None = None
     """Quantizer of x A'; None: not quantized."""
@@ -41,7 +41,7 @@ class GatedLinear(LowRankLinear):
     def __init__(self, base: AdaptedLinear, rank: int, scale: float) -> None:
         super().__init__(base, rank, scale, singular_values=True)
         self.operands: Operands | None = None
-        """Set by `OperandPublisher`, for all layers at once, before each pass."""
+        """Operands of the next pass, which `OperandPublisher` sets for all layers at once."""
         self.observed_extremes: list[Tensor] | None = None
         """Smallest and largest elements of x, x A' and x A' diag(E) at each call, while ranges are
         measured; else None."""
@@ -53,7 +53,7 @@ class GatedLinear(LowRankLinear):
         return torch.stack((found[..., 0].amin(0), found[..., 1].amax(0)), -1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., out)."""
+        """Compute the layer: x (..., in) -> (..., out)."""
         if self.observed_extremes is not None:
             self._measure(x.flatten(0, -2), self.observed_extremes)
         by = self.operands

@@ -276,7 +276,7 @@ class _Stacked(NamedTuple):
     """All A or all B of one shape, padding included, since autograd needs dense leaves."""
 
     leaf: Tensor
-    """(G, k)."""
+    """All elements with their padding, (G, k)."""
     shape: tuple[int, ...]
     """(G, r, in) or (G, out, r): shape of the rows without their padding."""
 

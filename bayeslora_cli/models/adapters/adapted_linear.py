@@ -36,7 +36,7 @@ class AdaptedLinear(nn.Module, ABC):
     transposed: bool
     """Whether the replaced layer stores its weight as (in, out), as Conv1D does."""
     bias: Tensor | None
-    """(out,)."""
+    """The frozen bias, (out,); None: the layer has none."""
 
     @abstractmethod
     def product(self, rows: Tensor, down: Tensor, up: Tensor) -> Tensor:

@@ -109,15 +109,15 @@ class AdapterBank:
         )
 
     def singular_values(self, buffer: Tensor) -> Tensor:
-        """E of all matrices in a flat buffer (N,): (n, r), in the model's order, no copy."""
+        """View E of all matrices in a flat buffer (N,): (n, r), in the model's order."""
         return self.layout.singular_values(buffer)
 
     def adapters(self, buffer: Tensor) -> Tensor:
-        """The adapters' part of a flat buffer, (..., N) -> (..., adapter_end)."""
+        """View the adapters' part of a flat buffer: (..., N) -> (..., adapter_end)."""
         return buffer[..., : self.adapter_end]
 
     def triplet_scores(self, scores: Tensor) -> Tensor:
-        """S = s(E) + mean_j s(A_ij) + mean_k s(B_ki): element scores (N,) -> (n, r)."""
+        """Compute S = s(E) + mean_j s(A_ij) + mean_k s(B_ki): element scores (N,) -> (n, r)."""
         return self.layout.triplet_scores(scores, self._score_order)
 
     # ---- what happens in a step
@@ -193,7 +193,7 @@ class AdapterBank:
     # ---- state
 
     def tensors(self) -> dict[str, Tensor]:
-        """State tensors of a checkpoint, pruned triplets included."""
+        """Return the state tensors of a checkpoint, pruned triplets included."""
         return {"mean": self.mean, "mask": self.mask}
 
     def scalars(self) -> dict[str, int]:
@@ -204,11 +204,11 @@ class AdapterBank:
         """Do nothing: there are no scalars."""
 
     def trainable(self) -> int:
-        """Number of trained elements at the initial rank, padding not counted."""
+        """Count the trained elements at the initial rank, without padding."""
         return sum(s.stop - s.offset for s in self.segments.values() if s.role != "fixed")
 
     def kept(self) -> int:
-        """Number of trained elements, those of pruned triplets not counted."""
+        """Count the trained elements, without those of pruned triplets."""
         sizes = torch.tensor([m.a.shape[1] + m.b.shape[0] + 1 for m in self.matrices])
         return self.trainable() - int(((1 - self.mask).sum(1).round().long().cpu() * sizes).sum())
 

@@ -57,7 +57,7 @@ class Segment:
         return self.offset + torch.Size(self.shape).numel()
 
     def view(self, buffer: Tensor) -> Tensor:
-        """This segment of a flat buffer (N,), in its own shape, without a copy."""
+        """View this segment of a flat buffer (N,), in its own shape."""
         return buffer[self.offset : self.stop].view(self.shape)
 
 
@@ -73,11 +73,11 @@ class ShapeGroup:
     """Size, stride and offset of B, (G, out, r)."""
 
     def view_a(self, buffer: Tensor) -> Tensor:
-        """All A of the group in a flat buffer: (G, r, in), no copy."""
+        """View all A of the group in a flat buffer: (G, r, in)."""
         return buffer.as_strided(*self.a)
 
     def view_b(self, buffer: Tensor) -> Tensor:
-        """All B of the group in a flat buffer: (G, out, r), no copy."""
+        """View all B of the group in a flat buffer: (G, out, r)."""
         return buffer.as_strided(*self.b)
 
 
@@ -107,13 +107,13 @@ class BankLayout:
         return slice(0, self.parts["head"].stop)
 
     def singular_values(self, buffer: Tensor) -> Tensor:
-        """E of all matrices in a flat buffer (N,): (n, r), in the model's order, no copy."""
+        """View E of all matrices in a flat buffer (N,): (n, r), in the model's order."""
         assert self.has_singular_values
         shape = len(self.matrices), self.rank
         return buffer[: shape[0] * shape[1]].view(shape)
 
     def triplet_scores(self, scores: Tensor, order: Tensor) -> Tensor:
-        """S = s(E) + mean_j s(A_ij) + mean_k s(B_ki): element scores (N,) -> (n, r).
+        """Compute S = s(E) + mean_j s(A_ij) + mean_k s(B_ki): element scores (N,) -> (n, r).
 
         Args:
             order: the result of `order_of_scores`, on the scores' device.
@@ -124,7 +124,7 @@ class BankLayout:
         return self.singular_values(scores) + vectors[order]
 
     def order_of_scores(self) -> Tensor:
-        """Position of each matrix (in the model's order) among the concatenated groups: (n,)."""
+        """Return each matrix's position, in model order, among the concatenated groups: (n,)."""
         by_group = [index for group in self.groups for index in group.members]
         order = torch.empty(len(by_group), dtype=torch.long)
         order[torch.tensor(by_group, dtype=torch.long)] = torch.arange(len(by_group))

@@ -39,7 +39,7 @@ class LowRankLinear(nn.Module):
         """B, (out, r), likewise."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., out)."""
+        """Compute the layer: x (..., in) -> (..., out)."""
         down, up = self.down, self.up
         if down is None or up is None:
             down = self.lora_A * (self.scale if self.lora_E is None else self.lora_E * self.scale)

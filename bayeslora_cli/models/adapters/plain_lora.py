@@ -18,9 +18,9 @@ class LoraFactors:
     """Plain LoRA factors of one matrix: its weight gains alpha / r * B A."""
 
     a: Tensor
-    """(r, in)."""
+    """A, (r, in)."""
     b: Tensor
-    """(out, r)."""
+    """B, (out, r)."""
     alpha: float
 
     @property

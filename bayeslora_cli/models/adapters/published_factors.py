@@ -33,7 +33,7 @@ class _Stack:
     places: Tensor
     """Their positions in the group: (U m,) int64."""
     scale: Tensor
-    """(U, m, 1, 1)."""
+    """Scale of each matrix's adapter: (U, m, 1, 1)."""
     down: Tensor
     """(U, padded m r, in), with an equal number of rows for each of the m matrices."""
     up: Tensor

@@ -231,7 +231,7 @@ class RelativeAttention(nn.Module):
     def _projections(
         self, content: Tensor, embeddings: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Queries, keys, values (heads, B L, d), and q and k of the positions (2L, heads * d)."""
+        """Compute q, k, v (heads, B L, d), and q and k of the positions (2L, heads * d)."""
         # one call for both: an adapter's kernels run once, and its gradients need not be added
         rows = torch.cat((content, embeddings)) if self.shared else content
         if self.joint is not None:

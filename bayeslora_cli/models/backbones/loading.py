@@ -38,7 +38,7 @@ def backbone_path(name: str) -> str:
     """Resolve --model: package:NAME/PATH becomes a directory, anything else is returned as it is.
 
     Raises:
-        ModelError: no such package, no such directory inside it, or no such directory.
+        ModelError: there is no such package or directory.
     """
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
         raise ModelError(f"--model {name}: no such directory")

@@ -63,7 +63,7 @@ def quantizers(
 
 
 def codes(x: Tensor, constants: Tensor) -> Tensor:
-    """Integer codes of x (G, K) at each of the L widths: (G, L, K), in the dtype of `constants`."""
+    """Compute integer codes of x (G, K) at each of L widths: (G, L, K), dtype of `constants`."""
     return _rounded(_clipped(x, constants), constants)
 
 

@@ -1,4 +1,5 @@
-"""Heatmaps of many methods on many tasks: a row per task, a column per method (paper, figure 1)."""
+"""Draws heatmaps of many methods on many tasks: one row per task, one column per method (paper,
+figure 1)."""
 
 from __future__ import annotations
 
@@ -36,9 +37,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TASK = 0.22
-"""Inches of a task's name, which is written upwards."""
+"""Width of a task's name, which is written upwards, in inches."""
 _LINE = LINE * SMALL / SIZE
-"""Inches of a line of small text."""
+"""Height of a line of small text, in inches."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,16 +47,16 @@ class Cells:
     """Heatmaps of one quantity: ranks, or bit widths."""
 
     heading: str
-    """Which quantity, and over how many runs."""
+    """Heading: the quantity, and the number of runs."""
     grids: Mapping[tuple[str, str], Grid]
-    """By task and method, tasks and methods in order; a method need not have all tasks."""
+    """Grids by task and method, both in order; a method may lack some tasks."""
 
 
 def method_grid(parts: Sequence[Cells]) -> Figure:
     """Draw the parts below each other, each as wide as a page.
 
-    The rows' names stand once where all heatmaps beside each other have the same. Methods that do
-    not fit beside each other are continued below. Numbers of one unit have the same colours.
+    If all heatmaps in a row have the same row names, the names are written once. Methods that do
+    not fit side by side continue below. Numbers of one unit share their colours.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -80,7 +81,7 @@ def method_grid(parts: Sequence[Cells]) -> Figure:
 
 
 def _blocks(part: Cells) -> list[_Block]:
-    """As many methods beside each other as a page has room for, in blocks of about one width."""
+    """Split the methods into blocks of about equal width that fit a page side by side."""
     tasks = tuple(dict.fromkeys(task for task, _ in part.grids))
     methods = tuple(dict.fromkeys(method for _, method in part.grids))
     grids = list(part.grids.values())
@@ -110,7 +111,7 @@ def _blocks(part: Cells) -> list[_Block]:
 
 
 class _Block:
-    """Some methods of a part: its measures in inches, and its drawing."""
+    """Draws some methods of a part; it knows its sizes in inches."""
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class _Block:
         columns: int,
         layers: int,
     ) -> None:
-        """`own_names`: each heatmap has the names of its rows; else the first of a row has them."""
+        """`own_names`: every heatmap shows its rows' names; else only the first in a row does."""
         self.part, self.tasks, self.methods = part, tasks, methods
         self.left, self.own_names = left, own_names
         shared = 0.0 if own_names else left
@@ -138,7 +139,7 @@ class _Block:
         self.height = self.head + len(tasks) * self.row + 1.4 * _LINE + GAP
 
     def draw(self, figure: Figure, top: float, colours: ScalarMappable, *, with_bar: bool) -> None:
-        """Heading, methods, a row of heatmaps per task."""
+        """Draw the heading, the methods, and one row of heatmaps per task."""
         write_lines(figure, [self.part.heading], top=top - 0.3 * _LINE, size=SMALL)
         top -= 1.4 * _LINE
         shared = 0.0 if self.own_names else self.left

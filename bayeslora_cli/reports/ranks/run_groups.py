@@ -133,7 +133,7 @@ def load_groups(paths: Sequence[Path]) -> tuple[Group, ...]:
 
 
 def in_order(groups: Sequence[Group]) -> tuple[Group, ...]:
-    """Groups task by task, and methods as the table of results has them; without names as given."""
+    """Order groups by task, and by method as in the table of results; without names, as given."""
     return tuple(sorted(groups, key=lambda g: () if g.name is None else g.name.place))
 
 

@@ -113,12 +113,12 @@ class Panels:
         return {"panels": [Ranks(group=group).to_json() for group in self.groups]}
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows of all groups; each row has its group's label."""
+        """Yield the rows of all groups; each row has its group's label."""
         for group in self.groups:
             yield from Ranks(group=group).rows()
 
     def draw(self, *, width: int, colour: bool, unicode: bool) -> Text:
-        """The groups' heatmaps below each other."""
+        """Draw the groups' heatmaps below each other."""
         drawn = (
             Ranks(group=group).draw(width=width, colour=colour, unicode=unicode)
             for group in in_order(self.groups)
@@ -167,7 +167,7 @@ class Difference:
         }
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row per matrix."""
+        """Yield one row per matrix."""
         labels = {"label_a": self.a.label, "label_b": self.b.label}
         return ({**labels, **row} for row in self.to_json()["matrices"])
 

@@ -97,7 +97,7 @@ def _outcome(run: RunDir, at: str) -> Outcome:
 
 
 def tasks_of(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
-    """The tasks and other data sets by their columns' names, the paper's first, in its order."""
+    """List tasks and other data sets by their columns' names, the paper's first, in its order."""
     found = dict.fromkeys(outcome.column for outcome in outcomes)
     known = GROUPS["all"]
     return (*(t for t in known if t in found), *(t for t in found if t not in known))

@@ -22,7 +22,7 @@ def find_row(results: Results, text: str) -> Row:
     """Find a row by its whole name or by words of it, such as "ivon snr r2".
 
     Raises:
-        UserError: none, or several.
+        UserError: no row fits, or several do.
     """
     rows = results.rows
     exact = [row for row in rows if row.name == text]
@@ -52,7 +52,7 @@ def compare(a: Row, b: Row) -> dict[str, Any]:
         percent, `wilcoxon` and `t` are p-values, null where there are too few pairs. `by` is the
         test that decides: wilcoxon where it can reach 5%, else t.
     Raises:
-        UserError: no pair.
+        UserError: the rows have no pair.
     """
     tasks = {}
     for task, cell in a.cells.items():

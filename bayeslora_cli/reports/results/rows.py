@@ -100,7 +100,7 @@ class Row:
         return min(counts), max(counts)
 
     def mean(self, *names: str) -> float | None:
-        """The mean over the runs of a number in result.json; None: not all runs have it.
+        """Return the mean over the runs of a number in result.json; None: not all runs have it.
 
         Args:
             names: the names that lead to the number, from the outermost object inwards.
@@ -196,7 +196,7 @@ def _rows(
 
 
 def _settings(outcome: Outcome) -> dict[str, Any]:
-    """The settings of a run that differ from its task's preset, and `_DATA` where it counts."""
+    """Return the settings of a run that differ from its task's preset, and `_DATA` if it counts."""
     config = outcome.config
     known = {name: getattr(config, name) for name in ("task", "train_file", *ROW)}
     typed = tuple((n, v) for n, v in known.items() if v is not None)
@@ -216,7 +216,7 @@ def _settings(outcome: Outcome) -> dict[str, Any]:
 
 @lru_cache(maxsize=1024)
 def _usual(typed: tuple[tuple[str, Any], ...], steps: int | None) -> RunConfig | None:
-    """The configuration that only these options give, in so many steps; None: an invalid one."""
+    """Return the configuration of only these options, in so many steps; None: it is invalid."""
     try:
         resolved = resolve(dict(typed))
         return resolved.config if steps is None else scale_schedule(resolved, steps)[0]
@@ -227,7 +227,7 @@ def _usual(typed: tuple[tuple[str, Any], ...], steps: int | None) -> RunConfig |
 def _differing(
     outcomes: Sequence[Outcome], settings: Mapping[Path, Mapping[str, Any]]
 ) -> tuple[str, ...]:
-    """The settings that differ between runs of one data set."""
+    """Return the settings that differ between runs of one data set."""
     names = dict.fromkeys(name for found in settings.values() for name in found)
     tasks = grouped(outcomes, lambda o: o.column).values()
     return tuple(
@@ -238,7 +238,7 @@ def _differing(
 
 
 def _mixed(row: Sequence[Outcome]) -> bool:
-    """Whether runs of one data set differ in more than their seed, or share it."""
+    """Return whether runs of one data set differ in more than their seed, or have the same seed."""
     return any(
         len({o.config.seed for o in alike}) < len(alike)
         or len({tuple(getattr(o.config, n) for n in (*_FITTED, _TOTAL)) for o in alike}) > 1

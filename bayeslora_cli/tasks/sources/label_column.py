@@ -47,7 +47,7 @@ class LabelColumn:
         return self.table.class_names.get(self.name)
 
     def numbers(self) -> Sequence[Any]:
-        """The values; if every field of a csv spells a number, the numbers.
+        """The values, or the numbers if every field of a csv spells a number.
 
         A NaN becomes None.
         """

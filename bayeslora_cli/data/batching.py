@@ -34,9 +34,9 @@ def _draws(*entropy: int) -> torch.Generator:
 def grouped(order: Tensor, lengths: Tensor, batch_size: int, draws: torch.Generator) -> Tensor:
     """Regroup an epoch's order (n,) so that rows of similar length share a batch.
 
-    Each run of `POOL` batches is sorted by length and cut into batches, whose order is drawn. So
-    each row is seen once per epoch and the batches come at random, but which rows share a batch
-    depends on their lengths. The last, short batch stays last.
+    The rows of every `POOL` consecutive batches are sorted by length and cut into batches, whose
+    order is drawn. So each row is seen once per epoch and the batches come at random, but which
+    rows share a batch depends on their lengths. The last, short batch stays last.
     """
     whole = len(order) - len(order) % batch_size
     parts = []

@@ -173,8 +173,8 @@ def save_lora_adapter(
     )
     if not factors:
         raise ModelError(
-            f"all of {', '.join(network.adapters)} is saved whole, since the checkpoint lacks it: "
-            "no low-rank adapter is left, use --format merged"
+            f"the checkpoint lacks {', '.join(network.adapters)}, which an adapter saves whole: no "
+            "low-rank adapter is left; use --format merged"
         )
     if one_rank:
         factors = uniform(factors, config.alpha)

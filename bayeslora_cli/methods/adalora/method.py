@@ -65,7 +65,7 @@ class AdaLora(Method):
     def dry_run(
         self, config: RunConfig, matrices: Sequence[tuple[str, int, int]], trained: int
     ) -> DryRunFacts:
-        """Return the facts; the elements at the end assume that every matrix loses equal ranks."""
+        """Return the facts for a dry run; final elements assume equal ranks in every matrix."""
         lost = config.init_rank - config.target_rank
         elements = sum(width + height + 1 for _, width, height in matrices)
         return DryRunFacts(

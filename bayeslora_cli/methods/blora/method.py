@@ -89,7 +89,7 @@ class BLora(Method):
     def dry_run(
         self, config: RunConfig, matrices: Sequence[tuple[str, int, int]], trained: int
     ) -> DryRunFacts:
-        """Return the facts; how many elements the gates will keep is not known beforehand."""
+        """Return the facts for a dry run, without the final elements, which gates decide later."""
         return DryRunFacts(trained_at_the_end=None, phases=tuple(schedule_of(config).phases))
 
     def ranked_by(self, config: RunConfig) -> str:

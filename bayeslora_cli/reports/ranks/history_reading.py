@@ -138,6 +138,6 @@ def _when(steps: Ints, happens: NDArray[np.bool_], *, last: bool) -> Floats:
 
 
 def _means(steps: list[Floats]) -> Turns:
-    """Return for each matrix the mean over the runs in which the step exists."""
+    """Average each matrix's step over the runs that have one; None: no run has."""
     columns = (column[~np.isnan(column)] for column in np.array(steps).T)
     return tuple(float(column.mean()) if column.size else None for column in columns)

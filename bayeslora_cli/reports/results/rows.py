@@ -47,7 +47,7 @@ class Cell:
     """A row's scores on one data set, or over a group of tasks."""
 
     scores: Mapping[int, float]
-    """Percent by seed."""
+    """Score in percent, by seed."""
     mean: float
 
     @property

@@ -18,7 +18,7 @@ from bayeslora_cli.tasks.task import Examples
 
 _ROWS_A_CALL = 1000  # enough to keep a fast tokenizer busy, few enough for its objects to be small
 _CHARACTERS_A_CALL = 2_000_000  # a tokenizer takes some 180 bytes per character
-_CHARACTERS_A_TOKEN = 32  # of a text at most at first; words are far shorter
+_CHARACTERS_A_TOKEN = 32  # characters per token read at first; words are far shorter
 _FEWEST_CHARACTERS = 2**13
 
 
@@ -41,14 +41,14 @@ class TokenisedSplit:
     counts: Tensor | None = None
     """(n,) int64, `Objective.counts`; always on the CPU."""
     whole: Tensor | None = None
-    """(n,) int64: tokens of each row before truncation, estimated for rows of many thousand
-    characters; always on the CPU."""
+    """(n,) int64: number of tokens of each row before truncation, estimated for rows of many
+    thousand characters; always on the CPU."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def truncated(self) -> tuple[int, int]:
-        """The number of rows that were truncated, and the tokens of the longest one."""
+        """Return the number of truncated rows, and the number of tokens of the longest one."""
         if self.whole is None:
             return 0, 0
         return int((self.whole > self.lengths.cpu()).sum()), int(self.whole.max())
@@ -106,7 +106,7 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> dict[str, Ten
             a pair first.
         max_length: largest number of tokens per row, special tokens included.
 
-    Of a text of very many characters only as many are tokenised as fill the length.
+    Of a very long text only the part that fills the length is tokenised.
 
     Returns:
         `tokens`, `offsets`, `whole` and, if the tokenizer makes them, `token_types` of a
@@ -141,7 +141,7 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> dict[str, Ten
 
 
 def _calls(examples: Examples) -> Iterator[slice]:
-    """The rows in pieces of so few characters that a tokenizer takes little memory for each."""
+    """Split the rows into pieces of so few characters that a tokenizer needs little memory."""
     start = characters = 0
     for row in range(len(examples)):
         characters += len(examples.first[row])
@@ -154,11 +154,11 @@ def _calls(examples: Examples) -> Iterator[slice]:
 
 
 class _Texts:
-    """Some rows' texts, as short as they may be for their first `max_length` tokens.
+    """Texts of some rows, shortened as far as their first `max_length` tokens allow.
 
-    A tokenizer reads a text word by word, so that what follows a long beginning does not change
-    that beginning's tokens. Of a pair that is truncated the longer text loses most; where both are
-    shortened the longer one stays so.
+    A tokenizer reads a text word by word, so that the text after a long beginning does not change
+    the beginning's tokens. In a truncated pair the longer text loses most; after both are shortened
+    here, the longer one is still the longer one.
     """
 
     def __init__(self, examples: Examples, rows: slice, tokenizer: Any, max_length: int) -> None:
@@ -178,8 +178,8 @@ class _Texts:
                     )
 
     def _beginning(self, text: str, characters: int) -> str:
-        """The least of a text, in doublings of `characters`, that has `max_length` tokens; or its
-        end, where the tokenizer truncates on the left."""
+        """Return the shortest beginning of a text, by doubling `characters`, that has `max_length`
+        tokens; or the shortest end, if the tokenizer truncates on the left."""
         at_end = self.tokenizer.truncation_side == "left"
         while characters < len(text):
             part = text[-characters:] if at_end else text[:characters]
@@ -190,14 +190,14 @@ class _Texts:
         return text
 
     def _lengths(self, *columns: list[str]) -> list[int]:
-        """Tokens of each row without truncation."""
+        """Count the tokens of each row, without truncation."""
         encoded = self.tokenizer(
             *columns, truncation=False, return_attention_mask=False, verbose=False
         )
         return [len(ids) for ids in encoded["input_ids"]]
 
     def tokens_before_truncation(self, lengths: Sequence[int]) -> list[int]:
-        """Tokens of each row without truncation, given those with; only full rows are counted."""
+        """Return each row's tokens without truncation, given those with; counts only full rows."""
         found = list(lengths)
         full = [row for row, length in enumerate(lengths) if length >= self.max_length]
         if not full:
@@ -209,13 +209,13 @@ class _Texts:
                 for columns in (self.columns, self.shortened)
             )
             found[row] = count if before == kept else round(count * before / kept)
-        # its settings of the last call are saved with a tokenizer
+        # a tokenizer is saved with the settings of its last call
         self.tokenizer([""], truncation=True, max_length=self.max_length)
         return found
 
 
 def truncation_notice(splits: Mapping[str, TokenisedSplit], max_length: int) -> str | None:
-    """How many rows of which splits were truncated, in a sentence; None: none."""
+    """Write a sentence on how many rows of which splits were truncated; None: no row was."""
     cut = {name: (*split.truncated(), len(split)) for name, split in splits.items()}
     parts = [f"{rows:,} of {n:,} rows of {name}" for name, (rows, _, n) in cut.items() if rows]
     if not parts:

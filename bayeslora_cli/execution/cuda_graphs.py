@@ -131,7 +131,7 @@ class GraphRunner:
         torch.cuda.empty_cache()
 
     def _settle(self) -> None:
-        """Reset torch's generators, which still expect the failed capture: complete a small one."""
+        """Reset torch's generators after a failed capture, by completing a small capture."""
         torch.cuda.synchronize()
         self._pool = torch.cuda.graph_pool_handle()
         place = torch.zeros((), device="cuda")

@@ -76,13 +76,13 @@ def trust_argument(config: RunConfig) -> str:
 
 
 def literal(text: str) -> str:
-    """Text from elsewhere, in one line, that Markdown shows as it is: no HTML, links or fences."""
+    """Escape foreign text, in one line, so that Markdown shows it as it is: no HTML or links."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return re.sub(r"([\\`*<>\[\]|~&$#])", r"\\\1", line)
 
 
 def code_span(text: str) -> str:
-    """The same between backticks."""
+    """Escape foreign text for a Markdown code span, with its backticks."""
     line = "".join(c if c.isprintable() else " " for c in text)
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     return f"{fence}{line}{fence}" if len(fence) == 1 else f"{fence} {line} {fence}"

@@ -210,5 +210,5 @@ class TrainStep:
 
 
 def _count(batch: Inputs) -> int:
-    """Return a micro-batch's weight in the step's mean (`Objective.counts`), without the device."""
+    """Return a micro-batch's weight in the step's mean (`Objective.counts`); reads no device."""
     return int(batch["count"]) if "count" in batch else len(batch["labels"])

@@ -137,5 +137,5 @@ def too_short(config: RunConfig) -> str | None:
     return (
         f"--gate-lr {config.gate_lr}: the learning phase has {steps} steps, too few for the "
         "penalty to close a gate; ranks and widths may stay what they are at the start. Train "
-        "longer, or raise it"
+        "longer, or raise --gate-lr"
     )

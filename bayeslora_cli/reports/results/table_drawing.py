@@ -124,7 +124,7 @@ def markdown(table: Table) -> str:
 
 
 def _literal(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Escape text so that Markdown shows it as it is."""
     return re.sub(r"([\\`*_{}\[\]<>|])", r"\\\1", text)
 
 

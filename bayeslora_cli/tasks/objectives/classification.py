@@ -39,7 +39,7 @@ class Classification(Objective):
 
     @classmethod
     def doubt(cls, column: LabelColumn) -> str | None:
-        """Classes that are lists of others."""
+        """Warn of classes that look like lists of other classes."""
         found = {value for value in column.numbers() if isinstance(value, str)}
         for separator in _SEPARATORS:
             lists = [value for value in found if separator in value]

@@ -83,7 +83,7 @@ class Objective(ABC):
 
     @classmethod
     def doubt(cls, column: LabelColumn) -> str | None:
-        """What a user should look at in labels that this kind has claimed; None: nothing."""
+        """Return a warning about labels that this kind has claimed but might mean another thing."""
         return None
 
     @classmethod

@@ -32,7 +32,7 @@ class Regression(Objective):
 
     @classmethod
     def doubt(cls, column: LabelColumn) -> str | None:
-        """Whole numbers with a decimal point may be classes: pandas writes 0 and 1 so."""
+        """Warn of whole numbers with a decimal point: they may be classes that pandas wrote so."""
         found = set(column.numbers())
         if any(value != int(value) for value in found):
             return None

@@ -86,8 +86,10 @@ def read_table(source: str, option: str, *, split: str) -> Table:
         if hub is None or suffix in SUFFIXES:
             raise DataError(f"{option} {source}: no such file")
         return _read_hub(source, option, hub["name"], hub["config"], hub["split"] or split)
-    if not os.path.isfile(source):  # a pipe would wait for somebody to write
-        raise DataError(f"{option} {source}: is no regular file; give one ({', '.join(SUFFIXES)})")
+    if not os.path.isfile(source):  # reading a pipe would wait for a writer
+        raise DataError(
+            f"{option} {source}: is not a regular file; give one ({', '.join(SUFFIXES)})"
+        )
     if suffix not in SUFFIXES:
         raise DataError(
             f"{option} {source}: found a file with the suffix {suffix!r}; "

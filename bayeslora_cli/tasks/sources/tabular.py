@@ -52,7 +52,7 @@ def custom_task(
         text_columns: one or two columns; None guesses them by `TEXT_GUESSES`.
         label_column: the label's column; None guesses it by `LABEL_GUESSES`.
         task_type: a key of `OBJECTIVES`; None: the kind that claims the labels, with a warning if
-            they may as well be of another.
+            they might also belong to another kind.
 
     Raises:
         DataError: a column is missing, or no kind of task has such labels.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +30,27 @@ def test_other_names_are_missing():
 
 def test_the_package_imports_no_torch():
     program = "import bayeslora_cli, sys; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False"]
+
+
+def test_every_public_name_is_there():
+    for name in bayeslora_cli.__all__:
+        assert getattr(bayeslora_cli, name).__doc__, name
+    assert set(bayeslora_cli.__all__) <= set(dir(bayeslora_cli))
+
+
+def test_type_checkers_see_the_same_names():
+    source = Path(bayeslora_cli.__file__).read_text(encoding="utf-8")
+    seen = set(re.findall(r"import (\w+) as \1$", source, re.MULTILINE))
+    assert seen == set(bayeslora_cli.__all__)
+
+
+@pytest.mark.parametrize("name", ["Run", "Reporter", "criteria", "plan", "results", "train"])
+def test_a_verb_is_imported_without_torch(name):
+    program = f"import bayeslora_cli as bl, sys; bl.{name}; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

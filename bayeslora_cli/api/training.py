@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bayeslora_cli.api.run import Run
+from bayeslora_cli.config.files.foreign_names import hint
 from bayeslora_cli.config.files.toml_files import from_file
 from bayeslora_cli.config.resolution import Resolved, resolve
 from bayeslora_cli.config.run_config import OPTIONS, RunConfig
@@ -50,7 +51,9 @@ def _resolved(options: Mapping[str, Any], preset: str | Path | None) -> Resolved
     problems, typed = [], {}
     for name, value in options.items():
         if name not in OPTIONS:
-            problems.append(f"{name}: no option of a run{nearest(name, OPTIONS)}")
+            ours = hint(name, _spelled, lambda known: known in OPTIONS or known == "preset")
+            told = nearest(name, OPTIONS) if ours is None else f"; {ours}"
+            problems.append(f"{name}: no option of a run{told}")
         elif value is not None:
             plain = list(value) if isinstance(value, tuple) else value
             try:
@@ -60,6 +63,10 @@ def _resolved(options: Mapping[str, Any], preset: str | Path | None) -> Resolved
     if problems:
         raise ConfigError(problems)
     return resolve(typed, None if preset is None else str(preset))
+
+
+def _spelled(name: str, value: str) -> str:
+    return f"{name}={value!r}" if value else name
 
 
 @_takes_options

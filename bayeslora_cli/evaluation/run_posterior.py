@@ -15,7 +15,10 @@ from bayeslora_cli.errors import UserError
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class RunPosterior:
-    """A distribution over the N trained parameters of a run: adapters and head, in one vector."""
+    """A distribution over the trained parameters of a run, adapters and head.
+
+    They lie in one vector (N,), with gaps between them for alignment; `named` takes it apart.
+    """
 
     posterior: Posterior
     """The posterior over the bank's parameters; `posterior.kind` names its kind."""
@@ -69,4 +72,5 @@ class RunPosterior:
 
     def __repr__(self) -> str:
         kind = "samples" if self.posterior.can_sample else "a point"
-        return f"RunPosterior({self.posterior.kind}, {len(self.mean):,} parameters, {kind})"
+        count = sum(value.numel() for value in self.named(self.mean).values())
+        return f"RunPosterior({self.posterior.kind}, {count:,} parameters, {kind})"

@@ -17,6 +17,7 @@ from bayeslora_cli.runs.atomic_write import write_json
 
 from .conftest import write_rte
 from .frozen_runs import kept
+from .support.finished_runs import reseal
 from .support.ranked_runs import allocation, names, write_seeds
 from .support.scored_runs import score, write_scored
 
@@ -220,6 +221,7 @@ def inputs(tmp_path_factory):
         )  # fmt: skip
         report = allocation(names(2), seed=seed, criterion=criterion)
         write_json(run.ranks, report.to_json())
+        reseal(run.path)
     for _, criterion in ROWS[:2]:
         write_seeds(root / f"{criterion.upper()}_RUNS", names(2), SEEDS, criterion=criterion)
     return root

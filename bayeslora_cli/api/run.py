@@ -58,20 +58,21 @@ class Run:
         Raises:
             RunDirError: there is no such directory, or it is not a run directory.
         """
-        self.directory = RunDir.open(Path(path))
+        self.path = RunDir.open(Path(path)).path
+        """The run's directory."""
         self.device, self.trust_remote_code = device, trust_remote_code
 
     @property
-    def path(self) -> Path:
-        """The run's directory."""
-        return self.directory.path
+    def directory(self) -> RunDir:
+        """The names of its files; a new object each time, as it remembers the files' checksums."""
+        return RunDir(self.path)
 
-    @cached_property
+    @property
     def config(self) -> RunConfig:
         """The options that the run was trained with."""
         return self.directory.read_config(trust_remote_code=self.trust_remote_code)
 
-    @cached_property
+    @property
     def task(self) -> Task:
         """What is predicted, from which columns, and which metrics measure it."""
         return self.directory.read_task()

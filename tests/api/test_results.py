@@ -11,6 +11,7 @@ import pytest
 import bayeslora_cli as bl
 from bayeslora_cli.cli.app import main
 from bayeslora_cli.runs.atomic_write import write_json
+from tests.support.finished_runs import reseal
 from tests.support.ranked_runs import allocation, names
 from tests.support.scored_runs import score, write_scored
 
@@ -26,6 +27,7 @@ def runs(tmp_path_factory):
             )  # fmt: skip
             report = allocation(names(2), seed=seed, criterion=criterion)
             write_json(run.ranks, report.to_json())
+            reseal(run.path)
     return root
 
 

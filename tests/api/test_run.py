@@ -12,6 +12,7 @@ import bayeslora_cli as bl
 from bayeslora_cli.runs.atomic_write import write_json
 from tests.api.test_training import options
 from tests.conftest import WORDS
+from tests.support.finished_runs import reseal
 
 PAIRS = [("w1 w2", "w1"), ("w3", "w4 w5 w6"), ("w7 w8", "w9")]
 
@@ -230,6 +231,7 @@ def test_names_are_escaped(run, tmp_path):
     report = other.ranks.to_json()
     report["matrices"][0]["kind"] = "<script>alert(1)</script>"
     write_json(other.directory.ranks, report)
+    reseal(copy)
     page = other._repr_html_()
     assert "<script" not in page
     assert "<b>" not in page

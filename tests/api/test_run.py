@@ -85,7 +85,7 @@ def test_evaluate_over_samples(run):
         found.predictions["validation"], run.evaluate().predictions["validation"]
     )
     assert "over 3 samples" in repr(found)
-    with pytest.raises(bl.errors.UserError, match="--temperature 2: .*--samples"):
+    with pytest.raises(bl.errors.UserError, match=r"--temperature 2: .*--samples"):
         run.evaluate(temperature=2)
     with pytest.raises(bl.errors.UserError, match="must be at least 1"):
         run.evaluate(samples=0)

@@ -32,7 +32,7 @@ class MethodEntry:
     """A way to make a backbone trainable: a `methods.method.Method`."""
 
     implementation: str
-    """module:name of the object."""
+    """Place of the object, as module:name."""
     default_optimizer: str
     allocates_ranks: bool
     """Whether a criterion allocates its ranks."""
@@ -66,7 +66,7 @@ class OptimizerEntry:
     """An optimizer on the flat bank: a `bayes.optimizer.BankOptimizer`."""
 
     implementation: str
-    """module:name of the function that builds it."""
+    """Place of the function that builds it, as module:name."""
     posterior: bool
     """Whether it keeps a posterior, so that sigma is known."""
     title: str = ""
@@ -82,7 +82,7 @@ class CriterionEntry:
     """An importance criterion: a function of `bayes.criteria.ElementStatistics`."""
 
     implementation: str | Callable[[Any], Any]
-    """module:name of the function, or the function itself if a script registered it."""
+    """Place of the function, as module:name; or the function, if a script registered it."""
     needs_posterior: bool = False
     """Whether it reads sigma, which only a variational optimizer has."""
     needs_gradient: bool = False
@@ -96,7 +96,7 @@ class FormatEntry:
     """An export format: an `export.formats.format.Format`."""
 
     implementation: str
-    """module:name of the object."""
+    """Place of the object, as module:name."""
     bound: float
     """Largest difference of a logit from the run's, relative to the largest logit if above 1."""
     library: str
@@ -118,7 +118,7 @@ class ObjectiveEntry:
     """A kind of task: a `tasks.objectives.objective.Objective`."""
 
     implementation: str
-    """module:name of the class."""
+    """Place of the class, as module:name."""
     predicts: str
     """What is predicted for a row: a noun with its article, for sentences."""
     auto_class: str

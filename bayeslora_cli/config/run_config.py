@@ -299,7 +299,7 @@ class RunConfig:
     )
     checkpoint_every: str = option(
         "auto", MACHINE, "Steps (500) or time (30s, 10m, 2h) between checkpoints",
-        default_text="auto, a minute, or 200 times as long as a checkpoint takes if that is longer",
+        default_text="auto: a minute, or 200 times as long as a checkpoint takes if that is longer",
         checks=(values.parse_interval,), affects_result=False, shares_network=True,
     )
     output: str = option(

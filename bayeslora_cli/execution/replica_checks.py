@@ -1,4 +1,4 @@
-"""Checks that all processes hold equal copies of the run: inputs, state, and no drift later."""
+"""Checks that all processes start with equal inputs and state, and do not drift apart later."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class DryRunFacts:
     budget: RankBudget | None = None
     """Number of triplets over all matrices by step; None: no budget."""
     phases: tuple[tuple[str, int, int], ...] | None = None
-    """Name, first step and the step after the last; None: the run has no phases."""
+    """Name, first step and the step after the last of each phase; None: there are no phases."""
 
 
 class Method(ABC):
@@ -80,7 +80,7 @@ class Method(ABC):
 
         Args:
             bank: holds all parameters, also those of `parameters`; its factors may be replaced.
-            dtype: of the frozen weights and of the computation.
+            dtype: type of the frozen weights and of the computation.
         """
         return None
 

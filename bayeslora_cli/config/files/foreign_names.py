@@ -28,7 +28,7 @@ class Missing:
 
 _RANK = Ours("target_rank", note="the mean rank at the end, or the rank of --method lora")
 _BATCH = Ours("batch_size", note="it counts the examples of all processes and micro-batches")
-_ACCUMULATE = Ours("grad_accum", note="it splits --batch-size, which stays what it is")
+_ACCUMULATE = Ours("grad_accum", note="it splits --batch-size, which does not change")
 _LEAVE = Missing("leave it out")
 _FP16 = Ours("precision", "bf16", "fp16 would need loss scaling")
 _HUB = Missing("export a finished run: bayeslora export RUN --format FORMAT --push-to-hub REPO")

@@ -50,7 +50,7 @@ class OperandPublisher:
 
         Args:
             layers: by name, in the bank's order.
-            dtype: of the frozen weights and of the computation.
+            dtype: type of the frozen weights and of the computation.
         """
         self.parameters, self.bank, self.dtype = parameters, bank, dtype
         self.plan, self.rank = parameters.plan, parameters.rank

@@ -226,7 +226,7 @@ def load_scores(group: Group) -> Scores:
     if len(criteria) > 1:
         raise UserError(
             f"--scores: the criteria {', '.join(map(str, criteria))} have no scale in common; "
-            "show the runs of one"
+            "show only runs of one criterion"
         )
     values, kept, kinds, thresholds, misplaced, notes = [], [], [], [], [], []
     for run, report in zip(group.runs, group.reports, strict=True):

@@ -250,7 +250,7 @@ def _once(outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
     """Keep the first run of each data set and seed; warn of the others."""
     for alike in grouped(outcomes, lambda o: (o.column, o.config.seed)).values():
         for copy in alike[1:]:
-            logger.warning("%s is left out: it is %s again", copy.run.path, alike[0].run.path)
+            logger.warning("%s is left out: it repeats %s", copy.run.path, alike[0].run.path)
         yield alike[0]
 
 

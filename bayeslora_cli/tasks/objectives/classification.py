@@ -57,7 +57,7 @@ class Classification(Objective):
 
     @classmethod
     def classes_of(cls, column: LabelColumn) -> tuple[str, ...]:
-        """Return text by code points, numbers by size, named classes in the data set's order."""
+        """Return the classes: text by code points, numbers by size, named ones as the set does."""
         if column.class_names is not None:
             return column.class_names
         found = set(column.numbers())

@@ -140,7 +140,7 @@ def test_a_copy_counts_once(tmp_path, caplog):
     shutil.copytree(run.path, tmp_path / "z" / "copy")
     (row,) = load_results([tmp_path, run.path, tmp_path / "z"]).rows
     assert row.seeds == (1, 1)
-    assert f"copy is left out: it is {run.path} again" in caplog.text
+    assert f"copy is left out: it repeats {run.path}" in caplog.text
 
 
 @given(st.lists(st.tuples(

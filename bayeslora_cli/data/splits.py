@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from bayeslora_cli.data.batching import Feed, evaluation_order, padded_width
 from bayeslora_cli.data.tokenization import TokenisedSplit
 from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.models.backbones.fingerprint import data_fingerprint
+from bayeslora_cli.models.backbones.input_limits import check_ids
 
 
 class Batches:
@@ -74,6 +76,18 @@ class Data:
             for name, split in splits.items()
             if name != "train"
         }
+
+
+def check_tokens(module: Any, model: str, splits: Iterable[TokenisedSplit]) -> None:
+    """Refuse rows that the backbone's embeddings have no places for.
+
+    Args:
+        model: the backbone's name, as the user gave it.
+    Raises:
+        ModelError: as `check_ids` does.
+    """
+    for split in splits:
+        check_ids(module, model, split.tokens, split.pad_id, split.token_types)
 
 
 def tokens_fingerprint(splits: Iterable[TokenisedSplit]) -> str:

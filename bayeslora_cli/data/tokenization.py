@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -16,6 +17,7 @@ from bayeslora_cli.errors import UserError
 from bayeslora_cli.tasks.objectives.objective import Objective
 from bayeslora_cli.tasks.task import Examples
 
+logger = logging.getLogger("bayeslora")
 _ROWS_A_CALL = 1000  # enough to keep a fast tokenizer busy, few enough for its objects to be small
 _CHARACTERS_A_CALL = 2_000_000  # a tokenizer takes some 180 bytes per character
 _CHARACTERS_A_TOKEN = 32  # characters per token read at first; words are far shorter
@@ -227,6 +229,28 @@ def truncation_notice(splits: Mapping[str, TokenisedSplit], max_length: int) -> 
     )
 
 
+def _none_empty(found: dict[str, Tensor], tokenizer: Any) -> dict[str, Tensor]:
+    """Give rows of no tokens the padding token; `found` is as `encode` returns it."""
+    lengths = found["offsets"].diff()
+    empty = (lengths == 0).nonzero().flatten()
+    if not len(empty):
+        return found
+    logger.warning(
+        "%d of %d rows have no tokens, row %d for one: each is taken as one padding token",
+        len(empty), len(lengths), int(empty[0]) + 1,
+    )  # fmt: skip
+    offsets = torch.cat([found["offsets"][:1], lengths.clamp(min=1).cumsum(0)])
+    kept = torch.ones(int(offsets[-1]), dtype=torch.bool)
+    kept[offsets[empty]] = False
+    filled = {"offsets": offsets}
+    pads = {"tokens": tokenizer.pad_token_id, "token_types": tokenizer.pad_token_type_id}
+    for name, pad in pads.items():
+        if name in found:
+            filled[name] = torch.full((len(kept),), pad, dtype=found[name].dtype)
+            filled[name][kept] = found[name]
+    return filled
+
+
 def tokenise(
     examples: Examples,
     tokenizer: Any,
@@ -236,6 +260,9 @@ def tokenise(
     encode: Callable[[Examples, Any, int], dict[str, Tensor]] = encode,
 ) -> TokenisedSplit:
     """Make the tokens and labels of a split.
+
+    A row without any token, as an empty text gives where the tokenizer adds none of its own, gets
+    the padding token as its one token: what it predicts then depends on no other row.
 
     Args:
         examples: n rows of text.
@@ -253,7 +280,7 @@ def tokenise(
             f"the tokenizer {tokenizer.name_or_path!r} has no padding token, which batches need: "
             "set pad_token in its tokenizer_config.json"
         )
-    found = encode(examples, tokenizer, max_length)
+    found = _none_empty(encode(examples, tokenizer, max_length), tokenizer)
     labels = counts = None
     if examples.labels is not None:
         labels = objective.label_tensor(examples.labels)

@@ -11,7 +11,7 @@ from typing import Any
 
 from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.data.splits import Batches
+from bayeslora_cli.data.splits import Batches, check_tokens
 from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise, truncation_notice
 from bayeslora_cli.errors import DataError, RunDirError, UserError
 from bayeslora_cli.evaluation.evaluation import Evaluation
@@ -252,6 +252,7 @@ def predict(
     }
     if notice := truncation_notice(rows, config.max_length):
         logger.warning("%s", notice)
+    check_tokens(network.module, config.model, rows.values())
     size = batch_size or config.eval_batch_size
     batches = {name: Batches(r, size, network.bank.theta.device) for name, r in rows.items()}
     found = {"mean": predict_at_mean(network, batches)}

@@ -12,23 +12,24 @@ from typing import Any
 
 from bayeslora_cli.config.catalogue import FORMATS, implementation
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.data.splits import Batches
-from bayeslora_cli.data.tokenization import tokenise
+from bayeslora_cli.data.splits import Batches, check_tokens
+from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.evaluation.forward_passes import Metrics, describe, evaluate_splits
 from bayeslora_cli.evaluation.run_loading import load_run, of_the_training, split_names
 from bayeslora_cli.export.card import export_card
 from bayeslora_cli.export.formats.format import Format
 from bayeslora_cli.export.hub_upload import upload
+from bayeslora_cli.export.independent_reader import open_tokenizer
 from bayeslora_cli.export.request import MANIFEST, ExportOptions, check_options, check_output
 from bayeslora_cli.export.verification import (
-    Batch,
     Check,
     Findings,
     QuantizationLoss,
     batches_of,
     compare,
     drop_unsupported_quantizers,
+    own_batches,
     random_rows,
     run_logits,
 )
@@ -81,11 +82,14 @@ def export_run(
     entry = FORMATS[options.format]
     form: Format = implementation(entry.implementation)
 
-    network, tokenizer, _ = load_run(run, config, objective_of(task), options.device)
+    length, objective = config.max_length, objective_of(task)
+    network, tokenizer, _ = load_run(run, config, objective, options.device)
     pruned = None
     if options.target_rank is not None:
         pruned = _prune(run, network, tokenizer, config, task, examples, options.target_rank)
-    inputs, batches = _inputs(options, config, task, tokenizer, examples)
+    inputs, first, rows = _inputs(options, config, task, tokenizer, examples)
+    check_tokens(network.module, config.model, [rows])
+    batches = batches_of(rows)
     loss = drop_unsupported_quantizers(network, form.keeps, batches)
     if loss is not None:
         logger.warning("--format %s: %s", options.format, loss)
@@ -95,9 +99,13 @@ def export_run(
         directory.mkdir()
         facts = form.write(directory, network, config, tokenizer, options)
         tokenizer.save_pretrained(directory)
+        own = open_tokenizer(directory, trust_remote_code=config.trust_remote_code)
+        theirs = own_batches(
+            own, rows if first is None else tokenise(first, own, length, objective)
+        )
         reopened = form.reopen(directory, config, task, network.bank.theta.device)
         findings = Findings(
-            check=compare(expected, reopened, batches, bound=entry.bound, inputs=inputs),
+            check=compare(expected, reopened, theirs, bound=entry.bound, inputs=inputs),
             loss=loss,
             run=result["best_at_budget"]["metrics"],
             run_precision=trained.precision,
@@ -154,10 +162,10 @@ def _examples(
 def _inputs(
     options: ExportOptions, config: RunConfig, task: Task, tokenizer: Any,
     examples: dict[str, Examples],
-) -> tuple[str, list[Batch]]:  # fmt: skip
-    """Make the inputs to compare logits on; return them with their name."""
+) -> tuple[str, Examples | None, TokenisedSplit]:  # fmt: skip
+    """Make the rows to compare logits on; return their name and, unless random, texts too."""
     if not examples:
-        return "random", batches_of(random_rows(tokenizer, options.check_rows, config.max_length))
+        return "random", None, random_rows(tokenizer, options.check_rows, config.max_length)
     split, found = next(iter(examples.items()))
     first = Examples(
         first=found.first[: options.check_rows],
@@ -165,7 +173,7 @@ def _inputs(
         labels=None,
     )
     rows = tokenise(first, tokenizer, config.max_length, objective_of(task))
-    return options.file or split, batches_of(rows)
+    return options.file or split, first, rows
 
 
 # ---- the parts of an export

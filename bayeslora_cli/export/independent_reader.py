@@ -14,7 +14,7 @@ import torch
 import transformers
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 BACKBONE = "backbone"
 """Subfolder of an adapter that holds the configuration of its backbone."""
@@ -49,6 +49,11 @@ def open_adapter(
         warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
         model = PeftModel.from_pretrained(base, str(directory))
     return logits_of(model, device)
+
+
+def open_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """Open the tokenizer of an export."""
+    return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
 
 
 def load_merged(directory: Path, auto_class: str, *, trust_remote_code: bool = False) -> Any:

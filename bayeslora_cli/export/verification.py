@@ -98,21 +98,61 @@ def batches_of(split: TokenisedSplit) -> list[Batch]:
     ]
 
 
+def own_batches(tokenizer: Any, split: TokenisedSplit) -> list[Batch]:
+    """Cut a split as `batches_of` does, and let a tokenizer pad each batch on its own.
+
+    Args:
+        tokenizer: the one that an export brings.
+    """
+    values = {"input_ids": split.tokens, "token_type_ids": split.token_types}
+    lengths = split.lengths.tolist()
+    rows = {k: torch.split(v, lengths) for k, v in values.items() if v is not None}
+    return [
+        dict(
+            tokenizer.pad(
+                {name: [found[i].tolist() for i in indices] for name, found in rows.items()},
+                return_tensors="pt",
+            )
+        )
+        for indices in evaluation_order(split, max(1, len(split) // 3))
+    ]
+
+
 def random_rows(tokenizer: Any, rows: int, max_length: int, seed: int = 0) -> TokenisedSplit:
-    """Make rows of random length with random tokens, special ones left out."""
+    """Make rows of random words, of random lengths, inside what the tokenizer puts around a text.
+
+    BART's kin pool the end token, and want one in every row.
+    """
     generator = torch.Generator().manual_seed(seed)
     words = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
-    longest = min(max_length, RANDOM_LENGTH)
+    before, after = (torch.tensor(ids, dtype=torch.int32) for ids in _around(tokenizer))
+    longest = min(max_length, RANDOM_LENGTH) - len(before) - len(after)
+    if longest < 1:  # no room for them
+        before, after, longest = before[:0], after[:0], max_length
     lengths = torch.randint(min(2, longest), longest + 1, (rows,), generator=generator)
     chosen = torch.randint(len(words), (int(lengths.sum()),), generator=generator)
+    texts = torch.split(torch.tensor(words, dtype=torch.int32)[chosen], lengths.tolist())
+    tokens = torch.cat([part for text in texts for part in (before, text, after)])
+    lengths = lengths + len(before) + len(after)
     typed = "token_type_ids" in tokenizer.model_input_names
     return TokenisedSplit(
-        tokens=torch.tensor(words, dtype=torch.int32)[chosen],
+        tokens=tokens,
         offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
-        token_types=torch.zeros(len(chosen), dtype=torch.int8) if typed else None,
+        token_types=torch.zeros(len(tokens), dtype=torch.int8) if typed else None,
         labels=None,
         pad_id=tokenizer.pad_token_id,
     )
+
+
+def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the ids that the tokenizer puts before and after a text's own."""
+    whole = tokenizer("a")["input_ids"]
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    for start in range(len(whole) - len(plain) + 1):
+        stop = start + len(plain)
+        if plain and whole[start:stop] == plain:
+            return whole[:start], whole[stop:]
+    return [], []
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from bayeslora_cli.bayes.optimizer import build_optimizer
 from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig, kind
 from bayeslora_cli.data.example_cache import ExampleCache
-from bayeslora_cli.data.splits import Data, tokens_fingerprint
+from bayeslora_cli.data.splits import Data, check_tokens, tokens_fingerprint
 from bayeslora_cli.execution.compilation import compile_blocks, compiled_once, is_worth_compiling
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
 from bayeslora_cli.execution.device import pick_device, set_precision
@@ -110,7 +110,7 @@ class TrainingSetup:
         """Load the network and move it to the device.
 
         Raises:
-            ModelError: raised by `build_network`.
+            ModelError: raised by `build_network` and `check_tokens`.
         """
         config, maker = prepared.config, OPTIMIZERS[prepared.config.optimizer]
         method = find_method(config.method)
@@ -123,6 +123,7 @@ class TrainingSetup:
             posterior=maker.posterior,
             device=device,
         )
+        check_tokens(self.network.module, config.model, prepared.tokens().values())
         self.architecture = self.network.module.config.to_dict()
         self.checksums = {
             "the backbone's weights have": self.network.backbone_sha256,

@@ -13,6 +13,7 @@ from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.resolution import Resolved
 from bayeslora_cli.config.run_config import OPTIONS, SCHEDULED, RunConfig, flag
 from bayeslora_cli.data.batching import steps_per_epoch
+from bayeslora_cli.data.splits import check_tokens
 from bayeslora_cli.execution.device import pick_device
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.method import find_method
@@ -48,6 +49,7 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
         posterior=OPTIMIZERS[config.optimizer].posterior,
         device=torch.device("meta"),
     )
+    check_tokens(network.module, config.model, prepared.tokens().values())
     needed = estimate(
         network,
         config,

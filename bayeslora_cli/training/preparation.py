@@ -17,7 +17,7 @@ from bayeslora_cli.data.tokenization import TokenisedSplit
 from bayeslora_cli.errors import ConfigError, RunDirError
 from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.schedules import LearningRate
-from bayeslora_cli.models.backbones.loading import load_tokenizer, usable_length
+from bayeslora_cli.models.backbones.loading import load_tokenizer, usable_length, warn_of_padding
 from bayeslora_cli.runs.directory import RunDir, run_name
 from bayeslora_cli.runs.trackers import check_trackers
 from bayeslora_cli.tasks.task import Examples, Task
@@ -80,6 +80,7 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
     trust = config.trust_remote_code
     tokenizer = load_tokenizer(config.model, trust_remote_code=trust)
     limit = usable_length(config.model, tokenizer, trust_remote_code=trust)
+    warn_of_padding(config.model, trust_remote_code=trust)
     special = tokenizer.num_special_tokens_to_add(pair=True)
     length_typed = resolved.sources["max_length"] == "command line"
     config = replace(config, max_length=input_length(config, limit, special, typed=length_typed))

@@ -167,3 +167,26 @@ def test_a_real_tokenizer():
     for examples in (Examples(first, second, [0, 1, 2, 0]), Examples(first, None, [0, 1, 2, 0])):
         split = tokenise(examples, tokenizer, 32, TWO_CLASSES)
         check_against_tokenizer(split, examples, tokenizer, 32, [3, 0, 2, 1])
+
+
+def test_a_row_without_tokens_gets_one_padding_token(caplog):
+    """As an empty text gives where the tokenizer adds no tokens of its own (GPT-2, Qwen)."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1, "a": 2, "b": 3}, "[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip
+    with caplog.at_level("WARNING", "bayeslora"):
+        split = tokenise(Examples(["a b", "", "b", " "], None, None), tokenizer, 8, TWO_CLASSES)
+    assert "2 of 4 rows have no tokens, row 2 for one" in caplog.text
+    assert split.tokens.tolist() == [2, 3, 1, 3, 1]
+    assert split.lengths.tolist() == [2, 1, 1, 1]
+    assert split.token_types.tolist() == [0, 0, 0, 0, 0]
+    batch = split.batch(torch.tensor([1, 3]))
+    assert batch["input_ids"].tolist() == [[1], [1]]
+    assert batch["attention_mask"].tolist() == [[1], [1]]
+    assert split.batch(torch.tensor([0, 1]))["attention_mask"].tolist() == [[1, 1], [1, 0]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +72,14 @@ def merge(network: Network, mean: Tensor, mask: Tensor) -> Any:
         mask: kept triplets (n, r).
     """
     rounded = network.effective_base(mean)
+    shared = _shared(network.module)
     for name, (a, e, b) in kept_factors(network, mean, mask).items():
         layer = network.adapters[name]
         if name in rounded:
             layer.base_layer.replace_dense(rounded[name])
         base = layer.base_layer.plain()
+        if id(base.weight) in shared:  # each place has an adapter of its own
+            base = deepcopy(base)
         assert isinstance(base.weight, Tensor)
         base.weight += layer.delta_weight(a, e, b)
         parent, _, last = name.rpartition(".")
@@ -83,6 +88,12 @@ def merge(network: Network, mean: Tensor, mask: Tensor) -> Any:
         if isinstance(attention, RelativeAttention):
             attention.joint = None  # the joint would add its layers' deltas once more
     return network.module
+
+
+def _shared(module: Any) -> set[int]:
+    """Return the ids of parameters that stand at more than one place."""
+    counts = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
+    return {found for found, count in counts.items() if count > 1}
 
 
 def state_of(module: Any) -> dict[str, Tensor]:

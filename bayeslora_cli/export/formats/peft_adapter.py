@@ -222,6 +222,9 @@ def _write(network: Network, peft: PeftConfig, state: dict[str, Tensor], directo
     # PEFT's own file has no place for the classes' names. In a subfolder, since transformers takes
     # a directory that has config.json for a whole model
     network.module.config.save_pretrained(directory / BACKBONE)
+    # transformers looks for a model's own code beside adapter_config.json, whatever the subfolder
+    for code in sorted((directory / BACKBONE).glob("*.py")):
+        code.replace(directory / code.name)
     state = {
         f"base_model.model.{k}": v.detach().to("cpu", torch.float32, copy=True).contiguous()
         for k, v in state.items()

@@ -38,6 +38,26 @@ class LowRankLinear(nn.Module):
         self.up: Tensor | None = None
         """B, (out, r), likewise."""
 
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, oriented as in the replaced layer: backbones ask for its dtype."""
+        return self.base_layer.oriented(self.base_layer.dense())
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(out,): the frozen bias, likewise."""
+        return self.base_layer.bias
+
+    @property
+    def in_features(self) -> int:
+        """Size of an input."""
+        return self.base_layer.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Size of an output."""
+        return self.base_layer.out_features
+
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer: x (..., in) -> (..., out)."""
         down, up = self.down, self.up

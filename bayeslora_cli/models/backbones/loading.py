@@ -21,14 +21,10 @@ from transformers.utils import logging as transformers_logging
 
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
+from bayeslora_cli.models.backbones.input_limits import PADDING_COUNTS, unused_positions
 from bayeslora_cli.models.backbones.targets import head_modules, inside
 from bayeslora_cli.tasks.objectives.objective import Objective
 
-# RoBERTa and its relatives count positions from the padding index 1 plus one: two are never used
-POSITIONS_FROM_PADDING = (
-    "camembert", "data2vec-text", "longformer", "mpnet", "roberta", "roberta-prelayernorm",
-    "xlm-roberta", "xlm-roberta-xl", "xmod",
-)  # fmt: skip
 logger = logging.getLogger("bayeslora")
 # raised by transformers for a name or directory that it cannot load
 LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError)
@@ -73,6 +69,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
         raise ModelError(_cannot_load(name, "tokenizer", error)) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"  # as `TokenisedSplit.batch` does; what is saved says so
     return tokenizer
 
 
@@ -90,18 +87,34 @@ def usable_length(name: str, tokenizer: Any, *, trust_remote_code: bool = False)
     Raises:
         ModelError: the model's configuration cannot be loaded.
     """
-    try:
-        config = AutoConfig.from_pretrained(
-            backbone_path(name), trust_remote_code=trust_remote_code
-        )
-    except LOADING_ERRORS as error:
-        raise ModelError(_cannot_load(name, "configuration", error)) from error
+    config = _configuration(name, trust_remote_code)
     limits = [n for n in (tokenizer.model_max_length,) if n < 10**6]
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
-        offset = 2 if config.model_type in POSITIONS_FROM_PADDING else 0
-        limits.append(positions - offset)
+        limits.append(positions - unused_positions(config))
     return min(limits) if limits else None
+
+
+def warn_of_padding(name: str, *, trust_remote_code: bool = False) -> None:
+    """Warn of a backbone whose predictions depend on how far its batches are padded.
+
+    Raises:
+        ModelError: no configuration to be had.
+    """
+    kind = _configuration(name, trust_remote_code).model_type
+    if kind in PADDING_COUNTS:
+        logger.warning(
+            "--model %s: %s mixes padding into all tokens, so a row's prediction depends on the "
+            "longest row of its batch, on --eval-batch-size and on the order of the rows",
+            name, kind,
+        )  # fmt: skip
+
+
+def _configuration(name: str, trust_remote_code: bool) -> Any:
+    try:
+        return AutoConfig.from_pretrained(backbone_path(name), trust_remote_code=trust_remote_code)
+    except LOADING_ERRORS as error:
+        raise ModelError(_cannot_load(name, "configuration", error)) from error
 
 
 def load_backbone(

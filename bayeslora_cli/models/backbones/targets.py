@@ -7,32 +7,43 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
+import torch
 from peft import AdaLoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_ADALORA_TARGET_MODULES_MAPPING
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from bayeslora_cli.errors import ModelError
 
 logger = logging.getLogger("bayeslora")
 
-HEADS = ("classifier", "score", "classification_head")  # transformers' names
+# what transformers calls them; `sequence_summary` is XLM's and Flaubert's
+HEADS = ("classifier", "score", "classification_head", "sequence_summary")
 
 
 def head_modules(module: Any) -> tuple[str, ...]:
     """Return the names of the head's modules.
 
     Raises:
-        ModelError: the model's head has another name.
+        ModelError: the model's head has another name, or reads the last position (XLNet's), which
+            is padding in batches padded on the right.
     """
     found = tuple(name for name, _ in module.named_children() if name in HEADS)
     if not found:
         raise ModelError(
             f"{type(module).__name__} has no head named {' or '.join(HEADS)}; choose "
             "another backbone"
+        )
+    summary = getattr(module, "sequence_summary", None)
+    if summary is not None and summary.summary_type != "first":
+        raise ModelError(
+            f"{type(module).__name__} classifies by its {summary.summary_type} position, which is "
+            "padding in batches padded on the right; choose another backbone"
         )
     return found
 
@@ -45,16 +56,48 @@ def inside(name: str, modules: Sequence[str]) -> bool:
 PLAIN = (nn.Linear.forward, Conv1D.forward)  # adapted layers compute these themselves
 
 
+def is_adaptable(layer: Any) -> bool:
+    """Whether a layer computes x W' + bias: torch's and transformers' own, and what equals them.
+
+    A subclass with another forward pass, such as FalconLinear, is tried on small numbers.
+    """
+    if not isinstance(layer, (nn.Linear, Conv1D)):
+        return False
+    if type(layer).forward in PLAIN:
+        return True
+    known = layer._parameters.keys() <= {"weight", "bias"}
+    if not isinstance(layer, nn.Linear) or not known or layer._buffers or layer._modules:
+        return False
+    trial = copy(layer)
+    generator = torch.Generator("cpu").manual_seed(0)
+    drawn = torch.randn(28, generator=generator, device="cpu")
+    weight, bias, x = drawn[:15].view(3, 5), drawn[15:18], drawn[18:].view(1, 2, 5)
+    wanted = {"weight": weight, "bias": None if layer.bias is None else bias}
+    trial._parameters = {
+        name: None if value is None else nn.Parameter(value) for name, value in wanted.items()
+    }
+    trial.in_features, trial.out_features = 5, 3
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            found = [trial.train(mode)(x) for mode in (True, False)]
+        except (RuntimeError, TypeError, ValueError, AttributeError):
+            return False
+    right = F.linear(x, weight, wanted["bias"])
+    return all(isinstance(y, Tensor) and torch.allclose(y, right, atol=1e-5) for y in found)
+
+
 def match_targets(module: Any, head: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
     """Return the names of the layers to adapt, in the model's order; none lies in the head.
 
     Args:
         wanted: endings of names, or all-linear; None: PEFT's AdaLoRA targets for the backbone, or
-            all linear layers if PEFT has none for it.
+            all linear layers if PEFT has none for it. Layers that None or all-linear matches and
+            that cannot be adapted are left out, with a warning.
     Raises:
-        ModelError: no layer matches, or a matching module is not a linear layer.
+        ModelError: no layer matches, or a named one is not a linear layer.
     """
     kind = module.config.model_type
+    named = wanted is not None and list(wanted) != ["all-linear"]
     if wanted is None:
         wanted = TRANSFORMERS_MODELS_TO_ADALORA_TARGET_MODULES_MAPPING.get(kind)
         if wanted is None:
@@ -71,9 +114,20 @@ def match_targets(module: Any, head: Sequence[str], wanted: Sequence[str] | None
             n for n, _ in module.named_modules() if n and check_target_module_exists(config, n)
         ]
     names = [n for n in names if not inside(n, head)]
-    other = [n for n in names if n not in linear or type(linear[n]).forward not in PLAIN]
+    other = [n for n in names if not is_adaptable(linear.get(n))]
     flag = f"--target-modules {','.join(wanted)}"
-    if other:
+    if other and not named:
+        skipped, names = other, [n for n in names if n not in set(other)]
+        if not names:
+            raise ModelError(
+                f"{type(module).__name__} has no layer that can be adapted: {skipped[0]} computes "
+                "something else than a linear layer; --method full trains it whole"
+            )
+        logger.warning(
+            "not adapted: %d layers that compute something else than a linear layer, %s for one",
+            len(skipped), skipped[0],
+        )  # fmt: skip
+    elif other:
         own = " with torch's own forward pass" if other[0] in linear else ""
         raise ModelError(f"{flag}: {other[0]} is no linear layer{own}; name layers that are")
     if not names:

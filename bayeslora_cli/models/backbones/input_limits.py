@@ -1,0 +1,89 @@
+"""What a backbone can take as input: positions, token ids, token types."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+from bayeslora_cli.errors import ModelError
+
+# RoBERTa and its relatives number positions from the padding token's index + 1
+POSITIONS_FROM_PADDING = (
+    "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke",
+    "markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+FIXED_PADDING = {"mpnet": 1}
+"""Backbones whose code has the padding index of the positions as a number."""
+PADDING_COUNTS = ("fnet", "nystromformer", "yoso")
+"""Backbones that mix padding into all tokens: their predictions depend on a batch's width."""
+
+
+def unused_positions(config: Any) -> int:
+    """Rows at the start of the position table that no token of a text uses.
+
+    Args:
+        config: the backbone's, of transformers.
+    """
+    kind = config.model_type
+    if kind not in POSITIONS_FROM_PADDING:
+        return 0
+    if getattr(config, "position_embedding_type", "absolute") != "absolute":
+        return 0  # ESM's rotary positions are in no table
+    padding = FIXED_PADDING.get(kind, config.pad_token_id)
+    return 0 if padding is None else padding + 1
+
+
+def check_ids(
+    module: Any, name: str, tokens: Tensor, pad_id: int, token_types: Tensor | None
+) -> None:
+    """Refuse token ids and token types that the backbone's embeddings have no row for.
+
+    Args:
+        name: the model's, as the user gave it.
+        tokens: (t,) ids of the rows that the backbone will see.
+        pad_id: the id that fills rows up.
+        token_types: (t,); None: the tokenizer makes none.
+    Raises:
+        ModelError: names the tokenizer's largest id and the number of rows.
+    """
+    largest = max(pad_id, int(tokens.max()) if len(tokens) else 0)
+    rows = _rows(_input_embeddings(module))
+    if rows is not None and largest >= rows:
+        what = "its padding token" if largest == pad_id else "one of them"
+        raise ModelError(
+            f"--model {name}: the tokenizer has ids up to {largest} ({what}), the backbone's "
+            f"embeddings {rows} rows; take the tokenizer that the backbone was trained with, or "
+            "resize the embeddings (resize_token_embeddings) and save the model"
+        )
+    if token_types is None:
+        return
+    mend = "leave token_type_ids out of model_input_names in its tokenizer_config.json"
+    accepted = inspect.signature(module.forward).parameters.values()
+    if not any(p.name == "token_type_ids" or p.kind is p.VAR_KEYWORD for p in accepted):
+        raise ModelError(
+            f"--model {name}: the tokenizer makes token types, which {type(module).__name__} does "
+            f"not take; {mend}"
+        )
+    most = int(token_types.max()) if len(token_types) else 0
+    for place, table in module.named_modules():
+        if place.rpartition(".")[2] == "token_type_embeddings":
+            rows = _rows(table)
+            if rows is not None and most >= rows:
+                raise ModelError(
+                    f"--model {name}: the tokenizer has token types up to {most}, the backbone's "
+                    f"{place} {rows} {'row' if rows == 1 else 'rows'}; {mend}"
+                )
+
+
+def _input_embeddings(module: Any) -> Any:
+    """The table that token ids are looked up in; None: transformers knows none."""
+    try:
+        return module.get_input_embeddings()
+    except NotImplementedError:  # CANINE hashes code points
+        return None
+
+
+def _rows(table: Any) -> int | None:
+    return table.num_embeddings if isinstance(table, nn.Embedding) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,6 +147,7 @@ def random_rows(tokenizer: Any, rows: int, max_length: int, seed: int = 0) -> To
 
 def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Return the ids that the tokenizer puts before and after a text's own."""
+    tokenizer = deepcopy(tokenizer)  # a call changes its state, which is saved with it
     whole = tokenizer("a")["input_ids"]
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     for start in range(len(whole) - len(plain) + 1):

@@ -76,17 +76,17 @@ def constant(report):
     return replace(report, criterion=None, matrices=tuple(matrices))
 
 
-def write_run(path, report, history=(), result=None):
-    """The files of a finished run that say where its ranks went."""
+def write_run(path, report, history=(), result=None, config=""):
+    """The files of a finished run that say where its ranks went; `config` is TOML."""
     run = RunDir(Path(path))
     run.path.mkdir(parents=True)
-    run.config.write_text("")
+    run.config.write_text(config)
     run.task.write_text("{}")
     write_json(run.ranks, report.to_json())
-    write_json(run.result, result or {})
     lines = [json.dumps(line) + "\n" for line in history]
     if lines:
         run.ranks_history.write_text("".join(lines))
+    run.finish(result or {})
     return run
 
 

@@ -38,8 +38,8 @@ def write(root, tasks, rows, layers=12, seeds=(1, 2)):
         resolved = resolve({"task": task, "seed": seed, **row})
         criterion = resolved.config.criterion
         report = allocation(names(layers), seed=number, criterion=criterion or "snr")
-        run = write_run(root / run_name(resolved), report if criterion else constant(report))
-        run.config.write_text(to_toml(resolved.config))
+        report = report if criterion else constant(report)
+        write_run(root / run_name(resolved), report, config=to_toml(resolved.config))
     return load_groups([root])
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.reports.ranks.history_reading import load_history
 from bayeslora_cli.reports.ranks.run_groups import load_group
+from tests.support.finished_runs import reseal
 from tests.support.ranked_runs import (
     allocation,
     constant,
@@ -160,6 +161,7 @@ GOOD = json.dumps(line(10, 3, 2))
 def test_a_corrupt_line_is_named(tmp_path, bad):
     run = write_run(tmp_path / "run", REPORT, [line(10, 3, 2)])
     run.ranks_history.write_text(f"{GOOD}\n{bad}\n")
+    reseal(run.path)
     with pytest.raises(RunDirError, match=r"run/ranks\.jsonl, line 2: corrupt"):
         load_history(load_group([tmp_path]))
 

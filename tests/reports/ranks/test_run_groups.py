@@ -14,6 +14,7 @@ from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.reports.ranks.rank_agreement import between
 from bayeslora_cli.reports.ranks.run_groups import check_same, load_group, load_groups
 from bayeslora_cli.runs.directory import RunDir
+from tests.support.finished_runs import reseal
 from tests.support.ranked_runs import (
     DECODER,
     allocation,
@@ -41,8 +42,8 @@ def test_runs_are_found_where_they_are(tmp_path):
 
 def configured(path, **options):
     """A run whose config.toml says these."""
-    run = write_run(path, REPORT)
-    run.config.write_text(to_toml(resolve({"task": "rte", **options}).config))
+    config = resolve({"task": "rte", **options}).config
+    write_run(path, REPORT, config=to_toml(config))
 
 
 def test_groups_are_of_runs_that_differ_in_the_seed_alone(tmp_path):
@@ -51,6 +52,7 @@ def test_groups_are_of_runs_that_differ_in_the_seed_alone(tmp_path):
     configured(tmp_path / "a" / "2", seed=2, output="elsewhere", log_every=3)
     unused = tmp_path / "a" / "2" / "config.toml"
     unused.write_text(re.sub(r"lambda_rank = .*", "lambda_rank = 12.0", unused.read_text()))
+    reseal(tmp_path / "a" / "2")
     configured(tmp_path / "a" / "3", seed=3, lr=3.0)
     configured(tmp_path / "b" / "1", seed=1, target_rank=4)
     configured(tmp_path / "b" / "2", seed=5)
@@ -68,9 +70,10 @@ def test_runs_of_other_versions_are_grouped_too(tmp_path):
         "5": 'method = "new"\ndelta_t = 2',
     }
     for name, text in written.items():
-        write_run(tmp_path / name, REPORT).config.write_text(text)
+        write_run(tmp_path / name, REPORT, config=text)
     assert [len(group.runs) for group in load_groups([tmp_path])] == [2, 1, 1, 1]
     (tmp_path / "1" / "config.toml").write_text("=")
+    reseal(tmp_path / "1")
     with pytest.raises(RunDirError, match=r"config\.toml is corrupt"):
         load_groups([tmp_path])
 
@@ -122,6 +125,7 @@ def test_what_is_no_run(tmp_path):
 def test_a_corrupt_file_is_named(tmp_path, content, message):
     write_seeds(tmp_path, NAMES)
     (tmp_path / "seed-2022" / "ranks.json").write_bytes(content)
+    reseal(tmp_path / "seed-2022")
     with pytest.raises(RunDirError, match=rf"seed-2022/ranks\.json.*{message}"):
         load_group([tmp_path])
 

@@ -91,7 +91,7 @@ def test_what_decides():
     assert verdict(mixed).startswith("no more than noise: Wilcoxon's signed-rank test over 6 pairs")
     one = compare(row("a", rte=[1.0]), row("b", rte=[0.0]))
     assert (one["significant"], one["wilcoxon"], one["t"]) == (False, None, None)
-    assert "one pair" in verdict(one)
+    assert "a single pair" in verdict(one)
     same = compare(row("a", rte=[1.0, 2.0]), row("b", rte=[1.0, 2.0]))
     assert (same["wilcoxon"], same["significant"]) == (1.0, False)
     assert "no more than noise" in verdict(same)

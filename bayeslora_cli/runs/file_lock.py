@@ -131,7 +131,7 @@ def _acquire(path: Path) -> FileLock | str:
 
 
 def _sign(descriptor: int) -> None:
-    """Write into a lock file which process holds it."""
+    """Write the name of the process that holds a lock to its file."""
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     holder = f"process {os.getpid()} on {socket.gethostname()} since {now}\n"
     with suppress(OSError):  # on a full disk the lock holds all the same

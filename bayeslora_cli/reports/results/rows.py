@@ -131,12 +131,12 @@ class Results:
 
 
 def load_results(paths: Sequence[Path], at: str = AT[0]) -> Results:
-    """Read the runs at `paths`, or anywhere below them; a run that is named twice counts once.
+    """Read the runs at `paths`, or anywhere below them; a run named twice counts once.
 
-    What is below a path and cannot be read is left out, with a warning.
+    Runs below a path that cannot be read are left out, with a warning.
 
     Raises:
-        UserError: a path that is no run and holds none, or a run's file missing or corrupt.
+        UserError: a path neither is a run nor holds one, or a run's file is missing or corrupt.
     """
     found = {o.run.path.resolve(): o for path in paths for o in load_outcomes(path, at)}
     of_run = data_sets([(o.config, o.result) for o in found.values()])

@@ -72,7 +72,8 @@ def test_printed_commands():
 def test_flags_and_presets():
     found = {command: kept.flags(command) for command in SAID["flags"]}
     said = {c: {n: kept.kind(k) for n, k in flags.items()} for c, flags in SAID["flags"].items()}
-    assert kept.differences(found, said) == []
+    lost = [d for d in kept.differences(found, said) if not d.endswith(": new")]
+    assert lost == []
     assert kept.presets() == SAID["presets"]["names"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -48,19 +48,28 @@ class Run:
     """A run, read from its directory as needed: `Run(path).ranks` loads no model and no data."""
 
     def __init__(
-        self, path: str | Path, *, device: str = "auto", trust_remote_code: bool = False
+        self,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        trust_remote_code: bool = False,
+        model: str | None = None,
+        verify: bool = False,
     ) -> None:
         """Open a run.
 
         Args:
             device: cpu, cuda, cuda:N or auto, for the methods that load the model.
             trust_remote_code: run Python code that comes with the model.
+            model: the new place of the backbone, whose content is checked; None: where it was.
+            verify: hash the backbone's weights anew, whatever is remembered of them.
         Raises:
             RunDirError: there is no such directory, or it is not a run directory.
         """
         self.path = RunDir.open(Path(path)).path
         """The run's directory."""
         self.device, self.trust_remote_code = device, trust_remote_code
+        self.model, self.verify = model, verify
 
     @property
     def directory(self) -> RunDir:
@@ -70,7 +79,8 @@ class Run:
     @property
     def config(self) -> RunConfig:
         """The options that the run was trained with."""
-        return self.directory.read_config(trust_remote_code=self.trust_remote_code)
+        found = self.directory.read_config(trust_remote_code=self.trust_remote_code)
+        return found if self.model is None else replace(found, model=self.model)
 
     @property
     def task(self) -> Task:
@@ -177,6 +187,8 @@ class Run:
             device=self.device,
             batch_size=batch_size,
             trust_remote_code=self.trust_remote_code,
+            model=self.model,
+            verify=self.verify,
         )
 
     def load(self) -> LoadedRun:
@@ -191,7 +203,8 @@ class Run:
         from bayeslora_cli.evaluation.run_loading import load_run
         from bayeslora_cli.tasks.objectives.objective import objective_of
 
-        return load_run(self.directory, self.config, objective_of(self.task), self.device)
+        objective = objective_of(self.task)
+        return load_run(self.directory, self.config, objective, self.device, verify=self.verify)
 
     @cached_property
     def _loaded(self) -> LoadedRun:
@@ -278,6 +291,8 @@ class Run:
             output=None if output is None else Path(output),
             overwrite=overwrite,
             push_to_hub=push_to_hub,
+            model=self.model,
+            verify=self.verify,
         )
         return Export(path=path, manifest=manifest)
 

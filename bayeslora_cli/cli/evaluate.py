@@ -97,6 +97,17 @@ def evaluate(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Examples per forward pass (default: as in training).")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="New place of the pretrained model, which must hold what the run was trained on "
+            "(default: where it was).",
+        ),
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Hash the pretrained model's weights anew."),
+    ] = False,
     trust_remote_code: Annotated[
         bool,
         typer.Option("--trust-remote-code", help="Run Python code that comes with the model."),
@@ -129,7 +140,9 @@ def evaluate(
     figure = None if reliability == Path("-") else reliability
     if figure is not None:
         check_figure(figure, OPTION, WITHOUT)
-    opened = Run(run, device=device, trust_remote_code=trust_remote_code)
+    opened = Run(
+        run, device=device, trust_remote_code=trust_remote_code, model=model, verify=verify
+    )
     evaluation = opened.evaluate(
         split,
         samples=samples,

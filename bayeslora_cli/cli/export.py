@@ -69,6 +69,20 @@ def export(
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:N or auto.", rich_help_panel=_CHECK)
     ] = "auto",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="New place of the pretrained model, which must hold what the run was trained on "
+            "(default: where it was).",
+            rich_help_panel=_CHECK,
+        ),
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Hash the pretrained model's weights anew.", rich_help_panel=_CHECK
+        ),
+    ] = False,
     trust_remote_code: Annotated[
         bool,
         typer.Option(
@@ -111,7 +125,9 @@ def export(
     The last line printed is the export's directory.
     """
     set_up_logging(quiet=False, verbose=False)
-    found = Run(run, device=device, trust_remote_code=trust_remote_code).export(
+    found = Run(
+        run, device=device, trust_remote_code=trust_remote_code, model=model, verify=verify
+    ).export(
         form,
         output,
         overwrite=overwrite,

@@ -26,14 +26,13 @@ from torch import Tensor
 from bayeslora_cli.data.tokenization import encode
 from bayeslora_cli.errors import StorageError
 from bayeslora_cli.models.backbones.fingerprint import data_fingerprint
+from bayeslora_cli.models.backbones.identity import cache_directory
 from bayeslora_cli.runs.atomic_write import replacing
 from bayeslora_cli.runs.file_lock import once
 from bayeslora_cli.tasks.task import Examples
 
 logger = logging.getLogger("bayeslora")
 
-VARIABLE = "BAYESLORA_CACHE"
-"""The environment variable that names the cache's directory; set and empty: no cache."""
 LIMIT = 2 * 2**30
 """Largest size in bytes; MNLI takes 75 MB. The files read least recently are deleted first."""
 PATIENCE = 600.0
@@ -47,7 +46,7 @@ def encode_once(examples: Examples, tokenizer: Any, max_length: int) -> dict[str
 
     If several processes need the same tokens at the same time, one makes them and the others wait.
     """
-    directory = _directory()
+    directory = cache_directory()
     name = None if directory is None else _name(examples, tokenizer, max_length)
     if directory is None or name is None:
         return encode(examples, tokenizer, max_length)
@@ -59,15 +58,6 @@ def encode_once(examples: Examples, tokenizer: Any, max_length: int) -> dict[str
             found = encode(examples, tokenizer, max_length)
             _write(path, found)
     return found
-
-
-def _directory() -> Path | None:
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    chosen = os.environ.get(VARIABLE, f"{caches}/bayeslora")
-    try:
-        return Path(chosen).expanduser() if chosen else None
-    except RuntimeError:  # the user has no home directory
-        return None
 
 
 def _name(examples: Examples, tokenizer: Any, max_length: int) -> str | None:

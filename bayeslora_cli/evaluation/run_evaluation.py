@@ -81,6 +81,8 @@ def evaluate_run(
     device: str = "auto",
     batch_size: int | None = None,
     trust_remote_code: bool = False,
+    model: str | None = None,
+    verify: bool = False,
 ) -> Evaluation:
     """Read a finished run back and evaluate it, at its posterior mean and over samples.
 
@@ -99,6 +101,8 @@ def evaluate_run(
             samples' average, or without samples the prediction at the mean.
         submission: directory for GLUE's own format (`prediction_files.write_submission`), likewise.
         trust_remote_code: run Python code that comes with the model.
+        model: the new place of the backbone, whose content is checked; None: where it was.
+        verify: hash the backbone's weights anew, whatever is remembered of them.
     Returns:
         The predictions, and in `facts`: `run`, `task`, `split`, the `precision` of the computation,
         `metrics` at the mean, by each split with labels, and `Objective.metric_facts`. With
@@ -116,6 +120,8 @@ def evaluate_run(
         check_path(predictions)
     run = RunDir.open(path)
     config, task = run.read_config(trust_remote_code=trust_remote_code), run.read_task()
+    if model is not None:
+        config = replace(config, model=model)
     if data is not None:
         if ood not in TASKS:  # GLUE's rows are read from `data`
             check_data_is_read(config, data, file)
@@ -135,7 +141,7 @@ def evaluate_run(
     )
     _check_uncertainty(asked)
     examples = _collect(asked)
-    loaded = load_run(run, config, objective_of(task), device)
+    loaded = load_run(run, config, objective_of(task), device, verify=verify)
     rows, predictives = predict(loaded, run, config, examples, sampling, batch_size)
     result = {
         "run": str(path),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from bayeslora_cli.errors import DataError, ModelError, UserError
 from bayeslora_cli.execution.device import pick_device, set_precision
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.network import Network
+from bayeslora_cli.models.backbones.identity import differences, model_identity
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.tasks.objectives.objective import Objective
@@ -48,15 +49,23 @@ class LoadedRun(NamedTuple):
     """The posterior, on the network's device."""
 
 
-def load_run(run: RunDir, config: RunConfig, objective: Objective, device: str) -> LoadedRun:
+def load_run(
+    run: RunDir, config: RunConfig, objective: Objective, device: str, *, verify: bool = False
+) -> LoadedRun:
     """Load the network of a finished run at its posterior mean, its tokenizer, and the posterior.
 
+    Args:
+        verify: hash the backbone's weights anew, whatever is remembered of them.
     Raises:
         UserError: raised by `build_network` or `posterior.load`, or the backbone's checkpoint is
             not the one that the run was trained on.
     """
     set_precision(config.precision)
     with of_the_training(run, "--model", "--target-modules"):
+        backbone = model_identity(
+            config.model, trust_remote_code=config.trust_remote_code, verify=verify
+        )
+        _check_identity(run, config, backbone)
         tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
         network = build_network(
             config, objective, tokenizer, posterior=False, device=pick_device(device)
@@ -79,13 +88,26 @@ def of_the_training(run: RunDir, *options: str) -> Iterator[None]:
         raise
 
 
+def _check_identity(run: RunDir, config: RunConfig, backbone: Mapping[str, Any]) -> None:
+    trained_on = run.read_json(run.environment)
+    then = trained_on.get("identity")  # runs of earlier versions did not record it
+    if isinstance(then, dict) and (changed := differences(then, backbone)):
+        raise _another(run, config, trained_on, " and ".join(changed))
+
+
+def _another(
+    run: RunDir, config: RunConfig, trained_on: Mapping[str, Any], changed: str
+) -> ModelError:
+    revision = trained_on.get("model_revision")
+    then = f"revision {revision}" if revision else "the checkpoint of then"
+    return ModelError(
+        f"{run.path} was trained with --model {config.model}: {changed}; put {then} in their "
+        "place, or name its new place with --model"
+    )
+
+
 def _check_backbone(run: RunDir, config: RunConfig, network: Network) -> None:
     trained_on = run.read_json(run.environment)
     expected = trained_on.get("backbone_sha256")  # runs of earlier versions did not record it
     if expected is not None and expected != network.backbone_sha256:
-        revision = trained_on.get("model_revision")
-        then = f"revision {revision}" if revision else "the checkpoint of then"
-        raise ModelError(
-            f"{run.path} was trained with --model {config.model}: its weights are others now; "
-            f"put {then} in their place"
-        )
+        raise _another(run, config, trained_on, "its weights are others now")

@@ -58,12 +58,16 @@ def export_run(
     output: Path | None = None,
     overwrite: bool = False,
     push_to_hub: str | None = None,
+    model: str | None = None,
+    verify: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
     """Write an export, complete and checked or not at all; return its directory and its manifest.
 
     Args:
         output: the directory; None: RUN/export/FORMAT, with -rR after pruning to rank R.
         push_to_hub: name of a repository to upload to at the very end.
+        model: the new place of the backbone, whose content is checked; None: where it was.
+        verify: hash the backbone's weights anew, whatever is remembered of them.
     Raises:
         UserError: there is no run, options do not fit it, or data or model is missing.
         BayesloraError: the reopened export does not predict what the run predicts.
@@ -71,6 +75,8 @@ def export_run(
     run = RunDir.open(path)
     # exports are written and compared in fp32, whatever the run's precision was
     trained = run.read_config(trust_remote_code=options.trust_remote_code)
+    if model is not None:
+        trained = replace(trained, model=model)
     config, task = replace(trained, precision="fp32"), run.read_task()
     result = run.read_result()
     check_options(options, config, push_to_hub)
@@ -83,7 +89,7 @@ def export_run(
     form: Format = implementation(entry.implementation)
 
     length, objective = config.max_length, objective_of(task)
-    network, tokenizer, _ = load_run(run, config, objective, options.device)
+    network, tokenizer, _ = load_run(run, config, objective, options.device, verify=verify)
     pruned = None
     if options.target_rank is not None:
         pruned = _prune(run, network, tokenizer, config, task, examples, options.target_rank)

@@ -210,9 +210,11 @@ class RunDir:
         """Whether a run was finished here: result.json is written last."""
         return self.result.is_file()
 
-    def check(self, config: RunConfig) -> None:
+    def check(self, config: RunConfig, same: Sequence[str] = ()) -> None:
         """Check that a run of `config`, which has its final schedule, can use this directory.
 
+        Args:
+            same: options whose values are other places of the same content.
         Raises:
             RunDirError: it holds a run of another configuration, or files of no run.
         """
@@ -222,7 +224,7 @@ class RunDir:
             different = [
                 f"{flag(n)} {old[n]} there, {new[n]} now"
                 for n in new
-                if n in old and old[n] != new[n]
+                if n in old and old[n] != new[n] and n not in same
             ]
             if different:
                 raise RunDirError(
@@ -236,7 +238,9 @@ class RunDir:
         """Return whether the directory is empty, apart from what a start killed at once leaves."""
         return {self.lock, aside(self.config, "tmp")}.issuperset(self.path.iterdir())
 
-    def begin(self, config: RunConfig, task: Task, *, overwrite: bool) -> None:
+    def begin(
+        self, config: RunConfig, task: Task, *, overwrite: bool, same: Sequence[str] = ()
+    ) -> None:
         """Set up the directory for the run of `config`, which has its final schedule, and `task`.
 
         `overwrite` deletes an earlier run. It keeps an unfinished run with the same settings that
@@ -249,7 +253,7 @@ class RunDir:
             with named(self.path):
                 if overwrite and self.started and not self._was_overwriting(config):
                     self._clear()
-                self.check(config)
+                self.check(config, same)
                 if not self.started:
                     write_text(self.config, to_toml(config))
                 if not self.task.is_file():

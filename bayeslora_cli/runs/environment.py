@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -25,7 +25,11 @@ PACKAGES = (
 
 
 def environment(
-    device: torch.device, revision: str | None, backbone_sha256: str, processes: int = 1
+    device: torch.device,
+    revision: str | None,
+    backbone_sha256: str,
+    processes: int = 1,
+    identity: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Collect versions, device and command line for environment.json, at the start of a run.
 
@@ -46,6 +50,7 @@ def environment(
         "threads": torch.get_num_threads(),
         "model_revision": revision,
         "backbone_sha256": backbone_sha256,
+        **({} if identity is None else {"identity": dict(identity)}),
         "command": sys.argv,
         "start": now(),
         "end": None,
@@ -58,9 +63,10 @@ def record_environment(
     revision: str | None,
     backbone_sha256: str,
     processes: int = 1,
+    identity: Mapping[str, Any] | None = None,
 ) -> None:
     """Write environment.json; a process that resumes a run is added below the first one."""
-    found = environment(device, revision, backbone_sha256, processes)
+    found = environment(device, revision, backbone_sha256, processes, identity)
     if run.environment.is_file():
         try:
             first = run.read_json(run.environment)

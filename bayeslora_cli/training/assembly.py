@@ -23,6 +23,7 @@ from bayeslora_cli.execution.device import pick_device, set_precision
 from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.method import find_method
+from bayeslora_cli.models.backbones.identity import checksum, model_identity
 from bayeslora_cli.runs.checkpoint import Stateful, transfer
 from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.training.preparation import PreparedRun, learning_rate
@@ -125,8 +126,11 @@ class TrainingSetup:
         )
         check_tokens(self.network.module, config.model, prepared.tokens().values())
         self.architecture = self.network.module.config.to_dict()
+        self.identity = model_identity(config.model, trust_remote_code=config.trust_remote_code)
+        """What the backbone is, as environment.json has it."""
+        sampled = self.network.backbone_sha256
         self.checksums = {
-            "the backbone's weights have": self.network.backbone_sha256,
+            "the backbone's weights have": f"{sampled} {checksum(self.identity)}",
             "the data or their tokens have": data.fingerprint,
         }
         self.noise = torch.Generator(device).manual_seed(processes.seed(config.seed))

@@ -28,7 +28,7 @@ from bayeslora_cli.runs.trackers import Trackers
 from bayeslora_cli.tasks.task import data_checksum
 from bayeslora_cli.training.artifacts import run_result, write_artifacts
 from bayeslora_cli.training.assembly import TrainingSetup, Workspace, reuse_or_build
-from bayeslora_cli.training.preparation import PreparedRun, prepare
+from bayeslora_cli.training.preparation import PreparedRun, check_unchanged, prepare
 from bayeslora_cli.training.run_log import Reporter, RunLog
 from bayeslora_cli.training.state import BestSoFar, Generators, InputChecksums, LoopState
 
@@ -58,9 +58,9 @@ def train(
         BayesloraError: out of GPU memory, or another process is gone.
     """
     stop, first = processes.joint_stop(stop or Stop()), processes.first
-    workspace = workspace or Workspace()
+    lone, workspace = workspace is None, workspace or Workspace()
     with processes.all_or_none():
-        prepared = prepare(resolved, workspace.examples)
+        prepared = prepare(resolved, workspace.examples, find_moved=lone)
     run, config = prepared.run, prepared.config
     if processes.from_first(_is_done(prepared)):
         return run
@@ -89,6 +89,7 @@ def _is_done(prepared: PreparedRun) -> bool:
     done = prepared.run.finished and not prepared.config.overwrite
     if done:
         prepared.run.verify()
+        check_unchanged(prepared)
         logger.info("already trained: %s (--overwrite trains it again)", prepared.run.path)
     return done
 
@@ -107,6 +108,7 @@ class TrainingLoop:
         """Prepare the loop; only `run` writes files."""
         self.config, self.task, self.directory = prepared.config, prepared.task, prepared.run
         self.examples = prepared.examples
+        self.moved = prepared.moved
         self.setup, self.stop, self.total = setup, stop, prepared.config.total_steps
         self.network, self.allocator = setup.network, setup.allocator
         self.processes = setup.processes
@@ -171,7 +173,9 @@ class TrainingLoop:
         self.network.bank.check_views()
         with self.processes.all_or_none():
             if first:
-                self.directory.begin(self.config, self.task, overwrite=self.config.overwrite)
+                self.directory.begin(
+                    self.config, self.task, overwrite=self.config.overwrite, same=self.moved
+                )
                 resumed = self.checkpoints.restore(self.parts)
         if self.processes.broadcast_state(self.parts, resumed):
             logger.info("resuming after step %d of %d", self.state.step, self.total)
@@ -181,6 +185,7 @@ class TrainingLoop:
                 record_environment(
                     self.directory, self.setup.device, revision, self.network.backbone_sha256,
                     self.processes.world,
+                    {**self.setup.identity, "rows": data_checksum(self.task, self.examples)},
                 )  # fmt: skip
         self.log.start(self.total)
 

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bayeslora_cli.config.catalogue import OBJECTIVES
+from bayeslora_cli.config.effects import affecting
 from bayeslora_cli.config.resolution import Resolved, scale_schedule
-from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.config.run_config import OPTIONS, RunConfig, flag
 from bayeslora_cli.data.batching import steps_per_epoch
 from bayeslora_cli.data.example_cache import ExampleCache
 from bayeslora_cli.data.tokenization import TokenisedSplit
-from bayeslora_cli.errors import ConfigError, RunDirError
+from bayeslora_cli.errors import ConfigError, RunDirError, UserError
 from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.schedules import LearningRate
+from bayeslora_cli.models.backbones.identity import (
+    changed_configuration,
+    differences,
+    model_identity,
+)
 from bayeslora_cli.models.backbones.loading import load_tokenizer, usable_length, warn_of_padding
 from bayeslora_cli.runs.directory import RunDir, run_name
 from bayeslora_cli.runs.trackers import check_trackers
-from bayeslora_cli.tasks.task import Examples, Task
+from bayeslora_cli.tasks.task import DATA_CHECKSUM, Examples, Task, data_checksum
 
 logger = logging.getLogger("bayeslora")
 
@@ -39,6 +46,8 @@ class PreparedRun:
     """The backbone's tokenizer."""
     run: RunDir
     """The run's directory, which need not exist yet."""
+    moved: tuple[str, ...] = ()
+    """Options whose values are other places of the same content."""
     cache: ExampleCache
     """The cache that `examples` came from, and that keeps their tokens."""
 
@@ -51,11 +60,14 @@ class PreparedRun:
         return self.cache.tokens(self.config, self.task, self.examples, self.tokenizer)
 
 
-def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRun:
+def prepare(
+    resolved: Resolved, cache: ExampleCache | None = None, *, find_moved: bool = False
+) -> PreparedRun:
     """Read the data and fix the schedule; this writes nothing.
 
     Args:
         cache: rows and tokens of the runs before this one.
+        find_moved: whether a run of the same model and rows at other places is this run.
     Raises:
         UserError: options, data or model cannot be used, or the directory holds another run; the
             message tells the remedy.
@@ -85,15 +97,25 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
     length_typed = resolved.sources["max_length"] == "command line"
     config = replace(config, max_length=input_length(config, limit, special, typed=length_typed))
     run = RunDir(Path(config.output) / run_name(resolved))
+    moved: tuple[str, ...] = ()
     if not config.overwrite:
-        run.check(config)
+        if find_moved:
+            run, moved = _find_moved(run, config, data_checksum(task, examples))
+        run.check(config, moved)
+        _check_configuration(run, config)
         if run.task.is_file() and run.read_task() != Task.from_json(task.to_json(), task.name):
             raise RunDirError(
                 f"{run.path} holds a run on other columns or classes of these files. "
                 "Use --overwrite to replace it, or another --output"
             )
     return PreparedRun(
-        config=config, task=task, examples=examples, tokenizer=tokenizer, run=run, cache=cache
+        config=config,
+        task=task,
+        examples=examples,
+        tokenizer=tokenizer,
+        run=run,
+        cache=cache,
+        moved=moved,
     )
 
 
@@ -107,6 +129,82 @@ def warn_of_few_steps(resolved: Resolved, train_size: int) -> None:
             "steps are not more than the first epoch's %d; it is evaluated once, at its end",
             config.eval_every, steps, epoch,
         )  # fmt: skip
+
+
+def _find_moved(run: RunDir, config: RunConfig, rows: str) -> tuple[RunDir, tuple[str, ...]]:
+    """Find a run of the same model and rows at other places, where `run` itself is not begun.
+
+    Args:
+        rows: `data_checksum` of the rows.
+    Returns:
+        The run, and the options whose values are other places; `run` and none if there is none.
+    """
+    wanted, group, output = affecting(config), run.path.parent.name, run.path.parents[2]
+    name = re.sub("-[0-9a-f]{8}$", "", group)
+    for path in () if run.started else sorted(output.glob(f"*/{name}*/{run.path.name}")):
+        found = RunDir(path)
+        try:
+            there, then = affecting(found.read_config()), _recorded(found)
+        except UserError:
+            continue
+        moved = tuple(n for n in wanted if n in there and wanted[n] != there[n])
+        if then is None or then.get("rows") != rows or not all(OPTIONS[n].path for n in moved):
+            continue
+        if not differences(then, _present(config)):
+            logger.info("%s is this run: %s moved", path, " and ".join(map(flag, moved)))
+            return found, moved
+    return run, ()
+
+
+def _recorded(run: RunDir) -> dict[str, Any] | None:
+    """The model's identity when the run was begun; None: the run has not recorded it."""
+    try:
+        found = run.read_json(run.environment).get("identity")
+    except RunDirError:  # an unfinished run writes that file anew
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _present(config: RunConfig) -> dict[str, Any]:
+    return model_identity(config.model, trust_remote_code=config.trust_remote_code)
+
+
+def _check_configuration(run: RunDir, config: RunConfig) -> None:
+    """Check that an unfinished run would go on with the backbone's configuration of then.
+
+    Raises:
+        RunDirError: it has changed.
+    """
+    then = None if run.finished else _recorded(run)
+    changed = None if then is None else changed_configuration(then, _present(config))
+    if changed is not None:
+        raise RunDirError(
+            f"--model {config.model}: {changed}: {run.path} was begun with the former one, and "
+            "going on would give neither run. Put it back, or use --overwrite or another --output"
+        )
+
+
+def check_unchanged(prepared: PreparedRun) -> None:
+    """Check that a finished run was trained on the model and the rows of now.
+
+    Of a run of an earlier version only what it has recorded is compared.
+
+    Raises:
+        RunDirError: something has changed since; the message says what.
+    """
+    run, config = prepared.run, prepared.config
+    then, changed = _recorded(run), []
+    if then is not None:
+        now = _present(config)
+        changed = [f"of --model {config.model} {what}" for what in differences(then, now)]
+    rows = run.read_json(run.result).get(DATA_CHECKSUM)
+    if rows is not None and rows != data_checksum(prepared.task, prepared.examples):
+        changed.append("the rows or labels of its data are others now")
+    if changed:
+        raise RunDirError(
+            f"{run.path} is already trained, but {' and '.join(changed)}. Put the old ones back, "
+            "or use --overwrite or another --output"
+        )
 
 
 def total_steps(config: RunConfig, train_size: int) -> int:

@@ -156,12 +156,21 @@ class InputChecksums:
         Raises:
             RunDirError: an input has changed since.
         """
-        changed = [name for name, value in self.checksums.items() if scalars.get(name) != value]
+        changed = [
+            name for name, value in self.checksums.items() if not _same(scalars.get(name), value)
+        ]
         if changed:
             raise RunDirError(
                 f"{' and '.join(changed)} changed since the run was begun: going on would give "
                 "neither run. Put the old ones back, or use --overwrite or another --output"
             )
+
+
+def _same(then: str | None, now: str) -> bool:
+    """Compare checksums, of which an earlier version has kept the first words only."""
+    return then is not None and all(
+        before == after for before, after in zip(then.split(), now.split(), strict=False)
+    )
 
 
 class BestSoFar:

@@ -17,6 +17,7 @@ from tokenizers.pre_tokenizers import PreTokenizer
 from bayeslora_cli.data import token_cache
 from bayeslora_cli.data.token_cache import encode_once
 from bayeslora_cli.data.tokenization import encode
+from bayeslora_cli.models.backbones.identity import VARIABLE
 from bayeslora_cli.tasks.task import Examples
 from tests.conftest import WORDS, tiny_tokenizer
 
@@ -27,7 +28,7 @@ PAIRS = Examples(["w1 w2 w3", "w4"], ["w5 w6", ""], None)
 def cache(tmp_path, monkeypatch):
     """An empty cache, which nobody has made yet."""
     place = tmp_path / "new" / "cache"
-    monkeypatch.setenv(token_cache.VARIABLE, str(place))
+    monkeypatch.setenv(VARIABLE, str(place))
     return place
 
 
@@ -73,7 +74,7 @@ def test_what_is_read_is_what_would_be_made(rows, paired, types, length, tmp_pat
     expected = encode(examples, tokenizer, length)
     assert ("token_types" in expected) == types
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(token_cache.VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        patch.setenv(VARIABLE, str(tmp_path_factory.mktemp("cache")))
         for _ in range(2):
             assert same(encode_once(examples, tokenizer, length), expected)
 
@@ -179,7 +180,7 @@ def test_where_nothing_can_be_kept(cache, made, reason, monkeypatch):
     if reason == "a file in the way":
         cache.parent.write_text("")
     elif reason == "nobody may look there":
-        monkeypatch.setenv(token_cache.VARIABLE, str(cache / ("x" * 300)))
+        monkeypatch.setenv(VARIABLE, str(cache / ("x" * 300)))
     else:
 
         def full(*arguments, **keywords):
@@ -192,7 +193,7 @@ def test_where_nothing_can_be_kept(cache, made, reason, monkeypatch):
 
 
 def test_none_where_there_is_to_be_none(monkeypatch, made, tmp_path):
-    monkeypatch.setenv(token_cache.VARIABLE, "")
+    monkeypatch.setenv(VARIABLE, "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for _ in range(2):
         encode_once(PAIRS, tiny_tokenizer(), 5)
@@ -205,12 +206,12 @@ def test_none_where_there_is_to_be_none(monkeypatch, made, tmp_path):
     [
         ("XDG_CACHE_HOME", "/caches", "caches/bayeslora"),
         ("HOME", "", ".cache/bayeslora"),
-        (token_cache.VARIABLE, "/mine", "mine"),
-        (token_cache.VARIABLE, "~/mine", "mine"),
+        (VARIABLE, "/mine", "mine"),
+        (VARIABLE, "~/mine", "mine"),
     ],
 )
 def test_its_place(monkeypatch, tmp_path, where, value, place):
-    for name in (token_cache.VARIABLE, "XDG_CACHE_HOME"):
+    for name in (VARIABLE, "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv(where, value if value.startswith("~") else f"{tmp_path}{value}")

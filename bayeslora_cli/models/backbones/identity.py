@@ -1,0 +1,200 @@
+"""What tells one pretrained model from another: its weights, configuration, tokenizer and code.
+
+Weights are files of gigabytes: each is hashed once, and its checksum remembered in the cache by
+path, size, times and inode.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoConfig
+from transformers.utils import cached_file
+
+from bayeslora_cli.errors import ModelError, StorageError
+from bayeslora_cli.models.backbones.loading import LOADING_ERRORS, backbone_path
+from bayeslora_cli.runs.atomic_write import write_json
+
+logger = logging.getLogger("bayeslora")
+
+VARIABLE = "BAYESLORA_CACHE"
+"""The environment variable that names the cache's directory; set and empty: no cache."""
+REMEMBERED = 1000
+"""Checksums of files that are remembered at most."""
+# what transformers reads, the first that there is
+WEIGHTS = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)  # fmt: skip
+TOKENIZERS = (
+    "tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json", "*.model",
+    "*.spm", "*.vocab",
+)  # fmt: skip
+# what of a configuration has no effect on what a model computes
+IDLE = (
+    "_name_or_path", "architectures", "dtype", "torch_dtype", "id2label", "label2id",
+    "transformers_version", "use_cache", "output_attentions", "output_hidden_states",
+    "return_dict", "problem_type",
+)  # fmt: skip
+
+
+def cache_directory() -> Path | None:
+    """Return the directory of what this program keeps from run to run; None: nowhere."""
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    chosen = os.environ.get(VARIABLE, f"{caches}/bayeslora")
+    try:
+        return Path(chosen).expanduser() if chosen else None
+    except RuntimeError:  # the user has no home directory
+        return None
+
+
+def model_identity(
+    name: str, *, trust_remote_code: bool = False, verify: bool = False
+) -> dict[str, Any]:
+    """Return the checksums of a model's weights, tokenizer and code, and its configuration.
+
+    Args:
+        name: as --model has it.
+        verify: hash the weights anew, whatever is remembered of them.
+    Raises:
+        ModelError: no configuration to be had.
+    """
+    path = backbone_path(name)
+    try:
+        configuration = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        found = cached_file(path, "config.json")
+    except LOADING_ERRORS as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"--model {name}: cannot load the configuration: {first}") from error
+    directory = Path(str(found)).parent
+    values = json.loads(configuration.to_json_string(use_diff=False))
+    return {
+        "weights": _of_files(directory, _weights(directory), _Memory(verify=verify)),
+        "configuration": {k: v for k, v in values.items() if k not in IDLE},
+        "tokenizer": _of_files(directory, _matching(directory, TOKENIZERS)),
+        "code": _of_files(directory, _matching(directory, ("*.py",))),
+        "transformers": transformers.__version__,
+    }
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say how a model differs from what it was; of what is known of both.
+
+    Args:
+        then, now: what `model_identity` has returned.
+    """
+    found = []
+    if then.get("weights") != now["weights"] and None not in (then.get("weights"), now["weights"]):
+        found.append("its weights are others now")
+    if (changed := changed_configuration(then, now)) is not None:
+        found.append(changed)
+    found += [
+        f"its {name} is another now"
+        for name in ("tokenizer", "code")
+        if name in then and then[name] != now[name]
+    ]
+    return found
+
+
+def changed_configuration(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Say what of a model's configuration has changed, as `differences` does; None: nothing."""
+    before, after = then.get("configuration") or {}, now["configuration"]
+    names = before.keys() & after.keys()
+    if then.get("transformers") == now["transformers"]:
+        names = before.keys() | after.keys()  # another version has other defaults
+    changed = [
+        f"{name} {before.get(name)} then, {after.get(name)} now"
+        for name in sorted(names)
+        if before.get(name) != after.get(name)
+    ]
+    return f"its config.json is another now: {'; '.join(changed)}" if changed else None
+
+
+def checksum(identity: Mapping[str, Any]) -> str:
+    """Sum up the files of a model in one checksum: weights, tokenizer and code."""
+    files = [identity[name] for name in ("weights", "tokenizer", "code")]
+    return sha256(json.dumps(files).encode()).hexdigest()
+
+
+def _weights(directory: Path) -> list[Path]:
+    for name in WEIGHTS:
+        path = directory / name
+        if path.is_file():
+            if not name.endswith(".json"):
+                return [path]
+            shards = json.loads(path.read_text(encoding="utf-8")).get("weight_map", {})
+            return [path, *(directory / shard for shard in sorted(set(shards.values())))]
+    return []
+
+
+def _matching(directory: Path, patterns: Iterable[str]) -> list[Path]:
+    found = {path for pattern in patterns for path in directory.glob(pattern)}
+    return sorted(path for path in found if path.is_file() and path.name not in WEIGHTS)
+
+
+def _of_files(directory: Path, files: list[Path], memory: _Memory | None = None) -> str | None:
+    """A checksum of files' names and contents; None: there are none."""
+    if not files:
+        return None
+    try:
+        entries = [
+            [file.relative_to(directory).as_posix(), memory.of(file) if memory else _hashed(file)]
+            for file in files
+        ]
+    except OSError as error:
+        raise ModelError(f"--model: {error.filename}: {error.strerror}") from error
+    if memory is not None:
+        memory.keep()
+    return sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def _hashed(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+class _Memory:
+    """Checksums of files by path, each with the size, times and inode that it was made at."""
+
+    def __init__(self, *, verify: bool) -> None:
+        directory = cache_directory()
+        self.path = None if directory is None else directory / "weights.json"
+        self.known: dict[str, Any] = {}
+        self.changed = False
+        self.verify = verify
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8")) if self.path else {}
+            self.known = found if isinstance(found, dict) else {}
+        except (OSError, ValueError, RecursionError):
+            pass
+
+    def of(self, path: Path) -> str:
+        """The sha256 of a file, which is read only if it may have changed."""
+        real = path.resolve()
+        state = real.stat()
+        stamp = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+        entry = self.known.get(str(real))
+        if not self.verify and isinstance(entry, list) and entry[:-1] == stamp:
+            return str(entry[-1])
+        digest = _hashed(real)
+        self.known.pop(str(real), None)
+        self.known[str(real)] = [*stamp, digest]
+        self.changed = True
+        return digest
+
+    def keep(self) -> None:
+        """Write down what is new; where nothing can be written, nothing is remembered."""
+        if self.path is None or not self.changed:
+            return
+        newest = dict(list(self.known.items())[-REMEMBERED:])
+        try:
+            write_json(self.path, newest)
+        except (StorageError, OSError) as error:
+            logger.debug("checksums of weights are not kept: %s", error)

@@ -79,12 +79,12 @@ class Data:
 
 
 def check_tokens(module: Any, model: str, splits: Iterable[TokenisedSplit]) -> None:
-    """Refuse rows that the backbone's embeddings have no places for.
+    """Refuse rows with tokens for which the backbone's embeddings have no row.
 
     Args:
         model: the backbone's name, as the user gave it.
     Raises:
-        ModelError: as `check_ids` does.
+        ModelError: raised by `check_ids`.
     """
     for split in splits:
         check_ids(module, model, split.tokens, split.pad_id, split.token_types)

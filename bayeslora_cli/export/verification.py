@@ -103,7 +103,7 @@ def own_batches(tokenizer: Any, split: TokenisedSplit) -> list[Batch]:
     """Cut a split as `batches_of` does, and let a tokenizer pad each batch on its own.
 
     Args:
-        tokenizer: the one that an export brings.
+        tokenizer: the tokenizer in the export's files.
     """
     values = {"input_ids": split.tokens, "token_type_ids": split.token_types}
     lengths = split.lengths.tolist()
@@ -120,15 +120,15 @@ def own_batches(tokenizer: Any, split: TokenisedSplit) -> list[Batch]:
 
 
 def random_rows(tokenizer: Any, rows: int, max_length: int, seed: int = 0) -> TokenisedSplit:
-    """Make rows of random words, of random lengths, inside what the tokenizer puts around a text.
+    """Make rows of random length with random words, and the special tokens around them.
 
-    BART's kin pool the end token, and want one in every row.
+    BART and its relatives pool the end token, and need one in every row.
     """
     generator = torch.Generator().manual_seed(seed)
     words = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
     before, after = (torch.tensor(ids, dtype=torch.int32) for ids in _around(tokenizer))
     longest = min(max_length, RANDOM_LENGTH) - len(before) - len(after)
-    if longest < 1:  # no room for them
+    if longest < 1:  # no room for the special tokens
         before, after, longest = before[:0], after[:0], max_length
     lengths = torch.randint(min(2, longest), longest + 1, (rows,), generator=generator)
     chosen = torch.randint(len(words), (int(lengths.sum()),), generator=generator)
@@ -147,7 +147,7 @@ def random_rows(tokenizer: Any, rows: int, max_length: int, seed: int = 0) -> To
 
 def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Return the ids that the tokenizer puts before and after a text's own."""
-    tokenizer = deepcopy(tokenizer)  # a call changes its state, which is saved with it
+    tokenizer = deepcopy(tokenizer)  # a call changes the tokenizer's state, which is saved with it
     whole = tokenizer("a")["input_ids"]
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     for start in range(len(whole) - len(plain) + 1):

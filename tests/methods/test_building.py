@@ -200,5 +200,5 @@ def test_a_layer_with_a_forward_pass_of_its_own_is_not_adapted(backbone):
 
     module = AutoModelForSequenceClassification.from_pretrained(backbone("bert"))
     module.bert.encoder.layer[1].attention.self.query.__class__ = Doubled
-    with pytest.raises(ModelError, match="is no linear layer with torch's own forward pass"):
+    with pytest.raises(ModelError, match="is not a linear layer with torch's own forward pass"):
         match_targets(module, ("classifier",), ("query",))

@@ -78,7 +78,7 @@ def merge(network: Network, mean: Tensor, mask: Tensor) -> Any:
         if name in rounded:
             layer.base_layer.replace_dense(rounded[name])
         base = layer.base_layer.plain()
-        if id(base.weight) in shared:  # each place has an adapter of its own
+        if id(base.weight) in shared:  # each place has its own adapter
             base = deepcopy(base)
         assert isinstance(base.weight, Tensor)
         base.weight += layer.delta_weight(a, e, b)
@@ -91,7 +91,7 @@ def merge(network: Network, mean: Tensor, mask: Tensor) -> Any:
 
 
 def _shared(module: Any) -> set[int]:
-    """Return the ids of parameters that stand at more than one place."""
+    """Return the ids of parameters that several modules share."""
     counts = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
     return {found for found, count in counts.items() if count > 1}
 

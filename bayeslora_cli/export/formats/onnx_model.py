@@ -158,7 +158,7 @@ def open_onnx(directory: Path) -> Logits:
 
 @contextmanager
 def _named(what: str) -> Iterator[None]:
-    """Raise any failure as one ModelError.
+    """Turn any failure inside this block into a ModelError.
 
     The tracer, the converter and the runtime each have their own error classes, which differ
     between versions; no code of this package runs inside.

@@ -45,7 +45,7 @@ class LowRankLinear(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        """(out,): the frozen bias, likewise."""
+        """The frozen bias, (out,), likewise."""
         return self.base_layer.bias
 
     @property
@@ -69,7 +69,7 @@ class LowRankLinear(nn.Module):
 
     @torch.no_grad()
     def delta_weight(self, a: Tensor, e: Tensor | None, b: Tensor) -> Tensor:
-        """Update to add to the base weight, in the orientation of the base layer's class."""
+        """Return the update to the base weight, in the orientation of the base layer's class."""
         delta = self.scale * b @ (a if e is None else a * e)  # (out, in)
         return self.base_layer.oriented(delta)
 

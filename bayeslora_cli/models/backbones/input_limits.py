@@ -1,4 +1,4 @@
-"""What a backbone can take as input: positions, token ids, token types."""
+"""Checks what a backbone accepts as input: positions, token ids, token types."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ POSITIONS_FROM_PADDING = (
     "markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 )  # fmt: skip
 FIXED_PADDING = {"mpnet": 1}
-"""Backbones whose code has the padding index of the positions as a number."""
+"""Padding index of the positions, for backbones whose code has it as a fixed number."""
 PADDING_COUNTS = ("fnet", "nystromformer", "yoso")
 """Backbones that mix padding into all tokens: their predictions depend on a batch's width."""
 
 
 def unused_positions(config: Any) -> int:
-    """Rows at the start of the position table that no token of a text uses.
+    """Return the number of rows at the start of the position table that no token of a text uses.
 
     Args:
-        config: the backbone's, of transformers.
+        config: the backbone's configuration in transformers.
     """
     kind = config.model_type
     if kind not in POSITIONS_FROM_PADDING:
@@ -38,15 +38,15 @@ def unused_positions(config: Any) -> int:
 def check_ids(
     module: Any, name: str, tokens: Tensor, pad_id: int, token_types: Tensor | None
 ) -> None:
-    """Refuse token ids and token types that the backbone's embeddings have no row for.
+    """Refuse token ids and token types for which the backbone's embeddings have no row.
 
     Args:
-        name: the model's, as the user gave it.
+        name: the model's name, as the user gave it.
         tokens: (t,) ids of the rows that the backbone will see.
-        pad_id: the id that fills rows up.
+        pad_id: the id used for padding.
         token_types: (t,); None: the tokenizer makes none.
     Raises:
-        ModelError: names the tokenizer's largest id and the number of rows.
+        ModelError: an id is too large; the message names it and the number of rows.
     """
     largest = max(pad_id, int(tokens.max()) if len(tokens) else 0)
     rows = _rows(_input_embeddings(module))
@@ -78,7 +78,7 @@ def check_ids(
 
 
 def _input_embeddings(module: Any) -> Any:
-    """The table that token ids are looked up in; None: transformers knows none."""
+    """Return the table in which token ids are looked up; None: transformers knows none."""
     try:
         return module.get_input_embeddings()
     except NotImplementedError:  # CANINE hashes code points

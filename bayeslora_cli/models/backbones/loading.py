@@ -40,9 +40,9 @@ def backbone_path(name: str) -> str:
         raise ModelError(f"--model {name}: no such directory")
     if not name.startswith("package:"):
         if Path(name).is_dir():
-            for path in Path(name).iterdir():  # a pipe would wait for somebody to write
+            for path in Path(name).iterdir():  # reading a pipe would wait for a writer
                 if path.exists() and not path.is_file() and not path.is_dir():
-                    raise ModelError(f"--model {name}: {path.name} is no regular file")
+                    raise ModelError(f"--model {name}: {path.name} is not a regular file")
         return name
     package, _, inner = name.removeprefix("package:").partition("/")
     found = importlib.util.find_spec(package) if package.isidentifier() else None
@@ -69,7 +69,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
         raise ModelError(_cannot_load(name, "tokenizer", error)) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"  # as `TokenisedSplit.batch` does; what is saved says so
+    # as `TokenisedSplit.batch` pads; a saved tokenizer keeps this setting
+    tokenizer.padding_side = "right"
     return tokenizer
 
 
@@ -99,7 +100,7 @@ def warn_of_padding(name: str, *, trust_remote_code: bool = False) -> None:
     """Warn of a backbone whose predictions depend on how far its batches are padded.
 
     Raises:
-        ModelError: no configuration to be had.
+        ModelError: the model's configuration cannot be loaded.
     """
     kind = _configuration(name, trust_remote_code).model_type
     if kind in PADDING_COUNTS:

@@ -57,7 +57,7 @@ PLAIN = (nn.Linear.forward, Conv1D.forward)  # adapted layers compute these them
 
 
 def is_adaptable(layer: Any) -> bool:
-    """Whether a layer computes x W' + bias: torch's and transformers' own, and what equals them.
+    """Return whether a layer computes x W' + bias: torch's and transformers' own layers do.
 
     A subclass with another forward pass, such as FalconLinear, is tried on small numbers.
     """
@@ -129,7 +129,7 @@ def match_targets(module: Any, head: Sequence[str], wanted: Sequence[str] | None
         )  # fmt: skip
     elif other:
         own = " with torch's own forward pass" if other[0] in linear else ""
-        raise ModelError(f"{flag}: {other[0]} is no linear layer{own}; name layers that are")
+        raise ModelError(f"{flag}: {other[0]} is not a linear layer{own}; name layers that are")
     if not names:
         endings = sorted({n.rpartition(".")[2] for n in linear if not inside(n, head)})
         raise ModelError(f"{flag}: no layer of {kind} matches; it has {', '.join(endings)}")

@@ -61,7 +61,7 @@ class Row:
     """Runs of one method row with the same settings."""
 
     key: tuple[Any, ...]
-    """`ROW`'s values."""
+    """Values of the options in `ROW`."""
     model: str
     settings: Mapping[str, Any]
     """The settings that tell it from other rows with the same key."""

@@ -52,7 +52,7 @@ def test_targets_are_pefts(kind, backbone):
     ("wanted", "message"),
     [
         (("nonsense",), "no layer of bert matches; it has dense, key, query, value"),
-        (("LayerNorm",), "is no linear layer"),
+        (("LayerNorm",), "is not a linear layer"),
         (("classifier",), "no layer of bert matches"),
     ],
 )
@@ -114,7 +114,7 @@ def test_one_layer_that_cannot_be_adapted_does_not_stop_the_others(caplog):
         assert match_targets(module, (), ["all-linear"]) == ["one"]
     assert "not adapted: 1 layers" in caplog.text
     assert "two" in caplog.text
-    with pytest.raises(ModelError, match=r"two is no linear layer with torch's own forward"):
+    with pytest.raises(ModelError, match=r"two is not a linear layer with torch's own forward"):
         match_targets(module, (), ["one", "two"])
     with pytest.raises(ModelError, match="--method full"):
         match_targets(Pair(HalvedLinear(4, 4), HalvedLinear(4, 4)), (), ["all-linear"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import matplotlib
 import numpy as np
 import pytest
@@ -123,3 +125,25 @@ def test_two_methods_keep_their_numbers(tmp_path):
     assert any(axes.texts for axes in figure.axes)
     one = draw(write(tmp_path / "one", ("rte",), (SNR, SENSITIVITY, ADAMW)))
     assert any(axes.texts for axes in one.axes)
+
+
+def test_bit_widths_have_a_grid_of_their_own(tmp_path):
+    bits = {"A": 8, "B": 8, "E": 8, "x": 4, "a": 4, "h": 4}
+    groups = []
+    for group in write(tmp_path, ("rte", "mrpc"), (SNR, LORA, {"method": "blora"})):
+        reports = group.reports
+        if "B-LoRA" in group.heading:
+            reports = tuple(
+                replace(r, matrices=tuple(replace(m, bits=bits) for m in r.matrices))
+                for r in reports
+            )
+        groups.append(replace(group, reports=reports))
+    figure = draw(tuple(groups))
+    assert [text for text in written(figure) if "mean over 2 runs" in text] == [
+        "ranks, mean over 2 runs",
+        "bit widths of weights, mean over 2 runs",
+        "bit widths of activations, mean over 2 runs",
+    ]
+    assert written(figure).count("B-LoRA + AdamW") == 3
+    assert written(figure).count("LoRA + AdamW") == 1
+    assert [axes.get_title(loc="left") for axes in figure.axes].count("bits") == 1

@@ -18,7 +18,7 @@ def prune(run: RunDir, network: Network, target_rank: int) -> Tensor:
     The scores are those that the run saved for the state in its posterior file.
 
     Raises:
-        UserError: more triplets than the run kept, or scores of another network.
+        UserError: the run kept fewer triplets, or its scores belong to another network.
     """
     report = RankReport.from_json(run.read_json(run.ranks), str(run.ranks))
     mask = network.bank.mask

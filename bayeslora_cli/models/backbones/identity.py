@@ -61,10 +61,10 @@ def model_identity(
     """Return the checksums of a model's weights, tokenizer and code, and its configuration.
 
     Args:
-        name: as --model has it.
-        verify: hash the weights anew, whatever is remembered of them.
+        name: the value of --model.
+        verify: hash the weights again, even if their checksums are remembered.
     Raises:
-        ModelError: no configuration to be had.
+        ModelError: the model's configuration cannot be loaded.
     """
     path = backbone_path(name)
     try:

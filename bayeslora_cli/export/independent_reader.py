@@ -42,13 +42,17 @@ def open_adapter(
     base = getattr(transformers, auto_class).from_pretrained(
         backbone, config=config, ignore_mismatched_sizes=True, **trust
     )
+    return logits_of(adapted(base, directory), device)
+
+
+def adapted(base: Any, directory: Path) -> Any:
+    """Put a PEFT adapter on a backbone."""
     with warnings.catch_warnings():
         # PEFT 0.21 warns of the keys that its own AdaLoRA writes into rank_pattern, and asks
         # transformers 5.23 under a name that is on its way out
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
-        model = PeftModel.from_pretrained(base, str(directory))
-    return logits_of(model, device)
+        return PeftModel.from_pretrained(base, str(directory))
 
 
 def open_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:

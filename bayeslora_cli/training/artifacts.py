@@ -12,6 +12,7 @@ from bayeslora_cli.bayes import posterior
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.execution.device import peak_memory
+from bayeslora_cli.export.adapter_check import adapter_problem
 from bayeslora_cli.export.formats.merged_model import MERGED
 from bayeslora_cli.export.formats.peft_adapter import ADALORA, save_peft_adapter
 from bayeslora_cli.methods.method import find_method
@@ -102,6 +103,7 @@ def write_artifacts(
     scores: Tensor | None,
     mask: Tensor,
     result: Mapping[str, Any],
+    batch: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the files; result.json last, since a run that has it counts as finished.
 
@@ -109,18 +111,23 @@ def write_artifacts(
         at: the posterior of the best evaluation at the final budget.
         scores: the scores of its triplets (n, r); None if the method has no scores.
         mask: the final allocation (n, r).
+        batch: inputs to compare the adapter on, as PEFT opens it, with the run; None: none are.
     """
+    problem = None
     network.bank.check_views()
     with replacing(run.posterior) as path:
         posterior.save(path, network, at)
     if network.adapters:
         with replacing(run.adapter) as path:
             save_peft_adapter(network, config, at.mean, at.mask, path)
+        if batch is not None and (found := adapter_problem(network, at, run.adapter, batch)):
+            problem = f"{run.adapter.name}/: {found}. `bayeslora export --format merged` holds it"
+            logger.warning("%s", problem)
     else:
         _save_full(run, network, at)
     report = rank_report(network, config, result["steps"] - 1, mask, scores, at.mean)
     write_json(run.ranks, report.to_json())
-    write_text(run.card, model_card(run, config, run.read_task(), result))
+    write_text(run.card, model_card(run, config, run.read_task(), result, problem))
     run.finish(dict(result))
 
 
@@ -139,7 +146,10 @@ def _save_full(run: RunDir, network: Network, at: Posterior) -> None:
         network.module.save_pretrained(path, state_dict=state)
 
 
-def model_card(run: RunDir, config: RunConfig, task: Task, result: Mapping[str, Any]) -> str:
+def model_card(
+    run: RunDir, config: RunConfig, task: Task, result: Mapping[str, Any],
+    problem: str | None = None,
+) -> str:  # fmt: skip
     """Return the README.md of a run, with the front matter that model hubs read."""
     best, method = result["best_at_budget"], find_method(config.method)
     whole = method.peft_type is None
@@ -162,6 +172,7 @@ def model_card(run: RunDir, config: RunConfig, task: Task, result: Mapping[str, 
             f"budget, in {config.precision}:\n",
             card.metric_table(best["metrics"]),
             *([] if (said := method.card(result)) is None else [said]),
+            *([] if problem is None else [f"{problem}.\n"]),
             card.code("\n".join(load)),
         ]
     )

@@ -1,0 +1,88 @@
+"""The adapter that a run writes, opened by plain PEFT on the backbone in memory and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy, deepcopy
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora_cli.bayes.posterior import Posterior
+from bayeslora_cli.export.independent_reader import adapted, logits_of
+from bayeslora_cli.methods.network import Network
+from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
+
+ROWS = 8
+"""Rows that are compared, at most."""
+BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Largest difference of a logit, relative to the largest logit if above 1, by the run's precision:
+a wrong adapter differs by more."""
+
+
+def adapter_problem(
+    network: Network, at: Posterior, directory: Path, batch: Mapping[str, Tensor]
+) -> str | None:
+    """Say what is wrong with an adapter; None: PEFT computes with it what the run computes.
+
+    A method whose layers quantize their operands is not compared: its adapter has no place for
+    that.
+
+    Args:
+        at: the posterior that the adapter was written from.
+        directory: the adapter's.
+        batch: inputs of the network, of which `ROWS` rows are compared.
+    """
+    if network.operands is not None:
+        return None
+    few = {name: value[:ROWS] for name, value in batch.items() if name != "labels"}
+    bank, was_training = network.bank, network.module.training
+    device = bank.theta.device
+    theta = at.mean.to(device).clone()
+    if bank.has_singular_values:
+        bank.singular_values(theta).mul_(at.mask.to(device))
+    network.module.eval()
+    try:
+        with torch.inference_mode(), bank.showing(theta):
+            expected = network.logits(few).cpu()
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            found = logits_of(adapted(_plain(network), directory), device)(few).float()
+    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+        return f"PEFT {version('peft')} does not open it on this backbone: {error}"
+    finally:
+        network.module.train(was_training)
+    difference = float((found - expected).abs().max())
+    allowed = BOUNDS[network.compute_dtype] * max(1.0, float(expected.abs().max()))
+    if difference <= allowed:
+        return None
+    return (
+        f"PEFT {version('peft')} opens it on this backbone with other predictions: logits differ "
+        f"from the run's by {difference:.1e}"
+    )
+
+
+def _plain(network: Network) -> Any:
+    """The backbone without adapters: modules of its own, the network's tensors."""
+    module = network.module
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(p.data, requires_grad=False) for p in module.parameters()
+    }
+    memo |= {id(buffer): buffer for buffer in module.buffers()}
+    for layer in network.adapters.values():
+        plain = copy(layer.base_layer.plain())
+        plain._parameters = {
+            name: None if p is None else memo.get(id(p), p) for name, p in plain._parameters.items()
+        }
+        memo[id(layer)] = plain
+    attentions = [m for m in module.modules() if isinstance(m, RelativeAttention)]
+    joints = [attention.joint for attention in attentions]
+    try:
+        for attention in attentions:
+            attention.joint = None
+        return deepcopy(module, memo)
+    finally:
+        for attention, joint in zip(attentions, joints, strict=True):
+            attention.joint = joint

@@ -1,0 +1,50 @@
+"""A run's adapter is opened by plain PEFT when it is written."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bayeslora_cli.export import adapter_check
+from bayeslora_cli.export.adapter_check import adapter_problem
+from bayeslora_cli.export.formats.peft_adapter import save_peft_adapter
+from tests.support.networks import batch_of, build, logits, randomise
+
+
+@pytest.mark.parametrize("kind", ["deberta-v2", "bert", "roberta", "gpt2"])
+@pytest.mark.parametrize("method", ["adalora", "lora"])
+def test_a_right_adapter_passes_and_a_wrong_one_is_told(kind, method, backbone, tmp_path):
+    changes = {"criterion": None, "init_rank": 2} if method == "lora" else {}
+    network, config = build(backbone(kind), method=method, **changes)
+    randomise(network)
+    if method == "lora":
+        network.bank.mask.fill_(1)
+    bank, batch = network.bank, batch_of()
+    at = SimpleNamespace(mean=bank.mean.clone(), mask=bank.mask.clone())
+    save_peft_adapter(network, config, at.mean, at.mask, tmp_path)
+    before, state = logits(network, batch), torch.random.get_rng_state()
+    assert adapter_problem(network, at, tmp_path, batch) is None
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(logits(network, batch), before)
+    bank.check_views()
+    assert all(p.requires_grad for p in bank.parameters.values())
+
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = {name: value + 0.1 for name, value in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert "with other predictions" in adapter_problem(network, at, tmp_path, batch)
+
+
+def test_an_adapter_that_peft_does_not_open(backbone, tmp_path, monkeypatch):
+    network, _ = build(backbone("bert"))
+    at = SimpleNamespace(mean=network.bank.mean, mask=network.bank.mask)
+
+    def refuses(*_):
+        raise ValueError("no such target")
+
+    monkeypatch.setattr(adapter_check, "adapted", refuses)
+    found = adapter_problem(network, at, tmp_path, batch_of())
+    assert "does not open it on this backbone: no such target" in found

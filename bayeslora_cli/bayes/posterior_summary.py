@@ -116,5 +116,6 @@ def _note(summary: dict[str, Any], config: RunConfig) -> str | None:
         follows.append("precision has next to nothing to rank them by")
     return (
         f"{found}: {', '.join(follows)}, and the predictive uncertainty is that of the settings "
-        "(--hess-init, --ivon-beta2, --ess), not of the data"
+        "(--hess-init, --ivon-beta2, --ess), not of the data; --preset learned-posterior has "
+        "settings with which it learns"
     )

@@ -263,7 +263,7 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         predicts="a score",
         auto_class="AutoModelForSequenceClassification",
         peft_task="SEQ_CLS",
-        pipeline_tag="text-classification",
+        pipeline_tag="text-regression",
     ),
 }
 

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from bayeslora_cli.errors import UserError
 from bayeslora_cli.runs.atomic_write import replacing
 from bayeslora_cli.tasks.objectives.objective import objective_of, shortest_numbers
 from bayeslora_cli.tasks.sources.glue import SCORE_RANGE, GlueTask
+from bayeslora_cli.tasks.sources.label_column import number_in
 from bayeslora_cli.tasks.task import Task
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
+_CELLS_A_TIME = 2**20  # probabilities that are Python numbers at the same time
+_BEGIN_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -55,9 +59,11 @@ def write_predictions(path: Path, task: Task, splits: Mapping[str, Predicted]) -
     labels), `p(CLASS)` for each class, and the extra ones. In CSV and TSV a missing label is an
     empty field, in JSON null.
 
-    Both CSV and TSV are what Python's csv module writes: a field that holds the delimiter, a
-    quotation mark or a line break stands in quotation marks, which are doubled inside. Lines end
-    with "\n". Numbers have the fewest digits that give the same float back.
+    In CSV a field that holds a comma, a quotation mark or a line break stands in quotation marks,
+    which are doubled inside. In TSV so does a field that holds a tab or a line break, or begins
+    with a quotation mark, and no other: readers that know no quotation marks read it as well. In
+    both, text that a spreadsheet would take for a formula has a ' in front. Lines end with "\n".
+    Numbers have the fewest digits that give the same float back.
 
     Args:
         path: the file; its directory is created if missing.
@@ -67,28 +73,30 @@ def write_predictions(path: Path, task: Task, splits: Mapping[str, Predicted]) -
         UserError: raised by `check_path`, or the file cannot be written.
     """
     check_path(path)
-    rows = _rows(task, splits)
+    names, rows = _names(task, splits), _rows(task, splits)
     try:
         with (
             replacing(path) as temporary,
             temporary.open("w", encoding="utf-8", newline="") as file,
         ):
             if path.suffix == ".jsonl":
-                file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+                objects = (dict(zip(names, row, strict=True)) for row in rows)
+                file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in objects)
             else:
                 # before 3.13 the writer leaves a lone carriage return bare, where the reader
                 # ends a line: then all text is quoted
                 risky = any("\r" in name for name in task.classes)
                 writer = csv.writer(
                     file,
-                    delimiter="," if path.suffix == ".csv" else "\t",
                     lineterminator="\n",
                     quoting=csv.QUOTE_NONNUMERIC if risky else csv.QUOTE_MINIMAL,
                 )
-                for number, row in enumerate(rows):
-                    if number == 0:
-                        writer.writerow(row)
-                    writer.writerow(row.values())
+                for row in chain([names], rows):
+                    cells = [_no_formula(cell) if isinstance(cell, str) else cell for cell in row]
+                    if path.suffix == ".csv":
+                        writer.writerow(cells)
+                    else:
+                        file.write("\t".join(map(_tsv_field, cells)) + "\n")
     except OSError as error:
         raise UserError(f"--predictions {path}: cannot be written: {error.strerror}") from error
 
@@ -134,22 +142,48 @@ def write_submission(
     return tuple(written)
 
 
-def _rows(task: Task, splits: Mapping[str, Predicted]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the file by column, all with the same columns."""
+def _names(task: Task, splits: Mapping[str, Predicted]) -> list[str]:
+    """Return the names of the columns."""
+    several = len(splits) > 1
+    labelled = any(predicted.labels is not None for predicted in splits.values())
+    extra = next(iter(splits.values())).extra
+    first = ["split"] * several + ["row", "prediction"] + ["label"] * labelled
+    return [*first, *(f"p({name})" for name in task.classes), *extra]
+
+
+def _rows(task: Task, splits: Mapping[str, Predicted]) -> Iterator[list[Any]]:
+    """Yield the rows of the file, the cells in the order of `_names`."""
     objective = objective_of(task)
     labelled = any(predicted.labels is not None for predicted in splits.values())
     for split, predicted in splits.items():
-        columns: dict[str, list[Any]] = {}
         n = len(predicted.values)
-        if len(splits) > 1:
-            columns["split"] = [split] * n
-        columns["row"] = list(range(n))
-        columns["prediction"] = objective.spell(objective.decide(predicted.values))
+        columns: list[list[Any]] = [[split] * n] * (len(splits) > 1)
+        columns += [list(range(n)), objective.spell(objective.decide(predicted.values))]
         if labelled:
             labels = predicted.labels
-            columns["label"] = [None] * n if labels is None else objective.spell(labels)
-        for index, name in enumerate(task.classes):
-            columns[f"p({name})"] = shortest_numbers(predicted.values[:, index])
-        columns |= {name: shortest_numbers(values) for name, values in predicted.extra.items()}
-        for row in zip(*columns.values(), strict=True):
-            yield dict(zip(columns, row, strict=True))
+            columns.append([None] * n if labels is None else objective.spell(labels))
+        extra = [shortest_numbers(values) for values in predicted.extra.values()]
+        rows_a_time = max(1, _CELLS_A_TIME // max(1, len(task.classes)))
+        for start in range(0, n, rows_a_time):
+            part = slice(start, start + rows_a_time)
+            first, last = (
+                list(zip(*(column[part] for column in some), strict=True))
+                for some in (columns, extra)
+            )
+            none: list[Any] = [()] * len(first)
+            shares = shortest_numbers(predicted.values[part]) if task.classes else none
+            for cells in zip(first, shares, last if extra else none, strict=True):
+                yield list(chain.from_iterable(cells))
+
+
+def _no_formula(text: str) -> str:
+    """Return the text, with a ' in front if a spreadsheet would take it for a formula."""
+    is_formula = text[:1] in _BEGIN_FORMULAS and text and number_in(text) is None
+    return f"'{text}" if is_formula else text
+
+
+def _tsv_field(value: object) -> str:
+    text = "" if value is None else str(value)
+    if text.startswith('"') or any(c in text for c in "\t\n\r"):
+        return '"' + text.replace('"', '""') + '"'
+    return text

@@ -31,7 +31,7 @@ def export_card(
     loss = "" if findings.loss is None else str(findings.loss)
     return "\n".join(
         [
-            model_card.front_matter(config, task, library, findings.metrics),
+            model_card.front_matter(config, task, library, findings.metrics, options.format),
             model_card.heading(config, task),
             model_card.introduction(config, task, steps) + pruned + "\n",
             f"{form.description(options)}\n{reopened}, {findings.check}.\n",
@@ -47,7 +47,6 @@ def code(form: Format, config: RunConfig, task: Task) -> str:
     """Return Python that opens the export from its directory and predicts."""
     snippet = form.snippet(config, task)
     trust = model_card.trust_argument(config)
-    texts = ", ".join('["…"]' for _ in task.text_columns)
     hub = ", or the name of its repository on the hub" if snippet.opens_hub_names else ""
     classes = ", ".join(sorted({"AutoTokenizer", *snippet.transformers}))
     return "\n".join(
@@ -59,10 +58,7 @@ def code(form: Format, config: RunConfig, task: Task) -> str:
             "",
             f'directory = "."  # of this file{hub}',
             f"tokenizer = AutoTokenizer.from_pretrained(directory{trust})",
-            "inputs = tokenizer(",
-            f"    {texts}, truncation=True, max_length={config.max_length}, padding=True,",
-            f'    return_tensors="{snippet.tensors}",',
-            ")",
+            *model_card.inputs(task, config, snippet.tensors),
             *snippet.load,
             *snippet.predict,
             "print(logits)",

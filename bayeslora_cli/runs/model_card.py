@@ -11,13 +11,23 @@ from bayeslora_cli.config.catalogue import GLUE_TASKS, METHODS, OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.tasks.task import Task
 
+UNTAGGED = "text-regression"
+"""A kind of task that hubs do not know, in the catalogue's `pipeline_tag`."""
+
 
 def front_matter(
-    config: RunConfig, task: Task, library: str, metrics: Mapping[str, Mapping[str, float]]
+    config: RunConfig,
+    task: Task,
+    library: str,
+    metrics: Mapping[str, Mapping[str, float]],
+    form: str | None = None,
 ) -> str:
     """Write what model hubs read: base model, library, tags, and the metrics by split.
 
     The hub refuses a `base_model` that it does not know, so a directory is left out.
+
+    Args:
+        form: of an export, its format; None: of a run.
     """
     from huggingface_hub.repocard_data import EvalResult, ModelCardData  # imports slowly
 
@@ -38,8 +48,14 @@ def front_matter(
     data = ModelCardData(
         base_model=config.model if on_the_hub(config.model) else None,
         library_name=library,
-        pipeline_tag=pipeline,
-        tags=["bayeslora", config.method, config.optimizer],
+        # hubs have no tag for a score predicted from text, and would show classes
+        pipeline_tag=None if pipeline == UNTAGGED else pipeline,
+        tags=[
+            *dict.fromkeys(
+                ("bayeslora", form or config.method, config.optimizer)
+                + (("regression",) if pipeline == UNTAGGED else ())
+            )
+        ],
         model_name=_title(config, task),
         eval_results=results,
     )
@@ -121,6 +137,17 @@ def metric_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
 def code(python: str) -> str:
     """Write a block of Python code."""
     return f"```python\n{python}\n```\n"
+
+
+def inputs(task: Task, config: RunConfig, tensors: str = "pt") -> list[str]:
+    """Return statements that set `inputs` by `tokenizer`."""
+    texts = ", ".join('["…"]' for _ in task.text_columns)
+    return [
+        "inputs = tokenizer(",
+        f"    {texts}, truncation=True, max_length={config.max_length}, padding=True,",
+        f'    return_tensors="{tensors}",',
+        ")",
+    ]
 
 
 def _title(config: RunConfig, task: Task) -> str:

@@ -154,13 +154,20 @@ def model_card(
     best, method = result["best_at_budget"], find_method(config.method)
     whole = method.peft_type is None
     snippet = (MERGED if whole else ADALORA).snippet(config, task)
+    imports, base = card.base_model(config.model)
+    trust = card.trust_argument(config)
     load = [
-        *(f"{line}\n" for line in snippet.standard),
+        *(f"{line}\n" for line in dict.fromkeys((*snippet.standard, *imports))),
+        *snippet.predict_packages,
         *snippet.packages,
-        f"from transformers import {', '.join(snippet.transformers)}",
+        f"from transformers import {', '.join(sorted({'AutoTokenizer', *snippet.transformers}))}",
         "",
         f'directory = "{(run.model if whole else run.adapter).name}"',
+        f"tokenizer = AutoTokenizer.from_pretrained({base}{trust})",
+        *card.inputs(task, config, snippet.tensors),
         *snippet.load,
+        *snippet.predict,
+        "print(logits)",
     ]
     return "\n".join(
         [

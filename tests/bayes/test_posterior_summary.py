@@ -134,7 +134,8 @@ def test_the_note(low, high, expected, backbone):
         "sigma is almost constant, snr ranks the triplets as magnitude does (rank correlati"
         in (found["note"])
     )
-    assert found["note"].endswith("--ess), not of the data")
+    assert "--ess), not of the data" in found["note"]
+    assert found["note"].endswith("--preset learned-posterior has settings with which it learns")
     assert "precision" not in found["note"]
     assert "\n" not in found["note"]
 

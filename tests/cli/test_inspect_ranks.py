@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bayeslora_cli.cli.app import main
+from bayeslora_cli.cli.inspect_ranks import _print_csv
 from bayeslora_cli.reports.ranks.run_groups import load_group
 from bayeslora_cli.reports.ranks.views import Ranks
 from tests.support.ranked_runs import allocation, constant, names, write_run, write_seeds
@@ -228,3 +229,9 @@ def test_wide_terminals_are_used(runs):
 
     assert 60 < longest(80) <= 80
     assert 160 < longest(200) <= 200
+
+
+def test_runs_with_and_without_widths_make_one_table(capsys):
+    """B-LoRA's rows have more columns, and stood after others in a traceback."""
+    _print_csv(iter([{"name": "a", "rank": 2}, {"name": "b\x1b[31m", "rank": 3, "bits_h": 4.0}]))
+    assert capsys.readouterr().out == "name,rank,bits_h\na,2,\nb\\x1b[31m,3,4.0\n"

@@ -20,7 +20,9 @@ from bayeslora_cli.evaluation.prediction_files import (
     write_predictions,
     write_submission,
 )
+from bayeslora_cli.tasks.objectives.objective import shortest_numbers
 from bayeslora_cli.tasks.sources.glue import TASKS, read_tsv
+from bayeslora_cli.tasks.sources.label_column import number_in
 from bayeslora_cli.tasks.task import Task
 
 NAMES = st.lists(
@@ -67,6 +69,12 @@ def read(path):
     return header, rows
 
 
+def cell(name, suffix):
+    """A class's name in a file: what a spreadsheet would take for a formula has a ' in front."""
+    formula = name[:1] in {"=", "+", "-", "@", "\t", "\r"} and number_in(name) is None
+    return f"'{name}" if formula and suffix != ".jsonl" else name
+
+
 @settings(max_examples=80, deadline=None)
 @given(
     classes=NAMES, rows=st.integers(1, 5), seed=st.integers(0, 99), suffix=st.sampled_from(SUFFIXES)
@@ -80,8 +88,9 @@ def test_classes_are_read_back(tmp_path_factory, classes, rows, seed, suffix):
     header, found = read(path)
     assert header == ["row", "prediction", "label", *(f"p({c})" for c in classes), "entropy"]
     assert [int(row[0]) for row in found] == list(range(rows))
-    assert [row[1] for row in found] == [classes[i] for i in split.values.argmax(1)]
-    assert [row[2] for row in found] == [classes[i] for i in split.labels]
+    cells = [cell(name, suffix) for name in classes]
+    assert [row[1] for row in found] == [cells[i] for i in split.values.argmax(1)]
+    assert [row[2] for row in found] == [cells[i] for i in split.labels]
     numbers = torch.tensor([[float(x) for x in row[3:]] for row in found])
     assert torch.equal(numbers, torch.cat((split.values, entropy[:, None]), 1))
 
@@ -247,3 +256,28 @@ def test_a_full_disk_leaves_the_old_files(tmp_path, monkeypatch):
         write_predictions(table, task, other)
     assert (path.read_bytes(), table.read_bytes()) == old
     assert {p.name for p in tmp_path.iterdir()} == {path.name, table.name}
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=20))
+def test_numbers_have_numpys_shortest_digits(numbers):
+    values = torch.tensor(numbers, dtype=torch.float32)
+    assert shortest_numbers(values) == [float(text) for text in values.numpy().astype(str)]
+    assert shortest_numbers(values[None]) == [shortest_numbers(values)]
+
+
+def test_formulas_and_quotation_marks(tmp_path):
+    """A spreadsheet calculates what begins so; -1 is a number, and in a TSV a " is a character."""
+    classes = ("=1+2", "@x", "-1", 'say "x"', "-a")
+    task = task_of(classes)
+    split = Predicted(values=torch.eye(5), labels=torch.arange(5))
+    texts = {}
+    for suffix in (".csv", ".tsv"):
+        path = tmp_path / f"found{suffix}"
+        write_predictions(path, task, {"validation": split})
+        texts[suffix] = path.read_text().splitlines()[1:]
+    assert [line.split("\t")[1] for line in texts[".tsv"]] == [
+        "'=1+2", "'@x", "-1", 'say "x"', "'-a",
+    ]  # fmt: skip
+    assert [row[1] for row in csv.reader(texts[".csv"])] == [
+        "'=1+2", "'@x", "-1", 'say "x"', "'-a",
+    ]  # fmt: skip

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import yaml
 
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.runs.model_card import base_model, front_matter
+from bayeslora_cli.runs.model_card import base_model, front_matter, heading, introduction
 from bayeslora_cli.tasks.task import Task
 
 RTE = Task(
@@ -76,3 +77,28 @@ def test_a_package_is_found_where_it_is_installed():
     names = {}
     exec("\n".join([*imports, f"found = {expression}"]), names)
     assert names["found"] == json.decoder.__file__
+
+
+def test_names_from_elsewhere_are_text():
+    """A column or class of a foreign table could be HTML, a heading, a link or a fence."""
+    foreign = "</p><script>x</script>\n# Heading\n```\n[a](http://b) | <img src=x>"
+    task = replace(RTE, name="custom", classes=(foreign, "b"), text_columns=(foreign,))
+    config = RunConfig(
+        task="custom", train_file=f"{foreign.replace('/', '')}.csv", eval_file="e.csv",
+        model="a`b\n# c", criterion="snr",
+    )  # fmt: skip
+    for text in (heading(config, task), introduction(config, task, 3)):
+        assert re.search(r"(?<!\\)[<>\[\]|]", text) is None
+        assert re.search(r"(?m)^(\s*[#>=+-]+|```)(?! `?</?$)", text.removeprefix("# ")) is None
+        assert "```" not in text
+
+
+def test_an_export_and_a_score_have_their_own_tags():
+    config = RunConfig(task="rte", criterion="snr")
+    assert read(front_matter(config, RTE, "peft", {}, "lora"))["tags"] == [
+        "bayeslora", "lora", "ivon",
+    ]  # fmt: skip
+    found = read(front_matter(config, replace(RTE, classes=(), objective="regression"), "peft", {}))
+    assert "pipeline_tag" not in found
+    assert "regression" in found["tags"]
+    assert read(front_matter(config, RTE, "peft", {}))["pipeline_tag"] == "text-classification"

@@ -71,7 +71,10 @@ class Ranks:
         }
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield one row per matrix; `kept` has a digit per triplet, 1 if kept, "|" between runs."""
+        """Yield one row per matrix; `kept` has a digit per triplet, 1 if kept, "|" between runs.
+
+        It stands in brackets, or a program would read it as a number.
+        """
         for row in self.to_json()["matrices"]:
             ranks, kept = row.pop("ranks"), row.pop("kept")
             operands = row.pop("bits", [])
@@ -81,7 +84,7 @@ class Ranks:
                 **row,
                 "min": min(ranks),
                 "max": max(ranks),
-                "kept": "|".join("".join("01"[k] for k in of_run) for of_run in kept),
+                "kept": f"[{'|'.join(''.join('01'[k] for k in of_run) for of_run in kept)}]",
                 **{
                     f"bits_{name}": float(np.mean([found[name] for found in operands]))
                     for name in (operands[0] if operands else ())

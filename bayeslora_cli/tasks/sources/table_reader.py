@@ -184,9 +184,12 @@ def _delimited(
 
 
 def _read_json_lines(source: str, option: str) -> Table:
+    text = _read_text(source)
+    if text.lstrip().startswith("["):
+        return _read_json_array(source, option, text)
     columns: dict[str, list[Any]] = {}
     lines: list[int] = []
-    for number, line in enumerate(_read_text(source).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         row = _json_object(line, f"{source}, line {number}")
@@ -209,6 +212,41 @@ def _read_json_lines(source: str, option: str) -> Table:
         rows=len(lines),
         read_column=columns.__getitem__,
         lines=lines,
+    )
+
+
+def _read_json_array(source: str, option: str, text: str) -> Table:
+    """A whole file that is one array of objects, as pandas and many exports write it."""
+    try:
+        rows = json.loads(text)
+        if "\\u" in text:
+            json.dumps(rows, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{source}: found half of a surrogate pair; expected pairs") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{source}, line 1: not JSON ({error}); expected one "
+            "array of objects, or one object per line"
+        ) from error
+    if not rows:
+        raise DataError(f"{source}: found no rows; expected at least one")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise DataError(f"{source}, row {number}: found {str(row)[:80]!r}; expected an object")
+        for name in row.keys() ^ rows[0].keys():
+            has = "has" if name in row else "lacks"
+            raise DataError(
+                f"{source}, row {number}: {has} the key {name!r}, unlike row 0; expected the same "
+                "keys in every row (null for no value)"
+            )
+    _check_names(list(rows[0]), f"{source}, row 0")
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return Table(
+        option=option,
+        source=source,
+        names=tuple(columns),
+        rows=len(rows),
+        read_column=columns.__getitem__,
     )
 
 

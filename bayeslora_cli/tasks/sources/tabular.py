@@ -29,7 +29,20 @@ TEXT_GUESSES: tuple[tuple[str, ...], ...] = (
     ("review",),
     ("content",),
 )
-LABEL_GUESSES = ("label", "labels", "class", "target", "score")
+LABEL_GUESSES = (
+    "label", "labels", "class", "target", "score", "sentiment", "category", "verdict", "topic",
+    "intent", "emotion", "polarity", "rating", "stars", "gold_label",
+)  # fmt: skip
+# columns of tables for what this program does not do -> what that is
+_OTHER_TABLES = {
+    ("messages", "conversations", "prompt", "completion", "instruction", "chosen"): (
+        "conversations or instructions, for the training of text generation"
+    ),
+    ("tokens", "ner_tags", "pos_tags", "tags"): "a label for each word, as of named entities",
+    ("anchor", "positive", "negative", "query", "passage"): (
+        "pairs or triplets for embeddings, with no label"
+    ),
+}
 
 
 def custom_task(
@@ -123,7 +136,7 @@ def _guess_texts(table: Table, label: str) -> tuple[str, ...]:
             return guess
     raise DataError(
         f"{table.title}: found the columns {shown(table.names)}, none of them known to hold "
-        "text; name one or two by --text-columns a,b"
+        f"text; name one or two by --text-columns a,b{_other_table(table)}"
     )
 
 
@@ -133,8 +146,19 @@ def _guess_label(table: Table, texts: Collection[str]) -> str:
             return guess
     raise DataError(
         f"{table.title}: found the columns {shown(table.names)}, none of them known to hold "
-        "labels; name it by --label-column x"
+        f"labels; name it by --label-column x{_other_table(table)}"
     )
+
+
+def _other_table(table: Table) -> str:
+    """What a table seems to be for, where that is something else, as the end of a message."""
+    for names, what in _OTHER_TABLES.items():
+        if not set(names).isdisjoint(table.names):
+            return (
+                f". This looks like {what}; what is trained here predicts one class or one score "
+                "per row, from one or two texts"
+            )
+    return ""
 
 
 def _check_column(table: Table, name: str, what: str) -> None:

@@ -432,3 +432,22 @@ def test_an_empty_field_of_a_csv_is_no_text():
     said = table(columns)  # JSON says that the text is empty
     task = custom_task(said, text_columns=None, label_column=None)
     assert table_examples(said, task, labelled=True).first == ["a", ""]
+
+
+@pytest.mark.parametrize("name", ["sentiment", "category", "verdict"])
+def test_usual_names_of_labels(name):
+    task = task_of({"text": ["a", "b"], name: ["x", "y"]})
+    assert task.label_column == name
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (["messages"], "conversations or instructions"),
+        (["tokens", "ner_tags"], "a label for each word"),
+        (["anchor", "positive"], "pairs or triplets for embeddings"),
+    ],
+)
+def test_tables_for_other_ends_are_named(names, what):
+    with pytest.raises(DataError, match=f"looks like {what}.*predicts one class or one score"):
+        task_of({name: ["a", "b"] for name in names})

@@ -337,7 +337,7 @@ def test_the_nameless_index_that_pandas_writes_does_no_harm(tmp_path):
 def test_a_pipe_is_no_file(tmp_path):
     """It would wait for somebody to write."""
     os.mkfifo(tmp_path / "a.csv")
-    with pytest.raises(DataError, match="is no regular file"):
+    with pytest.raises(DataError, match="is not a regular file"):
         read_table(str(tmp_path / "a.csv"), "--train-file", split="train")
 
 

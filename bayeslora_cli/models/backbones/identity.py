@@ -1,7 +1,7 @@
-"""What tells one pretrained model from another: its weights, configuration, tokenizer and code.
+"""Identifies a pretrained model by its weights, configuration, tokenizer and code.
 
-Weights are files of gigabytes: each is hashed once, and its checksum remembered in the cache by
-path, size, times and inode.
+Weights are files of gigabytes: each is hashed once, and the cache remembers its checksum by path,
+size, times and inode.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger("bayeslora")
 VARIABLE = "BAYESLORA_CACHE"
 """The environment variable that names the cache's directory; set and empty: no cache."""
 REMEMBERED = 1000
-"""Checksums of files that are remembered at most."""
+"""Largest number of checksums that the cache remembers."""
 # what transformers reads, the first that there is
 WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
@@ -46,7 +46,7 @@ IDLE = (
 
 
 def cache_directory() -> Path | None:
-    """Return the directory of what this program keeps from run to run; None: nowhere."""
+    """Return the directory of files that are kept between runs; None: none are kept."""
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     chosen = os.environ.get(VARIABLE, f"{caches}/bayeslora")
     try:
@@ -85,10 +85,10 @@ def model_identity(
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say how a model differs from what it was; of what is known of both.
+    """List how a model differs from its earlier state, as far as both are known.
 
     Args:
-        then, now: what `model_identity` has returned.
+        then, now: results of `model_identity`.
     """
     found = []
     if then.get("weights") != now["weights"] and None not in (then.get("weights"), now["weights"]):
@@ -104,7 +104,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def changed_configuration(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Say what of a model's configuration has changed, as `differences` does; None: nothing."""
+    """Tell what has changed in a model's configuration; None: nothing."""
     before, after = then.get("configuration") or {}, now["configuration"]
     names = before.keys() & after.keys()
     if then.get("transformers") == now["transformers"]:
@@ -118,7 +118,7 @@ def changed_configuration(then: Mapping[str, Any], now: Mapping[str, Any]) -> st
 
 
 def checksum(identity: Mapping[str, Any]) -> str:
-    """Sum up the files of a model in one checksum: weights, tokenizer and code."""
+    """Combine the checksums of a model's weights, tokenizer and code into one."""
     files = [identity[name] for name in ("weights", "tokenizer", "code")]
     return sha256(json.dumps(files).encode()).hexdigest()
 
@@ -140,7 +140,7 @@ def _matching(directory: Path, patterns: Iterable[str]) -> list[Path]:
 
 
 def _of_files(directory: Path, files: list[Path], memory: _Memory | None = None) -> str | None:
-    """A checksum of files' names and contents; None: there are none."""
+    """Compute a checksum of the names and contents of files; None: there are no files."""
     if not files:
         return None
     try:
@@ -161,7 +161,7 @@ def _hashed(path: Path) -> str:
 
 
 class _Memory:
-    """Checksums of files by path, each with the size, times and inode that it was made at."""
+    """Checksums of files by path, each with the file's size, times and inode at that time."""
 
     def __init__(self, *, verify: bool) -> None:
         directory = cache_directory()
@@ -176,7 +176,7 @@ class _Memory:
             pass
 
     def of(self, path: Path) -> str:
-        """The sha256 of a file, which is read only if it may have changed."""
+        """Return the sha256 of a file, which is read only if it may have changed."""
         real = path.resolve()
         state = real.stat()
         stamp = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
@@ -190,7 +190,7 @@ class _Memory:
         return digest
 
     def keep(self) -> None:
-        """Write down what is new; where nothing can be written, nothing is remembered."""
+        """Save new checksums; if the cache cannot be written, nothing is remembered."""
         if self.path is None or not self.changed:
             return
         newest = dict(list(self.known.items())[-REMEMBERED:])

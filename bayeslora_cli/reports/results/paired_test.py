@@ -30,7 +30,7 @@ def find_row(results: Results, text: str) -> Row:
     if len(found) == 1:
         return found[0]
     listed = ", ".join(repr(row.name) for row in found or rows)
-    what = "several rows are called so" if found else "no such row"
+    what = "several rows have this name" if found else "no such row"
     raise UserError(f"--paired {text}: {what}; give one of {listed}")
 
 

@@ -119,7 +119,7 @@ def test_rows_are_named_by_their_words(tmp_path):
         ("full", "full-adamw"),
     ):
         assert find_row(results, text).name == name
-    with pytest.raises(UserError, match="--paired snr: several rows are called so; give one of"):
+    with pytest.raises(UserError, match="--paired snr: several rows have this name; give one of"):
         find_row(results, "snr")
     with pytest.raises(UserError, match="--paired blora: no such row; give one of 'full-adamw', "):
         find_row(results, "blora")

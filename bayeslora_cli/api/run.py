@@ -61,8 +61,8 @@ class Run:
         Args:
             device: cpu, cuda, cuda:N or auto, for the methods that load the model.
             trust_remote_code: run Python code that comes with the model.
-            model: the new place of the backbone, whose content is checked; None: where it was.
-            verify: hash the backbone's weights anew, whatever is remembered of them.
+            model: the backbone's new name or directory, whose content is checked; None: as before.
+            verify: hash the backbone's weights again, even if their checksums are remembered.
         Raises:
             RunDirError: there is no such directory, or it is not a run directory.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from typing import Annotated, Any
@@ -71,6 +72,8 @@ def main(workspace: Any = None) -> None:
     """
     # only train runs in several processes, though srun may start several of any command
     training = next((word for word in sys.argv[1:] if not word.startswith("-")), None) == "train"
+    if os.environ.get("COLUMNS") == "0":  # of a terminal without a size: nothing would be printed
+        del os.environ["COLUMNS"]
     at = place() if training else Place()
     try:
         with at.only_first_prints():

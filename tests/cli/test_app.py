@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -429,3 +430,13 @@ def test_version_and_help():
     )
     for option in options.split(" "):
         assert f"--{option}" in done.stdout, option
+
+
+def test_a_terminal_without_a_size_is_printed_on(monkeypatch, capsys):
+    """COLUMNS=0 printed nothing."""
+    monkeypatch.setenv("COLUMNS", "0")
+    monkeypatch.setattr(sys, "argv", ["bayeslora", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "COLUMNS" not in os.environ
+    assert capsys.readouterr().out.startswith("bayeslora ")

@@ -274,7 +274,7 @@ def test_another_task_beside_the_folder_of_ones_own(run, tmp_path, rte):
     shutil.copytree(rte, tmp_path / "glue")
     data = str(tmp_path / "glue" / "RTE")
     # WNLI has RTE's columns, and labels are not needed
-    with pytest.raises(DataError, match=r"--ood wnli: --data .*RTE holds rte alone, .* no WNLI"):
+    with pytest.raises(DataError, match=r"--ood wnli: --data .*RTE holds only rte, .* no WNLI"):
         evaluated(run.path, data=data, ood="wnli", device="cpu")
     (tmp_path / "glue" / "WNLI").mkdir()
     dev = tmp_path / "glue" / "WNLI" / "dev.tsv"

@@ -545,7 +545,7 @@ def test_the_command(run, monkeypatch, capsys):
 
 def test_the_help_names_every_option_and_its_unit(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
-    _, out, _ = typed(monkeypatch, capsys, "export", "--help")
+    _, out, _ = typed(monkeypatch, capsys, "export", "--help-all")
     for text in (
         "What to write",
         "How to check it",

@@ -154,7 +154,7 @@ def test_uniform_ranks_need_no_patterns(backbone, tmp_path):
 
 def test_a_matrix_that_the_checkpoint_lacks_cannot_be_low_rank(backbone, tmp_path):
     network, config = make(backbone("deberta-v2"), "all", target_modules=("pooler.dense",))
-    with pytest.raises(ModelError, match="no low-rank adapter is left, use --format merged"):
+    with pytest.raises(ModelError, match="no low-rank adapter is left; use --format merged"):
         save_lora_adapter(
             network, config, network.bank.mean, network.bank.mask, tmp_path / "x", one_rank=False
         )

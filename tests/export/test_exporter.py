@@ -551,7 +551,7 @@ def test_the_help_names_every_option_and_its_unit(monkeypatch, capsys):
         "How to check it",
         "Where to",
         "--push-to-hub",
-        "Rows to compare",
+        "rows to compare",
     ):
         assert text in out
     said = " ".join(out.split())

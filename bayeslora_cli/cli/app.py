@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -22,9 +25,10 @@ from bayeslora_cli.cli.help.commands import (
 )
 from bayeslora_cli.cli.inspect_ranks import inspect_ranks
 from bayeslora_cli.cli.presets import presets
+from bayeslora_cli.cli.progress import lasting_streams
 from bayeslora_cli.cli.table import table
 from bayeslora_cli.cli.train import train
-from bayeslora_cli.errors import EXIT_FAILED, BayesloraError, Preempted
+from bayeslora_cli.errors import EXIT_FAILED, BayesloraError, Preempted, UserError
 from bayeslora_cli.execution.launch_environment import Place, place
 from bayeslora_cli.reports.terminal_text import say
 
@@ -64,6 +68,35 @@ for name, command, form in (
     app.command(name, cls=form)(command)
 
 
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Give errors of the system, and of names that it cannot take, a message of their own.
+
+    Raises:
+        BayesloraError: in place of such an error.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, ValueError, OSError) as error:
+        said = str(error)
+        if isinstance(error, BayesloraError):
+            raise
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in said:
+            raise BayesloraError(
+                "out of memory on the CPU; lower --batch-size, --max-length or a rank, or raise "
+                f"the limit: {said.splitlines()[0] if said else 'MemoryError'}"
+            ) from error
+        if "can't start new thread" in said:
+            raise BayesloraError(f"{said}: raise the limit of processes (ulimit -u)") from error
+        if "embedded null" in said:
+            raise UserError("a path or name has a NUL character, which no file can have") from error
+        if "home directory" in said:
+            raise UserError(f"a path that begins with ~: {said}; give it in full") from error
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{str(error.filename)[:60]}…: the path is too long") from error
+        raise
+
+
 def main(workspace: Any = None) -> None:
     """Run the command line: a known error is one message and an exit code, a bug a traceback.
 
@@ -76,7 +109,7 @@ def main(workspace: Any = None) -> None:
         del os.environ["COLUMNS"]
     at = place() if training else Place()
     try:
-        with at.only_first_prints():
+        with lasting_streams(), at.only_first_prints(), _explained():
             app(obj=workspace)
     except BayesloraError as error:
         if not error.reported_elsewhere:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from bayeslora_cli.api.training import Reporter
 from bayeslora_cli.config.values import duration
+from bayeslora_cli.errors import StorageError
 from bayeslora_cli.reports.terminal_text import print_plain, three_digits
 
 if TYPE_CHECKING:
@@ -180,3 +185,65 @@ class _Pace:
         """Estimate the seconds that `steps` will take, with evaluations as frequent as so far."""
         assert self.rate is not None
         return steps * (1 / self.rate + self._skipped / (self._done - self._first))
+
+
+class LastingStream:
+    """A standard stream whose reader may go away: what it is told from then on goes nowhere."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write text, unless there is no reader any more.
+
+        Raises:
+            StorageError: the stream is a file on a full disk.
+        """
+        with self._enduring():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what was written, likewise."""
+        with self._enduring():
+            self._stream.flush()
+
+    @contextmanager
+    def _enduring(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # else the interpreter's own flush at its end would fail as well
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+            if not isinstance(error, BrokenPipeError):
+                raise StorageError(Path(self._stream.name.strip("<>")), error) from error
+
+
+@contextmanager
+def lasting_streams() -> Iterator[None]:
+    """Inside, stdout and stderr may lose their readers, or be closed, and nothing stops for it.
+
+    Raises:
+        StorageError: stdout is a file on a full disk.
+    """
+    before = sys.stdout, sys.stderr
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is None:  # closed by who started this process
+                setattr(sys, name, nowhere)
+            elif type(stream) is io.TextIOWrapper:  # and not a test's
+                setattr(sys, name, LastingStream(stream))
+        try:
+            yield
+        finally:
+            try:
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:
+                sys.stdout, sys.stderr = before

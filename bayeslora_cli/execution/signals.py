@@ -1,7 +1,8 @@
 """Handles signals that ask a process to stop.
 
 During training a signal is recorded, so that the loop can save the state; otherwise it stops the
-process at once. Schedulers send SIGTERM or SIGUSR1 before they kill; a terminal sends SIGINT.
+process at once. Schedulers send SIGTERM or SIGUSR1 before they kill; a terminal sends SIGINT,
+and SIGHUP when it is closed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from types import FrameType
 
 from bayeslora_cli.errors import Preempted
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # the code that shells use
 
 

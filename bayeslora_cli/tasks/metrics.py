@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from bayeslora_cli.errors import UserError
 from bayeslora_cli.tasks import rank_correlation
 from bayeslora_cli.tasks.calibration import _array, _constant, _float64
 
@@ -128,7 +129,12 @@ def metrics_by_name(names: Sequence[str], predictions: Tensor, labels: Tensor) -
         names: keys of `METRICS`.
         predictions: (n,) class indices, or scores.
         labels: (n,) class indices, or scores.
+    Raises:
+        UserError: no such metric.
     """
+    for name in names:
+        if name not in METRICS:
+            raise UserError(f"metric {name}: unknown; there are {', '.join(METRICS)}")
     result = {name: METRICS[name](predictions, labels) for name in names}
     if "pearson" in result and "spearman" in result:
         result["pearson_spearman"] = (result["pearson"] + result["spearman"]) / 2

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bayeslora_cli.errors import RunDirError
 
@@ -110,6 +110,9 @@ class Checksums:
 class Verifier:
     """Checks a run's files as they are read, once the run has finished."""
 
+    warned_of: ClassVar[set[Path]] = set()
+    """Runs of earlier versions that this process has warned of."""
+
     def __init__(self, file: Path, result: Path, environment: Path) -> None:
         """`file`: checksums.json; `result`: the file that only a finished run has."""
         self.file, self.result, self.environment = file, result, environment
@@ -150,10 +153,12 @@ class Verifier:
             promised = False
         if promised:
             raise RunDirError(f"{self.file} is missing: the run has written it; put it back")
-        logger.warning(
-            "%s was trained before runs had checksums: its files are not checked",
-            self.file.parent, extra={"once": "checksums"},
-        )  # fmt: skip
+        if self.file not in self.warned_of:
+            self.warned_of.add(self.file)
+            logger.warning(
+                "%s was trained before runs had checksums: its files are not checked",
+                self.file.parent, extra={"once": "checksums"},
+            )  # fmt: skip
 
 
 def parse_json(content: bytes) -> Any:

@@ -92,6 +92,7 @@ def test_missing_checksums(run, caplog):
     with caplog.at_level(logging.WARNING, "bayeslora"):
         assert old.read_result() == RESULT
         old.read_json(old.task)
+        RunDir(run.path).read_result()
     (said,) = caplog.records
     assert "before runs had checksums" in said.message
 

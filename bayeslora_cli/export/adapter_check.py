@@ -50,7 +50,7 @@ def adapter_problem(
             expected = network.logits(few).cpu()
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             found = logits_of(adapted(_plain(network), directory), device)(few).float()
-    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:  # whatever fails in this check, the run itself is not lost
         return f"PEFT {version('peft')} does not open it on this backbone: {error}"
     finally:
         network.module.train(was_training)

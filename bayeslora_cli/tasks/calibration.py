@@ -26,7 +26,7 @@ def nll(logits: Tensor, labels: Tensor) -> float:
         logits: (n, classes), or log probabilities.
         labels: (n,) class indices.
     """
-    return float(cross_entropy(_float64(logits), labels.detach().cpu().long()))
+    return float(cross_entropy(to_float64(logits), labels.detach().cpu().long()))
 
 
 def gaussian_nll(
@@ -42,7 +42,7 @@ def gaussian_nll(
         labels: (n,) scores.
         variance: in squared units of the score; one number, or (n,).
     """
-    residual = _float64(labels).reshape(-1) - _float64(predictions).reshape(-1)
+    residual = to_float64(labels).reshape(-1) - to_float64(predictions).reshape(-1)
     spread = torch.as_tensor(variance, dtype=torch.float64).cpu()
     return float(((2 * math.pi * spread).log() / 2 + residual.square() / (2 * spread)).mean())
 
@@ -77,7 +77,7 @@ def brier(probabilities: Tensor, labels: Tensor) -> float:
         labels: (n,) class indices.
     """
     truth = one_hot(labels.detach().cpu(), probabilities.shape[1])
-    return float((_float64(probabilities) - truth).square().sum(-1).mean())
+    return float((to_float64(probabilities) - truth).square().sum(-1).mean())
 
 
 def reliability_bins(probabilities: Tensor, labels: Tensor) -> list[dict[str, float]]:
@@ -121,7 +121,7 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
     from sklearn.metrics import roc_auc_score
 
     truth = torch.cat((torch.zeros(len(inside)), torch.ones(len(outside))))
-    return float(roc_auc_score(_array(truth), _array(torch.cat((inside, outside)))))
+    return float(roc_auc_score(to_array(truth), to_array(torch.cat((inside, outside)))))
 
 
 def _below_one(probabilities: Tensor) -> Tensor:
@@ -130,16 +130,16 @@ def _below_one(probabilities: Tensor) -> Tensor:
     torchmetrics puts a confidence of 1 into an extra bin, and treats a row with a number above 1,
     which rounding can cause, as logits.
     """
-    return _float64(probabilities).clamp(max=1 - torch.finfo(torch.float32).eps / 2)
+    return to_float64(probabilities).clamp(max=1 - torch.finfo(torch.float32).eps / 2)
 
 
-def _float64(values: Tensor) -> Tensor:
+def to_float64(values: Tensor) -> Tensor:
     return values.detach().to("cpu", torch.float64)
 
 
-def _array(values: Tensor) -> NDArray[np.generic]:
+def to_array(values: Tensor) -> NDArray[np.generic]:
     return np.asarray(values.detach().cpu())
 
 
-def _constant(values: Tensor) -> bool:
+def is_constant(values: Tensor) -> bool:
     return bool((values == values[0]).all())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.tasks import rank_correlation
-from bayeslora_cli.tasks.calibration import _array, _constant, _float64
+from bayeslora_cli.tasks.calibration import is_constant, to_array, to_float64
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
@@ -26,7 +26,7 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
     """
     from sklearn.metrics import accuracy_score
 
-    return float(accuracy_score(_array(labels), _array(predictions)))
+    return float(accuracy_score(to_array(labels), to_array(predictions)))
 
 
 def f1(predictions: Tensor, labels: Tensor) -> float:
@@ -40,7 +40,7 @@ def f1(predictions: Tensor, labels: Tensor) -> float:
     """
     from sklearn.metrics import f1_score
 
-    return float(f1_score(_array(labels), _array(predictions), pos_label=1, zero_division=0.0))
+    return float(f1_score(to_array(labels), to_array(predictions), pos_label=1, zero_division=0.0))
 
 
 def macro_f1(predictions: Tensor, labels: Tensor) -> float:
@@ -54,7 +54,9 @@ def macro_f1(predictions: Tensor, labels: Tensor) -> float:
     """
     from sklearn.metrics import f1_score
 
-    return float(f1_score(_array(labels), _array(predictions), average="macro", zero_division=0.0))
+    return float(
+        f1_score(to_array(labels), to_array(predictions), average="macro", zero_division=0.0)
+    )
 
 
 def matthews(predictions: Tensor, labels: Tensor) -> float:
@@ -68,9 +70,9 @@ def matthews(predictions: Tensor, labels: Tensor) -> float:
     """
     from sklearn.metrics import matthews_corrcoef
 
-    if _constant(predictions) or _constant(labels):
+    if is_constant(predictions) or is_constant(labels):
         return 0.0  # this also avoids a warning about a confusion matrix of one cell
-    return float(matthews_corrcoef(_array(labels), _array(predictions)))
+    return float(matthews_corrcoef(to_array(labels), to_array(predictions)))
 
 
 def pearson(predictions: Tensor, labels: Tensor) -> float:
@@ -84,10 +86,10 @@ def pearson(predictions: Tensor, labels: Tensor) -> float:
     """
     from scipy.stats import pearsonr
 
-    x, y = _float64(predictions), _float64(labels)
+    x, y = to_float64(predictions), to_float64(labels)
     if not (x.isfinite().all() and y.isfinite().all()):
         return math.nan
-    if _constant(x) or _constant(y):
+    if is_constant(x) or is_constant(y):
         return 0.0
     with warnings.catch_warnings():
         # values may differ only in their last bits: the correlation is then one of rounding errors
@@ -104,7 +106,7 @@ def spearman(predictions: Tensor, labels: Tensor) -> float:
         predictions: (n,) scores.
         labels: (n,) scores.
     """
-    x, y = _float64(predictions), _float64(labels)
+    x, y = to_float64(predictions), to_float64(labels)
     if not (x.isfinite().all() and y.isfinite().all()):
         return math.nan
     return rank_correlation.spearman(x.numpy(), y.numpy()) or 0.0

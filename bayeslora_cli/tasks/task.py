@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -101,9 +101,15 @@ class Examples:
     labels: list[Any] | None
     """One label per row as the task's kind parses it, such as a class index or a score; None if the
     split has no labels."""
+    place: Callable[[int], str] | None = None
+    """Returns where a row, counted from 0, stands: its file and line. None: it is not known."""
 
     def __len__(self) -> int:
         return len(self.first)
+
+    def where(self, row: int) -> str:
+        """Return the place of a row, counted from 0, for messages."""
+        return f"row {row}" if self.place is None else self.place(row)
 
 
 def data_checksum(task: Task, examples: Mapping[str, Examples]) -> str:

@@ -1,0 +1,170 @@
+"""Dialogues become tokens, and what the loss counts is what the assistant says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bayeslora_cli.data.dialogues import encode
+from bayeslora_cli.errors import DataError, UserError
+from bayeslora_cli.tasks.dialogue import Turn, from_text, to_text
+from bayeslora_cli.tasks.task import Examples
+from tests.support.chats import BEGIN, CHATML, END, MARKED, STRICT, THINKING, byte_tokenizer
+
+TWO_ANSWERS = (
+    Turn("user", "Hi", False),
+    Turn("assistant", "Hello.", True),
+    Turn("user", "And?", False),
+    Turn("assistant", "No.\n", True),
+)
+
+
+def completion(prompt: str, answer: str) -> tuple[Turn, ...]:
+    return Turn("", prompt, False), Turn("", answer, True)
+
+
+def encoded(tokenizer, *rows, max_length=1000, **options):
+    examples = Examples(
+        [to_text(turns) for turns in rows], None, None, place=lambda row: f"f.jsonl, line {row + 1}"
+    )
+    return encode(examples, tokenizer, max_length, **options)
+
+
+def parts(tokenizer, *rows, **options):
+    """The text of each row, and the text that counts in it."""
+    found = encoded(tokenizer, *rows, **options)
+    result = []
+    for first, last in zip(found["offsets"][:-1], found["offsets"][1:], strict=True):
+        ids, counted = found["tokens"][first:last], found["counted"][first:last]
+        result.append((tokenizer.decode(ids), tokenizer.decode(ids[counted])))
+    return result
+
+
+def test_a_dialogue_is_read_back_as_it_was():
+    turns = (*TWO_ANSWERS, Turn("tool", "é\ud83d\ude00", False, '{"name":"f"}'))
+    assert from_text(to_text(turns)) == turns
+
+
+def test_a_completion_counts_with_its_end():
+    ((text, counted),) = parts(byte_tokenizer(), completion("2 + 2 =", " 4\n"))
+    assert (text, counted) == (f"2 + 2 = 4\n{END}", f" 4\n{END}")
+
+
+def test_text_counts_but_for_its_first_token():
+    ((text, counted),) = parts(byte_tokenizer(), (Turn("", "abc", True),))
+    assert (text, counted) == (f"abc{END}", f"bc{END}")
+
+
+def test_the_end_can_be_left_out():
+    assert parts(byte_tokenizer(), completion("a", "b"), ends=False) == [("ab", "b")]
+
+
+@pytest.mark.parametrize("typed", ["", BEGIN])
+def test_the_beginning_stands_once(typed):
+    tokenizer = byte_tokenizer(begin=True)
+    ((text, counted),) = parts(tokenizer, completion(f"{typed}a", "b"))
+    assert (text, counted) == (f"{BEGIN}ab{END}", f"b{END}")
+
+
+def test_an_end_that_is_typed_is_not_doubled():
+    assert parts(byte_tokenizer(), completion("a", f"b{END}")) == [(f"ab{END}", f"b{END}")]
+
+
+@pytest.mark.parametrize("answer", ["🙂", "\n", " ", "é", "a 🙂"])
+def test_every_byte_of_an_answer_counts(answer):
+    """Trimmed offsets, and characters of several tokens."""
+    found = encoded(byte_tokenizer(), completion("Q: ", answer))
+    assert int(found["counted"].sum()) == len(answer.encode()) + 1
+
+
+def test_a_token_across_the_border_counts():
+    tokenizer = byte_tokenizer(words=(" yes",))
+    ((_, counted),) = parts(tokenizer, completion("sure? ", "yes"))
+    assert counted == f" yes{END}"
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, STRICT])
+def test_what_the_assistant_says_counts(template):
+    ((text, counted),) = parts(byte_tokenizer(template), TWO_ANSWERS)
+    assert text == (
+        "<|user|>\nHi<|end|>\n<|assistant|>\nHello.<|end|>\n"
+        "<|user|>\nAnd?<|end|>\n<|assistant|>\nNo.\n<|end|>\n"
+    )
+    assert counted == "Hello.<|end|>No.\n<|end|>"
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_an_answer_can_be_left_out_of_the_loss(template):
+    turns = (TWO_ANSWERS[0], Turn("assistant", "Hello.", False), *TWO_ANSWERS[2:])
+    ((_, counted),) = parts(byte_tokenizer(template), turns)
+    assert counted == "No.\n<|end|>"
+
+
+def test_all_of_a_chat_counts_if_every_turn_does():
+    turns = tuple(Turn(turn.role, turn.text, True) for turn in TWO_ANSWERS)
+    ((text, counted),) = parts(byte_tokenizer(), turns)
+    assert counted == text.removeprefix("<|user|>")
+
+
+def test_raw_text_follows_the_assistants_beginning():
+    ((text, counted),) = parts(
+        byte_tokenizer(), (Turn("user", "Which?", False), Turn("", " B", True)), ends=False
+    )
+    assert text == "<|user|>\nWhich?<|end|>\n<|assistant|>\n B"
+    assert counted == " B"
+
+
+def test_instructions_are_turns_of_a_chat_or_plain_text():
+    row = (Turn("instruction", "Add.\n\n2, 2", False), Turn("response", "4", True))
+    ((text, counted),) = parts(byte_tokenizer(), row)
+    assert text == "<|user|>\nAdd.\n\n2, 2<|end|>\n<|assistant|>\n4<|end|>\n"
+    assert counted == "4<|end|>"
+    ((text, counted),) = parts(byte_tokenizer(None), row)
+    assert text == f"### Instruction:\nAdd.\n\n2, 2\n\n### Response:\n4{END}"
+    assert counted == f"4{END}"
+
+
+def test_rows_keep_their_beginning():
+    found = encoded(
+        byte_tokenizer(), completion("abcd", "efgh"), completion("a", "b"), max_length=5
+    )
+    assert found["offsets"].tolist() == [0, 5, 8]
+    assert found["whole"].tolist() == [9, 3]
+    assert found["counted"].tolist() == [False] * 4 + [True] + [False, True, True]
+    assert found["tokens"].dtype is torch.int32
+
+
+def test_a_row_whose_answer_is_cut_away_counts_nothing():
+    found = encoded(byte_tokenizer(), completion("abcd", "efgh"), max_length=4)
+    assert not found["counted"].any()
+
+
+def test_rows_are_the_same_in_calls_of_any_size(monkeypatch):
+    rows = [TWO_ANSWERS, completion("a", "b"), (Turn("", "x y", True),)] * 3
+    whole = encoded(byte_tokenizer(), *rows)
+    monkeypatch.setattr("bayeslora_cli.data.dialogues._CHARACTERS_A_CALL", 60)
+    again = encoded(byte_tokenizer(), *rows)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+# ---- what cannot be rendered
+
+
+def test_a_tokenizer_without_a_template():
+    with pytest.raises(UserError, match=r"f\.jsonl, line 1: .* no chat template"):
+        encoded(byte_tokenizer(None), TWO_ANSWERS)
+
+
+def test_roles_that_a_template_refuses():
+    with pytest.raises(DataError, match=r"line 2: .* refuses .* must alternate"):
+        encoded(byte_tokenizer(STRICT), TWO_ANSWERS, TWO_ANSWERS[1:])
+
+
+def test_prefixes_that_disagree():
+    with pytest.raises(DataError, match=r"line 2: the chat up to turn 2 \(assistant\)"):
+        encoded(byte_tokenizer(THINKING), TWO_ANSWERS[:2], TWO_ANSWERS)
+
+
+def test_one_answer_is_found_where_earlier_ones_would_change():
+    ((_, counted),) = parts(byte_tokenizer(THINKING), TWO_ANSWERS[:2])
+    assert counted == "<think>\n\n</think>\n\nHello.<|end|>"

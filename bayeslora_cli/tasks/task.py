@@ -103,6 +103,9 @@ class Examples:
     split has no labels."""
     place: Callable[[int], str] | None = None
     """Returns where a row, counted from 0, stands: its file and line. None: it is not known."""
+    groups: list[str] | None = None
+    """What each row belongs to, the widest first, such as stem/astronomy; None: nothing. Metrics
+    are also told by group."""
 
     def __len__(self) -> int:
         return len(self.first)

@@ -35,7 +35,7 @@ from bayeslora_cli.export.verification import (
 )
 from bayeslora_cli.methods.adalora.pruning import prune
 from bayeslora_cli.methods.network import Network
-from bayeslora_cli.models.backbones.loading import backbone_path
+from bayeslora_cli.models.backbones.places import backbone_path
 from bayeslora_cli.runs.atomic_write import replacing, write_json
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.environment import now, versions

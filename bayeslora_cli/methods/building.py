@@ -46,22 +46,36 @@ def build_network(
     Raises:
         ModelError: raised by `load_backbone` or `match_targets`.
     """
-    weights = device.type != "meta"
-    module, head, missing = load_backbone(config, objective, tokenizer, weights=weights)
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    method = find_method(config.method)
+    make_layer = method.layer_maker(config)
+    module, head, missing = load_backbone(
+        config,
+        objective,
+        tokenizer,
+        device=device,
+        dtype=torch.float32 if make_layer is None else dtype,  # trained weights stay fp32
+    )
     pretrained = [
         tensor
         for name, tensor in module.named_parameters()
         if name not in missing and not inside(name, head)
     ]
     replace_attention(module, config.max_length)
-    backbone_sha256 = "" if device.type == "meta" else fingerprint(pretrained)
-    method = find_method(config.method)
-    make_layer = method.layer_maker(config)
+    backbone_sha256 = (
+        ""
+        if device.type == "meta"
+        else fingerprint(
+            # exports of a run read in fp32 what the run read in bf16
+            pretrained,
+            torch.float32 if head else torch.bfloat16,
+        )
+    )
     module.requires_grad_(make_layer is None)
     for name in head:
         module.get_submodule(name).requires_grad_(True)
     drawn = {
-        name: tensor.detach().clone()
+        name: tensor.detach().to(torch.float32, copy=True)
         for name, tensor in module.state_dict().items()
         if name in missing and not inside(name, head) and make_layer is not None
     }
@@ -76,7 +90,6 @@ def build_network(
             setattr(module.get_submodule(parent), last, layer)
             adapters[name] = layer
 
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     module.to(device)
     matrices = [Matrix(name=n, a=m.lora_A, b=m.lora_B, e=m.lora_E) for n, m in adapters.items()]
     low_rank = {id(p) for m in matrices for p in (m.a, m.b, m.e)}
@@ -84,6 +97,8 @@ def build_network(
     for name, parameter in module.named_parameters():
         # logits need fp32: a bf16 regression output has three digits
         exact = inside(name, head) or id(parameter) in low_rank
+        # weights that are trained are fp32 in the bank; those under a head were always rounded
+        exact |= not head and parameter.requires_grad
         parameter.data = parameter.data.to(torch.float32 if exact else dtype)
     for name in head:
         module.get_submodule(name).register_forward_pre_hook(_inputs_to_float)

@@ -22,7 +22,7 @@ from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.adapters.layer import LowRankLinear
 from bayeslora_cli.models.adapters.plain_lora import fold, plain_number, uniform, without_empty
-from bayeslora_cli.models.backbones.loading import backbone_path
+from bayeslora_cli.models.backbones.places import backbone_path
 from bayeslora_cli.models.backbones.targets import inside
 from bayeslora_cli.runs.model_card import base_model, trust_argument
 from bayeslora_cli.tasks.task import Task

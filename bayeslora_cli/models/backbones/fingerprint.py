@@ -11,8 +11,11 @@ from torch import Tensor
 SAMPLES = 1024  # values read per tensor; every fine-tuning changes nearly all of them
 
 
-def fingerprint(tensors: Iterable[Tensor]) -> str:
-    """Compute sha256 over the shape and `SAMPLES` evenly spaced fp32 values of each tensor.
+def fingerprint(tensors: Iterable[Tensor], dtype: torch.dtype = torch.float32) -> str:
+    """Compute sha256 over the shape and `SAMPLES` evenly spaced values of each tensor.
+
+    The values are rounded to `dtype`, so that tensors that were read in that type or a wider one
+    get the same checksum.
 
     Order and names are ignored, because another version of a library may change both. Two
     checkpoints that agree at all sampled places get the same checksum.
@@ -20,7 +23,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> str:
     parts = []
     for tensor in tensors:
         flat = tensor.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // SAMPLES)].to("cpu", torch.float32)
+        sample = flat[:: max(1, flat.numel() // SAMPLES)].to("cpu", dtype).float()
         values = sample.contiguous().numpy().astype("<f4").tobytes()
         parts.append(sha256(f"{list(tensor.shape)}".encode() + values).digest())
     return sha256(b"".join(sorted(parts))).hexdigest()

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from bayeslora_cli.errors import ModelError, StorageError
-from bayeslora_cli.models.backbones.loading import LOADING_ERRORS, backbone_path
+from bayeslora_cli.models.backbones.loading import LOADING_ERRORS, load_configuration
+from bayeslora_cli.models.backbones.places import find_backbone
 from bayeslora_cli.runs.atomic_write import write_json
 
 logger = logging.getLogger("bayeslora")
@@ -66,20 +66,27 @@ def model_identity(
     Raises:
         ModelError: the model's configuration cannot be loaded.
     """
-    path = backbone_path(name)
+    place = find_backbone(name)
+    configuration = load_configuration(name, trust_remote_code=trust_remote_code)
     try:
-        configuration = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        found = cached_file(path, "config.json")
+        found = Path(str(cached_file(place.name, place.gguf or "config.json")))
     except LOADING_ERRORS as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"--model {name}: cannot load the configuration: {first}") from error
-    directory = Path(str(found)).parent
     values = json.loads(configuration.to_json_string(use_diff=False))
+    memory, directory = _Memory(verify=verify), found.parent
+    files: dict[str, str | None]
+    if place.gguf is not None:  # its own root: a file that was renamed is the same model
+        files = {"weights": _of_files(found, [found], memory), "tokenizer": None, "code": None}
+    else:
+        files = {
+            "weights": _of_files(directory, _weights(directory), memory),
+            "tokenizer": _of_files(directory, _matching(directory, TOKENIZERS)),
+            "code": _of_files(directory, _matching(directory, ("*.py",))),
+        }
     return {
-        "weights": _of_files(directory, _weights(directory), _Memory(verify=verify)),
+        **files,
         "configuration": {k: v for k, v in values.items() if k not in IDLE},
-        "tokenizer": _of_files(directory, _matching(directory, TOKENIZERS)),
-        "code": _of_files(directory, _matching(directory, ("*.py",))),
         "transformers": transformers.__version__,
     }
 

@@ -6,11 +6,10 @@ do, import `transformers`.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,38 +21,16 @@ from transformers.utils import logging as transformers_logging
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.models.backbones.input_limits import PADDING_COUNTS, unused_positions
+from bayeslora_cli.models.backbones.places import find_backbone, parsed_once
 from bayeslora_cli.models.backbones.targets import head_modules, inside
 from bayeslora_cli.tasks.objectives.objective import Objective
 
 logger = logging.getLogger("bayeslora")
-# raised by transformers for a name or directory that it cannot load
-LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError)
-
-
-def backbone_path(name: str) -> str:
-    """Resolve --model: package:NAME/PATH becomes a directory, anything else is returned as it is.
-
-    Raises:
-        ModelError: there is no such package or directory.
-    """
-    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
-        raise ModelError(f"--model {name}: no such directory")
-    if not name.startswith("package:"):
-        if Path(name).is_dir():
-            for path in Path(name).iterdir():  # reading a pipe would wait for a writer
-                if path.exists() and not path.is_file() and not path.is_dir():
-                    raise ModelError(f"--model {name}: {path.name} is not a regular file")
-        return name
-    package, _, inner = name.removeprefix("package:").partition("/")
-    found = importlib.util.find_spec(package) if package.isidentifier() else None
-    if found is None or found.origin is None:
-        raise ModelError(
-            f"--model {name}: the package {package} is not installed: pip install {package}"
-        )
-    path = Path(found.origin).parent / inner
-    if not path.is_dir():
-        raise ModelError(f"--model {name}: {package} holds no directory {inner}")
-    return str(path)
+# raised by transformers for a name or directory that it cannot load; the last two for a GGUF file
+# that was cut off
+LOADING_ERRORS = (
+    OSError, ValueError, KeyError, ImportError, RuntimeError, IndexError, struct.error,
+)  # fmt: skip
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -62,9 +39,12 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     Raises:
         ModelError: it cannot be loaded.
     """
-    path = backbone_path(name)
+    place = find_backbone(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        with parsed_once(place):
+            tokenizer = AutoTokenizer.from_pretrained(
+                place.name, trust_remote_code=trust_remote_code, **place.options
+            )
     except LOADING_ERRORS as error:
         raise ModelError(_cannot_load(name, "tokenizer", error)) from error
     if tokenizer.pad_token is None:
@@ -88,7 +68,7 @@ def usable_length(name: str, tokenizer: Any, *, trust_remote_code: bool = False)
     Raises:
         ModelError: the model's configuration cannot be loaded.
     """
-    config = _configuration(name, trust_remote_code)
+    config = load_configuration(name, trust_remote_code=trust_remote_code)
     limits = [n for n in (tokenizer.model_max_length,) if n < 10**6]
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
@@ -102,7 +82,7 @@ def warn_of_padding(name: str, *, trust_remote_code: bool = False) -> None:
     Raises:
         ModelError: the model's configuration cannot be loaded.
     """
-    kind = _configuration(name, trust_remote_code).model_type
+    kind = load_configuration(name, trust_remote_code=trust_remote_code).model_type
     if kind in PADDING_COUNTS:
         logger.warning(
             "--model %s: %s mixes padding into all tokens, so a row's prediction depends on the "
@@ -111,22 +91,39 @@ def warn_of_padding(name: str, *, trust_remote_code: bool = False) -> None:
         )  # fmt: skip
 
 
-def _configuration(name: str, trust_remote_code: bool) -> Any:
+def load_configuration(name: str, *, trust_remote_code: bool = False, **changes: Any) -> Any:
+    """Load the configuration of transformers, with `changes` of its values.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    place = find_backbone(name)
     try:
-        return AutoConfig.from_pretrained(backbone_path(name), trust_remote_code=trust_remote_code)
+        with parsed_once(place):
+            return AutoConfig.from_pretrained(
+                place.name, trust_remote_code=trust_remote_code, **place.options, **changes
+            )
     except LOADING_ERRORS as error:
         raise ModelError(_cannot_load(name, "configuration", error)) from error
 
 
 def load_backbone(
-    config: RunConfig, objective: Objective, tokenizer: Any, *, weights: bool = True
+    config: RunConfig,
+    objective: Objective,
+    tokenizer: Any,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Any, tuple[str, ...], set[str]]:
-    """Load a pretrained backbone in fp32, with the head that the kind of task needs.
+    """Load a pretrained backbone, with the head that the kind of task needs.
+
+    A backbone without a head is read tensor by tensor in `dtype`, straight to `device`. One with a
+    head is read in fp32 on the CPU: its head is drawn there, the same for every device.
 
     Tensors that the checkpoint lacks are drawn from torch's generator, seeded with the run's seed.
 
     Args:
-        weights: whether to read the weights; without them the module is on torch's meta device.
+        device: None: the CPU; meta: only the shapes are read.
     Returns:
         The module, the names of its head's modules, and the names of tensors that its checkpoint
         lacked.
@@ -138,23 +135,29 @@ def load_backbone(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     torch.manual_seed(config.seed)
-    path, trust = backbone_path(config.model), {"trust_remote_code": config.trust_remote_code}
+    place, trust = find_backbone(config.model), {"trust_remote_code": config.trust_remote_code}
+    options: dict[str, Any] = {"dtype": torch.float32 if objective.entry.head else dtype}
+    if not objective.entry.head and device is not None and device.type != "cpu":
+        options["device_map"] = {"": device}
     auto_class = getattr(transformers, objective.entry.auto_class)
     module: Any
     loading: dict[str, Any] = {"missing_keys": ()}
     try:
-        architecture = AutoConfig.from_pretrained(path, **objective.model_options(), **trust)
-        if config.dropout is not None:
-            _set_dropout(architecture, config.dropout)
-        if weights:
-            module, loading = auto_class.from_pretrained(
-                path, config=architecture, output_loading_info=True, dtype=torch.float32,
-                ignore_mismatched_sizes=True, **trust,
-            )  # fmt: skip
-        else:
-            architecture.dtype = torch.float32
-            with torch.device("meta"):
-                module = auto_class.from_config(architecture, **trust)
+        with parsed_once(place):
+            architecture = AutoConfig.from_pretrained(
+                place.name, **place.options, **objective.model_options(), **trust
+            )
+            if config.dropout is not None:
+                _set_dropout(architecture, config.dropout)
+            if device is None or device.type != "meta":
+                module, loading = auto_class.from_pretrained(
+                    place.name, config=architecture, output_loading_info=True,
+                    ignore_mismatched_sizes=True, **place.weight_options, **options, **trust,
+                )  # fmt: skip
+            else:
+                architecture.dtype = torch.float32
+                with torch.device("meta"):
+                    module = auto_class.from_config(architecture, **trust)
     except LOADING_ERRORS as error:
         raise ModelError(_cannot_load(config.model, "model", error)) from error
     # a decoder's classifier finds the last token before the padding by this id

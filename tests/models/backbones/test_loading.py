@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from transformers.utils.import_utils import is_tracing
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.models.backbones.loading import (
-    backbone_path,
     load_backbone,
     load_tokenizer,
     unread,
@@ -27,52 +25,6 @@ def load(directory, **changes):
     config = RunConfig(model=directory, **changes)
     module, _, _ = load_backbone(config, TWO_CLASSES, load_tokenizer(directory))
     return module
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch, backbone):
-    """A package on the path with a model in it, that cannot be imported."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "a_model_package").mkdir()
-    (tmp_path / "a_model_package" / "__init__.py").write_text("raise RuntimeError")
-    (tmp_path / "a_model_package" / "model").symlink_to(backbone("bert"))
-    return "package:a_model_package/model"
-
-
-def test_a_model_in_a_package_is_found_without_importing_it(package):
-    assert backbone_path(package).endswith("a_model_package/model")
-    assert load_tokenizer(package).pad_token == "[PAD]"
-    assert load(package).config.model_type == "bert"
-    assert "a_model_package" not in sys.modules
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("package:not_there_at_all/model", "pip install not_there_at_all"),
-        ("package:not-a-name/model", "not-a-name is not installed"),
-        ("package:", "is not installed"),
-    ],
-)
-def test_packages_that_are_not_there(name, message):
-    with pytest.raises(ModelError, match=f"--model {name}.*{message}"):
-        backbone_path(name)
-
-
-def test_packages_without_that_directory(package):
-    with pytest.raises(ModelError, match="a_model_package holds no directory modle"):
-        backbone_path("package:a_model_package/modle")
-
-
-def test_other_names_stay(tmp_path):
-    for name in ("org/name", str(tmp_path), "microsoft/deberta-v3-base"):
-        assert backbone_path(name) == name
-
-
-@pytest.mark.parametrize("name", ["/not/there", "./not-there", "../not-there", "~/not-there"])
-def test_directories_that_are_not_there(name):
-    with pytest.raises(ModelError, match=f"--model {name}: no such directory"):
-        load_tokenizer(name)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *DECODERS])

@@ -90,24 +90,31 @@ def match_targets(module: Any, head: Sequence[str], wanted: Sequence[str] | None
     """Return the names of the layers to adapt, in the model's order; none lies in the head.
 
     Args:
-        wanted: endings of names, or all-linear; None: PEFT's AdaLoRA targets for the backbone, or
-            all linear layers if PEFT has none for it. Layers that None or all-linear matches and
-            that cannot be adapted are left out, with a warning.
+        wanted: endings of names, or all-linear, which leaves out the output layer of a language
+            model; None: for a language model all linear layers of its blocks, except routers of
+            experts, for other backbones PEFT's AdaLoRA targets, or all linear layers if PEFT has
+            none. Layers that None or all-linear matches and that cannot be adapted are left out,
+            with a warning.
     Raises:
         ModelError: no layer matches, or a named one is not a linear layer.
     """
     kind = module.config.model_type
     named = wanted is not None and list(wanted) != ["all-linear"]
-    if wanted is None:
+    linear = {n: m for n, m in module.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+    output = module.get_output_embeddings()  # None: this is no language model
+    within = [n for n, layer in linear.items() if layer is not output]
+    if wanted is None and output is not None:
+        within = _of_the_blocks(module, within)
+        wanted = ("all-linear",)
+    elif wanted is None:
         wanted = TRANSFORMERS_MODELS_TO_ADALORA_TARGET_MODULES_MAPPING.get(kind)
         if wanted is None:
             logger.info("PEFT knows no AdaLoRA targets for %s: adapting all linear layers", kind)
             wanted = ("all-linear",)
     if isinstance(wanted, str):
         wanted = (wanted,)
-    linear = {n: m for n, m in module.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
     if list(wanted) == ["all-linear"]:
-        names = list(linear)
+        names = within
     else:
         config = AdaLoraConfig(target_modules=list(wanted), total_step=1)
         names = [
@@ -134,3 +141,26 @@ def match_targets(module: Any, head: Sequence[str], wanted: Sequence[str] | None
         endings = sorted({n.rpartition(".")[2] for n in linear if not inside(n, head)})
         raise ModelError(f"{flag}: no layer of {kind} matches; it has {', '.join(endings)}")
     return names
+
+
+def _of_the_blocks(module: Any, linear: Sequence[str]) -> list[str]:
+    """Return those linear layers that lie in a repeated block and are no routers of experts.
+
+    Warns of routers, which are layers beside experts, and of experts that are tensors (experts,
+    out, in), which no adapted layer holds.
+    """
+    owners = {n.rpartition(".")[0] for n, _ in module.named_modules() if n.endswith(".experts")}
+    routers = [
+        name
+        for name, layer in module.named_modules()
+        if name.rpartition(".")[0] in owners
+        and (name in linear or "Router" in type(layer).__name__)
+    ]
+    experts = [
+        n for n, p in module.named_parameters() if p.ndim == 3 and n.split(".")[-2] == "experts"
+    ]
+    found = {"tensors that hold all experts of a layer": experts, "routers": routers}
+    said = [f"{len(names)} {what}, {names[0]} for one" for what, names in found.items() if names]
+    if said:
+        logger.warning("not adapted: %s", "; ".join(said))
+    return [n for n in linear if n not in routers and any(p.isdigit() for p in n.split("."))]

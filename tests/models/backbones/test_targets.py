@@ -6,7 +6,13 @@ import pytest
 import torch
 from peft import AdaLoraConfig, TaskType, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+)
 
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.models.backbones.targets import head_modules, is_adaptable, match_targets
@@ -91,6 +97,9 @@ class Pair(nn.Module):
         self.config = BertConfig()
         self.one, self.two = layers
 
+    def get_output_embeddings(self):
+        return None
+
 
 def test_a_subclass_that_computes_the_same_is_adapted():
     before = torch.random.get_rng_state()
@@ -128,3 +137,63 @@ def test_xlms_head_is_found_and_xlnets_refused():
     )
     with pytest.raises(ModelError, match="last position, which is padding"):
         head_modules(AutoModelForSequenceClassification.from_config(xlnet))
+
+
+# ---- language models
+
+DECODER = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 64, "pad_token_id": 0,
+}  # fmt: skip
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+OF_THE_BLOCKS = {
+    "llama": [*ATTENTION, "gate_proj", "up_proj", "down_proj"],
+    "qwen2": [*ATTENTION, "gate_proj", "up_proj", "down_proj"],
+    "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+    "phi": ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"],
+    "gpt2": ["c_attn", "c_proj", "c_fc"],
+    "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+    "falcon": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+    "opt": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
+}
+
+
+def language_model(kind, **sizes):
+    with torch.device("meta"):
+        config = AutoConfig.for_model(kind, **DECODER | sizes)
+        return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("kind", OF_THE_BLOCKS)
+def test_default_targets_of_a_language_model(kind, caplog):
+    """All linear layers of its blocks: not the output layer, nor OPT's projections before them."""
+    module = language_model(kind, **({"word_embed_proj_dim": 16} if kind == "opt" else {}))
+    names = match_targets(module, (), None)
+    assert {n.rpartition(".")[2] for n in names} == set(OF_THE_BLOCKS[kind])
+    assert len({n.split(".1.")[0] for n in names if ".1." in n}) == 1
+    assert not caplog.records
+    linear = match_targets(module, (), ["all-linear"])
+    assert set(linear) - set(names) == (
+        {"model.decoder.project_in", "model.decoder.project_out"} if kind == "opt" else set()
+    )
+    assert match_targets(module, (), ["lm_head"]) == ["lm_head"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "owner", "router", "shared"),
+    [
+        ("mixtral", {"num_local_experts": 4}, "mlp", "gate", []),
+        ("gpt_oss", {"num_local_experts": 4, "head_dim": 8}, "mlp", "router", []),
+        ("qwen2_moe", {"num_experts": 4}, "mlp", "gate", ["gate_proj", "up_proj", "down_proj"]),
+        ("llama4_text", {"num_local_experts": 2, "head_dim": 8}, "feed_forward", "router",
+         ["gate_proj", "up_proj", "down_proj"]),
+    ],
+)  # fmt: skip
+def test_experts_and_routers_are_said(kind, sizes, owner, router, shared, caplog):
+    names = match_targets(language_model(kind, **sizes), (), None)
+    assert {n.rpartition(".")[2] for n in names} == {*ATTENTION, *shared}
+    assert f"not adapted: 4 tensors that hold all experts of a layer, model.layers.0.{owner}.exp" \
+        in caplog.text  # fmt: skip
+    routers = 4 if kind == "qwen2_moe" else 2  # one of the shared expert
+    assert f"{routers} routers, model.layers.0.{owner}.{router} for one" in caplog.text
+    assert len(caplog.records) == 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import random
 import shutil
 import time
@@ -15,7 +16,7 @@ from collections import Counter
 import pytest
 
 from tests.conftest import save_backbone, write_rte
-from tests.support.faults import Server, contents, differences
+from tests.support.faults import ROOT, Server, contents, differences
 
 OPTIONS = (
     "--task rte --max-steps 13 --batch-size 16 --log-every 3 --max-length 16 --device cpu "
@@ -104,6 +105,27 @@ def test_a_finished_run_says_so(server):
     assert again.code == 0
     assert "already trained" in again.text
     assert contents(server.run("whole")) == before
+
+
+def test_the_same_configuration_wherever_it_was_typed(server):
+    """Typed relative or absolute, before or after its directory is made, even by a kill."""
+    place = server.directory / "same" / "out"
+    typed = {"relative": os.path.relpath(place, ROOT), "absolute": str(place)}
+    found, last = set(), set()
+    at = next(i for i, point in enumerate(server.points, 1) if "config.toml" in point)
+    for output, *before in itertools.product(typed.values(), ("", "kill", "mkdir")):
+        if before == ["kill"]:
+            assert server.train("same", "--output", output, fault="kill", at=at).code == -9
+            assert not list(place.rglob("config.toml"))
+        elif before == ["mkdir"]:
+            place.mkdir(parents=True)
+        done = server.train("same", "--output", output)
+        assert done.code == 0, done.text
+        found.add((server.run("same") / "config.toml").read_bytes())
+        last.add(done.text.splitlines()[-1])
+        server.forget("same")
+    assert len(found) == 1
+    assert last == {str(place / server.run("whole").relative_to(server.directory / "whole/out"))}
 
 
 def kill_after(server, number, seconds):

@@ -74,6 +74,8 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
     if entry is not None and entry.free_rank is not None:
         row["init_rank"] = values.get("init_rank", entry.free_rank)
         row["target_rank"] = values["target_rank"] = row["init_rank"]
+    # absolute, though it need not exist yet: a run that begins anew has the same config.toml
+    values["output"] = str(_absolute("output", values.get("output", OPTIONS["output"].default)))
     config = RunConfig(**row | values)
     sources = dict.fromkeys(OPTIONS, "default")
     for name, found in layers:
@@ -154,20 +156,37 @@ def _checked_paths(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the given values, with absolute paths of directories and files, and reals as floats.
 
     Raises:
-        ConfigError: there is no such data directory.
+        ConfigError: there is no such data directory, or a path cannot exist.
     """
     found = dict(given)
     data = given.get("data")
-    if data is not None and not Path(data).expanduser().is_dir():
-        what = "is no directory" if Path(data).expanduser().exists() else "no such directory"
+    if data is not None and not (path := _absolute("data", data)).is_dir():
+        what = "is no directory" if path.exists() else "no such directory"
         raise ConfigError([f"--data {data}: {what}; give GLUE's TSV layout or a saved data set"])
     for key, value in given.items():
         option = OPTIONS[key]
-        if option.path and value is not None and Path(value).expanduser().exists():
-            found[key] = str(Path(value).expanduser().resolve())
+        if option.path and value is not None and (path := _absolute(key, value)).exists():
+            found[key] = str(path)
         if isinstance(value, int) and option.type.startswith("float"):
             found[key] = float(value)
     return found
+
+
+def _absolute(name: str, value: str) -> Path:
+    """Return an option's path from the file system's root, without links; it need not exist.
+
+    Raises:
+        ConfigError: it has a NUL character, a name that is too long, an unknown user's home or a
+            link to itself, or the current directory was deleted.
+    """
+    try:
+        path = Path(value).expanduser().resolve()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        what = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
+        problem = f"{flag(name)} {value[:80]}: {what}; give a path that can exist"
+        raise ConfigError([problem]) from error
+    return path
 
 
 def scale_schedule(resolved: Resolved, total: int) -> tuple[RunConfig, str | None]:

@@ -63,6 +63,7 @@ def test_typed_wins_over_preset_wins_over_default(task, row, typed):
             assert source == "default"
             ranks = {"adalora": (3, 2), "blora": (8, 8)}.get(method, (2, 2))
             expected = dict(zip(("init_rank", "target_rank"), ranks, strict=True))
+            expected["output"] = str(Path("runs").resolve())
             assert got == expected.get(name, f.default)
     assert resolved.changed == {
         name: value
@@ -121,6 +122,22 @@ def test_directories_become_absolute(tmp_path, monkeypatch):
         config = resolve({"task": "rte", "data": given_path, "model": given_path}).config
         assert config.data == config.model == str(tmp_path.resolve() / "here")
     assert resolve({"task": "rte", "model": "org/name"}).config.model == "org/name"
+
+
+def test_paths_that_cannot_be(tmp_path, monkeypatch):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for option in ("data", "train_file", "eval_file", "model", "output"):
+        for path in ("~nouser/x", "x" * 5000, "a\0b", str(tmp_path / "loop")):
+            values = {"task": "rte", option: path}
+            if option.endswith("_file"):
+                values = {"train_file": path, option: path}
+            with pytest.raises(ConfigError, match=r"^--\w+(-file)? .*; give a path that can"):
+                resolve(values)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigError, match="--output runs: No such file or directory"):
+        resolve({"task": "rte"})
 
 
 # ---- the schedule

@@ -329,10 +329,10 @@ def finished_contents(run: Path, root: Path | str) -> dict[str, Any]:
 
 
 def planned(root: Path, given: str) -> list[str]:
-    """Directories of the runs that a set of options means."""
+    """Directories of the runs that a set of options means, relative to the current one."""
     said = bayeslora("train", *cases.NOWHERE.split(), *given.format(root=root).split())
     assert said.code, "there is a model of that name"
-    return sorted(entry["run"] for entry in json.loads(said.out))
+    return sorted(os.path.relpath(entry["run"]) for entry in json.loads(said.out))
 
 
 def printed_commands(given: str) -> list[str]:

@@ -57,7 +57,7 @@ class Server:
             after: seconds after which a `signal` is sent instead.
         """
         root, log = self.directory / name / "out", self.directory / name / "log"
-        root.mkdir(parents=True, exist_ok=True)
+        root.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
         order = {
             "arguments": ["train", *self.options, "--output", str(root), *more],
@@ -101,7 +101,7 @@ def contents(run: Path) -> dict[str, object]:
             lines = text.splitlines() if path.suffix == ".jsonl" else [text]
             found[name] = [_timeless(json.loads(line)) for line in lines]
         elif path.name == "config.toml":
-            found[name] = re.sub(r"(?m)^output = .*$", "", path.read_text())
+            found[name] = re.sub(r'(?m)^output = "/.*$', "", path.read_text())
         else:
             found[name] = path.read_bytes()
     del found["environment.json"]

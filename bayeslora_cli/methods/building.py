@@ -16,6 +16,7 @@ from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.bank_layout import Matrix
+from bayeslora_cli.models.adapters.decoder_blocks import join_blocks
 from bayeslora_cli.models.adapters.dense import DenseLinear
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear, join
 from bayeslora_cli.models.adapters.published_factors import PublishedFactors
@@ -121,9 +122,10 @@ def build_network(
         if parameter.requires_grad and id(parameter) not in low_rank
     ]
     others += method.parameters(config, adapters)
+    joints: list[JointLinear] = []
     bank = AdapterBank(matrices, others, posterior=posterior, device=device, compute_dtype=dtype)
     if adapters:
-        joints = _joints(module)
+        joints = _joints(module, decoder=not objective.entry.head)
         bank.factors = PublishedFactors(bank, list(adapters.values()), dtype, joints)
     return Network(
         module=module,
@@ -131,6 +133,7 @@ def build_network(
         bank=bank,
         compute_dtype=dtype,
         adapters=adapters,
+        joints=tuple(joints),
         head=head,
         drawn=drawn,
         backbone_sha256=backbone_sha256,
@@ -138,13 +141,19 @@ def build_network(
     )
 
 
-def _joints(module: nn.Module) -> list[JointLinear]:
-    """Join the projections of each attention whose layers and their form can be joined."""
+def _joints(module: nn.Module, *, decoder: bool) -> list[JointLinear]:
+    """Join the projections that see the same input, where their form can be joined.
+
+    Args:
+        decoder: whether the blocks of decoders are among them. A classifier on a decoder keeps
+            separate products: joint ones round otherwise.
+    """
     attentions = [found for found in module.modules() if isinstance(found, RelativeAttention)]
     for attention in attentions:
         projections = (attention.query_proj, attention.key_proj, attention.value_proj)
         attention.joint = join(projections)
-    return [attention.joint for attention in attentions if attention.joint is not None]
+    found = [attention.joint for attention in attentions if attention.joint is not None]
+    return [*found, *(join_blocks(module) if decoder else ())]
 
 
 def _inputs_to_float(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.models.adapters.bank import AdapterBank
-from bayeslora_cli.models.adapters.layer import LowRankLinear
+from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
 from bayeslora_cli.models.backbones.loading import unread
 from bayeslora_cli.models.kernels.cpu_dropout import cpu_dropout
 from bayeslora_cli.tasks.objectives.objective import BESIDE_INPUTS, Objective
@@ -58,6 +58,8 @@ class Network:
     """Type of the backbone's weights; the head and trained tensors are fp32."""
     adapters: dict[str, LowRankLinear]
     """Adapted layers by name, in the model's order."""
+    joints: tuple[JointLinear, ...] = ()
+    """Joint products of adapted layers that see the same input."""
     head: tuple[str, ...]
     """Names of the modules that make up the head."""
     drawn: dict[str, Tensor]

@@ -23,7 +23,6 @@ from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
 from bayeslora_cli.models.adapters.published_factors import padded_rank
-from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
 
 logger = logging.getLogger("bayeslora")
 
@@ -132,26 +131,20 @@ def _factors(network: Network, device: torch.device) -> tuple[list[Tensor], list
         The factors, and the joint layers' frozen tensors.
     """
     dtype = network.compute_dtype
-    joints = [
-        module.joint
-        for module in network.module.modules()
-        if isinstance(module, RelativeAttention) and module.joint is not None
-    ]
-    joined = {id(layer) for joint in joints for layer in joint.layers}
+    joined = {id(layer) for joint in network.joints for layer in joint.layers}
     owners = [layer for layer in network.adapters.values() if id(layer) not in joined]
     factors, frozen = [], []
     units: list[tuple[LowRankLinear | JointLinear, tuple[LowRankLinear, ...]]]
-    units = [*((x, (x,)) for x in owners), *((x, x.layers) for x in joints)]
+    units = [*((x, (x,)) for x in owners), *((x, x.layers) for x in network.joints)]
     for owner, layers in units:
-        (rank, width), (height, _) = layers[0].lora_A.shape, layers[0].lora_B.shape
+        rank, width = layers[0].lora_A.shape
+        height = sum(layer.out_features for layer in layers)
         rank = padded_rank(len(layers) * rank, dtype, device)
         owner.down = torch.empty(rank, width, dtype=dtype, device=device, requires_grad=True)
-        owner.up = torch.empty(
-            len(layers) * height, rank, dtype=dtype, device=device, requires_grad=True
-        )
+        owner.up = torch.empty(height, rank, dtype=dtype, device=device, requires_grad=True)
         factors += [owner.down, owner.up]
     # joints are not modules of the network: `_fake` does not reach their tensors
-    for joint in joints:
+    for joint in network.joints:
         for own in (joint.base_layer._parameters, joint.base_layer._buffers):
             for name, x in own.items():
                 if x is not None:

@@ -87,7 +87,7 @@ class AdaptedLinear(nn.Module, ABC):
 
     @classmethod
     def join(cls, forms: Sequence[Self]) -> AdaptedLinear | None:
-        """Join forms of one shape that see the same input; their outputs are concatenated.
+        """Join forms that see the same input; their outputs are concatenated.
 
         None: the form cannot be joined, and each product is computed on its own. The joined form
         shares its memory with the others.

@@ -57,13 +57,14 @@ class DenseLinear(AdaptedLinear):
         return self.dense(), self.bias
 
     @classmethod
-    def join(cls, forms: Sequence[Self]) -> DenseLinear:
+    def join(cls, forms: Sequence[Self]) -> DenseLinear | None:
         """Stack the weights vertically; the weights of `forms` become views of the stack.
 
-        Join last: moving or casting a module afterwards separates them again. Either all layers
-        have a bias or none has.
+        Join last: moving or casting a module afterwards separates them again. Layers of which only
+        some have a bias, and those that store (in, out), are not joined.
         """
-        assert not any(form.transposed for form in forms)
+        if any(form.transposed for form in forms) or len({form.bias is None for form in forms}) > 1:
+            return None
         weight, bias = (_joined([getattr(form, name) for form in forms]) for name in FROZEN)
         assert weight is not None
         height, width = weight.shape
@@ -78,6 +79,6 @@ def _joined(parameters: Sequence[nn.Parameter | None]) -> nn.Parameter | None:
     if not found:
         return None
     joined = torch.cat([parameter.detach() for parameter in found])
-    for parameter, view in zip(found, joined.chunk(len(found)), strict=True):
+    for parameter, view in zip(found, torch.split(joined, [len(p) for p in found]), strict=True):
         parameter.data = view
     return nn.Parameter(joined, requires_grad=False)

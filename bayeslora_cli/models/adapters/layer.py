@@ -37,6 +37,8 @@ class LowRankLinear(nn.Module):
         every forward pass."""
         self.up: Tensor | None = None
         """B, (out, r), likewise."""
+        self.shared: SharedCall | None = None
+        """Computes this layer together with others that see the same input; None: alone."""
 
     @property
     def weight(self) -> Tensor:
@@ -60,6 +62,8 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer: x (..., in) -> (..., out)."""
+        if self.shared is not None:
+            return self.shared(self, x)
         down, up = self.down, self.up
         if down is None or up is None:
             down = self.lora_A * (self.scale if self.lora_E is None else self.lora_E * self.scale)
@@ -75,7 +79,7 @@ class LowRankLinear(nn.Module):
 
 
 class JointLinear:
-    """One product for layers of one shape that see the same input, such as q, k and v."""
+    """One product for layers that see the same input, such as q, k and v."""
 
     def __init__(self, layers: Sequence[LowRankLinear], base: AdaptedLinear) -> None:
         """`base`: the joined form of all layers."""
@@ -84,18 +88,48 @@ class JointLinear:
         self.down: Tensor | None = None
         """Down factors of the m layers, stacked: (m r, in), refreshed by `PublishedFactors`."""
         self.up: Tensor | None = None
-        """Up factors of the m layers, block-diagonal: (m out, m r), likewise."""
+        """Up factors of the m layers, block-diagonal: (all outputs, m r), likewise."""
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Compute all layers: (n, in) -> (n, out) for each."""
+        """Compute all layers: (n, in) -> (n, out) for each, views of one tensor."""
         assert self.down is not None
         assert self.up is not None
         out = self.base_layer.product(rows, self.down, self.up)
-        return out.chunk(len(self.layers), -1)
+        return torch.split(out, [layer.out_features for layer in self.layers], -1)
+
+
+class SharedCall:
+    """Lets a backbone call the layers of a joint one by one, as its own code does.
+
+    The first layer that sees an input computes all of them; the others then get their outputs if
+    they are called with that very tensor. Called with another one, a layer computes all again.
+    """
+
+    def __init__(self, joint: JointLinear) -> None:
+        """Make the joint's layers use it."""
+        self.joint = joint
+        self.x: Tensor | None = None
+        self.outputs: list[Tensor | None] = []
+        for layer in joint.layers:
+            layer.shared = self
+
+    def __call__(self, layer: LowRankLinear, x: Tensor) -> Tensor:
+        """Compute one of the layers: x (..., in) -> (..., out)."""
+        place = next(i for i, other in enumerate(self.joint.layers) if other is layer)
+        found = self.outputs[place] if self.x is x else None
+        if found is None:
+            outputs = self.joint(x.flatten(0, -2))
+            self.x, self.outputs = x, [out.view(*x.shape[:-1], -1) for out in outputs]
+            found = self.outputs[place]
+        self.outputs[place] = None
+        if all(out is None for out in self.outputs):  # keep no activation longer than is needed
+            self.x = None
+        assert found is not None
+        return found
 
 
 def join(layers: Sequence[nn.Module]) -> JointLinear | None:
-    """Join layers of one shape that see the same input, on the device where they will stay.
+    """Join layers that see the same input, on the device where they will stay.
 
     None: not all are plain low-rank layers (others quantize their own input), or their forms
     cannot be joined.

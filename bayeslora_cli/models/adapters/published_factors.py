@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
 
 import torch
 from torch import Tensor
@@ -24,8 +24,8 @@ def padded_rank(rank: int, dtype: torch.dtype, device: torch.device) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Stack:
-    """Factors of U units of m matrices of one shape: layers (m = 1), or joints of m layers."""
+class _Part:
+    """The matrices of one shape in each of a stack's U units: m neighbours in every unit."""
 
     group: ShapeGroup
     members: Tensor
@@ -34,23 +34,36 @@ class _Stack:
     """Their positions in the group: (U m,) int64."""
     scale: Tensor
     """Scale of each matrix's adapter: (U, m, 1, 1)."""
-    down: Tensor
-    """(U, padded m r, in), with an equal number of rows for each of the m matrices."""
-    up: Tensor
-    """(U, m out, padded m r), the matrices on the diagonal."""
-    leaves: tuple[list[Tensor], list[Tensor]]
-    """Views of `down` and `up`, one tensor per unit, that the layers compute with."""
+    rank: int
+    """First row of `down` that belongs to the part."""
+    row: int
+    """First row of `up`, an output, that belongs to the part."""
 
     def rows(self, down: Tensor, rank: int) -> Tensor:
         """Split `down`, or its gradient, by matrix: (U, m, r, in), no copy."""
         many = self.members.shape[1]
-        return down[:, : many * rank].view(len(down), many, rank, -1)
+        own = down[:, self.rank : self.rank + many * rank]
+        return own.view(len(down), many, rank, -1)
 
-    def blocks(self, up: Tensor, rank: int) -> list[Tensor]:
+    def blocks(self, up: Tensor, rank: int, height: int) -> list[Tensor]:
         """Split `up`, or its gradient, into one block per matrix: (U, out, r) each, no copy."""
-        many = self.members.shape[1]
-        rows = up.chunk(many, 1)
-        return [part[..., i * rank : (i + 1) * rank] for i, part in enumerate(rows)]
+        starts = [
+            (self.row + i * height, self.rank + i * rank) for i in range(self.members.shape[1])
+        ]
+        return [up[:, row : row + height, at : at + rank] for row, at in starts]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Stack:
+    """Factors of U units with matrices of the same shapes: layers, or joints of several layers."""
+
+    parts: tuple[_Part, ...]
+    down: Tensor
+    """(U, padded r of all matrices, in), with r rows for each matrix."""
+    up: Tensor
+    """(U, outputs of all matrices, padded r of all), the matrices on the diagonal."""
+    leaves: tuple[list[Tensor], list[Tensor]]
+    """Views of `down` and `up`, one tensor per unit, that the layers compute with."""
 
 
 _Unit = tuple[LowRankLinear | JointLinear, list[int]]
@@ -83,16 +96,16 @@ class PublishedFactors:
         joint_units: list[_Unit] = list(zip(joints, joined, strict=True))
         scales = torch.tensor([layer.scale for layer in layers], device=bank.theta.device)
         self._stacks = []
-        for group in bank.groups:
-            for kind in (units, joint_units):
-                found = [(owner, ids) for owner, ids in kind if ids[0] in group.members]
-                # dict.fromkeys keeps their order; a set would not
-                for form in dict.fromkeys(type(owner.base_layer) for owner, _ in found):
-                    alike = [unit for unit in found if type(unit[0].base_layer) is form]
-                    self._stacks.append(self._stack(group, alike, scales))
+        shapes = {index: group.members for group in bank.groups for index in group.members}
+        for kind in (units, joint_units):
+            alike: dict[Hashable, list[_Unit]] = {}
+            for owner, ids in kind:
+                key = tuple(shapes[index][0] for index in ids), type(owner.base_layer)
+                alike.setdefault(key, []).append((owner, ids))
+            self._stacks += [self._stack(found, scales) for found in alike.values()]
         self.publish()
 
-    def _stack(self, group: ShapeGroup, units: Sequence[_Unit], scales: Tensor) -> _Stack:
+    def _stack(self, units: Sequence[_Unit], scales: Tensor) -> _Stack:
         """Build the stack of units of one form, and give each unit its factors."""
         owners, members = zip(*units, strict=True)
         device, form = self.bank.theta.device, type(owners[0].base_layer)
@@ -100,13 +113,8 @@ class PublishedFactors:
         forms = [owner.base_layer for owner in owners]
         down, up = form.place_factors(forms, rank, self.dtype, device)
         self.buffers += [down, up]
-        indices = torch.tensor(members, device=device)
-        places = [group.members.index(index) for index in chain(*members)]
         stack = _Stack(
-            group=group,
-            members=indices,
-            places=torch.tensor(places, device=device),
-            scale=scales[indices][..., None, None],
+            parts=tuple(self._parts(members, scales)),
             down=down,
             up=up,
             leaves=(
@@ -118,17 +126,45 @@ class PublishedFactors:
             owner.down, owner.up = leaves
         return stack
 
+    def _parts(self, members: Sequence[list[int]], scales: Tensor) -> Iterator[_Part]:
+        """Yield runs of matrices of one shape; the units' matrices have the same shapes in order.
+
+        Args:
+            members: the bank's matrices of each unit.
+        """
+        device, rank, row = self.bank.theta.device, 0, 0
+        for found, run in groupby(range(len(members[0])), lambda at: self._group(members[0][at])):
+            group, at = self.bank.groups[found], list(run)
+            own = [[ids[place] for place in at] for ids in members]
+            indices = torch.tensor(own, device=device)
+            yield _Part(
+                group=group,
+                members=indices,
+                places=torch.tensor([group.members.index(i) for i in chain(*own)], device=device),
+                scale=scales[indices][..., None, None],
+                rank=rank,
+                row=row,
+            )
+            rank += len(at) * self.bank.rank
+            row += len(at) * group.b[0][1]
+
+    def _group(self, matrix: int) -> int:
+        """Return the number of the bank's group that holds a matrix."""
+        return next(i for i, group in enumerate(self.bank.groups) if matrix in group.members)
+
     @torch.no_grad()
     def publish(self) -> None:
         """Recompute the factors from the bank's theta."""
         theta, rank = self.bank.theta, self.bank.rank
         for stack in self._stacks:
-            shape = (*stack.members.shape, rank, -1)
-            a = stack.group.view_a(theta)[stack.places].view(shape)
-            b = stack.group.view_b(theta)[stack.places].view(*shape[:2], -1, rank)
-            stack.rows(stack.down, rank).copy_(a * self._factors(stack))
-            for block, matrix in zip(stack.blocks(stack.up, rank), b.unbind(1), strict=True):
-                block.copy_(matrix)
+            for part in stack.parts:
+                shape = (*part.members.shape, rank, -1)
+                a = part.group.view_a(theta)[part.places].view(shape)
+                b = part.group.view_b(theta)[part.places].view(*shape[:2], -1, rank)
+                part.rows(stack.down, rank).copy_(a * self._factors(part))
+                blocks = part.blocks(stack.up, rank, b.shape[2])
+                for block, matrix in zip(blocks, b.unbind(1), strict=True):
+                    block.copy_(matrix)
 
     def zero(self) -> None:
         """Drop the gradients: the next backward pass creates them and adds to nothing."""
@@ -139,24 +175,30 @@ class PublishedFactors:
     @torch.no_grad()
     def collect(self) -> None:
         """Write the gradients of one backward pass to the bank's `local`."""
-        bank, rank = self.bank, self.bank.rank
         for stack in self._stacks:
             to_down, to_up = (
                 torch.stack([torch.zeros_like(x) if x.grad is None else x.grad for x in found])
                 for found in stack.leaves
             )
-            slopes = stack.rows(to_down, rank).float()
-            to_a = (slopes * self._factors(stack)).flatten(0, 1)
-            to_b = torch.stack(stack.blocks(to_up, rank), 1).float().flatten(0, 1)
-            stack.group.view_a(bank.local).index_copy_(0, stack.places, to_a)
-            stack.group.view_b(bank.local).index_copy_(0, stack.places, to_b)
-            if bank.has_singular_values:
-                a = stack.group.view_a(bank.theta)[stack.places].view_as(slopes)
-                along = ((slopes * a).sum(-1) * stack.scale[..., 0]).flatten(0, 1)
-                bank.singular_values(bank.local).index_copy_(0, stack.members.flatten(), along)
+            for part in stack.parts:
+                self._collect(part, to_down, to_up)
 
-    def _factors(self, stack: _Stack) -> Tensor:
+    def _collect(self, part: _Part, to_down: Tensor, to_up: Tensor) -> None:
+        """Write one part's gradients, of those of a stack's `down` and `up`."""
+        bank, rank = self.bank, self.bank.rank
+        slopes = part.rows(to_down, rank).float()
+        to_a = (slopes * self._factors(part)).flatten(0, 1)
+        blocks = part.blocks(to_up, rank, part.group.b[0][1])
+        to_b = torch.stack(blocks, 1).float().flatten(0, 1)
+        part.group.view_a(bank.local).index_copy_(0, part.places, to_a)
+        part.group.view_b(bank.local).index_copy_(0, part.places, to_b)
+        if bank.has_singular_values:
+            a = part.group.view_a(bank.theta)[part.places].view_as(slopes)
+            along = ((slopes * a).sum(-1) * part.scale[..., 0]).flatten(0, 1)
+            bank.singular_values(bank.local).index_copy_(0, part.members.flatten(), along)
+
+    def _factors(self, part: _Part) -> Tensor:
         """Return the factor of each row of A: (U, m, r, 1), or (U, m, 1, 1) without E."""
         if not self.bank.has_singular_values:
-            return stack.scale
-        return self.bank.singular_values(self.bank.theta)[stack.members][..., None] * stack.scale
+            return part.scale
+        return self.bank.singular_values(self.bank.theta)[part.members][..., None] * part.scale

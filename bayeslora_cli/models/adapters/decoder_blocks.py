@@ -1,0 +1,116 @@
+"""Makes the adapted blocks of decoders faster: joint projections, the gated MLP as one operator.
+
+Modules, names and parameters stay; only how the products are computed changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear, SharedCall, join
+from bayeslora_cli.models.kernels.decoder.gated_mlp import Adapted, gated_mlp
+
+ATTENTION = ("q_proj", "k_proj", "v_proj")
+GATED = ("gate_proj", "up_proj")
+JOINED = "gate_up_proj"
+"""The same two as one layer, as Phi-3 has them."""
+NARROW = "down_proj"
+
+
+class GatedMlp(nn.Module):
+    """A gated MLP, V (silu(g) * u) with [g; u] = W x, as one operator.
+
+    It has the children of the module that it replaces, under their names.
+    """
+
+    def __init__(self, replaced: nn.Module, wide: JointLinear | LowRankLinear) -> None:
+        """`wide`: gate and up projection in one product; it and `down_proj` have dense weights."""
+        super().__init__()
+        for name, child in replaced.named_children():
+            self.add_module(name, child)
+        # in a tuple, which hides it from torch: it is not one more child
+        self._wide = (wide,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the MLP: (..., in) -> (..., out)."""
+        (wide,) = self._wide
+        out = gated_mlp(x.flatten(0, -2), _operands(wide), _operands(getattr(self, NARROW)))
+        return out.view(*x.shape[:-1], -1)
+
+
+def join_blocks(module: nn.Module) -> list[JointLinear]:
+    """Join query, key and value, gate and up projection, wherever at least two are adapted.
+
+    Replaces each MLP that a `GatedMlp` can compute. Call it on the device where the module stays.
+    """
+    found = (_joint(owner, names) for owner in module.modules() for names in (ATTENTION, GATED))
+    joints = [joint for joint in found if joint is not None]
+    for joint in joints:
+        SharedCall(joint)
+    for owner in list(module.modules()):
+        for name, child in list(owner.named_children()):
+            wide = _wide(child)
+            if wide is not None and is_gated_silu(child):
+                setattr(owner, name, GatedMlp(child, wide))
+    return joints
+
+
+def is_gated_silu(module: nn.Module) -> bool:
+    """Return whether a module computes what a `GatedMlp` does; it is tried on small numbers."""
+    names = [JOINED] if hasattr(module, JOINED) else list(GATED)
+    draws = torch.Generator("cpu").manual_seed(0)
+    x, wide, narrow = (torch.randn(*s, generator=draws) for s in ((2, 3), (10, 3), (3, 5)))
+    weights = dict(zip((*names, NARROW), (*wide.chunk(len(names)), narrow), strict=True))
+    others = {name: child for name, child in module.named_children() if name not in weights}
+    if any(list(child.parameters()) or isinstance(child, nn.Dropout) for child in others.values()):
+        return False
+    trial = copy(module)
+    trial._modules = {**others, **{name: _linear(weight) for name, weight in weights.items()}}
+    with torch.no_grad():
+        try:
+            found = trial(x[None])
+        except (RuntimeError, TypeError, ValueError, AttributeError):
+            return False
+    gate, up = F.linear(x, wide).chunk(2, -1)
+    return torch.allclose(found, F.linear(F.silu(gate) * up, narrow)[None], atol=1e-5)
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer
+
+
+def _joint(owner: nn.Module, names: Sequence[str]) -> JointLinear | None:
+    """Join those of the named children that are plain low-rank layers, if there are several."""
+    layers = [getattr(owner, name, None) for name in names]
+    found = [layer for layer in layers if type(layer) is LowRankLinear]
+    if len(found) < 2 or len({layer.in_features for layer in found}) > 1:
+        return None
+    return join(found)
+
+
+def _wide(owner: nn.Module) -> JointLinear | LowRankLinear | None:
+    """Return gate and up projection as one; None: not all three layers are plain and dense."""
+    layers = [getattr(owner, name, None) for name in (*GATED, JOINED, NARROW)]
+    gate, up, both, narrow = (x if type(x) is LowRankLinear else None for x in layers)
+    wide: JointLinear | LowRankLinear | None = both
+    if gate is not None and up is not None and gate.shared is not None:
+        wide = gate.shared.joint if gate.shared is up.shared else None
+    if wide is None or narrow is None:
+        return None
+    dense = (layer.base_layer.weight_and_bias() is not None for layer in (wide, narrow))
+    return wide if all(dense) else None
+
+
+def _operands(layer: JointLinear | LowRankLinear) -> Adapted:
+    dense = layer.base_layer.weight_and_bias()
+    assert dense is not None
+    assert layer.down is not None
+    assert layer.up is not None
+    return Adapted(*dense, layer.down, layer.up)

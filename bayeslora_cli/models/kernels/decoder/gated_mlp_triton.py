@@ -1,0 +1,178 @@
+"""Triton kernels of `gated_mlp`: what lies between its large products, in one pass each.
+
+All sums are fp32 and in a fixed order: a repetition gives the same bits. The widths of the adapters
+are padded to what the matrix units take.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ROWS, COLUMNS = 32, 64
+"""Rows and columns of a tile of g and u."""
+PROGRAMS = 1024
+"""Programs that fill a GPU, several per multiprocessor."""
+NARROWEST = 16  # the matrix units' least extent
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _gate_and_up(  # type: ignore[no-untyped-def]  # noqa: ANN202
+    kept, up, narrow, row, column, rows, inner, stride_r, stride_o,  # noqa: ANN001
+    R: tl.constexpr, RANK: tl.constexpr,
+):  # fmt: skip
+    """Return a tile of g and one of u in fp32, with the adapter's part; narrow: h's tile."""
+    rank = tl.arange(0, RANK)
+    inside = (row[:, None] < rows) & (column[None, :] < inner)
+    places = kept + row[:, None].to(tl.int64) * (2 * inner) + column[None, :]
+    gate = tl.load(places, inside, 0.0).to(tl.float32)
+    other = tl.load(places + inner, inside, 0.0).to(tl.float32)
+    factors = up + rank[:, None] * stride_r + column[None, :] * stride_o
+    inside = (rank[:, None] < R) & (column[None, :] < inner)
+    of_gate = tl.load(factors, inside, 0.0)
+    of_other = tl.load(factors + inner * stride_o, inside, 0.0)
+    gate = tl.dot(narrow, of_gate, gate, input_precision="ieee")
+    other = tl.dot(narrow, of_other, other, input_precision="ieee")
+    return gate, other
+
+
+@triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
+def _forward(  # type: ignore[no-untyped-def]
+    kept, h, up, down, product, parts,  # noqa: ANN001
+    rows, inner, stride_r, stride_o, tiles,  # noqa: ANN001
+    R: tl.constexpr, RANK: tl.constexpr, R2: tl.constexpr, RANK2: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+) -> None:  # fmt: skip
+    """Compute silu(g) * u of some rows and `tiles` tiles of columns, and their part of h_2."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    rank, rank_2 = tl.arange(0, RANK), tl.arange(0, RANK2)
+    kind = product.dtype.element_ty
+    narrow = tl.load(
+        h + row[:, None] * R + rank[None, :], (row[:, None] < rows) & (rank[None, :] < R), 0.0
+    )
+    sums = tl.zeros((ROWS, RANK2), tl.float32)
+    for tile in range(tiles):
+        column = (tl.program_id(1) * tiles + tile) * COLUMNS + tl.arange(0, COLUMNS)
+        gate, other = _gate_and_up(
+            kept, up, narrow, row, column, rows, inner, stride_r, stride_o, R, RANK
+        )
+        found = (gate * tl.sigmoid(gate) * other).to(kind)
+        inside = (row[:, None] < rows) & (column[None, :] < inner)
+        tl.store(product + row[:, None].to(tl.int64) * inner + column[None, :], found, inside)
+        known = (rank_2[None, :] < R2) & (column[:, None] < inner)
+        factors = tl.load(down + rank_2[None, :] * inner + column[:, None], known, 0.0)
+        sums = tl.dot(found, factors, sums, input_precision="ieee")
+    place = (tl.program_id(1) * rows + row[:, None]) * R2 + rank_2[None, :]
+    tl.store(parts + place, sums, (row[:, None] < rows) & (rank_2[None, :] < R2))
+
+
+@triton.jit(do_not_specialize=["rows", "blocks"])  # type: ignore[untyped-decorator]
+def _backward(  # type: ignore[no-untyped-def]
+    to_product, to_h_2, kept, h, up, down, to_kept, to_up, to_down,  # noqa: ANN001
+    rows, inner, stride_r, stride_o, blocks,  # noqa: ANN001
+    R: tl.constexpr, RANK: tl.constexpr, R2: tl.constexpr, RANK2: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+) -> None:  # fmt: skip
+    """Compute the gradient of [g, u] for `blocks` blocks of rows and some columns.
+
+    Sums over those rows, the parts of the gradients of up and of down, stay in registers.
+    """
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    rank, rank_2 = tl.arange(0, RANK), tl.arange(0, RANK2)
+    kind = to_kept.dtype.element_ty
+    known = column[None, :] < inner
+    within, within_2 = (rank[:, None] < R) & known, (rank_2[:, None] < R2) & known
+    factors = tl.load(down + rank_2[:, None] * inner + column[None, :], within_2, 0.0)
+    of_gate = tl.zeros((RANK, COLUMNS), tl.float32)
+    of_other = tl.zeros((RANK, COLUMNS), tl.float32)
+    of_down = tl.zeros((RANK2, COLUMNS), tl.float32)
+    for block in range(blocks):
+        row = (tl.program_id(1) * blocks + block) * ROWS + tl.arange(0, ROWS)
+        there = row[:, None] < rows
+        narrow = tl.load(h + row[:, None] * R + rank[None, :], there & (rank[None, :] < R), 0.0)
+        slope = tl.load(
+            to_h_2 + row[:, None] * R2 + rank_2[None, :], there & (rank_2[None, :] < R2), 0.0
+        )
+        inside = there & known
+        far = row[:, None].to(tl.int64)
+        grad = tl.load(to_product + far * inner + column[None, :], inside, 0.0).to(tl.float32)
+        grad = tl.dot(slope, factors, grad, input_precision="ieee")
+        gate, other = _gate_and_up(
+            kept, up, narrow, row, column, rows, inner, stride_r, stride_o, R, RANK
+        )
+        share = tl.sigmoid(gate)
+        silu = gate * share
+        to_gate = (grad * other * (share + silu * (1 - share))).to(kind)
+        to_other = (grad * silu).to(kind)
+        places = to_kept + far * (2 * inner) + column[None, :]
+        tl.store(places, to_gate, inside)
+        tl.store(places + inner, to_other, inside)
+        turned = tl.trans(narrow)
+        of_gate = tl.dot(turned, to_gate, of_gate, input_precision="ieee")
+        of_other = tl.dot(turned, to_other, of_other, input_precision="ieee")
+        product = (silu * other).to(kind)
+        of_down = tl.dot(tl.trans(slope), product, of_down, input_precision="ieee")
+    place = (tl.program_id(1) * R + rank[:, None]) * (2 * inner) + column[None, :]
+    tl.store(to_up + place, of_gate, within)
+    tl.store(to_up + place + inner, of_other, within)
+    place = (tl.program_id(1) * R2 + rank_2[:, None]) * inner + column[None, :]
+    tl.store(to_down + place, of_down, within_2)
+
+
+def forward(kept: Tensor, h: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute silu(g) * u and its product with down'.
+
+    Args:
+        kept: (n, 2 f), contiguous: [g, u] without the adapter's part.
+        h: (n, r), contiguous.
+        up: (2 f, r), of any strides.
+        down: (r_2, f), contiguous.
+    Returns:
+        (n, f) and (n, r_2)
+    """
+    (rows, both), (rank_2, inner) = kept.shape, down.shape
+    product = kept.new_empty(rows, both // 2)
+    blocks, columns = triton.cdiv(rows, ROWS), triton.cdiv(inner, COLUMNS)
+    tiles = max(1, min(columns, blocks * columns // PROGRAMS))
+    shares = triton.cdiv(columns, tiles)
+    parts = torch.empty(shares, rows, rank_2, device=kept.device, dtype=torch.float32)
+    _forward[(blocks, shares)](
+        kept, h, up, down, product, parts, rows, inner, up.stride(1), up.stride(0), tiles,
+        h.shape[1], _extent(h.shape[1]), rank_2, _extent(rank_2), ROWS, COLUMNS,
+    )  # fmt: skip
+    return product, parts.sum(0).to(kept.dtype)
+
+
+def backward(
+    to_product: Tensor, to_h_2: Tensor, kept: Tensor, h: Tensor, up: Tensor, down: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradients of [g, u], of up and of down.
+
+    Args:
+        to_product: (n, f), contiguous: gradient of silu(g) * u without the adapter's part.
+        to_h_2: (n, r_2), contiguous.
+        kept: and the others, as in `forward`.
+    Returns:
+        (n, 2 f), (2 f, r) as a transposed view of contiguous (r, 2 f), and (r_2, f)
+    """
+    (rows, both), (rank_2, inner), rank = kept.shape, down.shape, h.shape[1]
+    to_kept = torch.empty_like(kept)
+    blocks, columns = triton.cdiv(rows, ROWS), triton.cdiv(inner, COLUMNS)
+    each = max(1, min(blocks, blocks * columns // PROGRAMS))
+    chunks = triton.cdiv(blocks, each)
+    to_up = torch.empty(chunks, rank, both, device=kept.device, dtype=torch.float32)
+    to_down = torch.empty(chunks, rank_2, inner, device=kept.device, dtype=torch.float32)
+    _backward[(columns, chunks)](
+        to_product, to_h_2, kept, h, up, down, to_kept, to_up, to_down,
+        rows, inner, up.stride(1), up.stride(0), each,
+        rank, _extent(rank), rank_2, _extent(rank_2), ROWS, COLUMNS,
+    )  # fmt: skip
+    kind = kept.dtype
+    return to_kept, to_up.sum(0).to(kind).t(), to_down.sum(0).to(kind)
+
+
+def _extent(rank: int) -> int:
+    """Return the width of a tile that holds `rank` columns."""
+    return max(NARROWEST, 1 << (rank - 1).bit_length())

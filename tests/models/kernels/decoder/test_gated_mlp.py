@@ -1,0 +1,106 @@
+"""The gated MLP's operator: torch's own operators give the same, in value and gradients."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bayeslora_cli.models.kernels.decoder import gated_mlp as kernel
+from bayeslora_cli.models.kernels.decoder.gated_mlp import Adapted, gated_mlp
+
+SIZES = [(5, 6, 7, 3, 2), (70, 24, 80, 24, 12), (1, 3, 64, 1, 1), (129, 40, 130, 16, 20)]
+"""Rows, inputs, f, rank of the wide layer and of the narrow one."""
+
+
+def operands(sizes, *, biases, dtype=torch.double, device="cpu"):
+    n, width, inner, rank, rank_2 = sizes
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape):
+        values = torch.randn(*shape, generator=generator, dtype=torch.double) / shape[-1] ** 0.5
+        return values.to(device, dtype)
+
+    def layer(out, into, r):
+        up = drawn(r, out).t()
+        return Adapted(drawn(out, into), drawn(out) if biases else None, drawn(r, into), up)
+
+    rows = drawn(n, width) * width**0.5
+    return rows, layer(2 * inner, width, rank), layer(width, inner, rank_2)
+
+
+def plain(rows, wide, narrow):
+    def product(x, layer):
+        return F.linear(x, layer.weight, layer.bias) + x @ layer.down.t() @ layer.up.t()
+
+    gate, other = product(rows, wide).chunk(2, 1)
+    return product(F.silu(gate) * other, narrow)
+
+
+def outcome(function, rows, wide, narrow, *, needed=True):
+    """The result and the gradients of rows and of the four factors."""
+    leaves = [rows, wide.down, wide.up, narrow.down, narrow.up]
+    rows, *factors = (x.detach().requires_grad_(i > 0 or needed) for i, x in enumerate(leaves))
+    out = function(
+        rows,
+        wide._replace(down=factors[0], up=factors[1]),
+        narrow._replace(down=factors[2], up=factors[3]),
+    )
+    wanted = [rows, *factors] if needed else factors
+    slope = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
+    return [out, *torch.autograd.grad(out, wanted, slope)]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("biases", [True, False])
+@pytest.mark.parametrize("needed", [True, False])
+def test_values_and_gradients_are_those_of_torchs_operators(sizes, biases, needed):
+    given = operands(sizes, biases=biases)
+    found, expected = (outcome(f, *given, needed=needed) for f in (gated_mlp, plain))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_what_is_kept_is_the_input_the_wide_product_and_the_narrow_ones():
+    rows, wide, narrow = operands(SIZES[1], biases=False)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        gated_mlp(rows, wide, narrow._replace(down=narrow.down.requires_grad_()))
+    inner, rank, rank_2 = SIZES[1][2:]
+    own = {x.data_ptr() for x in (*wide, *narrow) if x is not None}
+    shapes = sorted(x.shape[1] for x in kept if x.data_ptr() not in own)
+    assert shapes == sorted([rows.shape[1], 2 * inner, rank, rank_2])
+
+
+def check_fused(dtype, sizes, device):
+    given = operands(sizes, biases=True, dtype=dtype, device=device)
+    exact = [
+        x.double() if isinstance(x, torch.Tensor) else Adapted(*(y.double() for y in x))
+        for x in given
+    ]
+    assert kernel.HAS_TRITON
+    found, expected = outcome(gated_mlp, *given), outcome(plain, *exact)
+    bound = 1e-5 if dtype == torch.float32 else 3e-2
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.double() - theirs).norm() <= bound * theirs.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("a_gpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_the_fused_kernels_are_torchs_operators(dtype, sizes):
+    """As far as rounding goes."""
+    check_fused(dtype, sizes, "cuda")
+
+
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton and TRITON_INTERPRET=1"
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # it cannot multiply bf16
+@pytest.mark.parametrize("sizes", SIZES)
+def test_the_fused_kernels_interpreted(dtype, sizes, monkeypatch):
+    monkeypatch.setattr(kernel, "_is_fused", lambda _: True)
+    check_fused(dtype, sizes, "cpu")

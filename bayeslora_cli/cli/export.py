@@ -10,7 +10,7 @@ import typer
 
 from bayeslora_cli.api.run import Run
 from bayeslora_cli.cli.progress import set_up_logging
-from bayeslora_cli.config.catalogue import described_formats
+from bayeslora_cli.config.catalogue_text import described_formats
 from bayeslora_cli.reports.terminal_text import say, say_path
 
 _FORM, _CHECK, _WHERE = "What to write", "How to check it", "Where to"  # panels of the help

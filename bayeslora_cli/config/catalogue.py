@@ -23,6 +23,8 @@ BLORA_MODES = ("both", "quant", "rank")
 REGULARISERS = ("const", "bop")
 
 
+ENCODE = "bayeslora_cli.data.tokenization:encode"
+"""Place of the function that makes tokens of one or two texts per row."""
 LAST = 1000
 """Default `place` of an entry: after all entries that set it."""
 
@@ -129,6 +131,14 @@ class ObjectiveEntry:
     """A name in PEFT's `TaskType`."""
     pipeline_tag: str
     """Name of such models on model hubs."""
+    encode: str = ENCODE
+    """Place of the function that makes tokens of rows, as module:name."""
+    forward: str = ""
+    """Place of the function (module, inputs) -> outputs that replaces the model's own forward pass,
+    as module:name; empty: the outputs are the model's logits."""
+    packed: bool = False
+    """Whether the rows of a batch go to the backbone one after the other, without padding, if its
+    architecture keeps such rows apart (`models.backbones.packing`)."""
 
 
 _LOW_RANK = ("init_rank", "alpha", "target_modules")
@@ -265,6 +275,17 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         peft_task="SEQ_CLS",
         pipeline_tag="text-regression",
     ),
+    "causal": ObjectiveEntry(
+        implementation="bayeslora_cli.tasks.objectives.causal:Causal",
+        predicts="the next tokens",
+        auto_class="AutoModelForCausalLM",
+        head=False,
+        peft_task="CAUSAL_LM",
+        pipeline_tag="text-generation",
+        encode="bayeslora_cli.data.dialogues:encode",
+        forward="bayeslora_cli.models.decoders.scores:log_likelihoods",
+        packed=True,
+    ),
 }
 
 
@@ -284,54 +305,6 @@ def formats_of(method: str) -> tuple[str, ...]:
     """Return the export formats of a method's runs, the default first."""
     whole = (name for name, entry in FORMATS.items() if entry.every_method)
     return (*METHODS[method].formats, *whole)
-
-
-# ---- sentences about the entries, for messages and the help
-
-
-def posterior_optimizers() -> str:
-    """List the optimizers that keep a posterior."""
-    return " or ".join(name for name, entry in OPTIMIZERS.items() if entry.posterior)
-
-
-def usual_optimizers() -> str:
-    """Write the default optimizer of each method."""
-    usual = [entry.default_optimizer for entry in METHODS.values()]
-    most = max(usual, key=usual.count)
-    others = [
-        f"{e.default_optimizer} for {m}" for m, e in METHODS.items() if e.default_optimizer != most
-    ]
-    return ", ".join([*others, f"else {most}"])
-
-
-def described_criteria() -> str:
-    """List the criteria, first those that need a posterior."""
-    needing = [name for name, entry in CRITERIA.items() if entry.needs_posterior]
-    others = [name for name in CRITERIA if name not in needing]
-    return f"{', '.join(needing)} (with {posterior_optimizers()} only), {', '.join(others)}"
-
-
-def usual_criteria() -> str:
-    """Write the default criterion, with and without a posterior."""
-    without = next(name for name, entry in CRITERIA.items() if not entry.needs_posterior)
-    optimizers = " or ".join(name for name, entry in OPTIMIZERS.items() if not entry.posterior)
-    return f"{next(iter(CRITERIA))}; {without} with {optimizers}"
-
-
-def usual_ranks() -> str:
-    """Write the default initial rank of each method whose ranks change."""
-    return "; ".join(
-        f"{entry.initial_rank(2)} for a target of 2 in {name}"
-        if entry.free_rank is None
-        else f"{entry.free_rank} in {name}"
-        for name, entry in METHODS.items()
-        if entry.has_ranks and not entry.fixed_rank
-    )
-
-
-def described_formats() -> str:
-    """List the export formats, each with its bound."""
-    return ", ".join(f"{name} ({entry.bound:g})" for name, entry in FORMATS.items())
 
 
 def implementation(place: Any) -> Any:

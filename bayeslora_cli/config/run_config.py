@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bayeslora_cli.config import catalogue, values
+from bayeslora_cli.config import catalogue, catalogue_text, values
 from bayeslora_cli.config.options import (
     LENGTH,
     MACHINE,
@@ -87,12 +87,12 @@ class RunConfig:
         choices=catalogue.METHODS, sweep=values.parse_names, part_of_name="row", deep=False,
     )
     optimizer: str = option(
-        "ivon", METHOD, "{choices}", default_text=catalogue.usual_optimizers,
+        "ivon", METHOD, "{choices}", default_text=catalogue_text.usual_optimizers,
         choices=catalogue.OPTIMIZERS, sweep=values.parse_names, part_of_name="row", deep=False,
     )
     criterion: str | None = option(
-        "snr", METHOD, lambda: f"Importance of a triplet: {catalogue.described_criteria()}",
-        default_text=catalogue.usual_criteria, choices=catalogue.CRITERIA, narrowed=True,
+        "snr", METHOD, lambda: f"Importance of a triplet: {catalogue_text.described_criteria()}",
+        default_text=catalogue_text.usual_criteria, choices=catalogue.CRITERIA, narrowed=True,
         sweep=values.parse_names, part_of_name="row", deep=False,
     )
     target_rank: int = option(
@@ -101,7 +101,7 @@ class RunConfig:
         deep=False,
     )
     init_rank: int = option(
-        3, RANKS, "Rank of each matrix at the start", default_text=catalogue.usual_ranks,
+        3, RANKS, "Rank of each matrix at the start", default_text=catalogue_text.usual_ranks,
         checks=(values.at_least_one,),
     )
     target_modules: tuple[str, ...] | None = option(

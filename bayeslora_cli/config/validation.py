@@ -11,8 +11,8 @@ from bayeslora_cli.config.catalogue import (
     METHODS,
     OPTIMIZERS,
     criteria_of,
-    posterior_optimizers,
 )
+from bayeslora_cli.config.catalogue_text import posterior_optimizers
 from bayeslora_cli.config.options import Option
 
 

@@ -6,9 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayeslora_cli.data.packing import token_batch
 from bayeslora_cli.data.tokenization import TokenisedSplit
 
 POOL = 50  # batches whose rows are grouped by length
+EVALUATED_TOKENS = 2**14
+"""Tokens of an evaluation's batch, padding included, if tokens are predicted."""
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -86,7 +89,10 @@ def padded_width(length: int, longest: int) -> int:
 
 
 class Feed:
-    """Makes training batches on the device, which holds the whole split: 4 bytes per token."""
+    """Makes training batches on the device, which holds the whole split: 4 bytes per token.
+
+    Batches whose tokens are predicted are made on the CPU.
+    """
 
     def __init__(self, split: TokenisedSplit, device: torch.device) -> None:
         self.lengths = split.lengths
@@ -99,13 +105,16 @@ class Feed:
         """Return the batch of the rows `indices` (b,), which are on the CPU.
 
         Returns:
-            What `TokenisedSplit.batch` returns, and `count` () on the CPU unless each row counts 1.
+            What `TokenisedSplit.batch` or `token_batch` returns, and `count` () on the CPU unless
+            each row counts 1.
         """
         width = int(self.lengths[indices].max())
         if self.device.type == "cuda":
             width = padded_width(width, self.longest)
-        rows = indices.to(self.device, non_blocking=True)
-        batch = self.split.batch(rows, width)
+        if self.split.counted is not None:
+            batch = token_batch(self.split, indices, width, self.device)
+        else:
+            batch = self.split.batch(indices.to(self.device, non_blocking=True), width)
         if self.counts is not None:
             batch["count"] = self.counts[indices].sum()
         return batch
@@ -115,7 +124,15 @@ def evaluation_order(split: TokenisedSplit, batch_size: int) -> list[Tensor]:
     """Return batches of row indices, each (b,) int64, with every row once, longest rows first.
 
     Rows of similar length share a batch, so that there is little padding; memory peaks at the
-    start.
+    start. Batches of rows whose tokens are predicted have `EVALUATED_TOKENS` at most, unless one
+    row has more: a row of a language model is as long as many of a classifier.
     """
     order = torch.argsort(split.lengths, descending=True, stable=True)
-    return list(torch.split(order, batch_size))
+    if split.counted is None:
+        return list(torch.split(order, batch_size))
+    batches, lengths, start = [], split.lengths[order].tolist(), 0
+    while start < len(order):
+        rows = min(batch_size, max(1, EVALUATED_TOKENS // lengths[start]))
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches

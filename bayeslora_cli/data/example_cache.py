@@ -6,9 +6,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from bayeslora_cli.config.catalogue import ENCODE
 from bayeslora_cli.config.run_config import OPTIONS, RunConfig
 from bayeslora_cli.data.token_cache import encode_once
 from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise, truncation_notice
+from bayeslora_cli.models.backbones.loading import packs_rows
 from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.tasks.sources.loading import load_examples
 from bayeslora_cli.tasks.task import Examples, Task
@@ -49,13 +51,18 @@ class ExampleCache:
         """
         key = config.model, config.max_length
         if self._tokens is None or self._tokens[0] != key:
+            objective = objective_of(task)
+            packed = objective.entry.packed and packs_rows(
+                config.model, trust_remote_code=config.trust_remote_code
+            )
             found = {
                 name: tokenise(
                     rows,
                     tokenizer,
                     config.max_length,
-                    objective_of(task),
-                    encode=encode_once,
+                    objective,
+                    encode=encode_once if objective.entry.encode == ENCODE else None,
+                    packed=packed,
                 )
                 for name, rows in examples.items()
             }

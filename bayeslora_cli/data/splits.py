@@ -10,10 +10,14 @@ from torch import Tensor
 
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import Feed, evaluation_order, padded_width
+from bayeslora_cli.data.packing import token_batch
 from bayeslora_cli.data.tokenization import TokenisedSplit
 from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.models.backbones.fingerprint import data_fingerprint
 from bayeslora_cli.models.backbones.input_limits import check_ids
+
+FEW = 8
+"""Rows of packed splits in `Batches.few`."""
 
 
 class Batches:
@@ -32,28 +36,38 @@ class Batches:
         order = evaluation_order(split, batch_size)
         longest = int(split.lengths.max())
         self.labels = split.labels
-        self.examples = len(split)
+        self.cells = split.cells
+        self.examples = len(split) if self.cells is None else int(self.cells[:, 0].max()) + 1
         self.processes = processes
         self.rounds = -(-len(order) // processes.world)
         """Number of batches of the process that has the most."""
         order = order[processes.rank :: processes.world]
         self.rows = torch.cat((*order, torch.empty(0, dtype=torch.int64)))
-        """int64: index in the split of each example of the concatenated batches."""
+        """int64: index in the split of each row of the concatenated batches."""
+        self.sizes = [len(indices) for indices in order]
+        """Number of rows of each batch."""
 
         def width(indices: Tensor) -> int:
             own = int(split.lengths[indices].max())
             return padded_width(own, longest) if device.type == "cuda" else own
 
+        def collate(indices: Tensor) -> dict[str, Tensor]:
+            if split.counted is not None:
+                return token_batch(split, indices, width(indices), device)
+            return split.batch(indices, width(indices))
+
         self.inputs = [
-            {
-                name: tensor.to(device)
-                for name, tensor in split.batch(indices, width(indices)).items()
-                if name != "labels"
-            }
+            {name: x.to(device) for name, x in collate(indices).items() if name != "labels"}
             for indices in order
         ]
+        self.few = self.inputs[:1]
+        """The first batch, or a few of its rows, padded as other programs take them; [] if this
+        process has no batch."""
+        if split.packed and order:
+            few = split.batch(order[0][:FEW])
+            self.few = [{name: tensor.to(device) for name, tensor in few.items()}]
         self.place = torch.empty(0, device=device)
-        """(b, outputs): buffer for a batch's logits, the same in all passes."""
+        """(b, outputs): buffer for what a pass keeps, the same in all passes."""
 
 
 class Data:
@@ -95,5 +109,12 @@ def tokens_fingerprint(splits: Iterable[TokenisedSplit]) -> str:
     return data_fingerprint(
         tensor
         for split in splits
-        for tensor in (split.tokens, split.offsets, split.token_types, split.labels)
+        for tensor in (
+            split.tokens,
+            split.offsets,
+            split.token_types,
+            split.labels,
+            split.counted,
+            split.cells,
+        )
     )

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bayeslora_cli.config.catalogue import implementation
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.tasks.objectives.objective import Objective
 from bayeslora_cli.tasks.task import Examples
@@ -45,6 +46,14 @@ class TokenisedSplit:
     whole: Tensor | None = None
     """(n,) int64: number of tokens of each row before truncation, estimated for rows of many
     thousand characters; always on the CPU."""
+    counted: Tensor | None = None
+    """(t,) bool alongside `tokens`: whether the loss counts the prediction of this token, which is
+    never a row's first; None: the kind of task predicts no tokens. Always on the CPU."""
+    packed: bool = False
+    """Whether batches hold the rows one after the other (`packing.pack`) instead of padded."""
+    cells: Tensor | None = None
+    """(n, 2) int64: the example whose output a row gives, and the output's column; None: row i
+    gives all outputs of example i. `labels` are the examples'. Always on the CPU."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -61,7 +70,12 @@ class TokenisedSplit:
         return self.offsets.diff()
 
     def to(self, device: torch.device) -> TokenisedSplit:
-        """Copy the split to a device."""
+        """Copy the split to a device; one whose tokens are predicted stays where it is.
+
+        `packing.token_batch` makes its batches on the CPU, where their sizes are known.
+        """
+        if self.counted is not None:
+            return self
         held = {
             name: value.to(device)
             for name in ("tokens", "offsets", "token_types", "labels")
@@ -76,7 +90,9 @@ class TokenisedSplit:
 
         Returns:
             `input_ids` and `attention_mask` (b, width) int64; `token_type_ids` (b, width) int64 and
-            `labels` (b, ...) if there are any.
+            `labels` (b, ...) if there are any. If tokens are predicted, instead of labels
+            `predicting` (c,), places in the flattened `input_ids` whose next token counts, and
+            `targets` (c,), those next tokens, both int64.
         """
         starts = self.offsets[indices]
         lengths = self.offsets[indices + 1] - starts
@@ -92,7 +108,11 @@ class TokenisedSplit:
             batch["token_type_ids"] = torch.where(
                 inside, self.token_types[places].long(), self.pad_type_id
             )
-        if self.labels is not None:
+        if self.counted is not None:
+            aims = (inside & self.counted[places]).flatten().nonzero().squeeze(1)
+            batch["predicting"] = aims - 1
+            batch["targets"] = batch["input_ids"].flatten()[aims]
+        elif self.labels is not None:
             batch["labels"] = self.labels[indices]
         return batch
 
@@ -243,12 +263,22 @@ def _none_empty(found: dict[str, Tensor], tokenizer: Any) -> dict[str, Tensor]:
     kept = torch.ones(int(offsets[-1]), dtype=torch.bool)
     kept[offsets[empty]] = False
     filled = {"offsets": offsets, "whole": found["whole"].clamp(min=1)}
-    pads = {"tokens": tokenizer.pad_token_id, "token_types": tokenizer.pad_token_type_id}
+    pads = {
+        "tokens": tokenizer.pad_token_id,
+        "token_types": tokenizer.pad_token_type_id,
+        "counted": False,
+    }
     for name, pad in pads.items():
         if name in found:
             filled[name] = torch.full((len(kept),), pad, dtype=found[name].dtype)
             filled[name][kept] = found[name]
     return filled
+
+
+def row_sums(values: Tensor, offsets: Tensor) -> Tensor:
+    """Sum values (t,) over each row: (n,) int64; row i begins at `offsets[i]`, (n + 1,)."""
+    before = torch.cat((torch.zeros(1, dtype=torch.int64), values.long().cumsum(0)))
+    return before[offsets].diff()
 
 
 def tokenise(
@@ -257,7 +287,8 @@ def tokenise(
     max_length: int,
     objective: Objective,
     *,
-    encode: Callable[[Examples, Any, int], dict[str, Tensor]] = encode,
+    encode: Callable[[Examples, Any, int], dict[str, Tensor]] | None = None,
+    packed: bool = False,
 ) -> TokenisedSplit:
     """Make the tokens and labels of a split.
 
@@ -269,8 +300,9 @@ def tokenise(
         tokenizer: a `transformers` tokenizer.
         max_length: largest number of tokens per row, special tokens included.
         objective: turns the labels into one tensor.
-        encode: makes the tokens: `encode` of this file, or `token_cache.encode_once`, which returns
-            the same.
+        encode: makes the tokens: None: the function that the kind of task names in the catalogue;
+            or `token_cache.encode_once`, which returns the same.
+        packed: whether the backbone takes packed rows, and the kind of task has such.
 
     Raises:
         UserError: the tokenizer has no padding token.
@@ -280,11 +312,13 @@ def tokenise(
             f"the tokenizer {tokenizer.name_or_path!r} has no padding token, which batches need: "
             "set pad_token in its tokenizer_config.json"
         )
-    found = _none_empty(encode(examples, tokenizer, max_length), tokenizer)
-    labels = counts = None
+    make = encode or implementation(objective.entry.encode)
+    found = _none_empty(make(examples, tokenizer, max_length), tokenizer)
+    counted, labels, counts = found.get("counted"), None, None
     if examples.labels is not None:
         labels = objective.label_tensor(examples.labels)
-        counts = objective.counts(labels, found["offsets"].diff())
+        of_rows = None if counted is None else row_sums(counted, found["offsets"])
+        counts = objective.counts(labels, found["offsets"].diff(), of_rows)
     return TokenisedSplit(
         tokens=found["tokens"],
         offsets=found["offsets"],
@@ -292,6 +326,9 @@ def tokenise(
         whole=found["whole"],
         labels=labels,
         counts=counts,
+        counted=counted,
+        cells=found.get("cells"),
+        packed=packed,
         pad_id=tokenizer.pad_token_id,
         pad_type_id=tokenizer.pad_token_type_id,
     )

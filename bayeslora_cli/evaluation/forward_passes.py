@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.bayes.posterior import Posterior
+from bayeslora_cli.data.packing import rows_of
 from bayeslora_cli.data.splits import Batches
 from bayeslora_cli.errors import NonFiniteError
 from bayeslora_cli.evaluation.predictive import Predictive
@@ -33,21 +34,20 @@ def logits_of(
         check: called before each round; if it raises, the passes end without changing anything.
         runner: runs each pass.
     Returns:
-        (examples, outputs), fp32, on the CPU.
+        (examples, outputs), fp32, on the CPU. If rows give single outputs (`Batches.cells`), those
+        that no row gives are -inf.
     Raises:
         NonFiniteError: a logit is not finite.
     """
-    training, objective = network.module.training, network.objective
+    training, objective, cells = network.module.training, network.objective, batches.cells
     network.module.eval()
     try:
         if not len(batches.place):
-            most = max((len(batch["input_ids"]) for batch in batches.inputs), default=0)
-            batches.place.resize_(most, objective.outputs)
+            most = max(map(rows_of, batches.inputs), default=0)
+            batches.place.resize_(most, objective.outputs if cells is None else 1)
 
         def piece(batch: Inputs) -> None:
-            batches.place[: len(batch["input_ids"])].copy_(
-                objective.predict(network.logits(batch), batch)
-            )
+            batches.place[: rows_of(batch)].copy_(objective.predict(network.logits(batch), batch))
 
         logits = [batches.place[:0]]
         with uncompiled():
@@ -55,9 +55,13 @@ def logits_of(
                 check()
                 for batch in batches.inputs[turn : turn + 1]:
                     runner((id(batches), network.branch), piece, batch)
-                    logits.append(batches.place[: len(batch["input_ids"])].clone())
+                    logits.append(batches.place[: batches.sizes[turn]].clone())
         found = torch.zeros(batches.examples, objective.outputs)
-        found[batches.rows] = torch.cat(logits).cpu()
+        outputs = torch.cat(logits).cpu()
+        if cells is None:
+            found[batches.rows] = outputs
+        else:
+            found[tuple(cells[batches.rows].t())] = outputs.squeeze(1)
         # each row is computed by one process, and is zero in all others
         batches.processes.sum_in_place(found)
     finally:
@@ -66,6 +70,10 @@ def logits_of(
         raise NonFiniteError(
             "a prediction is not finite: the run has diverged, train with a lower --lr"
         )
+    if cells is not None:
+        missing = torch.ones_like(found, dtype=torch.bool)
+        missing[tuple(cells.t())] = False
+        found.masked_fill_(missing, -torch.inf)
     return found
 
 

@@ -253,7 +253,9 @@ def predict(
     """
     network, tokenizer, kept = loaded
     rows = {
-        name: tokenise(found, tokenizer, config.max_length, network.objective)
+        name: tokenise(
+            found, tokenizer, config.max_length, network.objective, packed=network.packed
+        )
         for name, found in examples.items()
     }
     if notice := truncation_notice(rows, config.max_length):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora_cli.bayes.posterior import Posterior
-from bayeslora_cli.export.independent_reader import adapted, logits_of
+from bayeslora_cli.export.independent_reader import adapted
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
 
@@ -49,7 +49,9 @@ def adapter_problem(
         with torch.inference_mode(), bank.showing(theta):
             expected = network.logits(few).cpu()
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            found = logits_of(adapted(_plain(network), directory), device)(few).float()
+            model = adapted(_plain(network), directory).to(device).eval()
+            with torch.inference_mode():
+                found = network.objective.forward(model, few).float().cpu()
     except Exception as error:  # whatever fails in this check, the run itself is not lost
         return f"PEFT {version('peft')} does not open it on this backbone: {error}"
     finally:

@@ -23,6 +23,7 @@ from bayeslora_cli.models.adapters.published_factors import PublishedFactors
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention, replace_attention
 from bayeslora_cli.models.backbones.fingerprint import fingerprint
 from bayeslora_cli.models.backbones.loading import load_backbone
+from bayeslora_cli.models.backbones.packing import prepare_for_packing
 from bayeslora_cli.models.backbones.targets import inside, match_targets
 from bayeslora_cli.models.kernels.cpu_dropout import cpu_dropout
 from bayeslora_cli.tasks.objectives.objective import Objective
@@ -63,6 +64,8 @@ def build_network(
         if name not in missing and not inside(name, head)
     ]
     replace_attention(module, config.max_length)
+    if objective.entry.packed:
+        prepare_for_packing(module)
     backbone_sha256 = (
         ""
         if device.type == "meta"

@@ -12,6 +12,7 @@ from torch import Tensor
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
 from bayeslora_cli.models.backbones.loading import unread
+from bayeslora_cli.models.backbones.packing import takes_packed_rows
 from bayeslora_cli.models.kernels.cpu_dropout import cpu_dropout
 from bayeslora_cli.tasks.objectives.objective import BESIDE_INPUTS, Objective
 
@@ -70,14 +71,22 @@ class Network:
     """Operands of a method whose layers do not use the published factors; None: they do."""
 
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Run a forward pass: (batch, outputs) in fp32. Labels never go to the backbone."""
+        """Run a forward pass: what `Objective.forward` returns, in fp32, such as (batch, outputs).
+
+        Labels never go to the backbone.
+        """
         inputs = {name: value for name, value in batch.items() if name not in BESIDE_INPUTS}
         if self.operands is not None:
             self.operands.publish_operands(training=self.module.training)
         device = inputs["input_ids"].device
         with unread(device), cpu_dropout(device):
-            logits: Tensor = self.module(**inputs).logits
+            logits = self.objective.forward(self.module, inputs)
         return logits.float()
+
+    @property
+    def packed(self) -> bool:
+        """Whether the rows of a batch go to the backbone one after the other, without padding."""
+        return self.objective.entry.packed and takes_packed_rows(self.module.config.model_type)
 
     @property
     def branch(self) -> Hashable:

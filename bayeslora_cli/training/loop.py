@@ -322,6 +322,6 @@ class TrainingLoop:
             run, self.network, self.config, at=self.best.posterior,
             scores=None if self.allocator is None else self.best.scores,
             mask=self.network.bank.mask, result=result,
-            batch=next((b.inputs[0] for b in self.setup.data.splits.values() if b.inputs), None),
+            batch=next((b.few[0] for b in self.setup.data.splits.values() if b.few), None),
         )  # fmt: skip
         self.log.result(result)

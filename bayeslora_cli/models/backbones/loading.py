@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.models.backbones.input_limits import PADDING_COUNTS, unused_positions
+from bayeslora_cli.models.backbones.packing import takes_packed_rows
 from bayeslora_cli.models.backbones.places import find_backbone, parsed_once
 from bayeslora_cli.models.backbones.targets import head_modules, inside
 from bayeslora_cli.tasks.objectives.objective import Objective
@@ -89,6 +90,17 @@ def warn_of_padding(name: str, *, trust_remote_code: bool = False) -> None:
             "longest row of its batch, on --eval-batch-size and on the order of the rows",
             name, kind,
         )  # fmt: skip
+
+
+def packs_rows(name: str, *, trust_remote_code: bool = False) -> bool:
+    """Return whether a backbone keeps packed rows apart.
+
+    Raises:
+        ModelError: the model's configuration cannot be loaded.
+    """
+    return takes_packed_rows(
+        load_configuration(name, trust_remote_code=trust_remote_code).model_type
+    )
 
 
 def load_configuration(name: str, *, trust_remote_code: bool = False, **changes: Any) -> Any:

@@ -15,8 +15,9 @@ The methods are called in the order in which they stand in the class:
 
 1. reading a table: `claims` (are these labels of this kind?), `classes_of`, `parse`;
 2. loading the backbone: `outputs`, `model_options`;
-3. training: `label_tensor`, `counts`, `loss`;
-4. evaluation: `predict`, `expected` and `entropy` for each sample of the weights, then `metrics`;
+3. training: `label_tensor`, `counts`, `forward`, `loss`;
+4. evaluation: `forward`, `predict`, `expected` and `entropy` for each sample of the weights, then
+   `metrics`;
 5. writing predictions: `decide`, `spell`.
 
 `classification.py` and `regression.py` are two short examples. A task names its kind in
@@ -127,26 +128,45 @@ class Objective(ABC):
     def label_tensor(self, labels: Sequence[Any]) -> Tensor:
         """Return the labels of n rows, n >= 0, as one tensor (n, ...) on the CPU."""
 
-    def counts(self, labels: Tensor, lengths: Tensor) -> Tensor | None:
+    def counts(
+        self, labels: Tensor, lengths: Tensor, counted: Tensor | None = None
+    ) -> Tensor | None:
         """Return the weight of each row in the mean that `loss` returns, (n,) int64; None: 1 each.
 
-        A loss over the tokens of an answer would return the number of tokens. A step weighs each of
-        its micro-batches by the sum of its counts, so that the gradient is the sum over all counted
+        A loss over the tokens of an answer returns the number of tokens. A step weighs each of its
+        micro-batches by the sum of its counts, so that the gradient is the sum over all counted
         items divided by their number. The counts stay on the CPU, so that no step reads from the
         GPU.
 
         Args:
             labels: (n, ...) as `label_tensor` returns them.
             lengths: (n,) number of tokens of each row.
+            counted: (n,) number of tokens of each row that the loss counts; None: `encode` marks
+                none.
         """
         return None
+
+    def forward(self, module: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """Run a forward pass of the backbone; return what `loss` and `predict` take.
+
+        Args:
+            module: the model of transformers, which the entry's `auto_class` has loaded.
+            batch: the backbone's inputs, without labels.
+        Returns:
+            (b, outputs) logits, or what the entry's `forward` returns.
+        """
+        if self.entry.forward:
+            found: Tensor = implementation(self.entry.forward)(module, batch)
+            return found
+        logits: Tensor = module(**batch).logits
+        return logits
 
     @abstractmethod
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the mean loss of a batch, () fp32, without reading a value from the device.
 
         Args:
-            logits: (b, outputs) fp32, or whatever the backbone returns.
+            logits: (b, outputs) fp32, what `forward` returned.
             batch: the backbone's inputs, such as `input_ids` and `attention_mask` (b, w), and
                 `labels` (b, ...).
         """
@@ -157,7 +177,7 @@ class Objective(ABC):
         """Return what an evaluation keeps of a forward pass, (b, outputs); by default all logits.
 
         Args:
-            logits: (b, ...) fp32, as the backbone returns them.
+            logits: (b, ...) fp32, what `forward` returned.
             batch: the backbone's inputs, without labels.
         """
         return logits

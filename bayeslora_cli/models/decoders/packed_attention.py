@@ -1,0 +1,175 @@
+"""Causal attention on packed rows: rows one after the other in one sequence, none sees another."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_PACKED: ContextVar[bool] = ContextVar("packed", default=False)
+
+
+@contextmanager
+def without_masks() -> Iterator[None]:
+    """Tell the makers of attention masks, inside the block, that none is needed: rows are packed.
+
+    Only the beginning of a forward pass asks; blocks that gradient checkpointing runs again get the
+    masks that were made then.
+    """
+    token = _PACKED.set(True)
+    try:
+        yield
+    finally:
+        _PACKED.reset(token)
+
+
+def needs_no_mask() -> bool:
+    """Return whether the present forward pass is on packed rows."""
+    return _PACKED.get()
+
+
+def packed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_offsets: Tensor,
+    longest: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Attend within each row, to the token itself and those before it.
+
+    In bf16 or fp16 on a GPU torch's kernel for rows of any length computes it; it has no dropout
+    and no softcap. With these, and in fp32, a GPU computes all scores and masks most of them. A CPU
+    goes row by row.
+
+    Args:
+        query: (1, h, t, d).
+        key: (1, k, t, d), where k divides h.
+        value: (1, k, t, d).
+        row_offsets: (rows + 1,) int32: row i is the tokens from `row_offsets[i]` to
+            `row_offsets[i + 1]`.
+        longest: on a GPU a tensor of shape (0, n): no row is longer than n tokens.
+        scaling: factor of the scores; None: 1 / sqrt(d).
+        dropout: probability of dropping a weight.
+        window: number of tokens that a token sees, itself included; None: all.
+        softcap: c of c tanh(score / c); None: scores as they are.
+    Returns:
+        (1, t, h, d)
+    """
+    if not query.is_cuda:
+        return _row_by_row(query, key, value, row_offsets, scaling, dropout, window, softcap)
+    exact = query.dtype not in (torch.bfloat16, torch.float16)
+    if exact or dropout or softcap is not None or longest is None:
+        mask = _mask(row_offsets, query.shape[2], window)
+        return masked_attention(query, key, value, mask, scaling, dropout, softcap).transpose(1, 2)
+    from torch.nn.attention.varlen import varlen_attn
+
+    most = longest.shape[1]
+    options: dict[str, Any] = {"enable_gqa": key.shape[1] != query.shape[1]} if _named_gqa() else {}
+    out = varlen_attn(
+        query.squeeze(0).transpose(0, 1),
+        key.squeeze(0).transpose(0, 1),
+        value.squeeze(0).transpose(0, 1),
+        row_offsets,
+        row_offsets,
+        most,
+        most,
+        scale=scaling,
+        window_size=(-1 if window is None or window >= most else window - 1, 0),
+        **options,
+    )
+    assert isinstance(out, Tensor)
+    return out.unsqueeze(0)
+
+
+@cache
+def _named_gqa() -> bool:
+    """Return whether torch asks for shared key heads by name: 2.11 takes them as they are."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+def _row_by_row(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_offsets: Tensor,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Compute `packed_attention` on a CPU, which reads the offsets."""
+    found = []
+    offsets = row_offsets.tolist()
+    for start, stop in pairwise(offsets):
+        if start == stop:
+            continue
+        q, k, v = (x[:, :, start:stop] for x in (query, key, value))
+        seen = window is not None and window < stop - start
+        if seen or softcap is not None:
+            bounds = row_offsets.new_tensor([0, stop - start])
+            mask = _mask(bounds, stop - start, window)
+            found.append(masked_attention(q, k, v, mask, scaling, dropout, softcap))
+        else:
+            found.append(
+                F.scaled_dot_product_attention(
+                    q, k, v, dropout_p=dropout, is_causal=True, scale=scaling,
+                    enable_gqa=k.shape[1] != q.shape[1],
+                )
+            )  # fmt: skip
+    return torch.cat(found, 2).transpose(1, 2)
+
+
+def _mask(row_offsets: Tensor, tokens: int, window: int | None) -> Tensor:
+    """Return which token (t, 1) sees which (t,): its own row's up to itself, `window` at most."""
+    place = torch.arange(tokens, device=row_offsets.device, dtype=row_offsets.dtype)
+    row = torch.searchsorted(row_offsets[1:].contiguous(), place, right=True)
+    seen = (row[:, None] == row) & (place[:, None] >= place)
+    return seen if window is None else seen & (place[:, None] - place < window)
+
+
+def masked_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+) -> Tensor:
+    """Attend where `mask` is true; see `packed_attention` for the other arguments.
+
+    Args:
+        query: (b, h, t, d).
+        key, value: (b, k, s, d).
+        mask: bool, (t, s) or (b, 1, t, s).
+    Returns:
+        (b, h, t, d)
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:  # torch's kernels for masks take no shared heads
+        key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+    if softcap is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, mask, dropout_p=dropout, scale=scaling
+        )
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = softcap * torch.tanh(scores / softcap)
+    # padding may see nothing: with -inf its weights would be NaN
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1, torch.float32).to(query.dtype)
+    return F.dropout(weights, dropout) @ value

@@ -13,6 +13,7 @@ from torch import Tensor
 
 ROWS, COLUMNS = 32, 64
 """Rows and columns of a tile of g and u."""
+WARPS = 4
 PROGRAMS = 1024
 """Programs that fill a GPU, several per multiprocessor."""
 NARROWEST = 16  # the matrix units' least extent
@@ -140,7 +141,7 @@ def forward(kept: Tensor, h: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, 
     parts = torch.empty(shares, rows, rank_2, device=kept.device, dtype=torch.float32)
     _forward[(blocks, shares)](
         kept, h, up, down, product, parts, rows, inner, up.stride(1), up.stride(0), tiles,
-        h.shape[1], _extent(h.shape[1]), rank_2, _extent(rank_2), ROWS, COLUMNS,
+        h.shape[1], _extent(h.shape[1]), rank_2, _extent(rank_2), ROWS, COLUMNS, num_warps=WARPS,
     )  # fmt: skip
     return product, parts.sum(0).to(kept.dtype)
 
@@ -167,7 +168,7 @@ def backward(
     _backward[(columns, chunks)](
         to_product, to_h_2, kept, h, up, down, to_kept, to_up, to_down,
         rows, inner, up.stride(1), up.stride(0), each,
-        rank, _extent(rank), rank_2, _extent(rank_2), ROWS, COLUMNS,
+        rank, _extent(rank), rank_2, _extent(rank_2), ROWS, COLUMNS, num_warps=WARPS,
     )  # fmt: skip
     kind = kept.dtype
     return to_kept, to_up.sum(0).to(kind).t(), to_down.sum(0).to(kind)

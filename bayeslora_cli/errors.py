@@ -38,6 +38,10 @@ class DataError(UserError):
     """A file or table that cannot be read as a data set."""
 
 
+class MissingSplitError(DataError):
+    """A data set has no split of this name."""
+
+
 class ModelError(UserError):
     """A backbone that cannot be loaded or adapted as asked."""
 

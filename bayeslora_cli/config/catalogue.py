@@ -21,6 +21,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 LR_SCHEDULES = ("linear", "boost")
 BLORA_MODES = ("both", "quant", "rank")
 REGULARISERS = ("const", "bop")
+COMPLETIONS, EVERYTHING = LOSS_ON = ("completions", "all")  # what of a row counts in the loss
 
 
 ENCODE = "bayeslora_cli.data.tokenization:encode"
@@ -139,6 +140,11 @@ class ObjectiveEntry:
     packed: bool = False
     """Whether the rows of a batch go to the backbone one after the other, without padding, if its
     architecture keeps such rows apart (`models.backbones.packing`)."""
+    rows: str | None = None
+    """Place of the `tasks.sources.rows.reader.RowReader` of its tables, as module:name; None: they
+    have one or two columns of text and one of labels."""
+    by_label: bool = False
+    """Whether each label keeps its share among rows that are held out to evaluate on."""
 
 
 _LOW_RANK = ("init_rank", "alpha", "target_modules")
@@ -264,6 +270,7 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
     "classification": ObjectiveEntry(
         implementation="bayeslora_cli.tasks.objectives.classification:Classification",
         predicts="a class",
+        by_label=True,
         auto_class="AutoModelForSequenceClassification",
         peft_task="SEQ_CLS",
         pipeline_tag="text-classification",
@@ -282,6 +289,7 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         head=False,
         peft_task="CAUSAL_LM",
         pipeline_tag="text-generation",
+        rows="bayeslora_cli.tasks.sources.rows.dialogues:DIALOGUES",
         encode="bayeslora_cli.data.dialogues:encode",
         forward="bayeslora_cli.models.decoders.scores:log_likelihoods",
         packed=True,

@@ -80,3 +80,12 @@ def check_schedule(config: RunConfig, total: int) -> None:
         )
     if found:
         raise ConfigError(found)
+
+
+def kind(config: RunConfig) -> tuple[Any, ...]:
+    """Return what decides a run's network and buffers.
+
+    Two runs with equal kinds can use the same network and buffers, one after the other, in one
+    process.
+    """
+    return tuple(v for name, v in asdict(config).items() if not OPTIONS[name].shares_network)

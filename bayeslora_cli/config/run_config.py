@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from bayeslora_cli.config import catalogue, catalogue_text, values
-from bayeslora_cli.config.options import (
-    LENGTH,
-    MACHINE,
-    METHOD,
-    OWN,
-    POSTERIOR,
-    PRINTED,
-    RANKS,
-    RATES,
-    WHAT,
-    WIDTHS,
-    Condition,
-    beside,
-    beside_any,
-    declared,
-    option,
-    unless,
-)
+
+from bayeslora_cli.config.options import (  # isort: skip
+    LENGTH, MACHINE, METHOD, OWN, POSTERIOR, PRINTED, RANKS, RATES, WHAT, WIDTHS,
+    Condition, beside, beside_any, declared, option, unless,
+)  # fmt: skip
 from bayeslora_cli.config.validation import problems
 from bayeslora_cli.errors import ConfigError
 
 _RANKS_ONLY = beside("blora_mode", "rank")
+_LABELLED = beside("task", *catalogue.GLUE_TASKS, "demo")  # these have a validation split
 _ONE_WIDTH = Condition("bit_ladder", lambda text: "," not in text, "one width in --bit-ladder")
 
 
@@ -58,8 +45,9 @@ class RunConfig:
         path=True, source=True, deep=False,
     )
     eval_file: str | None = option(
-        None, OWN, "Labelled examples to evaluate on",
-        default_text="the hub data set's validation split", path=True, source=True, deep=False,
+        None, OWN, "Examples to evaluate on",
+        default_text="the hub data set's validation split, or --validation", path=True,
+        source=True, deep=False,
     )
     text_columns: tuple[str, ...] | None = option(
         None, OWN, "One or two columns, comma-separated", default_text="well-known names",
@@ -71,8 +59,18 @@ class RunConfig:
         default_text="label and the like", idle_when=(unless("task", "custom"),), source=True,
     )
     task_type: str | None = option(
-        None, OWN, "What labels are: {choices}", default_text="told by the labels", source=True,
-        choices=catalogue.OBJECTIVES, idle_when=(unless("task", "custom"),),
+        None, OWN, "What is learned: {choices}", default_text="told by columns and labels",
+        source=True, choices=catalogue.OBJECTIVES, idle_when=(unless("task", "custom"),),
+    )
+    loss_on: str = option(
+        catalogue.COMPLETIONS, OWN,
+        "What counts in a causal model's loss: completions and what assistants say, or all",
+        choices=catalogue.LOSS_ON, idle_when=(_LABELLED,), source=True,
+    )
+    validation: float = option(
+        0.1, OWN,
+        "Share of the training rows to evaluate on, the same for all seeds, if there are no others",
+        checks=(values.share,), idle_when=(beside_any("eval_file"), _LABELLED), source=True,
     )
     model: str = option(
         "microsoft/deberta-v3-base", WHAT,
@@ -339,12 +337,3 @@ METHOD_ROW = tuple(name for name, o in OPTIONS.items() if o.part_of_name == "row
 def flag(name: str) -> str:
     """Return the command-line flag of a field."""
     return OPTIONS[name].flag
-
-
-def kind(config: RunConfig) -> tuple[Any, ...]:
-    """Return what decides a run's network and buffers.
-
-    Two runs with equal kinds can use the same network and buffers, one after the other, in one
-    process.
-    """
-    return tuple(v for name, v in asdict(config).items() if not OPTIONS[name].shares_network)

@@ -6,12 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from bayeslora_cli.config.catalogue import (
-    CRITERIA,
-    METHODS,
-    OPTIMIZERS,
-    criteria_of,
-)
+from bayeslora_cli.config.catalogue import CRITERIA, METHODS, OPTIMIZERS, criteria_of
 from bayeslora_cli.config.catalogue_text import posterior_optimizers
 from bayeslora_cli.config.options import Option
 

@@ -130,6 +130,7 @@ positive = _bound(lambda value: value > 0, "must be positive")
 positive_and_finite = _bound(lambda value: 0 < value < math.inf, "must be positive and finite")
 not_negative = _bound(lambda value: 0 <= value < math.inf, "must be finite and not negative")
 below_one = _bound(lambda value: 0 <= value < 1, "must be at least 0 and below 1")
+share = _bound(lambda value: 0 < value < 1, "must be above 0 and below 1")
 below_two_to_63 = _bound(lambda value: value < 2**63, "must be below 2^63")
 # the squares that AdamW takes of a penalty must be finite in fp32
 penalty = _bound(lambda value: value <= LARGEST_PENALTY, "must be at most 1e9")

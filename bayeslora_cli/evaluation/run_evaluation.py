@@ -210,7 +210,7 @@ def _collect(asked: EvaluationRequest) -> dict[str, Examples]:
             splits = split_names(task, asked.split or "validation")
             examples = load_examples(config, splits, task=task)[1]
     else:
-        examples = load_file(asked.file, task)
+        examples = load_file(asked.file, task, config.loss_on)
     of_tests = task.name in TASKS and examples.keys() <= set(task.test_splits)
     if asked.submission is not None and not of_tests:
         raise DataError(

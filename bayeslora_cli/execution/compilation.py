@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeslora_cli.config.run_config import OPTIONS, RunConfig, kind
+from bayeslora_cli.config.effects import kind
+from bayeslora_cli.config.run_config import OPTIONS, RunConfig
 from bayeslora_cli.runs.file_lock import once
 
 logger = logging.getLogger("bayeslora")

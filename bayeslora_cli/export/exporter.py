@@ -155,7 +155,7 @@ def _examples(
     else:
         given.append("--data")
     if options.file is not None:
-        return load_file(options.file, task)
+        return load_file(options.file, task, config.loss_on)
     try:
         with of_the_training(run, *given):
             return load_examples(config, split_names(task, "validation"), task=task)[1]

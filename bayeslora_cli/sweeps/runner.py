@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from bayeslora_cli.config.run_config import kind
+from bayeslora_cli.config.effects import kind
 from bayeslora_cli.errors import BayesloraError, Preempted
 from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.execution.signals import Stop

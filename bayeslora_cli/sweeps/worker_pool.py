@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from bayeslora_cli.config.run_config import kind
+from bayeslora_cli.config.effects import kind
 from bayeslora_cli.config.values import duration
 from bayeslora_cli.errors import EXIT_PREEMPTED, Preempted
 from bayeslora_cli.execution.signals import Stop, Stopped

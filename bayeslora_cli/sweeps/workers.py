@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bayeslora_cli.config.run_config import kind
+from bayeslora_cli.config.effects import kind
 from bayeslora_cli.runs.atomic_write import named
 from bayeslora_cli.sweeps.grid import PlannedRun
 

@@ -37,6 +37,9 @@ class Task:
     ood_splits: tuple[str, ...] = ()
     """Labelled out-of-distribution splits."""
 
+    held_out: tuple[str, ...] = ()
+    """Digests of the training rows that are its validation split (`tasks.validation_share`); () if
+    it has one of its own."""
     objective: str = ""
     """Its kind, a key of `config.catalogue.OBJECTIVES`; "" becomes `usual_objective`."""
 
@@ -55,10 +58,13 @@ class Task:
         return (*self.required_splits, *self.test_splits, *self.ood_splits)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON object of the fields; `objective` only if it differs from the usual one."""
+        """Return a JSON object of the fields; `objective` only if it differs from the usual one,
+        `held_out` only if there are any."""
         found = {name: getattr(self, name) for name in Task.__dataclass_fields__}
         if self.objective == usual_objective(self.classes):
             del found["objective"]
+        if not self.held_out:
+            del found["held_out"]
         return found
 
     @staticmethod

@@ -14,7 +14,8 @@ import torch
 
 from bayeslora_cli.bayes.optimizer import build_optimizer
 from bayeslora_cli.config.catalogue import OPTIMIZERS
-from bayeslora_cli.config.run_config import RunConfig, kind
+from bayeslora_cli.config.effects import kind
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.example_cache import ExampleCache
 from bayeslora_cli.data.splits import Data, check_tokens, tokens_fingerprint
 from bayeslora_cli.execution.compilation import compile_blocks, compiled_once, is_worth_compiling

@@ -302,6 +302,23 @@ def test_other_classes_of_the_same_file_are_another_run(own, typed, tmp_path):
     typed_ok(typed, *own, "--overwrite")
 
 
+def test_training_rows_are_held_out_where_there_are_no_others(own, typed, tmp_path):
+    """The run evaluates the rows that it has held out, wherever they stand in the file."""
+    alone = [*own[:3], *own[5:], "--validation", "0.34"]
+    _, out, err = typed_ok(typed, *alone, "--json")
+    assert "3 of 9 training rows are held out to evaluate on (--validation 0.34)" in err
+    assert "6 training rows, 3 classes" in err
+    result = json.loads(out)
+    assert result["training_rows"] == 6
+    before = json.loads(typed_ok(typed, "eval", result["run"], "--json", "--device", "cpu")[1])
+    header, *rows = (tmp_path / "train.csv").read_text().splitlines()
+    more = ['"w1 w1 w1",ham', '"w2 w2",spam']
+    (tmp_path / "train.csv").write_text("\n".join([header, *more, *reversed(rows)]) + "\n")
+    _, out, _ = typed_ok(typed, "eval", result["run"], "--json", "--device", "cpu")
+    before, again = (found["metrics"]["validation"] for found in (before, json.loads(out)))
+    assert again == pytest.approx(before)
+
+
 TABLE = "text,kind\nw1,a\nw2,b\n"
 
 
@@ -332,12 +349,6 @@ def test_files_that_a_user_can_mend(own, typed, tmp_path, name, text, arguments,
     assert re.search(message, err), err
     assert out == ""
     assert not (tmp_path / "out").exists()
-
-
-def test_files_want_files_to_evaluate_on(own, typed):
-    code, _, err = typed(*own[:3], *own[5:])
-    assert code == 2
-    assert "--eval-file: give examples to evaluate on" in err
 
 
 # ---- what is printed

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bayeslora_cli.config.effects import kind
 from bayeslora_cli.config.resolution import resolve
-from bayeslora_cli.config.run_config import OPTIONS, RunConfig, kind
+from bayeslora_cli.config.run_config import OPTIONS, RunConfig
 from bayeslora_cli.errors import ModelError, NonFiniteError, Preempted
 from bayeslora_cli.execution.signals import listening
 from bayeslora_cli.training import assembly

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from bayeslora_cli.config.catalogue import COMPLETIONS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import DataError, UserError
 from bayeslora_cli.tasks.sources.demo import DEMO, demo_examples
@@ -36,14 +37,17 @@ def check_data_is_read(config: RunConfig, data: str, file: str | None) -> None:
     raise UserError(f"--data {data}: has no effect, {reason}; leave it out")
 
 
-def load_file(source: str, task: Task) -> dict[str, Examples]:
+def load_file(source: str, task: Task, loss_on: str = COMPLETIONS) -> dict[str, Examples]:
     """Read a file or hub data set with a task's text columns, and its labels if it has them.
+
+    Args:
+        loss_on: the value of --loss-on.
 
     Raises:
         UserError: raised by `read_table` or `table_examples`.
     """
     table = read_table(source, "--eval-file", split="validation")
-    return {"file": table_examples(table, task, labelled=None)}
+    return {"file": table_examples(table, task, labelled=None, loss_on=loss_on)}
 
 
 def load_outside(source: str, config: RunConfig, task: Task, *, own_rows: bool = True) -> Examples:
@@ -75,7 +79,7 @@ def load_outside(source: str, config: RunConfig, task: Task, *, own_rows: bool =
         found = _load_other(TASKS[source], data, own)
     else:
         table = read_table(source, "--ood", split="validation")
-        return table_examples(table, task, labelled=False)
+        return table_examples(table, task, labelled=False, loss_on=config.loss_on)
     return replace(found, labels=None)
 
 

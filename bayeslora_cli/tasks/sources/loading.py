@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bayeslora_cli.config.catalogue import OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.errors import DataError, UserError
+from bayeslora_cli.errors import DataError, MissingSplitError, UserError
 from bayeslora_cli.tasks.sources.demo import DEMO, demo_examples
 from bayeslora_cli.tasks.sources.glue import SCORE_RANGE, TASKS, GlueTask, read_tsv, tsv_file
 from bayeslora_cli.tasks.sources.table_reader import Table, read_table
 from bayeslora_cli.tasks.sources.tabular import custom_task, table_examples
 from bayeslora_cli.tasks.task import Examples, Task
+from bayeslora_cli.tasks.validation_share import draw, parted
 
+logger = logging.getLogger("bayeslora")
 HUB_DATASET = "nyu-mll/glue"
 _HUB_NO_LABEL = -1  # stands in the hub's test splits in place of a label
 
@@ -45,24 +50,73 @@ def _own_examples(
 ) -> tuple[Task, dict[str, Examples]]:
     assert config.train_file is not None
     wanted = splits or ("train", "validation")
-    source = config.eval_file or config.train_file.partition("@")[0]
-    # a hub data set may have a validation split, a file has none
-    if "validation" in wanted and config.eval_file is None and Path(source).exists():
-        raise DataError(f"--eval-file: give examples to evaluate on beside --train-file {source}")
-    tables: dict[str, Table] = {}
-    if task is None or "train" in wanted:
-        tables["train"] = read_table(config.train_file, "--train-file", split="train")
+    training: Table | None = None
+    if task is None or "train" in wanted or task.held_out:
+        training = read_table(config.train_file, "--train-file", split="train")
     if task is None:
+        assert training is not None
         task = custom_task(
-            tables["train"],
+            training,
             text_columns=config.text_columns,
             label_column=config.label_column,
             task_type=config.task_type,
+            loss_on=config.loss_on,
         )
-    if "validation" in wanted:
-        option = "--train-file" if config.eval_file is None else "--eval-file"
-        tables["validation"] = read_table(source, option, split="validation")
-    return task, {s: table_examples(tables[s], task, labelled=True) for s in wanted}
+    evaluated = None
+    if "validation" in wanted and not task.held_out:
+        evaluated = _evaluation_table(config)
+    tables = {"train": training, "validation": evaluated}
+    found = {
+        split: table_examples(table, task, labelled=True, loss_on=config.loss_on)
+        for split, table in tables.items()
+        if table is not None
+    }
+    if "validation" in wanted and evaluated is None:
+        task, found = hold_out(task, found["train"], config.validation)
+    return task, {split: found[split] for split in wanted}
+
+
+def _evaluation_table(config: RunConfig) -> Table | None:
+    """Read the table of --eval-file, or the validation split of a hub data set; None: there is
+    neither."""
+    assert config.train_file is not None
+    if config.eval_file is not None:
+        return read_table(config.eval_file, "--eval-file", split="validation")
+    source = config.train_file.partition("@")[0]
+    if Path(source).exists():
+        return None
+    try:
+        return read_table(source, "--train-file", split="validation")
+    except MissingSplitError:
+        return None
+
+
+def hold_out(task: Task, train: Examples, share: float) -> tuple[Task, dict[str, Examples]]:
+    """Make a validation split of training rows.
+
+    Args:
+        task: rows that it has held out before are held out again; else they are drawn.
+        share: of the training rows.
+    Returns:
+        The task with its `held_out`, and the splits.
+    Raises:
+        DataError: none can be held out, or those held out before are not among the rows.
+    """
+    drawn = task.held_out or draw(train, share, by_label=OBJECTIVES[task.objective].by_label)
+    rest, held = parted(train, drawn)
+    if not len(rest) or not len(held):
+        raise DataError(
+            f"found {len(held)} of the {len(drawn)} rows that were held out of training "
+            f"among {len(train)} rows; the training rows have changed"
+        )
+    if not task.held_out:
+        logger.info(
+            "%d of %d training rows are held out to evaluate on (--validation %g), the same for "
+            "every --seed",
+            len(held), len(train), share,
+        )  # fmt: skip
+        task = replace(task, held_out=drawn)
+    return task, {"train": rest, "validation": held}
 
 
 def load_task(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.errors import DataError, UserError
+from bayeslora_cli.errors import DataError, MissingSplitError, UserError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 HUB_FORM = "owner/name[:config][@split]"
@@ -331,7 +331,7 @@ def _read_hub(source: str, option: str, name: str, config: str | None, split: st
             f"{HUB_FORM}"
         ) from error
     if split not in loaded:
-        raise DataError(
+        raise MissingSplitError(
             f"{option} {source}: found the splits {', '.join(loaded)}, and no {split!r}; "
             f"name one of them: {HUB_FORM}"
         )

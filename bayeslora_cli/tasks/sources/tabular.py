@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from bayeslora_cli.config.catalogue import OBJECTIVES, implementation
+from bayeslora_cli.config.catalogue import COMPLETIONS, OBJECTIVES, implementation
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.sources.label_column import LabelColumn, short
+from bayeslora_cli.tasks.sources.rows.reader import RowReader, check_column, read_texts
 from bayeslora_cli.tasks.sources.table_reader import Table, shown
 from bayeslora_cli.tasks.task import Examples, Task
 
@@ -35,9 +35,7 @@ LABEL_GUESSES = (
 )  # fmt: skip
 # columns of tables for what this program does not do -> what that is
 _OTHER_TABLES = {
-    ("messages", "conversations", "prompt", "completion", "instruction", "chosen"): (
-        "conversations or instructions, for the training of text generation"
-    ),
+    ("chosen", "rejected"): "pairs of answers, for training by preferences",
     ("tokens", "ner_tags", "pos_tags", "tags"): "a label for each word, as of named entities",
     ("anchor", "positive", "negative", "query", "passage"): (
         "pairs or triplets for embeddings, with no label"
@@ -51,6 +49,7 @@ def custom_task(
     text_columns: tuple[str, ...] | None,
     label_column: str | None,
     task_type: str | None = None,
+    loss_on: str = COMPLETIONS,
 ) -> Task:
     """Make a task from a training table.
 
@@ -58,7 +57,8 @@ def custom_task(
     classification claims text, integers, and true or false: text is ordered by code points,
     integers by size, and classes of a hub's `ClassLabel` keep the order of their names. Regression
     claims numbers if one or more is not an integer. A column of a csv or tsv file holds numbers if
-    each of its fields is a number.
+    each of its fields is a number. Other kinds read rows of their own form
+    (`ObjectiveEntry.rows`), unless the table has both text and labels in columns of usual names.
 
     Args:
         table: the training table.
@@ -66,10 +66,14 @@ def custom_task(
         label_column: the label's column; None guesses it by `LABEL_GUESSES`.
         task_type: a key of `OBJECTIVES`; None: the kind that claims the labels, with a warning if
             they might also belong to another kind.
+        loss_on: the value of --loss-on, for the line that says what the rows are.
 
     Raises:
         DataError: a column is missing, or no kind of task has such labels.
     """
+    form = _row_form(table, text_columns, label_column, task_type)
+    if form is not None:
+        return _task_of_rows(table, *form, loss_on)
     label = label_column or _guess_label(table, text_columns or ())
     texts = text_columns or _guess_texts(table, label)
     if len(texts) > 2 or len({*texts, label}) <= len(texts):
@@ -79,8 +83,8 @@ def custom_task(
             "label (--label-column x)"
         )
     for name in texts:
-        _check_column(table, name, "--text-columns")
-    _check_column(table, label, "--label-column")
+        check_column(table, name, "--text-columns")
+    check_column(table, label, "--label-column")
     column = LabelColumn.of(table, label)
     name, kind = _kind(column, task_type)
     doubt = kind.doubt(column) if task_type is None else None
@@ -97,7 +101,9 @@ def custom_task(
     )
 
 
-def table_examples(table: Table, task: Task, *, labelled: bool | None) -> Examples:
+def table_examples(
+    table: Table, task: Task, *, labelled: bool | None, loss_on: str = COMPLETIONS
+) -> Examples:
     """Read the rows of a table as examples of a task.
 
     Args:
@@ -105,17 +111,25 @@ def table_examples(table: Table, task: Task, *, labelled: bool | None) -> Exampl
         task: what `custom_task` returned.
         labelled: True: the table must have labels. False: labels are not read. None: they are read
             if the table has the label's column with a label in any row.
+        loss_on: the value of --loss-on.
 
     Raises:
         DataError: a column is missing, a value is not text, or a label is missing or unknown.
     """
     from bayeslora_cli.tasks.objectives.objective import objective_of  # imports torch
 
+    reader = reader_of(task.objective)
+    if reader is not None:
+        same = set(task.text_columns) <= set(table.names)
+        columns = task.text_columns if same else reader.columns(table, None)
+        if columns is None:
+            raise _no_form(table, task.objective, reader)
+        return reader.read(table, columns, loss_on=loss_on, labelled=labelled)
     for name in task.text_columns:
-        _check_column(table, name, "which the task's text is in")
-    texts = [_texts(table, name) for name in task.text_columns]
+        check_column(table, name, "which the task's text is in")
+    texts = [read_texts(table, name) for name in task.text_columns]
     if labelled:
-        _check_column(table, task.label_column, "which the task's label is in")
+        check_column(table, task.label_column, "which the task's label is in")
     labels: list[Any] | None = None
     if labelled is not False and task.label_column in table.names:
         column = LabelColumn.of(table, task.label_column)
@@ -125,6 +139,63 @@ def table_examples(table: Table, task: Task, *, labelled: bool | None) -> Exampl
                     raise column.missing(row)
             labels = objective_of(task).parse(column)
     return Examples(first=texts[0], second=texts[1] if len(texts) == 2 else None, labels=labels)
+
+
+# --- rows of other forms -----------------------------------------------------------------------
+
+
+def reader_of(objective: str) -> RowReader | None:
+    """Return the reader of a kind's rows; None: they are texts with a label."""
+    entry = OBJECTIVES.get(objective)
+    found: RowReader | None = None
+    if entry is not None and entry.rows is not None:
+        found = implementation(entry.rows)
+    return found
+
+
+def _row_form(
+    table: Table, texts: tuple[str, ...] | None, label: str | None, typed: str | None
+) -> tuple[str, RowReader, tuple[str, ...]] | None:
+    """Return the kind whose rows a training table holds, their reader and columns; None: the rows
+    are texts with labels."""
+    usual = any(set(guess) <= set(table.names) for guess in TEXT_GUESSES)
+    labelled = not set(LABEL_GUESSES).isdisjoint(table.names)
+    if typed is None and (label is not None or texts is not None or (usual and labelled)):
+        return None
+    for name in OBJECTIVES if typed is None else (typed,):
+        reader = reader_of(name)
+        if reader is None:
+            continue
+        columns = reader.columns(table, texts)
+        if columns is not None:
+            return name, reader, columns
+        if typed is not None:
+            raise _no_form(table, name, reader)
+    return None
+
+
+def _task_of_rows(
+    table: Table, name: str, reader: RowReader, columns: tuple[str, ...], loss_on: str
+) -> Task:
+    kind: type[Objective] = implementation(OBJECTIVES[name].implementation)
+    told = reader.told(columns, loss_on)
+    logger.info("%s: taken as %s; --task-type says otherwise", table.title, told)
+    return Task(
+        name="custom",
+        text_columns=columns,
+        label_column="",
+        classes=(),
+        metrics=kind.table_metrics,
+        selecting=kind.table_selecting,
+        objective=name,
+    )
+
+
+def _no_form(table: Table, kind: str, reader: RowReader) -> DataError:
+    return DataError(
+        f"{table.title}: found the columns {shown(table.names)}, and none with rows for "
+        f"--task-type {kind}; expected {reader.expected}"
+    )
 
 
 # --- columns -----------------------------------------------------------------------------------
@@ -146,7 +217,8 @@ def _guess_label(table: Table, texts: Collection[str]) -> str:
             return guess
     raise DataError(
         f"{table.title}: found the columns {shown(table.names)}, none of them known to hold "
-        f"labels; name it by --label-column x{_other_table(table)}"
+        f"labels; name it by --label-column x, or learn the text itself by --task-type causal"
+        f"{_other_table(table)}"
     )
 
 
@@ -154,35 +226,8 @@ def _other_table(table: Table) -> str:
     """What a table seems to be for, where that is something else, as the end of a message."""
     for names, what in _OTHER_TABLES.items():
         if not set(names).isdisjoint(table.names):
-            return (
-                f". This looks like {what}; what is trained here predicts one class or one score "
-                "per row, from one or two texts"
-            )
+            return f". This looks like {what}, which is not trained here"
     return ""
-
-
-def _check_column(table: Table, name: str, what: str) -> None:
-    if name not in table.names:
-        near = difflib.get_close_matches(name, table.names, n=1)
-        raise DataError(
-            f"{table.title}: has no column {name!r} ({what})"
-            f"{f', but {near[0]!r}' if near else ''}; found {shown(table.names)}"
-        )
-
-
-def _texts(table: Table, name: str) -> list[str]:
-    texts = table.read_column(name)
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise DataError(
-                f"{table.where(row)}: found {short(text)} in the column {name!r}; expected text"
-            )
-        if table.spelled and not text:
-            raise DataError(
-                f"{table.where(row)}: found an empty field in the column {name!r}; expected text "
-                '(a text that is meant to be empty is "" in JSON Lines)'
-            )
-    return texts
 
 
 # --- labels ------------------------------------------------------------------------------------

@@ -443,11 +443,11 @@ def test_usual_names_of_labels(name):
 @pytest.mark.parametrize(
     ("names", "what"),
     [
-        (["messages"], "conversations or instructions"),
+        (["chosen", "rejected"], "pairs of answers"),
         (["tokens", "ner_tags"], "a label for each word"),
         (["anchor", "positive"], "pairs or triplets for embeddings"),
     ],
 )
 def test_tables_for_other_ends_are_named(names, what):
-    with pytest.raises(DataError, match=f"looks like {what}.*predicts one class or one score"):
+    with pytest.raises(DataError, match=f"looks like {what}.*, which is not trained here"):
         task_of({name: ["a", "b"] for name in names})

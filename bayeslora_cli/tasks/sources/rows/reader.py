@@ -1,0 +1,87 @@
+"""`RowReader`: reads tables whose rows are more than one or two texts and a label.
+
+A kind of task names its reader in `config.catalogue.ObjectiveEntry.rows`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+
+from bayeslora_cli.errors import DataError
+from bayeslora_cli.tasks.sources.label_column import short
+from bayeslora_cli.tasks.sources.table_reader import Table, shown
+from bayeslora_cli.tasks.task import Examples
+
+
+class RowReader(ABC):
+    """Makes rows of a kind of task from a table."""
+
+    @abstractmethod
+    def columns(self, table: Table, asked: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """Return the columns of a table that hold such rows; None: they are in no known form.
+
+        Args:
+            asked: the columns that the user named; None: none.
+        Raises:
+            DataError: a named column is missing.
+        """
+
+    @abstractmethod
+    def read(
+        self, table: Table, columns: tuple[str, ...], *, loss_on: str, labelled: bool | None
+    ) -> Examples:
+        """Read all rows of a table.
+
+        Args:
+            columns: what `columns` returned for it.
+            loss_on: the value of --loss-on.
+            labelled: True: rows must have what is to be predicted. None: if the table has it.
+        Raises:
+            DataError: a row is not as expected; the message tells its place.
+        """
+
+    @abstractmethod
+    def told(self, columns: tuple[str, ...], loss_on: str) -> str:
+        """Write a clause on what the rows are and what is learned from them."""
+
+    @property
+    @abstractmethod
+    def expected(self) -> str:
+        """The columns in which such rows stand, for messages."""
+
+
+def check_column(table: Table, name: str, what: str) -> None:
+    """Check that a table has a column.
+
+    Args:
+        what: what the column is for, or the option that named it.
+    Raises:
+        DataError: it has none; the message names one of a similar name.
+    """
+    if name not in table.names:
+        near = difflib.get_close_matches(name, table.names, n=1)
+        raise DataError(
+            f"{table.title}: has no column {name!r} ({what})"
+            f"{f', but {near[0]!r}' if near else ''}; found {shown(table.names)}"
+        )
+
+
+def read_texts(table: Table, name: str) -> list[str]:
+    """Read a column in which every value is text.
+
+    Raises:
+        DataError: one is not, or is empty in csv or tsv, where a missing value looks so.
+    """
+    texts = table.read_column(name)
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(
+                f"{table.where(row)}: found {short(text)} in the column {name!r}; expected text"
+            )
+        if table.spelled and not text:
+            raise DataError(
+                f"{table.where(row)}: found an empty field in the column {name!r}; expected text "
+                '(a text that is meant to be empty is "" in JSON Lines)'
+            )
+    return texts

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayeslora_cli.data.packing import token_batch
+from bayeslora_cli.data.packing import collate, token_batch
 from bayeslora_cli.data.tokenization import TokenisedSplit
 
 POOL = 50  # batches whose rows are grouped by length
@@ -118,6 +118,15 @@ class Feed:
         if self.counts is not None:
             batch["count"] = self.counts[indices].sum()
         return batch
+
+
+def largest_batch(split: TokenisedSplit, rows: int, device: torch.device) -> dict[str, Tensor]:
+    """Return the longest rows as one training batch, on the CPU, in its sizes on `device`."""
+    longest = torch.argsort(split.lengths, descending=True, stable=True)[:rows]
+    width = int(split.lengths[longest[0]])
+    if split.counted is None:
+        return split.batch(longest, width)
+    return collate(split, longest, width, fixed=device.type == "cuda")
 
 
 def evaluation_order(split: TokenisedSplit, batch_size: int) -> list[Tensor]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bayeslora_cli.data.tokenization import TokenisedSplit
 from bayeslora_cli.tasks.objectives.causal import PADDING
@@ -28,16 +29,24 @@ def token_batch(
         and on a GPU `longest` (0, n): no row is longer than n. Padded: `input_ids` and
         `attention_mask` (b, width). All but `row_offsets` are int64.
     """
-    fixed = device.type == "cuda"
-    batch = pack(split, indices, fixed=fixed) if split.packed else split.batch(indices, width)
-    if not fixed:
+    batch = collate(split, indices, width, fixed=device.type == "cuda")
+    if device.type != "cuda":
         return batch
-    aims = len(batch["targets"])
-    more = (0, bucket(aims, least=16, per_octave=4) - aims)
-    batch["predicting"] = torch.nn.functional.pad(batch["predicting"], more)
-    batch["targets"] = torch.nn.functional.pad(batch["targets"], more, value=PADDING)
     # from pinned memory the copy does not wait for the steps before
     return {name: x.pin_memory().to(device, non_blocking=True) for name, x in batch.items()}
+
+
+def collate(
+    split: TokenisedSplit, indices: Tensor, width: int, *, fixed: bool
+) -> dict[str, Tensor]:
+    """Make the batch that `token_batch` returns, on the CPU; `fixed`: round all sizes up."""
+    batch = pack(split, indices, fixed=fixed) if split.packed else split.batch(indices, width)
+    if fixed:
+        aims = len(batch["targets"])
+        more = (0, bucket(aims, least=16, per_octave=4) - aims)
+        batch["predicting"] = F.pad(batch["predicting"], more)
+        batch["targets"] = F.pad(batch["targets"], more, value=PADDING)
+    return batch
 
 
 def pack(split: TokenisedSplit, indices: Tensor, *, fixed: bool) -> dict[str, Tensor]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +49,7 @@ def estimate(
     network: Network,
     config: RunConfig,
     *,
-    rows: int,
-    tokens: int,
-    token_types: bool,
-    labels: Tensor,
+    batch: Mapping[str, Tensor],
     device: torch.device,
 ) -> Estimate:
     """Count the bytes that a run keeps in memory.
@@ -61,10 +57,8 @@ def estimate(
     Args:
         network: made by `build_network` on the meta device.
         config: has its final schedule.
-        rows: number of examples in the largest micro-batch.
-        tokens: number of tokens of its longest example.
-        token_types: whether the tokenizer makes token types.
-        labels: (n, ...) labels of any rows; only their shape and type count.
+        batch: the largest micro-batch, on the CPU; of all tensors but `row_offsets` only shape and
+            type count.
         device: the run's device; attention keeps other tensors on a CPU than on a GPU.
     """
     bank = network.bank
@@ -75,8 +69,9 @@ def estimate(
         if network.operands is not None:
             network.operands.publish_shapes(device)
         try:
-            fake, own, batch = _fake(network, rows, tokens, token_types, labels, device)
-            activations = saved_bytes(fake, [*own, *factors, *frozen], batch)
+            logits, own, inputs = _fake(network, batch, device)
+            loss = network.objective.loss
+            activations = saved_bytes(logits, loss, [*own, *factors, *frozen], inputs)
         except RuntimeError as error:  # an operation that needs a value, or has no fake kernel
             logger.info("no estimate of the activations: %s", str(error).partition("\n")[0])
             activations = None
@@ -104,10 +99,17 @@ def distinct_bytes(tensors: Iterable[Tensor], *, but: Iterable[Tensor] = ()) -> 
     return sum(storage.nbytes() for key, storage in storages.items() if key not in excluded)
 
 
-def saved_bytes(network: Network, own: Iterable[Tensor], batch: dict[str, Tensor]) -> int:
+def saved_bytes(
+    logits: Callable[[dict[str, Tensor]], Tensor],
+    loss: Callable[[Tensor, dict[str, Tensor]], Tensor],
+    own: Iterable[Tensor],
+    batch: dict[str, Tensor],
+) -> int:
     """Count the bytes that the forward pass of a training step keeps for its backward pass.
 
     Args:
+        logits: runs the network on a batch.
+        loss: takes its result, and the batch.
         own: the network's tensors; they are not counted, nor are those of the batch.
     """
     # keeps all storages alive: the address of a freed one would be used again
@@ -118,9 +120,8 @@ def saved_bytes(network: Network, own: Iterable[Tensor], batch: dict[str, Tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = network.logits(batch)
-        loss = network.objective.loss(logits, batch)
-    assert loss.requires_grad
+        result = loss(logits(batch), batch)
+    assert result.requires_grad
     return distinct_bytes(kept, but=[*own, *batch.values()])
 
 
@@ -154,29 +155,45 @@ def _factors(network: Network, device: torch.device) -> tuple[list[Tensor], list
     return factors, frozen
 
 
+class _Pass(nn.Module):
+    """A network's forward pass as a module, whose tensors `functional_call` can replace."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.module = network.module
+        self.run = network.logits
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.run(batch)
+
+
 def _fake(
-    network: Network,
-    rows: int,
-    tokens: int,
-    token_types: bool,
-    labels: Tensor,
-    device: torch.device,
-) -> tuple[Network, list[Tensor], dict[str, Tensor]]:
-    """Move a meta network to `device` and make a batch; call under a FakeTensorMode."""
-    module = network.module
+    network: Network, batch: Mapping[str, Tensor], device: torch.device
+) -> tuple[Callable[[dict[str, Tensor]], Tensor], list[Tensor], dict[str, Tensor]]:
+    """Make a forward pass and a batch on `device`; call under a FakeTensorMode.
+
+    Returns:
+        The forward pass, the network's tensors that it uses, and the batch.
+    """
+    # the layers have their operands already
+    whole = _Pass(replace(network, operands=None))
     own = {
         name: torch.empty(t.shape, dtype=t.dtype, device=device, requires_grad=t.requires_grad)
-        for name, t in (*module.named_parameters(), *module.named_buffers())
+        for name, t in (*whole.named_parameters(), *whole.named_buffers())
     }
-    names = ("input_ids", "attention_mask", *(("token_type_ids",) if token_types else ()))
-    batch = {name: torch.ones(rows, tokens, dtype=torch.long, device=device) for name in names}
-    batch["labels"] = torch.zeros(rows, *labels.shape[1:], dtype=labels.dtype, device=device)
+    # attention on a CPU reads where rows begin
+    inputs = {
+        name: value
+        if name == "row_offsets" and device.type == "cpu"
+        else torch.zeros(value.shape, dtype=value.dtype, device=device)
+        for name, value in batch.items()
+    }
 
-    def forward(**inputs: Tensor) -> Any:
-        return functional_call(module, own, (), inputs)
+    def logits(inputs: dict[str, Tensor]) -> Tensor:
+        found: Tensor = functional_call(whole, own, (inputs,))
+        return found
 
-    # the layers have their operands already
-    return replace(network, module=forward, operands=None), list(own.values()), batch
+    return logits, list(own.values()), inputs
 
 
 def _state(config: RunConfig, network: Network, device: torch.device) -> list[Tensor]:

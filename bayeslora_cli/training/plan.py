@@ -12,7 +12,7 @@ import torch
 from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.resolution import Resolved
 from bayeslora_cli.config.run_config import OPTIONS, SCHEDULED, RunConfig, flag
-from bayeslora_cli.data.batching import steps_per_epoch
+from bayeslora_cli.data.batching import largest_batch, steps_per_epoch
 from bayeslora_cli.data.splits import check_tokens
 from bayeslora_cli.execution.device import pick_device
 from bayeslora_cli.methods.building import build_network
@@ -40,8 +40,9 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
     rows = {name: len(examples) for name, examples in prepared.examples.items()}
     splits = prepared.tokens()
     train = splits["train"]
-    assert train.labels is not None
     longest = int(train.lengths.max())
+    device = pick_device(config.device)
+    largest = min(-(-config.batch_size // (config.grad_accum * processes)), rows["train"])
     network = build_network(
         config,
         objective_of(task),
@@ -53,11 +54,8 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
     needed = estimate(
         network,
         config,
-        rows=min(-(-config.batch_size // (config.grad_accum * processes)), rows["train"]),
-        tokens=longest,
-        token_types=train.token_types is not None,
-        labels=train.labels,
-        device=pick_device(config.device),
+        batch=largest_batch(train, largest, device),
+        device=device,
     )
     course = find_method(config.method).dry_run(config, needed.matrices, needed.trainable)
     phases = [

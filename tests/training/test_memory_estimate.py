@@ -48,10 +48,8 @@ def build(config, device, labels=LABELS):
 
 def estimated(config, labels=LABELS, rows=ROWS, tokens=TOKENS, token_types=False, device=CPU):
     network = build(config, META, labels)
-    return estimate(
-        network, config, rows=rows, tokens=tokens, token_types=token_types,
-        labels=labels.label_tensor([]), device=device,
-    )  # fmt: skip
+    batch = real_batch(network, rows, tokens, token_types)
+    return estimate(network, config, batch=batch, device=device)
 
 
 def real_batch(network, rows=ROWS, tokens=TOKENS, token_types=False):
@@ -70,7 +68,8 @@ def really_saved(config, labels=LABELS, **sizes):
     network = build(config, CPU, labels)
     network.module.train()
     own = [*network.module.parameters(), *network.module.buffers(), *factors_of(network)]
-    return saved_bytes(network, own, real_batch(network, **sizes))
+    loss = network.objective.loss
+    return saved_bytes(network.logits, loss, own, real_batch(network, **sizes))
 
 
 def factors_of(network):
@@ -164,7 +163,8 @@ def _gated_saved(config, **sizes):
     network.module.train()
     own = [*network.module.parameters(), *network.module.buffers()]
     bank = [t for t in vars(network.bank).values() if isinstance(t, torch.Tensor)]
-    return saved_bytes(network, [*own, *bank], real_batch(network, **sizes))
+    loss = network.objective.loss
+    return saved_bytes(network.logits, loss, [*own, *bank], real_batch(network, **sizes))
 
 
 @pytest.mark.parametrize("changes", [{}, {"quantize_base": True}, {"blora_mode": "rank"}])
@@ -205,9 +205,7 @@ def test_a_forward_pass_that_needs_values(backbone, caplog):
 
     network.module.register_forward_pre_hook(look, with_kwargs=True)
     with caplog.at_level(logging.INFO, "bayeslora"):
-        found = estimate(
-            network, config, rows=2, tokens=5, token_types=False, labels=torch.zeros(2), device=CPU
-        )
+        found = estimate(network, config, batch=real_batch(network, 2, 5), device=CPU)
     assert found.activations is None
     assert "no estimate of the activations" in caplog.text
     assert found.trained == estimated(config).trained

@@ -8,6 +8,7 @@ logits are computed once.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ PADDING = -100
 """The target of tokens that do not count: their log-likelihood is 0 and has no gradient."""
 CHUNK = 2**25
 """Logits of a chunk, at most: 128 MiB in fp32."""
+HALF_CHUNK = 2**27
+"""The same of bf16 and fp16, 256 MiB: products of few rows would read the weight too often."""
+HAS_TRITON = find_spec("triton") is not None
 
 
 def token_log_likelihood(
@@ -65,11 +69,10 @@ class _TokenLogLikelihood(torch.autograd.Function):
         found = hidden.new_empty(len(hidden), dtype=torch.float32)
         slope = torch.empty_like(hidden) if needed else None
         for rows in _chunks(hidden, weight):
-            logits, inner = _logits(hidden[rows], weight, bias, scale, softcap)
-            aims = targets[rows]
-            found[rows] = _log_softmax_at(logits, aims)
+            logits = F.linear(hidden[rows], weight, bias)
+            found[rows], to_logits = _at(logits, targets[rows], scale, softcap, needed)
             if slope is not None:
-                slope[rows] = _slope(logits, inner, aims, scale, hidden.dtype) @ weight
+                torch.mm(to_logits, weight, out=slope[rows])
         kept = (hidden, weight, bias, targets) if any(trained) else (None, None, None, None)
         ctx.save_for_backward(slope, *kept)
         ctx.scale, ctx.softcap = scale, softcap
@@ -93,9 +96,8 @@ def _to_layer(
     to_weight = torch.zeros_like(weight)
     to_bias = None if bias is None else torch.zeros_like(bias)
     for rows in _chunks(hidden, weight):
-        logits, inner = _logits(hidden[rows], weight, bias, ctx.scale, ctx.softcap)
-        _log_softmax_at(logits, targets[rows])
-        to_logits = _slope(logits, inner, targets[rows], ctx.scale, hidden.dtype)
+        logits = F.linear(hidden[rows], weight, bias)
+        _, to_logits = _at(logits, targets[rows], ctx.scale, ctx.softcap, True)
         to_logits.mul_(grad[rows, None])
         to_weight.addmm_(to_logits.t(), hidden[rows])
         if to_bias is not None:
@@ -104,45 +106,41 @@ def _to_layer(
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    """Cut the tokens into chunks of `CHUNK` logits or fewer, all of one size but the last."""
-    size = max(1, CHUNK // len(weight))
+    """Cut the tokens into chunks of few enough logits, all of one size but the last."""
+    most = HALF_CHUNK if _is_fused(hidden) and hidden.dtype.itemsize == 2 else CHUNK
+    size = max(1, most // len(weight))
     return [slice(start, start + size) for start in range(0, len(hidden), size)]
 
 
-def _logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
-) -> tuple[Tensor, Tensor | None]:
-    """Return z (n, v) in fp32, and d z / d (scaled logits) if it is not 1."""
-    logits = F.linear(hidden, weight, bias).float()
+def _is_fused(hidden: Tensor) -> bool:
+    return HAS_TRITON and hidden.is_cuda
+
+
+def _at(
+    logits: Tensor, targets: Tensor, scale: float, softcap: float | None, needed: bool
+) -> tuple[Tensor, Tensor]:
+    """Return log softmax(z) at the targets, (n,) fp32, and its slope by the logits, (n, v).
+
+    The slope is computed only if `needed`, and overwrites the logits; both are 0 for `PADDING`.
+    """
+    if _is_fused(logits):
+        from bayeslora_cli.models.kernels.decoder import token_slope_triton
+
+        return token_slope_triton.log_softmax_at(
+            logits, targets, scale, softcap, slope=needed
+        ), logits
+    dtype, logits = logits.dtype, logits.float()
     if scale != 1.0:
         logits.mul_(scale)
-    if softcap is None:
-        return logits, None
-    bent = logits.div_(softcap).tanh_()
-    return bent * softcap, 1 - bent.square()
-
-
-def _log_softmax_at(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return log softmax of z (n, v) at the targets (n,), and turn z into probabilities."""
-    aims = targets.clamp(min=0)[:, None]
-    most = logits.amax(1, keepdim=True)
-    at_target = logits.gather(1, aims) - most
-    total = logits.sub_(most).exp_().sum(1, keepdim=True)
-    logits.div_(total)
-    return torch.where(targets >= 0, (at_target - total.log()).squeeze(1), 0.0)
-
-
-def _slope(
-    probabilities: Tensor, inner: Tensor | None, targets: Tensor, scale: float, dtype: torch.dtype
-) -> Tensor:
-    """Return d log softmax / d logits (n, v) at the targets, in `dtype`; it overwrites its input.
-
-    Rows whose target is `PADDING` are 0.
-    """
-    slope = probabilities.neg_()
-    aims = targets.clamp(min=0)[:, None]
-    slope.scatter_add_(1, aims, torch.ones_like(aims, dtype=slope.dtype))
-    if inner is not None:
-        slope.mul_(inner)
-    slope.mul_(torch.where(targets >= 0, scale, 0.0)[:, None])
-    return slope.to(dtype)
+    bent = None if softcap is None else logits.div_(softcap).tanh_()
+    log_p = (logits if bent is None or softcap is None else bent * softcap).log_softmax(1)
+    counts, aims = targets >= 0, targets.clamp(min=0)[:, None]
+    found = torch.where(counts, log_p.gather(1, aims).squeeze(1), 0.0)
+    if not needed:
+        return found, logits
+    slope = log_p.exp_()
+    slope.scatter_add_(1, aims, slope.new_full(aims.shape, -1.0))
+    if bent is not None:
+        slope.mul_(bent.square_().neg_().add_(1))
+    slope.mul_(torch.where(counts, -scale, 0.0)[:, None])
+    return found, slope.to(dtype)

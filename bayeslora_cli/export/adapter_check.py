@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.export.independent_reader import adapted
 from bayeslora_cli.methods.network import Network
-from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
 
 ROWS = 8
 """Rows that are compared, at most."""
@@ -79,12 +78,5 @@ def _plain(network: Network) -> Any:
             name: None if p is None else memo.get(id(p), p) for name, p in plain._parameters.items()
         }
         memo[id(layer)] = plain
-    attentions = [m for m in module.modules() if isinstance(m, RelativeAttention)]
-    joints = [attention.joint for attention in attentions]
-    try:
-        for attention in attentions:
-            attention.joint = None
-        return deepcopy(module, memo)
-    finally:
-        for attention, joint in zip(attentions, joints, strict=True):
-            attention.joint = joint
+    memo |= {id(joint): None for joint in network.joints}  # joint products need our layers
+    return deepcopy(module, memo)

@@ -300,7 +300,7 @@ def attentions(size: Size, device: torch.device) -> None:
             found = [call(), *torch.autograd.grad(call(), (q, k, v), gradient)]
             exact = exact or found
             far = max(
-                float((a - b).float().norm() / b.float().norm())
+                float((a - b).detach().float().norm() / b.detach().float().norm())
                 for a, b in zip(found, exact, strict=True)
             )
             print(f"  {name}: {1e3 * replayed(both, device):.0f} us, off by {far:.1e}", flush=True)

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from bayeslora_cli.export import adapter_check
 from bayeslora_cli.export.adapter_check import adapter_problem
 from bayeslora_cli.export.formats.peft_adapter import save_peft_adapter
+from bayeslora_cli.models.adapters.decoder_blocks import GatedMlp
+from tests.support.decoders import CAUSAL, save_decoder, token_rows
 from tests.support.networks import batch_of, build, logits, randomise
 
 
@@ -48,3 +50,18 @@ def test_an_adapter_that_peft_does_not_open(backbone, tmp_path, monkeypatch):
     monkeypatch.setattr(adapter_check, "adapted", refuses)
     found = adapter_problem(network, at, tmp_path, batch_of())
     assert "does not open it on this backbone: no such target" in found
+
+
+@pytest.mark.parametrize("kind", ["llama", "phi3"])
+def test_a_decoders_adapter(kind, tmp_path):
+    """Its joint products and gated MLPs are not in what PEFT opens."""
+    network, config = build(save_decoder(tmp_path / "model", kind), CAUSAL)
+    assert any(isinstance(m, GatedMlp) for m in network.module.modules())
+    randomise(network)
+    at = SimpleNamespace(mean=network.bank.mean.clone(), mask=network.bank.mask.clone())
+    save_peft_adapter(network, config, at.mean, at.mask, tmp_path)
+    batch = token_rows(packed=False).batch(torch.arange(4))
+    before = logits(network, batch)
+    assert adapter_problem(network, at, tmp_path, batch) is None
+    assert torch.equal(logits(network, batch), before)
+    network.bank.check_views()

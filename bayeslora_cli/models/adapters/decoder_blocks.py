@@ -25,21 +25,25 @@ NARROW = "down_proj"
 class GatedMlp(nn.Module):
     """A gated MLP, V (silu(g) * u) with [g; u] = W x, as one operator.
 
-    It has the children of the module that it replaces, under their names.
+    It has the children of the module that it replaces, under their names. Where others take the
+    place of its adapted layers, such as PEFT's, the replaced module computes it.
     """
 
     def __init__(self, replaced: nn.Module, wide: JointLinear | LowRankLinear) -> None:
         """`wide`: gate and up projection in one product; it and `down_proj` have dense weights."""
         super().__init__()
-        for name, child in replaced.named_children():
-            self.add_module(name, child)
+        self._modules = replaced._modules  # both see the same children, whatever they become
+        self._adapted = (*(GATED if isinstance(wide, JointLinear) else (JOINED,)), NARROW)
         # in a tuple, which hides it from torch: it is not one more child
-        self._wide = (wide,)
+        self._wide, self._replaced = (wide,), (replaced,)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the MLP: (..., in) -> (..., out)."""
-        (wide,) = self._wide
-        out = gated_mlp(x.flatten(0, -2), _operands(wide), _operands(getattr(self, NARROW)))
+        if any(type(self._modules[name]) is not LowRankLinear for name in self._adapted):
+            found: Tensor = self._replaced[0](x)
+            return found
+        wide, narrow = self._wide[0], self._modules[NARROW]
+        out = gated_mlp(x.flatten(0, -2), _operands(wide), _operands(narrow))
         return out.view(*x.shape[:-1], -1)
 
 
@@ -108,7 +112,8 @@ def _wide(owner: nn.Module) -> JointLinear | LowRankLinear | None:
     return wide if all(dense) else None
 
 
-def _operands(layer: JointLinear | LowRankLinear) -> Adapted:
+def _operands(layer: JointLinear | nn.Module | None) -> Adapted:
+    assert isinstance(layer, JointLinear | LowRankLinear)
     dense = layer.base_layer.weight_and_bias()
     assert dense is not None
     assert layer.down is not None

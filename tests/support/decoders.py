@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from pathlib import Path
 
 import torch
@@ -53,3 +55,18 @@ def token_rows(lengths=(5, 9, 3, 12, 2, 7), *, packed=True, seed=3) -> Tokenised
         packed=packed,
         pad_id=0,
     )
+
+
+def write_prompts(path: Path, rows: int, *, seed: int = 0) -> str:
+    """Prompts of words whose completion is the word after the last one, and that one again."""
+    generator = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(rows):
+            words = generator.choices(range(60), k=generator.randint(1, 7))
+            answer = [(words[-1] + 1) % 60, words[-1]][: generator.randint(1, 2)]
+            row = {
+                "prompt": " ".join(f"w{word}" for word in words),
+                "completion": "".join(f" w{word}" for word in answer),
+            }
+            file.write(json.dumps(row) + "\n")
+    return str(path)

@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -164,31 +163,6 @@ def test_config_toml_gives_the_run_again(backbone, rte, tmp_path):
         load_file(run.posterior)["mean/classifier.weight"],
         load_file(other.posterior)["mean/classifier.weight"],
     )
-
-
-class Killed(BaseException):
-    """Nothing in the package catches it."""
-
-
-@pytest.fixture
-def killed_at(monkeypatch):
-    """Trainings are killed before a step."""
-
-    @contextmanager
-    def context(step):
-        original = TrainStep.__call__
-
-        def killed(self, at, micro_batches):
-            if at == step:
-                raise Killed
-            original(self, at, micro_batches)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(TrainStep, "__call__", killed)
-            with pytest.raises(Killed):
-                yield
-
-    return context
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,7 @@
 # bitsandbytes 0.50, on a CPU that has avx512_bf16: after one forward pass in evaluation mode a
 # 4-bit layer passes no gradient to its input any more, in training mode neither. Nothing fails;
 # torch warns once that `gemv_4bit` has no backward pass. (The layer packs its weight for that
-# product and keeps it packed.) Whoever evaluates during training goes on with wrong gradients:
-# they reach the adapters of earlier layers only around the frozen weights.
+# product and keeps it packed.) Whoever evaluates during training goes on without these gradients.
 # One would expect: evaluation changes nothing, as with 8-bit layers.
 set -euo pipefail
 

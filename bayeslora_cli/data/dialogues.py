@@ -33,6 +33,8 @@ from bayeslora_cli.tasks.task import Examples
 _ROWS_A_CALL = 1000
 _CHARACTERS_A_CALL = 1_000_000  # the offsets of a token take some 200 bytes
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks what the assistant says
+_ONE_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
+"""The date that Llama's templates have where they cannot know today's."""
 _PLAIN = {INSTRUCTION: "### Instruction:\n{}\n\n### Response:\n", RESPONSE: "{}"}
 _SPEAKERS = {INSTRUCTION: USER, RESPONSE: ASSISTANT}
 
@@ -168,7 +170,11 @@ def _with_speakers(turns: Dialogue, tokenizer: Any) -> Dialogue:
 def _generation_marks(turns: Dialogue, tokenizer: Any, where: str) -> NDArray[np.bool_]:
     """Return which tokens of a chat count by the template's generation marks: (t,)."""
     found = tokenizer.apply_chat_template(
-        _messages(turns), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        _messages(turns),
+        chat_template=_template(tokenizer),
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
     )
     marks = np.array(found["assistant_masks"], dtype=bool)
     answers = [turn.counted for turn in turns if turn.role == ASSISTANT]
@@ -210,7 +216,10 @@ def _rendering(turns: Dialogue, tokenizer: Any, where: str, *, prompt: bool) -> 
         )
     try:
         found = tokenizer.apply_chat_template(
-            _messages(turns), tokenize=False, add_generation_prompt=prompt
+            _messages(turns),
+            chat_template=_template(tokenizer),
+            tokenize=False,
+            add_generation_prompt=prompt,
         )
     # a template is a program of its own: it raises what it likes
     except Exception as error:
@@ -220,6 +229,12 @@ def _rendering(turns: Dialogue, tokenizer: Any, where: str, *, prompt: bool) -> 
             f"{', '.join(turn.role for turn in turns)}: {reason}"
         ) from error
     return str(found)
+
+
+def _template(tokenizer: Any) -> str:
+    """Return the chat template, with one date for all days: a resumed run has the same tokens."""
+    found = str(tokenizer.get_chat_template())
+    return (_ONE_DATE if "strftime_now" in found else "") + found
 
 
 def _messages(turns: Dialogue) -> list[dict[str, Any]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from bayeslora_cli.config.catalogue import ENCODE
+from bayeslora_cli.config.catalogue import ENCODE, implementation
 from bayeslora_cli.config.run_config import OPTIONS, RunConfig
+from bayeslora_cli.data.counted_rows import with_loss
 from bayeslora_cli.data.token_cache import encode_once
 from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise, truncation_notice
 from bayeslora_cli.models.backbones.loading import packs_rows
@@ -55,18 +57,34 @@ class ExampleCache:
             packed = objective.entry.packed and packs_rows(
                 config.model, trust_remote_code=config.trust_remote_code
             )
+            place = objective.entry.encode
+            make = None if place == ENCODE else implementation(place)
             found = {
                 name: tokenise(
                     rows,
                     tokenizer,
                     config.max_length,
                     objective,
-                    encode=encode_once if objective.entry.encode == ENCODE else None,
+                    encode=partial(encode_once, make=make),
                     packed=packed,
                 )
                 for name, rows in examples.items()
             }
+            if found["train"].counted is not None and found["train"].cells is None:
+                found["train"] = with_loss(found["train"], examples["train"], config.max_length)
             self._tokens = key, found
             if notice := truncation_notice(found, config.max_length):
                 logger.warning("%s", notice)
         return dict(self._tokens[1])
+
+    def training_rows(
+        self, config: RunConfig, task: Task, examples: Mapping[str, Examples], tokenizer: Any
+    ) -> int:
+        """Return the number of rows to train on: all, or those of which a token counts.
+
+        Raises:
+            UserError: raised by `tokens`.
+        """
+        if objective_of(task).entry.encode == ENCODE:
+            return len(examples["train"])
+        return len(self.tokens(config, task, examples, tokenizer)["train"])

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from importlib.metadata import version
@@ -30,6 +30,7 @@ from bayeslora_cli.models.backbones.identity import cache_directory
 from bayeslora_cli.runs.atomic_write import replacing
 from bayeslora_cli.runs.file_lock import once
 from bayeslora_cli.tasks.task import Examples
+from bayeslora_cli.tasks.validation_share import take
 
 logger = logging.getLogger("bayeslora")
 
@@ -41,26 +42,37 @@ _FORMAT = 2  # version of the files and their names
 _OURS = re.compile(r"\.?[0-9a-f]{64}\.safetensors(\.tmp)?")  # other files are not touched
 
 
-def encode_once(examples: Examples, tokenizer: Any, max_length: int) -> dict[str, Tensor]:
-    """Return the tokens of `tokenization.encode`, from the cache if they are there.
+Encode = Callable[[Examples, Any, int], dict[str, Tensor]]
+
+
+def encode_once(
+    examples: Examples, tokenizer: Any, max_length: int, make: Encode | None = None
+) -> dict[str, Tensor]:
+    """Return the tokens of a function, from the cache if they are there.
 
     If several processes need the same tokens at the same time, one makes them and the others wait.
+
+    Args:
+        make: the function, a deterministic one of a module; None: `tokenization.encode`.
     """
     directory = cache_directory()
-    name = None if directory is None else _name(examples, tokenizer, max_length)
+    own, make = make is not None, make or encode
+    name = (
+        None if directory is None else _name(examples, tokenizer, max_length, make if own else None)
+    )
     if directory is None or name is None:
-        return encode(examples, tokenizer, max_length)
+        return make(examples, tokenizer, max_length)
     path = directory / f"{name}.safetensors"
     with once(path, "tokenise the same rows", PATIENCE) as first:
         found = None if first else _read(path)
         # tokenising the first row also leaves the tokenizer in the state after tokenising them all
-        if found is None or not _begins(found, examples, tokenizer, max_length):
-            found = encode(examples, tokenizer, max_length)
+        if found is None or not _begins(found, examples, tokenizer, max_length, make):
+            found = make(examples, tokenizer, max_length)
             _write(path, found)
     return found
 
 
-def _name(examples: Examples, tokenizer: Any, max_length: int) -> str | None:
+def _name(examples: Examples, tokenizer: Any, max_length: int, make: Encode | None) -> str | None:
     """Return a checksum of everything the tokens depend on; None: it is not known.
 
     The truncation and padding of the tokenizer's last call are left out; each call sets its own.
@@ -86,7 +98,14 @@ def _name(examples: Examples, tokenizer: Any, max_length: int) -> str | None:
         max_length,
         state,
     ]
-    digest = sha256(json.dumps(facts).encode())
+    if make is not None:
+        facts += [
+            f"{make.__module__}:{make.__qualname__}",
+            tokenizer.chat_template,
+            tokenizer.special_tokens_map,
+            examples.labels,
+        ]
+    digest = sha256(json.dumps(facts, default=str).encode())
     for texts in (examples.first, examples.second):
         digest.update(f"{texts and list(map(len, texts))}".encode())
         digest.update("".join(texts or ()).encode("utf-8", "surrogatepass"))
@@ -94,11 +113,10 @@ def _name(examples: Examples, tokenizer: Any, max_length: int) -> str | None:
 
 
 def _begins(
-    found: Mapping[str, Tensor], examples: Examples, tokenizer: Any, max_length: int
+    found: Mapping[str, Tensor], examples: Examples, tokenizer: Any, max_length: int, make: Encode
 ) -> bool:
     """Return whether a file's tokens begin with those of the first row."""
-    second = None if examples.second is None else examples.second[:1]
-    row = encode(Examples(examples.first[:1], second, None), tokenizer, max_length)
+    row = make(take(examples, range(1)), tokenizer, max_length)
     return row.keys() == found.keys() and all(
         torch.equal(value, found[name][: len(value)]) for name, value in row.items()
     )

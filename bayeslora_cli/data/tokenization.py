@@ -54,6 +54,8 @@ class TokenisedSplit:
     cells: Tensor | None = None
     """(n, 2) int64: the example whose output a row gives, and the output's column; None: row i
     gives all outputs of example i. `labels` are the examples'. Always on the CPU."""
+    left_out: int = 0
+    """Number of rows that were left out, as nothing of them counts in the loss."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.resolution import Resolved
 from bayeslora_cli.config.run_config import OPTIONS, SCHEDULED, RunConfig, flag
 from bayeslora_cli.data.batching import largest_batch, steps_per_epoch
+from bayeslora_cli.data.counted_rows import counted_facts, counted_text, example_text
 from bayeslora_cli.data.splits import check_tokens
 from bayeslora_cli.execution.device import pick_device
 from bayeslora_cli.methods.building import build_network
@@ -37,9 +38,10 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
         UserError: the backbone cannot be loaded, or there is no such device.
     """
     config, task = prepared.config, prepared.task
-    rows = {name: len(examples) for name, examples in prepared.examples.items()}
     splits = prepared.tokens()
     train = splits["train"]
+    rows = {name: len(examples) for name, examples in prepared.examples.items()}
+    rows["train"] -= train.left_out
     longest = int(train.lengths.max())
     device = pick_device(config.device)
     largest = min(-(-config.batch_size // (config.grad_accum * processes)), rows["train"])
@@ -65,13 +67,14 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
     return {
         "run": str(prepared.run.path),
         "config": _options(config, resolved),
-        "task": task.to_json(),
+        "task": replace(task, held_out=()).to_json(),
         "rows": rows,
         "longest_tokens": longest,
         "truncated": {
             name: dict(zip(("rows", "longest_tokens"), split.truncated(), strict=True))
             for name, split in splits.items()
         },
+        **counted_facts(splits, prepared.examples, prepared.tokenizer, largest, config.seed),
         "steps": config.total_steps,
         "steps_per_epoch": steps_per_epoch(rows["train"], config.batch_size),
         "schedule": _schedule(config, course.budget),
@@ -119,6 +122,7 @@ def describe_plan(found: dict[str, Any]) -> str:
     blocks = [
         _options_text(found["config"], width),
         _data_text(found, width),
+        example_text(found),
         _matrices_text(found["matrices"]),
         _parameters_text(found["parameters"]),
         _schedule_text(found),
@@ -152,6 +156,7 @@ def _data_text(found: dict[str, Any], width: int) -> list[str]:
             for name, cut in found["truncated"].items()
             if cut["rows"]
         ),
+        *counted_text(found, width),
         f"  {'classes':{width}}  {', '.join(task.classes) or f'none: {task.objective}'}",
     ]
 

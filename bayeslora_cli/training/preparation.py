@@ -82,20 +82,23 @@ def prepare(
         "%s: %d training rows, %s predicted from %s",
         task.name, len(examples["train"]), kinds, " and ".join(task.text_columns),
     )  # fmt: skip
-    warn_of_few_steps(resolved, len(examples["train"]))
-    config, notice = scale_schedule(resolved, total_steps(resolved.config, len(examples["train"])))
+    trust = resolved.config.trust_remote_code
+    tokenizer = load_tokenizer(resolved.config.model, trust_remote_code=trust)
+    limit = usable_length(resolved.config.model, tokenizer, trust_remote_code=trust)
+    warn_of_padding(resolved.config.model, trust_remote_code=trust)
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    length_typed = resolved.sources["max_length"] == "command line"
+    length = input_length(resolved.config, limit, special, typed=length_typed)
+    shortened = replace(resolved.config, max_length=length)
+    rows = cache.training_rows(shortened, task, examples, tokenizer)
+    warn_of_few_steps(resolved, rows)
+    config, notice = scale_schedule(resolved, total_steps(resolved.config, rows))
+    config = replace(config, max_length=length)
     if notice:
         logger.info("%s", notice)
     warning = find_method(config.method).warning(config)
     if warning:
         logger.warning("%s", warning)
-    trust = config.trust_remote_code
-    tokenizer = load_tokenizer(config.model, trust_remote_code=trust)
-    limit = usable_length(config.model, tokenizer, trust_remote_code=trust)
-    warn_of_padding(config.model, trust_remote_code=trust)
-    special = tokenizer.num_special_tokens_to_add(pair=True)
-    length_typed = resolved.sources["max_length"] == "command line"
-    config = replace(config, max_length=input_length(config, limit, special, typed=length_typed))
     run = RunDir(Path(config.output) / run_name(resolved))
     moved: tuple[str, ...] = ()
     if not config.overwrite:

@@ -147,6 +147,14 @@ def test_rows_are_the_same_in_calls_of_any_size(monkeypatch):
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+def test_templates_write_one_date_on_all_days():
+    """Tokens would else change over night, and a run could not be resumed."""
+    tokenizer = byte_tokenizer("{{ strftime_now('%d %b %Y') }} " + CHATML)
+    ((text, counted),) = parts(tokenizer, TWO_ANSWERS[:2])
+    assert text.startswith("26 Jul 2024 <|user|>")
+    assert counted == "Hello.<|end|>"
+
+
 # ---- what cannot be rendered
 
 

@@ -14,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import PreTokenizer
 
-from bayeslora_cli.data import token_cache
+from bayeslora_cli.data import dialogues, token_cache
 from bayeslora_cli.data.token_cache import encode_once
 from bayeslora_cli.data.tokenization import encode
 from bayeslora_cli.models.backbones.identity import VARIABLE
+from bayeslora_cli.tasks.dialogue import Turn, to_text
 from bayeslora_cli.tasks.task import Examples
 from tests.conftest import WORDS, tiny_tokenizer
+from tests.support.chats import CHATML, MARKED, byte_tokenizer
 
 PAIRS = Examples(["w1 w2 w3", "w4"], ["w5 w6", ""], None)
 
@@ -272,7 +274,7 @@ def test_what_was_not_read_for_longest_goes_first(cache, made, monkeypatch):
 
 PROCESS = """
 import os, sys, time
-from bayeslora_cli.data import token_cache
+from bayeslora_cli.data import dialogues, token_cache
 from bayeslora_cli.tasks.task import Examples
 from tests.conftest import tiny_tokenizer
 real = token_cache.encode
@@ -311,3 +313,13 @@ def test_a_process_that_dies_over_it_keeps_nobody_waiting(cache, made):
     assert same(encode_once(PAIRS, tiny_tokenizer(), 5), encode(PAIRS, tiny_tokenizer(), 5))
     assert made == [2]
     assert len(files(cache)) == 1, "its lock is gone as well"
+
+
+def test_tokens_of_dialogues_depend_on_the_template(cache):
+    rows = Examples([to_text((Turn("user", "a", False), Turn("assistant", "b", True)))], None, [0])
+    for template in (CHATML, MARKED, CHATML.replace("\n", " ")):
+        tokenizer = byte_tokenizer(template)
+        expected = dialogues.encode(rows, tokenizer, 50)
+        for _ in range(2):
+            assert same(encode_once(rows, tokenizer, 50, dialogues.encode), expected)
+    assert len(files(cache)) == 3

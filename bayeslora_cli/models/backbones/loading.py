@@ -93,14 +93,19 @@ def warn_of_padding(name: str, *, trust_remote_code: bool = False) -> None:
 
 
 def packs_rows(name: str, *, trust_remote_code: bool = False) -> bool:
-    """Return whether a backbone keeps packed rows apart.
+    """Return whether a backbone keeps packed rows apart; if not, say that rows are padded.
 
     Raises:
         ModelError: the model's configuration cannot be loaded.
     """
-    return takes_packed_rows(
-        load_configuration(name, trust_remote_code=trust_remote_code).model_type
-    )
+    kind = load_configuration(name, trust_remote_code=trust_remote_code).model_type
+    packed = takes_packed_rows(kind)
+    if not packed:
+        logger.info(
+            "--model %s: the rows of a batch are padded to one length, not packed one after the "
+            "other: it is not known that %s keeps packed rows apart", name, kind,
+        )  # fmt: skip
+    return packed
 
 
 def load_configuration(name: str, *, trust_remote_code: bool = False, **changes: Any) -> Any:

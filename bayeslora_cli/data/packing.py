@@ -43,9 +43,11 @@ def collate(
     batch = pack(split, indices, fixed=fixed) if split.packed else split.batch(indices, width)
     if fixed:
         aims = len(batch["targets"])
-        more = (0, bucket(aims, least=16, per_octave=4) - aims)
-        batch["predicting"] = F.pad(batch["predicting"], more)
-        batch["targets"] = F.pad(batch["targets"], more, value=PADDING)
+        more = bucket(aims, least=16, per_octave=4) - aims
+        # different places: gradients of one place are added one after the other
+        places = torch.arange(more) % batch["input_ids"].numel()
+        batch["predicting"] = torch.cat((batch["predicting"], places))
+        batch["targets"] = F.pad(batch["targets"], (0, more), value=PADDING)
     return batch
 
 

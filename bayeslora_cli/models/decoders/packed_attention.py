@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+_varlen_attn: Any
+try:
+    from torch.nn.attention.varlen import varlen_attn as _varlen_attn
+except ImportError:  # torch before 2.10
+    _varlen_attn = None
+# torch 2.11 takes shared key heads as they are, later ones ask for this
+_SHARED_HEADS = (
+    {"enable_gqa": True}
+    if _varlen_attn is not None and "enable_gqa" in signature(_varlen_attn).parameters
+    else {}
+)
 
 _PACKED: ContextVar[bool] = ContextVar("packed", default=False)
 
@@ -70,15 +81,12 @@ def packed_attention(
     """
     if not query.is_cuda:
         return _row_by_row(query, key, value, row_offsets, scaling, dropout, window, softcap)
-    exact = query.dtype not in (torch.bfloat16, torch.float16)
-    if exact or dropout or softcap is not None or longest is None:
+    halved = query.dtype in (torch.bfloat16, torch.float16)
+    if _varlen_attn is None or not halved or dropout or softcap is not None or longest is None:
         mask = _mask(row_offsets, query.shape[2], window)
         return masked_attention(query, key, value, mask, scaling, dropout, softcap).transpose(1, 2)
-    from torch.nn.attention.varlen import varlen_attn
-
     most = longest.shape[1]
-    options: dict[str, Any] = {"enable_gqa": key.shape[1] != query.shape[1]} if _named_gqa() else {}
-    out = varlen_attn(
+    out: Tensor = _varlen_attn(
         query.squeeze(0).transpose(0, 1),
         key.squeeze(0).transpose(0, 1),
         value.squeeze(0).transpose(0, 1),
@@ -88,18 +96,9 @@ def packed_attention(
         most,
         scale=scaling,
         window_size=(-1 if window is None or window >= most else window - 1, 0),
-        **options,
+        **(_SHARED_HEADS if key.shape[1] != query.shape[1] else {}),
     )
-    assert isinstance(out, Tensor)
     return out.unsqueeze(0)
-
-
-@cache
-def _named_gqa() -> bool:
-    """Return whether torch asks for shared key heads by name: 2.11 takes them as they are."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _row_by_row(

@@ -55,7 +55,7 @@ def log_likelihoods(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
         hidden = module.get_decoder()(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
     output = _output_of(module)
     return token_log_likelihood(
-        hidden[batch["predicting"]].to(output.weight.dtype),
+        hidden.index_select(0, batch["predicting"]).to(output.weight.dtype),
         output.weight,
         output.bias,
         batch["targets"],

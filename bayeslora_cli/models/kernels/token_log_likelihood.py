@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 PADDING = -100
@@ -113,7 +114,8 @@ def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
 
 
 def _is_fused(hidden: Tensor) -> bool:
-    return HAS_TRITON and hidden.is_cuda
+    # fake tensors, of the memory's estimate, have no memory that a kernel could read
+    return HAS_TRITON and hidden.is_cuda and not isinstance(hidden, FakeTensor)
 
 
 def _at(

@@ -88,8 +88,9 @@ class Causal(Objective):
         else:
             rows = len(offsets) - 1
             row = torch.searchsorted(offsets[1:].long(), batch["predicting"], right=True)
-        found = logits.new_zeros(rows, 2)
-        return found.index_add_(0, row, torch.stack((logits, counts), 1))
+        own = row == torch.arange(rows, device=row.device)[:, None]  # (rows, c)
+        # sums along a row: a GPU adds what is scattered in no fixed order
+        return torch.stack([torch.where(own, x, 0).sum(1) for x in (logits, counts)], 1)
 
     def expected(self, logits: Tensor) -> Tensor:
         """Return what `predict` returned: over samples the log-likelihoods are averaged.

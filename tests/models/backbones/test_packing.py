@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bayeslora_cli.data.packing import token_batch
+from bayeslora_cli.data.packing import collate, token_batch
 from bayeslora_cli.models.backbones.packing import (
     ATTENTION,
     BY_OFFSETS,
@@ -115,7 +115,15 @@ def assert_same(model, rows, *, ours):
 
 @pytest.mark.parametrize("kind", sorted(BY_OFFSETS | BY_POSITIONS))
 def test_packed_rows_are_separate_rows(kind):
-    assert_same(build(kind), token_rows(), ours=prepare_for_packing)
+    model, rows = build(kind), token_rows()
+    assert_same(model, rows, ours=prepare_for_packing)
+    # with what fills a batch on a GPU
+    model.eval()
+    with torch.no_grad():
+        batch = collate(rows, torch.arange(len(rows)), 0, fixed=True)
+        got, want = log_likelihoods(model, batch), log_likelihoods(model, batch_of(rows))
+    torch.testing.assert_close(got[: len(want)], want, rtol=1e-5, atol=1e-5)
+    assert (got[len(want) :] == 0).all()
 
 
 @pytest.mark.parametrize("kind", sorted(BY_OFFSETS))

@@ -119,7 +119,8 @@ def export(
     The export is reopened without bayeslora before it appears, and its logits
     are compared with the run's, in fp32: they may differ by the number that
     --format has in brackets, times the largest logit, or times 1 where all
-    logits are smaller. Integer codes (quantized) are read back by bayeslora,
+    logits are smaller, or by more where rounding in fp32 alone changes the
+    run's logits by more. Integer codes (quantized) are read back by bayeslora,
     and must give the run's logits to the bit.
     A wrong export leaves nothing behind.
     The last line printed is the export's directory.

@@ -31,6 +31,7 @@ from bayeslora_cli.export.verification import (
     drop_unsupported_quantizers,
     own_batches,
     random_rows,
+    rounding_of,
     run_logits,
 )
 from bayeslora_cli.methods.adalora.pruning import prune
@@ -100,6 +101,7 @@ def export_run(
     if loss is not None:
         logger.warning("--format %s: %s", options.format, loss)
     expected = run_logits(network, batches)
+    rounding = rounding_of(network, batches, expected) if entry.bound else 0.0
 
     with _writing(output) as directory:
         directory.mkdir()
@@ -111,7 +113,15 @@ def export_run(
         )
         reopened = form.reopen(directory, config, task, network.bank.theta.device)
         findings = Findings(
-            check=compare(expected, reopened, theirs, bound=entry.bound, inputs=inputs),
+            check=compare(
+                expected,
+                reopened,
+                theirs,
+                bound=entry.bound,
+                inputs=inputs,
+                rounding=rounding,
+                advice=form.advice,
+            ),
             loss=loss,
             run=result["best_at_budget"]["metrics"],
             run_precision=trained.precision,

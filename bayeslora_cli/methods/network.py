@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
+from bayeslora_cli.models.backbones.input_limits import FORWARD_ERRORS, refuse_rows
 from bayeslora_cli.models.backbones.loading import unread
 from bayeslora_cli.models.backbones.packing import takes_packed_rows
 from bayeslora_cli.models.kernels.cpu_dropout import cpu_dropout
@@ -74,13 +75,20 @@ class Network:
         """Run a forward pass: what `Objective.forward` returns, in fp32, such as (batch, outputs).
 
         Labels never go to the backbone.
+
+        Raises:
+            ModelError: the backbone's own code refuses the batch.
         """
         inputs = {name: value for name, value in batch.items() if name not in BESIDE_INPUTS}
         if self.operands is not None:
             self.operands.publish_operands(training=self.module.training)
         device = inputs["input_ids"].device
         with unread(device), cpu_dropout(device):
-            logits = self.objective.forward(self.module, inputs)
+            try:
+                logits = self.objective.forward(self.module, inputs)
+            except FORWARD_ERRORS as error:
+                refuse_rows(self.module, error)
+                raise
         return logits.float()
 
     @property

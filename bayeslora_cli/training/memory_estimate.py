@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from bayeslora_cli.bayes.optimizer import build_optimizer
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.errors import ModelError
 from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
@@ -72,7 +73,8 @@ def estimate(
             logits, own, inputs = _fake(network, batch, device)
             loss = network.objective.loss
             activations = saved_bytes(logits, loss, [*own, *factors, *frozen], inputs)
-        except RuntimeError as error:  # an operation that needs a value, or has no fake kernel
+        # an operation that needs a value, or has no fake kernel
+        except (RuntimeError, ModelError) as error:
             logger.info("no estimate of the activations: %s", str(error).partition("\n")[0])
             activations = None
         state = _state(config, network, device)

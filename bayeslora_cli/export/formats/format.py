@@ -50,6 +50,9 @@ class Format(ABC):
     keeps: ClassVar[frozenset[str]] = frozenset(WEIGHTS)
     """Quantized operands (`methods.blora.gates`) that it keeps, at least as rounded numbers."""
 
+    advice: ClassVar[str] = ""
+    """The end of the message where the reopened export predicts otherwise than the run."""
+
     def check(self, config: RunConfig) -> None:  # noqa: B027  # most formats refuse no run
         """Refuse a run that has nothing to write in this format.
 

@@ -32,6 +32,7 @@ class PeftAdapter(Format):
     """An adapter that PEFT opens on a fresh copy of the backbone."""
 
     keeps = frozenset(WEIGHTS) - {BASE}
+    advice = "; --format merged needs no PEFT"
 
     def reopen(
         self, directory: Path, config: RunConfig, task: Task, device: torch.device

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bayeslora_cli.errors import ModelError
@@ -16,8 +18,12 @@ POSITIONS_FROM_PADDING = (
 )  # fmt: skip
 FIXED_PADDING = {"mpnet": 1}
 """Padding index of the positions, for backbones whose code has it as a fixed number."""
-PADDING_COUNTS = ("fnet", "nystromformer", "yoso")
-"""Backbones that mix padding into all tokens: their predictions depend on a batch's width."""
+BACKBONE_CODE = ("transformers.", "transformers_modules.")
+"""Where the code of backbones is: transformers' own, and what came with a model."""
+PADDING_COUNTS = (
+    "canine", "convbert", "fnet", "nystromformer", "t5gemma", "t5gemma2", "yoso",
+)  # fmt: skip
+"""Backbones that do not hide padding: a row's prediction depends on the width of its batch."""
 
 
 def unused_positions(config: Any) -> int:
@@ -75,6 +81,36 @@ def check_ids(
                     f"--model {name}: the tokenizer has token types up to {most}, the backbone's "
                     f"{place} {rows} {'row' if rows == 1 else 'rows'}; {mend}"
                 )
+
+
+FORWARD_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
+"""Errors by which the code of a backbone may refuse a batch; `refuse_rows` tells which did."""
+
+
+def refuse_rows(module: Any, error: Exception) -> None:
+    """Say in one message that the backbone's own code refuses a batch, if `error` says this.
+
+    T5 and BART, for instance, want their end token in each row, CANINE at least four tokens.
+
+    Args:
+        error: raised while `module` computed the batch; one of `FORWARD_ERRORS`.
+    Raises:
+        ModelError: the backbone's code raised `error`; not for want of memory.
+    """
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    if isinstance(error, RuntimeError) and (capturing or "memory" in said or "CUDA" in said):
+        return
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [str(frame.f_globals.get("__name__", "")) for frame in frames]
+    names = [name for name in names if not f"{name}.".startswith("torch.")]
+    if not names or not names[-1].startswith(BACKBONE_CODE):
+        return
+    mend = "; its tokenizer has to put its end token behind each text" if "<eos>" in said else ""
+    raise ModelError(f"{type(module).__name__} does not take these rows: {said}{mend}") from error
 
 
 def _input_embeddings(module: Any) -> Any:

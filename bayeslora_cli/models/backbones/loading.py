@@ -86,7 +86,7 @@ def warn_of_padding(name: str, *, trust_remote_code: bool = False) -> None:
     kind = load_configuration(name, trust_remote_code=trust_remote_code).model_type
     if kind in PADDING_COUNTS:
         logger.warning(
-            "--model %s: %s mixes padding into all tokens, so a row's prediction depends on the "
+            "--model %s: %s does not hide padding, so a row's prediction depends on the "
             "longest row of its batch, on --eval-batch-size and on the order of the rows",
             name, kind,
         )  # fmt: skip

@@ -137,6 +137,11 @@ def match_targets(module: Any, head: Sequence[str], wanted: Sequence[str] | None
     elif other:
         own = " with torch's own forward pass" if other[0] in linear else ""
         raise ModelError(f"{flag}: {other[0]} is not a linear layer{own}; name layers that are")
+    if not names and all(inside(n, head) for n in linear):
+        raise ModelError(
+            f"{type(module).__name__} has no linear layers to adapt, only layers of its own; "
+            "--method full trains it whole"
+        )
     if not names:
         endings = sorted({n.rpartition(".")[2] for n in linear if not inside(n, head)})
         raise ModelError(f"{flag}: no layer of {kind} matches; it has {', '.join(endings)}")

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from bayeslora_cli.errors import ModelError
-from bayeslora_cli.models.backbones.input_limits import check_ids, unused_positions
+from bayeslora_cli.models.backbones.input_limits import check_ids, refuse_rows, unused_positions
 from tests.conftest import SIZES
 
 TOKENS = torch.tensor([2, 5, 63, 3], dtype=torch.int32)
@@ -52,6 +52,33 @@ def test_ids_without_a_row(rows, largest):
     with pytest.raises(ModelError, match=rf"--model x: .*{largest}.* embeddings {rows} rows"):
         check_ids(module, "x", TOKENS, pad, None)
     check_ids(model_of("llama", vocab_size=65, num_key_value_heads=1), "x", TOKENS, pad, None)
+
+
+class Refusing(torch.nn.Module):
+    """Raises what it is told to."""
+
+    def forward(self, error):
+        raise error
+
+
+def raised_by(module, error):
+    try:
+        module(error)
+    except type(error) as raised:
+        refuse_rows(module, raised)
+
+
+def test_a_backbones_own_refusal_is_one_message(monkeypatch):
+    """Where transformers' code raises it; not an error of ours, nor a lack of memory."""
+    module = Refusing()
+    raised_by(module, ValueError("ours"))
+    for name in ("transformers.models.t5.modeling_t5", "transformers_modules.own.code"):
+        monkeypatch.setitem(globals(), "__name__", name)
+        with pytest.raises(ModelError, match=r"^Refusing does not take these rows: no <eos>; its"):
+            raised_by(module, ValueError("no <eos>\nhere"))
+        with pytest.raises(ModelError, match=r"^Refusing does not take these rows: KeyError$"):
+            raised_by(module, KeyError())
+        raised_by(module, RuntimeError("CUDA out of memory"))
 
 
 def test_token_types_without_a_row():

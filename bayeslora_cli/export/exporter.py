@@ -101,7 +101,7 @@ def export_run(
     if loss is not None:
         logger.warning("--format %s: %s", options.format, loss)
     expected = run_logits(network, batches)
-    rounding = rounding_of(network, batches, expected) if entry.bound else 0.0
+    rounding = rounding_of(network, batches, expected) if entry.bound > 0 else 0.0
 
     with _writing(output) as directory:
         directory.mkdir()

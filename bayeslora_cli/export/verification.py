@@ -233,13 +233,15 @@ def compare(
         for batch, logits in zip(batches, expected, strict=True)
     ]
     scale = max(1.0, largest)
-    by_rounding = min(ROUNDINGS * rounding, MOST_ROUNDING * scale) if bound else 0.0
+    allowed = bound * scale
+    if bound > 0:
+        allowed = max(allowed, min(ROUNDINGS * rounding, MOST_ROUNDING * scale))
     check = Check(
         inputs=inputs,
         rows=sum(len(logits) for logits in expected),
         # NaN if any difference is NaN, unlike max()
         max_difference=float(torch.tensor(differences).max()),
-        allowed=max(bound * scale, by_rounding),
+        allowed=allowed,
         largest_logit=largest,
     )
     if not check.max_difference <= check.allowed:

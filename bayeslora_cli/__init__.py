@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bayeslora_cli import errors as errors
 
 if TYPE_CHECKING:
+    from bayeslora_cli.api.generation import generate as generate
     from bayeslora_cli.api.results import Results as Results
     from bayeslora_cli.api.results import inspect_ranks as inspect_ranks
     from bayeslora_cli.api.results import results as results
@@ -24,16 +25,19 @@ if TYPE_CHECKING:
     from bayeslora_cli.api.training import workspace as workspace
     from bayeslora_cli.bayes import criteria as criteria
     from bayeslora_cli.evaluation.evaluation import Evaluation as Evaluation
+    from bayeslora_cli.evaluation.generation import Generation as Generation
     from bayeslora_cli.export.formats.integer_codes import load_quantized as load_quantized
 
 __version__ = "0.1.0"
 _PLACES = {
     "Evaluation": "bayeslora_cli.evaluation.evaluation:Evaluation",
     "Export": "bayeslora_cli.api.run:Export",
+    "Generation": "bayeslora_cli.evaluation.generation:Generation",
     "Plan": "bayeslora_cli.api.training:Plan",
     "Reporter": "bayeslora_cli.api.training:Reporter",
     "Results": "bayeslora_cli.api.results:Results",
     "Run": "bayeslora_cli.api.run:Run",
+    "generate": "bayeslora_cli.api.generation:generate",
     "inspect_ranks": "bayeslora_cli.api.results:inspect_ranks",
     "load_quantized": "bayeslora_cli.export.formats.integer_codes:load_quantized",
     "plan": "bayeslora_cli.api.training:plan",

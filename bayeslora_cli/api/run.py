@@ -10,18 +10,19 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bayeslora_cli.api.arguments import check_prompts, rows_of, sampling_of
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.config.validation import nearest
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import RankReport
-from bayeslora_cli.tasks.task import Examples, Task
+from bayeslora_cli.tasks.task import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from bayeslora_cli.evaluation.evaluation import Evaluation
-    from bayeslora_cli.evaluation.forward_passes import Sampling
+    from bayeslora_cli.evaluation.generation import Generation
     from bayeslora_cli.evaluation.run_loading import LoadedRun
     from bayeslora_cli.evaluation.run_posterior import RunPosterior
     from bayeslora_cli.reports.ranks.history import History
@@ -179,7 +180,7 @@ class Run:
             split=split,
             data=data,
             file=None if file is None else str(file),
-            sampling=_sampling(samples, temperature, seed),
+            sampling=sampling_of(samples, temperature, seed),
             ood=ood,
             reliability=reliability,
             predictions=predictions,
@@ -245,11 +246,47 @@ class Run:
         """
         from bayeslora_cli.evaluation.run_evaluation import check_sampling, predict
 
-        sampling = _sampling(samples, temperature, seed)
+        sampling = sampling_of(samples, temperature, seed)
         check_sampling(self.config, sampling)
-        rows = {"texts": _examples(texts, self.task)}
+        rows = {"texts": rows_of(texts, self.task)}
         found = predict(self._loaded, self.directory, self.config, rows, sampling, batch_size)[1]
         return found["mean" if sampling is None else "sampled"]["texts"].values
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        samples: int | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        chat: bool | None = None,
+        system: str | None = None,
+    ) -> list[Generation]:
+        """Continue prompts, or answer them, with a run that predicts tokens.
+
+        Args:
+            samples: write one text for each of this many samples of the posterior; None: at the
+                posterior's mean.
+            max_new_tokens, temperature, seed, system: as for `bayeslora_cli.generate`.
+            chat: whether prompts are turns of a chat; None: as the run's rows were.
+        Returns:
+            A `Generation` for each prompt: `prompt`, `texts`, and whether each text ended by
+            itself, `finished`.
+        Raises:
+            UserError: the run predicts no tokens, has no posterior to sample, or a prompt is too
+                long; or raised by `load`.
+        """
+        from bayeslora_cli.evaluation.generation import Decoding, check_run, generate_from_run
+
+        check_prompts(prompts)
+        sampling = None if samples is None else sampling_of(samples, None, seed)
+        check_run(self.config, self.task, sampling)
+        decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        return generate_from_run(
+            self._loaded, self.config, self.task, prompts, decoding, sampling, chat=chat,
+            system=system,
+        )  # fmt: skip
 
     def export(
         self,
@@ -307,36 +344,3 @@ class Run:
         if not self.directory.ranks.is_file():
             return f"{name}<div>the run has not finished</div>"
         return name + heatmap_html(self.ranks)
-
-
-def _sampling(samples: int | None, temperature: float | None, seed: int | None) -> Sampling | None:
-    """Return how to sample; None: without samples.
-
-    Raises:
-        UserError: a temperature or seed is given without samples, or there are no samples.
-    """
-    if samples is None:
-        for name, value in (("--temperature", temperature), ("--seed", seed)):
-            if value is not None:
-                raise UserError(f"{name} {value}: it is for samples; give --samples S as well")
-        return None
-    if samples < 1:
-        raise UserError(f"--samples {samples}: must be at least 1")
-    from bayeslora_cli.evaluation.forward_passes import Sampling
-
-    return Sampling(samples, 1.0 if temperature is None else temperature, seed or 0)
-
-
-def _examples(texts: Sequence[str | tuple[str, str]], task: Task) -> Examples:
-    """Turn texts into rows of the task.
-
-    Raises:
-        UserError: there is no text, or a row has more or fewer texts than the task has columns.
-    """
-    columns = len(task.text_columns)
-    rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-    if isinstance(texts, str) or not rows or any(len(row) != columns for row in rows):
-        form = "a list of texts" if columns == 1 else "a list of pairs of texts"
-        raise UserError(f"predict: give {form}: {task.name} has {' and '.join(task.text_columns)}")
-    first, *rest = (list(column) for column in zip(*rows, strict=True))
-    return Examples(first=first, second=rest[0] if rest else None, labels=None)

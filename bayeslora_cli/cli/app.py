@@ -15,16 +15,18 @@ import typer
 from bayeslora_cli import __version__
 from bayeslora_cli.cli.evaluate import evaluate
 from bayeslora_cli.cli.export import export
+from bayeslora_cli.cli.generate import generate
 from bayeslora_cli.cli.help.commands import (
     EvalCommand,
     ExportCommand,
+    GenerateCommand,
     InspectRanksCommand,
     PresetsCommand,
     TableCommand,
     TrainCommand,
 )
+from bayeslora_cli.cli.help.presets import presets
 from bayeslora_cli.cli.inspect_ranks import inspect_ranks
-from bayeslora_cli.cli.presets import presets
 from bayeslora_cli.cli.progress import lasting_streams
 from bayeslora_cli.cli.table import table
 from bayeslora_cli.cli.train import train
@@ -63,6 +65,7 @@ for name, command, form in (
     ("table", table, TableCommand),
     ("inspect-ranks", inspect_ranks, InspectRanksCommand),
     ("export", export, ExportCommand),
+    ("generate", generate, GenerateCommand),
     ("presets", presets, PresetsCommand),
 ):
     app.command(name, cls=form)(command)

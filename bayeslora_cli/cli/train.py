@@ -10,8 +10,8 @@ import typer
 
 from bayeslora_cli.api.run import Run
 from bayeslora_cli.api.training import plan_resolved, train_resolved, workspace
+from bayeslora_cli.cli.help.presets import print_presets
 from bayeslora_cli.cli.help.train_options import takes_options, typed_values
-from bayeslora_cli.cli.presets import print_presets
 from bayeslora_cli.cli.progress import ProgressBar, logger, set_up_logging
 from bayeslora_cli.cli.table import print_table
 from bayeslora_cli.config.options import PRINTED, SWEEP, WHAT

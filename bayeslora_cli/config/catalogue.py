@@ -146,6 +146,11 @@ class ObjectiveEntry:
     by_label: bool = False
     """Whether each label keeps its share among rows that are held out to evaluate on."""
 
+    @property
+    def generates(self) -> bool:
+        """Whether its models continue texts."""
+        return self.pipeline_tag == "text-generation"
+
 
 _LOW_RANK = ("init_rank", "alpha", "target_modules")
 _GATES = (

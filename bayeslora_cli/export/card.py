@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bayeslora_cli.config.catalogue import FORMATS
+from bayeslora_cli.config.catalogue import FORMATS, OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.export.formats.format import Format
+from bayeslora_cli.export.formats.format import Format, Snippet
 from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.export.verification import Findings
 from bayeslora_cli.runs import model_card
@@ -52,15 +52,28 @@ def code(form: Format, config: RunConfig, task: Task) -> str:
     return "\n".join(
         [
             *(f"{line}\n" for line in snippet.standard),
-            *snippet.predict_packages,
-            *snippet.packages,
+            *packages(snippet, task),
             f"from transformers import {classes}",
             "",
             f'directory = "."  # of this file{hub}',
             f"tokenizer = AutoTokenizer.from_pretrained(directory{trust})",
-            *model_card.inputs(task, config, snippet.tensors),
-            *snippet.load,
-            *snippet.predict,
-            "print(logits)",
+            *statements(snippet, config, task),
         ]
     )
+
+
+def packages(snippet: Snippet, task: Task) -> list[str]:
+    """Return the imports besides those from the standard library and from transformers."""
+    generated = OBJECTIVES[task.objective].generates and snippet.generate
+    return [*(() if generated else snippet.predict_packages), *snippet.packages]
+
+
+def statements(snippet: Snippet, config: RunConfig, task: Task) -> list[str]:
+    """Return the statements behind those that set `tokenizer`: inputs, model, what it says."""
+    if OBJECTIVES[task.objective].generates:
+        inputs = model_card.prompt(task, snippet.tensors)
+        if snippet.generate:
+            return [*inputs, *snippet.load, *snippet.generate]
+    else:
+        inputs = model_card.inputs(task, config, snippet.tensors)
+    return [*inputs, *snippet.load, *snippet.predict, "print(logits)"]

@@ -27,6 +27,7 @@ from bayeslora_cli.export.verification import (
     Findings,
     QuantizationLoss,
     batches_of,
+    beginnings,
     compare,
     drop_unsupported_quantizers,
     own_batches,
@@ -109,7 +110,7 @@ def export_run(
         tokenizer.save_pretrained(directory)
         own = open_tokenizer(directory, trust_remote_code=config.trust_remote_code)
         theirs = own_batches(
-            own, rows if first is None else tokenise(first, own, length, objective)
+            own, rows if first is None else beginnings(tokenise(first, own, length, objective))
         )
         reopened = form.reopen(directory, config, task, network.bank.theta.device)
         findings = Findings(
@@ -188,7 +189,7 @@ def _inputs(
         second=None if found.second is None else found.second[: options.check_rows],
         labels=None,
     )
-    rows = tokenise(first, tokenizer, config.max_length, objective_of(task))
+    rows = beginnings(tokenise(first, tokenizer, config.max_length, objective_of(task)))
     return options.file or split, first, rows
 
 

@@ -6,7 +6,7 @@ It uses none of this package's model code, so that equal logits prove the export
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ Logits = Callable[[dict[str, Tensor]], Tensor]
 
 def open_adapter(
     directory: Path,
-    backbone: str,
+    backbone: Mapping[str, Any],
     auto_class: str,
     device: torch.device,
     *,
@@ -34,13 +34,13 @@ def open_adapter(
     """Open a PEFT adapter on a fresh copy of its backbone.
 
     Args:
-        backbone: hub name or directory of the checkpoint.
+        backbone: arguments of `from_pretrained` that name the checkpoint.
         auto_class: the class of transformers that loads the backbone.
     """
     trust = {"trust_remote_code": trust_remote_code}
     config = AutoConfig.from_pretrained(directory, subfolder=BACKBONE, **trust)
     base = getattr(transformers, auto_class).from_pretrained(
-        backbone, config=config, ignore_mismatched_sizes=True, **trust
+        **backbone, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, **trust
     )
     return logits_of(adapted(base, directory), device)
 
@@ -52,6 +52,8 @@ def adapted(base: Any, directory: Path) -> Any:
         # transformers 5.23 under a name that is on its way out
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
+        # of an adapter on a tied output layer, which changes only that layer
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
         return PeftModel.from_pretrained(base, str(directory))
 
 

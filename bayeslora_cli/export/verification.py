@@ -25,6 +25,9 @@ ROUNDINGS = 8
 """Most that two right computations differ by, in changes that `rounding_of` measures."""
 MOST_ROUNDING = 1e-3
 """Larger differences are never taken for rounding; relative to the largest logit if above 1."""
+TOKEN_ROW, LAST_TOKENS = 64, 8
+"""Of a language model, the largest number of tokens of a row that is compared, and the number of
+its last tokens whose logits are: a vocabulary has a hundred thousand words."""
 _GROUPS = {"x": "activations", "a": "activations", "h": "activations", BASE: "base weights"}
 
 
@@ -95,12 +98,41 @@ class Findings:
         return self.run_precision if self.pruned is None else self.precision
 
 
+def beginnings(split: TokenisedSplit) -> TokenisedSplit:
+    """Return a split whose rows are cut to `TOKEN_ROW` tokens, if its tokens are predicted."""
+    if split.counted is None:
+        return split
+    rows = [row[:TOKEN_ROW] for row in torch.split(split.tokens, split.lengths.tolist())]
+    lengths = torch.tensor([len(row) for row in rows])
+    return TokenisedSplit(
+        tokens=torch.cat(rows),
+        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
+        token_types=None,
+        labels=None,
+        pad_id=split.pad_id,
+    )
+
+
 def batches_of(split: TokenisedSplit) -> list[Batch]:
     """Cut a split into about three batches, of different shapes if its rows differ in length."""
     return [
         {k: v for k, v in split.batch(indices).items() if k != "labels"}
         for indices in evaluation_order(split, max(1, len(split) // 3))
     ]
+
+
+def compared(logits: Tensor, batch: Batch) -> Tensor:
+    """Return the logits that are compared: all (b, outputs), or (n, vocabulary) of last tokens.
+
+    Args:
+        logits: (b, outputs), or (b, w, vocabulary) of a language model.
+        batch: with `attention_mask` (b, w), padded on the right.
+    """
+    if logits.ndim == 2:
+        return logits
+    mask = batch["attention_mask"]
+    behind = mask.flip(1).cumsum(1).flip(1)  # tokens from here to the row's end
+    return logits[(mask.bool() & (behind <= LAST_TOKENS)).to(logits.device)]
 
 
 def own_batches(tokenizer: Any, split: TokenisedSplit) -> list[Batch]:
@@ -163,7 +195,7 @@ def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 @torch.inference_mode()
 def run_logits(network: Network, batches: Sequence[Batch]) -> list[Tensor]:
-    """Compute each batch's logits at the posterior mean; return them on the CPU.
+    """Compute each batch's logits at the posterior mean; return those to compare, on the CPU.
 
     Raises:
         NonFiniteError: a logit is not finite.
@@ -172,7 +204,8 @@ def run_logits(network: Network, batches: Sequence[Batch]) -> list[Tensor]:
     network.module.eval()
     with network.bank.at_mean():
         found = [
-            network.logits({k: v.to(device) for k, v in batch.items()}).cpu() for batch in batches
+            compared(network.model_logits({k: v.to(device) for k, v in batch.items()}), batch).cpu()
+            for batch in batches
         ]
     if not all(bool(logits.isfinite().all()) for logits in found):
         raise NonFiniteError("a prediction of the run is not finite: there is nothing to export")
@@ -229,7 +262,7 @@ def compare(
     """
     largest = max(float(logits.abs().max()) for logits in expected)
     differences = [
-        float((reopened(batch) - logits).abs().max())
+        float((compared(reopened(batch), batch) - logits).abs().max())
         for batch, logits in zip(batches, expected, strict=True)
     ]
     scale = max(1.0, largest)
@@ -238,7 +271,10 @@ def compare(
         allowed = max(allowed, min(ROUNDINGS * rounding, MOST_ROUNDING * scale))
     check = Check(
         inputs=inputs,
-        rows=sum(len(logits) for logits in expected),
+        rows=sum(
+            len(batch.get("input_ids", logits))
+            for batch, logits in zip(batches, expected, strict=True)
+        ),
         # NaN if any difference is NaN, unlike max()
         max_difference=float(torch.tensor(differences).max()),
         allowed=allowed,
@@ -267,12 +303,12 @@ def drop_unsupported_quantizers(
     operands.quantized -= gone
     after = run_logits(network, batches)
     pairs = list(zip(before, after, strict=True))
-    changed = sum(_changed(network.objective, a, b) for a, b in pairs)
+    classes = network.objective.classes
     return QuantizationLoss(
         what=sorted({_GROUPS[operand] for operand in gone}),
         max_difference=max(float((a - b).abs().max()) for a, b in pairs),
-        rows=sum(len(a) for a in before),
-        changed=changed if network.objective.classes else None,
+        rows=sum(len(batch["input_ids"]) for batch in batches),
+        changed=sum(_changed(network.objective, *pair) for pair in pairs) if classes else None,
     )
 
 

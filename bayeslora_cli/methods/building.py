@@ -117,7 +117,8 @@ def build_network(
         except ValueError as error:
             kind = type(module).__name__
             raise ModelError(f"--gradient-checkpointing: {kind} does not support it") from error
-    module.config.use_cache = False
+    if head:  # language models get it with each pass: their exports generate text with a cache
+        module.config.use_cache = False
 
     others = [
         (name, "head" if inside(name, head) else "full", parameter)

@@ -91,6 +91,21 @@ class Network:
                 raise
         return logits.float()
 
+    def model_logits(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Run the model's own forward pass, as users of its exports do, in fp32.
+
+        Args:
+            batch: inputs of the backbone, such as `input_ids` and `attention_mask` (b, w).
+        Returns:
+            (b, outputs), or (b, w, vocabulary) of a language model.
+        """
+        if self.operands is not None:
+            self.operands.publish_operands(training=self.module.training)
+        device = batch["input_ids"].device
+        with unread(device), cpu_dropout(device):
+            logits: Tensor = self.module(**batch).logits
+        return logits.float()
+
     @property
     def packed(self) -> bool:
         """Whether the rows of a batch go to the backbone one after the other, without padding."""

@@ -9,8 +9,11 @@ from pathlib import Path
 
 from bayeslora_cli.config.catalogue import GLUE_TASKS, METHODS, OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.tasks.dialogue import RAW, USER
+from bayeslora_cli.tasks.sources.rows.dialogues import prompt_role
 from bayeslora_cli.tasks.task import Task
 
+GGUF = ".gguf"
 UNTAGGED = "text-regression"
 """A kind of task that hubs do not know, in the catalogue's `pipeline_tag`."""
 
@@ -75,15 +78,21 @@ def on_the_hub(model: str) -> bool:
 
 
 def base_model(model: str) -> tuple[list[str], str]:
-    """Return Python code that names the base model on any machine: imports, and an expression.
+    """Return Python code that names the base model on any machine: imports, and arguments of
+    `from_pretrained`.
 
     A directory is named as it was typed; the reader must replace it.
     """
+    if model.endswith(GGUF):
+        where, _, file = model.rpartition("/")
+        imports, name = base_model(where or ".")
+        return imports, f"{name}, gguf_file={json.dumps(file, ensure_ascii=False)}"
     package, _, inner = model.removeprefix("package:").partition("/")
     if not model.startswith("package:"):
         return [], json.dumps(model, ensure_ascii=False)
     imports = [f"from importlib.resources import files  # pip install {package}"]
-    return imports, f'str(files("{package}") / "{inner}")'
+    place = f'files("{package}") / "{inner}"' if inner else f'files("{package}")'
+    return imports, f"str({place})"
 
 
 def trust_argument(config: RunConfig) -> str:
@@ -148,6 +157,27 @@ def inputs(task: Task, config: RunConfig, tensors: str = "pt") -> list[str]:
         f'    return_tensors="{tensors}",',
         ")",
     ]
+
+
+def prompt(task: Task, tensors: str = "pt") -> list[str]:
+    """Return statements that set `inputs` to a prompt, as the rows of the training were made."""
+    role = prompt_role(task.text_columns)
+    raw = f'inputs = tokenizer("…", return_tensors="{tensors}")'
+    if role == RAW:
+        return [raw]
+    chat = [
+        'messages = [{"role": "user", "content": "…"}]',
+        "inputs = tokenizer.apply_chat_template(",
+        f'    messages, add_generation_prompt=True, return_dict=True, return_tensors="{tensors}"',
+        ")",
+    ]
+    if role == USER:
+        return chat
+    # rows of instructions are rendered by the chat template, if the tokenizer has one
+    plain = raw.replace("…", r"### Instruction:\n…\n\n### Response:\n")
+    return [
+        "if tokenizer.chat_template:", *(f"    {line}" for line in chat), "else:", f"    {plain}",
+    ]  # fmt: skip
 
 
 def _title(config: RunConfig, task: Task) -> str:

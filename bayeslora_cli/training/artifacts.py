@@ -13,7 +13,8 @@ from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.execution.device import peak_memory
 from bayeslora_cli.export.adapter_check import adapter_problem
-from bayeslora_cli.export.formats.merged_model import MERGED
+from bayeslora_cli.export.card import packages, statements
+from bayeslora_cli.export.formats.merged_model import MERGED, tied_names
 from bayeslora_cli.export.formats.peft_adapter import ADALORA, save_peft_adapter
 from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.network import Network
@@ -136,9 +137,11 @@ def _save_full(run: RunDir, network: Network, at: Posterior) -> None:
     bank = network.bank
     # found by address: a tied weight has a second name, which the bank does not know
     segments = {bank.parameters[n].data_ptr(): s for n, s in bank.segments.items()}
+    tied = tied_names(network.module)
     state = {
         name: segments[value.data_ptr()].view(at.mean) if value.data_ptr() in segments else value
         for name, value in network.module.state_dict().items()
+        if name not in tied
     }
     # cloned: safetensors refuses tensors that share the bank's storage
     state = {n: v.detach().to("cpu", copy=True).contiguous() for n, v in state.items()}
@@ -158,16 +161,12 @@ def model_card(
     trust = card.trust_argument(config)
     load = [
         *(f"{line}\n" for line in dict.fromkeys((*snippet.standard, *imports))),
-        *snippet.predict_packages,
-        *snippet.packages,
+        *packages(snippet, task),
         f"from transformers import {', '.join(sorted({'AutoTokenizer', *snippet.transformers}))}",
         "",
         f'directory = "{(run.model if whole else run.adapter).name}"',
         f"tokenizer = AutoTokenizer.from_pretrained({base}{trust})",
-        *card.inputs(task, config, snippet.tensors),
-        *snippet.load,
-        *snippet.predict,
-        "print(logits)",
+        *statements(snippet, config, task),
     ]
     return "\n".join(
         [

@@ -78,6 +78,17 @@ class ExportCommand(Command):
     )
 
 
+class GenerateCommand(Command):
+    """`bayeslora generate`."""
+
+    rare = frozenset({"system", "precision", "verify", "trust_remote_code"})
+    examples = (
+        "bayeslora generate RUN --prompt 'Why is the sky blue?'",
+        "bayeslora generate RUN --samples 3 --temperature 0.7 --prompt -",
+        "bayeslora generate --model Qwen/Qwen2.5-0.5B-Instruct --prompt Hello",
+    )
+
+
 class PresetsCommand(Command):
     """`bayeslora presets`."""
 

@@ -38,6 +38,14 @@ class Snippet:
     """Statements that set `logits` from `inputs`, the tokenizer's output."""
     predict_packages: tuple[str, ...] = ("import torch",)
     """Additional imports that `predict` needs."""
+    generate: tuple[str, ...] = (
+        "model.eval()",
+        "tokens = model.generate(**inputs, max_new_tokens=100)[0]",
+        'answer = tokens[inputs["input_ids"].shape[1] :]',
+        "print(tokenizer.decode(answer, skip_special_tokens=True))",
+    )
+    """Statements that continue `inputs` and print the answer, for kinds of tasks whose models do
+    that; (): such models predict too."""
     tensors: str = "pt"
     """The tokenizer's `return_tensors`."""
     opens_hub_names: bool = True

@@ -93,7 +93,8 @@ class IntegerCodes(Format):
         return Snippet(
             packages=("from bayeslora_cli import load_quantized",),
             load=(f"network = load_quantized(directory{trust_argument(config)})",),
-            predict=("with torch.no_grad():", "    logits = network.logits(inputs)"),
+            predict=("with torch.no_grad():", "    logits = network.model_logits(inputs)"),
+            generate=(),
             opens_hub_names=False,
         )
 

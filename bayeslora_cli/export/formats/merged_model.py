@@ -87,7 +87,15 @@ def merge(network: Network, mean: Tensor, mask: Tensor) -> Any:
     for attention in network.module.modules():
         if isinstance(attention, RelativeAttention):
             attention.joint = None  # the joint would add its layers' deltas once more
+    _untie(network.module)
     return network.module
+
+
+def _untie(module: Any) -> None:
+    """Say in the configuration if a merge has separated the output layer from the embeddings."""
+    output, table = module.get_output_embeddings(), module.get_input_embeddings()
+    if output is not None and module.config.tie_word_embeddings:
+        module.config.tie_word_embeddings = output.weight is table.weight
 
 
 def _shared(module: Any) -> set[int]:
@@ -101,7 +109,20 @@ def state_of(module: Any) -> dict[str, Tensor]:
 
     safetensors refuses tensors that share memory, as views of the bank do.
     """
+    tied = tied_names(module)
     return {
         name: value.detach().to("cpu", copy=True).contiguous()
         for name, value in module.state_dict().items()
+        if name not in tied
     }
+
+
+def tied_names(module: Any) -> set[str]:
+    """Return the name of the output layer's weight, if it is the embeddings'.
+
+    A file of the model holds such a weight once.
+    """
+    output = module.get_output_embeddings()
+    if output is None or output.weight is not module.get_input_embeddings().weight:
+        return set()
+    return {f"{name}.weight" for name, found in module.named_modules() if found is output}

@@ -75,6 +75,7 @@ class OnnxModel(Format):
                 'logits = session.run(["logits"], feed)[0]',
             ),
             predict_packages=(),
+            generate=(),
             tensors="np",
             opens_hub_names=False,
         )

@@ -22,7 +22,7 @@ from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.adapters.layer import LowRankLinear
 from bayeslora_cli.models.adapters.plain_lora import fold, plain_number, uniform, without_empty
-from bayeslora_cli.models.backbones.places import backbone_path
+from bayeslora_cli.models.backbones.places import backbone_path, find_backbone, parsed_once
 from bayeslora_cli.models.backbones.targets import inside
 from bayeslora_cli.runs.model_card import base_model, trust_argument
 from bayeslora_cli.tasks.task import Task
@@ -39,28 +39,34 @@ class PeftAdapter(Format):
     ) -> Logits:
         """Open the adapter with PEFT."""
         torch.seed()  # tensors that the base lacks are drawn anew: the export must bring them
-        return open_adapter(
-            directory,
-            backbone_path(config.model),
-            OBJECTIVES[task.objective].auto_class,
-            device,
-            trust_remote_code=config.trust_remote_code,
-        )
+        place = find_backbone(config.model)
+        with parsed_once(place):
+            return open_adapter(
+                directory,
+                place.arguments,
+                OBJECTIVES[task.objective].auto_class,
+                device,
+                trust_remote_code=config.trust_remote_code,
+            )
 
     def snippet(self, config: RunConfig, task: Task) -> Snippet:
         """Return the code that opens the adapter with PEFT."""
-        auto_class = OBJECTIVES[task.objective].auto_class
+        auto_class, head = OBJECTIVES[task.objective].auto_class, OBJECTIVES[task.objective].head
         standard, base = base_model(config.model)
-        trust = trust_argument(config)
+        trust, gguf = trust_argument(config), find_backbone(config.model).arguments
+        dequantized = ["    quantization_config=GgufConfig(dequantize=True),"]
+        if "quantization_config" not in gguf:
+            dequantized = []
         return Snippet(
             standard=tuple(standard),
             packages=("from peft import PeftModel",),
-            transformers=("AutoConfig", auto_class),
+            transformers=("AutoConfig", auto_class, *(["GgufConfig"] if dequantized else [])),
             load=(
                 f'config = AutoConfig.from_pretrained(directory, subfolder="{BACKBONE}"{trust})',
                 f"base = {auto_class}.from_pretrained(",
                 f"    {base}, config=config{trust},",
-                "    ignore_mismatched_sizes=True,  # the adapter brings the head",
+                *dequantized,
+                *(["    ignore_mismatched_sizes=True,  # the adapter brings the head"] * head),
                 ")",
                 "model = PeftModel.from_pretrained(base, directory)",
             ),

@@ -168,8 +168,8 @@ def load_backbone(
                 _set_dropout(architecture, config.dropout)
             if device is None or device.type != "meta":
                 module, loading = auto_class.from_pretrained(
-                    place.name, config=architecture, output_loading_info=True,
-                    ignore_mismatched_sizes=True, **place.weight_options, **options, **trust,
+                    config=architecture, output_loading_info=True, ignore_mismatched_sizes=True,
+                    **place.arguments, **options, **trust,
                 )  # fmt: skip
             else:
                 architecture.dtype = torch.float32

@@ -31,14 +31,15 @@ class Place:
         return {} if self.gguf is None else {"gguf_file": self.gguf}
 
     @property
-    def weight_options(self) -> dict[str, Any]:
-        """Arguments of a model's `from_pretrained`: weights of a GGUF file are dequantized."""
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of a model's `from_pretrained`, with the name; a GGUF file is dequantized."""
         import transformers
 
+        found = {"pretrained_model_name_or_path": self.name, **self.options}
         made = getattr(transformers, "GgufConfig", None)  # older ones always dequantize
-        if self.gguf is None or made is None:
-            return self.options
-        return {**self.options, "quantization_config": made(dequantize=True)}
+        if self.gguf is not None and made is not None:
+            found["quantization_config"] = made(dequantize=True)
+        return found
 
     @property
     def path(self) -> str:

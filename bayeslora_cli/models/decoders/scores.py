@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from bayeslora_cli.models.adapters.layer import LowRankLinear
 from bayeslora_cli.models.backbones.packing import ATTENTION, takes_packed_rows
 from bayeslora_cli.models.decoders.packed_attention import without_masks
 from bayeslora_cli.models.kernels.token_log_likelihood import (
@@ -73,8 +74,11 @@ class _Output:
 
 
 def _output_is_known(module: Any) -> bool:
-    """Return whether `_output_of` says how this architecture's logits come about."""
+    """Return whether `_output_of` says how the logits come about: not if the output layer has an
+    adapter, nor for every architecture."""
     kind = module.config.model_type
+    if isinstance(module.get_output_embeddings(), LowRankLinear):
+        return False
     return takes_packed_rows(kind) or kind in PADDED
 
 

@@ -44,6 +44,13 @@ _OPENING = (SYSTEM, "developer")  # roles that only the first turn has
 _FORMS = "messages, or prompt and completion, or instruction, input and output, or text"
 
 
+def prompt_role(columns: Sequence[str]) -> str:
+    """Return the role of a prompt in rows that were read from these columns; `RAW` if in doubt."""
+    if columns[0] in _CHATS:
+        return USER
+    return INSTRUCTION if columns[0] == _INSTRUCTIONS[0] else RAW
+
+
 class Dialogues(RowReader):
     """Rows of turns, as `tasks.dialogue` has them."""
 

@@ -1,0 +1,221 @@
+"""Continues prompts with a causal language model: a finished run's, or one without any run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bayeslora_cli.config.catalogue import OBJECTIVES
+from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.data.dialogues import encode
+from bayeslora_cli.errors import UserError
+from bayeslora_cli.evaluation.forward_passes import Sampling
+from bayeslora_cli.evaluation.run_evaluation import check_sampling
+from bayeslora_cli.evaluation.run_loading import LoadedRun
+from bayeslora_cli.execution.device import pick_device, set_precision
+from bayeslora_cli.models.backbones.loading import load_backbone, load_tokenizer, usable_length
+from bayeslora_cli.tasks.dialogue import RAW, USER, Turn, to_text
+from bayeslora_cli.tasks.objectives.objective import build_objective
+from bayeslora_cli.tasks.sources.rows.dialogues import prompt_role
+from bayeslora_cli.tasks.task import Examples, Task
+
+logger = logging.getLogger("bayeslora")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoding:
+    """How the next token is chosen."""
+
+    max_new_tokens: int = 256
+    """Number of tokens after which a text is cut off."""
+    temperature: float = 0.0
+    """Divides the logits before a token is drawn from their softmax; 0: the likeliest is taken."""
+    seed: int = 0
+    """Seed of the drawn tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """What a model says after one prompt."""
+
+    prompt: str
+    texts: tuple[str, ...]
+    """One text at the mean, or one for each sample of the posterior."""
+    finished: tuple[bool, ...]
+    """Whether each text ended by itself."""
+
+
+def check_run(config: RunConfig, task: Task, sampling: Sampling | None) -> None:
+    """Check that a run can continue prompts, before it is loaded.
+
+    Raises:
+        UserError: it predicts no tokens, or has no posterior to sample.
+    """
+    entry = OBJECTIVES[task.objective]
+    if not entry.generates:
+        raise UserError(
+            f"generate: the run on {task.name} predicts {entry.predicts}, not text; see "
+            "bayeslora eval --predictions"
+        )
+    check_sampling(config, sampling)
+
+
+def generate_from_run(
+    loaded: LoadedRun, config: RunConfig, task: Task, prompts: Sequence[str], decoding: Decoding,
+    sampling: Sampling | None = None, *, chat: bool | None = None, system: str | None = None,
+) -> list[Generation]:  # fmt: skip
+    """Continue prompts at the posterior's mean, or once for each sample of the posterior.
+
+    Args:
+        sampling: how to sample the posterior; None: only the mean.
+        chat: whether prompts are turns of a chat; None: as the run's rows were.
+        system: the chat's system turn; None: none, or the template's own.
+    Raises:
+        UserError: a prompt is too long, or there is no chat template.
+    """
+    network, tokenizer = loaded.network, loaded.tokenizer
+    role = prompt_role(task.text_columns)
+    if chat is not None:
+        role = USER if chat else RAW
+    rows = _tokens(prompts, tokenizer, role, system, _room(config, tokenizer, decoding))
+
+    def continued() -> list[tuple[str, bool]]:
+        if network.operands is not None:
+            network.operands.publish_operands(training=False)
+        return _continued(network.module, tokenizer, rows, decoding)
+
+    network.module.eval()
+    if sampling is None:
+        with network.bank.at_mean():
+            return _grouped(prompts, [continued()])
+    generator, found = torch.Generator().manual_seed(sampling.seed), []
+    for _ in range(sampling.samples):
+        theta = loaded.posterior.sample(generator, sampling.temperature)
+        with network.bank.showing(theta):
+            found.append(continued())
+    return _grouped(prompts, found)
+
+
+def generate_from_model(
+    config: RunConfig, prompts: Sequence[str], decoding: Decoding,
+    *, chat: bool | None = None, system: str | None = None,
+) -> list[Generation]:  # fmt: skip
+    """Continue prompts with a pretrained model as it is.
+
+    Args:
+        config: names the model, the device and the precision.
+        chat: whether prompts are turns of a chat; None: if the tokenizer has a chat template.
+        system: the chat's system turn; None: none, or the template's own.
+    Raises:
+        UserError: the model cannot be loaded, or a prompt is too long.
+    """
+    set_precision(config.precision)
+    device = pick_device(config.device)
+    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    if chat is None:
+        chat = bool(tokenizer.chat_template)
+        logger.info(
+            "%s: prompts are %s", config.model,
+            "turns of a chat; --raw gives them as they are" if chat else "given as they are",
+        )  # fmt: skip
+    rows = _tokens(
+        prompts, tokenizer, USER if chat else RAW, system, _room(config, tokenizer, decoding)
+    )
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    module, _, _ = load_backbone(
+        config, build_objective("causal", ()), tokenizer, device=device, dtype=dtype
+    )
+    module.to(device).eval()
+    return _grouped(prompts, [_continued(module, tokenizer, rows, decoding)])
+
+
+def _room(config: RunConfig, tokenizer: Any, decoding: Decoding) -> int | None:
+    """Return the largest number of tokens that a prompt may have; None: it is not known."""
+    limit = usable_length(config.model, tokenizer, trust_remote_code=config.trust_remote_code)
+    if limit is not None and limit <= decoding.max_new_tokens:
+        raise UserError(
+            f"--max-new-tokens {decoding.max_new_tokens}: the model takes {limit} tokens in all"
+        )
+    return None if limit is None else limit - decoding.max_new_tokens
+
+
+def _tokens(
+    prompts: Sequence[str], tokenizer: Any, role: str, system: str | None, room: int | None
+) -> list[torch.Tensor]:
+    """Return the token ids of each prompt, as training makes them of a row up to its answer."""
+    if system is not None and role != USER:
+        raise UserError("--system: it is for prompts that are turns of a chat")
+    before = () if system is None else (Turn("system", system, False),)
+    rows = [
+        to_text((*before, Turn(role, prompt, False), *((Turn(RAW, "", False),) if role else ())))
+        for prompt in prompts
+    ]
+    found = encode(Examples(first=rows, second=None, labels=None), tokenizer, 2**31 - 1, ends=False)
+    lengths = found["offsets"].diff().tolist()
+    for prompt, length in zip(prompts, lengths, strict=True):
+        if room is not None and length > room:
+            raise UserError(
+                f"--prompt {prompt[:40]!r}…: it has {length} tokens, and the model has room for "
+                f"{room} before those of --max-new-tokens"
+            )
+    return list(torch.split(found["tokens"].long(), lengths))
+
+
+def _continued(
+    module: Any, tokenizer: Any, rows: Sequence[torch.Tensor], decoding: Decoding
+) -> list[tuple[str, bool]]:
+    """Let transformers continue each row; return the new text, and whether it ended by itself."""
+    device = module.get_input_embeddings().weight.device
+    ends, drawn = _ends(module, tokenizer), decoding.temperature > 0
+    found = []
+    with _seeded(decoding.seed, device), torch.inference_mode():
+        for row in rows:
+            ids = row.to(device)[None]
+            out = module.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=decoding.max_new_tokens,
+                do_sample=drawn,
+                temperature=decoding.temperature if drawn else 1.0,
+                top_k=0,  # neither of the model's own limits
+                top_p=1.0,
+                use_cache=True,
+                eos_token_id=ends,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            new = out[0, len(row) :].tolist()
+            found.append((tokenizer.decode(new, skip_special_tokens=True), new[-1] in ends))
+    return found
+
+
+def _ends(module: Any, tokenizer: Any) -> list[int]:
+    """Return the ids of tokens that end a text: the model's and the tokenizer's."""
+    given = getattr(module.generation_config, "eos_token_id", None)
+    known = given if isinstance(given, list) else [given]
+    return sorted({x for x in (*known, tokenizer.eos_token_id) if x is not None})
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators inside the block, from which transformers draws tokens."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _grouped(
+    prompts: Sequence[str], found: Sequence[Sequence[tuple[str, bool]]]
+) -> list[Generation]:
+    return [
+        Generation(
+            prompt=prompt,
+            texts=tuple(text for text, _ in answers),
+            finished=tuple(finished for _, finished in answers),
+        )
+        for prompt, answers in zip(prompts, zip(*found, strict=True), strict=True)
+    ]

@@ -1,0 +1,115 @@
+"""Exports of language models: logits of tokens agree, tied and untied, fused layers, experts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from bayeslora_cli.config.catalogue import FORMATS, implementation
+from bayeslora_cli.export.request import ExportOptions
+from bayeslora_cli.export.verification import (
+    LAST_TOKENS,
+    batches_of,
+    compare,
+    compared,
+    random_rows,
+    run_logits,
+)
+from bayeslora_cli.models.backbones.loading import load_tokenizer
+from bayeslora_cli.tasks.task import Task
+from tests.support.decoders import CAUSAL, save_decoder
+from tests.support.networks import build, randomise
+
+TASK = Task(
+    name="custom", text_columns=("messages",), label_column="", classes=(),
+    metrics=("perplexity",), selecting="log_likelihood", objective="causal",
+)  # fmt: skip
+MODELS = {
+    "llama": {"tie_word_embeddings": False},
+    "qwen2": {"tie_word_embeddings": True},
+    "gpt2": {},
+    "phi3": {},
+    "gemma2": {"head_dim": 8},
+    "mixtral": {"num_local_experts": 2},
+}
+FORMS = {
+    "adalora": ExportOptions(format="adalora"),
+    "lora": ExportOptions(format="lora"),
+    "lora-uniform": ExportOptions(format="lora", uniform_rank=True),
+    "merged": ExportOptions(format="merged"),
+}
+
+
+def export(network, config, options, directory):
+    tokenizer = load_tokenizer(config.model)
+    batches = batches_of(random_rows(tokenizer, 6, 40))
+    expected = run_logits(network, batches)
+    entry = FORMATS[options.format]
+    form = implementation(entry.implementation)
+    directory.mkdir()
+    form.write(directory, network, config, tokenizer, options)
+    tokenizer.save_pretrained(directory)
+    reopened = form.reopen(directory, config, TASK, network.bank.theta.device)
+    return compare(expected, reopened, batches, bound=entry.bound, inputs="random")
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_format_opens_in_plain_peft_or_transformers(kind, tmp_path):
+    model = save_decoder(tmp_path / "model", kind, **MODELS[kind])
+    for name, options in FORMS.items():
+        network, config = build(model, CAUSAL)
+        randomise(network)
+        check = export(network, config, options, tmp_path / name)
+        assert check.rows == 6
+        assert check.largest_logit > 0.05, "logits near zero would prove nothing"
+
+
+def stored(directory):
+    with safe_open(directory / "model.safetensors", "pt") as file:
+        return set(file.keys())
+
+
+@pytest.mark.parametrize("changes", [{}, {"method": "full", "criterion": None, "init_rank": None}])
+def test_a_tied_weight_is_stored_once(changes, tmp_path):
+    """And stays tied: it is trained as one (`full`), or not at all."""
+    model = save_decoder(tmp_path / "model", "qwen2", tie_word_embeddings=True)
+    if changes:
+        changes = {"method": "full", "optimizer": "adamw", "criterion": None}
+    network, config = build(model, CAUSAL, **changes)
+    assert network.module.lm_head.weight is network.module.model.embed_tokens.weight
+    if changes:
+        generator = torch.Generator().manual_seed(1)
+        network.bank.mean.add_(torch.empty(network.bank.size).normal_(std=0.1, generator=generator))
+        network.bank.publish()
+    else:
+        randomise(network)
+    export(network, config, FORMS["merged"], tmp_path / "export")
+    assert "lm_head.weight" not in stored(tmp_path / "export")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    assert found.config.tie_word_embeddings
+    assert found.config.use_cache
+    assert found.lm_head.weight is found.model.embed_tokens.weight
+
+
+def test_an_adapted_output_layer_is_untied_by_a_merge(tmp_path):
+    """Its adapter is not the embeddings'; in PEFT's form it stays an adapter."""
+    model = save_decoder(tmp_path / "model", "llama", tie_word_embeddings=True)
+    for name, options in FORMS.items():
+        network, config = build(model, CAUSAL, target_modules=("q_proj", "lm_head"))
+        randomise(network)
+        network.bank.mask.fill_(1)
+        export(network, config, options, tmp_path / name)
+    assert "lm_head.weight" in stored(tmp_path / "merged")
+    assert not AutoModelForCausalLM.from_pretrained(tmp_path / "merged").config.tie_word_embeddings
+
+
+def test_only_the_last_tokens_of_a_row_are_compared():
+    logits = torch.arange(3 * 12 * 2.0).view(3, 12, 2)
+    lengths = torch.tensor([12, 9, 3])
+    mask = (torch.arange(12) < lengths[:, None]).long()
+    found = compared(logits, {"attention_mask": mask})
+    rows = [logits[i, max(0, n - LAST_TOKENS) : n] for i, n in enumerate(lengths.tolist())]
+    assert torch.equal(found, torch.cat(rows))
+    assert compared(logits[:, 0], {"attention_mask": mask}).shape == (3, 2)

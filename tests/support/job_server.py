@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from bayeslora_cli.data.packing import rows_of
 from bayeslora_cli.errors import StorageError
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.training.step import TrainStep
@@ -59,7 +60,7 @@ def harmed(harm, trace) -> None:
         stepping(own, number, micro_batches)
         bank = own.network.bank
         line = {
-            "step": number, "rows": sum(len(batch["labels"]) for batch in micro_batches),
+            "step": number, "rows": sum(map(rows_of, micro_batches)),
             "mean": digest(bank.mean), "mask": digest(bank.mask), "noise": digest(bank.noise),
             "loss": own._loss.tolist(),
         }  # fmt: skip

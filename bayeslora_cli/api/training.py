@@ -120,7 +120,8 @@ def train_resolved(
     from bayeslora_cli.training.loop import train as run_training
 
     found = run_training(resolved, reporter, stop, workspace, processes)
-    return Run(found.path, device=resolved.config.device)
+    config = resolved.config
+    return Run(found.path, device=config.device, trust_remote_code=config.trust_remote_code)
 
 
 def workspace() -> Workspace:

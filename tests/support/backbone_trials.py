@@ -102,18 +102,26 @@ def rows(count: int, start: int = 0) -> list[tuple[str, str]]:
 
 def try_kind(kind: str, directory: Path, formats: Sequence[str] = FORMATS) -> Outcome:
     """Train a tiny model of an architecture for 3 steps, export it, and compare."""
-    outcome = Outcome(kind=kind)
     try:
         save_tiny_model(kind, directory / "model")
     except ImportError as error:
-        outcome.absent = _first_line(error)
-        return outcome
+        return Outcome(kind=kind, absent=_first_line(error))
+    return try_model(kind, directory, formats)
+
+
+def try_model(
+    kind: str, directory: Path, formats: Sequence[str] = FORMATS, **options: Any
+) -> Outcome:
+    """Do the same with the model in `directory / "model"`."""
+    outcome = Outcome(kind=kind)
+    defaults = {
+        **write_rows(directory), "model": str(directory / "model"), "max_steps": 3,
+        "batch_size": 8, "optimizer": "adamw", "lr": 0.1, "device": "cpu",
+        "output": str(directory / "runs"),
+    }  # fmt: skip
     try:
         with _warnings() as outcome.warned:
-            run = bl.train(
-                **write_rows(directory), model=str(directory / "model"), max_steps=3, batch_size=8,
-                optimizer="adamw", lr=0.1, device="cpu", output=str(directory / "runs"),
-            )  # fmt: skip
+            run = bl.train(**defaults | options)
     except BayesloraError as error:
         outcome.refused = str(error).replace(str(directory / "model"), "DIR")
         return outcome

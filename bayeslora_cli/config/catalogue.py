@@ -143,6 +143,10 @@ class ObjectiveEntry:
     rows: str | None = None
     """Place of the `tasks.sources.rows.reader.RowReader` of its tables, as module:name; None: they
     have one or two columns of text and one of labels."""
+    columns: tuple[tuple[str, ...], ...] = ()
+    """Sets of columns by which a user's file is known to be of this kind, if it has no labels."""
+    preset: str = ""
+    """The preset that such files get; empty: custom."""
     by_label: bool = False
     """Whether each label keeps its share among rows that are held out to evaluate on."""
 
@@ -295,6 +299,16 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         peft_task="CAUSAL_LM",
         pipeline_tag="text-generation",
         rows="bayeslora_cli.tasks.sources.rows.dialogues:DIALOGUES",
+        columns=(
+            ("messages",),
+            ("conversations",),
+            ("prompt", "completion"),
+            ("prompt", "response"),
+            ("instruction", "output"),
+            ("instruction", "response"),
+            ("text",),
+        ),
+        preset="causal",
         encode="bayeslora_cli.data.dialogues:encode",
         forward="bayeslora_cli.models.decoders.scores:log_likelihoods",
         packed=True,

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.config.catalogue import METHODS, OPTIMIZERS, criteria_of
+from bayeslora_cli.config.catalogue import METHODS, OBJECTIVES, OPTIMIZERS, criteria_of
 from bayeslora_cli.config.effects import check_schedule, without_effect
+from bayeslora_cli.config.files.own_columns import kind_of
 from bayeslora_cli.config.files.presets import preset_chain, row_values, task_chain, top_level
 from bayeslora_cli.config.run_config import OPTIONS, SCHEDULED, RunConfig, flag
 from bayeslora_cli.errors import ConfigError
@@ -43,7 +44,7 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
     chain = [] if preset is None else preset_chain(preset)
     asked = len(chain)
     task = _task(typed, _top(chain))
-    own = task_chain(task)
+    own = task_chain(_own_preset(task, _top(chain) | typed))
     if chain and chain[:1] != own[:1] and "extends" not in chain[-1][1]:
         chain = own + chain
     chain = chain or own
@@ -150,6 +151,15 @@ def _task(typed: Mapping[str, Any], preset: Mapping[str, Any]) -> str:
             ]
         )
     return str(task)
+
+
+def _own_preset(task: str, values: Mapping[str, Any]) -> str:
+    """Return the name of the preset for a task, or for the kind of a user's file."""
+    file, kind = values.get("train_file"), values.get("task_type")
+    named = values.get("text_columns"), values.get("label_column")
+    if task == "custom" and kind is None and file is not None and named == (None, None):
+        kind = kind_of(file)
+    return task if task != "custom" or kind not in OBJECTIVES else OBJECTIVES[kind].preset or task
 
 
 def _checked_paths(given: Mapping[str, Any]) -> dict[str, Any]:

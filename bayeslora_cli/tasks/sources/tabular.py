@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from bayeslora_cli.config.catalogue import COMPLETIONS, OBJECTIVES, implementation
+from bayeslora_cli.config.files.own_columns import LABELS
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.sources.label_column import LabelColumn, short
 from bayeslora_cli.tasks.sources.rows.reader import RowReader, check_column, read_texts
@@ -29,10 +30,6 @@ TEXT_GUESSES: tuple[tuple[str, ...], ...] = (
     ("review",),
     ("content",),
 )
-LABEL_GUESSES = (
-    "label", "labels", "class", "target", "score", "sentiment", "category", "verdict", "topic",
-    "intent", "emotion", "polarity", "rating", "stars", "gold_label",
-)  # fmt: skip
 # columns of tables for what this program does not do -> what that is
 _OTHER_TABLES = {
     ("chosen", "rejected"): "pairs of answers, for training by preferences",
@@ -63,7 +60,7 @@ def custom_task(
     Args:
         table: the training table.
         text_columns: one or two columns; None guesses them by `TEXT_GUESSES`.
-        label_column: the label's column; None guesses it by `LABEL_GUESSES`.
+        label_column: the label's column; None guesses it by `LABELS`.
         task_type: a key of `OBJECTIVES`; None: the kind that claims the labels, with a warning if
             they might also belong to another kind.
         loss_on: the value of --loss-on, for the line that says what the rows are.
@@ -159,7 +156,7 @@ def _row_form(
     """Return the kind whose rows a training table holds, their reader and columns; None: the rows
     are texts with labels."""
     usual = any(set(guess) <= set(table.names) for guess in TEXT_GUESSES)
-    labelled = not set(LABEL_GUESSES).isdisjoint(table.names)
+    labelled = not set(LABELS).isdisjoint(table.names)
     if typed is None and (label is not None or texts is not None or (usual and labelled)):
         return None
     for name in OBJECTIVES if typed is None else (typed,):
@@ -179,7 +176,7 @@ def _task_of_rows(
 ) -> Task:
     kind: type[Objective] = implementation(OBJECTIVES[name].implementation)
     told = reader.told(columns, loss_on)
-    logger.info("%s: taken as %s; --task-type says otherwise", table.title, told)
+    logger.info("%s: found %s (--task-type if it is another thing)", table.title, told)
     return Task(
         name="custom",
         text_columns=columns,
@@ -212,7 +209,7 @@ def _guess_texts(table: Table, label: str) -> tuple[str, ...]:
 
 
 def _guess_label(table: Table, texts: Collection[str]) -> str:
-    for guess in LABEL_GUESSES:
+    for guess in LABELS:
         if guess in table.names and guess not in texts:
             return guess
     raise DataError(

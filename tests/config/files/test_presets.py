@@ -217,13 +217,14 @@ def test_presets_that_do_not_exist():
 
 def test_every_built_in_preset_is_listed_with_a_word_on_it():
     found = list_presets()
-    assert found.keys() == {*TASK_NAMES, "quickstart", "learned-posterior"}
+    assert found.keys() == {*TASK_NAMES, "causal", "quickstart", "learned-posterior"}
     assert all(10 < len(text) < 120 for text in found.values())
 
 
 def test_one_file_a_task():
     assert {path.stem for path in presets_directory().glob("*")} == {
         *TASK_NAMES,
+        "causal",
         "quickstart",
         "learned-posterior",
     }

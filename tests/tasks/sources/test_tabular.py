@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from bayeslora_cli.config.files.own_columns import LABELS
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.sources.table_reader import Table, read_table
 from bayeslora_cli.tasks.sources.tabular import (
-    LABEL_GUESSES,
     TEXT_GUESSES,
     custom_task,
     table_examples,
@@ -71,14 +71,14 @@ def test_texts_are_guessed(guess):
     assert (task.name, task.text_columns, task.label_column) == ("custom", guess, "label")
 
 
-@pytest.mark.parametrize("guess", LABEL_GUESSES)
+@pytest.mark.parametrize("guess", LABELS)
 def test_labels_are_guessed(guess):
     assert task_of({"text": ["a", "b"], guess: ["x", "y"]}).label_column == guess
 
 
 def test_the_first_guess_counts():
     every = {name: ["a", "b"] for guess in TEXT_GUESSES for name in guess}
-    every |= {name: ["x", "y"] for name in reversed(LABEL_GUESSES)}
+    every |= {name: ["x", "y"] for name in reversed(LABELS)}
     task = task_of(every)
     assert (task.text_columns, task.label_column) == (("sentence1", "sentence2"), "label")
     for name in ("sentence1", "premise", "question1", "question", "text1"):

@@ -1,0 +1,55 @@
+"""Finds what a user's training file is for by the names of its columns, before it is read whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from bayeslora_cli.config.catalogue import OBJECTIVES
+
+LABELS = (
+    "label", "labels", "class", "target", "score", "sentiment", "category", "verdict", "topic",
+    "intent", "emotion", "polarity", "rating", "stars", "gold_label",
+)  # fmt: skip
+"""Columns that are known to hold labels; the first that a table has is read."""
+_FIRST = 2**20  # bytes in which the first row of a file ends
+
+
+def kind_of(path: str) -> str | None:
+    """Return the kind of task whose columns a file has; None: it is not known.
+
+    A file with labels, or one that cannot be read here, as a data set on the hub, is of no known
+    kind: whoever reads it whole decides.
+    """
+    names = set(column_names(path))
+    if names.isdisjoint(LABELS):
+        for name, entry in OBJECTIVES.items():
+            if any(names.issuperset(columns) for columns in entry.columns):
+                return name
+    return None
+
+
+def column_names(path: str) -> Collection[str]:
+    """Return the names of a local file's columns, from its first row; () if they are not found."""
+    suffix = os.path.splitext(path)[1].lower()
+    try:
+        if suffix == ".parquet":
+            from pyarrow.parquet import read_schema  # slow, and only for such files
+
+            return tuple(read_schema(path).names)
+        with Path(path).open(encoding="utf-8-sig") as file:
+            text = file.read(_FIRST).lstrip()
+    except (OSError, ValueError, ImportError):  # pyarrow's errors are ValueErrors or OSErrors
+        return ()
+    if suffix == ".csv":
+        return tuple(next(csv.reader(text.splitlines()), ()))
+    if suffix == ".tsv":
+        return tuple(text.split("\n", 1)[0].rstrip("\r").split("\t"))
+    try:
+        row, _ = json.JSONDecoder().raw_decode(text.removeprefix("[").lstrip())
+    except ValueError:
+        return ()
+    return tuple(row) if isinstance(row, dict) else ()

@@ -140,7 +140,8 @@ def replayed(call: Run, device: torch.device, repeats: int = 20) -> float:
         call()
         return 1e3 * (time.perf_counter() - start)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+    stream = torch.cuda.current_stream()
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         call()
     times = []
     for _ in range(repeats):
@@ -201,7 +202,7 @@ def kernels_of(call: Run, count: int, most: int) -> str:
 
 
 def tune(size: Size, device: torch.device) -> None:
-    """Times of the gated MLP's kernels by their tiles."""
+    """Times of the gated MLP's kernels by their tiles, and of products that could replace them."""
     from bayeslora_cli.models.kernels.decoder import gated_mlp_triton as kernels
 
     n, inner = size.rows * size.tokens, size.options["intermediate_size"]
@@ -209,37 +210,39 @@ def tune(size: Size, device: torch.device) -> None:
     def drawn(*shape: int) -> Tensor:
         return torch.randn(*shape, device=device, dtype=torch.bfloat16)
 
-    kept, h, up, down = (
-        drawn(n, 2 * inner),
-        drawn(n, 24),
-        drawn(24, 2 * inner).t(),
-        drawn(16, inner),
-    )
-    to_product, to_h_2 = drawn(n, inner), drawn(n, 16)
-    floor = 2e3 * n * inner / 4.3e12
-    print(f"tiles of the gated MLP; at 4.3 TB/s: {3 * floor:.3f} ms, {5 * floor:.3f} ms back")
-    for rows, columns, programs, warps in TILES:
-        kernels.ROWS, kernels.COLUMNS, kernels.PROGRAMS = rows, columns, programs
-        kernels.WARPS = warps
-        try:
-            ahead = replayed(lambda: kernels.forward(kept, h, up, down), device)  # type: ignore[arg-type, return-value]
-            back = replayed(
-                lambda: kernels.backward(to_product, to_h_2, kept, h, up, down),
-                device,  # type: ignore[arg-type, return-value]
-            )
-            print(
-                f"  {rows} x {columns}, {programs} programs, {warps} warps: {ahead:.3f} {back:.3f}"
-            )
-        except Exception as error:
-            print(f"  {rows} x {columns}, {programs}, {warps}: {str(error)[:90]}")
+    kept, h, up = drawn(n, 2 * inner), drawn(n, 24), drawn(24, 2 * inner).t()
+    down, to_product, to_h_2 = drawn(16, inner), drawn(n, inner), drawn(n, 16)
+    floor = 1e3 * 2 * n * inner / 4.3e12
+    print(f"the gated MLP's kernels; at 4.3 TB/s: {3 * floor:.3f} ms, {5 * floor:.3f} ms back")
+    others: dict[str, Run] = {
+        "[g, u] += h up'": lambda: kept.addmm_(h, up.t()),  # type: ignore[dict-item, return-value]
+        "product down'": lambda: to_product @ down.t(),  # type: ignore[dict-item, return-value]
+        "h' [dg, du]": lambda: h.t() @ kept,  # type: ignore[dict-item, return-value]
+        "[dg, du] up": lambda: kept @ up,  # type: ignore[dict-item, return-value]
+    }
+    for name, other in others.items():
+        print(f"  {name}: {replayed(other, device):.3f} ms")
+    kept.normal_()
+    for tiles in TILES:
+        kernels.AHEAD = kernels.BACK = kernels.Tiles(*tiles)
+        cells = []
+        for call in (
+            lambda: kernels.forward(kept, h, up, down),
+            lambda: kernels.backward(to_product, to_h_2, kept, h, up, down),
+        ):
+            try:
+                cells.append(f"{replayed(call, device):.3f}")  # type: ignore[arg-type]
+            except Exception as error:
+                cells.append(type(error).__name__)
+        print(f"  rows, columns, warps, stages {tiles}: {', '.join(cells)}", flush=True)
 
 
 TILES = [
-    (rows, columns, programs, warps)
-    for rows, columns in ((16, 64), (32, 32), (32, 64), (64, 32), (64, 64), (32, 128))
-    for programs in (512, 1024, 2048)
-    for warps in (4, 8)
-]
+    (32, 64, 4, 3), (32, 64, 4, 2), (32, 64, 4, 1), (32, 64, 2, 2), (32, 64, 8, 2), (16, 64, 1, 2),
+    (16, 64, 2, 2), (16, 64, 4, 3), (32, 32, 1, 2), (32, 32, 2, 2), (32, 32, 4, 3), (64, 32, 4, 2),
+    (64, 64, 4, 2), (64, 64, 8, 2), (64, 64, 8, 3), (128, 32, 4, 2), (128, 32, 8, 2),
+    (128, 64, 8, 2), (32, 128, 8, 2), (16, 128, 2, 2), (16, 128, 4, 2), (64, 16, 4, 2),
+]  # fmt: skip
 
 
 def attentions(size: Size, device: torch.device) -> None:
@@ -372,10 +375,10 @@ def main() -> None:
         if device.type == "cuda" and name in ("joint, gated MLP", "joint, gated MLP, compiled"):
             print(kernels_of(blocks, options.layers, options.kernels))
         del blocks
-    if device.type == "cuda":
-        attentions(size, device)
     if options.tune:
         tune(size, device)
+    if device.type == "cuda":  # last: a capture that fails may take the process with it
+        attentions(size, device)
 
 
 if __name__ == "__main__":

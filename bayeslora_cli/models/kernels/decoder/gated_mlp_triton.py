@@ -6,34 +6,45 @@ are padded to what the matrix units take.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, COLUMNS = 32, 64
-"""Rows and columns of a tile of g and u."""
-WARPS = 4
-PROGRAMS = 1024
+
+class Tiles(NamedTuple):
+    """How a kernel cuts the (n, f) elements of g and u."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+    """Tiles that are loaded ahead, and the present one."""
+
+
+AHEAD, BACK = Tiles(32, 64, 4, 3), Tiles(32, 64, 4, 3)
+PROGRAMS = 2048
 """Programs that fill a GPU, several per multiprocessor."""
 NARROWEST = 16  # the matrix units' least extent
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _gate_and_up(  # type: ignore[no-untyped-def]  # noqa: ANN202
-    kept, up, narrow, row, column, rows, inner, stride_r, stride_o,  # noqa: ANN001
-    R: tl.constexpr, RANK: tl.constexpr,
-):  # fmt: skip
-    """Return a tile of g and one of u in fp32, with the adapter's part; narrow: h's tile."""
+def _factors_of(up, column, inner, stride_r, stride_o, R: tl.constexpr, RANK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Return the tiles of up that belong to some columns of g and of u: (RANK, columns) each."""
     rank = tl.arange(0, RANK)
-    inside = (row[:, None] < rows) & (column[None, :] < inner)
+    inside = (rank[:, None] < R) & (column[None, :] < inner)
+    places = up + rank[:, None] * stride_r + column[None, :] * stride_o
+    return tl.load(places, inside, 0.0), tl.load(places + inner * stride_o, inside, 0.0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _gate_and_up(kept, narrow, of_gate, of_other, row, column, inside, inner):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Return a tile of g and one of u in fp32, with the adapter's part; narrow: h's tile."""
     places = kept + row[:, None].to(tl.int64) * (2 * inner) + column[None, :]
     gate = tl.load(places, inside, 0.0).to(tl.float32)
     other = tl.load(places + inner, inside, 0.0).to(tl.float32)
-    factors = up + rank[:, None] * stride_r + column[None, :] * stride_o
-    inside = (rank[:, None] < R) & (column[None, :] < inner)
-    of_gate = tl.load(factors, inside, 0.0)
-    of_other = tl.load(factors + inner * stride_o, inside, 0.0)
     gate = tl.dot(narrow, of_gate, gate, input_precision="ieee")
     other = tl.dot(narrow, of_other, other, input_precision="ieee")
     return gate, other
@@ -56,11 +67,10 @@ def _forward(  # type: ignore[no-untyped-def]
     sums = tl.zeros((ROWS, RANK2), tl.float32)
     for tile in range(tiles):
         column = (tl.program_id(1) * tiles + tile) * COLUMNS + tl.arange(0, COLUMNS)
-        gate, other = _gate_and_up(
-            kept, up, narrow, row, column, rows, inner, stride_r, stride_o, R, RANK
-        )
-        found = (gate * tl.sigmoid(gate) * other).to(kind)
         inside = (row[:, None] < rows) & (column[None, :] < inner)
+        of_gate, of_other = _factors_of(up, column, inner, stride_r, stride_o, R, RANK)
+        gate, other = _gate_and_up(kept, narrow, of_gate, of_other, row, column, inside, inner)
+        found = (gate * tl.sigmoid(gate) * other).to(kind)
         tl.store(product + row[:, None].to(tl.int64) * inner + column[None, :], found, inside)
         known = (rank_2[None, :] < R2) & (column[:, None] < inner)
         factors = tl.load(down + rank_2[None, :] * inner + column[:, None], known, 0.0)
@@ -86,9 +96,10 @@ def _backward(  # type: ignore[no-untyped-def]
     known = column[None, :] < inner
     within, within_2 = (rank[:, None] < R) & known, (rank_2[:, None] < R2) & known
     factors = tl.load(down + rank_2[:, None] * inner + column[None, :], within_2, 0.0)
-    of_gate = tl.zeros((RANK, COLUMNS), tl.float32)
-    of_other = tl.zeros((RANK, COLUMNS), tl.float32)
-    of_down = tl.zeros((RANK2, COLUMNS), tl.float32)
+    of_gate, of_other = _factors_of(up, column, inner, stride_r, stride_o, R, RANK)
+    sum_gate = tl.zeros((RANK, COLUMNS), tl.float32)
+    sum_other = tl.zeros((RANK, COLUMNS), tl.float32)
+    sum_down = tl.zeros((RANK2, COLUMNS), tl.float32)
     for block in range(blocks):
         row = (tl.program_id(1) * blocks + block) * ROWS + tl.arange(0, ROWS)
         there = row[:, None] < rows
@@ -100,9 +111,7 @@ def _backward(  # type: ignore[no-untyped-def]
         far = row[:, None].to(tl.int64)
         grad = tl.load(to_product + far * inner + column[None, :], inside, 0.0).to(tl.float32)
         grad = tl.dot(slope, factors, grad, input_precision="ieee")
-        gate, other = _gate_and_up(
-            kept, up, narrow, row, column, rows, inner, stride_r, stride_o, R, RANK
-        )
+        gate, other = _gate_and_up(kept, narrow, of_gate, of_other, row, column, inside, inner)
         share = tl.sigmoid(gate)
         silu = gate * share
         to_gate = (grad * other * (share + silu * (1 - share))).to(kind)
@@ -111,15 +120,15 @@ def _backward(  # type: ignore[no-untyped-def]
         tl.store(places, to_gate, inside)
         tl.store(places + inner, to_other, inside)
         turned = tl.trans(narrow)
-        of_gate = tl.dot(turned, to_gate, of_gate, input_precision="ieee")
-        of_other = tl.dot(turned, to_other, of_other, input_precision="ieee")
+        sum_gate = tl.dot(turned, to_gate, sum_gate, input_precision="ieee")
+        sum_other = tl.dot(turned, to_other, sum_other, input_precision="ieee")
         product = (silu * other).to(kind)
-        of_down = tl.dot(tl.trans(slope), product, of_down, input_precision="ieee")
+        sum_down = tl.dot(tl.trans(slope), product, sum_down, input_precision="ieee")
     place = (tl.program_id(1) * R + rank[:, None]) * (2 * inner) + column[None, :]
-    tl.store(to_up + place, of_gate, within)
-    tl.store(to_up + place + inner, of_other, within)
+    tl.store(to_up + place, sum_gate, within)
+    tl.store(to_up + place + inner, sum_other, within)
     place = (tl.program_id(1) * R2 + rank_2[:, None]) * inner + column[None, :]
-    tl.store(to_down + place, of_down, within_2)
+    tl.store(to_down + place, sum_down, within_2)
 
 
 def forward(kept: Tensor, h: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,13 +144,14 @@ def forward(kept: Tensor, h: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, 
     """
     (rows, both), (rank_2, inner) = kept.shape, down.shape
     product = kept.new_empty(rows, both // 2)
-    blocks, columns = triton.cdiv(rows, ROWS), triton.cdiv(inner, COLUMNS)
+    blocks, columns = triton.cdiv(rows, AHEAD.rows), triton.cdiv(inner, AHEAD.columns)
     tiles = max(1, min(columns, blocks * columns // PROGRAMS))
     shares = triton.cdiv(columns, tiles)
     parts = torch.empty(shares, rows, rank_2, device=kept.device, dtype=torch.float32)
     _forward[(blocks, shares)](
         kept, h, up, down, product, parts, rows, inner, up.stride(1), up.stride(0), tiles,
-        h.shape[1], _extent(h.shape[1]), rank_2, _extent(rank_2), ROWS, COLUMNS, num_warps=WARPS,
+        h.shape[1], _extent(h.shape[1]), rank_2, _extent(rank_2), AHEAD.rows, AHEAD.columns,
+        num_warps=AHEAD.warps, num_stages=AHEAD.stages,
     )  # fmt: skip
     return product, parts.sum(0).to(kept.dtype)
 
@@ -160,7 +170,7 @@ def backward(
     """
     (rows, both), (rank_2, inner), rank = kept.shape, down.shape, h.shape[1]
     to_kept = torch.empty_like(kept)
-    blocks, columns = triton.cdiv(rows, ROWS), triton.cdiv(inner, COLUMNS)
+    blocks, columns = triton.cdiv(rows, BACK.rows), triton.cdiv(inner, BACK.columns)
     each = max(1, min(blocks, blocks * columns // PROGRAMS))
     chunks = triton.cdiv(blocks, each)
     to_up = torch.empty(chunks, rank, both, device=kept.device, dtype=torch.float32)
@@ -168,7 +178,8 @@ def backward(
     _backward[(columns, chunks)](
         to_product, to_h_2, kept, h, up, down, to_kept, to_up, to_down,
         rows, inner, up.stride(1), up.stride(0), each,
-        rank, _extent(rank), rank_2, _extent(rank_2), ROWS, COLUMNS, num_warps=WARPS,
+        rank, _extent(rank), rank_2, _extent(rank_2), BACK.rows, BACK.columns,
+        num_warps=BACK.warps, num_stages=BACK.stages,
     )  # fmt: skip
     kind = kept.dtype
     return to_kept, to_up.sum(0).to(kind).t(), to_down.sum(0).to(kind)

@@ -227,21 +227,21 @@ def tune(size: Size, device: torch.device) -> None:
         kernels.AHEAD = kernels.BACK = kernels.Tiles(*tiles)
         cells = []
         for call in (
-            lambda: kernels.forward(kept, h, up, down),
-            lambda: kernels.backward(to_product, to_h_2, kept, h, up, down),
+            lambda: kernels.forward(kept, h, up, down, 12),
+            lambda: kernels.backward(to_product, to_h_2, kept, h, up, down, 12),
         ):
             try:
                 cells.append(f"{replayed(call, device):.3f}")  # type: ignore[arg-type]
             except Exception as error:
                 cells.append(type(error).__name__)
-        print(f"  rows, columns, warps, stages {tiles}: {', '.join(cells)}", flush=True)
+        print(f"  rows, columns, warps, stages, registers {tiles}: {', '.join(cells)}", flush=True)
 
 
-TILES = [
-    (32, 64, 4, 3), (32, 64, 4, 2), (32, 64, 4, 1), (32, 64, 2, 2), (32, 64, 8, 2), (16, 64, 1, 2),
-    (16, 64, 2, 2), (16, 64, 4, 3), (32, 32, 1, 2), (32, 32, 2, 2), (32, 32, 4, 3), (64, 32, 4, 2),
-    (64, 64, 4, 2), (64, 64, 8, 2), (64, 64, 8, 3), (128, 32, 4, 2), (128, 32, 8, 2),
-    (128, 64, 8, 2), (32, 128, 8, 2), (16, 128, 2, 2), (16, 128, 4, 2), (64, 16, 4, 2),
+TILES: list[tuple[int, int, int, int, int | None]] = [
+    (64, 32, 4, 1, None), (64, 32, 4, 2, None), (64, 32, 4, 1, 160), (64, 32, 4, 1, 128),
+    (64, 32, 4, 2, 128), (64, 64, 4, 1, None), (64, 64, 4, 2, None), (128, 32, 8, 1, None),
+    (128, 32, 8, 1, 128), (128, 64, 8, 1, None), (64, 16, 4, 1, 128), (32, 32, 2, 1, 128),
+    (32, 64, 2, 1, 160),
 ]  # fmt: skip
 
 

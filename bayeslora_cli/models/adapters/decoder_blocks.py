@@ -43,7 +43,8 @@ class GatedMlp(nn.Module):
             found: Tensor = self._replaced[0](x)
             return found
         wide, narrow = self._wide[0], self._modules[NARROW]
-        out = gated_mlp(x.flatten(0, -2), _operands(wide), _operands(narrow))
+        separate = wide.layers[0].rank if isinstance(wide, JointLinear) else 0
+        out = gated_mlp(x.flatten(0, -2), _operands(wide), _operands(narrow), separate)
         return out.view(*x.shape[:-1], -1)
 
 

@@ -34,17 +34,20 @@ class Adapted(NamedTuple):
     """(out, r), fastest as a transposed view of contiguous (r, out)."""
 
 
-def gated_mlp(rows: Tensor, wide: Adapted, narrow: Adapted) -> Tensor:
+def gated_mlp(rows: Tensor, wide: Adapted, narrow: Adapted, separate: int = 0) -> Tensor:
     """Compute narrow(silu(g) * u) with [g, u] = wide(rows), differentiable in rows and factors.
 
     Args:
         rows: (n, in).
         wide: the gate and the up projection, stacked: (2 f, in).
         narrow: the down projection: (out, f).
+        separate: s: of the wide layer's ranks, 0 to s belong to the gate alone and s to 2 s to the
+            up projection, so that the rest of its up factor is 0, and has any gradient; 0: all
+            belong to both.
     Returns:
         (n, out)
     """
-    out: Tensor = torch.ops.bayeslora.gated_mlp(rows, *wide, *narrow)[0]
+    out: Tensor = torch.ops.bayeslora.gated_mlp(rows, *wide, *narrow, separate)[0]
     return out
 
 
@@ -52,19 +55,20 @@ _LIBRARY: Any = Library("bayeslora", "FRAGMENT")  # type: ignore[no-untyped-call
 _FORWARD, _BACKWARD = "gated_mlp", "gated_mlp_backward"
 _LIBRARY.define(
     f"{_FORWARD}(Tensor rows, Tensor weight, Tensor? bias, Tensor down, Tensor up, "
-    "Tensor weight_2, Tensor? bias_2, Tensor down_2, Tensor up_2)"
+    "Tensor weight_2, Tensor? bias_2, Tensor down_2, Tensor up_2, int separate)"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 _LIBRARY.define(
     f"{_BACKWARD}(Tensor grad, Tensor rows, Tensor weight, Tensor down, Tensor up, "
-    "Tensor weight_2, Tensor down_2, Tensor up_2, Tensor kept, Tensor h, Tensor h_2, bool needed)"
+    "Tensor weight_2, Tensor down_2, Tensor up_2, Tensor kept, Tensor h, Tensor h_2, "
+    "int separate, bool needed)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
 def _forward(
     rows: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor,
-    weight_2: Tensor, bias_2: Tensor | None, down_2: Tensor, up_2: Tensor,
+    weight_2: Tensor, bias_2: Tensor | None, down_2: Tensor, up_2: Tensor, separate: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return y (n, out), what the backward pass keeps (n, 2 f), h (n, r) and h_2 (n, r_2).
 
@@ -76,7 +80,7 @@ def _forward(
     if _is_fused(kept):
         from bayeslora_cli.models.kernels.decoder import gated_mlp_triton
 
-        product, h_2 = gated_mlp_triton.forward(kept, h, up, down_2)
+        product, h_2 = gated_mlp_triton.forward(kept, h, up, down_2, separate)
     else:
         kept.addmm_(h, up.t())
         gate, other = kept.chunk(2, 1)
@@ -87,7 +91,8 @@ def _forward(
 
 def _backward(
     grad: Tensor, rows: Tensor, weight: Tensor, down: Tensor, up: Tensor, weight_2: Tensor,
-    down_2: Tensor, up_2: Tensor, kept: Tensor, h: Tensor, h_2: Tensor, needed: bool,
+    down_2: Tensor, up_2: Tensor, kept: Tensor, h: Tensor, h_2: Tensor, separate: int,
+    needed: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of rows (empty unless `needed`), down, up, down_2 and up_2."""
     to_h_2 = grad @ up_2
@@ -97,7 +102,7 @@ def _backward(
         from bayeslora_cli.models.kernels.decoder import gated_mlp_triton
 
         to_kept, to_up, to_down_2 = gated_mlp_triton.backward(
-            to_product, to_h_2, kept, h, up, down_2
+            to_product, to_h_2, kept, h, up, down_2, separate
         )
     else:
         to_product.addmm_(to_h_2, down_2)
@@ -120,7 +125,7 @@ def _is_fused(kept: Tensor) -> bool:
 
 def _fake_forward(
     rows: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor,
-    weight_2: Tensor, bias_2: Tensor | None, down_2: Tensor, up_2: Tensor,
+    weight_2: Tensor, bias_2: Tensor | None, down_2: Tensor, up_2: Tensor, separate: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     count = rows.shape[0]
     widths = weight_2.shape[0], weight.shape[0], down.shape[0], down_2.shape[0]
@@ -130,7 +135,8 @@ def _fake_forward(
 
 def _fake_backward(
     grad: Tensor, rows: Tensor, weight: Tensor, down: Tensor, up: Tensor, weight_2: Tensor,
-    down_2: Tensor, up_2: Tensor, kept: Tensor, h: Tensor, h_2: Tensor, needed: bool,
+    down_2: Tensor, up_2: Tensor, kept: Tensor, h: Tensor, h_2: Tensor, separate: int,
+    needed: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     to_rows = rows.new_empty(rows.shape) if needed else grad.new_empty(0)
     to_up, to_up_2 = (x.new_empty(x.shape[1], x.shape[0]).t() for x in (up, up_2))
@@ -138,7 +144,7 @@ def _fake_backward(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    rows, weight, _, down, up, weight_2, _, down_2, up_2 = inputs
+    rows, weight, _, down, up, weight_2, _, down_2, up_2, ctx.separate = inputs
     ctx.save_for_backward(rows, weight, down, up, weight_2, down_2, up_2, *output[1:])
     ctx.set_materialize_grads(False)  # only y has a gradient
 
@@ -146,10 +152,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     needed = ctx.needs_input_grad[0]
     to_rows, to_down, to_up, to_down_2, to_up_2 = torch.ops.bayeslora.gated_mlp_backward(
-        grad, *ctx.saved_tensors, needed
+        grad, *ctx.saved_tensors, ctx.separate, needed
     )
     found = to_rows if needed else None
-    return found, None, None, to_down, to_up, None, None, to_down_2, to_up_2
+    return found, None, None, to_down, to_up, None, None, to_down_2, to_up_2, None
 
 
 for name, kernel, fake in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from bayeslora_cli.models.kernels.decoder.gated_mlp import Adapted, gated_mlp
 
 SIZES = [(5, 6, 7, 3, 2), (70, 24, 80, 24, 12), (1, 3, 64, 1, 1), (129, 40, 130, 16, 20)]
 """Rows, inputs, f, rank of the wide layer and of the narrow one."""
+CASES = [*((sizes, 0) for sizes in SIZES), (SIZES[1], 12), (SIZES[3], 5)]
+"""Of which so many ranks belong to the gate alone."""
 
 
-def operands(sizes, *, biases, dtype=torch.double, device="cpu"):
+def operands(sizes, *, biases, dtype=torch.double, device="cpu", separate=0):
     n, width, inner, rank, rank_2 = sizes
     generator = torch.Generator().manual_seed(0)
 
@@ -27,8 +30,13 @@ def operands(sizes, *, biases, dtype=torch.double, device="cpu"):
         up = drawn(r, out).t()
         return Adapted(drawn(out, into), drawn(out) if biases else None, drawn(r, into), up)
 
-    rows = drawn(n, width) * width**0.5
-    return rows, layer(2 * inner, width, rank), layer(width, inner, rank_2)
+    rows, wide = drawn(n, width) * width**0.5, layer(2 * inner, width, rank)
+    if separate:
+        assert 2 * separate <= rank
+        wide.up[:inner, separate:] = 0
+        wide.up[inner:, :separate] = 0
+        wide.up[inner:, 2 * separate :] = 0
+    return rows, wide, layer(width, inner, rank_2)
 
 
 def plain(rows, wide, narrow):
@@ -74,15 +82,26 @@ def test_what_is_kept_is_the_input_the_wide_product_and_the_narrow_ones():
     assert shapes == sorted([rows.shape[1], 2 * inner, rank, rank_2])
 
 
-def check_fused(dtype, sizes, device):
+def check_fused(dtype, sizes, device, separate):
     """The fused kernels are no further from float64 than torch's operators of the same type."""
-    given = operands(sizes, biases=True, dtype=dtype, device=device)
+    given = operands(sizes, biases=True, dtype=dtype, device=device, separate=separate)
     exact = [
         x.double() if isinstance(x, torch.Tensor) else Adapted(*(y.double() for y in x))
         for x in given
     ]
     assert kernel.HAS_TRITON
-    sides = outcome(gated_mlp, *given), outcome(plain, *given), outcome(plain, *exact)
+    sides = (
+        outcome(partial(gated_mlp, separate=separate), *given),
+        outcome(plain, *given),
+        outcome(plain, *exact),
+    )
+    if separate:  # outside of the diagonal blocks any gradient may stand
+        inner = sizes[2]
+        for side in sides:
+            side[3] = side[3].clone()
+            side[3][:inner, separate:] = 0
+            side[3][inner:, :separate] = 0
+            side[3][inner:, 2 * separate :] = 0
     names = ("result", "rows", "down", "up", "down_2", "up_2")
     for name, found, usual, truth in zip(names, *sides, strict=True):
         far, allowed = (float((x.double() - truth).norm() / truth.norm()) for x in (found, usual))
@@ -92,17 +111,17 @@ def check_fused(dtype, sizes, device):
 @pytest.mark.gpu
 @pytest.mark.usefixtures("a_gpu")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("sizes", SIZES)
-def test_the_fused_kernels_are_torchs_operators(dtype, sizes):
+@pytest.mark.parametrize(("sizes", "separate"), CASES)
+def test_the_fused_kernels_are_torchs_operators(dtype, sizes, separate):
     """As far as rounding goes."""
-    check_fused(dtype, sizes, "cuda")
+    check_fused(dtype, sizes, "cuda", separate)
 
 
 @pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton and TRITON_INTERPRET=1"
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # it cannot multiply bf16
-@pytest.mark.parametrize("sizes", SIZES)
-def test_the_fused_kernels_interpreted(dtype, sizes, monkeypatch):
+@pytest.mark.parametrize(("sizes", "separate"), CASES)
+def test_the_fused_kernels_interpreted(dtype, sizes, separate, monkeypatch):
     monkeypatch.setattr(kernel, "_is_fused", lambda _: True)
-    check_fused(dtype, sizes, "cpu")
+    check_fused(dtype, sizes, "cpu", separate)

@@ -17,7 +17,9 @@ CHAT_TEMPLATE = (
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def write_gguf(path: Path, *, tied: bool = True, seed: int = 0) -> dict[str, torch.Tensor]:
+def write_gguf(
+    path: Path, *, tied: bool = True, seed: int = 0, rule: str = "qwen2"
+) -> dict[str, torch.Tensor]:
     """Write a Qwen 2 of two layers in 8 bits; return the weights that a reader must find."""
     tokens = [*SPECIAL, *bytes_to_unicode().values(), "Ġt"]
     config = Qwen2Config(
@@ -39,7 +41,7 @@ def write_gguf(path: Path, *, tied: bool = True, seed: int = 0) -> dict[str, tor
     writer.add_rope_freq_base(1e4)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
+    writer.add_tokenizer_pre(rule)
     writer.add_token_list(tokens)
     writer.add_token_types([3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)))
     writer.add_token_merges(["Ġ t"])

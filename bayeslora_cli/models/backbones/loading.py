@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
+from bayeslora_cli.models.backbones.gguf_tokenizer import complete_tokenizer
 from bayeslora_cli.models.backbones.input_limits import PADDING_COUNTS, unused_positions
 from bayeslora_cli.models.backbones.packing import takes_packed_rows
 from bayeslora_cli.models.backbones.places import find_backbone, parsed_once
@@ -46,6 +47,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(
                 place.name, trust_remote_code=trust_remote_code, **place.options
             )
+            if place.gguf is not None:
+                complete_tokenizer(tokenizer, place)
     except LOADING_ERRORS as error:
         raise ModelError(_cannot_load(name, "tokenizer", error)) from error
     if tokenizer.pad_token is None:

@@ -123,7 +123,7 @@ def parsed_once(place: Place) -> Iterator[None]:
     from transformers import modeling_gguf_pytorch_utils as reading
 
     reader, names, bar = gguf.GGUFReader, gguf.get_tensor_name_map, reading.tqdm
-    gguf.GGUFReader = _parsed
+    gguf.GGUFReader = parsed
     gguf.get_tensor_name_map = lru_cache(names)
     reading.tqdm = lambda tensors, **_: tensors  # no progress bar
     try:
@@ -132,7 +132,8 @@ def parsed_once(place: Place) -> Iterator[None]:
         gguf.GGUFReader, gguf.get_tensor_name_map, reading.tqdm = reader, names, bar
 
 
-def _parsed(path: str | os.PathLike[str]) -> Any:
+def parsed(path: str | os.PathLike[str]) -> Any:
+    """Return the reader of a GGUF file from the package `gguf`; the last one is remembered."""
     stat = os.stat(path)
     return _parsed_version(os.fspath(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
 

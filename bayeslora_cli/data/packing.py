@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bayeslora_cli.data.tokenization import TokenisedSplit
+from bayeslora_cli.models.decoders.packed_attention import has_even_kernel
 from bayeslora_cli.tasks.objectives.causal import PADDING
 
 
@@ -26,10 +27,11 @@ def token_batch(
     Returns:
         `predicting` (c,), places whose next token counts, and `targets` (c,), those next tokens or
         `PADDING`. Packed: `input_ids` and `position_ids` (1, t), `row_offsets` (rows + 1,) int32,
-        and on a GPU `longest` (0, n): no row is longer than n. Padded: `input_ids` and
-        `attention_mask` (b, width). All but `row_offsets` are int64.
+        and on a GPU `longest` (0, n): no row is longer than n; or (1, n): each has n tokens.
+        Padded: `input_ids` and `attention_mask` (b, width). All but `row_offsets` are int64.
     """
-    batch = collate(split, indices, width, fixed=device.type == "cuda")
+    even = has_even_kernel(device)
+    batch = collate(split, indices, width, fixed=device.type == "cuda", even=even)
     if device.type != "cuda":
         return batch
     # from pinned memory the copy does not wait for the steps before
@@ -37,10 +39,14 @@ def token_batch(
 
 
 def collate(
-    split: TokenisedSplit, indices: Tensor, width: int, *, fixed: bool
+    split: TokenisedSplit, indices: Tensor, width: int, *, fixed: bool, even: bool = False
 ) -> dict[str, Tensor]:
-    """Make the batch that `token_batch` returns, on the CPU; `fixed`: round all sizes up."""
-    batch = pack(split, indices, fixed=fixed) if split.packed else split.batch(indices, width)
+    """Make the batch that `token_batch` returns, on the CPU; see `pack`."""
+    batch = (
+        pack(split, indices, fixed=fixed, even=even)
+        if split.packed
+        else split.batch(indices, width)
+    )
     if fixed:
         aims = len(batch["targets"])
         more = bucket(aims, least=16, per_octave=4) - aims
@@ -51,8 +57,15 @@ def collate(
     return batch
 
 
-def pack(split: TokenisedSplit, indices: Tensor, *, fixed: bool) -> dict[str, Tensor]:
-    """Lay rows one after the other; see `token_batch`. `fixed`: round all sizes up."""
+def pack(
+    split: TokenisedSplit, indices: Tensor, *, fixed: bool, even: bool = False
+) -> dict[str, Tensor]:
+    """Lay rows one after the other; see `token_batch`.
+
+    Args:
+        fixed: round all sizes up.
+        even: tell, by the shape of `longest`, whether all rows have one length.
+    """
     assert split.counted is not None
     lengths = split.lengths[indices]
     offsets = torch.cat((lengths.new_zeros(1), lengths.cumsum(0)))
@@ -70,6 +83,8 @@ def pack(split: TokenisedSplit, indices: Tensor, *, fixed: bool) -> dict[str, Te
         offsets = torch.cat((offsets, offsets.new_full((rows,), tokens + more)))
         longest = bucket(max(int(lengths.max()), more), least=64, per_octave=1)
         batch["longest"] = torch.empty(0, longest)
+        if even and not more and bool((lengths == lengths[0]).all()):
+            batch["longest"] = torch.zeros(1, int(lengths[0]))
     return batch | {
         "input_ids": ids[None],
         "position_ids": position[None],

@@ -83,20 +83,22 @@ def _build(prepared: PreparedRun, runs: int, processes: Processes) -> TrainingSe
         setup = TrainingSetup(prepared, data, device, processes)
     processes.check_inputs(setup.checksums)
     if device.type == "cuda" and not config.eager:
-        setup.capture(config, compiled=_is_worth_compiling(config, runs))
+        setup.capture(
+            config, compiled=_is_worth_compiling(config, runs, packed=setup.network.packed)
+        )
     elif config.compile == "on":
         logger.warning("--compile on has no effect on a %s", device.type.upper())
     return setup
 
 
-def _is_worth_compiling(config: RunConfig, runs: int) -> bool:
+def _is_worth_compiling(config: RunConfig, runs: int, *, packed: bool = False) -> bool:
     """Decide whether to compile, by the steps of all `runs` that share the compiled code.
 
     A deterministic run counts only its own steps: it must give the same bits in a sweep as on its
     own.
     """
     steps = config.total_steps * (1 if config.deterministic else runs)
-    return is_worth_compiling(config.compile, steps)
+    return is_worth_compiling(config.compile, steps, packed=packed)
 
 
 class TrainingSetup:
@@ -166,7 +168,7 @@ class TrainingSetup:
             if single:
                 block = find_method(config.method).block_key(config)
                 runner.around_first = partial(compiled_once, config, block)
-            compile_blocks(self.network.module)
+            compile_blocks(self.network.module, dynamic=None if self.network.packed else False)
             self.step.compile()
 
     def reset(self, prepared: PreparedRun, processes: Processes) -> bool:

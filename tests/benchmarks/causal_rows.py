@@ -92,7 +92,7 @@ def engine(
         )
         network.module.train()
         if compiled and captured and on_gpu:
-            compile_blocks(network.module)
+            compile_blocks(network.module, dynamic=None)
             step.compile()
         feed = Feed(s.split, s.device)
 

@@ -97,3 +97,13 @@ def test_evaluation_limits_tokens(monkeypatch):
 def test_the_largest_batch_has_the_longest_rows(packed):
     batch = largest_batch(token_rows(LENGTHS, packed=packed), 2, CPU)
     assert batch["input_ids"].numel() == (21 if packed else 24)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"), [((32, 32), (1, 32)), ((32, 31), (0, 64)), ((33, 33), (0, 64))]
+)
+def test_rows_of_one_length_are_told(lengths, expected):
+    """If nothing fills the batch; on machines whose kernels are faster then."""
+    rows, all_ = token_rows(lengths), torch.arange(len(lengths))
+    assert pack(rows, all_, fixed=True, even=True)["longest"].shape == expected
+    assert pack(rows, all_, fixed=True)["longest"].shape == (0, 64)

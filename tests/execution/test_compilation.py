@@ -12,6 +12,7 @@ from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.execution import compilation
 from bayeslora_cli.execution.compilation import (
     WORTH_IT,
+    WORTH_IT_PACKED,
     compile_blocks,
     compiled_once,
     is_worth_compiling,
@@ -36,6 +37,13 @@ def test_long_runs_are_compiled_where_there_is_a_compiler(
     monkeypatch.setattr(compilation, "find_spec", lambda name: triton or None)
     assert is_worth_compiling(choice, steps) == expected
     assert ("not compiled, and slower" in caplog.text) == (not triton)
+
+
+def test_packed_rows_are_compiled_sooner(monkeypatch):
+    monkeypatch.setattr(compilation, "find_spec", lambda name: True)
+    found = [is_worth_compiling("auto", WORTH_IT_PACKED - less, packed=True) for less in (0, 1)]
+    assert found == [True, False]
+    assert not is_worth_compiling("off", WORTH_IT, packed=True)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method")  # in torch's own imports

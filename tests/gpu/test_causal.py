@@ -101,6 +101,29 @@ def test_attention_within_rows(window, shared, dtype, bound):
         )
 
 
+@pytest.mark.parametrize("shared", [1, 3])
+def test_attention_within_rows_of_one_length(shared):
+    """By another kernel, on rows of 64 tokens; a compiled call gives the same."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    offsets = 64 * torch.arange(4, dtype=torch.int32, device="cuda")
+    exact = [
+        torch.randn(1, heads, 192, 64, device="cuda", generator=generator, dtype=torch.float64)
+        for heads in (6, 6 // shared, 6 // shared)
+    ]
+    halved = [x.bfloat16().requires_grad_() for x in exact]
+    exact = [x.detach().double().requires_grad_() for x in halved]
+    want = row_by_row(*exact, offsets, None)
+    weights = torch.randn(want.shape, device="cuda", generator=generator, dtype=torch.float64)
+    expected = torch.autograd.grad((want * weights).sum(), exact)
+    for call in (packed_attention, torch.compile(packed_attention, fullgraph=True)):
+        got = call(*halved, offsets, torch.zeros(1, 64, device="cuda"), scaling=0.2)
+        torch.testing.assert_close(got.double(), want, rtol=2e-2, atol=2e-2)
+        found = torch.autograd.grad((got.double() * weights).sum(), halved)
+        for ours, theirs in zip(found, expected, strict=True):
+            scale = theirs.abs().max()
+            torch.testing.assert_close(ours.double() / scale, theirs / scale, rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", sorted(BY_OFFSETS | BY_POSITIONS))
 def test_packed_rows_are_separate_rows(kind, dtype):

@@ -61,9 +61,9 @@ def packed_attention(
 ) -> Tensor:
     """Attend within each row, to the token itself and those before it.
 
-    In bf16 or fp16 on a GPU torch's kernel for rows of any length computes it; it has no dropout
-    and no softcap. With these, and in fp32, a GPU computes all scores and masks most of them. A CPU
-    goes row by row.
+    In bf16 or fp16 on a GPU torch's kernel for rows of any length computes it, or, in half of the
+    time, cuDNN's for rows of one length; they have no dropout and no softcap. With these, and in
+    fp32, a GPU computes all scores and masks most of them. A CPU goes row by row.
 
     Args:
         query: (1, h, t, d).
@@ -71,7 +71,8 @@ def packed_attention(
         value: (1, k, t, d).
         row_offsets: (rows + 1,) int32: row i is the tokens from `row_offsets[i]` to
             `row_offsets[i + 1]`.
-        longest: on a GPU a tensor of shape (0, n): no row is longer than n tokens.
+        longest: on a GPU a tensor of shape (0, n): no row is longer than n tokens; (1, n): every
+            row has n tokens, and `has_even_kernel`.
         scaling: factor of the scores; None: 1 / sqrt(d).
         dropout: probability of dropping a weight.
         window: number of tokens that a token sees, itself included; None: all.
@@ -85,7 +86,10 @@ def packed_attention(
     if _varlen_attn is None or not halved or dropout or softcap is not None or longest is None:
         mask = _mask(row_offsets, query.shape[2], window)
         return masked_attention(query, key, value, mask, scaling, dropout, softcap).transpose(1, 2)
-    most = longest.shape[1]
+    even, most = longest.shape
+    fits = query.shape[3] % 8 == 0 and query.shape[3] <= 128
+    if even and fits and (window is None or window >= most):
+        return _even(query, key, value, most, scaling)
     out: Tensor = _varlen_attn(
         query.squeeze(0).transpose(0, 1),
         key.squeeze(0).transpose(0, 1),
@@ -99,6 +103,30 @@ def packed_attention(
         **(_SHARED_HEADS if key.shape[1] != query.shape[1] else {}),
     )
     return out.unsqueeze(0)
+
+
+def has_even_kernel(device: torch.device) -> bool:
+    """Return whether rows of one length have a faster kernel on this GPU; it is not repeatable."""
+    return (
+        device.type == "cuda"
+        and torch.cuda.get_device_capability(device) in ((9, 0), (10, 0))
+        and bool(torch.backends.cudnn.is_available())  # type: ignore[no-untyped-call]
+        and bool(torch.backends.cuda.cudnn_sdp_enabled())  # type: ignore[no-untyped-call]
+        and not torch.are_deterministic_algorithms_enabled()
+    )
+
+
+def _even(query: Tensor, key: Tensor, value: Tensor, length: int, scaling: float | None) -> Tensor:
+    """Compute `packed_attention` of rows that all have `length` tokens, by cuDNN."""
+    rows = (
+        x.squeeze(0).view(x.shape[1], -1, length, x.shape[3]).transpose(0, 1)
+        for x in (query, key, value)
+    )
+    # named, since torch would take another kernel; log-sum-exp wanted, no dropout, causal
+    out: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        *rows, None, True, 0.0, True, False, scale=scaling
+    )[0]
+    return out.transpose(1, 2).flatten(0, 1).unsqueeze(0)
 
 
 def _row_by_row(

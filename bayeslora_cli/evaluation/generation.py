@@ -32,7 +32,8 @@ class Decoding:
     """How the next token is chosen."""
 
     max_new_tokens: int = 256
-    """Number of tokens after which a text is cut off."""
+    """Number of tokens after which a text is cut off; fewer where the model has no positions for
+    them."""
     temperature: float = 0.0
     """Divides the logits before a token is drawn from their softmax; 0: the likeliest is taken."""
     seed: int = 0
@@ -82,12 +83,13 @@ def generate_from_run(
     role = prompt_role(task.text_columns)
     if chat is not None:
         role = USER if chat else RAW
-    rows = _tokens(prompts, tokenizer, role, system, _room(config, tokenizer, decoding))
+    rows = _tokens(prompts, tokenizer, role, system)
+    room = _room(rows, prompts, config, tokenizer)
 
     def continued() -> list[tuple[str, bool]]:
         if network.operands is not None:
             network.operands.publish_operands(training=False)
-        return _continued(network.module, tokenizer, rows, decoding)
+        return _continued(network.module, tokenizer, rows, decoding, room)
 
     network.module.eval()
     if sampling is None:
@@ -123,29 +125,18 @@ def generate_from_model(
             "%s: prompts are %s", config.model,
             "turns of a chat; --raw gives them as they are" if chat else "given as they are",
         )  # fmt: skip
-    rows = _tokens(
-        prompts, tokenizer, USER if chat else RAW, system, _room(config, tokenizer, decoding)
-    )
+    rows = _tokens(prompts, tokenizer, USER if chat else RAW, system)
+    room = _room(rows, prompts, config, tokenizer)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     module, _, _ = load_backbone(
         config, build_objective("causal", ()), tokenizer, device=device, dtype=dtype
     )
     module.to(device).eval()
-    return _grouped(prompts, [_continued(module, tokenizer, rows, decoding)])
-
-
-def _room(config: RunConfig, tokenizer: Any, decoding: Decoding) -> int | None:
-    """Return the largest number of tokens that a prompt may have; None: it is not known."""
-    limit = usable_length(config.model, tokenizer, trust_remote_code=config.trust_remote_code)
-    if limit is not None and limit <= decoding.max_new_tokens:
-        raise UserError(
-            f"--max-new-tokens {decoding.max_new_tokens}: the model takes {limit} tokens in all"
-        )
-    return None if limit is None else limit - decoding.max_new_tokens
+    return _grouped(prompts, [_continued(module, tokenizer, rows, decoding, room)])
 
 
 def _tokens(
-    prompts: Sequence[str], tokenizer: Any, role: str, system: str | None, room: int | None
+    prompts: Sequence[str], tokenizer: Any, role: str, system: str | None
 ) -> list[torch.Tensor]:
     """Return the token ids of each prompt, as training makes them of a row up to its answer."""
     if system is not None and role != USER:
@@ -156,18 +147,25 @@ def _tokens(
         for prompt in prompts
     ]
     found = encode(Examples(first=rows, second=None, labels=None), tokenizer, 2**31 - 1, ends=False)
-    lengths = found["offsets"].diff().tolist()
-    for prompt, length in zip(prompts, lengths, strict=True):
-        if room is not None and length > room:
+    return list(torch.split(found["tokens"].long(), found["offsets"].diff().tolist()))
+
+
+def _room(
+    rows: Sequence[torch.Tensor], prompts: Sequence[str], config: RunConfig, tokenizer: Any
+) -> int:
+    """Return the largest number of tokens of a prompt with its continuation."""
+    limit = usable_length(config.model, tokenizer, trust_remote_code=config.trust_remote_code)
+    for row, prompt in zip(rows, prompts, strict=True):
+        if limit is not None and len(row) >= limit:
             raise UserError(
-                f"--prompt {prompt[:40]!r}…: it has {length} tokens, and the model has room for "
-                f"{room} before those of --max-new-tokens"
+                f"--prompt {prompt[:40]!r}: it has {len(row)} tokens, and the model takes {limit} "
+                "with those that it adds"
             )
-    return list(torch.split(found["tokens"].long(), lengths))
+    return 2**31 if limit is None else limit
 
 
 def _continued(
-    module: Any, tokenizer: Any, rows: Sequence[torch.Tensor], decoding: Decoding
+    module: Any, tokenizer: Any, rows: Sequence[torch.Tensor], decoding: Decoding, room: int
 ) -> list[tuple[str, bool]]:
     """Let transformers continue each row; return the new text, and whether it ended by itself."""
     device = module.get_input_embeddings().weight.device
@@ -179,7 +177,7 @@ def _continued(
             out = module.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=decoding.max_new_tokens,
+                max_new_tokens=min(decoding.max_new_tokens, room - len(row)),
                 do_sample=drawn,
                 temperature=decoding.temperature if drawn else 1.0,
                 top_k=0,  # neither of the model's own limits

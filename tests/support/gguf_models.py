@@ -18,14 +18,14 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def write_gguf(
-    path: Path, *, tied: bool = True, seed: int = 0, rule: str = "qwen2"
+    path: Path, *, tied: bool = True, seed: int = 0, rule: str = "qwen2", spread: float = 0.02
 ) -> dict[str, torch.Tensor]:
     """Write a Qwen 2 of two layers in 8 bits; return the weights that a reader must find."""
     tokens = [*SPECIAL, *bytes_to_unicode().values(), "Ġt"]
     config = Qwen2Config(
         vocab_size=len(tokens), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-        tie_word_embeddings=tied,
+        tie_word_embeddings=tied, initializer_range=spread,
     )  # fmt: skip
     torch.manual_seed(seed)
     module = AutoModelForCausalLM.from_config(config)

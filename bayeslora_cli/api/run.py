@@ -144,6 +144,9 @@ class Run:
         self,
         split: str | None = None,
         *,
+        task: str | None = None,
+        choices: str | None = None,
+        shots: int = 0,
         samples: int | None = None,
         temperature: float | None = None,
         seed: int | None = None,
@@ -159,6 +162,7 @@ class Run:
 
         Args:
             split: train, validation, test or ood; None: validation.
+            task, choices, shots: another task, of multiple choice; see `api.models.evaluate`.
             samples: number of samples of the posterior; None: only at the mean.
             temperature: factor of the posterior's variance; None: 1.
             seed: seed of the samples; None: 0.
@@ -176,21 +180,12 @@ class Run:
         from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 
         return evaluate_run(
-            self.path,
-            split=split,
-            data=data,
-            file=None if file is None else str(file),
-            sampling=sampling_of(samples, temperature, seed),
-            ood=ood,
-            reliability=reliability,
-            predictions=predictions,
-            submission=submission,
-            device=self.device,
-            batch_size=batch_size,
-            trust_remote_code=self.trust_remote_code,
-            model=self.model,
-            verify=self.verify,
-        )
+            self.path, split=split, task=task, choices=choices, shots=shots, data=data,
+            file=None if file is None else str(file), ood=ood, reliability=reliability,
+            sampling=sampling_of(samples, temperature, seed), predictions=predictions,
+            submission=submission, device=self.device, batch_size=batch_size, model=self.model,
+            trust_remote_code=self.trust_remote_code, verify=self.verify,
+        )  # fmt: skip
 
     def load(self) -> LoadedRun:
         """Load the network at the posterior's mean, its tokenizer and the posterior.
@@ -244,12 +239,13 @@ class Run:
             UserError: the texts have another form, there is no posterior to sample, or `load`
                 raises it.
         """
-        from bayeslora_cli.evaluation.run_evaluation import check_sampling, predict
+        from bayeslora_cli.evaluation.request import check_sampling
+        from bayeslora_cli.evaluation.run_evaluation import predict
 
         sampling = sampling_of(samples, temperature, seed)
         check_sampling(self.config, sampling)
         rows = {"texts": rows_of(texts, self.task)}
-        found = predict(self._loaded, self.directory, self.config, rows, sampling, batch_size)[1]
+        found = predict(*self._loaded, self.config, rows, sampling, batch_size)[1]
         return found["mean" if sampling is None else "sampled"]["texts"].values
 
     def generate(

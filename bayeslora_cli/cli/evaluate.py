@@ -1,4 +1,4 @@
-"""`bayeslora eval`: evaluates a finished run, or prints the table of several runs' results."""
+"""`bayeslora eval`: evaluates a run or a model, or prints the table of several runs' results."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from bayeslora_cli.api.models import evaluate as evaluate_model
 from bayeslora_cli.api.results import holds_runs
 from bayeslora_cli.api.run import Run
 from bayeslora_cli.cli.progress import logger, set_up_logging
 from bayeslora_cli.cli.table import AsCsv, At, Latex, Markdown, Paired, ReferenceFile, print_table
+from bayeslora_cli.config.catalogue import CHOICE_TASKS
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.reports.figures.figure_file import check_figure
 from bayeslora_cli.reports.figures.reliability_diagram import (
@@ -24,20 +26,41 @@ from bayeslora_cli.reports.run_summary import evaluation_text
 from bayeslora_cli.reports.terminal_text import say, say_path
 
 _OF_TABLE = {"at", "markdown", "latex", "as_csv", "reference", "paired"}
+_OF_RUNS = _OF_TABLE | {"samples", "temperature", "seed", "submission", "verify"}
 
 
 def evaluate(
     ctx: typer.Context,
     runs: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
-            metavar="RUN...",
+            metavar="[RUN]...",
             show_default=False,
-            help="Directory of a finished run; with several, or one that holds runs: a table.",
+            help="Directory of a finished run; with several, or one that holds runs: a table. "
+            "Without one, the pretrained --model is evaluated.",
         ),
-    ],
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="train, validation, test or ood (default: validation).")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK",
+            help="Another task, on which a language model chooses among answers: "
+            f"{', '.join(CHOICE_TASKS)} (split: test, or validation if test has no answers).",
+        ),
+    ] = None,
+    shots: Annotated[
+        int,
+        typer.Option(min=0, help="Solved examples in front of each question of --task."),
+    ] = 0,
+    choices: Annotated[
+        str | None,
+        typer.Option(
+            help="What --task scores: answers, or letters that the prompt lists (default: letters "
+            "for mmlu, else answers).",
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -101,7 +124,14 @@ def evaluate(
         str | None,
         typer.Option(
             help="New place of the pretrained model, which must hold what the run was trained on "
-            "(default: where it was).",
+            "(default: where it was). Without a run: the model to evaluate.",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="fp32, tf32 or bf16, of a --model without a run (default: fp32; a run has its "
+            "own)."
         ),
     ] = None,
     verify: Annotated[
@@ -122,11 +152,17 @@ def evaluate(
 ) -> None:
     """Evaluate a finished run at its posterior mean and over samples, or write what it predicts.
 
+    Without a run, --model is evaluated as it is, on --task or on the rows of --eval-file.
+
     Of several runs it prints what `bayeslora table` prints, and takes that command's options.
     """
     set_up_logging(quiet=False, verbose=False)
     typed = _typed(ctx)
-    if len(runs) > 1 or holds_runs(runs[0]) or typed & _OF_TABLE:
+    if not runs and model is None:
+        raise UserError("RUN: name a run's directory, or a pretrained model by --model")
+    if runs and precision is not None:
+        raise UserError(f"--precision {precision}: it is for a --model without a run; leave it out")
+    if runs and (len(runs) > 1 or holds_runs(runs[0]) or typed & _OF_TABLE):
         anew = sorted(typed - _OF_TABLE - {"runs", "as_json"})
         if anew:
             raise UserError(
@@ -136,32 +172,57 @@ def evaluate(
         forms = {"json": as_json, "markdown": markdown, "latex": latex, "csv": as_csv}
         print_table(runs, at=at, forms=forms, reference=reference, paired=paired)
         return
-    (run,) = runs
     figure = None if reliability == Path("-") else reliability
     if figure is not None:
         check_figure(figure, OPTION, WITHOUT)
-    opened = Run(
-        run, device=device, trust_remote_code=trust_remote_code, model=model, verify=verify
-    )
-    evaluation = opened.evaluate(
-        split,
-        samples=samples,
-        temperature=temperature,
-        seed=seed,
-        ood=ood,
-        data=data,
-        file=eval_file,
-        reliability=reliability is not None,
-        predictions=predictions,
-        submission=submission,
-        batch_size=batch_size,
-    )
+    if runs:
+        opened = Run(
+            runs[0], device=device, trust_remote_code=trust_remote_code, model=model, verify=verify
+        )
+        evaluation = opened.evaluate(
+            split,
+            task=task,
+            choices=choices,
+            shots=shots,
+            samples=samples,
+            temperature=temperature,
+            seed=seed,
+            ood=ood,
+            data=data,
+            file=eval_file,
+            reliability=reliability is not None,
+            predictions=predictions,
+            submission=submission,
+            batch_size=batch_size,
+        )
+    else:
+        assert model is not None
+        idle = sorted(typed & _OF_RUNS)
+        if idle:
+            raise UserError(f"--{idle[0]}: it is for a run; leave it out with --model alone")
+        evaluation = evaluate_model(
+            model,
+            task=task,
+            choices=choices,
+            shots=shots,
+            split=split,
+            data=data,
+            file=eval_file,
+            precision=precision or "fp32",
+            ood=ood,
+            reliability=reliability is not None,
+            predictions=predictions,
+            device=device,
+            batch_size=batch_size,
+            trust_remote_code=trust_remote_code,
+        )
     found = evaluation.to_json()
     note = (found.get("posterior") or {}).get("note")
     if note is not None:
         logger.warning("%s", note)
     if figure is not None:
-        save_diagram(figure, found["reliability"], "/".join(run.resolve().parts[-2:]))
+        name = "/".join(runs[0].resolve().parts[-2:]) if runs else str(model)
+        save_diagram(figure, found["reliability"], name)
     if as_json:
         print(json.dumps(found, allow_nan=False))
         return

@@ -14,7 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 GLUE_TASKS = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli")
-TASK_NAMES = (*GLUE_TASKS, "demo", "custom")  # custom: a user's own files
+CHOICE_TASKS = (
+    "mmlu", "arc-easy", "arc-challenge", "openbookqa", "boolq", "winogrande", "piqa", "siqa",
+)  # fmt: skip
+ANSWERS, LETTERS = CHOICES = ("answers", "letters")  # what of a choice is scored
+TASK_NAMES = (*GLUE_TASKS, *CHOICE_TASKS, "demo", "custom")  # custom: a user's own files
 COMPILE = ("auto", "on", "off")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -310,6 +314,18 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         ),
         preset="causal",
         encode="bayeslora_cli.data.dialogues:encode",
+        forward="bayeslora_cli.models.decoders.scores:log_likelihoods",
+        packed=True,
+    ),
+    "choice": ObjectiveEntry(
+        implementation="bayeslora_cli.tasks.objectives.choice:Choice",
+        predicts="one of the choices of a row",
+        auto_class="AutoModelForCausalLM",
+        head=False,
+        peft_task="CAUSAL_LM",
+        pipeline_tag="text-generation",
+        rows="bayeslora_cli.tasks.sources.rows.choices:CHOICES",
+        encode="bayeslora_cli.data.choices:encode",
         forward="bayeslora_cli.models.decoders.scores:log_likelihoods",
         packed=True,
     ),

@@ -43,9 +43,9 @@ def beside_any(name: str) -> Condition:
     return Condition(name, lambda value: value is not None, _flag(name))
 
 
-def unless(name: str, needed: Any) -> Condition:
-    """Make the condition that `name` has another value than `needed`."""
-    return Condition(name, lambda value: value != needed)
+def unless(name: str, *needed: Any) -> Condition:
+    """Make the condition that `name` has none of these values."""
+    return Condition(name, lambda value: value not in needed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

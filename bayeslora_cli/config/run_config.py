@@ -15,6 +15,7 @@ from bayeslora_cli.errors import ConfigError
 
 _RANKS_ONLY = beside("blora_mode", "rank")
 _LABELLED = beside("task", *catalogue.GLUE_TASKS, "demo")  # these have a validation split
+_CHOSEN = beside("task", *catalogue.CHOICE_TASKS)
 _ONE_WIDTH = Condition("bit_ladder", lambda text: "," not in text, "one width in --bit-ladder")
 
 
@@ -29,15 +30,20 @@ class RunConfig:
     # ---- what to train
     task: str = option(
         "rte", WHAT,
-        f"{', '.join(catalogue.GLUE_TASKS)}, or demo, which is built in; a comma list trains a "
-        "run each",
+        f"{', '.join(catalogue.GLUE_TASKS)}; {', '.join(catalogue.CHOICE_TASKS)}; or demo, which "
+        "is built in; a comma list trains a run each",
         default_text="", choices=catalogue.TASK_NAMES, sweep=values.parse_names, varies=-2,
         part_of_name="run", source=True, deep=False,
     )
     data: str | None = option(
         None, WHAT,
-        "Directory of the task in GLUE's TSV layout or saved by datasets; else the hub",
+        "Directory of the task's files or of a set saved by datasets; else the hub",
         path=True, idle_when=(beside("task", "custom", "demo"),), source=True, deep=False,
+    )
+    choices: str | None = option(
+        None, WHAT, "What of a choice is scored: whole answers, or letters that a prompt lists",
+        default_text="letters for mmlu, else answers", choices=catalogue.CHOICES,
+        idle_when=(unless("task", *catalogue.CHOICE_TASKS),), source=True,
     )
     train_file: str | None = option(
         None, OWN,
@@ -65,7 +71,7 @@ class RunConfig:
     loss_on: str = option(
         catalogue.COMPLETIONS, OWN,
         "What counts in a causal model's loss: completions and what assistants say, or all",
-        choices=catalogue.LOSS_ON, idle_when=(_LABELLED,), source=True,
+        choices=catalogue.LOSS_ON, idle_when=(_LABELLED, _CHOSEN), source=True,
     )
     validation: float = option(
         0.1, OWN,

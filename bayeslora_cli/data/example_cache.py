@@ -61,7 +61,7 @@ class ExampleCache:
             make = None if place == ENCODE else implementation(place)
             found = {
                 name: tokenise(
-                    rows,
+                    objective.training_rows(rows) if name == "train" else rows,
                     tokenizer,
                     config.max_length,
                     objective,

@@ -54,6 +54,8 @@ def collate(
         places = torch.arange(more) % batch["input_ids"].numel()
         batch["predicting"] = torch.cat((batch["predicting"], places))
         batch["targets"] = F.pad(batch["targets"], (0, more), value=PADDING)
+        if "columns" in batch:
+            batch["columns"] = F.pad(batch["columns"], (0, more))
     return batch
 
 
@@ -74,7 +76,7 @@ def pack(
     places = position + torch.repeat_interleave(split.offsets[indices], lengths)
     ids = split.tokens[places].long()
     aims = split.counted[places].nonzero().squeeze(1)
-    batch = {"predicting": aims - 1, "targets": ids[aims]}
+    batch = split.aims(places[aims], aims)
     if fixed:
         more = bucket(tokens, least=64, per_octave=8) - tokens
         ids = torch.cat((ids, ids.new_full((more,), split.pad_id)))

@@ -37,7 +37,7 @@ class Batches:
         longest = int(split.lengths.max())
         self.labels = split.labels
         self.cells = split.cells
-        self.examples = len(split) if self.cells is None else int(self.cells[:, 0].max()) + 1
+        self.examples = len(split)
         self.processes = processes
         self.rounds = -(-len(order) // processes.world)
         """Number of batches of the process that has the most."""

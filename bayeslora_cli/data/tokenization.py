@@ -49,11 +49,14 @@ class TokenisedSplit:
     counted: Tensor | None = None
     """(t,) bool alongside `tokens`: whether the loss counts the prediction of this token, which is
     never a row's first; None: the kind of task predicts no tokens. Always on the CPU."""
+    scored: Tensor | None = None
+    """(t, 2) int64 alongside `tokens`: the column of the row's outputs that a counted token belongs
+    to, and how many places before it that stands which predicts it; None: 0 and 1. On the CPU."""
     packed: bool = False
     """Whether batches hold the rows one after the other (`packing.pack`) instead of padded."""
     cells: Tensor | None = None
-    """(n, 2) int64: the example whose output a row gives, and the output's column; None: row i
-    gives all outputs of example i. `labels` are the examples'. Always on the CPU."""
+    """(n, ...) int64, on the CPU: what each row belongs to, if examples, to which `labels` belong,
+    have several rows, as `Objective.arranged` takes it; None: row i is example i."""
     left_out: int = 0
     """Number of rows that were left out, as nothing of them counts in the loss."""
 
@@ -85,6 +88,17 @@ class TokenisedSplit:
         }
         return replace(self, **held)
 
+    def aims(self, places: Tensor, aims: Tensor) -> dict[str, Tensor]:
+        """Return `predicting`, `targets` and the columns of `scored` for counted tokens, each (c,).
+
+        `places` and `aims` (c,) are where they stand in `tokens` and in the flattened batch.
+        """
+        targets = self.tokens[places].long()
+        if self.scored is None:
+            return {"predicting": aims - 1, "targets": targets}
+        columns, back = self.scored[places].unbind(1)
+        return {"predicting": aims - back, "targets": targets, "columns": columns}
+
     def batch(self, indices: Tensor, width: int | None = None) -> dict[str, Tensor]:
         """Return the rows `indices` (b,), padded on the right to `width`, or to the longest row.
 
@@ -112,8 +126,7 @@ class TokenisedSplit:
             )
         if self.counted is not None:
             aims = (inside & self.counted[places]).flatten().nonzero().squeeze(1)
-            batch["predicting"] = aims - 1
-            batch["targets"] = batch["input_ids"].flatten()[aims]
+            batch |= self.aims(places.flatten()[aims], aims)
         elif self.labels is not None:
             batch["labels"] = self.labels[indices]
         return batch
@@ -330,6 +343,7 @@ def tokenise(
         counts=counts,
         counted=counted,
         cells=found.get("cells"),
+        scored=found.get("scored"),
         packed=packed,
         pad_id=tokenizer.pad_token_id,
         pad_type_id=tokenizer.pad_token_type_id,

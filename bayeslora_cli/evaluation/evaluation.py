@@ -1,15 +1,20 @@
-"""`Evaluation`: the result of evaluating a finished run."""
+"""`Evaluation`: the result of an evaluation, and its metrics by split and by group."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from bayeslora_cli.data.tokenization import TokenisedSplit
 from bayeslora_cli.evaluation.forward_passes import Metrics, describe
 from bayeslora_cli.evaluation.predictive import Predictive
+from bayeslora_cli.evaluation.request import OUTSIDE, EvaluationRequest
+from bayeslora_cli.tasks.calibration import auroc, reliability_bins
+from bayeslora_cli.tasks.task import Examples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -72,3 +77,73 @@ class Evaluation:
         if self.sampled:
             lines.append(f"over {self.facts['samples']} samples: {describe(self.sampled)}")
         return "\n".join(lines)
+
+
+def scores(
+    asked: EvaluationRequest,
+    rows: Mapping[str, TokenisedSplit],
+    predictives: Mapping[str, Mapping[str, Predictive]],
+) -> dict[str, Any]:
+    """Compute metrics, reliability and AUROCs as `evaluate_run` returns them."""
+    result: dict[str, Any] = {}
+    for at, by_split in predictives.items():
+        inside = {name: found for name, found in by_split.items() if name != OUTSIDE}
+        labelled = {n: (p, y) for n, p in inside.items() if (y := rows[n].labels) is not None}
+        result["metrics" if at == "mean" else at] = {
+            name: predictive.metrics(asked.task.metrics, labels)
+            for name, (predictive, labels) in labelled.items()
+        }
+        if asked.reliability:
+            result.setdefault("reliability", {})[at] = {
+                name: reliability_bins(predictive.values, labels)
+                for name, (predictive, labels) in labelled.items()
+            }
+        if OUTSIDE in by_split:
+            outside = {"source": asked.outside, "rows": len(rows[OUTSIDE])}
+            result.setdefault("ood", outside)[at] = {
+                name: _aurocs(predictive, by_split[OUTSIDE], sampled=at == "sampled")
+                for name, predictive in inside.items()
+            }
+    return result
+
+
+def scores_by_group(
+    asked: EvaluationRequest,
+    examples: Mapping[str, Examples],
+    rows: Mapping[str, TokenisedSplit],
+    predictives: Mapping[str, Mapping[str, Predictive]],
+) -> dict[str, Any]:
+    """Compute metrics by group, as `groups` of `evaluate_run` has them; {} without groups."""
+    result: dict[str, Any] = {}
+    for at, by_split in predictives.items():
+        for split, predictive in by_split.items():
+            groups, labels = examples[split].groups, rows[split].labels
+            if groups is None or labels is None or split == OUTSIDE:
+                continue
+            result.setdefault("groups", {}).setdefault(at, {})[split] = {
+                name: {
+                    "rows": len(places),
+                    **predictive.metrics(asked.task.metrics, labels[places], places),
+                }
+                for name, places in _members(groups).items()
+            }
+    return result
+
+
+def _members(groups: Sequence[str]) -> dict[str, Tensor]:
+    """Return the rows of each group, (rows,) int64, wider groups before what they hold."""
+    found: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        parts = group.split("/")
+        for depth in range(len(parts)):
+            found.setdefault("/".join(parts[: depth + 1]), []).append(row)
+    return {name: torch.tensor(found[name]) for name in sorted(found, key=lambda n: n.split("/"))}
+
+
+def _aurocs(inside: Predictive, outside: Predictive, *, sampled: bool) -> dict[str, float]:
+    """Return for each kind of uncertainty the AUROC of rows from outside against rows inside."""
+    others = outside.uncertainty(sampled=sampled)
+    return {
+        kind: auroc(values, others[kind])
+        for kind, values in inside.uncertainty(sampled=sampled).items()
+    }

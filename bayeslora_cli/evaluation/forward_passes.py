@@ -34,8 +34,8 @@ def logits_of(
         check: called before each round; if it raises, the passes end without changing anything.
         runner: runs each pass.
     Returns:
-        (examples, outputs), fp32, on the CPU. If rows give single outputs (`Batches.cells`), those
-        that no row gives are -inf.
+        (examples, outputs), fp32, on the CPU; of examples that consist of several rows
+        (`Batches.cells`) what `Objective.arranged` makes of them.
     Raises:
         NonFiniteError: a logit is not finite.
     """
@@ -44,7 +44,7 @@ def logits_of(
     try:
         if not len(batches.place):
             most = max(map(rows_of, batches.inputs), default=0)
-            batches.place.resize_(most, objective.outputs if cells is None else 1)
+            batches.place.resize_(most, objective.outputs)
 
         def piece(batch: Inputs) -> None:
             batches.place[: rows_of(batch)].copy_(objective.predict(network.logits(batch), batch))
@@ -57,11 +57,7 @@ def logits_of(
                     runner((id(batches), network.branch), piece, batch)
                     logits.append(batches.place[: batches.sizes[turn]].clone())
         found = torch.zeros(batches.examples, objective.outputs)
-        outputs = torch.cat(logits).cpu()
-        if cells is None:
-            found[batches.rows] = outputs
-        else:
-            found[tuple(cells[batches.rows].t())] = outputs.squeeze(1)
+        found[batches.rows] = torch.cat(logits).cpu()
         # each row is computed by one process, and is zero in all others
         batches.processes.sum_in_place(found)
     finally:
@@ -70,11 +66,7 @@ def logits_of(
         raise NonFiniteError(
             "a prediction is not finite: the run has diverged, train with a lower --lr"
         )
-    if cells is not None:
-        missing = torch.ones_like(found, dtype=torch.bool)
-        missing[tuple(cells.t())] = False
-        found.masked_fill_(missing, -torch.inf)
-    return found
+    return found if cells is None else objective.arranged(found, cells)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.dialogues import encode
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.evaluation.forward_passes import Sampling
-from bayeslora_cli.evaluation.run_evaluation import check_sampling
+from bayeslora_cli.evaluation.request import check_sampling
 from bayeslora_cli.evaluation.run_loading import LoadedRun
 from bayeslora_cli.execution.device import pick_device, set_precision
 from bayeslora_cli.models.backbones.loading import load_backbone, load_tokenizer, usable_length

@@ -12,10 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
+from bayeslora_cli.data.tokenization import TokenisedSplit
 from bayeslora_cli.errors import UserError
+from bayeslora_cli.evaluation.predictive import Predictive
+from bayeslora_cli.evaluation.request import OUTSIDE, EvaluationRequest
 from bayeslora_cli.runs.atomic_write import replacing
 from bayeslora_cli.tasks.objectives.objective import objective_of, shortest_numbers
-from bayeslora_cli.tasks.sources.glue import SCORE_RANGE, GlueTask
+from bayeslora_cli.tasks.sources.glue import SCORE_RANGE, TASKS, GlueTask
 from bayeslora_cli.tasks.sources.label_column import number_in
 from bayeslora_cli.tasks.task import Task
 
@@ -140,6 +143,28 @@ def write_submission(
             ) from error
         written.append(path)
     return tuple(written)
+
+
+def write_files(
+    asked: EvaluationRequest,
+    rows: Mapping[str, TokenisedSplit],
+    predictives: Mapping[str, Mapping[str, Predictive]],
+) -> None:
+    """Write the predictions, averaged over samples if there are any, to the requested files."""
+    at = "sampled" if "sampled" in predictives else "mean"
+    predicted = {
+        name: Predicted(
+            values=found.values.float(),
+            labels=rows[name].labels,
+            extra={k: v.float() for k, v in found.uncertainty(sampled=at == "sampled").items()},
+        )
+        for name, found in predictives[at].items()
+        if name != OUTSIDE
+    }
+    if asked.predictions is not None:
+        write_predictions(asked.predictions, asked.task, predicted)
+    if asked.submission is not None:
+        write_submission(asked.submission, TASKS[asked.task.name], predicted)
 
 
 def _names(task: Task, splits: Mapping[str, Predicted]) -> list[str]:

@@ -19,23 +19,28 @@ class Predictive:
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
         self.samples = 0
-        self.values = torch.zeros((), dtype=torch.float64)
-        """Mean of `Objective.expected`: (n, classes) probabilities, or (n,) scores."""
+        self._mean = torch.zeros((), dtype=torch.float64)
+        """Mean of `Objective.expected`."""
         self._within = torch.zeros((), dtype=torch.float64)
         """(n,): for probabilities, the samples' mean entropy; for scores, their mean squared
         distance from the mean."""
+
+    @property
+    def values(self) -> Tensor:
+        """The predictions: (n, classes) probabilities, or (n,) scores."""
+        return self.objective.shown(self._mean)
 
     def add(self, logits: Tensor) -> None:
         """Add the logits (n, outputs) of one more sample."""
         self.samples += 1
         found = self.objective.expected(logits.double())
         # Welford's update, Technometrics 4, 1962
-        before = found - self.values
-        self.values = self.values + before / self.samples
+        before = found - self._mean
+        self._mean = self._mean + before / self.samples
         if self.objective.probabilistic:
             within = self.objective.entropy(found)
         else:
-            within = before * (found - self.values)
+            within = before * (found - self._mean)
         self._within = self._within + (within - self._within) / self.samples
 
     def uncertainty(self, *, sampled: bool) -> dict[str, Tensor]:
@@ -51,7 +56,7 @@ class Predictive:
         """
         if not self.objective.probabilistic:
             return {"variance": self._variance()} if sampled else {}
-        entropy = self.objective.entropy(self.values)
+        entropy = self.objective.entropy(self._mean)
         if not sampled:
             return {"entropy": entropy}
         # the entropy of a mean is never below the mean entropy, except by rounding
@@ -61,12 +66,16 @@ class Predictive:
         """Return the unbiased variance of the samples' scores (n,)."""
         return self._within * (self.samples / max(1, self.samples - 1))
 
-    def metrics(self, names: Sequence[str], labels: Tensor) -> dict[str, float]:
+    def metrics(
+        self, names: Sequence[str], labels: Tensor, rows: Tensor | None = None
+    ) -> dict[str, float]:
         """Return the metrics of `Objective.metrics`.
 
         Args:
             names: the task's metrics.
             labels: (n, ...).
+            rows: (n,) the examples that count, to which `labels` belong; None: all.
         """
-        variance = None if self.objective.probabilistic else self._variance()
-        return self.objective.metrics(names, self.values, labels, variance)
+        chosen = slice(None) if rows is None else rows
+        variance = None if self.objective.probabilistic else self._variance()[chosen]
+        return self.objective.metrics(names, self._mean[chosen], labels, variance)

@@ -3,74 +3,55 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.config.catalogue import OPTIMIZERS
+from bayeslora_cli.bayes.posterior import Posterior
+from bayeslora_cli.config.catalogue import OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.splits import Batches, check_tokens
 from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise, truncation_notice
-from bayeslora_cli.errors import DataError, RunDirError, UserError
-from bayeslora_cli.evaluation.evaluation import Evaluation
+from bayeslora_cli.errors import RunDirError, UserError
+from bayeslora_cli.evaluation.evaluation import Evaluation, scores, scores_by_group
 from bayeslora_cli.evaluation.forward_passes import (
     Sampling,
     predict_at_mean,
     predict_over_samples,
 )
-from bayeslora_cli.evaluation.prediction_files import (
-    Predicted,
-    check_path,
-    write_predictions,
-    write_submission,
-)
+from bayeslora_cli.evaluation.prediction_files import check_path, write_files
 from bayeslora_cli.evaluation.predictive import Predictive
-from bayeslora_cli.evaluation.run_loading import LoadedRun, load_run, of_the_training, split_names
+from bayeslora_cli.evaluation.request import (
+    OUTSIDE,
+    EvaluationRequest,
+    check_uncertainty,
+    collect,
+)
+from bayeslora_cli.evaluation.run_loading import load_model, load_run
+from bayeslora_cli.methods.network import Network
+from bayeslora_cli.models.backbones.loading import usable_length
 from bayeslora_cli.runs.directory import RunDir
-from bayeslora_cli.tasks.calibration import auroc, reliability_bins
 from bayeslora_cli.tasks.objectives.objective import objective_of
-from bayeslora_cli.tasks.sources.comparison_rows import check_data_is_read, load_file, load_outside
+from bayeslora_cli.tasks.sources.choice_tasks.choice_task import TASKS as CHOICE_TASKS
+from bayeslora_cli.tasks.sources.choice_tasks.choice_task import choice_task
+from bayeslora_cli.tasks.sources.comparison_rows import check_data_is_read
 from bayeslora_cli.tasks.sources.glue import TASKS
-from bayeslora_cli.tasks.sources.loading import load_examples
+from bayeslora_cli.tasks.sources.table_reader import read_table
+from bayeslora_cli.tasks.sources.tabular import custom_task
 from bayeslora_cli.tasks.task import Examples, Task
 
 logger = logging.getLogger("bayeslora")
-
-_OUTSIDE = "--ood"  # not the name of a split
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationRequest:
-    """A finished run and the requested evaluation; the fields are `evaluate_run`'s arguments."""
-
-    run: RunDir
-    config: RunConfig
-    task: Task
-    split: str | None
-    data: str | None
-    file: str | None
-    sampling: Sampling | None
-    ood: str | None
-    reliability: bool
-    predictions: Path | None
-    submission: Path | None
-
-    @property
-    def outside(self) -> str | None:
-        """Out-of-distribution rows: those that the user asked for, or with samples those of the
-        task's own split; None: there are none."""
-        own_split = self.file is None and self.split != "ood"
-        if self.ood is None and self.sampling is not None and own_split:
-            return next(iter(self.task.ood_splits), None)
-        return self.ood
+_NO_LIMIT = 2**30  # tokens, for a backbone whose limit is not known
 
 
 def evaluate_run(
     path: Path,
     *,
     split: str | None = None,
+    task: str | None = None,
+    choices: str | None = None,
+    shots: int = 0,
     data: str | None = None,
     file: str | None = None,
     sampling: Sampling | None = None,
@@ -88,7 +69,10 @@ def evaluate_run(
 
     Args:
         split: train, validation (None), test or ood; MNLI's validation and test are two splits
-            each.
+            each. Of another task: None: `test`, or `validation` if its test rows have no answers.
+        task: a task of multiple choice that is read instead of the run's own.
+        choices: what of it is scored: letters, or whole answers; None: as the task has it.
+        shots: number of its solved examples in front of each question.
         data: directory of the data; None: the one that the run was trained on.
         file: a user's rows instead of a split, with the columns of the run's task; predictions
             need no labels.
@@ -109,7 +93,9 @@ def evaluate_run(
         samples: `sampled`, metrics by split over the samples; `samples`, `temperature`, `seed`;
         `posterior`, the summary that training has written. With out-of-distribution rows: `ood`,
         with `source`, `rows`, and in `mean` and `sampled` the AUROC by split and kind of
-        uncertainty. With `reliability`: `reliability`, with `mean` and `sampled`, bins by split.
+        uncertainty. With `reliability`: `reliability`, with `mean` and `sampled`, bins by split. Of
+        rows in groups: `groups`, with `mean` and `sampled`, by split and group the metrics and the
+        number of `rows`. Of another task: `choices` and `shots`.
     Raises:
         UserError: there is no run, options have no effect, data is missing or has no labels, the
             model is another one, or there is no posterior.
@@ -119,17 +105,28 @@ def evaluate_run(
     if predictions is not None:
         check_path(predictions)
     run = RunDir.open(path)
-    config, task = run.read_config(trust_remote_code=trust_remote_code), run.read_task()
+    config, own = run.read_config(trust_remote_code=trust_remote_code), run.read_task()
     if model is not None:
         config = replace(config, model=model)
+    other = None if task is None else choice_task(task, choices)
+    if other is None and (shots or choices is not None):
+        given = f"--shots {shots}" if shots else f"--choices {choices}"
+        raise UserError(f"{given}: it is for --task NAME; leave it out")
+    if other is not None:
+        check_kind(str(path), own, other)
+        if file is not None:
+            raise UserError(f"--task {task}: --eval-file {file} is read instead; leave one out")
     if data is not None:
-        if ood not in TASKS:  # GLUE's rows are read from `data`
+        if other is None and ood not in TASKS:  # those rows are read from `data`
             check_data_is_read(config, data, file)
         config = replace(config, data=data)
     asked = EvaluationRequest(
+        name=str(path),
         run=run,
         config=config,
-        task=task,
+        task=own if other is None else other,
+        other=other,
+        shots=shots,
         split=split,
         data=data,
         file=file,
@@ -139,23 +136,154 @@ def evaluate_run(
         predictions=predictions,
         submission=submission,
     )
-    _check_uncertainty(asked)
-    examples = _collect(asked)
-    loaded = load_run(run, config, objective_of(task), device, verify=verify)
-    rows, predictives = predict(loaded, run, config, examples, sampling, batch_size)
+    check_uncertainty(asked)
+    examples = collect(asked)
+    loaded = load_run(run, config, objective_of(own), device, verify=verify)
+    return _evaluated(asked, *loaded, examples, batch_size)
+
+
+def evaluate_model(
+    model: str,
+    *,
+    task: str | None = None,
+    choices: str | None = None,
+    shots: int = 0,
+    split: str | None = None,
+    data: str | None = None,
+    file: str | None = None,
+    precision: str = "fp32",
+    ood: str | None = None,
+    reliability: bool = False,
+    predictions: Path | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    trust_remote_code: bool = False,
+) -> Evaluation:
+    """Evaluate a pretrained causal language model that no run has trained.
+
+    Args:
+        model: hub name, directory or package, as for a training.
+        task: a task of multiple choice; None: the rows of `file`.
+        file: a user's rows, in one of the forms that a training takes.
+        precision: of the computation: fp32, tf32 or bf16.
+        choices, shots, split, data, ood, reliability, predictions, device, batch_size,
+        trust_remote_code: as for `evaluate_run`.
+    Returns:
+        What `evaluate_run` returns; `run` in `facts` is the model.
+    Raises:
+        UserError: there is no such model or task, options have no effect, or data is missing.
+    """
+    if (task is None) == (file is None):
+        raise UserError(
+            f"--model {model}: give --task NAME, one of {', '.join(CHOICE_TASKS)}, or --eval-file "
+            "FILE with rows of your own, or a RUN that was trained from it"
+        )
+    if predictions is not None:
+        check_path(predictions)
+    other = None if task is None else choice_task(task, choices)
+    if other is not None:
+        found: Task = other
+    else:
+        assert file is not None
+        table = read_table(file, "--eval-file", split="validation")
+        found = custom_task(table, text_columns=None, label_column=None)
+        if OBJECTIVES[found.objective].head:
+            raise UserError(
+                f"--eval-file {file}: its rows are labelled texts, which need a run of their own; "
+                "a pretrained model predicts only text"
+            )
+    config = RunConfig(
+        task=found.name,
+        model=model,
+        precision=precision,
+        method="lora",
+        optimizer="adamw",
+        criterion=None,
+        target_rank=1,
+        init_rank=1,
+        trust_remote_code=trust_remote_code,
+        data=None if other is None else data,
+        train_file=file,
+    )
+    asked = EvaluationRequest(
+        name=model,
+        run=None,
+        config=config,
+        task=found,
+        other=other,
+        shots=shots,
+        split=split,
+        data=data,
+        file=file,
+        ood=ood,
+        reliability=reliability,
+        predictions=predictions,
+    )
+    check_uncertainty(asked)
+    examples = collect(asked)
+    network, tokenizer = load_model(config, objective_of(found), device)
+    return _evaluated(asked, network, tokenizer, None, examples, batch_size)
+
+
+def check_kind(name: str, own: Task, other: Task) -> None:
+    """Check that a run can be evaluated on another task: both need the same model.
+
+    Args:
+        name: the run, for messages.
+    Raises:
+        UserError: they do not.
+    """
+    mine, needed = OBJECTIVES[own.objective], OBJECTIVES[other.objective]
+    if (mine.auto_class, mine.head) != (needed.auto_class, needed.head):
+        raise UserError(
+            f"--task {other.name}: {name} predicts {mine.predicts}, and predicting "
+            f"{needed.predicts} needs a run of a causal language model"
+        )
+
+
+def _evaluated(
+    asked: EvaluationRequest,
+    network: Network,
+    tokenizer: Any,
+    kept: Posterior | None,
+    examples: Mapping[str, Examples],
+    batch_size: int | None,
+) -> Evaluation:
+    """Evaluate a loaded model on rows.
+
+    Args:
+        examples: what `collect` returned.
+        batch_size: examples per forward pass; None: as in training.
+    """
+    config = asked.config
+    if asked.other is not None:
+        # the length of a training says nothing of other prompts
+        limit = usable_length(config.model, tokenizer, trust_remote_code=config.trust_remote_code)
+        config = replace(config, max_length=limit or _NO_LIMIT)
+    network.objective = objective_of(asked.task)
+    rows, predictives = predict(
+        network, tokenizer, kept, config, examples, asked.sampling, batch_size
+    )
+    if asked.other is not None:
+        (split,) = (name for name in examples if name != OUTSIDE)
+        about = {"split": split, "choices": asked.other.form, "shots": asked.shots}
+    else:
+        about = {"split": asked.file or asked.split or "validation"}
     result = {
-        "run": str(path),
-        "task": task.name,
-        "split": file or split or "validation",
+        "run": asked.name,
+        "task": asked.task.name,
+        **about,
         "precision": config.precision,
-        **_score(asked, rows, predictives),
-        **objective_of(task).metric_facts,
+        **scores(asked, rows, predictives),
+        **scores_by_group(asked, examples, rows, predictives),
+        **objective_of(asked.task).metric_facts,
     }
-    if sampling is not None:
-        result |= {**asdict(sampling), "posterior": run.read_result().get("posterior")}
-    _write(asked, rows, predictives)
+    if asked.sampling is not None and asked.run is not None:
+        posterior = asked.run.read_result().get("posterior")
+        result |= {**asdict(asked.sampling), "posterior": posterior}
+    write_files(asked, rows, predictives)
     inside = {
-        at: {name: found for name, found in by_split.items() if name != _OUTSIDE}
+        at: {name: found for name, found in by_split.items() if name != OUTSIDE}
         for at, by_split in predictives.items()
     }
     return Evaluation(
@@ -166,74 +294,10 @@ def evaluate_run(
     )
 
 
-def check_sampling(config: RunConfig, sampling: Sampling | None) -> None:
-    """Check that a run's posterior can be sampled as requested.
-
-    Raises:
-        UserError: its optimizer finds no posterior, or a temperature below 0.
-    """
-    if sampling is None:
-        return
-    if not OPTIMIZERS[config.optimizer].posterior:
-        raise UserError(
-            f"--samples {sampling.samples}: the run was trained with {config.optimizer}, which "
-            "finds a point and no posterior to sample; train with --optimizer ivon"
-        )
-    if not 0 <= sampling.temperature < math.inf:
-        raise UserError(f"--temperature {sampling.temperature}: give a number of 0 or more")
-
-
-def _check_uncertainty(asked: EvaluationRequest) -> None:
-    """Check, before anything is loaded, that the run has what the options ask for."""
-    sampling = asked.sampling
-    check_sampling(asked.config, sampling)
-    objective = objective_of(asked.task)
-    predicts = objective.entry.predicts
-    if asked.reliability and not objective.has_confidence:
-        raise UserError(
-            f"--reliability: {asked.task.name} predicts {predicts}, which has no confidence"
-        )
-    several = sampling is not None and sampling.samples > 1
-    if asked.ood is not None and not several and not objective.probabilistic:
-        raise UserError(
-            f"--ood {asked.ood}: {predicts}'s uncertainty is the samples' variance; give "
-            "--samples 2 or more"
-        )
-
-
-def _collect(asked: EvaluationRequest) -> dict[str, Examples]:
-    """Read the rows by split, as text; out-of-distribution rows under `_OUTSIDE`."""
-    task, config = asked.task, asked.config
-    if asked.file is None:
-        given = ["--train-file", "--eval-file", *(["--data"] if asked.data is None else [])]
-        with of_the_training(asked.run, *given):
-            splits = split_names(task, asked.split or "validation")
-            examples = load_examples(config, splits, task=task)[1]
-    else:
-        examples = load_file(asked.file, task, config.loss_on)
-    of_tests = task.name in TASKS and examples.keys() <= set(task.test_splits)
-    if asked.submission is not None and not of_tests:
-        raise DataError(
-            f"--submission {asked.submission}: only for GLUE's tasks, with --split test"
-        )
-    unlabelled_will_do = (asked.predictions or asked.submission or asked.ood) is not None
-    for name, found in examples.items():
-        beginning = f"{name} of {task.name} has no labels"
-        if found.labels is None and asked.reliability:
-            raise DataError(f"--reliability: {beginning} to be right or wrong about; leave it out")
-        if found.labels is None and not unlabelled_will_do:
-            raise DataError(
-                f"{beginning} to score; --predictions FILE writes what the run predicts"
-            )
-    if asked.outside is None:
-        return examples
-    outside = load_outside(asked.outside, config, task, own_rows=asked.file is None)
-    return {**examples, _OUTSIDE: outside}
-
-
 def predict(
-    loaded: LoadedRun,
-    run: RunDir,
+    network: Network,
+    tokenizer: Any,
+    kept: Posterior | None,
     config: RunConfig,
     examples: Mapping[str, Examples],
     sampling: Sampling | None = None,
@@ -242,7 +306,8 @@ def predict(
     """Predict rows of text with a run's network.
 
     Args:
-        loaded: the run, in memory.
+        network, tokenizer: the run or the model, in memory.
+        kept: the run's posterior; None: there is no run.
         examples: by split.
         sampling: None: at the mean only.
         batch_size: examples per forward pass; None: as in training.
@@ -251,7 +316,6 @@ def predict(
     Raises:
         RunDirError: samples of a run whose file has no sigma.
     """
-    network, tokenizer, kept = loaded
     rows = {
         name: tokenise(
             found, tokenizer, config.max_length, network.objective, packed=network.packed
@@ -265,66 +329,7 @@ def predict(
     batches = {name: Batches(r, size, network.bank.theta.device) for name, r in rows.items()}
     found = {"mean": predict_at_mean(network, batches)}
     if sampling is not None:
-        if not kept.can_sample:
-            raise RunDirError(f"{run.posterior} is corrupt: it has no sigma to sample with")
+        if kept is None or not kept.can_sample:
+            raise RunDirError("the run's posterior is corrupt: it has no sigma to sample with")
         found["sampled"] = predict_over_samples(network, kept, batches, sampling)
     return rows, found
-
-
-def _score(
-    asked: EvaluationRequest,
-    rows: Mapping[str, TokenisedSplit],
-    predictives: Mapping[str, Mapping[str, Predictive]],
-) -> dict[str, Any]:
-    """Compute metrics, reliability and AUROCs as `evaluate_run` returns them."""
-    result: dict[str, Any] = {}
-    for at, by_split in predictives.items():
-        inside = {name: found for name, found in by_split.items() if name != _OUTSIDE}
-        labelled = {n: (p, y) for n, p in inside.items() if (y := rows[n].labels) is not None}
-        result["metrics" if at == "mean" else at] = {
-            name: predictive.metrics(asked.task.metrics, labels)
-            for name, (predictive, labels) in labelled.items()
-        }
-        if asked.reliability:
-            result.setdefault("reliability", {})[at] = {
-                name: reliability_bins(predictive.values, labels)
-                for name, (predictive, labels) in labelled.items()
-            }
-        if _OUTSIDE in by_split:
-            outside = {"source": asked.outside, "rows": len(rows[_OUTSIDE])}
-            result.setdefault("ood", outside)[at] = {
-                name: _aurocs(predictive, by_split[_OUTSIDE], sampled=at == "sampled")
-                for name, predictive in inside.items()
-            }
-    return result
-
-
-def _aurocs(inside: Predictive, outside: Predictive, *, sampled: bool) -> dict[str, float]:
-    """Return for each kind of uncertainty the AUROC of rows from outside against rows inside."""
-    others = outside.uncertainty(sampled=sampled)
-    return {
-        kind: auroc(values, others[kind])
-        for kind, values in inside.uncertainty(sampled=sampled).items()
-    }
-
-
-def _write(
-    asked: EvaluationRequest,
-    rows: Mapping[str, TokenisedSplit],
-    predictives: Mapping[str, Mapping[str, Predictive]],
-) -> None:
-    """Write the predictions, averaged over samples if there are any, to the requested files."""
-    at = "sampled" if "sampled" in predictives else "mean"
-    predicted = {
-        name: Predicted(
-            values=found.values.float(),
-            labels=rows[name].labels,
-            extra={k: v.float() for k, v in found.uncertainty(sampled=at == "sampled").items()},
-        )
-        for name, found in predictives[at].items()
-        if name != _OUTSIDE
-    }
-    if asked.predictions is not None:
-        write_predictions(asked.predictions, asked.task, predicted)
-    if asked.submission is not None:
-        write_submission(asked.submission, TASKS[asked.task.name], predicted)

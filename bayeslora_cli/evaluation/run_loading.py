@@ -77,6 +77,22 @@ def load_run(
     return LoadedRun(network, tokenizer, kept)
 
 
+def load_model(config: RunConfig, objective: Objective, device: str) -> tuple[Network, Any]:
+    """Load a pretrained model without a run: a network that is not trained, and the tokenizer.
+
+    Its adapters add nothing to the model's own outputs, as their B is 0.
+
+    Raises:
+        ModelError: raised by `build_network`.
+    """
+    set_precision(config.precision)
+    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    network = build_network(
+        config, objective, tokenizer, posterior=False, device=pick_device(device)
+    )
+    return network, tokenizer
+
+
 @contextmanager
 def of_the_training(run: RunDir, *options: str) -> Iterator[None]:
     """Reword errors about these options: the user gave them to the training, not this command."""

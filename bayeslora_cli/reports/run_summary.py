@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_OF_GROUPS = ("accuracy", "accuracy_norm", "nll", "ece")  # what is shown of each group
+
+
 def closing_table(result: Mapping[str, Any], report: RankReport | None, console: Console) -> None:
     """Print the results of a finished run.
 
@@ -96,8 +99,33 @@ def evaluation_text(result: Mapping[str, Any]) -> str:
     if result.keys().isdisjoint(("sampled", "ood")):
         from bayeslora_cli.evaluation.forward_passes import describe  # torch
 
-        return describe(result["metrics"])
-    return side_by_side(result)
+        text = describe(result["metrics"])
+    else:
+        text = side_by_side(result)
+    return "\n".join((text, *_groups(result)))
+
+
+def _groups(result: Mapping[str, Any]) -> list[str]:
+    """Write the metrics by group, a line for each group and what it holds, which is indented.
+
+    They are those over the samples, if there are any.
+    """
+    found: Mapping[str, Mapping[str, Mapping[str, float]]] = {}
+    for at in ("mean", "sampled"):
+        found = result.get("groups", {}).get(at, found)
+    lines = []
+    for split, groups in found.items():
+        names = [name for name in _OF_GROUPS if any(name in group for group in groups.values())]
+        titles = {
+            name: "  " * name.count("/") + name.rpartition("/")[2].replace("_", " ")
+            for name in groups
+        }
+        width = max(map(len, (split, *titles.values())))
+        lines += ["", f"{split:{width}}" + "".join(f"{name:>15}" for name in ("rows", *names))]
+        for name, group in groups.items():
+            cells = "".join(f"{group[key]:15.4f}" for key in names)
+            lines.append(f"{titles[name]:{width}}{group['rows']:15,}{cells}")
+    return lines
 
 
 def side_by_side(result: Mapping[str, Any]) -> str:

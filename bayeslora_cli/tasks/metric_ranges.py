@@ -9,6 +9,7 @@ from typing import Any
 SHARE, CORRELATION = (0.0, 1.0), (-1.0, 1.0)
 RANGES: dict[str, tuple[float, float]] = {
     "accuracy": SHARE,
+    "accuracy_norm": SHARE,
     "f1": SHARE,
     "macro_f1": SHARE,
     "matthews": CORRELATION,
@@ -16,6 +17,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "spearman": CORRELATION,
     "pearson_spearman": CORRELATION,
     "ece": SHARE,
+    "error_auroc": SHARE,
     "brier": (0.0, 2.0),
 }
 """Smallest and largest value by name; other metrics may have any value."""

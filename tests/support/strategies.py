@@ -83,6 +83,7 @@ FREE = {
     "compile": st.sampled_from(["auto", "on", "off"]),
     "log_to": st.none()
     | st.lists(st.sampled_from(["tensorboard", "wandb"]), max_size=2).map(tuple),
+    "choices": st.none() | st.sampled_from(["answers", "letters"]),
     "loss_on": st.sampled_from(["completions", "all"]),
     "validation": st.floats(0.01, 0.99),
     "checkpoint_every": st.sampled_from(["auto", "1", "500", "30s", "10m", "2h"]),

@@ -24,7 +24,7 @@ class Causal(Objective):
     count, (n, 2). Rows have no labels: each label is 0.
     """
 
-    table_metrics = ("perplexity",)
+    table_metrics: ClassVar[tuple[str, ...]] = ("perplexity",)
     table_selecting = "log_likelihood"
     problem_type = ""
     probabilistic = False
@@ -82,15 +82,8 @@ class Causal(Objective):
                 (rows, w), counted row by row.
         """
         counts = (batch["targets"] != PADDING).to(logits.dtype)
-        if (offsets := batch.get("row_offsets")) is None:
-            rows, width = batch["input_ids"].shape
-            row = batch["predicting"] // width
-        else:
-            rows = len(offsets) - 1
-            row = torch.searchsorted(offsets[1:].long(), batch["predicting"], right=True)
-        own = row == torch.arange(rows, device=row.device)[:, None]  # (rows, c)
-        # sums along a row: a GPU adds what is scattered in no fixed order
-        return torch.stack([torch.where(own, x, 0).sum(1) for x in (logits, counts)], 1)
+        rows, row = rows_of_targets(batch)
+        return torch.stack([sums(x, row, rows) for x in (logits, counts)], 1)
 
     def expected(self, logits: Tensor) -> Tensor:
         """Return what `predict` returned: over samples the log-likelihoods are averaged.
@@ -120,3 +113,21 @@ class Causal(Objective):
         """Return numbers."""
         found: list[Any] = labels.tolist()
         return found
+
+
+def rows_of_targets(batch: Mapping[str, Tensor]) -> tuple[int, Tensor]:
+    """Return the number of rows of a batch, and the row of each target, (c,) int64."""
+    if (offsets := batch.get("row_offsets")) is None:
+        rows, width = batch["input_ids"].shape
+        return rows, batch["predicting"] // width
+    row = torch.searchsorted(offsets[1:].long(), batch["predicting"], right=True)
+    return len(offsets) - 1, row
+
+
+def sums(values: Tensor, places: Tensor, count: int) -> Tensor:
+    """Sum values (c,) that belong to the same of `count` places, each in a fixed order: (count,).
+
+    A GPU adds what is scattered in no fixed order.
+    """
+    own = places == torch.arange(count, device=places.device)[:, None]  # (count, c)
+    return torch.where(own, values, 0).sum(1)

@@ -39,9 +39,9 @@ from torch import Tensor
 from bayeslora_cli.config.catalogue import OBJECTIVES, ObjectiveEntry, implementation
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.tasks.sources.label_column import LabelColumn
-from bayeslora_cli.tasks.task import Task
+from bayeslora_cli.tasks.task import Examples, Task
 
-BESIDE_INPUTS = ("labels", "count")
+BESIDE_INPUTS = ("labels", "count", "columns")
 """Tensors of a batch that the backbone does not get."""
 
 
@@ -124,6 +124,10 @@ class Objective(ABC):
 
     # ---- training
 
+    def training_rows(self, examples: Examples) -> Examples:
+        """Return rows as training reads them, one sequence each; by default as evaluation does."""
+        return examples
+
     @abstractmethod
     def label_tensor(self, labels: Sequence[Any]) -> Tensor:
         """Return the labels of n rows, n >= 0, as one tensor (n, ...) on the CPU."""
@@ -182,6 +186,17 @@ class Objective(ABC):
         """
         return logits
 
+    def arranged(self, found: Tensor, cells: Tensor) -> Tensor:
+        """Return the outputs of examples that consist of several rows; called only for those.
+
+        Args:
+            found: (rows, outputs) what `predict` returned.
+            cells: (rows, ...) `TokenisedSplit.cells`: what each row belongs to.
+        Returns:
+            (examples, ...), which `expected` takes.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def expected(self, logits: Tensor) -> Tensor:
         """Return predictions that can be averaged over samples of the weights.
@@ -191,6 +206,16 @@ class Objective(ABC):
         Returns:
             (n, outputs) probabilities, or (n,) scores.
         """
+
+    def shown(self, expected: Tensor) -> Tensor:
+        """Return the predictions that files and figures show, by default all of `expected`.
+
+        Args:
+            expected: what `expected` returned, averaged over samples.
+        Returns:
+            (n, classes) probabilities, or (n,) scores.
+        """
+        return expected
 
     def entropy(self, expected: Tensor) -> Tensor:
         """Return the entropy of each prediction (n,), in nats; called only if `probabilistic`."""

@@ -8,9 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.config.catalogue import OBJECTIVES
+from bayeslora_cli.config.catalogue import CHOICE_TASKS, OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import DataError, MissingSplitError, UserError
+from bayeslora_cli.tasks.sources.choice_tasks.choice_task import (
+    check_trainable,
+    choice_task,
+    load_choices,
+)
 from bayeslora_cli.tasks.sources.demo import DEMO, demo_examples
 from bayeslora_cli.tasks.sources.glue import SCORE_RANGE, TASKS, GlueTask, read_tsv, tsv_file
 from bayeslora_cli.tasks.sources.table_reader import Table, read_table
@@ -40,9 +45,33 @@ def load_examples(
     if config.task == DEMO.name:
         made = demo_examples()
         return DEMO, {split: made[split] for split in splits or DEMO.required_splits}
+    if config.task in CHOICE_TASKS:
+        return _choice_examples(config, splits, task)
     glue = TASKS[config.task]
     data = None if config.data is None else Path(config.data)
     return glue, load_task(glue.name, data, splits or glue.required_splits)
+
+
+def _choice_examples(
+    config: RunConfig, splits: Sequence[str] | None, task: Task | None
+) -> tuple[Task, dict[str, Examples]]:
+    chosen = choice_task(config.task, config.choices)
+    if task is not None:
+        chosen = replace(chosen, held_out=task.held_out)
+    wanted = splits or chosen.required_splits
+    data = None if config.data is None else Path(config.data)
+    of_training = not {"train", "validation"}.isdisjoint(wanted)
+    found = load_choices(chosen, data, {*wanted, *(("train",) if of_training else ())})
+    made: Task = chosen
+    if of_training:
+        check_trainable(chosen, data, found)
+        if chosen.held_out or "validation" not in found:
+            made, parts = hold_out(chosen, found["train"], config.validation)
+            found |= parts
+    absent = [split for split in wanted if split not in found]
+    if absent:
+        raise DataError(f"task {config.task} has no split {absent[0]!r}; it has {', '.join(found)}")
+    return made, {split: found[split] for split in wanted}
 
 
 def _own_examples(

@@ -181,7 +181,7 @@ def _task_of_rows(
         name="custom",
         text_columns=columns,
         label_column="",
-        classes=(),
+        classes=reader.classes(table, columns),
         metrics=kind.table_metrics,
         selecting=kind.table_selecting,
         objective=name,

@@ -10,7 +10,7 @@ from bayeslora_cli.config.run_config import OPTIONS
 
 # Every flag by the panel of the help. A new one is a decision: scripts go on using it for years.
 FLAGS = {
-    "What to train": "--task --preset --list-presets --data --model --trust-remote-code",
+    "What to train": "--task --preset --list-presets --data --choices --model --trust-remote-code",
     "Your own data": "--train-file --eval-file --text-columns --label-column --task-type "
     "--loss-on --validation",
     "Method": "--method --optimizer --criterion",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
+from bayeslora_cli.config.catalogue import ANSWERS
+from bayeslora_cli.config.catalogue import LETTERS as BY_LETTER
+from bayeslora_cli.config.validation import nearest
 from bayeslora_cli.errors import DataError, UserError
 from bayeslora_cli.tasks.sources.choice_tasks import alpaca, hub, mmlu
 from bayeslora_cli.tasks.sources.choice_tasks.questions import (
@@ -21,8 +24,7 @@ from bayeslora_cli.tasks.sources.choice_tasks.questions import (
 )
 from bayeslora_cli.tasks.task import Examples, Task
 
-ANSWERS, BY_LETTER = "answers", "letters"
-_FORMS_METRICS = {ANSWERS: ("accuracy", "accuracy_norm"), BY_LETTER: ("accuracy",)}
+_METRICS = {ANSWERS: ("accuracy", "accuracy_norm"), BY_LETTER: ("accuracy",)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +53,7 @@ class ChoiceTask(Task):
     """The split that solved examples come from."""
     text_columns: tuple[str, ...] = ("question", "choices")
     label_column: str = "answer"
-    metrics: tuple[str, ...] = _FORMS_METRICS[ANSWERS]
+    metrics: tuple[str, ...] = _METRICS[ANSWERS]
     selecting: str = "accuracy"
     test_splits: tuple[str, ...] = ("test",)
     """Splits to evaluate on once; those of these tasks often have labels."""
@@ -60,7 +62,7 @@ class ChoiceTask(Task):
     def scored_as(self, form: str | None) -> ChoiceTask:
         """Return the task with the metrics of a form; None: its own form."""
         form = form or self.form
-        return replace(self, form=form, metrics=_FORMS_METRICS[form])
+        return replace(self, form=form, metrics=_METRICS[form])
 
 
 _QUESTION = "Question: {text}"
@@ -146,10 +148,26 @@ _ALL = (
 TASKS: dict[str, ChoiceTask] = {task.name: task for task in _ALL}
 
 
+def choice_task(name: str, form: str | None) -> ChoiceTask:
+    """Return a task by name, its choices scored in a form; None: its own.
+
+    Raises:
+        UserError: there is no such task or form.
+    """
+    if name not in TASKS:
+        raise UserError(
+            f"--task {name}: no task of multiple choice; choose one of {', '.join(TASKS)}"
+            f"{nearest(name, TASKS)}"
+        )
+    if form not in (None, *_METRICS):
+        raise UserError(f"--choices {form}: choose one of {', '.join(_METRICS)}")
+    return TASKS[name].scored_as(form)
+
+
 def load_choices(
     task: ChoiceTask,
     data: Path | None,
-    splits: Sequence[str],
+    splits: Collection[str],
     *,
     shots: int = 0,
 ) -> dict[str, Examples]:
@@ -179,13 +197,12 @@ def load_choices(
     return found
 
 
-def load_to_train(task: ChoiceTask, data: Path | None) -> dict[str, Examples]:
-    """Load the splits `train` and, if its data has it, `validation`.
+def check_trainable(task: ChoiceTask, data: Path | None, found: Container[str]) -> None:
+    """Check that a training split is among the splits that were found.
 
     Raises:
-        UserError: raised by `load_choices`, or there is no training split.
+        UserError: it is not.
     """
-    found = load_choices(task, data, ("train", "validation"))
     if "train" not in found:
         where = f"--data {data}" if data is not None else task.hub_name
         raise UserError(
@@ -193,7 +210,6 @@ def load_to_train(task: ChoiceTask, data: Path | None) -> dict[str, Examples]:
             f"`bayeslora eval RUN --task {task.name}`; train on another task, or on files of your "
             "own (--train-file)"
         )
-    return found
 
 
 def load_to_score(

@@ -52,20 +52,16 @@ class Choices(RowReader):
         """Write a clause on the columns."""
         return f"questions in the column {columns[0]} with choices in {', '.join(columns[1:])}"
 
+    def classes(self, table: Table, columns: tuple[str, ...]) -> tuple[str, ...]:
+        """Return a letter for each choice of the row that has most."""
+        return LETTERS[: max(len(texts) for texts, _ in _all_choices(table, columns))]
+
     def read(
         self, table: Table, columns: tuple[str, ...], *, loss_on: str, labelled: bool | None
     ) -> Examples:
         """Read all rows; labels are the places of the right choices."""
         questions = read_texts(table, columns[0])
-        if len(columns) == 2:
-            values = table.read_column(columns[1])
-        else:
-            # rows with fewer choices leave the last columns empty
-            values = [
-                [text for text in row if text not in (None, "")]
-                for row in zip(*map(table.read_column, columns[1:]), strict=True)
-            ]
-        found = [_choices(table, row, value) for row, value in enumerate(values)]
+        found = _all_choices(table, columns)
         answer = next((name for name in _ANSWERS if name in table.names), None)
         if answer is None and labelled:
             raise DataError(
@@ -84,6 +80,19 @@ class Choices(RowReader):
             )
         ]
         return replace(examples_of(rows, _PROMPT), place=table.where)
+
+
+def _all_choices(table: Table, columns: tuple[str, ...]) -> list[tuple[list[str], list[str]]]:
+    """Return each row's choices, and the names that its data set gives them."""
+    if len(columns) == 2:
+        values = table.read_column(columns[1])
+    else:
+        # rows with fewer choices leave the last columns empty
+        values = [
+            [text for text in row if text not in (None, "")]
+            for row in zip(*map(table.read_column, columns[1:]), strict=True)
+        ]
+    return [_choices(table, row, value) for row, value in enumerate(values)]
 
 
 def _letters(table: Table) -> tuple[str, ...]:

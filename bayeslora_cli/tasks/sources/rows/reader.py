@@ -27,6 +27,10 @@ class RowReader(ABC):
             DataError: a named column is missing.
         """
 
+    def classes(self, table: Table, columns: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the names of the classes of a training table's rows; (): they have none."""
+        return ()
+
     @abstractmethod
     def read(
         self, table: Table, columns: tuple[str, ...], *, loss_on: str, labelled: bool | None

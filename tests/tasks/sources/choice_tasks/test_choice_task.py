@@ -9,9 +9,9 @@ from bayeslora_cli.errors import DataError, UserError
 from bayeslora_cli.tasks.dialogue import from_text
 from bayeslora_cli.tasks.sources.choice_tasks.choice_task import (
     TASKS,
+    check_trainable,
     load_choices,
     load_to_score,
-    load_to_train,
 )
 from bayeslora_cli.tasks.sources.choice_tasks.questions import choices_from_text
 from tests.tasks.sources.choice_tasks.files import write_arc, write_mmlu
@@ -29,7 +29,7 @@ def continuations(examples, row=0):
 
 def test_whole_answers_and_letters(tmp_path):
     write_arc(tmp_path)
-    found = load_to_train(ARC, tmp_path)
+    found = load_choices(ARC, tmp_path, ("train", "validation"))
     assert found.keys() == {"train"}
     assert prompt(found["train"], 1) == "Question: Which is w1?\nAnswer:"
     assert continuations(found["train"], 1) == [" w1", " w2", " w3", " w4"]
@@ -37,7 +37,7 @@ def test_whole_answers_and_letters(tmp_path):
     assert found["train"].groups is None
     lettered = ARC.scored_as("letters")
     assert (ARC.metrics, lettered.metrics) == (("accuracy", "accuracy_norm"), ("accuracy",))
-    found = load_to_train(lettered, tmp_path)
+    found = load_choices(lettered, tmp_path, ("train",))
     assert prompt(found["train"]) == "Question: Which is w0?\nA. w0\nB. w1\nC. w2\nAnswer:"
     assert continuations(found["train"]) == [" A", " B", " C"]
 
@@ -68,20 +68,18 @@ def test_a_question_is_no_example_of_itself(tmp_path):
 def test_sets_without_training_rows_are_for_eval(tmp_path):
     write_mmlu(tmp_path)
     with pytest.raises(UserError, match=r"--task mmlu.*bayeslora eval RUN --task mmlu"):
-        load_to_train(MMLU, tmp_path)
-    write_arc(tmp_path, folder="winogrande")
-    (tmp_path / "winogrande" / "train.json").unlink()
+        check_trainable(MMLU, tmp_path, load_choices(MMLU, tmp_path, ("train", "dev")))
     with pytest.raises(UserError, match="no training split"):
-        load_to_train(TASKS["winogrande"], tmp_path)
+        check_trainable(TASKS["winogrande"], None, ("test",))
 
 
 def test_absent_data(tmp_path):
     with pytest.raises(DataError, match="holds no data for task piqa"):
-        load_to_train(TASKS["piqa"], tmp_path)
+        load_choices(TASKS["piqa"], tmp_path, ("train",))
     with pytest.raises(DataError, match="no such directory"):
-        load_to_train(TASKS["piqa"], tmp_path / "none")
+        load_choices(TASKS["piqa"], tmp_path / "none", ("train",))
     with pytest.raises(UserError, match="cannot be loaded from the Hugging Face hub"):
-        load_to_train(TASKS["piqa"], None)
+        load_choices(TASKS["piqa"], None, ("train",))
     write_arc(tmp_path)
     with pytest.raises(DataError, match="has no split validation"):
         load_to_score(ARC, tmp_path, "validation")

@@ -1,0 +1,185 @@
+"""Models and runs on tasks of multiple choice, against loops over transformers' own logits."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import bayeslora_cli as bl
+from bayeslora_cli.cli.app import main
+from bayeslora_cli.errors import UserError
+from bayeslora_cli.tasks.dialogue import from_text
+from bayeslora_cli.tasks.sources.choice_tasks.choice_task import TASKS, load_choices
+from bayeslora_cli.tasks.sources.choice_tasks.questions import choices_from_text
+from tests.support.chats import byte_tokenizer
+from tests.support.decoders import save_decoder
+from tests.tasks.sources.choice_tasks.files import write_arc, write_mmlu
+
+SETTINGS = {
+    "max_steps": 4, "batch_size": 4, "max_length": 64, "t_init": 1, "t_final": 1, "delta_t": 1,
+    "lr": 0.01, "lr_schedule": "linear", "warmup_steps": 0, "device": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A random Llama of bytes, and of letters with the space before them."""
+    directory = tmp_path_factory.mktemp("model")
+    tokenizer = byte_tokenizer(words=(" A", " B", " C", " D"))
+    save_decoder(
+        directory, vocab_size=len(tokenizer), max_position_embeddings=600,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    tokenizer.save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return str(write_mmlu(write_arc(tmp_path_factory.mktemp("data"), train=12)))
+
+
+@pytest.fixture(scope="module")
+def run(model, data, tmp_path_factory):
+    """adalora with IVON on ARC-Easy, whose training rows give a validation split."""
+    output = str(tmp_path_factory.mktemp("runs"))
+    return bl.train(task="arc-easy", data=data, model=model, output=output, **SETTINGS)
+
+
+def log_likelihoods(model, examples):
+    """Of each choice: the sum over its tokens, a forward pass each, and its bytes."""
+    module = AutoModelForCausalLM.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    found = []
+    for text, choices in zip(examples.first, examples.second, strict=True):
+        prompt, own = "".join(turn.text for turn in from_text(text)), []
+        for choice in choices_from_text(choices):
+            before = tokenizer(prompt + choice.given)["input_ids"]
+            ids = torch.tensor([tokenizer(prompt + choice.given + choice.text)["input_ids"]])
+            with torch.no_grad():
+                logits = module(ids).logits[0].log_softmax(-1)
+            aims = ids[0, len(before) :]
+            places = torch.arange(len(before) - 1, ids.shape[1] - 1)
+            own.append((float(logits[places, aims].double().sum()), len(choice.text) - 1))
+        found.append(own)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "shots"),
+    [("arc-easy", "answers", 0), ("arc-easy", "letters", 2), ("mmlu", None, 3)],
+)
+def test_a_model_without_a_run(model, data, name, form, shots):
+    found = bl.evaluate(model, task=name, choices=form, shots=shots, data=data, device="cpu")
+    task = TASKS[name].scored_as(form)
+    rows = load_choices(task, Path(data), ("test",), shots=shots)["test"]
+    shares = found.predictions["test"]
+    right = right_norm = 0
+    for row, (own, label) in enumerate(zip(log_likelihoods(model, rows), rows.labels, strict=True)):
+        sums, sizes = map(torch.tensor, zip(*own, strict=True))
+        assert shares[row, : len(own)].tolist() == pytest.approx(
+            sums.softmax(-1).tolist(), abs=1e-5
+        )
+        assert shares[row, len(own) :].abs().sum() == 0
+        right += int(sums.argmax()) == label
+        right_norm += int((sums / sizes).argmax()) == label
+    metrics = found.metrics["test"]
+    assert metrics["accuracy"] == pytest.approx(right / len(rows))
+    if "accuracy_norm" in metrics:
+        assert metrics["accuracy_norm"] == pytest.approx(right_norm / len(rows))
+    assert (found.facts["task"], found.facts["shots"]) == (name, shots)
+
+
+def test_groups(model, data):
+    groups = bl.evaluate(model, task="mmlu", data=data, device="cpu").facts["groups"]
+    found = groups["mean"]["test"]
+    assert list(found) == ["humanities", "humanities/philosophy", "stem", "stem/astronomy"]
+    assert [group["rows"] for group in found.values()] == [3] * 4
+    assert found["stem"] == found["stem/astronomy"]
+
+
+def test_a_run_holds_out_rows_and_is_evaluated(run, data, tmp_path):
+    assert run.task.objective == "choice"
+    assert run.task.held_out
+    assert {"accuracy", "accuracy_norm", "nll"} <= run.metrics["validation"].keys()
+    again = run.evaluate()
+    for name, value in run.metrics["validation"].items():
+        assert again.metrics["validation"][name] == pytest.approx(value, abs=1e-6)
+    path = tmp_path / "p.csv"
+    test = run.evaluate("test", samples=2, predictions=path, reliability=True)
+    assert {"ece", "brier"} <= test.sampled["test"].keys()
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert len(rows) == 4
+    assert {"prediction", "label", "p(E)", "entropy", "mutual_information"} <= rows[0].keys()
+    assert len(run.evaluate("train").predictions["train"]) + len(run.task.held_out) == 12
+
+
+def test_a_run_on_another_task(run, data):
+    found = run.evaluate(task="mmlu", shots=1, samples=2)
+    assert found.facts["split"] == "test"
+    assert set(found.sampled["test"]) >= {"accuracy", "nll", "ece", "brier"}
+    assert set(found.facts["groups"]) == {"mean", "sampled"}
+    with pytest.raises(UserError, match="--shots 1: it is for --task NAME"):
+        run.evaluate(shots=1)
+    with pytest.raises(UserError, match=r"--task mmul.*did you mean mmlu"):
+        run.evaluate(task="mmul")
+
+
+def test_rows_of_ones_own(model, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({"question": f"{k}?", "choices": ["a", "b", "c"][: 2 + k % 2], "answer": 0})
+            + "\n"
+            for k in range(6)
+        )
+    )
+    run = bl.train(
+        train_file=str(path), eval_file=str(path), model=model, output=str(tmp_path), **SETTINGS
+    )
+    assert run.task.classes == ("A", "B", "C")
+    found = run.evaluate().predictions["validation"]
+    assert found.shape == (6, 3)
+    assert found[0, 2] == 0
+    assert bl.evaluate(model, file=path, device="cpu").predictions["file"].shape == (6, 3)
+
+
+def typed(monkeypatch, capsys, *arguments):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "argv", ["bayeslora", "eval", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return stopped.value.code or 0, *capsys.readouterr()
+
+
+def test_the_command(model, data, monkeypatch, capsys):
+    code, out, err = typed(
+        monkeypatch, capsys, "--model", model, "--task", "mmlu", "--data", data, "--device", "cpu"
+    )
+    assert code == 0, err
+    lines = out.splitlines()
+    assert lines[0].startswith("test accuracy ")
+    assert lines[2].split() == ["test", "rows", "accuracy", "nll", "ece"]
+    assert lines[4].startswith("  philosophy")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "RUN: name a run's directory, or a pretrained model by --model"),
+        (["--model", "m"], "give --task NAME"),
+        (["--model", "m", "--task", "rte"], "no task of multiple choice"),
+        (["--model", "m", "--task", "mmlu", "--samples", "2"], "--samples: it is for a run"),
+    ],
+)
+def test_options_that_do_not_fit(options, message, monkeypatch, capsys):
+    code, _, err = typed(monkeypatch, capsys, *options)
+    assert code
+    assert message in " ".join(err.split())

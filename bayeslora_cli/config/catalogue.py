@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 GLUE_TASKS = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli")
@@ -26,8 +26,6 @@ LR_SCHEDULES = ("linear", "boost")
 BLORA_MODES = ("both", "quant", "rank")
 REGULARISERS = ("const", "bop")
 COMPLETIONS, EVERYTHING = LOSS_ON = ("completions", "all")  # what of a row counts in the loss
-
-
 ENCODE = "bayeslora_cli.data.tokenization:encode"
 """Place of the function that makes tokens of one or two texts per row."""
 LAST = 1000
@@ -139,14 +137,11 @@ class ObjectiveEntry:
     encode: str = ENCODE
     """Place of the function that makes tokens of rows, as module:name."""
     forward: str = ""
-    """Place of the function (module, inputs) -> outputs that replaces the model's own forward pass,
-    as module:name; empty: the outputs are the model's logits."""
+    """Place of the function (module, inputs) -> outputs that replaces the model's forward pass."""
     packed: bool = False
-    """Whether the rows of a batch go to the backbone one after the other, without padding, if its
-    architecture keeps such rows apart (`models.backbones.packing`)."""
+    """Whether rows go to the backbone without padding, if its architecture keeps them apart."""
     rows: str | None = None
-    """Place of the `tasks.sources.rows.reader.RowReader` of its tables, as module:name; None: they
-    have one or two columns of text and one of labels."""
+    """Place of its tables' `RowReader`, as module:name; None: they hold texts and a label."""
     columns: tuple[tuple[str, ...], ...] = ()
     """Sets of columns by which a user's file is known to be of this kind, if it has no labels."""
     preset: str = ""
@@ -161,6 +156,10 @@ class ObjectiveEntry:
 
 
 _LOW_RANK = ("init_rank", "alpha", "target_modules")
+_OF_TEXTS = (
+    ("messages",), ("conversations",), ("prompt", "completion"), ("prompt", "response"),
+    ("instruction", "output"), ("instruction", "response"), ("text",),
+)  # fmt: skip
 _GATES = (
     "blora_mode", "lambda_quant", "lambda_rank", "bit_ladder", "quantize_base", "reg", "gate_lr",
     "range_lr",
@@ -303,33 +302,22 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         peft_task="CAUSAL_LM",
         pipeline_tag="text-generation",
         rows="bayeslora_cli.tasks.sources.rows.dialogues:DIALOGUES",
-        columns=(
-            ("messages",),
-            ("conversations",),
-            ("prompt", "completion"),
-            ("prompt", "response"),
-            ("instruction", "output"),
-            ("instruction", "response"),
-            ("text",),
-        ),
+        columns=_OF_TEXTS,
         preset="causal",
         encode="bayeslora_cli.data.dialogues:encode",
         forward="bayeslora_cli.models.decoders.scores:log_likelihoods",
         packed=True,
     ),
-    "choice": ObjectiveEntry(
-        implementation="bayeslora_cli.tasks.objectives.choice:Choice",
-        predicts="one of the choices of a row",
-        auto_class="AutoModelForCausalLM",
-        head=False,
-        peft_task="CAUSAL_LM",
-        pipeline_tag="text-generation",
-        rows="bayeslora_cli.tasks.sources.rows.choices:CHOICES",
-        encode="bayeslora_cli.data.choices:encode",
-        forward="bayeslora_cli.models.decoders.scores:log_likelihoods",
-        packed=True,
-    ),
 }
+OBJECTIVES["choice"] = replace(
+    OBJECTIVES["causal"],
+    implementation="bayeslora_cli.tasks.objectives.choice:Choice",
+    predicts="one of the choices of a row",
+    rows="bayeslora_cli.tasks.sources.rows.choices:CHOICES",
+    columns=(("question", "choices"), ("question", "options"), ("question", "A", "B")),
+    preset="multiple-choice",
+    encode="bayeslora_cli.data.choices:encode",
+)
 
 
 # kind of a posterior, as its file names it -> module:name of the `bayes.posterior.Posterior`

@@ -19,7 +19,11 @@ ROWS = ({}, {"criterion": "sensitivity"}, {"method": "lora"}, {"method": "blora"
 @pytest.mark.parametrize("name", list_presets())
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_saved_and_used_it_is_the_same_run(name, row, tmp_path):
-    files = {"train_file": "a", "eval_file": "b"} if name in ("custom", "causal") else {}
+    files = (
+        {"train_file": "a", "eval_file": "b"}
+        if name in ("custom", "causal", "multiple-choice")
+        else {}
+    )
     task = {"task": "rte"} if name == "learned-posterior" else {}
     saved = tmp_path / "saved.toml"
     saved.write_text(resolved_preset(name, row | task))

@@ -65,10 +65,15 @@ def compile_blocks(module: nn.Module, *, dynamic: bool | None = False) -> None:
 
     Args:
         dynamic: whether sizes are symbols in the code; None: those are that have changed. Packed
-            rows have as many sizes as there are sums of lengths, and compiling takes seconds.
+            rows have as many sizes as there are sums of lengths, and compiling takes seconds. Their
+            code then also computes the norms' results a second time, in place of keeping them.
     """
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, VARIANTS)
+    # an operator that is not looked into, such as an adapted layer's, keeps its input; a norm's
+    # result is 2 of the 16 to 20 such sizes that a decoder's block keeps, and cheap to compute
+    functorch: Any = torch._functorch.config
+    functorch.ban_recompute_materialized_backward = dynamic is not None
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * VARIANTS)
     for owner in list(module.modules()):
         for blocks in owner.children():

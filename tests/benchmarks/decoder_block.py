@@ -241,7 +241,7 @@ TILES: list[tuple[int, int, int, int, int | None]] = [
     (64, 32, 4, 1, None), (64, 32, 4, 2, None), (64, 32, 4, 1, 160), (64, 32, 4, 1, 128),
     (64, 32, 4, 2, 128), (64, 64, 4, 1, None), (64, 64, 4, 2, None), (128, 32, 8, 1, None),
     (128, 32, 8, 1, 128), (128, 64, 8, 1, None), (64, 16, 4, 1, 128), (32, 32, 2, 1, 128),
-    (32, 64, 2, 1, 160),
+    (32, 64, 2, 1, 160), (64, 128, 8, 1, None), (128, 64, 8, 2, None), (16, 256, 4, 1, None),
 ]  # fmt: skip
 
 
@@ -363,7 +363,7 @@ def main() -> None:
         start = time.perf_counter()
         if compiled and device.type == "cuda":
             torch.compiler.reset()
-            compile_blocks(blocks.module)
+            compile_blocks(blocks.module, dynamic=None)
         blocks()
         synchronize(device)
         first = time.perf_counter() - start

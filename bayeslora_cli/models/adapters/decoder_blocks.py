@@ -53,10 +53,15 @@ def join_blocks(module: nn.Module) -> list[JointLinear]:
 
     Replaces each MLP that a `GatedMlp` can compute. Call it on the device where the module stays.
     """
-    found = (_joint(owner, names) for owner in module.modules() for names in (ATTENTION, GATED))
-    joints = [joint for joint in found if joint is not None]
-    for joint in joints:
-        SharedCall(joint)
+    joints = []
+    for owner in module.modules():
+        for names in (ATTENTION, GATED):
+            joint = _joint(owner, names)
+            if joint is not None:
+                # attention keeps the values as they are, but turns queries and keys
+                values = joint.layers[-1] is getattr(owner, ATTENTION[-1], None)
+                SharedCall(joint, copied=len(joint.layers) - 1 if values else None)
+                joints.append(joint)
     for owner in list(module.modules()):
         for name, child in list(owner.named_children()):
             wide = _wide(child)

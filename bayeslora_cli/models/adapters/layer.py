@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,11 +106,17 @@ class SharedCall:
     they are called with that very tensor. Called with another one, a layer computes all again.
     """
 
-    def __init__(self, joint: JointLinear) -> None:
-        """Make the joint's layers use it."""
+    def __init__(self, joint: JointLinear, copied: int | None = None) -> None:
+        """Make the joint's layers use it.
+
+        Args:
+            copied: the layer whose output is kept for the backward pass, and would keep those of
+                all others with it: a copy is returned.
+        """
         self.joint = joint
+        self.copied = copied
         self.x: Tensor | None = None
-        self.outputs: list[Tensor | None] = []
+        self.outputs: list[Any] = []
         for layer in joint.layers:
             layer.shared = self
 
@@ -120,12 +127,14 @@ class SharedCall:
         if found is None:
             outputs = self.joint(x.flatten(0, -2))
             self.x, self.outputs = x, [out.view(*x.shape[:-1], -1) for out in outputs]
+            if self.copied is not None:
+                self.outputs[self.copied] = self.outputs[self.copied].contiguous()
             found = self.outputs[place]
         self.outputs[place] = None
         if all(out is None for out in self.outputs):  # keep no activation longer than is needed
             self.x = None
-        assert found is not None
-        return found
+        output: Tensor = found
+        return output
 
 
 def join(layers: Sequence[nn.Module]) -> JointLinear | None:

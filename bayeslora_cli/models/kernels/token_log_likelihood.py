@@ -21,7 +21,9 @@ PADDING = -100
 CHUNK = 2**25
 """Logits of a chunk, at most: 128 MiB in fp32."""
 HALF_CHUNK = 2**27
-"""The same of bf16 and fp16, 256 MiB: products of few rows would read the weight too often."""
+"""The same of bf16 and fp16 on a GPU: products of few rows would read the weight too often."""
+TILE, MOST_TILES = 256, 4
+"""Rows that products on a GPU are cut into: chunks are of whole tiles, and not of too many."""
 HAS_TRITON = find_spec("triton") is not None
 
 
@@ -108,8 +110,10 @@ def _to_layer(
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
     """Cut the tokens into chunks of few enough logits, all of one size but the last."""
-    most = HALF_CHUNK if _is_fused(hidden) and hidden.dtype.itemsize == 2 else CHUNK
-    size = max(1, most // len(weight))
+    if _is_fused(hidden) and hidden.dtype.itemsize == 2:
+        size = TILE * min(MOST_TILES, max(1, HALF_CHUNK // len(weight) // TILE))
+    else:
+        size = max(1, CHUNK // len(weight))
     return [slice(start, start + size) for start in range(0, len(hidden), size)]
 
 

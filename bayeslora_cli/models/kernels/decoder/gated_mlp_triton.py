@@ -31,8 +31,10 @@ class Tiles(NamedTuple):
 
 
 AHEAD, BACK = Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 1, 128)
-PROGRAMS = 2048
-"""Programs that fill a GPU, several per multiprocessor."""
+PROGRAMS = 1024
+"""Programs that fill a GPU, several per multiprocessor; more leave more parts to add up."""
+PIECE = 512
+"""Elements of a sum that one program adds up."""
 NARROWEST = 16  # the matrix units' least extent
 FAST = torch.version.cuda is not None and os.environ.get("TRITON_INTERPRET") != "1"
 """Whether kernels may use NVIDIA's instructions by name."""
@@ -170,6 +172,33 @@ def _backward(  # type: ignore[no-untyped-def]
     tl.store(to_down + place, sum_down, within_2)
 
 
+@triton.jit(do_not_specialize=["size", "chunks"])  # type: ignore[untyped-decorator]
+def _total(parts, out, size, chunks, PIECE: tl.constexpr) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """Add up the parts (chunks, size) of a tensor."""
+    place = tl.program_id(0).to(tl.int64) * PIECE + tl.arange(0, PIECE)
+    found = tl.zeros((PIECE,), tl.float32)
+    for chunk in range(chunks):
+        found += tl.load(parts + chunk * size + place, place < size, 0.0)
+    tl.store(out + place, found.to(out.dtype.element_ty), place < size)
+
+
+@triton.jit(do_not_specialize=["chunks"])  # type: ignore[untyped-decorator]
+def _total_up(  # type: ignore[no-untyped-def]
+    parts, out, inner, chunks, SHIFT: tl.constexpr, R: tl.constexpr, PIECE: tl.constexpr,  # noqa: ANN001
+) -> None:  # fmt: skip
+    """Add up the parts (chunks, 2, R, f) of up's gradient into out (r, 2 f); 0 where none are."""
+    rank, half = tl.program_id(0), tl.program_id(1)
+    column = tl.program_id(2) * PIECE + tl.arange(0, PIECE)
+    own = rank - half * SHIFT + 0 * column  # a vector, as the mask is
+    inside = (column < inner) & (own >= 0) & (own < R)
+    place = (half * R + own) * inner + column
+    found = tl.zeros((PIECE,), tl.float32)
+    for chunk in range(chunks):
+        found += tl.load(parts + chunk * (2 * R * inner) + place, inside, 0.0)
+    out += rank * (2 * inner) + half * inner
+    tl.store(out + column, found.to(out.dtype.element_ty), column < inner)
+
+
 def forward(
     kept: Tensor, h: Tensor, up: Tensor, down: Tensor, separate: int
 ) -> tuple[Tensor, Tensor]:
@@ -197,7 +226,7 @@ def forward(
         AHEAD.rows, AHEAD.columns, FAST, num_warps=AHEAD.warps, num_stages=AHEAD.stages,
         maxnreg=AHEAD.registers,
     )  # fmt: skip
-    return product, parts.sum(0).to(kept.dtype)
+    return product, _sum(parts, kept.dtype)
 
 
 def backward(
@@ -227,11 +256,18 @@ def backward(
         BACK.rows, BACK.columns, FAST, num_warps=BACK.warps, num_stages=BACK.stages,
         maxnreg=BACK.registers,
     )  # fmt: skip
-    to_up = kept.new_zeros(h.shape[1], both)
-    to_gate, to_other = parts.sum(0)
-    to_up[:rank, :inner] = to_gate
-    to_up[separate : separate + rank, inner:] = to_other
-    return to_kept, to_up.t(), parts_2.sum(0).to(kept.dtype)
+    to_up = kept.new_empty(h.shape[1], both)
+    _total_up[(h.shape[1], 2, triton.cdiv(inner, PIECE))](
+        parts, to_up, inner, chunks, separate, rank, PIECE
+    )
+    return to_kept, to_up.t(), _sum(parts_2, kept.dtype)
+
+
+def _sum(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """Add up parts (chunks, ...) in fp32; return the sum in `dtype`."""
+    out = parts.new_empty(parts.shape[1:], dtype=dtype)
+    _total[(triton.cdiv(out.numel(), PIECE),)](parts, out, out.numel(), len(parts), PIECE)
+    return out
 
 
 def _extent(rank: int) -> int:

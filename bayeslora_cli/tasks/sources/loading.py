@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.config.catalogue import CHOICE_TASKS, OBJECTIVES
+from bayeslora_cli.config.catalogue import CHOICE_TASKS, COMPLETIONS, OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import DataError, MissingSplitError, UserError
 from bayeslora_cli.tasks.sources.choice_tasks.choice_task import (
@@ -19,7 +19,7 @@ from bayeslora_cli.tasks.sources.choice_tasks.choice_task import (
 from bayeslora_cli.tasks.sources.demo import DEMO, demo_examples
 from bayeslora_cli.tasks.sources.glue import SCORE_RANGE, TASKS, GlueTask, read_tsv, tsv_file
 from bayeslora_cli.tasks.sources.table_reader import Table, read_table
-from bayeslora_cli.tasks.sources.tabular import custom_task, table_examples
+from bayeslora_cli.tasks.sources.tabular import custom_task, reader_of, table_examples
 from bayeslora_cli.tasks.task import Examples, Task
 from bayeslora_cli.tasks.validation_share import draw, parted
 
@@ -91,6 +91,8 @@ def _own_examples(
             task_type=config.task_type,
             loss_on=config.loss_on,
         )
+        if config.loss_on != COMPLETIONS and reader_of(task.objective) is None:
+            logger.warning("--loss-on %s has no effect: the rows have labels", config.loss_on)
     evaluated = None
     if "validation" in wanted and not task.held_out:
         evaluated = _evaluation_table(config)

@@ -118,7 +118,7 @@ def table_examples(
     reader = reader_of(task.objective)
     if reader is not None:
         same = set(task.text_columns) <= set(table.names)
-        columns = task.text_columns if same else reader.columns(table, None)
+        columns = task.text_columns if same else reader.columns(table, None, sure=True)
         if columns is None:
             raise _no_form(table, task.objective, reader)
         return reader.read(table, columns, loss_on=loss_on, labelled=labelled)
@@ -163,7 +163,7 @@ def _row_form(
         reader = reader_of(name)
         if reader is None:
             continue
-        columns = reader.columns(table, texts)
+        columns = reader.columns(table, texts, sure=typed is not None)
         if columns is not None:
             return name, reader, columns
         if typed is not None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from bayeslora_cli.config.files.own_columns import LABELS
 from bayeslora_cli.errors import DataError
+from bayeslora_cli.tasks.dialogue import from_text
 from bayeslora_cli.tasks.sources.table_reader import Table, read_table
 from bayeslora_cli.tasks.sources.tabular import (
     TEXT_GUESSES,
@@ -451,3 +452,51 @@ def test_usual_names_of_labels(name):
 def test_tables_for_other_ends_are_named(names, what):
     with pytest.raises(DataError, match=f"looks like {what}.*, which is not trained here"):
         task_of({name: ["a", "b"] for name in names})
+
+
+# --- rows of other forms -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("columns", "typed", "kind", "texts"),
+    [
+        ({"messages": [[], []]}, None, "causal", ("messages",)),
+        (
+            {"prompt": ["a", "b"], "completion": ["c", "d"]},
+            None,
+            "causal",
+            ("prompt", "completion"),
+        ),
+        ({"text": ["a", "b"]}, None, "causal", ("text",)),
+        ({"text": ["a", "b"], "label": ["x", "y"]}, None, "classification", ("text",)),
+        ({"text": ["a", "b"], "label": ["x", "y"]}, "causal", "causal", ("text",)),
+        (
+            {"question": ["a", "b"], "choices": [["x", "y"]] * 2, "answer": [0, 1]},
+            None,
+            "choice",
+            ("question", "choices"),
+        ),
+    ],
+)
+def test_the_kind_of_a_table_follows_from_its_columns(columns, typed, kind, texts):
+    found = custom_task(table(columns), text_columns=None, label_column=None, task_type=typed)
+    assert (found.objective, found.text_columns) == (kind, texts)
+
+
+def test_a_kind_that_the_table_has_no_rows_for():
+    with pytest.raises(
+        DataError, match=r"none with rows for --task-type causal; expected messages"
+    ):
+        custom_task(
+            table({"q": ["a"], "a": ["b"]}, option="--train-file"),
+            text_columns=None,
+            label_column=None,
+            task_type="causal",
+        )
+
+
+def test_rows_to_evaluate_on_may_have_another_form():
+    task = custom_task(table({"text": ["a", "b"]}), text_columns=None, label_column=None)
+    other = table({"prompt": ["a"], "completion": ["b"]}, option="--eval-file")
+    found = table_examples(other, task, labelled=None)
+    assert [len(from_text(text)) for text in found.first] == [2]

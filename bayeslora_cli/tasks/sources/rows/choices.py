@@ -33,7 +33,9 @@ class Choices(RowReader):
     def expected(self) -> str:
         return "question, choices and answer"
 
-    def columns(self, table: Table, asked: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def columns(
+        self, table: Table, asked: tuple[str, ...] | None, *, sure: bool = False
+    ) -> tuple[str, ...] | None:
         """Return the columns of question and choices; `answer` is found beside them."""
         if asked is not None:
             for name in asked:

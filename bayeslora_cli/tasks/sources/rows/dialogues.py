@@ -58,7 +58,9 @@ class Dialogues(RowReader):
     def expected(self) -> str:
         return f"{_FORMS} (or --text-columns PROMPT,COMPLETION or --text-columns TEXT)"
 
-    def columns(self, table: Table, asked: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def columns(
+        self, table: Table, asked: tuple[str, ...] | None, *, sure: bool = False
+    ) -> tuple[str, ...] | None:
         """Return the columns of the first form that the table has; two that were asked for are a
         prompt and its completion, one is a chat or a text."""
         if asked is not None:
@@ -75,9 +77,8 @@ class Dialogues(RowReader):
         found = [next((n for n in names if n in table.names), None) for names in others]
         if instruction in table.names and found[1] is not None:
             return tuple(name for name in (instruction, *found) if name is not None)
-        if set(table.names) - {_TEXT} <= _BESIDE_TEXT and _TEXT in table.names:
-            return (_TEXT,)
-        return None
+        alone = sure or set(table.names) - {_TEXT} <= _BESIDE_TEXT
+        return (_TEXT,) if alone and _TEXT in table.names else None
 
     def told(self, columns: tuple[str, ...], loss_on: str) -> str:
         """Write a clause on the form, and on what counts."""

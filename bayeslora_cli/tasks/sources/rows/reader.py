@@ -18,11 +18,14 @@ class RowReader(ABC):
     """Makes rows of a kind of task from a table."""
 
     @abstractmethod
-    def columns(self, table: Table, asked: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def columns(
+        self, table: Table, asked: tuple[str, ...] | None, *, sure: bool = False
+    ) -> tuple[str, ...] | None:
         """Return the columns of a table that hold such rows; None: they are in no known form.
 
         Args:
             asked: the columns that the user named; None: none.
+            sure: whether the user named the kind of task, so that no other column casts doubt.
         Raises:
             DataError: a named column is missing.
         """

@@ -169,17 +169,20 @@ def write_files(
 
 def _names(task: Task, splits: Mapping[str, Predicted]) -> list[str]:
     """Return the names of the columns."""
-    several = len(splits) > 1
-    labelled = any(predicted.labels is not None for predicted in splits.values())
+    several, labelled = len(splits) > 1, _are_labelled(task, splits)
     extra = next(iter(splits.values())).extra
     first = ["split"] * several + ["row", "prediction"] + ["label"] * labelled
     return [*first, *(f"p({name})" for name in task.classes), *extra]
 
 
+def _are_labelled(task: Task, splits: Mapping[str, Predicted]) -> bool:
+    known = any(predicted.labels is not None for predicted in splits.values())
+    return known and objective_of(task).has_labels
+
+
 def _rows(task: Task, splits: Mapping[str, Predicted]) -> Iterator[list[Any]]:
     """Yield the rows of the file, the cells in the order of `_names`."""
-    objective = objective_of(task)
-    labelled = any(predicted.labels is not None for predicted in splits.values())
+    objective, labelled = objective_of(task), _are_labelled(task, splits)
     for split, predicted in splits.items():
         n = len(predicted.values)
         columns: list[list[Any]] = [[split] * n] * (len(splits) > 1)

@@ -22,8 +22,8 @@ class Predictive:
         self._mean = torch.zeros((), dtype=torch.float64)
         """Mean of `Objective.expected`."""
         self._within = torch.zeros((), dtype=torch.float64)
-        """(n,): for probabilities, the samples' mean entropy; for scores, their mean squared
-        distance from the mean."""
+        """(n,): for probabilities, the samples' mean entropy; for scores, the mean squared distance
+        of `Objective.decide` from that of the mean."""
 
     @property
     def values(self) -> Tensor:
@@ -35,12 +35,13 @@ class Predictive:
         self.samples += 1
         found = self.objective.expected(logits.double())
         # Welford's update, Technometrics 4, 1962
-        before = found - self._mean
-        self._mean = self._mean + before / self.samples
+        before = self._mean if self.samples > 1 else torch.zeros_like(found)
+        self._mean = before + (found - before) / self.samples
         if self.objective.probabilistic:
             within = self.objective.entropy(found)
         else:
-            within = before * (found - self._mean)
+            score, *means = map(self.objective.decide, (found, before, self._mean))
+            within = (score - means[0]) * (score - means[1])
         self._within = self._within + (within - self._within) / self.samples
 
     def uncertainty(self, *, sampled: bool) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from bayeslora_cli.evaluation.predictive import Predictive
 from bayeslora_cli.tasks.calibration import brier, ece, gaussian_nll, nll
 from bayeslora_cli.tasks.metrics import accuracy
 from bayeslora_cli.tasks.objectives.objective import build_objective
+from tests.support.decoders import CAUSAL
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(2, 4))  # S, n, classes
 
@@ -101,3 +102,22 @@ def test_certainty_of_the_wrong_class_costs_a_finite_number():
     found = predictive_of(torch.tensor([[[2000.0, 0.0]]]), 2)
     assert 700 < found.metrics(("accuracy",), torch.tensor([1]))["nll"] < math.inf
     assert found.uncertainty(sampled=True)["entropy"].tolist() == [0.0]
+
+
+def test_rows_of_tokens_vary_in_their_mean_log_likelihood():
+    """Of (n, 2) sums and counts: the unbiased variance of sum / count over the samples."""
+    generator = torch.Generator().manual_seed(2)
+    counts = torch.tensor([3.0, 5.0, 1.0])
+    samples = [
+        torch.stack((-torch.rand(3, generator=generator), counts), 1).double() for _ in range(4)
+    ]
+    predictive = Predictive(CAUSAL)
+    for sample in samples:
+        predictive.add(sample)
+    means = torch.stack([sample[:, 0] / counts for sample in samples])
+    found = predictive.uncertainty(sampled=True)["variance"]
+    torch.testing.assert_close(found, means.var(0))
+    metrics = predictive.metrics(("perplexity",), torch.zeros(3))
+    assert metrics["loss"] == pytest.approx(-float((means * counts).sum() / (4 * counts.sum())))
+    assert metrics["perplexity"] == pytest.approx(math.exp(metrics["loss"]))
+    assert metrics["log_likelihood"] == -metrics["nll"]

@@ -28,6 +28,7 @@ class Causal(Objective):
     table_selecting = "log_likelihood"
     problem_type = ""
     probabilistic = False
+    has_labels = False
     metric_facts: ClassVar[Mapping[str, Any]] = {"loss_unit": "nats per counted token"}
 
     @classmethod

@@ -36,6 +36,7 @@ class Choice(Causal):
     table_metrics = ("accuracy", "accuracy_norm")
     table_selecting = "accuracy"
     probabilistic = True
+    has_labels = True
     has_confidence = True
     metric_facts: ClassVar[Mapping[str, Any]] = {"ece_bins": ECE_BINS}
 

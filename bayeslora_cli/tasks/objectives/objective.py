@@ -61,8 +61,10 @@ class Objective(ABC):
     problem_type: ClassVar[str]
     """Name of the kind in transformers' model configurations."""
     probabilistic: ClassVar[bool] = True
-    """Whether predictions are probabilities, which have an entropy. Otherwise they are scores (n,),
-    whose uncertainty is the variance over samples of the weights."""
+    """Whether predictions are probabilities, which have an entropy. Otherwise they are scores, and
+    the uncertainty is the variance of `decide` over samples of the weights."""
+    has_labels: ClassVar[bool] = True
+    """Whether labels tell what is right; otherwise the rows themselves do, and labels are blank."""
     has_confidence: ClassVar[bool] = False
     """Whether exactly one class is predicted, so that its probability is a confidence, as
     reliability diagrams need."""

@@ -101,6 +101,7 @@ def test_attention_within_rows(window, shared, dtype, bound):
         )
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method")  # in torch's own imports
 @pytest.mark.parametrize("shared", [1, 3])
 def test_attention_within_rows_of_one_length(shared):
     """By another kernel, on rows of 64 tokens; a compiled call gives the same."""

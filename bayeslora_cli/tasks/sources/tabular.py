@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from bayeslora_cli.config.catalogue import COMPLETIONS, OBJECTIVES, implementation
-from bayeslora_cli.config.files.own_columns import LABELS
+from bayeslora_cli.config.files.own_columns import LABELS, TEXT_COLUMNS, are_labelled_texts
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.sources.label_column import LabelColumn, short
 from bayeslora_cli.tasks.sources.rows.reader import RowReader, check_column, read_texts
@@ -19,17 +19,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("bayeslora")
 
-TEXT_GUESSES: tuple[tuple[str, ...], ...] = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("text1", "text2"),
-    ("sentence",),
-    ("text",),
-    ("review",),
-    ("content",),
-)
 # columns of tables for what this program does not do -> what that is
 _OTHER_TABLES = {
     ("chosen", "rejected"): "pairs of answers, for training by preferences",
@@ -59,7 +48,7 @@ def custom_task(
 
     Args:
         table: the training table.
-        text_columns: one or two columns; None guesses them by `TEXT_GUESSES`.
+        text_columns: one or two columns; None guesses them by `TEXT_COLUMNS`.
         label_column: the label's column; None guesses it by `LABELS`.
         task_type: a key of `OBJECTIVES`; None: the kind that claims the labels, with a warning if
             they might also belong to another kind.
@@ -155,9 +144,8 @@ def _row_form(
 ) -> tuple[str, RowReader, tuple[str, ...]] | None:
     """Return the kind whose rows a training table holds, their reader and columns; None: the rows
     are texts with labels."""
-    usual = any(set(guess) <= set(table.names) for guess in TEXT_GUESSES)
-    labelled = not set(LABELS).isdisjoint(table.names)
-    if typed is None and (label is not None or texts is not None or (usual and labelled)):
+    named = label is not None or texts is not None
+    if typed is None and (named or are_labelled_texts(table.names)):
         return None
     for name in OBJECTIVES if typed is None else (typed,):
         reader = reader_of(name)
@@ -199,7 +187,7 @@ def _no_form(table: Table, kind: str, reader: RowReader) -> DataError:
 
 
 def _guess_texts(table: Table, label: str) -> tuple[str, ...]:
-    for guess in TEXT_GUESSES:
+    for guess in TEXT_COLUMNS:
         if set(guess) <= set(table.names) - {label}:
             return guess
     raise DataError(

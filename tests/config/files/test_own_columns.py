@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pyarrow
 import pyarrow.parquet
@@ -26,7 +27,9 @@ def lines(tmp_path, *names):
         (["instruction", "input", "output"], "causal"),
         (["text"], "causal"),
         (["text", "label"], None),
-        (["messages", "label"], None),
+        (["messages", "label"], "causal"),
+        (["instruction", "context", "response", "category"], "causal"),
+        (["question", "options", "answer", "category"], "choice"),
         (["sentence1", "sentence2"], None),
     ],
 )
@@ -44,7 +47,10 @@ def test_columns_of_every_format(tmp_path):
         assert column_names(str(tmp_path / f"r.{suffix}")) == ("text", "id"), suffix
 
 
-@pytest.mark.parametrize("content", [b"", b"[", b"\xff\xfe", b"{", b"3"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[", b"\xff\xfe", b"{", b"3", pytest.param(b"x" * 2**18, id="a field without an end")],
+)
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv"])
 def test_files_that_cannot_be_read_have_no_columns_that_count(tmp_path, content, suffix):
     path = tmp_path / f"r.{suffix}"
@@ -52,6 +58,8 @@ def test_files_that_cannot_be_read_have_no_columns_that_count(tmp_path, content,
     assert kind_of(str(path)) is None
     assert kind_of(str(tmp_path)) is None
     assert kind_of("owner/name:config@split") is None
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    assert kind_of(str(tmp_path / "pipe.jsonl")) is None
 
 
 def test_a_file_of_chats_gets_the_settings_of_causal_models(tmp_path):

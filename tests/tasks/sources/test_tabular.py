@@ -11,12 +11,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.config.files.own_columns import LABELS
+from bayeslora_cli.config.files.own_columns import LABELS, TEXT_COLUMNS
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.dialogue import from_text
 from bayeslora_cli.tasks.sources.table_reader import Table, read_table
 from bayeslora_cli.tasks.sources.tabular import (
-    TEXT_GUESSES,
     custom_task,
     table_examples,
 )
@@ -65,7 +64,7 @@ def evaluate(task, labels, **more):
 # --- columns -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("guess", TEXT_GUESSES)
+@pytest.mark.parametrize("guess", TEXT_COLUMNS)
 def test_texts_are_guessed(guess):
     columns = {"id": ["1", "2"], "label": ["x", "y"]} | {n: ["a", "b"] for n in guess}
     task = task_of(columns)
@@ -78,7 +77,7 @@ def test_labels_are_guessed(guess):
 
 
 def test_the_first_guess_counts():
-    every = {name: ["a", "b"] for guess in TEXT_GUESSES for name in guess}
+    every = {name: ["a", "b"] for guess in TEXT_COLUMNS for name in guess}
     every |= {name: ["x", "y"] for name in reversed(LABELS)}
     task = task_of(every)
     assert (task.text_columns, task.label_column) == (("sentence1", "sentence2"), "label")

@@ -317,6 +317,12 @@ def test_training_rows_are_held_out_where_there_are_no_others(own, typed, tmp_pa
     _, out, _ = typed_ok(typed, "eval", result["run"], "--json", "--device", "cpu")
     before, again = (found["metrics"]["validation"] for found in (before, json.loads(out)))
     assert again == pytest.approx(before)
+    kept = tmp_path / "kept.csv"
+    typed_ok(
+        typed, "eval", result["run"], "--split", "train", "--predictions", str(kept),
+        "--device", "cpu",
+    )  # fmt: skip
+    assert len(kept.read_text().splitlines()) == 1 + 6 + len(more)  # none of those held out
 
 
 TABLE = "text,kind\nw1,a\nw2,b\n"

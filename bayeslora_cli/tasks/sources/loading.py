@@ -102,7 +102,7 @@ def _own_examples(
         for split, table in tables.items()
         if table is not None
     }
-    if "validation" in wanted and evaluated is None:
+    if task.held_out or ("validation" in wanted and evaluated is None):
         task, found = hold_out(task, found["train"], config.validation)
     return task, {split: found[split] for split in wanted}
 

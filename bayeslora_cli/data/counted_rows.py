@@ -40,11 +40,8 @@ def with_loss(split: TokenisedSplit, rows: Examples, max_length: int) -> Tokenis
     assert split.whole is not None
     cut = split.whole > split.lengths
     where, first = rows.where, int(silent[0])
-    why = (
-        f"their answers begin behind --max-length {max_length}"
-        if cut[silent].all()
-        else (f"their answers are empty, or begin behind --max-length {max_length}")
-    )
+    empty = "" if cut[silent].all() else "are empty, or "
+    why = f"their answers {empty}begin behind --max-length {max_length}"
     if len(silent) == len(split):
         raise DataError(f"{where(first)}: nothing of any row counts in the loss: {why}")
     logger.warning(
@@ -77,7 +74,6 @@ def _selected(split: TokenisedSplit, kept: Tensor) -> TokenisedSplit:
 
 def counted_facts(
     splits: Mapping[str, TokenisedSplit],
-    examples: Mapping[str, Examples],
     tokenizer: Any,
     batch_size: int,
     seed: int,
@@ -101,21 +97,17 @@ def counted_facts(
             if split.counted is not None
         },
         "without_loss": {
-            name: split.left_out + int((_counts(split) == 0).sum())
+            name: split.left_out + int((row_sums(split.counted, split.offsets) == 0).sum())
             for name, split in splits.items()
+            if split.counted is not None
         },
         "packed": train.packed,
         "padded_tokens": padded,
-        "example": _example(train, examples["train"], tokenizer),
+        "example": _example(train, tokenizer),
     }
 
 
-def _counts(split: TokenisedSplit) -> Tensor:
-    assert split.counted is not None
-    return row_sums(split.counted, split.offsets)
-
-
-def _example(split: TokenisedSplit, rows: Examples, tokenizer: Any) -> dict[str, Any]:
+def _example(split: TokenisedSplit, tokenizer: Any) -> dict[str, Any]:
     """Return the first row that is whole, as parts of text that count and that do not."""
     assert split.counted is not None
     assert split.whole is not None

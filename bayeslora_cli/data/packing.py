@@ -80,7 +80,8 @@ def pack(
     if fixed:
         more = bucket(tokens, least=64, per_octave=8) - tokens
         ids = torch.cat((ids, ids.new_full((more,), split.pad_id)))
-        position = torch.cat((position, torch.arange(more)))
+        # no position that no row has: tables of positions end, and some rotary angles change there
+        position = torch.cat((position, torch.arange(more) % lengths.max()))
         rows = bucket(len(indices), least=1, per_octave=4) + 1 - len(indices)
         offsets = torch.cat((offsets, offsets.new_full((rows,), tokens + more)))
         longest = bucket(max(int(lengths.max()), more), least=64, per_octave=1)

@@ -74,7 +74,7 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
             name: dict(zip(("rows", "longest_tokens"), split.truncated(), strict=True))
             for name, split in splits.items()
         },
-        **counted_facts(splits, prepared.examples, prepared.tokenizer, largest, config.seed),
+        **counted_facts(splits, prepared.tokenizer, largest, config.seed),
         "steps": config.total_steps,
         "steps_per_epoch": steps_per_epoch(rows["train"], config.batch_size),
         "schedule": _schedule(config, course.budget),

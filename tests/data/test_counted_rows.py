@@ -56,10 +56,9 @@ def test_no_row_is_left():
 
 
 def test_a_plan_of_rows_that_count():
-    train, rows = split(ROWS[1:2] + ROWS[3:])
-    facts = counted_facts(
-        {"train": train, "validation": split(ROWS)[0]}, {"train": rows}, byte_tokenizer(), 2, 0
-    )
+    train, _ = split(ROWS[1:2] + ROWS[3:])
+    splits = {"train": train, "validation": split(ROWS)[0]}
+    facts = counted_facts(splits, byte_tokenizer(), 2, 0)
     assert facts["tokens"]["train"] == {"all": 10, "counted": 5}
     assert facts["without_loss"] == {"train": 0, "validation": 2}
     assert facts["padded_tokens"] == 10  # both rows have 5
@@ -73,8 +72,8 @@ def test_a_plan_of_rows_that_count():
 
 
 def test_long_parts_are_shortened_and_no_control_character_is_printed():
-    train, rows = split([("a\tb\x1b" + "c" * 2000 + "\n" + "é" * 90, "d")], max_length=5000)
-    facts = counted_facts({"train": train}, {"train": rows}, byte_tokenizer(), 1, 0)
+    train, _ = split([("a\tb\x1b" + "c" * 2000 + "\n" + "é" * 90, "d")], max_length=5000)
+    facts = counted_facts({"train": train}, byte_tokenizer(), 1, 0)
     lines = example_text(facts)
     assert all(line.isprintable() and len(line) <= 80 for line in lines)
     assert "\\x1b" in lines[1]
@@ -82,7 +81,7 @@ def test_long_parts_are_shortened_and_no_control_character_is_printed():
 
 
 def test_splits_of_other_kinds_have_nothing_of_this():
-    train, rows = split(ROWS)
-    facts = counted_facts({"train": replace(train, counted=None)}, {"train": rows}, None, 2, 0)
+    train, _ = split(ROWS)
+    facts = counted_facts({"train": replace(train, counted=None)}, None, 2, 0)
     assert facts == {}
     assert counted_text(facts, 10) == example_text(facts) == []

@@ -60,6 +60,7 @@ def test_fixed_sizes_add_what_nothing_counts(packed):
     assert offsets.diff().max() <= batch["longest"].shape[1]
     starts = offsets[:-1][offsets.diff() > 0].long()
     assert (batch["position_ids"][0, starts] == 0).all()
+    assert batch["position_ids"].max() == plain["position_ids"].max()
 
 
 def test_few_sizes():

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from bayeslora_cli.models.adapters.layer import LowRankLinear
 from bayeslora_cli.models.backbones.packing import ATTENTION, takes_packed_rows
 from bayeslora_cli.models.decoders.packed_attention import without_masks
 from bayeslora_cli.models.kernels.token_log_likelihood import (
@@ -48,12 +47,13 @@ def log_likelihoods(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
     by_offsets = "row_offsets" in inputs and module.config._attn_implementation == ATTENTION
     if not by_offsets:  # then packed rows are known by their positions
         inputs = {name: value for name, value in inputs.items() if name not in OFFSETS}
-    if not _output_is_known(module):
-        logits = module(**inputs, use_cache=False).logits.flatten(0, 1)
-        return _at_targets(logits[batch["predicting"]], batch["targets"])
+    known = _output_is_known(module)
     # with its cache on, transformers lets packed rows see each other
     with without_masks() if by_offsets else nullcontext():
-        hidden = module.get_decoder()(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+        found = (module.get_decoder() if known else module)(**inputs, use_cache=False)
+    if not known:
+        return _at_targets(found.logits.flatten(0, 1)[batch["predicting"]], batch["targets"])
+    hidden = found.last_hidden_state.flatten(0, 1)
     output = _output_of(module)
     return token_log_likelihood(
         hidden.index_select(0, batch["predicting"]).to(output.weight.dtype),
@@ -75,9 +75,9 @@ class _Output:
 
 def _output_is_known(module: Any) -> bool:
     """Return whether `_output_of` says how the logits come about: not if the output layer has an
-    adapter, nor for every architecture."""
+    adapter, ours or PEFT's, nor for every architecture."""
     kind = module.config.model_type
-    if isinstance(module.get_output_embeddings(), LowRankLinear):
+    if not isinstance(module.get_output_embeddings(), nn.Linear):
         return False
     return takes_packed_rows(kind) or kind in PADDED
 

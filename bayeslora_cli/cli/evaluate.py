@@ -13,7 +13,7 @@ from bayeslora_cli.api.results import holds_runs
 from bayeslora_cli.api.run import Run
 from bayeslora_cli.cli.progress import logger, set_up_logging
 from bayeslora_cli.cli.table import AsCsv, At, Latex, Markdown, Paired, ReferenceFile, print_table
-from bayeslora_cli.config.catalogue import CHOICE_TASKS
+from bayeslora_cli.config.catalogue import CHOICE_TASKS, PRECISIONS
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.reports.figures.figure_file import check_figure
 from bayeslora_cli.reports.figures.reliability_diagram import (
@@ -199,7 +199,9 @@ def evaluate(
         assert model is not None
         idle = sorted(typed & _OF_RUNS)
         if idle:
-            raise UserError(f"--{idle[0]}: it is for a run; leave it out with --model alone")
+            raise UserError(
+                f"--{idle[0].replace('_', '-')}: it is for a run; name one, or leave it out"
+            )
         evaluation = evaluate_model(
             model,
             task=task,
@@ -208,7 +210,7 @@ def evaluate(
             split=split,
             data=data,
             file=eval_file,
-            precision=precision or "fp32",
+            precision=precision or PRECISIONS[0],
             ood=ood,
             reliability=reliability is not None,
             predictions=predictions,

@@ -99,7 +99,7 @@ def scores(
                 for name, (predictive, labels) in labelled.items()
             }
         if OUTSIDE in by_split:
-            outside = {"source": asked.outside, "rows": len(rows[OUTSIDE])}
+            outside = {"source": asked.outside, "rows": len(by_split[OUTSIDE].values)}
             result.setdefault("ood", outside)[at] = {
                 name: _aurocs(predictive, by_split[OUTSIDE], sampled=at == "sampled")
                 for name, predictive in inside.items()

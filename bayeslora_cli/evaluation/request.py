@@ -6,14 +6,18 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from bayeslora_cli.config.catalogue import OPTIMIZERS
+from bayeslora_cli.config.catalogue import OBJECTIVES, OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import DataError, UserError
 from bayeslora_cli.evaluation.forward_passes import Sampling
 from bayeslora_cli.evaluation.run_loading import of_the_training, split_names
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.tasks.objectives.objective import objective_of
-from bayeslora_cli.tasks.sources.choice_tasks.choice_task import ChoiceTask, load_to_score
+from bayeslora_cli.tasks.sources.choice_tasks.choice_task import (
+    ChoiceTask,
+    choice_task,
+    load_to_score,
+)
 from bayeslora_cli.tasks.sources.comparison_rows import load_file, load_outside
 from bayeslora_cli.tasks.sources.glue import TASKS
 from bayeslora_cli.tasks.sources.loading import load_examples
@@ -53,6 +57,40 @@ class EvaluationRequest:
         if self.ood is None and self.sampling is not None and own_split:
             return next(iter(self.task.ood_splits), None)
         return self.ood
+
+
+def other_task(
+    task: str | None, choices: str | None, shots: int, split: str | None, file: str | None
+) -> ChoiceTask | None:
+    """Return the task of multiple choice that is read; None: none was named.
+
+    Raises:
+        UserError: there is no such task, or options have no effect.
+    """
+    if file is not None and split is not None:
+        raise UserError(f"--split {split}: --eval-file {file} is read instead; leave one out")
+    if task is not None:
+        return choice_task(task, choices)
+    if shots or choices is not None:
+        given = f"--shots {shots}" if shots else f"--choices {choices}"
+        raise UserError(f"{given}: it is for --task NAME; leave it out")
+    return None
+
+
+def check_kind(name: str, own: Task, other: Task) -> None:
+    """Check that a run can be evaluated on another task: both need the same model.
+
+    Args:
+        name: the run, for messages.
+    Raises:
+        UserError: they do not.
+    """
+    mine, needed = OBJECTIVES[own.objective], OBJECTIVES[other.objective]
+    if (mine.auto_class, mine.head) != (needed.auto_class, needed.head):
+        raise UserError(
+            f"--task {other.name}: {name} predicts {mine.predicts}, and predicting "
+            f"{needed.predicts} needs a run of a causal language model"
+        )
 
 
 def check_sampling(config: RunConfig, sampling: Sampling | None) -> None:

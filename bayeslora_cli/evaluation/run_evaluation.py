@@ -25,8 +25,10 @@ from bayeslora_cli.evaluation.predictive import Predictive
 from bayeslora_cli.evaluation.request import (
     OUTSIDE,
     EvaluationRequest,
+    check_kind,
     check_uncertainty,
     collect,
+    other_task,
 )
 from bayeslora_cli.evaluation.run_loading import load_model, load_run
 from bayeslora_cli.methods.network import Network
@@ -34,7 +36,6 @@ from bayeslora_cli.models.backbones.loading import usable_length
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.tasks.sources.choice_tasks.choice_task import TASKS as CHOICE_TASKS
-from bayeslora_cli.tasks.sources.choice_tasks.choice_task import choice_task
 from bayeslora_cli.tasks.sources.comparison_rows import check_data_is_read
 from bayeslora_cli.tasks.sources.glue import TASKS
 from bayeslora_cli.tasks.sources.table_reader import read_table
@@ -100,22 +101,17 @@ def evaluate_run(
         UserError: there is no run, options have no effect, data is missing or has no labels, the
             model is another one, or there is no posterior.
     """
-    if file is not None and split is not None:
-        raise UserError(f"--split {split}: --eval-file {file} is read instead; leave one out")
+    if file is not None and task is not None:
+        raise UserError(f"--task {task}: --eval-file {file} is read instead; leave one out")
     if predictions is not None:
         check_path(predictions)
+    other = other_task(task, choices, shots, split, file)
     run = RunDir.open(path)
     config, own = run.read_config(trust_remote_code=trust_remote_code), run.read_task()
     if model is not None:
         config = replace(config, model=model)
-    other = None if task is None else choice_task(task, choices)
-    if other is None and (shots or choices is not None):
-        given = f"--shots {shots}" if shots else f"--choices {choices}"
-        raise UserError(f"{given}: it is for --task NAME; leave it out")
     if other is not None:
         check_kind(str(path), own, other)
-        if file is not None:
-            raise UserError(f"--task {task}: --eval-file {file} is read instead; leave one out")
     if data is not None:
         if other is None and ood not in TASKS:  # those rows are read from `data`
             check_data_is_read(config, data, file)
@@ -180,7 +176,9 @@ def evaluate_model(
         )
     if predictions is not None:
         check_path(predictions)
-    other = None if task is None else choice_task(task, choices)
+    other = other_task(task, choices, shots, split, file)
+    if other is None and data is not None and ood not in TASKS:
+        raise UserError(f"--data {data}: --eval-file {file} is read instead; leave one out")
     if other is not None:
         found: Task = other
     else:
@@ -202,7 +200,7 @@ def evaluate_model(
         target_rank=1,
         init_rank=1,
         trust_remote_code=trust_remote_code,
-        data=None if other is None else data,
+        data=data,
         train_file=file,
     )
     asked = EvaluationRequest(
@@ -225,22 +223,6 @@ def evaluate_model(
     return _evaluated(asked, network, tokenizer, None, examples, batch_size)
 
 
-def check_kind(name: str, own: Task, other: Task) -> None:
-    """Check that a run can be evaluated on another task: both need the same model.
-
-    Args:
-        name: the run, for messages.
-    Raises:
-        UserError: they do not.
-    """
-    mine, needed = OBJECTIVES[own.objective], OBJECTIVES[other.objective]
-    if (mine.auto_class, mine.head) != (needed.auto_class, needed.head):
-        raise UserError(
-            f"--task {other.name}: {name} predicts {mine.predicts}, and predicting "
-            f"{needed.predicts} needs a run of a causal language model"
-        )
-
-
 def _evaluated(
     asked: EvaluationRequest,
     network: Network,
@@ -256,8 +238,8 @@ def _evaluated(
         batch_size: examples per forward pass; None: as in training.
     """
     config = asked.config
-    if asked.other is not None:
-        # the length of a training says nothing of other prompts
+    if asked.other is not None or asked.run is None:
+        # no length was chosen for these rows: that of a training says nothing of other prompts
         limit = usable_length(config.model, tokenizer, trust_remote_code=config.trust_remote_code)
         config = replace(config, max_length=limit or _NO_LIMIT)
     network.objective = objective_of(asked.task)

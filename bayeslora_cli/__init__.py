@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from bayeslora_cli import errors as errors
 
 if TYPE_CHECKING:
-    from bayeslora_cli.api.generation import generate as generate
     from bayeslora_cli.api.models import evaluate as evaluate
+    from bayeslora_cli.api.models import generate as generate
     from bayeslora_cli.api.results import Results as Results
     from bayeslora_cli.api.results import inspect_ranks as inspect_ranks
     from bayeslora_cli.api.results import results as results
@@ -39,7 +39,7 @@ _PLACES = {
     "Results": "bayeslora_cli.api.results:Results",
     "Run": "bayeslora_cli.api.run:Run",
     "evaluate": "bayeslora_cli.api.models:evaluate",
-    "generate": "bayeslora_cli.api.generation:generate",
+    "generate": "bayeslora_cli.api.models:generate",
     "inspect_ranks": "bayeslora_cli.api.results:inspect_ranks",
     "load_quantized": "bayeslora_cli.export.formats.integer_codes:load_quantized",
     "plan": "bayeslora_cli.api.training:plan",

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bayeslora_cli.api.generation import generate as generate_from_model
+from bayeslora_cli.api.models import generate as generate_from_model
 from bayeslora_cli.api.run import Run
 from bayeslora_cli.cli.progress import logger, set_up_logging
 from bayeslora_cli.config.catalogue import PRECISIONS
@@ -114,8 +114,8 @@ def generate(
             flag = "--verify" if samples is None else f"--samples {samples}"
             raise UserError(f"{flag}: it is for a finished run, and --model {model} is none")
         found = generate_from_model(
+            model,
             prompts,
-            model=model,
             device=device,
             precision=precision or PRECISIONS[0],
             trust_remote_code=trust_remote_code,

@@ -70,11 +70,9 @@ def test_samples_and_drawn_tokens_repeat_by_their_seed(run):
 
 
 def test_a_model_without_a_run_is_the_merged_one(run, merged):
-    found = bl.generate(PROMPTS, model=str(merged), max_new_tokens=8, device="cpu")
+    found = bl.generate(merged, PROMPTS, max_new_tokens=8, device="cpu")
     assert found == run.generate(PROMPTS, max_new_tokens=8)
-    system = bl.generate(
-        PROMPTS, model=str(merged), max_new_tokens=8, device="cpu", system="be good"
-    )
+    system = bl.generate(merged, PROMPTS, max_new_tokens=8, device="cpu", system="be good")
     assert system != found
 
 
@@ -158,7 +156,7 @@ def test_what_cannot_be_typed(words, message, run, typed):
 @pytest.mark.realmodel
 def test_smollm_knows_the_capital_of_france():
     (found,) = bl.generate(
-        ["What is the capital of France?"], model=SMOLLM, max_new_tokens=12, device="cpu"
+        SMOLLM, ["What is the capital of France?"], max_new_tokens=12, device="cpu"
     )
     assert found.texts == ("The capital of France is Paris.",)
     assert found.finished == (True,)

@@ -99,5 +99,6 @@ def formula(kind: str) -> str:
     found = re.fullmatch(r"W_(\w+)", kind)
     if found is None:
         return kind.replace("$", r"\$")
-    index = found[1] if len(found[1]) <= 2 else rf"\mathrm{{{found[1]}}}"
+    # a letter, with a number or without; words such as "up" are upright
+    index = found[1] if re.fullmatch(r"\w\d?", found[1]) else rf"\mathrm{{{found[1]}}}"
     return f"$W_{{{index}}}$"

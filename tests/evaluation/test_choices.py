@@ -121,6 +121,12 @@ def test_a_run_holds_out_rows_and_is_evaluated(run, data, tmp_path):
     assert len(run.evaluate("train").predictions["train"]) + len(run.task.held_out) == 12
 
 
+def test_uncertainty_against_another_task(run):
+    found = run.evaluate("test", samples=2, ood="mmlu").ood
+    assert found["rows"] == 6
+    assert set(found["sampled"]["test"]) == {"entropy", "mutual_information"}
+
+
 def test_a_run_on_another_task(run, data):
     found = run.evaluate(task="mmlu", shots=1, samples=2)
     assert found.facts["split"] == "test"

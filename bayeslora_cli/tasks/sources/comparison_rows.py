@@ -7,9 +7,10 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from bayeslora_cli.config.catalogue import COMPLETIONS
+from bayeslora_cli.config.catalogue import CHOICE_TASKS, COMPLETIONS, OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import DataError, UserError
+from bayeslora_cli.tasks.sources.choice_tasks.choice_task import choice_task, load_to_score
 from bayeslora_cli.tasks.sources.demo import DEMO, demo_examples
 from bayeslora_cli.tasks.sources.glue import TASKS, GlueTask
 from bayeslora_cli.tasks.sources.loading import load_examples, load_task
@@ -54,8 +55,8 @@ def load_outside(source: str, config: RunConfig, task: Task, *, own_rows: bool =
     """Read rows to compare with a task's own rows, as text without labels.
 
     Args:
-        source: `ood` or the name of the task's out-of-distribution split; or another task, whose
-            first validation split is read from GLUE's data; or a file or hub data set with the
+        source: `ood` or the name of the task's out-of-distribution split; or another task, of GLUE
+            its first validation split, of multiple choice what it is scored on; or a file or hub data set with the
             task's text columns.
         config: the run's configuration, which names the directory of the data.
         own_rows: whether the run's own rows are read from that directory as well.
@@ -77,6 +78,9 @@ def load_outside(source: str, config: RunConfig, task: Task, *, own_rows: bool =
         data = None if config.data is None else Path(config.data)
         own = TASKS.get(config.task) if own_rows else None
         found = _load_other(TASKS[source], data, own)
+    elif source in CHOICE_TASKS and not OBJECTIVES[task.objective].head:
+        data = None if config.data is None else Path(config.data)
+        (found,) = load_to_score(choice_task(source, config.choices), data, None).values()
     else:
         table = read_table(source, "--ood", split="validation")
         return table_examples(table, task, labelled=False, loss_on=config.loss_on)

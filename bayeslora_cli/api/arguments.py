@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from bayeslora_cli.config.catalogue import OBJECTIVES
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.tasks.task import Examples, Task
 
@@ -36,8 +37,14 @@ def rows_of(texts: Sequence[str | tuple[str, str]], task: Task) -> Examples:
     """Turn texts into rows of the task.
 
     Raises:
-        UserError: there is no text, or a row has more or fewer texts than the task has columns.
+        UserError: there is no text, a row has more or fewer texts than the task has columns, or the
+            task's rows are of another form.
     """
+    if OBJECTIVES[task.objective].rows is not None:
+        raise UserError(
+            f"predict: the rows of {task.name} are more than texts; evaluate(file=..., "
+            "predictions=...) predicts rows of a file, and generate continues prompts"
+        )
     columns = len(task.text_columns)
     rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
     if isinstance(texts, str) or not rows or any(len(row) != columns for row in rows):

@@ -110,7 +110,7 @@ class RunConfig:
     )
     target_modules: tuple[str, ...] | None = option(
         None, RANKS, "Layers to adapt: endings of their names, comma-separated, or all-linear",
-        default_text="PEFT's choice for the backbone", decides_code=True,
+        default_text="PEFT's choice; all in the blocks of language models", decides_code=True,
     )
     alpha: float = option(
         32.0, RANKS, "Scale: alpha / initial rank", checks=(values.positive_and_finite,)

@@ -138,6 +138,27 @@ def test_a_run_on_another_task(run, data):
         run.evaluate(task="mmul")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shots": 1}, "--shots 1: it is for --task NAME"),
+        ({"choices": "letters"}, "--choices letters: it is for --task NAME"),
+        ({"split": "test"}, "--split test: --eval-file f.csv is read instead"),
+        ({"data": "d"}, "--data d: --eval-file f.csv is read instead"),
+    ],
+)
+def test_options_of_tasks_are_not_for_files(options, message):
+    with pytest.raises(UserError, match=message):
+        bl.evaluate("m", file="f.csv", **options)
+
+
+def test_texts_without_choices_are_refused(run):
+    with pytest.raises(UserError, match="--ood sst2: its rows are texts with labels"):
+        run.evaluate("test", ood="sst2")
+    with pytest.raises(UserError, match=r"predict: the rows of .* are more than texts"):
+        run.predict([("a", "b")])
+
+
 def test_rows_of_ones_own(model, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(

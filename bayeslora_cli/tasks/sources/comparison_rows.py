@@ -15,7 +15,7 @@ from bayeslora_cli.tasks.sources.demo import DEMO, demo_examples
 from bayeslora_cli.tasks.sources.glue import TASKS, GlueTask
 from bayeslora_cli.tasks.sources.loading import load_examples, load_task
 from bayeslora_cli.tasks.sources.table_reader import read_table
-from bayeslora_cli.tasks.sources.tabular import table_examples
+from bayeslora_cli.tasks.sources.tabular import reader_of, table_examples
 from bayeslora_cli.tasks.task import Examples, Task
 
 
@@ -61,8 +61,14 @@ def load_outside(source: str, config: RunConfig, task: Task, *, own_rows: bool =
         config: the run's configuration, which names the directory of the data.
         own_rows: whether the run's own rows are read from that directory as well.
     Raises:
-        UserError: there is no such split, task, file or hub data set, or its columns differ.
+        UserError: there is no such split, task, file or hub data set, or its rows differ.
     """
+    reader = reader_of(task.objective)
+    if reader is not None and source in (DEMO.name, *TASKS):
+        raise DataError(
+            f"--ood {source}: its rows are texts with labels, those of {task.name} are of another "
+            f"form; give a file with {reader.expected}"
+        )
     if source in ("ood", *task.ood_splits):
         if not task.ood_splits:
             raise DataError(

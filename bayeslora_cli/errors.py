@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,3 +74,36 @@ class StorageError(BayesloraError, OSError):
 
     def __str__(self) -> str:
         return f"cannot write {self.path}: {self.strerror}; what was saved before is still there"
+
+
+def explained(error: BaseException) -> BayesloraError | None:
+    """Return an error with a message for one of the machine, or of a name that it cannot take.
+
+    None: the error is none of these.
+    """
+    said = str(error)
+    if _no_memory(error, said):
+        detail = said.splitlines()[0] if said else type(error).__name__
+        return BayesloraError(
+            "out of memory on the CPU; lower --batch-size, --max-length or a rank, or raise the "
+            f"limit: {detail}"
+        )
+    if "can't start new thread" in said or "ThreadPoolBuildError" in said:
+        return BayesloraError("no thread can be started: raise the limit of processes (ulimit -u)")
+    if isinstance(error, ValueError) and "embedded null" in said:
+        return UserError("a path or name has a NUL character, which no file can have")
+    if isinstance(error, RuntimeError) and "home directory" in said:
+        return UserError(f"a path that begins with ~: {said}; give it in full")
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return UserError(f"{str(error.filename)[:60]}…: the path is too long")
+    return None
+
+
+def _no_memory(error: BaseException, said: str) -> bool:
+    """Return whether there was no memory for Python, torch, or a library to be loaded."""
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    signs = ("DefaultCPUAllocator", "std::bad_alloc", "failed to map segment", "os error 12")
+    # a SystemError is what C code raises that was not told why an allocation failed
+    kinds = (MemoryError, SystemError)
+    return isinstance(error, kinds) or any(sign in said for sign in signs)

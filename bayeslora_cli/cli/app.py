@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -30,7 +29,7 @@ from bayeslora_cli.cli.inspect_ranks import inspect_ranks
 from bayeslora_cli.cli.progress import lasting_streams
 from bayeslora_cli.cli.table import table
 from bayeslora_cli.cli.train import train
-from bayeslora_cli.errors import EXIT_FAILED, BayesloraError, Preempted, UserError
+from bayeslora_cli.errors import EXIT_FAILED, BayesloraError, Preempted, explained
 from bayeslora_cli.execution.launch_environment import Place, place
 from bayeslora_cli.reports.terminal_text import say
 
@@ -73,30 +72,18 @@ for name, command, form in (
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Give errors of the system, and of names that it cannot take, a message of their own.
+    """Give errors of the machine, and of names that it cannot take, a message of their own.
 
     Raises:
         BayesloraError: in place of such an error.
     """
     try:
         yield
-    except (MemoryError, RuntimeError, ValueError, OSError) as error:
-        said = str(error)
-        if isinstance(error, BayesloraError):
-            raise
-        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in said:
-            raise BayesloraError(
-                "out of memory on the CPU; lower --batch-size, --max-length or a rank, or raise "
-                f"the limit: {said.splitlines()[0] if said else 'MemoryError'}"
-            ) from error
-        if "can't start new thread" in said:
-            raise BayesloraError(f"{said}: raise the limit of processes (ulimit -u)") from error
-        if "embedded null" in said:
-            raise UserError("a path or name has a NUL character, which no file can have") from error
-        if "home directory" in said:
-            raise UserError(f"a path that begins with ~: {said}; give it in full") from error
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            raise UserError(f"{str(error.filename)[:60]}…: the path is too long") from error
+    except (SystemExit, BayesloraError):
+        raise
+    except BaseException as error:  # the tokenizers' library raises no Exception
+        if (found := explained(error)) is not None:
+            raise found from error
         raise
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +23,9 @@ from bayeslora_cli.tasks.sources.choice_tasks.choice_task import (
 from bayeslora_cli.tasks.sources.comparison_rows import load_file, load_outside
 from bayeslora_cli.tasks.sources.glue import TASKS
 from bayeslora_cli.tasks.sources.loading import load_examples
-from bayeslora_cli.tasks.task import Examples, Task
+from bayeslora_cli.tasks.task import Examples, Task, changed_splits
 
+logger = logging.getLogger("bayeslora")
 OUTSIDE = "--ood"  # not the name of a split
 
 
@@ -141,6 +144,7 @@ def collect(asked: EvaluationRequest) -> dict[str, Examples]:
         with of_the_training(asked.run, *given):
             splits = split_names(task, asked.split or "validation")
             examples = load_examples(config, splits, task=task)[1]
+        _check_rows(asked, asked.run, examples)
     else:
         examples = load_file(asked.file, task, config.loss_on)
     of_tests = task.name in TASKS and examples.keys() <= set(task.test_splits)
@@ -161,3 +165,22 @@ def collect(asked: EvaluationRequest) -> dict[str, Examples]:
         return examples
     outside = load_outside(asked.outside, config, task, own_rows=asked.file is None)
     return {**examples, OUTSIDE: outside}
+
+
+def _check_rows(asked: EvaluationRequest, run: RunDir, examples: Mapping[str, Examples]) -> None:
+    """Compare the rows of a run's own splits with those that it was trained and measured on.
+
+    Raises:
+        DataError: they are others now; where --data names other data, that is only a warning.
+    """
+    identity = run.read_json(run.environment).get("identity")
+    changed = " and ".join(changed_splits(asked.task, examples, identity))
+    if not changed:
+        return
+    what = f"{changed} of {asked.task.name} has other rows or labels than at the training"
+    if asked.data is None:
+        raise DataError(
+            f"{what} of {run.path}; put the old ones back, or name the new ones with --eval-file "
+            "FILE or --data DIR"
+        )
+    logger.warning("--data %s: %s", asked.data, what)

@@ -61,7 +61,7 @@ def load_run(
             not the one that the run was trained on.
     """
     set_precision(config.precision)
-    with of_the_training(run, "--model", "--target-modules"):
+    with of_the_training(run, "--model", "--target-modules", "--init-rank"):
         backbone = model_identity(
             config.model, trust_remote_code=config.trust_remote_code, verify=verify
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -46,7 +46,8 @@ def build_network(
         form: constructor that gets the layer to replace; it decides how the frozen weight lies in
             memory.
     Raises:
-        ModelError: raised by `load_backbone` or `match_targets`.
+        ModelError: raised by `load_backbone` or `match_targets`, or the rank is larger than every
+            layer.
     """
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     method = find_method(config.method)
@@ -87,7 +88,9 @@ def build_network(
     adapters: dict[str, LowRankLinear] = {}
     if make_layer is not None:
         generator = torch.Generator().manual_seed(config.seed)
-        for name in match_targets(module, head, config.target_modules):
+        targets = match_targets(module, head, config.target_modules)
+        _check_rank(config.init_rank, [module.get_submodule(name) for name in targets])
+        for name in targets:
             base = form(module.get_submodule(name))
             layer = make_layer(base, config.init_rank, config.alpha, generator)
             parent, _, last = name.rpartition(".")
@@ -143,6 +146,20 @@ def build_network(
         backbone_sha256=backbone_sha256,
         operands=method.operands(config, bank, adapters, dtype),
     )
+
+
+def _check_rank(rank: int, layers: Sequence[nn.Module]) -> None:
+    """Refuse a rank that no layer can have, as a foreign configuration may name: memory is finite.
+
+    Raises:
+        ModelError: it is larger than the sides of all layers' weights.
+    """
+    # by the largest side, although the smaller one bounds the rank: a little too much does no harm
+    largest = max((max(p.shape) for m in layers for p in m.parameters() if p.dim() == 2), default=0)
+    if rank > largest > 0:
+        raise ModelError(
+            f"--init-rank {rank}: the largest layer to adapt is {largest} wide; give a rank below"
+        )
 
 
 def _joints(module: nn.Module, *, decoder: bool) -> list[JointLinear]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -228,6 +229,7 @@ def _take(
         if part not in scalars:
             raise RunDirError(f"{directory} is a checkpoint of another run: it has no {part}")
         try:
+            _check_kinds(scalars[part], stateful.scalars())
             stateful.load_scalars(scalars[part])
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RunDirError(f"{directory} is of another version: {part}: {error}") from error
@@ -236,3 +238,19 @@ def _take(
             if saved is None or saved.shape != tensor.shape or saved.dtype != tensor.dtype:
                 raise RunDirError(f"{directory} is a checkpoint of another run: {part}/{name}")
             tensor.copy_(saved)
+
+
+def _check_kinds(found: Any, expected: Any, name: str = "its state") -> None:
+    """Check that values are of the kinds that a new run has, and numbers not below 0.
+
+    Raises:
+        TypeError, ValueError: one is of another kind, or negative.
+    """
+    kind: Any = (int, float) if isinstance(expected, float) else type(expected)
+    if not isinstance(found, kind) or isinstance(found, bool) != isinstance(expected, bool):
+        raise TypeError(f"{name} is {found!r:.40}, not {type(expected).__name__}")
+    if isinstance(expected, int | float) and not 0 <= found < math.inf:
+        raise ValueError(f"{name} is {found!r:.40}")
+    if isinstance(expected, dict):
+        for key in expected.keys() & found.keys():
+            _check_kinds(found[key], expected[key], key)

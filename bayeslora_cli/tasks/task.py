@@ -133,3 +133,24 @@ def data_checksum(task: Task, examples: Mapping[str, Examples]) -> str:
             digest.update(json.dumps(texts and list(map(len, texts))).encode())
             digest.update("".join(texts or ()).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def rows_identity(task: Task, examples: Mapping[str, Examples]) -> dict[str, Any]:
+    """Return what environment.json keeps of the rows: the checksum of all, and of each split."""
+    splits = {name: data_checksum(task, {name: rows}) for name, rows in examples.items()}
+    return {"rows": data_checksum(task, examples), "splits": splits}
+
+
+def changed_splits(task: Task, examples: Mapping[str, Examples], identity: Any) -> list[str]:
+    """Return the splits whose rows or labels are others than those of an identity.
+
+    Args:
+        identity: what environment.json keeps; runs of earlier versions have less, or nothing.
+    """
+    known = identity.get("splits") if isinstance(identity, dict) else None
+    known = known if isinstance(known, dict) else {}
+    return [
+        name
+        for name, rows in examples.items()
+        if name in known and data_checksum(task, {name: rows}) != known[name]
+    ]

@@ -14,7 +14,7 @@ from torch import Tensor
 from bayeslora_cli.config.resolution import Resolved
 from bayeslora_cli.config.values import parse_interval
 from bayeslora_cli.data.batching import TrainOrder, steps_per_epoch
-from bayeslora_cli.errors import NonFiniteError, Preempted
+from bayeslora_cli.errors import NonFiniteError, Preempted, RunDirError
 from bayeslora_cli.evaluation.forward_passes import describe, evaluate_splits
 from bayeslora_cli.execution.device import memory_explained
 from bayeslora_cli.execution.processes import SINGLE, Processes
@@ -25,7 +25,7 @@ from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.environment import now, record_environment
 from bayeslora_cli.runs.file_lock import locked
 from bayeslora_cli.runs.trackers import Trackers
-from bayeslora_cli.tasks.task import data_checksum
+from bayeslora_cli.tasks.task import data_checksum, rows_identity
 from bayeslora_cli.training.artifacts import run_result, write_artifacts
 from bayeslora_cli.training.assembly import TrainingSetup, Workspace, reuse_or_build
 from bayeslora_cli.training.preparation import PreparedRun, check_unchanged, prepare
@@ -177,6 +177,11 @@ class TrainingLoop:
                     self.config, self.task, overwrite=self.config.overwrite, same=self.moved
                 )
                 resumed = self.checkpoints.restore(self.parts)
+                if self.state.step > self.total:
+                    raise RunDirError(
+                        f"{self.directory.checkpoint} is of another run: step {self.state.step}, "
+                        f"and the run has {self.total}"
+                    )
         if self.processes.broadcast_state(self.parts, resumed):
             logger.info("resuming after step %d of %d", self.state.step, self.total)
         with self.processes.all_or_none():
@@ -185,7 +190,7 @@ class TrainingLoop:
                 record_environment(
                     self.directory, self.setup.device, revision, self.network.backbone_sha256,
                     self.processes.world,
-                    {**self.setup.identity, "rows": data_checksum(self.task, self.examples)},
+                    {**self.setup.identity, **rows_identity(self.task, self.examples)},
                 )  # fmt: skip
         self.log.start(self.total)
 

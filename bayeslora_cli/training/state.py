@@ -16,6 +16,7 @@ from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.errors import RunDirError
 from bayeslora_cli.execution.processes import SINGLE, Processes, mixed
 from bayeslora_cli.models.adapters.bank import AdapterBank
+from bayeslora_cli.tasks.metric_ranges import outside
 
 logger = logging.getLogger("bayeslora")
 STEPS_BACK = 1000
@@ -52,7 +53,12 @@ class LoopState:
         return asdict(self)
 
     def load_scalars(self, scalars: dict[str, Any]) -> None:
-        """Restore what `scalars()` returned in an earlier process."""
+        """Restore what `scalars()` returned in an earlier process.
+
+        Raises:
+            AttributeError, KeyError: fields are unknown, or the step is missing.
+        """
+        self.step, self.evaluated = scalars["step"], scalars["evaluated"]
         for name, value in scalars.items():
             setattr(self, name, value)
 
@@ -229,5 +235,19 @@ class BestSoFar:
         return self.records
 
     def load_scalars(self, scalars: dict[str, Any]) -> None:
-        """Restore what `scalars()` returned in an earlier process."""
+        """Restore what `scalars()` returned in an earlier process.
+
+        Raises:
+            ValueError: a record is none of an evaluation.
+        """
+        for name, record in scalars.items():
+            if (wrong := outside(record, None)) is not None or not _is_record(record):
+                raise ValueError(f"{name}: {wrong or 'is no record of an evaluation'}")
         self.records = dict(scalars)
+
+
+def _is_record(value: Mapping[str, Any]) -> bool:
+    numbers = [value.get(name) for name in ("step", "epoch", "value")]
+    return all(isinstance(n, int | float) and n >= 0 for n in numbers[:2]) and isinstance(
+        numbers[2], int | float
+    )

@@ -19,7 +19,7 @@ from transformers.utils import import_utils
 from transformers.utils import logging as transformers_logging
 
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.errors import ModelError
+from bayeslora_cli.errors import ModelError, explained
 from bayeslora_cli.models.backbones.gguf_tokenizer import complete_tokenizer
 from bayeslora_cli.models.backbones.input_limits import PADDING_COUNTS, unused_positions
 from bayeslora_cli.models.backbones.packing import takes_packed_rows
@@ -59,6 +59,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def _cannot_load(name: str, what: str, error: Exception) -> str:
+    if (found := explained(error)) is not None:  # it is the machine's fault, not the model's
+        raise found from error
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     mend = "give a directory that holds one, or a hub name that can be reached"
     if "trust_remote_code" in str(error):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy, deepcopy
 from importlib.metadata import version
 from pathlib import Path
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora_cli.bayes.posterior import Posterior
+from bayeslora_cli.export.formats.peft_adapter import PeftAdapter
 from bayeslora_cli.export.independent_reader import adapted
-from bayeslora_cli.methods.network import Network
+from bayeslora_cli.methods.network import Network, PassOperands
 
-ROWS = 8
-"""Rows that are compared, at most."""
+ROWS, TOKENS = 2, 32
+"""Most rows that are compared, and most tokens of each: a wrong adapter shows in any text."""
 BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Largest difference of a logit, relative to the largest logit if above 1, by the run's precision:
 a wrong adapter differs by more."""
@@ -27,17 +29,15 @@ def adapter_problem(
 ) -> str | None:
     """Say what is wrong with an adapter; None: PEFT computes with it what the run computes.
 
-    A method whose layers quantize their operands is not compared: its adapter has no place for
-    that.
+    Of a method whose layers quantize their operands, those that an adapter has no place for, such
+    as the inputs, are not quantized in the comparison.
 
     Args:
         at: the posterior that the adapter was written from.
         directory: the adapter's.
         batch: inputs of the network, of which `ROWS` rows are compared.
     """
-    if network.operands is not None:
-        return None
-    few = {name: value[:ROWS] for name, value in batch.items() if name != "labels"}
+    few = _beginnings(batch)
     bank, was_training = network.bank, network.module.training
     device = bank.theta.device
     theta = at.mean.to(device).clone()
@@ -45,7 +45,7 @@ def adapter_problem(
         bank.singular_values(theta).mul_(at.mask.to(device))
     network.module.eval()
     try:
-        with torch.inference_mode(), bank.showing(theta):
+        with torch.inference_mode(), _quantizing(network.operands), bank.showing(theta):
             expected = network.logits(few).cpu()
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             model = adapted(_plain(network), directory).to(device).eval()
@@ -63,6 +63,29 @@ def adapter_problem(
         f"PEFT {version('peft')} opens it on this backbone with other predictions: logits differ "
         f"from the run's by {difference:.1e}"
     )
+
+
+def _beginnings(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the first tokens of the first rows, or all of them if the rows are packed."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    shape = inputs["input_ids"].shape
+    if any((len(v), v.shape[-1]) != (len(inputs["input_ids"]), shape[-1]) for v in inputs.values()):
+        return inputs
+    return {name: value[:ROWS, ..., :TOKENS] for name, value in inputs.items()}
+
+
+@contextmanager
+def _quantizing(operands: PassOperands | None) -> Iterator[None]:
+    """Inside, only those operands are quantized that a PEFT adapter keeps."""
+    if operands is None:
+        yield
+        return
+    before = operands.quantized
+    operands.quantized = before & PeftAdapter.keeps
+    try:
+        yield
+    finally:
+        operands.quantized = before
 
 
 def _plain(network: Network) -> Any:

@@ -40,6 +40,39 @@ def test_a_right_adapter_passes_and_a_wrong_one_is_told(kind, method, backbone, 
     assert "with other predictions" in adapter_problem(network, at, tmp_path, batch)
 
 
+@pytest.mark.parametrize("mode", ["both", "rank", "quant"])
+def test_an_adapter_of_learned_widths(mode, backbone, tmp_path):
+    """What it cannot hold, quantized inputs, is left out; afterwards all is quantized again."""
+    network, config = build(
+        backbone("bert"), method="blora", optimizer="adamw", criterion=None, init_rank=4,
+        target_rank=4, blora_mode=mode,
+    )  # fmt: skip
+    randomise(network)
+    network.operands.mode = "fixed"
+    network.bank.mask.fill_(1)
+    quantized, batch = network.operands.quantized, batch_of()
+    at = SimpleNamespace(mean=network.bank.mean.clone(), mask=network.bank.mask.clone())
+    save_peft_adapter(network, config, at.mean, at.mask, tmp_path)
+    network.module.eval()
+    before = logits(network, batch)
+    assert adapter_problem(network, at, tmp_path, batch) is None
+    assert network.operands.quantized == quantized
+    assert torch.equal(logits(network, batch), before)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({n: v + 0.1 for n, v in load_file(file).items()}, file, metadata={"format": "pt"})
+    assert "with other predictions" in adapter_problem(network, at, tmp_path, batch)
+
+
+def test_few_tokens_are_compared():
+    ids = torch.arange(8 * 90).view(8, 90)
+    few = adapter_check._beginnings({"input_ids": ids, "labels": torch.zeros(8), "mask": ids + 1})
+    assert few.keys() == {"input_ids", "mask"}
+    assert torch.equal(few["input_ids"], ids[:2, :32])
+    packed = {"input_ids": ids.view(1, -1), "offsets": torch.arange(9)}
+    assert adapter_check._beginnings(packed).keys() == packed.keys()
+    assert torch.equal(adapter_check._beginnings(packed)["offsets"], torch.arange(9))
+
+
 def test_an_adapter_that_peft_does_not_open(backbone, tmp_path, monkeypatch):
     network, _ = build(backbone("bert"))
     at = SimpleNamespace(mean=network.bank.mean, mask=network.bank.mask)

@@ -153,7 +153,7 @@ def test_options_of_tasks_are_not_for_files(options, message):
 
 
 def test_texts_without_choices_are_refused(run):
-    with pytest.raises(UserError, match="--ood sst2: its rows are texts with labels"):
+    with pytest.raises(UserError, match="--ood sst2: its rows are of another form than"):
         run.evaluate("test", ood="sst2")
     with pytest.raises(UserError, match=r"predict: the rows of .* are more than texts"):
         run.predict([("a", "b")])

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from bayeslora_cli.config.catalogue import CHOICE_TASKS, COMPLETIONS, OBJECTIVES
+from bayeslora_cli.config.catalogue import CHOICE_TASKS, COMPLETIONS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import DataError, UserError
 from bayeslora_cli.tasks.sources.choice_tasks.choice_task import choice_task, load_to_score
@@ -56,19 +56,23 @@ def load_outside(source: str, config: RunConfig, task: Task, *, own_rows: bool =
 
     Args:
         source: `ood` or the name of the task's out-of-distribution split; or another task, of GLUE
-            its first validation split, of multiple choice what it is scored on; or a file or hub data set with the
-            task's text columns.
+            its first validation split, of multiple choice what it is scored on; or a file or hub
+            data set with the task's text columns.
         config: the run's configuration, which names the directory of the data.
         own_rows: whether the run's own rows are read from that directory as well.
     Raises:
         UserError: there is no such split, task, file or hub data set, or its rows differ.
     """
     reader = reader_of(task.objective)
-    if reader is not None and source in (DEMO.name, *TASKS):
+    chosen = choice_task(source, config.choices) if source in CHOICE_TASKS else None
+    labelled = source in (DEMO.name, *TASKS)
+    if (reader is not None and labelled) or (chosen and chosen.objective != task.objective):
+        expected = " and ".join(task.text_columns) if reader is None else reader.expected
         raise DataError(
-            f"--ood {source}: its rows are texts with labels, those of {task.name} are of another "
-            f"form; give a file with {reader.expected}"
+            f"--ood {source}: its rows are of another form than those of {task.name}; give a file "
+            f"with {expected}"
         )
+    data = None if config.data is None else Path(config.data)
     if source in ("ood", *task.ood_splits):
         if not task.ood_splits:
             raise DataError(
@@ -81,12 +85,10 @@ def load_outside(source: str, config: RunConfig, task: Task, *, own_rows: bool =
     elif source == DEMO.name:
         found = demo_examples()[DEMO.validation_splits[0]]
     elif source in TASKS:
-        data = None if config.data is None else Path(config.data)
         own = TASKS.get(config.task) if own_rows else None
         found = _load_other(TASKS[source], data, own)
-    elif source in CHOICE_TASKS and not OBJECTIVES[task.objective].head:
-        data = None if config.data is None else Path(config.data)
-        (found,) = load_to_score(choice_task(source, config.choices), data, None).values()
+    elif chosen is not None:
+        (found,) = load_to_score(chosen, data, None).values()
     else:
         table = read_table(source, "--ood", split="validation")
         return table_examples(table, task, labelled=False, loss_on=config.loss_on)

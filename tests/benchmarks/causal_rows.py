@@ -212,3 +212,4 @@ ROWS: dict[str, tuple[str, Callable[[Setting], Step]]] = {
         peer(adaptive=False, liger=True, compiled=True),
     ),
 }
+OF_THIS_ENGINE = frozenset(key for key in ROWS if not key.startswith("peft"))

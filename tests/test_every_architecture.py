@@ -11,7 +11,7 @@ import warnings
 import pytest
 
 from bayeslora_cli.models.backbones.input_limits import PADDING_COUNTS
-from tests.support.backbone_trials import FORMATS, MARKS, PAGE, try_kind
+from tests.support.backbone_trials import ADVICE, FORMATS, MARKS, PAGE, try_kind
 from tests.support.tiny_models import KINDS
 
 VARIED = (  # shared layers, an encoder-decoder, characters, experts, linear layers of its own, ...
@@ -45,11 +45,10 @@ def test_an_architecture(kind, tmp_path):
     assert not outcome.wrong()
     assert outcome.exports.keys() >= {"adapter", "lora", "merged"}
     assert outcome.effect > 10 * outcome.bound, "the comparison would prove nothing"
-    told = "; --format merged needs no PEFT"
     for name, reason in outcome.missing().items():
         assert kind in PEFT_CANNOT
         assert name == "lora"
-        assert reason.endswith(told)
+        assert reason.endswith(ADVICE)
     counts = any("does not hide padding" in line for line in outcome.warned)
     assert counts == (kind in PADDING_COUNTS)
     if not counts:

@@ -38,6 +38,9 @@ from tests.support.tiny_models import KINDS, WORDS, save_tiny_model
 FORMATS = ("adalora", "lora", "merged")
 SAME = 1e-4
 """Largest difference of a logit, relative to the largest if above 1, between two right models."""
+ADVICE = "; --format merged needs no PEFT"
+"""The end of the message about an adapter that PEFT opens with other predictions."""
+NOT_PEFTS = "refused, as PEFT opens it with other predictions"
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 MARKS = ("<!-- table of architectures -->", "<!-- end of the table -->")
 
@@ -239,29 +242,32 @@ def page(outcomes: Sequence[Outcome]) -> str:
         f"classification; {trained} of them train (PEFT {version('peft')}, torch "
         f"{version('torch').partition('+')[0]})."
     )
+    formats = [n for n in (*FORMATS, "onnx") if any(n in o.exports for o in outcomes)]
+    titles = ["architecture", "trains", *(f"`{name}`" for name in formats), "remark"]
     table = [
-        "| architecture | trains | `adalora` | `lora` | `merged` | `onnx` | remark |",
-        "|---|---|---|---|---|---|---|",
-        *map(_row, outcomes),
+        f"| {' | '.join(titles)} |",
+        f"|{'---|' * len(titles)}",
+        *(_row(outcome, formats) for outcome in outcomes),
     ]
     return "\n".join([f"{before}{MARKS[0]}", "", said, "", *table, "", f"{MARKS[1]}{after}"])
 
 
-def _row(outcome: Outcome) -> str:
+def _row(outcome: Outcome, formats: Sequence[str]) -> str:
     trains = outcome.absent is None and outcome.refused is None
     cells = [outcome.kind, "yes" if trains else "no"]
-    for name in (*FORMATS, "onnx"):
+    for name in formats:
         found = outcome.exports.get(name)
         cells.append("" if found is None else "no" if isinstance(found, str) else "yes")
-    return f"| {' | '.join([*cells, '; '.join(_remarks(outcome))])} |"
+    remark = "; ".join(_remarks(outcome)).replace("|", "\\|")
+    return f"| {' | '.join([*cells, remark])} |"
 
 
 def _remarks(outcome: Outcome) -> Iterator[str]:
     why = outcome.absent or outcome.refused
     if why is not None:
-        yield why.replace("|", "\\|")
+        yield why.partition(". ")[0]
     for name, reason in outcome.missing().items():
-        yield f"`{name}`: {reason}".replace("|", "\\|")
+        yield f"`{name}`: {NOT_PEFTS if reason.endswith(ADVICE) else reason}"
     if outcome.padding > outcome.bound:
         yield f"padding changes a logit by up to {outcome.padding:.0e}"
 

@@ -140,12 +140,13 @@ SIZES: dict[str, Any] = {
     "num_hash_buckets": 32,
     # state spaces, windows, images
     **dict.fromkeys(("mamba_d_state", "mamba_dt_rank"), 4),
-    **dict.fromkeys(("sliding_window", "local_attention", "window_size", "index_topk"), 16),
+    **dict.fromkeys(
+        ("sliding_window", "local_attention", "window_size", "index_topk", "attention_window"), 16
+    ),
     "image_size": 16,
     "patch_size": 4,
     # large enough that a wrong adapter shows
     **dict.fromkeys(("initializer_range", "init_std"), 0.1),
-    # all of a model, so that two evaluations agree
     **{f"{name}_token_id": found for name, found in IDS.items()},
 }
 

@@ -93,9 +93,10 @@ def merge(network: Network, mean: Tensor, mask: Tensor) -> Any:
 
 def _untie(module: Any) -> None:
     """Say in the configuration if a merge has separated the output layer from the embeddings."""
-    output, table = module.get_output_embeddings(), module.get_input_embeddings()
+    output = module.get_output_embeddings()  # None: no language model, which may have no table
     if output is not None and module.config.tie_word_embeddings:
-        module.config.tie_word_embeddings = output.weight is table.weight
+        tied = output.weight is module.get_input_embeddings().weight
+        module.config.tie_word_embeddings = tied
 
 
 def _shared(module: Any) -> set[int]:

@@ -49,7 +49,8 @@ def measure(name: str, directory: Path, load: Callable[[], object]) -> None:
     later = seconds(lambda: model_identity(str(directory)))
     print(
         f"{name}: {weights.stat().st_size / 1e6:.0f} MB, "
-        f"read {seconds(lambda: read(weights)):.3f} s, identity first {first:.3f} s, later {later:.4f} s, loading {seconds(load):.3f} s"
+        f"read {seconds(lambda: read(weights)):.3f} s, identity first {first:.3f} s, "
+        f"later {later:.4f} s, loading {seconds(load):.3f} s"
     )
 
 

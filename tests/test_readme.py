@@ -140,7 +140,9 @@ def known_flags():
     """The flags of each subcommand."""
     commands = typer.main.get_command(app).commands
     return {
-        name: {flag for option in command.params for flag in option.opts} | {"--help", "--help-all"}
+        name: {"--help", "--help-all"}.union(
+            *((*option.opts, *option.secondary_opts) for option in command.params)
+        )
         for name, command in commands.items()
     }
 

@@ -7,7 +7,12 @@ import json
 import pytest
 import torch
 from peft import AdaLoraConfig, LoraConfig, TaskType, get_peft_model
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
 
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.methods import building
@@ -15,6 +20,7 @@ from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.models.backbones.targets import match_targets
 from tests.conftest import KINDS, tiny_tokenizer
+from tests.support.decoders import CAUSAL, save_decoder
 from tests.support.networks import batch_of, build, logits, randomise
 
 
@@ -202,3 +208,35 @@ def test_a_layer_with_a_forward_pass_of_its_own_is_not_adapted(backbone):
     module.bert.encoder.layer[1].attention.self.query.__class__ = Doubled
     with pytest.raises(ModelError, match="is not a linear layer with torch's own forward pass"):
         match_targets(module, ("classifier",), ("query",))
+
+
+# ---- causal language models
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_language_model_is_read_in_the_runs_precision(tied, tmp_path):
+    """In bf16 what fp32 rounds to, under one checksum; what is trained stays fp32."""
+    model = save_decoder(tmp_path / "model", "qwen2", tie_word_embeddings=tied)
+    exact, _ = build(model, CAUSAL)
+    rounded, _ = build(model, CAUSAL, precision="bf16")
+    assert exact.backbone_sha256 == rounded.backbone_sha256
+    for name, value in exact.module.state_dict().items():
+        if ".lora_" not in name:
+            assert torch.equal(rounded.module.state_dict()[name], value.bfloat16()), name
+    assert rounded.bank.theta.dtype == torch.float32
+    assert torch.equal(rounded.bank.mean, exact.bank.mean)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_full_fine_tuning_keeps_fp32_weights_of_a_language_model(tied, tmp_path):
+    model = save_decoder(tmp_path / "model", "llama", tie_word_embeddings=tied)
+    options = {"method": "full", "optimizer": "adamw", "criterion": None, "precision": "bf16"}
+    network, _ = build(model, CAUSAL, **options)
+    read = AutoModelForCausalLM.from_pretrained(model)
+    theta = network.bank.theta
+    own = {name: segment.view(theta) for name, segment in network.bank.segments.items()}
+    assert ("lm_head.weight" in own) is not tied
+    for name, value in own.items():
+        assert torch.equal(value, read.state_dict()[name]), name
+    if tied:
+        assert network.module.lm_head.weight is network.module.model.embed_tokens.weight

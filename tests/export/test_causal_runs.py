@@ -1,0 +1,69 @@
+"""A run of a language model in a GGUF file, from outside: exports, cards, resume, identity."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import warnings
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+import bayeslora_cli as bl
+from bayeslora_cli.errors import ModelError, RunDirError
+from tests.support import chat_runs
+from tests.support.chat_runs import chat_run
+from tests.support.gguf_models import CHAT_TEMPLATE, write_gguf
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return chat_run(tmp_path_factory.mktemp("chats"))
+
+
+@pytest.mark.parametrize("format", ["adalora", "lora", "merged"])
+def test_the_code_of_an_exports_card_answers_as_the_run(format, run, capsys):
+    path = run.export(format).path
+    card = (path / "README.md").read_text()
+    assert "pipeline_tag: text-generation" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert code.count("…") == 1
+    code = code.replace("…", "say the").replace("max_new_tokens=100", "max_new_tokens=8")
+    capsys.readouterr()
+    with chdir(path), warnings.catch_warnings():
+        # PEFT 0.21 warns of the keys that its own AdaLoRA writes, in anybody's code
+        warnings.simplefilter("ignore")
+        exec(code, {})
+    assert capsys.readouterr().out == run.generate(["say the"], max_new_tokens=8)[0].texts[0] + "\n"
+    assert AutoTokenizer.from_pretrained(path).chat_template == CHAT_TEMPLATE
+
+
+def test_its_own_card_opens_the_adapter_on_the_file(run):
+    card = (run.path / "README.md").read_text()
+    assert 'gguf_file="tiny.gguf"' in card
+    assert "model.generate(" in card
+    assert "adapter/: " not in card, "PEFT opens it with the run's predictions"
+
+
+def test_the_same_command_finds_the_finished_run(tmp_path, monkeypatch):
+    run = chat_run(tmp_path)
+    written = run.directory.result.stat().st_mtime_ns
+    assert chat_run(tmp_path).path == run.path  # the file is written anew, with the same bytes
+    assert run.directory.result.stat().st_mtime_ns == written
+    monkeypatch.setattr(chat_runs, "write_gguf", lambda path, **options: write_gguf(
+        path, **options, seed=1
+    ))  # fmt: skip
+    with pytest.raises(RunDirError, match="its weights are others now"):
+        chat_run(tmp_path)
+
+
+def test_the_file_may_move_but_not_change(run, tmp_path):
+    original = Path(run.config.model)
+    copy = shutil.copy(original, tmp_path / "renamed.gguf")
+    moved = bl.Run(run.path, model=str(copy), verify=True, device="cpu")
+    assert moved.generate(["say a"], max_new_tokens=4) == run.generate(["say a"], max_new_tokens=4)
+    write_gguf(tmp_path / "other.gguf", tied=False, spread=0.5, seed=1)
+    with pytest.raises(ModelError, match="its weights are others now"):
+        bl.Run(run.path, model=str(tmp_path / "other.gguf"), device="cpu").load()

@@ -170,11 +170,15 @@ def collect(asked: EvaluationRequest) -> dict[str, Examples]:
 def _check_rows(asked: EvaluationRequest, run: RunDir, examples: Mapping[str, Examples]) -> None:
     """Compare the rows of a run's own splits with those that it was trained and measured on.
 
+    Rows that were held out of the training are not compared here: they were found by content.
+
     Raises:
         DataError: they are others now; where --data names other data, that is only a warning.
     """
     identity = run.read_json(run.environment).get("identity")
-    changed = " and ".join(changed_splits(asked.task, examples, identity))
+    held = asked.task.validation_splits if asked.task.held_out else ()
+    others = {name: rows for name, rows in examples.items() if name not in held}
+    changed = " and ".join(changed_splits(asked.task, others, identity))
     if not changed:
         return
     what = f"{changed} of {asked.task.name} has other rows or labels than at the training"

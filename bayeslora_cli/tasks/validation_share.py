@@ -28,7 +28,7 @@ def draw(rows: Examples, share: float, *, by_label: bool) -> tuple[str, ...]:
     Raises:
         DataError: there are fewer than two different rows.
     """
-    digests = _digests(rows)
+    digests = digests_of(rows)
     found: set[str] = set()
     labels = rows.labels if by_label and rows.labels is not None else [0] * len(rows)
     strata: dict[Any, list[str]] = {}
@@ -50,7 +50,7 @@ def draw(rows: Examples, share: float, *, by_label: bool) -> tuple[str, ...]:
 def parted(rows: Examples, held_out: Collection[str]) -> tuple[Examples, Examples]:
     """Return the rows to train on, and those whose digests were held out; both keep their order."""
     held = frozenset(held_out)
-    outside = [digest in held for digest in _digests(rows)]
+    outside = [digest in held for digest in digests_of(rows)]
     return (
         take(rows, [row for row, out in enumerate(outside) if not out]),
         take(rows, [row for row, out in enumerate(outside) if out]),
@@ -73,8 +73,8 @@ def take(rows: Examples, places: Sequence[int]) -> Examples:
     )
 
 
-def _digests(rows: Examples) -> list[str]:
-    """Return a digest of each row: its texts and its label."""
+def digests_of(rows: Examples) -> list[str]:
+    """Return a digest of each row, of its texts and its label; equal rows have equal ones."""
     nothing: list[Any] = [None] * len(rows)
     columns = rows.first, rows.second or nothing, rows.labels or nothing
     return [

@@ -311,18 +311,25 @@ def test_training_rows_are_held_out_where_there_are_no_others(own, typed, tmp_pa
     result = json.loads(out)
     assert result["training_rows"] == 6
     before = json.loads(typed_ok(typed, "eval", result["run"], "--json", "--device", "cpu")[1])
+    kept = tmp_path / "kept.csv"
+    typed_ok(
+        typed, "eval", result["run"], "--split", "train", "--predictions", str(kept),
+        "--device", "cpu",
+    )  # fmt: skip
+    assert len(kept.read_text().splitlines()) == 1 + 6  # none of those held out
     header, *rows = (tmp_path / "train.csv").read_text().splitlines()
     more = ['"w1 w1 w1",ham', '"w2 w2",spam']
     (tmp_path / "train.csv").write_text("\n".join([header, *more, *reversed(rows)]) + "\n")
     _, out, _ = typed_ok(typed, "eval", result["run"], "--json", "--device", "cpu")
     before, again = (found["metrics"]["validation"] for found in (before, json.loads(out)))
     assert again == pytest.approx(before)
-    kept = tmp_path / "kept.csv"
-    typed_ok(
-        typed, "eval", result["run"], "--split", "train", "--predictions", str(kept),
-        "--device", "cpu",
-    )  # fmt: skip
-    assert len(kept.read_text().splitlines()) == 1 + 6 + len(more)  # none of those held out
+    code, _, err = typed("eval", result["run"], "--split", "train", "--device", "cpu")
+    assert code == 2
+    assert "train of custom has other rows or labels than at the training" in err
+    (tmp_path / "train.csv").write_text("\n".join([header, *more, *rows[:5]]) + "\n")
+    code, _, err = typed("eval", result["run"], "--device", "cpu")
+    assert code == 2
+    assert "of the 3 rows that were held out of training among 7 rows" in err
 
 
 TABLE = "text,kind\nw1,a\nw2,b\n"

@@ -21,7 +21,7 @@ from bayeslora_cli.tasks.sources.glue import SCORE_RANGE, TASKS, GlueTask, read_
 from bayeslora_cli.tasks.sources.table_reader import Table, read_table
 from bayeslora_cli.tasks.sources.tabular import custom_task, reader_of, table_examples
 from bayeslora_cli.tasks.task import Examples, Task
-from bayeslora_cli.tasks.validation_share import draw, parted
+from bayeslora_cli.tasks.validation_share import digests_of, draw, parted
 
 logger = logging.getLogger("bayeslora")
 HUB_DATASET = "nyu-mll/glue"
@@ -135,9 +135,10 @@ def hold_out(task: Task, train: Examples, share: float) -> tuple[Task, dict[str,
     """
     drawn = task.held_out or draw(train, share, by_label=OBJECTIVES[task.objective].by_label)
     rest, held = parted(train, drawn)
-    if not len(rest) or not len(held):
+    found = len(set(digests_of(held)))
+    if not len(rest) or found < len(drawn):
         raise DataError(
-            f"found {len(held)} of the {len(drawn)} rows that were held out of training "
+            f"found {found} of the {len(drawn)} rows that were held out of training "
             f"among {len(train)} rows; the training rows have changed"
         )
     if not task.held_out:

@@ -19,7 +19,7 @@ from bayeslora_cli.evaluation.request import check_sampling
 from bayeslora_cli.evaluation.run_loading import LoadedRun
 from bayeslora_cli.execution.device import pick_device, set_precision
 from bayeslora_cli.models.backbones.loading import load_backbone, load_tokenizer, usable_length
-from bayeslora_cli.tasks.dialogue import RAW, USER, Turn, to_text
+from bayeslora_cli.tasks.dialogue import RAW, SYSTEM, USER, Turn, to_text
 from bayeslora_cli.tasks.objectives.objective import build_objective
 from bayeslora_cli.tasks.sources.rows.dialogues import prompt_role
 from bayeslora_cli.tasks.task import Examples, Task
@@ -49,6 +49,11 @@ class Generation:
     """One text at the mean, or one for each sample of the posterior."""
     finished: tuple[bool, ...]
     """Whether each text ended by itself."""
+
+
+def _generating() -> str:
+    """Return the name of a kind of task whose models continue texts."""
+    return next(name for name, entry in OBJECTIVES.items() if entry.generates)
 
 
 def check_run(config: RunConfig, task: Task, sampling: Sampling | None) -> None:
@@ -129,7 +134,7 @@ def generate_from_model(
     room = _room(rows, prompts, config, tokenizer)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     module, _, _ = load_backbone(
-        config, build_objective("causal", ()), tokenizer, device=device, dtype=dtype
+        config, build_objective(_generating(), ()), tokenizer, device=device, dtype=dtype
     )
     module.to(device).eval()
     return _grouped(prompts, [_continued(module, tokenizer, rows, decoding, room)])
@@ -141,7 +146,7 @@ def _tokens(
     """Return the token ids of each prompt, as training makes them of a row up to its answer."""
     if system is not None and role != USER:
         raise UserError("--system: it is for prompts that are turns of a chat")
-    before = () if system is None else (Turn("system", system, False),)
+    before = () if system is None else (Turn(SYSTEM, system, False),)
     rows = [
         to_text((*before, Turn(role, prompt, False), *((Turn(RAW, "", False),) if role else ())))
         for prompt in prompts
@@ -171,7 +176,7 @@ def _continued(
     device = module.get_input_embeddings().weight.device
     ends, drawn = _ends(module, tokenizer), decoding.temperature > 0
     found = []
-    with _seeded(decoding.seed, device), torch.inference_mode():
+    with _seeded(decoding.seed, device), _plain(module), torch.inference_mode():
         for row in rows:
             ids = row.to(device)[None]
             out = module.generate(
@@ -180,8 +185,7 @@ def _continued(
                 max_new_tokens=min(decoding.max_new_tokens, room - len(row)),
                 do_sample=drawn,
                 temperature=decoding.temperature if drawn else 1.0,
-                top_k=0,  # neither of the model's own limits
-                top_p=1.0,
+                top_k=0,  # transformers has 50 by default
                 use_cache=True,
                 eos_token_id=ends,
                 pad_token_id=tokenizer.pad_token_id,
@@ -196,6 +200,20 @@ def _ends(module: Any, tokenizer: Any) -> list[int]:
     given = getattr(module.generation_config, "eos_token_id", None)
     known = given if isinstance(given, list) else [given]
     return sorted({x for x in (*known, tokenizer.eos_token_id) if x is not None})
+
+
+@contextmanager
+def _plain(module: Any) -> Iterator[None]:
+    """Put aside, inside the block, the model's own settings, such as a repetition penalty.
+
+    transformers takes from them whatever a call does not set.
+    """
+    own = module.generation_config
+    module.generation_config = type(own)()
+    try:
+        yield
+    finally:
+        module.generation_config = own
 
 
 @contextmanager

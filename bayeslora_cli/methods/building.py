@@ -80,7 +80,9 @@ def build_network(
     for name in head:
         module.get_submodule(name).requires_grad_(True)
     drawn = {
-        name: tensor.detach().to(torch.float32, copy=True)
+        name: tensor.detach().to(
+            torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True
+        )
         for name, tensor in module.state_dict().items()
         if name in missing and not inside(name, head) and make_layer is not None
     }

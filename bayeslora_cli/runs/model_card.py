@@ -14,6 +14,7 @@ from bayeslora_cli.tasks.sources.rows.dialogues import prompt_role
 from bayeslora_cli.tasks.task import Task
 
 GGUF = ".gguf"
+"""End of the name of a file that holds a whole model."""
 UNTAGGED = "text-regression"
 """A kind of task that hubs do not know, in the catalogue's `pipeline_tag`."""
 

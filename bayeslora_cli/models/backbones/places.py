@@ -12,8 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bayeslora_cli.errors import ModelError
-
-GGUF = ".gguf"
+from bayeslora_cli.runs.model_card import GGUF
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -46,7 +46,7 @@ def evaluate(
     task: Annotated[
         str | None,
         typer.Option(
-            metavar="TASK",
+            metavar="NAME",
             help="Another task, on which a language model chooses among answers: "
             f"{', '.join(CHOICE_TASKS)} (split: test, or validation if test has no answers).",
         ),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bayeslora_cli.data import dialogues
+from bayeslora_cli.errors import UserError
 from bayeslora_cli.tasks.objectives.choice import continued
 from bayeslora_cli.tasks.sources.choice_tasks.questions import choices_from_text
 from bayeslora_cli.tasks.task import Examples
@@ -119,7 +120,11 @@ def _ends_alike(
 
 
 def _last(found: dict[str, Tensor], tokenizer: Any, max_length: int) -> dict[str, Tensor]:
-    """Return the last `max_length` tokens of each sequence, behind its beginning-of-sequence."""
+    """Return the last `max_length` tokens of each sequence, behind its beginning-of-sequence.
+
+    Raises:
+        UserError: not all that is scored would be left, and a token in front of it.
+    """
     offsets = found["offsets"]
     if int(offsets.diff().max()) <= max_length:
         return found
@@ -127,10 +132,14 @@ def _last(found: dict[str, Tensor], tokenizer: Any, max_length: int) -> dict[str
     for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         begins = int(found["tokens"][start]) == tokenizer.bos_token_id
         first = max(start + begins, end - max_length + begins)
+        aim = start + int(found["counted"][start:end].int().argmax())
+        if first + 1 > aim and first > start + begins:
+            raise UserError(
+                f"--max-length {max_length}: a choice, or the letters of a row, take "
+                f"{end - aim} tokens, and one of the prompt must stand before them; raise it"
+            )
         kept.append(torch.cat((torch.arange(start, start + begins), torch.arange(first, end))))
     places = torch.cat(kept)
     lengths = offsets.diff().clamp(max=max_length)
     cut = {name: x[places] for name, x in found.items() if name in _OF_TOKENS}
-    starts = torch.cat((offsets[:1], lengths.cumsum(0)))
-    cut["counted"][starts[:-1]] = False  # nothing stands before a first token and predicts it
-    return {**found, **cut, "offsets": starts}
+    return {**found, **cut, "offsets": torch.cat((offsets[:1], lengths.cumsum(0)))}

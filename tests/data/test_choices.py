@@ -8,6 +8,7 @@ import torch
 from bayeslora_cli.data.choices import encode
 from bayeslora_cli.data.packing import pack
 from bayeslora_cli.data.tokenization import tokenise
+from bayeslora_cli.errors import UserError
 from bayeslora_cli.tasks.objectives.objective import build_objective
 from bayeslora_cli.tasks.sources.choice_tasks.questions import (
     Question,
@@ -86,7 +87,12 @@ def test_long_prompts_lose_their_beginning(tokenizer):
     assert sequences(found, tokenizer)[2][0] == "<|begin|>? a b"
     assert found["whole"].tolist() == [10, 9, 10]
     rows = CHOICE.training_rows(examples_of([THREE], answers("{text}")))
-    assert encode(rows, tokenizer, 4)["counted"].tolist() == [False, True, True, True]
+    assert encode(rows, tokenizer, 6)["counted"].tolist() == [False] * 2 + [True] * 4
+    for short, form in ((5, answers("{text}")), (4, letters("{text}"))):
+        with pytest.raises(UserError, match=f"--max-length {short}: a choice"):
+            encode(examples_of([THREE], form), tokenizer, short)
+    joined = encode(examples_of([TWO, THREE], letters("{text}")), tokenizer, 5)
+    assert joined["counted"].tolist() == [False] * 3 + [True] * 2 + [False] * 2 + [True] * 3
 
 
 def test_batches_predict_letters_from_the_prompts_last_place(tokenizer):

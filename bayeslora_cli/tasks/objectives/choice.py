@@ -33,7 +33,7 @@ class Choice(Causal):
     evaluation the shares are the softmax over the log-likelihoods of all choices given the prompt.
     """
 
-    table_metrics = ("accuracy", "accuracy_norm")
+    table_metrics = ("accuracy",)  # tables are asked by letters, which all have the same size
     table_selecting = "accuracy"
     probabilistic = True
     has_labels = True

@@ -60,12 +60,14 @@ def _choice_examples(
         chosen = replace(chosen, held_out=task.held_out)
     wanted = splits or chosen.required_splits
     data = None if config.data is None else Path(config.data)
-    of_training = not {"train", "validation"}.isdisjoint(wanted)
-    found = load_choices(chosen, data, {*wanted, *(("train",) if of_training else ())})
+    names = {*wanted, *(("validation",) if "train" in wanted else ())}
+    found = load_choices(chosen, data, names - {"validation" if chosen.held_out else ""})
     made: Task = chosen
-    if of_training:
+    if "train" in wanted or ("validation" in wanted and "validation" not in found):
+        if "train" not in found:
+            found |= load_choices(chosen, data, ("train",))
         check_trainable(chosen, data, found)
-        if chosen.held_out or "validation" not in found:
+        if "validation" not in found:
             made, parts = hold_out(chosen, found["train"], config.validation)
             found |= parts
     absent = [split for split in wanted if split not in found]

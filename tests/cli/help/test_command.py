@@ -32,6 +32,17 @@ def typed(monkeypatch, capsys):
     return run_it
 
 
+@each_command
+def test_no_metavar_is_the_options_own_name(name):
+    """typer 0.27 names such an option as its metavar is spelled: --TASK."""
+    for parameter in COMMANDS[name].params:
+        assert parameter.opts[0] == parameter.opts[0].lower()
+        metavar = parameter.metavar or ""
+        assert metavar.lower().replace("_", "-") != parameter.opts[0].lstrip("-") or (
+            parameter.param_type_name == "argument"
+        )
+
+
 def flags(text):
     """The options that a help lists."""
     return set(re.findall(r"(?m)^│ +(?:\* +)?(--[\w-]+)", text))

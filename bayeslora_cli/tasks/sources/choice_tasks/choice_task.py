@@ -188,6 +188,8 @@ def load_choices(
     for split in splits:
         questions = read(split)
         if questions is not None:
+            if shots:
+                _check_shots(task, questions, solved)
             found[split] = examples_of(
                 questions,
                 prompt,
@@ -248,6 +250,20 @@ def _reader(task: ChoiceTask, data: Path | None) -> Callable[[str], list[Questio
             f"--data {data}: holds no data for task {task.name}; docs/choices.md lists the layouts"
         )
     return lambda split: task.layout.read_split(folder, split)
+
+
+def _check_shots(task: ChoiceTask, questions: Sequence[Question], solved: Container[str]) -> None:
+    """Check that each question's group has solved examples.
+
+    Raises:
+        UserError: one has none.
+    """
+    for question in questions:
+        if question.group not in solved:
+            raise UserError(
+                f"--shots: the split {task.shots_split!r} of {task.name} has no solved examples of "
+                f"{question.group}"
+            )
 
 
 def _shots(

@@ -21,6 +21,11 @@ from tests.support.faults import ROOT
             "--rows adalora-ivon,blora-adamw,blora-adamw-base,blora-ivon,peft-lora-adamw",
             5,
         ),
+        (
+            "causal_step",
+            "--device cpu --size tiny --repeats 1 --warm-up 1 --rows adalora-ivon,peft-lora",
+            2,
+        ),
     ],
 )
 def test_it_runs(name, options, rows, monkeypatch, capsys):

@@ -73,7 +73,8 @@ def compile_blocks(module: nn.Module, *, dynamic: bool | None = False) -> None:
     # an operator that is not looked into, such as an adapted layer's, keeps its input; a norm's
     # result is 2 of the 16 to 20 such sizes that a decoder's block keeps, and cheap to compute
     functorch: Any = torch._functorch.config
-    functorch.ban_recompute_materialized_backward = dynamic is not None
+    if hasattr(functorch, "ban_recompute_materialized_backward"):
+        functorch.ban_recompute_materialized_backward = dynamic is not None
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * VARIANTS)
     for owner in list(module.modules()):
         for blocks in owner.children():

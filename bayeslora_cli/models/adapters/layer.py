@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +102,8 @@ class SharedCall:
     """Lets a backbone call the layers of a joint one by one, as its own code does.
 
     The first layer that sees an input computes all of them; the others then get their outputs if
-    they are called with that very tensor. Called with another one, a layer computes all again.
+    they are called with that very tensor. Called with another one, a layer computes all again. The
+    input and the outputs that no layer has asked for are held until the next call.
     """
 
     def __init__(self, joint: JointLinear, copied: int | None = None) -> None:
@@ -116,7 +116,7 @@ class SharedCall:
         self.joint = joint
         self.copied = copied
         self.x: Tensor | None = None
-        self.outputs: list[Any] = []
+        self.outputs: list[Tensor | None] = []
         for layer in joint.layers:
             layer.shared = self
 
@@ -126,15 +126,16 @@ class SharedCall:
         found = self.outputs[place] if self.x is x else None
         if found is None:
             outputs = self.joint(x.flatten(0, -2))
-            self.x, self.outputs = x, [out.view(*x.shape[:-1], -1) for out in outputs]
+            views = [out.view(*x.shape[:-1], -1) for out in outputs]
             if self.copied is not None:
-                self.outputs[self.copied] = self.outputs[self.copied].contiguous()
+                views[self.copied] = views[self.copied].contiguous()
+            self.x, self.outputs = x, [*views]
             found = self.outputs[place]
         self.outputs[place] = None
         if all(out is None for out in self.outputs):  # keep no activation longer than is needed
             self.x = None
-        output: Tensor = found
-        return output
+        assert found is not None
+        return found
 
 
 def join(layers: Sequence[nn.Module]) -> JointLinear | None:

@@ -96,11 +96,11 @@ class PublishedFactors:
         joint_units: list[_Unit] = list(zip(joints, joined, strict=True))
         scales = torch.tensor([layer.scale for layer in layers], device=bank.theta.device)
         self._stacks = []
-        shapes = {index: group.members for group in bank.groups for index in group.members}
+        self._group = {i: group for group in bank.groups for i in group.members}
         for kind in (units, joint_units):
             alike: dict[Hashable, list[_Unit]] = {}
             for owner, ids in kind:
-                key = tuple(shapes[index][0] for index in ids), type(owner.base_layer)
+                key = tuple(id(self._group[i]) for i in ids), type(owner.base_layer)
                 alike.setdefault(key, []).append((owner, ids))
             self._stacks += [self._stack(found, scales) for found in alike.values()]
         self.publish()
@@ -133,9 +133,10 @@ class PublishedFactors:
             members: the bank's matrices of each unit.
         """
         device, rank, row = self.bank.theta.device, 0, 0
-        for found, run in groupby(range(len(members[0])), lambda at: self._group(members[0][at])):
-            group, at = self.bank.groups[found], list(run)
-            own = [[ids[place] for place in at] for ids in members]
+        first = [self._group[matrix] for matrix in members[0]]
+        for _, run in groupby(range(len(first)), lambda place: id(first[place])):
+            at = list(run)
+            group, own = first[at[0]], [[ids[place] for place in at] for ids in members]
             indices = torch.tensor(own, device=device)
             yield _Part(
                 group=group,
@@ -147,10 +148,6 @@ class PublishedFactors:
             )
             rank += len(at) * self.bank.rank
             row += len(at) * group.b[0][1]
-
-    def _group(self, matrix: int) -> int:
-        """Return the number of the bank's group that holds a matrix."""
-        return next(i for i, group in enumerate(self.bank.groups) if matrix in group.members)
 
     @torch.no_grad()
     def publish(self) -> None:

@@ -16,6 +16,7 @@ from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.export.formats.peft_adapter import PeftAdapter
 from bayeslora_cli.export.independent_reader import adapted
 from bayeslora_cli.methods.network import Network, PassOperands
+from bayeslora_cli.tasks.objectives.objective import BESIDE_INPUTS
 
 ROWS, TOKENS = 2, 32
 """Most rows that are compared, and most tokens of each: a wrong adapter shows in any text."""
@@ -66,8 +67,8 @@ def adapter_problem(
 
 
 def _beginnings(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the first tokens of the first rows, or all of them if the rows are packed."""
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    """Return the first tokens of the first rows, or all of them if tokens are predicted."""
+    inputs = {name: value for name, value in batch.items() if name not in BESIDE_INPUTS}
     shape = inputs["input_ids"].shape
     if any((len(v), v.shape[-1]) != (len(inputs["input_ids"]), shape[-1]) for v in inputs.values()):
         return inputs

@@ -85,16 +85,20 @@ def test_an_adapter_that_peft_does_not_open(backbone, tmp_path, monkeypatch):
     assert "does not open it on this backbone: no such target" in found
 
 
+@pytest.mark.parametrize("targets", [None, ("gate_proj", "up_proj", "down_proj", "lm_head")])
 @pytest.mark.parametrize("kind", ["llama", "phi3"])
-def test_a_decoders_adapter(kind, tmp_path):
-    """Its joint products and gated MLPs are not in what PEFT opens."""
-    network, config = build(save_decoder(tmp_path / "model", kind), CAUSAL)
+def test_a_decoders_adapter(kind, targets, tmp_path):
+    """Its joint products and gated MLPs are not in what PEFT opens; an adapted output layer is."""
+    if kind == "phi3" and targets is not None:
+        targets = ("gate_up_proj", *targets[2:])
+    network, config = build(save_decoder(tmp_path / "model", kind), CAUSAL, target_modules=targets)
     assert any(isinstance(m, GatedMlp) for m in network.module.modules())
     randomise(network)
     at = SimpleNamespace(mean=network.bank.mean.clone(), mask=network.bank.mask.clone())
     save_peft_adapter(network, config, at.mean, at.mask, tmp_path)
     batch = token_rows(packed=False).batch(torch.arange(4))
     before = logits(network, batch)
-    assert adapter_problem(network, at, tmp_path, batch) is None
+    beside = {"columns": torch.zeros_like(batch["targets"])}
+    assert adapter_problem(network, at, tmp_path, batch | beside) is None
     assert torch.equal(logits(network, batch), before)
     network.bank.check_views()

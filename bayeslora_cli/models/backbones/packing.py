@@ -24,7 +24,7 @@ BY_OFFSETS = frozenset({
 })  # fmt: skip
 """Architectures, by transformers' model types, that hand `row_offsets` on to our attention. A test
 holds the packed rows of each against separate rows (`tests/models/backbones/test_packing.py`)."""
-BY_POSITIONS = frozenset({"falcon", "gpt_neo", "nemotron", "stablelm"})
+BY_POSITIONS = frozenset({"gpt_neo", "nemotron", "stablelm"})
 """Architectures whose own attention keeps rows apart if their positions begin anew, by a mask of
 all tokens by all tokens; the same test holds them."""
 ATTENTION = "bayeslora_packed"

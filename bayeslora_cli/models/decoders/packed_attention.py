@@ -63,7 +63,7 @@ def packed_attention(
 
     In bf16 or fp16 on a GPU torch's kernel for rows of any length computes it, or, in half of the
     time, cuDNN's for rows of one length; they have no dropout and no softcap. With these, and in
-    fp32, a GPU computes all scores and masks most of them. A CPU goes row by row.
+    fp32, a GPU pads the rows for the attention alone. A CPU goes row by row.
 
     Args:
         query: (1, h, t, d).
@@ -82,11 +82,11 @@ def packed_attention(
     """
     if not query.is_cuda:
         return _row_by_row(query, key, value, row_offsets, scaling, dropout, window, softcap)
-    halved = query.dtype in (torch.bfloat16, torch.float16)
-    if _varlen_attn is None or not halved or dropout or softcap is not None or longest is None:
-        mask = _mask(row_offsets, query.shape[2], window)
-        return masked_attention(query, key, value, mask, scaling, dropout, softcap).transpose(1, 2)
+    assert longest is not None
     even, most = longest.shape
+    halved = query.dtype in (torch.bfloat16, torch.float16)
+    if _varlen_attn is None or not halved or dropout or softcap is not None:
+        return _padded(query, key, value, row_offsets, most, scaling, dropout, window, softcap)
     fits = query.shape[3] % 8 == 0 and query.shape[3] <= 128
     if even and fits and (window is None or window >= most):
         return _even(query, key, value, most, scaling)
@@ -141,32 +141,74 @@ def _row_by_row(
 ) -> Tensor:
     """Compute `packed_attention` on a CPU, which reads the offsets."""
     found = []
-    offsets = row_offsets.tolist()
-    for start, stop in pairwise(offsets):
-        if start == stop:
-            continue
-        q, k, v = (x[:, :, start:stop] for x in (query, key, value))
-        seen = window is not None and window < stop - start
-        if seen or softcap is not None:
-            bounds = row_offsets.new_tensor([0, stop - start])
-            mask = _mask(bounds, stop - start, window)
-            found.append(masked_attention(q, k, v, mask, scaling, dropout, softcap))
-        else:
-            found.append(
-                F.scaled_dot_product_attention(
-                    q, k, v, dropout_p=dropout, is_causal=True, scale=scaling,
-                    enable_gqa=k.shape[1] != q.shape[1],
-                )
-            )  # fmt: skip
+    for start, stop in pairwise(row_offsets.tolist()):
+        if start < stop:
+            q, k, v = (x[:, :, start:stop] for x in (query, key, value))
+            found.append(_causal(q, k, v, scaling, dropout, window, softcap))
     return torch.cat(found, 2).transpose(1, 2)
 
 
-def _mask(row_offsets: Tensor, tokens: int, window: int | None) -> Tensor:
-    """Return which token (t, 1) sees which (t,): its own row's up to itself, `window` at most."""
-    place = torch.arange(tokens, device=row_offsets.device, dtype=row_offsets.dtype)
-    row = torch.searchsorted(row_offsets[1:].contiguous(), place, right=True)
-    seen = (row[:, None] == row) & (place[:, None] >= place)
-    return seen if window is None else seen & (place[:, None] - place < window)
+def _padded(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_offsets: Tensor,
+    length: int,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Compute `packed_attention` of rows padded to `length`, without reading the offsets.
+
+    Behind a row's end lie tokens of others. No token of the row sees them, as they come later, and
+    what they see is not used.
+    """
+    tokens = query.shape[2]
+    columns = torch.arange(length, device=query.device)
+    places = (row_offsets[:-1, None] + columns).clamp(max=tokens - 1).flatten()
+    q, k, v = (
+        x.squeeze(0).index_select(1, places).unflatten(1, (-1, length)).transpose(0, 1)
+        for x in (query, key, value)
+    )
+    out = _causal(q, k, v, scaling, dropout, window, softcap)  # (rows, h, length, d)
+    token = torch.arange(tokens, device=query.device, dtype=row_offsets.dtype)
+    row = torch.searchsorted(row_offsets[1:].contiguous(), token, right=True)
+    back = row * length + token - row_offsets[row]
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, back).unsqueeze(0)
+
+
+def _causal(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Attend to the token itself and those before it: (b, h, t, d)."""
+    tokens = query.shape[2]
+    if softcap is not None or (window is not None and window < tokens):
+        place = torch.arange(tokens, device=query.device)
+        mask = place[:, None] >= place
+        if window is not None:
+            mask &= place[:, None] - place < window
+        return masked_attention(query, key, value, mask, scaling, dropout, softcap)
+    if query.is_cuda:
+        key, value = _for_each_head(query, key, value)
+    return F.scaled_dot_product_attention(
+        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )  # fmt: skip
+
+
+def _for_each_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Repeat shared key heads, which kernels for masks, and for fp32 on a GPU, do not take."""
+    groups = query.shape[1] // key.shape[1]
+    if groups == 1:
+        return key, value
+    return key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
 
 
 def masked_attention(
@@ -187,9 +229,7 @@ def masked_attention(
     Returns:
         (b, h, t, d)
     """
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:  # torch's kernels for masks take no shared heads
-        key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+    key, value = _for_each_head(query, key, value)
     if softcap is None:
         return F.scaled_dot_product_attention(
             query, key, value, mask, dropout_p=dropout, scale=scaling

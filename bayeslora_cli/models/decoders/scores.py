@@ -26,7 +26,7 @@ OFFSETS = ("row_offsets", "longest")
 """Tensors of a batch that only our attention takes."""
 COHERE = ("cohere", "cohere2")
 """Architectures that multiply their logits by `logit_scale`; others have that field for nothing."""
-PADDED = frozenset({"bloom", "gpt_oss", "lfm2", "mamba", "mpt"})
+PADDED = frozenset({"bloom", "falcon", "gpt_oss", "lfm2", "mamba", "mpt"})
 """Architectures that take no packed rows, and whose logits are the output layer's. Of all others
 the model itself computes the logits of a whole batch."""
 

@@ -29,6 +29,7 @@ pytestmark = [
     pytest.mark.usefixtures("a_gpu"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
     pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script_method"),
 ]
 GPU = torch.device("cuda")
 LENGTHS = tuple(3 + (7 * i) % 13 for i in range(40))

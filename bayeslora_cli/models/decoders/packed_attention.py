@@ -168,7 +168,10 @@ def _padded(
     columns = torch.arange(length, device=query.device)
     places = (row_offsets[:-1, None] + columns).clamp(max=tokens - 1).flatten()
     q, k, v = (
-        x.squeeze(0).index_select(1, places).unflatten(1, (-1, length)).transpose(0, 1)
+        x.squeeze(0)
+        .index_select(1, places)
+        .view(x.shape[1], -1, length, x.shape[3])
+        .transpose(0, 1)
         for x in (query, key, value)
     )
     out = _causal(q, k, v, scaling, dropout, window, softcap)  # (rows, h, length, d)

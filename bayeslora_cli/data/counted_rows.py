@@ -24,14 +24,28 @@ BEGIN, END = "[[", "]]"  # around what counts
 _LONGEST_PART = 400  # characters of a part of a row that are shown
 
 
+def check_counts(split: TokenisedSplit, rows: Examples, max_length: int) -> None:
+    """Check that a token of a split counts, if its kind of task counts tokens.
+
+    Args:
+        rows: the split as text.
+        max_length: the length that rows were cut to.
+    Raises:
+        DataError: none does: there would be no loss.
+    """
+    if split.counted is not None and not split.counted.any():
+        raise DataError(
+            f"{rows.where(0)}: nothing of this or any other row counts in the loss: the answers "
+            f"begin behind --max-length {max_length}, or are empty"
+        )
+
+
 def with_loss(split: TokenisedSplit, rows: Examples, max_length: int) -> TokenisedSplit:
     """Return the rows of a split of which a token counts; how many are left out is said.
 
     Args:
         rows: the split as text.
         max_length: the length that rows were cut to.
-    Raises:
-        DataError: no row is left.
     """
     assert split.counts is not None
     silent = (split.counts == 0).nonzero().flatten()
@@ -42,8 +56,6 @@ def with_loss(split: TokenisedSplit, rows: Examples, max_length: int) -> Tokenis
     where, first = rows.where, int(silent[0])
     empty = "" if cut[silent].all() else "are empty, or "
     why = f"their answers {empty}begin behind --max-length {max_length}"
-    if len(silent) == len(split):
-        raise DataError(f"{where(first)}: nothing of any row counts in the loss: {why}")
     logger.warning(
         "%d of %d rows of train are left out, as nothing of them counts in the loss: %s (%s, for "
         "one)",

@@ -9,7 +9,7 @@ from typing import Any
 
 from bayeslora_cli.config.catalogue import ENCODE, implementation
 from bayeslora_cli.config.run_config import OPTIONS, RunConfig
-from bayeslora_cli.data.counted_rows import with_loss
+from bayeslora_cli.data.counted_rows import check_counts, with_loss
 from bayeslora_cli.data.token_cache import encode_once
 from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise, truncation_notice
 from bayeslora_cli.models.backbones.loading import packs_rows
@@ -70,6 +70,8 @@ class ExampleCache:
                 )
                 for name, rows in examples.items()
             }
+            for name, split in found.items():
+                check_counts(split, examples[name], config.max_length)
             if found["train"].counted is not None and found["train"].cells is None:
                 found["train"] = with_loss(found["train"], examples["train"], config.max_length)
             self._tokens = key, found

@@ -11,6 +11,7 @@ from typing import Any
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.catalogue import OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.data.counted_rows import check_counts
 from bayeslora_cli.data.splits import Batches, check_tokens
 from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise, truncation_notice
 from bayeslora_cli.errors import RunDirError, UserError
@@ -304,6 +305,8 @@ def predict(
         )
         for name, found in examples.items()
     }
+    for name, split in rows.items():
+        check_counts(split, examples[name], config.max_length)
     if notice := truncation_notice(rows, config.max_length):
         logger.warning("%s", notice)
     check_tokens(network.module, config.model, rows.values())

@@ -24,7 +24,12 @@ from bayeslora_cli.models.backbones.identity import (
     differences,
     model_identity,
 )
-from bayeslora_cli.models.backbones.loading import load_tokenizer, usable_length, warn_of_padding
+from bayeslora_cli.models.backbones.loading import (
+    check_architecture,
+    load_tokenizer,
+    usable_length,
+    warn_of_padding,
+)
 from bayeslora_cli.runs.directory import RunDir, run_name
 from bayeslora_cli.runs.trackers import check_trackers
 from bayeslora_cli.tasks.task import DATA_CHECKSUM, Examples, Task, data_checksum
@@ -85,6 +90,8 @@ def prepare(
         task.name, len(examples["train"]), kinds, " and ".join(task.text_columns),
     )  # fmt: skip
     trust = resolved.config.trust_remote_code
+    auto_class = OBJECTIVES[task.objective].auto_class
+    check_architecture(resolved.config.model, auto_class, trust_remote_code=trust)
     tokenizer = load_tokenizer(resolved.config.model, trust_remote_code=trust)
     limit = usable_length(resolved.config.model, tokenizer, trust_remote_code=trust)
     warn_of_padding(resolved.config.model, trust_remote_code=trust)
@@ -108,9 +115,9 @@ def prepare(
             run, moved = _find_moved(run, config, data_checksum(task, examples))
         run.check(config, moved)
         _check_configuration(run, config)
-        if run.task.is_file() and run.read_task() != Task.from_json(task.to_json(), task.name):
+        if run.task.is_file() and (what := _others(run.read_task(), task)) is not None:
             raise RunDirError(
-                f"{run.path} holds a run on other columns or classes of these files. "
+                f"{run.path} holds a run on other {what} of these files. "
                 "Use --overwrite to replace it, or another --output"
             )
     return PreparedRun(
@@ -122,6 +129,14 @@ def prepare(
         cache=cache,
         moved=moved,
     )
+
+
+def _others(then: Task, now: Task) -> str | None:
+    """Return in what a run's task differs from that of now; None: in nothing."""
+    now = Task.from_json(now.to_json(), now.name)
+    if replace(then, held_out=now.held_out) != now:
+        return "columns or classes"
+    return None if then.held_out == now.held_out else "rows, or rows to evaluate on,"
 
 
 def warn_of_few_steps(resolved: Resolved, train_size: int) -> None:

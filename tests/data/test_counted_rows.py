@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bayeslora_cli.data.counted_rows import (
+    check_counts,
     counted_facts,
     counted_text,
     example_text,
@@ -51,8 +52,9 @@ def test_rows_that_all_count_stay_as_they_are():
 
 
 def test_no_row_is_left():
-    with pytest.raises(DataError, match=r"f\.jsonl, line 1: nothing of any row counts"):
-        with_loss(*split(ROWS[:1]), 12)
+    with pytest.raises(DataError, match=r"f\.jsonl, line 1: nothing of this or any other row"):
+        check_counts(*split(ROWS[:1]), 12)
+    check_counts(*split(ROWS), 12)
 
 
 def test_a_plan_of_rows_that_count():

@@ -15,6 +15,10 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 from transformers.utils import import_utils
 from transformers.utils import logging as transformers_logging
 
@@ -28,6 +32,7 @@ from bayeslora_cli.models.backbones.targets import head_modules, inside
 from bayeslora_cli.tasks.objectives.objective import Objective
 
 logger = logging.getLogger("bayeslora")
+_BOTH_WAYS = ("bert-generation", "xlnet")  # besides those that transformers has for masked words
 # raised by transformers for a name or directory that it cannot load; the last two for a GGUF file
 # that was cut off
 LOADING_ERRORS = (
@@ -97,6 +102,33 @@ def warn_of_padding(name: str, *, trust_remote_code: bool = False) -> None:
         )  # fmt: skip
 
 
+def check_architecture(name: str, auto_class: str, *, trust_remote_code: bool = False) -> None:
+    """Check that a backbone can be loaded for the prediction of its next tokens.
+
+    Args:
+        auto_class: the class of transformers that loads it; others than that of causal models are
+            not checked.
+    Raises:
+        ModelError: it is no causal model, or its configuration cannot be loaded.
+    """
+    if auto_class != "AutoModelForCausalLM":
+        return
+    found = load_configuration(name, trust_remote_code=trust_remote_code)
+    kind = found.model_type
+    if auto_class in (getattr(found, "auto_map", None) or {}):  # code that comes with the model
+        return
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(
+            f"--model {name}: {kind} does not predict next tokens; choose a causal language model"
+        )
+    masked = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind in _BOTH_WAYS
+    if masked and not found.is_encoder_decoder and not getattr(found, "is_decoder", False):
+        raise ModelError(
+            f"--model {name}: {kind} reads rows in both directions, so it would see the tokens "
+            "that it is to predict; choose a causal language model"
+        )
+
+
 def packs_rows(name: str, *, trust_remote_code: bool = False) -> bool:
     """Return whether a backbone keeps packed rows apart; if not, say that rows are padded.
 
@@ -153,6 +185,8 @@ def load_backbone(
         ModelError: the model cannot be loaded, does not support this kind of task, or its
             checkpoint belongs to another model.
     """
+    trusted = config.trust_remote_code
+    check_architecture(config.model, objective.entry.auto_class, trust_remote_code=trusted)
     # `_check_checkpoint` reports missing tensors in fewer words
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -13,6 +13,7 @@ from transformers.utils.import_utils import is_tracing
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.models.backbones.loading import (
+    check_architecture,
     load_backbone,
     load_tokenizer,
     unread,
@@ -85,3 +86,29 @@ def test_on_a_gpu_masks_are_not_read():
     assert found[0] is None
     assert found[1].shape == (2, 1, 3, 3)
     assert not is_tracing()
+
+
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [
+        ("bert", "reads rows in both directions"),
+        ("electra", "reads rows in both directions"),
+        ("deberta-v2", "does not predict next tokens"),
+        ("gpt2", None),
+        ("llama", None),
+    ],
+)
+def test_only_causal_models_predict_next_tokens(kind, problem, backbone):
+    """An encoder would see the tokens that it is to predict."""
+    name = backbone(kind)
+    check_architecture(name, "AutoModelForSequenceClassification")
+    if problem is None:
+        check_architecture(name, "AutoModelForCausalLM")
+        return
+    with pytest.raises(ModelError, match=f"--model .*: {kind} {problem}"):
+        check_architecture(name, "AutoModelForCausalLM")
+
+
+def test_an_encoder_that_is_told_to_be_a_decoder(tmp_path):
+    BertConfig(is_decoder=True).save_pretrained(tmp_path)
+    check_architecture(str(tmp_path), "AutoModelForCausalLM")

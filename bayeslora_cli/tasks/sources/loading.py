@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.config.catalogue import CHOICE_TASKS, COMPLETIONS, OBJECTIVES
+from bayeslora_cli.config.catalogue import CHOICE_TASKS
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.errors import DataError, MissingSplitError, UserError
+from bayeslora_cli.errors import DataError, UserError
 from bayeslora_cli.tasks.sources.choice_tasks.choice_task import (
     check_trainable,
     choice_task,
@@ -18,12 +17,9 @@ from bayeslora_cli.tasks.sources.choice_tasks.choice_task import (
 )
 from bayeslora_cli.tasks.sources.demo import DEMO, demo_examples
 from bayeslora_cli.tasks.sources.glue import SCORE_RANGE, TASKS, GlueTask, read_tsv, tsv_file
-from bayeslora_cli.tasks.sources.table_reader import Table, read_table
-from bayeslora_cli.tasks.sources.tabular import custom_task, reader_of, table_examples
+from bayeslora_cli.tasks.sources.own_files import hold_out, own_examples
 from bayeslora_cli.tasks.task import Examples, Task
-from bayeslora_cli.tasks.validation_share import digests_of, draw, parted
 
-logger = logging.getLogger("bayeslora")
 HUB_DATASET = "nyu-mll/glue"
 _HUB_NO_LABEL = -1  # stands in the hub's test splits in place of a label
 
@@ -41,7 +37,7 @@ def load_examples(
             expected.
     """
     if config.train_file is not None:
-        return _own_examples(config, splits, task)
+        return own_examples(config, splits, task)
     if config.task == DEMO.name:
         made = demo_examples()
         return DEMO, {split: made[split] for split in splits or DEMO.required_splits}
@@ -74,83 +70,6 @@ def _choice_examples(
     if absent:
         raise DataError(f"task {config.task} has no split {absent[0]!r}; it has {', '.join(found)}")
     return made, {split: found[split] for split in wanted}
-
-
-def _own_examples(
-    config: RunConfig, splits: Sequence[str] | None, task: Task | None
-) -> tuple[Task, dict[str, Examples]]:
-    assert config.train_file is not None
-    wanted = splits or ("train", "validation")
-    training: Table | None = None
-    if task is None or "train" in wanted or task.held_out:
-        training = read_table(config.train_file, "--train-file", split="train")
-    if task is None:
-        assert training is not None
-        task = custom_task(
-            training,
-            text_columns=config.text_columns,
-            label_column=config.label_column,
-            task_type=config.task_type,
-            loss_on=config.loss_on,
-        )
-        if config.loss_on != COMPLETIONS and reader_of(task.objective) is None:
-            logger.warning("--loss-on %s has no effect: the rows have labels", config.loss_on)
-    evaluated = None
-    if "validation" in wanted and not task.held_out:
-        evaluated = _evaluation_table(config)
-    tables = {"train": training, "validation": evaluated}
-    found = {
-        split: table_examples(table, task, labelled=True, loss_on=config.loss_on)
-        for split, table in tables.items()
-        if table is not None
-    }
-    if task.held_out or ("validation" in wanted and evaluated is None):
-        task, found = hold_out(task, found["train"], config.validation)
-    return task, {split: found[split] for split in wanted}
-
-
-def _evaluation_table(config: RunConfig) -> Table | None:
-    """Read the table of --eval-file, or the validation split of a hub data set; None: there is
-    neither."""
-    assert config.train_file is not None
-    if config.eval_file is not None:
-        return read_table(config.eval_file, "--eval-file", split="validation")
-    source = config.train_file.partition("@")[0]
-    if Path(source).exists():
-        return None
-    try:
-        return read_table(source, "--train-file", split="validation")
-    except MissingSplitError:
-        return None
-
-
-def hold_out(task: Task, train: Examples, share: float) -> tuple[Task, dict[str, Examples]]:
-    """Make a validation split of training rows.
-
-    Args:
-        task: rows that it has held out before are held out again; else they are drawn.
-        share: of the training rows.
-    Returns:
-        The task with its `held_out`, and the splits.
-    Raises:
-        DataError: none can be held out, or those held out before are not among the rows.
-    """
-    drawn = task.held_out or draw(train, share, by_label=OBJECTIVES[task.objective].by_label)
-    rest, held = parted(train, drawn)
-    found = len(set(digests_of(held)))
-    if not len(rest) or found < len(drawn):
-        raise DataError(
-            f"found {found} of the {len(drawn)} rows that were held out of training "
-            f"among {len(train)} rows; the training rows have changed"
-        )
-    if not task.held_out:
-        logger.info(
-            "%d of %d training rows are held out to evaluate on (--validation %g), the same for "
-            "every --seed",
-            len(held), len(train), share,
-        )  # fmt: skip
-        task = replace(task, held_out=drawn)
-    return task, {"train": rest, "validation": held}
 
 
 def load_task(

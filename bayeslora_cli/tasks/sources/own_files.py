@@ -1,0 +1,103 @@
+"""Reads a user's own files: rows to train on, and rows to evaluate on, which may be held out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bayeslora_cli.config.catalogue import COMPLETIONS, OBJECTIVES
+from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.errors import DataError, MissingSplitError
+from bayeslora_cli.tasks.sources.table_reader import Table, read_table
+from bayeslora_cli.tasks.sources.tabular import custom_task, reader_of, table_examples
+from bayeslora_cli.tasks.task import Examples, Task
+from bayeslora_cli.tasks.validation_share import digests_of, draw, parted
+
+logger = logging.getLogger("bayeslora")
+
+
+def own_examples(
+    config: RunConfig, splits: Sequence[str] | None, task: Task | None
+) -> tuple[Task, dict[str, Examples]]:
+    """Load splits of a user's own files.
+
+    Args:
+        splits: `train` or `validation`, or both (None).
+        task: the task of an earlier run; None: it is made from the training file.
+    Raises:
+        UserError: there is no such file or data set, or its rows are not as expected.
+    """
+    assert config.train_file is not None
+    wanted = splits or ("train", "validation")
+    training: Table | None = None
+    if task is None or "train" in wanted or task.held_out:
+        training = read_table(config.train_file, "--train-file", split="train")
+    if task is None:
+        assert training is not None
+        task = custom_task(
+            training,
+            text_columns=config.text_columns,
+            label_column=config.label_column,
+            task_type=config.task_type,
+            loss_on=config.loss_on,
+        )
+        if config.loss_on != COMPLETIONS and reader_of(task.objective) is None:
+            logger.warning("--loss-on %s has no effect: the rows have labels", config.loss_on)
+    evaluated = None
+    if "validation" in wanted and not task.held_out:
+        evaluated = _evaluation_table(config)
+    tables = {"train": training, "validation": evaluated}
+    found = {
+        split: table_examples(table, task, labelled=True, loss_on=config.loss_on)
+        for split, table in tables.items()
+        if table is not None
+    }
+    if task.held_out or ("validation" in wanted and evaluated is None):
+        task, found = hold_out(task, found["train"], config.validation)
+    return task, {split: found[split] for split in wanted}
+
+
+def _evaluation_table(config: RunConfig) -> Table | None:
+    """Read the table of --eval-file, or the validation split of a hub data set; None: there is
+    neither."""
+    assert config.train_file is not None
+    if config.eval_file is not None:
+        return read_table(config.eval_file, "--eval-file", split="validation")
+    source = config.train_file.partition("@")[0]
+    if Path(source).exists():
+        return None
+    try:
+        return read_table(source, "--train-file", split="validation")
+    except MissingSplitError:
+        return None
+
+
+def hold_out(task: Task, train: Examples, share: float) -> tuple[Task, dict[str, Examples]]:
+    """Make a validation split of training rows.
+
+    Args:
+        task: rows that it has held out before are held out again; else they are drawn.
+        share: of the training rows.
+    Returns:
+        The task with its `held_out`, and the splits.
+    Raises:
+        DataError: none can be held out, or those held out before are not among the rows.
+    """
+    drawn = task.held_out or draw(train, share, by_label=OBJECTIVES[task.objective].by_label)
+    rest, held = parted(train, drawn)
+    found = len(set(digests_of(held)))
+    if not len(rest) or found < len(drawn):
+        raise DataError(
+            f"found {found} of the {len(drawn)} rows that were held out of training "
+            f"among {len(train)} rows; the training rows have changed"
+        )
+    if not task.held_out:
+        logger.info(
+            "%d of %d training rows are held out to evaluate on (--validation %g), the same for "
+            "every --seed",
+            len(held), len(train), share,
+        )  # fmt: skip
+        task = replace(task, held_out=drawn)
+    return task, {"train": rest, "validation": held}

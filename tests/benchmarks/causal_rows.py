@@ -57,7 +57,7 @@ class Setting:
 
 def engine(
     method: str, optimizer: str, criterion: str | None, *, captured: bool = True,
-    compiled: bool = True, **options: Any,
+    compiled: bool = True, precision: str | None = None, **options: Any,
 ) -> Callable[[Setting], Step]:  # fmt: skip
     """The engine's step, built as a run builds it; on a GPU in graphs, its blocks compiled.
 
@@ -68,7 +68,7 @@ def engine(
         config = RunConfig(
             model=s.model, method=method, optimizer=optimizer, criterion=criterion,
             init_rank=INITIAL if method == "adalora" else FINAL, target_rank=FINAL,
-            alpha=ALPHA, target_modules=tuple(TARGETS), precision=s.precision,
+            alpha=ALPHA, target_modules=tuple(TARGETS), precision=precision or s.precision,
             lr=0.03 if optimizer == "ivon" else 2e-4, warmup_steps=1,
             weight_decay=1e-8 if optimizer == "ivon" else 0.0, max_length=s.size.tokens,
             t_init=T_INIT, t_final=s.total // 3, delta_t=1, max_steps=s.total,
@@ -198,6 +198,10 @@ ROWS: dict[str, tuple[str, Callable[[Setting], Step]]] = {
     "adalora-ivon-checkpointing": (
         "bayeslora AdaLoRA + IVON, snr, --gradient-checkpointing",
         engine("adalora", "ivon", "snr", gradient_checkpointing=True),
+    ),
+    "adalora-ivon-bf16": (
+        "bayeslora AdaLoRA + IVON, snr, --precision bf16",
+        engine("adalora", "ivon", "snr", precision="bf16"),
     ),
     "adalora-adamw": (
         "bayeslora AdaLoRA + AdamW, sensitivity",

@@ -303,12 +303,13 @@ def drop_unsupported_quantizers(
     operands.quantized -= gone
     after = run_logits(network, batches)
     pairs = list(zip(before, after, strict=True))
-    classes = network.objective.classes
+    # without a head, logits are of words
+    decides = network.objective.classes and network.objective.entry.head
     return QuantizationLoss(
         what=sorted({_GROUPS[operand] for operand in gone}),
         max_difference=max(float((a - b).abs().max()) for a, b in pairs),
         rows=sum(len(batch["input_ids"]) for batch in batches),
-        changed=sum(_changed(network.objective, *pair) for pair in pairs) if classes else None,
+        changed=sum(_changed(network.objective, *pair) for pair in pairs) if decides else None,
     )
 
 

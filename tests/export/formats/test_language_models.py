@@ -8,18 +8,22 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from bayeslora_cli.config.catalogue import FORMATS, implementation
+from bayeslora_cli.export.formats.peft_adapter import PeftAdapter
 from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.export.verification import (
     LAST_TOKENS,
     batches_of,
+    beginnings,
     compare,
     compared,
+    drop_unsupported_quantizers,
     random_rows,
     run_logits,
 )
 from bayeslora_cli.models.backbones.loading import load_tokenizer
+from bayeslora_cli.tasks.objectives.objective import build_objective
 from bayeslora_cli.tasks.task import Task
-from tests.support.decoders import CAUSAL, save_decoder
+from tests.support.decoders import CAUSAL, save_decoder, token_rows
 from tests.support.networks import build, randomise
 
 TASK = Task(
@@ -113,3 +117,15 @@ def test_only_the_last_tokens_of_a_row_are_compared():
     rows = [logits[i, max(0, n - LAST_TOKENS) : n] for i, n in enumerate(lengths.tolist())]
     assert torch.equal(found, torch.cat(rows))
     assert compared(logits[:, 0], {"attention_mask": mask}).shape == (3, 2)
+
+
+def test_choices_of_quantized_operands_are_not_counted_as_decisions(tmp_path):
+    """The logits that are compared are of words."""
+    network, _ = build(
+        save_decoder(tmp_path), build_objective("choice", ("A", "B")), method="blora",
+        optimizer="adamw", criterion=None, init_rank=4, target_rank=4,
+    )  # fmt: skip
+    network.operands.mode = "fixed"
+    batches = batches_of(beginnings(token_rows(packed=False)))
+    loss = drop_unsupported_quantizers(network, PeftAdapter.keeps, batches)
+    assert (loss.rows, loss.changed) == (6, None)

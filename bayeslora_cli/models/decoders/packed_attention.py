@@ -63,7 +63,7 @@ def packed_attention(
 
     In bf16 or fp16 on a GPU torch's kernel for rows of any length computes it, or, in half of the
     time, cuDNN's for rows of one length; they have no dropout and no softcap. With these, and in
-    fp32, a GPU pads the rows for the attention alone. A CPU goes row by row.
+    fp32, a GPU pads the rows for the attention only. A CPU goes row by row.
 
     Args:
         query: (1, h, t, d).

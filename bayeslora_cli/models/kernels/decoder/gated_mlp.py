@@ -41,7 +41,7 @@ def gated_mlp(rows: Tensor, wide: Adapted, narrow: Adapted, separate: int = 0) -
         rows: (n, in).
         wide: the gate and the up projection, stacked: (2 f, in).
         narrow: the down projection: (out, f).
-        separate: s: of the wide layer's ranks, 0 to s belong to the gate alone and s to 2 s to the
+        separate: s: of the wide layer's ranks, 0 to s belong to the gate only and s to 2 s to the
             up projection, so that the rest of its up factor is 0, and has any gradient; 0: all
             belong to both.
     Returns:

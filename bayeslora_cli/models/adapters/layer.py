@@ -38,8 +38,8 @@ class LowRankLinear(nn.Module):
         self.up: Tensor | None = None
         """B, (out, r), likewise."""
         self.shared: SharedCall | None = None
-        """Computes this layer together with others that see the same input; None: it is computed on its
-        own."""
+        """Computes this layer together with others that see the same input; None: there are none
+        such."""
 
     @property
     def weight(self) -> Tensor:

@@ -14,7 +14,7 @@ from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.counted_rows import check_counts
 from bayeslora_cli.data.splits import Batches, check_tokens
 from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise, truncation_notice
-from bayeslora_cli.errors import RunDirError, UserError
+from bayeslora_cli.errors import NonFiniteError, RunDirError, UserError
 from bayeslora_cli.evaluation.evaluation import Evaluation, scores, scores_by_group
 from bayeslora_cli.evaluation.forward_passes import (
     Sampling,
@@ -169,6 +169,7 @@ def evaluate_model(
         What `evaluate_run` returns; `run` in `facts` is the model.
     Raises:
         UserError: there is no such model or task, options have no effect, or data is missing.
+        NonFiniteError: a prediction is not finite.
     """
     if (task is None) == (file is None):
         raise UserError(
@@ -221,7 +222,13 @@ def evaluate_model(
     check_uncertainty(asked)
     examples = collect(asked)
     network, tokenizer = load_model(config, objective_of(found), device)
-    return _evaluated(asked, network, tokenizer, None, examples, batch_size)
+    try:
+        return _evaluated(asked, network, tokenizer, None, examples, batch_size)
+    except NonFiniteError as error:
+        raise NonFiniteError(
+            f"--model {model}: a prediction is not finite: its weights are damaged, or numbers of "
+            f"--precision {precision} do not hold what it computes"
+        ) from error
 
 
 def _evaluated(

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import bayeslora_cli as bl
 from bayeslora_cli.cli.app import main
-from bayeslora_cli.errors import UserError
+from bayeslora_cli.errors import NonFiniteError, UserError
 from bayeslora_cli.tasks.dialogue import from_text
 from bayeslora_cli.tasks.sources.choice_tasks.choice_task import TASKS, load_choices
 from bayeslora_cli.tasks.sources.choice_tasks.questions import choices_from_text
@@ -95,6 +95,16 @@ def test_a_model_without_a_run(model, data, name, form, shots):
     if "accuracy_norm" in metrics:
         assert metrics["accuracy_norm"] == pytest.approx(right_norm / len(rows))
     assert (found.facts["task"], found.facts["shots"]) == (name, shots)
+
+
+def test_a_broken_model_is_no_guess(model, data, tmp_path):
+    """Log-likelihoods that are no numbers would make the first choice the likeliest."""
+    broken = AutoModelForCausalLM.from_pretrained(model)
+    broken.lm_head.weight.data.fill_(torch.nan)
+    broken.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path)
+    with pytest.raises(NonFiniteError, match="its weights are damaged"):
+        bl.evaluate(tmp_path, task="mmlu", data=data, device="cpu")
 
 
 def test_groups(model, data):

@@ -112,16 +112,7 @@ def build_network(
     for name in head:
         module.get_submodule(name).register_forward_pre_hook(_inputs_to_float)
     if config.gradient_checkpointing:
-        # transformers 5.23 renamed the method; older ones know only the old name
-        renamed = getattr(module, "activation_checkpointing_enable", None)
-        options: dict[str, Any] = {"use_reentrant": False}
-        if device.type == "cpu":  # checkpointing reruns layers outside of `Network.logits`
-            options["context_fn"] = lambda: (nullcontext(), cpu_dropout(device))
-        try:
-            (renamed or module.gradient_checkpointing_enable)(options)
-        except ValueError as error:
-            kind = type(module).__name__
-            raise ModelError(f"--gradient-checkpointing: {kind} does not support it") from error
+        _checkpoint_blocks(module, device)
     if head:  # language models get it with each pass: their exports generate text with a cache
         module.config.use_cache = False
 
@@ -148,6 +139,24 @@ def build_network(
         backbone_sha256=backbone_sha256,
         operands=method.operands(config, bank, adapters, dtype),
     )
+
+
+def _checkpoint_blocks(module: Any, device: torch.device) -> None:
+    """Have a backbone keep only its blocks' inputs for the backward pass.
+
+    Raises:
+        ModelError: it does not support this.
+    """
+    # transformers 5.23 renamed the method; older ones know only the old name
+    renamed = getattr(module, "activation_checkpointing_enable", None)
+    options: dict[str, Any] = {"use_reentrant": False}
+    if device.type == "cpu":  # checkpointing reruns layers outside of `Network.logits`
+        options["context_fn"] = lambda: (nullcontext(), cpu_dropout(device))
+    try:
+        (renamed or module.gradient_checkpointing_enable)(options)
+    except ValueError as error:
+        kind = type(module).__name__
+        raise ModelError(f"--gradient-checkpointing: {kind} does not support it") from error
 
 
 def _check_rank(rank: int, layers: Sequence[nn.Module]) -> None:

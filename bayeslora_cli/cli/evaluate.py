@@ -34,7 +34,7 @@ def evaluate(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[RUN]...",
+            metavar="RUN",
             show_default=False,
             help="Directory of a finished run; with several, or one that holds runs: a table. "
             "Without one, the pretrained --model is evaluated.",

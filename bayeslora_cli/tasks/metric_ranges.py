@@ -1,4 +1,4 @@
-"""The ranges of metrics, by which damaged or hand-written results are recognised."""
+"""The ranges of metrics, by which damaged results are recognised, and which end is the good one."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "brier": (0.0, 2.0),
 }
 """Smallest and largest value by name; other metrics may have any value."""
+SMALLER_IS_BETTER = frozenset({"brier", "ece", "nll", "perplexity"})
+"""Metrics whose smallest value is the best; of all others it is the largest."""
 ROUNDING = 1e-6
 
 

@@ -25,6 +25,7 @@ from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.environment import now, record_environment
 from bayeslora_cli.runs.file_lock import locked
 from bayeslora_cli.runs.trackers import Trackers
+from bayeslora_cli.tasks.metric_ranges import SMALLER_IS_BETTER
 from bayeslora_cli.tasks.task import data_checksum, rows_identity
 from bayeslora_cli.training.artifacts import run_result, write_artifacts
 from bayeslora_cli.training.assembly import TrainingSetup, Workspace, reuse_or_build
@@ -302,7 +303,8 @@ class TrainingLoop:
         value = metrics[self.task.validation_splits[0]][self.task.selecting]
         at_budget = self.allocator is None or done > self.allocator.final_step
         best_before = self.best.records.get("best")
-        if self.best.offer(record, value, at_budget=at_budget):
+        smaller = self.task.selecting in SMALLER_IS_BETTER
+        if self.best.offer(record, value, at_budget=at_budget, smaller=smaller):
             bank, sigma = self.network.bank, self.setup.optimizer.sigma()
             scores = None if self.allocator is None else self.allocator.scores(sigma)
             self.best.keep(bank.mean, sigma, bank.mask, scores)

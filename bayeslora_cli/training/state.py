@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -198,20 +199,24 @@ class BestSoFar:
             layout=self._layout, mean=self.mean, sigma=self.sigma, mask=self.mask
         )
 
-    def offer(self, record: Mapping[str, Any], value: float, *, at_budget: bool) -> bool:
+    def offer(
+        self, record: Mapping[str, Any], value: float, *, at_budget: bool, smaller: bool = False
+    ) -> bool:
         """Compare an evaluation with the best so far; of two equal ones the earlier stays best.
 
         Args:
-            value: value of the metric that selects the best; larger is better.
+            value: value of the metric that selects the best.
             at_budget: whether the final rank budget was reached.
+            smaller: whether the smallest value is the best, not the largest.
         Returns:
             Whether it is the new best at the final budget.
         """
         entry = {**record, "value": value}
+        is_better = operator.lt if smaller else operator.gt
         better = [
             name
             for name in (("best", "best_at_budget") if at_budget else ("best",))
-            if name not in self.records or value > self.records[name]["value"]
+            if name not in self.records or is_better(value, self.records[name]["value"])
         ]
         self.records |= dict.fromkeys(better, entry) | {"last": entry}
         return "best_at_budget" in better

@@ -273,9 +273,9 @@ def options(llama, files):
 @pytest.mark.parametrize("method", ["adalora", "full", "blora"])
 def test_a_run_and_its_evaluation(method, precision, options, tmp_path):
     run = train(options(tmp_path, method=method, precision=precision))
-    expected = run.read_json(run.result)["best_at_budget"]["metrics"]["validation"]["loss"]
+    expected = run.read_json(run.result)["best_at_budget"]["metrics"]["validation"]["nll"]
     for device, bound in (("cuda", 1e-2), ("cpu", 2e-2)):
-        found = evaluated(run.path, device=device)["metrics"]["validation"]["loss"]
+        found = evaluated(run.path, device=device)["metrics"]["validation"]["nll"]
         assert found == pytest.approx(expected, abs=1e-4 if precision == "fp32" else bound)
 
 

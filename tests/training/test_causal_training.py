@@ -162,10 +162,11 @@ def test_every_method(method, optimizer, criterion, options, tmp_path):
     run = train(options(tmp_path, method=method, optimizer=optimizer, lr=0.01, **changes))
     assert run.finished
     first, *_, last = evaluations(run)
-    assert last["loss"] == pytest.approx(-last["log_likelihood"])
-    assert last["perplexity"] == pytest.approx(torch.tensor(last["loss"]).exp().item(), rel=1e-5)
+    best = run.read_json(run.result)["best"]
+    assert best["value"] == min(found["nll"] for found in evaluations(run))
+    assert last["perplexity"] == pytest.approx(torch.tensor(last["nll"]).exp().item(), rel=1e-5)
     if method == "full":
-        assert last["loss"] < 0.99 * first["loss"]
+        assert last["nll"] < 0.99 * first["nll"]
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "group_by_length": True}])
@@ -202,7 +203,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(options, tmp_path):
         evaluations(train(options(tmp_path / f"{size}", eval_batch_size=size, max_steps=4)))[-1]
         for size in (1, 10)
     ]
-    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-6)
+    assert found[0]["nll"] == pytest.approx(found[1]["nll"], rel=1e-6)
 
 
 def test_the_posterior_is_of_the_adapters_only(options, tmp_path):

@@ -12,6 +12,7 @@ from typing import Any
 from bayeslora_cli.config.run_config import OPTIONS, RunConfig
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.runs.directory import RunDir, runs_below
+from bayeslora_cli.tasks.metric_ranges import SMALLER_IS_BETTER
 
 logger = logging.getLogger("bayeslora")
 
@@ -35,11 +36,16 @@ class Outcome:
     task: str
     config: RunConfig
     score: float
-    """The task's own metric in percent."""
+    """The task's own metric, in percent if the largest value is the best."""
     result: Mapping[str, Any]
     """Content of result.json."""
     column: str = ""
     """The name of its data set in the table (`data_sets.column_names`); "" before it has one."""
+
+    @property
+    def smaller_is_better(self) -> bool:
+        """Whether the smallest score is the best."""
+        return self.result.get("selecting") in SMALLER_IS_BETTER
 
     @property
     def row(self) -> tuple[Any, ...]:
@@ -91,7 +97,7 @@ def _outcome(run: RunDir, at: str) -> Outcome:
         run=run,
         task=str(result.get("task", config.task)),
         config=config,
-        score=100 * value,
+        score=value if result.get("selecting") in SMALLER_IS_BETTER else 100 * value,
         result=result,
     )
 

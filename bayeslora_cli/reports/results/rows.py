@@ -129,6 +129,12 @@ class Results:
         tasks = tasks_of([o for row in self.rows for o in row.outcomes])
         return (*tasks, *(g for g in GROUPS if any(g in row.cells for row in self.rows)))
 
+    @property
+    def smaller_is_better(self) -> frozenset[str]:
+        """Columns whose smallest score is the best."""
+        outcomes = (o for row in self.rows for o in row.outcomes)
+        return frozenset(o.column for o in outcomes if o.smaller_is_better)
+
 
 def load_results(paths: Sequence[Path], at: str = AT[0]) -> Results:
     """Read the runs at `paths`, or anywhere below them; a run named twice counts once.

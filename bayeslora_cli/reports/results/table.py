@@ -98,7 +98,8 @@ class Table:
         found: dict[tuple[str, str], str] = {}
         for column in self.results.columns:
             means = {r.name: f"{r.cells[column].mean:.2f}" for r in self._with(column)}
-            ranked = sorted(set(means.values()), key=float, reverse=True)
+            smaller = column in self.results.smaller_is_better
+            ranked = sorted(set(means.values()), key=float, reverse=not smaller)
             marked = dict(zip(ranked[:2], ("best", "second"), strict=False))
             if len(ranked) > 1:
                 found |= {(n, column): marked[m] for n, m in means.items() if m in marked}

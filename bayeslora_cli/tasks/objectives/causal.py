@@ -25,11 +25,11 @@ class Causal(Objective):
     """
 
     table_metrics: ClassVar[tuple[str, ...]] = ("perplexity",)
-    table_selecting = "log_likelihood"
+    table_selecting = "nll"
     problem_type = ""
     probabilistic = False
     has_labels = False
-    metric_facts: ClassVar[Mapping[str, Any]] = {"loss_unit": "nats per counted token"}
+    metric_facts: ClassVar[Mapping[str, Any]] = {"nll_unit": "nats per counted token"}
 
     @classmethod
     def claims(cls, column: LabelColumn) -> bool:
@@ -96,15 +96,10 @@ class Causal(Objective):
     def metrics(
         self, names: Sequence[str], expected: Tensor, labels: Tensor, variance: Tensor | None = None
     ) -> dict[str, float]:
-        """Return `loss`, the mean of -log p over all counted tokens in nats, and `perplexity`.
-
-        Also `log_likelihood`, minus the loss, which is the larger the better, and `nll`, which is
-        the loss under the name that tables of all kinds have.
-        """
+        """Return `nll`, the mean of -log p over all counted tokens in nats, and `perplexity`."""
         total, count = expected.double().sum(0).tolist()
-        loss = -total / max(1.0, count)
-        perplexity = math.exp(min(loss, 700.0))  # exp(710) is no float
-        return {"loss": loss, "perplexity": perplexity, "log_likelihood": -loss, "nll": loss}
+        nll = -total / max(1.0, count)
+        return {"nll": nll, "perplexity": math.exp(min(nll, 700.0))}  # exp(710) is no float
 
     def decide(self, expected: Tensor) -> Tensor:
         """Return each row's mean log-likelihood of a token (n,)."""

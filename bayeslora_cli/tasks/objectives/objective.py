@@ -57,7 +57,8 @@ class Objective(ABC):
     table_metrics: ClassVar[tuple[str, ...]]
     """Metrics of a task that is made from a user's table, by names that `metrics` knows."""
     table_selecting: ClassVar[str]
-    """The metric that selects the best evaluation of such a task; larger is better."""
+    """The metric that selects the best evaluation of such a task: the largest value is the best,
+    or the smallest of those in `tasks.metric_ranges.SMALLER_IS_BETTER`."""
     problem_type: ClassVar[str]
     """Name of the kind in transformers' model configurations."""
     probabilistic: ClassVar[bool] = True

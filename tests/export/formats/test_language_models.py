@@ -28,7 +28,7 @@ from tests.support.networks import build, randomise
 
 TASK = Task(
     name="custom", text_columns=("messages",), label_column="", classes=(),
-    metrics=("perplexity",), selecting="log_likelihood", objective="causal",
+    metrics=("perplexity",), selecting="nll", objective="causal",
 )  # fmt: skip
 MODELS = {
     "llama": {"tie_word_embeddings": False},

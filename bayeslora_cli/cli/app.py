@@ -15,6 +15,7 @@ from bayeslora_cli import __version__
 from bayeslora_cli.cli.evaluate import evaluate
 from bayeslora_cli.cli.export import export
 from bayeslora_cli.cli.generate import generate
+from bayeslora_cli.cli.help.command import Group
 from bayeslora_cli.cli.help.commands import (
     EvalCommand,
     ExportCommand,
@@ -35,6 +36,7 @@ from bayeslora_cli.reports.terminal_text import say
 
 app = typer.Typer(
     name="bayeslora",
+    cls=Group,
     help="Fine-tune transformers with low-rank adapters whose ranks a Bayesian score allocates.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -15,8 +15,8 @@ from bayeslora_cli.errors import StorageError
 
 _UMASK = os.umask(0)  # it can only be read by setting it
 os.umask(_UMASK)
-# safetensors wraps the system's errors in its own, with the number in the text
-_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+# safetensors wraps the system's errors in its own, with the number in the text; the second is 0.5's
+_SYSTEM_ERROR = re.compile(r"(?:\(os error |\bOs \{ code: )(\d+)")
 
 
 def _sync(path: Path) -> None:

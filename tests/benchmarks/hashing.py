@@ -47,9 +47,9 @@ def measure(name: str, directory: Path, load: Callable[[], object]) -> None:
     first = seconds(lambda: model_identity(str(directory), verify=True))
     model_identity(str(directory))
     later = seconds(lambda: model_identity(str(directory)))
+    size, once = weights.stat().st_size / 1e6, seconds(lambda: read(weights))
     print(
-        f"{name}: {weights.stat().st_size / 1e6:.0f} MB, "
-        f"read {seconds(lambda: read(weights)):.3f} s, identity first {first:.3f} s, "
+        f"{name}: {size:.0f} MB, read {once:.3f} s, identity first {first:.3f} s, "
         f"later {later:.4f} s, loading {seconds(load):.3f} s"
     )
 

@@ -14,7 +14,7 @@ import pytest
 
 from bayeslora_cli.errors import StorageError
 from bayeslora_cli.runs import atomic_write
-from bayeslora_cli.runs.atomic_write import replacing, write_json, write_text
+from bayeslora_cli.runs.atomic_write import named, replacing, write_json, write_text
 from tests.support.trees import put, tree
 
 # ---- atomic writes
@@ -209,6 +209,18 @@ def test_a_refused_write_of_safetensors_is_named(tmp_path):
     )  # fmt: skip
     assert done.stdout.startswith("cannot write x.safetensors: File too large"), done.stderr
     assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I/O error: No space left on device (os error 28)",  # safetensors 0.6 and later
+        'Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "No space" })',
+    ],
+)
+def test_a_full_disk_as_safetensors_tells_it(text, tmp_path):
+    with pytest.raises(StorageError, match="No space left on device"), named(tmp_path / "x"):
+        raise RuntimeError(text)
 
 
 def test_errors_that_are_not_the_systems_stay_what_they_are(tmp_path):

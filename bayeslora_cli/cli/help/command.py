@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from bayeslora_cli.config.files.foreign_names import hint
 from bayeslora_cli.errors import ConfigError
+from bayeslora_cli.reports.terminal_text import harmless
 
 FULL_HELP = "--help-all"
+
+
+@contextmanager
+def _escaped() -> Iterator[None]:
+    """Escape what was typed in the messages that click makes of it."""
+    try:
+        yield
+    except Exception as error:
+        # recognises click's errors by their attribute: some versions of typer contain click
+        if isinstance(message := getattr(error, "message", None), str):
+            error.message = harmless(message)  # type: ignore[attr-defined]
+        raise
+
+
+class Group(TyperGroup):
+    """The program, whose subcommands are `Command`s."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words before the subcommand."""
+        with _escaped():
+            return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the subcommand."""
+        with _escaped():
+            return super().resolve_command(ctx, args)
 
 
 class Command(TyperCommand):
@@ -36,9 +65,10 @@ class Command(TyperCommand):
             args = ["--help"]
         given = list(args)  # a copy: the parser removes words from the list
         try:
-            return super().parse_args(ctx, args)
+            with _escaped():
+                return super().parse_args(ctx, args)
         except Exception as error:
-            # recognises click's NoSuchOption by its attribute: some versions of typer contain click
+            # click's NoSuchOption, likewise
             problems = self._foreign(given) if hasattr(error, "possibilities") else []
             if not problems:
                 raise

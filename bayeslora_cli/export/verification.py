@@ -254,8 +254,8 @@ def compare(
 
     Args:
         bound: largest difference of a logit, relative to the largest logit if that is above 1.
-        rounding: from `rounding_of`; where it is large, so may be a difference, unless the bound
-            is 0.
+        rounding: from `rounding_of`; a difference above the bound may be due to it, unless the
+            bound is 0.
         advice: what to do where a difference is larger, for the message.
     Raises:
         BayesloraError: a difference is larger.
@@ -265,9 +265,10 @@ def compare(
         float((compared(reopened(batch), batch) - logits).abs().max())
         for batch, logits in zip(batches, expected, strict=True)
     ]
+    difference = float(torch.tensor(differences).max())  # NaN if any is NaN, unlike max()
     scale = max(1.0, largest)
     allowed = bound * scale
-    if bound > 0:
+    if bound > 0 and difference > allowed:
         allowed = max(allowed, min(ROUNDINGS * rounding, MOST_ROUNDING * scale))
     check = Check(
         inputs=inputs,
@@ -275,8 +276,7 @@ def compare(
             len(batch.get("input_ids", logits))
             for batch, logits in zip(batches, expected, strict=True)
         ),
-        # NaN if any difference is NaN, unlike max()
-        max_difference=float(torch.tensor(differences).max()),
+        max_difference=difference,
         allowed=allowed,
         largest_logit=largest,
     )

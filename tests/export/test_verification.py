@@ -99,8 +99,17 @@ def test_measuring_leaves_the_network_as_it_was(model):
 
 def test_rounding_never_explains_a_large_difference():
     logits = [torch.tensor([[2.0, -1.0]])]
-    for rounding, bound, allowed in [(1.0, 1e-5, 2e-3), (1e-6, 1e-5, 2e-5), (1e-4, 0.0, 0.0)]:
+
+    def allowed(by, rounding, bound=BOUND):
         check = compare(
-            logits, lambda _: logits[0], [{}], bound=bound, inputs="x", rounding=rounding
+            logits, lambda _: logits[0] + by, [{}], bound=bound, inputs="x", rounding=rounding
         )
-        assert check.allowed == pytest.approx(allowed)
+        return check.allowed
+
+    assert allowed(0.0, rounding=1.0) == pytest.approx(2 * BOUND)
+    assert allowed(1e-3, rounding=1.0) == pytest.approx(2e-3)
+    for wrong in ({"by": 3e-3, "rounding": 1.0}, {"by": 1e-4, "rounding": 1e-6}):
+        with pytest.raises(BayesloraError, match="nothing is written"):
+            allowed(**wrong)
+    with pytest.raises(BayesloraError, match="nothing is written"):
+        allowed(1e-5, rounding=1.0, bound=0.0)

@@ -91,7 +91,8 @@ def hold_out(task: Task, train: Examples, share: float) -> tuple[Task, dict[str,
     if not len(rest) or found < len(drawn):
         raise DataError(
             f"found {found} of the {len(drawn)} rows that were held out of training "
-            f"among {len(train)} rows; the training rows have changed"
+            f"among {len(train)} rows: the training rows have changed; put the old ones back, or "
+            "name rows to evaluate on by --eval-file"
         )
     if not task.held_out:
         logger.info(

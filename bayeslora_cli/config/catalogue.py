@@ -157,8 +157,8 @@ class ObjectiveEntry:
 
 _LOW_RANK = ("init_rank", "alpha", "target_modules")
 _OF_TEXTS = (
-    ("messages",), ("conversations",), ("prompt", "completion"), ("prompt", "response"),
-    ("instruction", "output"), ("instruction", "response"), ("text",),
+    ("messages",), ("conversations",), ("conversation",), ("prompt", "completion"),
+    ("prompt", "response"), ("instruction", "output"), ("instruction", "response"), ("text",),
 )  # fmt: skip
 _GATES = (
     "blora_mode", "lambda_quant", "lambda_rank", "bit_ladder", "quantize_base", "reg", "gate_lr",

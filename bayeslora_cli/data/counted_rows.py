@@ -36,7 +36,7 @@ def check_counts(split: TokenisedSplit, rows: Examples, max_length: int) -> None
     if split.counted is not None and not split.counted.any():
         raise DataError(
             f"{rows.where(0)}: nothing of this or any other row counts in the loss: the answers "
-            f"begin behind --max-length {max_length}, or are empty"
+            f"are empty, or cut away at --max-length {max_length}"
         )
 
 
@@ -54,8 +54,8 @@ def with_loss(split: TokenisedSplit, rows: Examples, max_length: int) -> Tokenis
     assert split.whole is not None
     cut = split.whole > split.lengths
     where, first = rows.where, int(silent[0])
-    empty = "" if cut[silent].all() else "are empty, or "
-    why = f"their answers {empty}begin behind --max-length {max_length}"
+    empty = "" if cut[silent].all() else "empty, or "
+    why = f"their answers are {empty}cut away at --max-length {max_length}"
     logger.warning(
         "%d of %d rows of train are left out, as nothing of them counts in the loss: %s (%s, for "
         "one)",

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bayeslora_cli.data.tokenization import pieces
 from bayeslora_cli.errors import DataError, UserError
 from bayeslora_cli.tasks.dialogue import (
     ASSISTANT,
@@ -30,7 +31,6 @@ from bayeslora_cli.tasks.dialogue import (
 )
 from bayeslora_cli.tasks.task import Examples
 
-_ROWS_A_CALL = 1000
 _CHARACTERS_A_CALL = 1_000_000  # the offsets of a token take some 200 bytes
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks what the assistant says
 _ONE_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
@@ -88,10 +88,10 @@ def encode(
     tokens: list[NDArray[np.int32]] = []
     counted: list[NDArray[np.bool_]] = []
     whole: list[int] = []
-    for rows in _calls(examples.first):
+    for rows in pieces([examples.first], _CHARACTERS_A_CALL):
         rendered = [
-            render(from_text(examples.first[row]), tokenizer, examples.where(row), ends=ends)
-            for row in rows
+            render(from_text(text), tokenizer, examples.where(row), ends=ends)
+            for row, text in enumerate(examples.first[rows], rows.start)
         ]
         for ids, marks in _tokenised(rendered, tokenizer):
             whole.append(len(ids))
@@ -104,18 +104,6 @@ def encode(
         "whole": torch.tensor(whole, dtype=torch.int64),
         "counted": torch.from_numpy(np.concatenate(counted)),
     }
-
-
-def _calls(texts: Sequence[str]) -> Iterator[range]:
-    """Split the rows into pieces of so few characters that a tokenizer needs little memory."""
-    start = characters = 0
-    for row, text in enumerate(texts):
-        characters += len(text)
-        if row + 1 - start == _ROWS_A_CALL or characters >= _CHARACTERS_A_CALL:
-            yield range(start, row + 1)
-            start, characters = row + 1, 0
-    if start < len(texts):
-        yield range(start, len(texts))
 
 
 # ---- text

@@ -153,7 +153,7 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> dict[str, Ten
     types: list[NDArray[np.int8]] = []
     lengths: list[int] = []
     whole: list[int] = []
-    for rows in _calls(examples):
+    for rows in pieces([t for t in (examples.first, examples.second) if t], _CHARACTERS_A_CALL):
         texts = _Texts(examples, rows, tokenizer, max_length)
         encoded = tokenizer(
             *texts.shortened,
@@ -177,17 +177,16 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> dict[str, Ten
     return result
 
 
-def _calls(examples: Examples) -> Iterator[slice]:
-    """Split the rows into pieces of so few characters that a tokenizer needs little memory."""
+def pieces(columns: Sequence[Sequence[str]], limit: int) -> Iterator[slice]:
+    """Split rows into pieces of about `limit` characters, which need little memory to tokenise."""
     start = characters = 0
-    for row in range(len(examples)):
-        characters += len(examples.first[row])
-        characters += 0 if examples.second is None else len(examples.second[row])
-        if row + 1 - start == _ROWS_A_CALL or characters >= _CHARACTERS_A_CALL:
+    for row, texts in enumerate(zip(*columns, strict=True)):
+        characters += sum(map(len, texts))
+        if row + 1 - start == _ROWS_A_CALL or characters >= limit:
             yield slice(start, row + 1)
             start, characters = row + 1, 0
-    if start < len(examples):
-        yield slice(start, len(examples))
+    if start < len(columns[0]):
+        yield slice(start, len(columns[0]))
 
 
 class _Texts:

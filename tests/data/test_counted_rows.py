@@ -39,7 +39,7 @@ def test_rows_whose_answers_are_cut_away_are_left_out(caplog):
     with caplog.at_level(logging.WARNING):
         found = with_loss(*split(ROWS), 12)
     assert "2 of 4 rows of train are left out" in caplog.text
-    assert "begin behind --max-length 12 (f.jsonl, line 1, for one)" in caplog.text
+    assert "are cut away at --max-length 12 (f.jsonl, line 1, for one)" in caplog.text
     kept, _ = split([ROWS[1], ROWS[3]])
     for name in ("tokens", "offsets", "counted", "counts", "whole", "labels"):
         assert torch.equal(getattr(found, name), getattr(kept, name)), name

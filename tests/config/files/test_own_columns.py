@@ -9,8 +9,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from bayeslora_cli.config.catalogue import OBJECTIVES, implementation
 from bayeslora_cli.config.files.own_columns import column_names, kind_of
 from bayeslora_cli.config.resolution import resolve
+from bayeslora_cli.tasks.sources.rows import choices, dialogues
+from bayeslora_cli.tasks.sources.table_reader import read_table
 
 
 def lines(tmp_path, *names):
@@ -35,6 +38,25 @@ def lines(tmp_path, *names):
 )
 def test_kinds_of_files(tmp_path, names, kind):
     assert kind_of(lines(tmp_path, *names)) == kind
+
+
+@pytest.mark.parametrize("kind", ["causal", "choice"])
+def test_the_catalogue_knows_the_columns_that_are_read(kind, tmp_path):
+    """Two lists of one fact, form by form: both find the kind of a file by its columns."""
+    entry = OBJECTIVES[kind]
+    reader = implementation(entry.rows)
+    for columns in entry.columns:
+        table = read_table(lines(tmp_path, *columns), "--train-file", split="train")
+        assert reader.columns(table, None) is not None, columns
+    if kind == "causal":
+        read = [(name,) for name in dialogues._CHATS]
+        read += [*dialogues._COMPLETIONS, (dialogues._TEXT,)]
+        first, _, outputs = dialogues._INSTRUCTIONS
+        read += [(first, output) for output in outputs]
+    else:
+        texts = [*((name,) for name in choices._CHOICES), ("A", "B")]
+        read = [(question, *names) for question in choices._QUESTIONS for names in texts]
+    assert set(read) == set(entry.columns)
 
 
 def test_columns_of_every_format(tmp_path):

@@ -19,7 +19,7 @@ from bayeslora_cli.tasks.sources.rows.reader import RowReader, check_column, rea
 from bayeslora_cli.tasks.sources.table_reader import Table
 from bayeslora_cli.tasks.task import Examples
 
-_QUESTIONS = ("question", "question_stem")
+_QUESTIONS = ("question",)
 _CHOICES = ("choices", "options")
 _ANSWERS = ("answer", "answerKey", "answer_key", "label", "correct")
 _GROUPS = ("subject", "category")
@@ -47,8 +47,8 @@ class Choices(RowReader):
             return None
         if choices is not None:
             return question, choices
-        letters = _letters(table)
-        return (question, *letters) if len(letters) > 1 else None
+        lettered = _letters(table)
+        return (question, *lettered) if len(lettered) > 1 else None
 
     def told(self, columns: tuple[str, ...], loss_on: str) -> str:
         """Write a clause on the columns."""

@@ -72,7 +72,7 @@ class ExampleCache:
             }
             for name, split in found.items():
                 check_counts(split, examples[name], config.max_length)
-            if found["train"].counted is not None and found["train"].cells is None:
+            if found["train"].counted is not None:
                 found["train"] = with_loss(found["train"], examples["train"], config.max_length)
             self._tokens = key, found
             if notice := truncation_notice(found, config.max_length):

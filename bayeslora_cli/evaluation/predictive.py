@@ -40,8 +40,8 @@ class Predictive:
         if self.objective.probabilistic:
             within = self.objective.entropy(found)
         else:
-            score, *means = map(self.objective.decide, (found, before, self._mean))
-            within = (score - means[0]) * (score - means[1])
+            score, old, new = map(self.objective.decide, (found, before, self._mean))
+            within = (score - old) * (score - new)
         self._within = self._within + (within - self._within) / self.samples
 
     def uncertainty(self, *, sampled: bool) -> dict[str, Tensor]:

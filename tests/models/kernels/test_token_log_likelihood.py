@@ -7,6 +7,7 @@ import torch
 
 from bayeslora_cli.models.kernels import token_log_likelihood as module
 from bayeslora_cli.models.kernels.token_log_likelihood import PADDING, token_log_likelihood
+from bayeslora_cli.tasks.objectives import causal
 
 N, D, V = 11, 6, 37
 
@@ -78,6 +79,11 @@ def test_without_gradients_nothing_is_kept():
         found = token_log_likelihood(*operands())
     assert found.grad_fn is None
     assert torch.equal(found, token_log_likelihood(*operands()).detach())
+
+
+def test_padding_is_what_tasks_and_torch_call_it():
+    """Kernels import nothing of ours, so the number stands twice."""
+    assert PADDING == causal.PADDING == torch.nn.CrossEntropyLoss().ignore_index
 
 
 def test_no_tokens():

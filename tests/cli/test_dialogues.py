@@ -87,7 +87,7 @@ def test_a_run_on_chats_evaluates_what_it_held_out(own, typed, tmp_path):
     code, out, err = typed("eval", result["run"], "--json", "--device", "cpu")
     assert code == 0, err
     found, best = json.loads(out)["metrics"]["validation"], result["best_at_budget"]["metrics"]
-    assert found["loss"] == pytest.approx(best["validation"]["loss"], abs=1e-4)
+    assert found["nll"] == pytest.approx(best["validation"]["nll"], abs=1e-4)
     more = json.dumps({"messages": chat("new?", "yes")}) + "\n"
     path.write_text(path.read_text() + more)
     code, _, err = typed(*own)

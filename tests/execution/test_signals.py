@@ -17,9 +17,11 @@ def send(number):
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """A job in a shell's background ignores SIGINT; and every test leaves what it found."""
+    """A job in a shell's background ignores SIGINT, one under nohup SIGHUP; and every test leaves
+    what it found."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     there = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     assert {number: signal.getsignal(number) for number in SIGNALS} == there

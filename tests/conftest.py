@@ -1,4 +1,5 @@
-"""Tiny backbones by configuration, a tiny tokenizer and a tiny task, all made here."""
+"""Tiny backbones by configuration, a tiny tokenizer and a tiny task, all made here; trainings that
+are killed."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import logging
 import os
 import random
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
@@ -19,6 +21,8 @@ import torch
 from hypothesis import settings
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+from bayeslora_cli.training.step import TrainStep
 
 settings.register_profile("bayeslora", deadline=None)  # a busy machine is no failure
 settings.load_profile("bayeslora")
@@ -184,3 +188,28 @@ def quiet_machine(monkeypatch):
     yield
     logger.handlers = handlers
     logger.setLevel(level)
+
+
+class Killed(BaseException):
+    """Nothing in the package catches it."""
+
+
+@pytest.fixture
+def killed_at(monkeypatch):
+    """Trainings are killed before a step."""
+
+    @contextmanager
+    def context(step):
+        original = TrainStep.__call__
+
+        def killed(self, at, micro_batches):
+            if at == step:
+                raise Killed
+            original(self, at, micro_batches)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainStep, "__call__", killed)
+            with pytest.raises(Killed):
+                yield
+
+    return context

@@ -16,8 +16,8 @@ from bayeslora_cli.errors import BayesloraError
 from bayeslora_cli.evaluation.run_evaluation import evaluate_run
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.training.step import TrainStep
+from tests.conftest import Killed
 from tests.support.faults import contents
-from tests.training.conftest import Killed
 from tests.training.test_loop import run_of
 
 OPTIONS = {"max_steps": 6, "checkpoint_every": "2", "max_length": 16, "log_every": 1}

@@ -99,6 +99,10 @@ def main(workspace: Any = None) -> None:
     training = next((word for word in sys.argv[1:] if not word.startswith("-")), None) == "train"
     if os.environ.get("COLUMNS") == "0":  # of a terminal without a size: nothing would be printed
         del os.environ["COLUMNS"]
+    # threads that wait for each other spin, for long enough to slow another process's tenfold;
+    # read when torch is imported
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     at = place() if training else Place()
     try:
         with lasting_streams(), at.only_first_prints(), _explained():

@@ -8,7 +8,7 @@ import torch
 from bayeslora_cli.bayes.optimizer import BankOptimizer
 from bayeslora_cli.config.catalogue import OPTIMIZERS, OptimizerEntry, criteria_of
 from tests.support.faults import contents, differences
-from tests.training.test_loop import killed_at, lines, run_of  # noqa: F401
+from tests.training.test_loop import lines, run_of
 
 
 class SignMomentum(BankOptimizer):
@@ -51,7 +51,7 @@ def own_optimizer(monkeypatch):
 
 
 def test_it_trains_with_every_method_and_is_resumed(
-    backbone, rte, tmp_path, killed_at  # noqa: F811
+    backbone, rte, tmp_path, killed_at
 ):  # fmt: skip
     assert set(criteria_of("adalora", "sign")) == {"sensitivity", "magnitude"}
     changes = {"optimizer": "sign", "lr": 3e-4, "checkpoint_every": "1"}

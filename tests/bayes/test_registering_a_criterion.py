@@ -17,7 +17,7 @@ from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import RankReport
 from bayeslora_cli.training.loop import train
 from tests.support.faults import contents, differences
-from tests.training.test_loop import killed_at, options, run_of  # noqa: F401
+from tests.training.test_loop import options, run_of
 
 ACTIVE = {"max_steps": 20, "t_final": 4, "lr": 0.05, "alpha": 64.0}  # the ranks part
 
@@ -96,7 +96,7 @@ def test_another_criterion_gives_other_ranks(backbone, rte, tmp_path):
     assert [m.kept for m in found[0].matrices] != [m.kept for m in found[1].matrices]
 
 
-def test_a_resumed_run_goes_on_with_it(backbone, rte, tmp_path, killed_at):  # noqa: F811
+def test_a_resumed_run_goes_on_with_it(backbone, rte, tmp_path, killed_at):
     """Its gradient statistics are part of the state, as those of the package's are."""
     criteria.register("mine", lambda s: s.mean.abs() * s.sensitivity)
     changes = {**ACTIVE, "optimizer": "adamw", "criterion": "mine", "checkpoint_every": "1"}

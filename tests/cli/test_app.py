@@ -464,3 +464,20 @@ def test_a_terminal_without_a_size_is_printed_on(monkeypatch, capsys):
         main()
     assert "COLUMNS" not in os.environ
     assert capsys.readouterr().out.startswith("bayeslora ")
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "5"}, "5"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+def test_threads_spin_briefly_unless_the_user_says_otherwise(given, found, monkeypatch):
+    monkeypatch.setattr(os, "environ", {"COLUMNS": "100", **given})
+    monkeypatch.setattr(sys, "argv", ["bayeslora", "--version"])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert not done.value.code
+    assert os.environ.get("GOMP_SPINCOUNT") == found

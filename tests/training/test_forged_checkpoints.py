@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from bayeslora_cli.errors import RunDirError
 from bayeslora_cli.training.step import TrainStep
-from tests.training.conftest import Killed
+from tests.conftest import Killed
 from tests.training.test_loop import run_of
 
 OPTIONS = {"max_steps": 6, "checkpoint_every": "2", "max_length": 16}

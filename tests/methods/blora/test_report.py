@@ -8,7 +8,6 @@ import pytest
 
 from bayeslora_cli.methods.blora.bit_operations import Sizes
 from bayeslora_cli.methods.blora.report import _collapsed
-from tests.training.test_loop import killed_at, lines, run_of  # noqa: F401
 
 
 @pytest.mark.parametrize(

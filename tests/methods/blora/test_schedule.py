@@ -13,7 +13,6 @@ from bayeslora_cli.config.run_config import RunConfig, flag
 from bayeslora_cli.methods.blora.gates import SHIFT, START, THRESHOLD
 from bayeslora_cli.methods.blora.schedule import GateSchedule, steps_to_close, too_short
 from tests.methods.blora.test_trainer import BLORA
-from tests.training.test_loop import killed_at, lines, run_of  # noqa: F401
 
 
 @settings(max_examples=60, deadline=None)

@@ -14,7 +14,7 @@ from bayeslora_cli.methods.blora.gates import SHIFT
 from bayeslora_cli.runs.rank_report import RankReport
 from tests.support.evaluation import evaluated
 from tests.support.faults import contents, differences
-from tests.training.test_loop import killed_at, lines, run_of  # noqa: F401
+from tests.training.test_loop import lines, run_of
 from tests.training.test_step import GATES, T_FINAL, T_INIT, TOTAL, batches, make_step
 
 BLORA = {"method": "blora", "optimizer": "adamw", "criterion": None, "init_rank": 3}
@@ -221,7 +221,7 @@ def test_a_run_says_what_its_gates_did(mode, backbone, rte, tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "ivon"])
 @pytest.mark.parametrize("crash", [1, 8, 17])
-def test_resuming_repeats_the_run(optimizer, crash, backbone, rte, tmp_path, killed_at):  # noqa: F811
+def test_resuming_repeats_the_run(optimizer, crash, backbone, rte, tmp_path, killed_at):
     """In each phase: gates, ranges, moments, drawn numbers, history."""
     changes = {**ACTIVE, "optimizer": optimizer, "checkpoint_every": "1"}
     whole = run_of(backbone, rte, tmp_path / "whole", **changes)

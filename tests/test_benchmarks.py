@@ -23,8 +23,9 @@ from tests.support.faults import ROOT
         ),
         (
             "causal_step",
-            "--device cpu --size tiny --repeats 1 --warm-up 1 --rows adalora-ivon,peft-lora",
-            2,
+            "--device cpu --size tiny --repeats 1 --warm-up 1 "
+            "--rows adalora-ivon,peft-lora,blora-adamw,blora-adamw-base",
+            4,
         ),
     ],
 )

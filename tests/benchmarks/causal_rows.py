@@ -30,7 +30,7 @@ from bayeslora_cli.training.step import TrainStep
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 INITIAL, FINAL = 12, 8
-"""AdaLoRA's ranks; LoRA has the second."""
+"""AdaLoRA's ranks; B-LoRA begins with the first, LoRA has the second."""
 ALPHA = 16.0
 EXAMPLES = 50_000  # IVON's effective sample size
 T_INIT = 1  # the first step without an allocation
@@ -67,7 +67,7 @@ def engine(
     def build(s: Setting) -> Step:
         config = RunConfig(
             model=s.model, method=method, optimizer=optimizer, criterion=criterion,
-            init_rank=INITIAL if method == "adalora" else FINAL, target_rank=FINAL,
+            init_rank=INITIAL if method in ("adalora", "blora") else FINAL, target_rank=FINAL,
             alpha=ALPHA, target_modules=tuple(TARGETS), precision=precision or s.precision,
             lr=0.03 if optimizer == "ivon" else 2e-4, warmup_steps=1,
             weight_decay=1e-8 if optimizer == "ivon" else 0.0, max_length=s.size.tokens,
@@ -183,7 +183,7 @@ def replaced(module: Any, values: dict[str, Any]) -> Iterator[None]:
         vars(module).update(before)
 
 
-OURS, LORA = "adalora-ivon", "lora-adamw"
+OURS, ADAMW, LORA = "adalora-ivon", "adalora-adamw", "lora-adamw"
 ROWS: dict[str, tuple[str, Callable[[Setting], Step]]] = {
     OURS: ("bayeslora AdaLoRA + IVON, snr", engine("adalora", "ivon", "snr")),
     LORA: ("bayeslora LoRA + AdamW", engine("lora", "adamw", None)),
@@ -203,9 +203,23 @@ ROWS: dict[str, tuple[str, Callable[[Setting], Step]]] = {
         "bayeslora AdaLoRA + IVON, snr, --precision bf16",
         engine("adalora", "ivon", "snr", precision="bf16"),
     ),
-    "adalora-adamw": (
+    ADAMW: (
         "bayeslora AdaLoRA + AdamW, sensitivity",
         engine("adalora", "adamw", "sensitivity"),
+    ),
+    "blora-adamw": ("bayeslora B-LoRA + AdamW", engine("blora", "adamw", None)),
+    "blora-ivon": ("bayeslora B-LoRA + IVON", engine("blora", "ivon", None)),
+    "blora-adamw-quant": (
+        "bayeslora B-LoRA + AdamW, --blora-mode quant",
+        engine("blora", "adamw", None, blora_mode="quant"),
+    ),
+    "blora-adamw-rank": (
+        "bayeslora B-LoRA + AdamW, --blora-mode rank",
+        engine("blora", "adamw", None, blora_mode="rank"),
+    ),
+    "blora-adamw-base": (
+        "bayeslora B-LoRA + AdamW, --quantize-base",
+        engine("blora", "adamw", None, quantize_base=True),
     ),
     "peft-adalora": ("PEFT AdaLoRA + AdamW", peer(adaptive=True)),
     "peft-adalora-liger": ("PEFT AdaLoRA + AdamW, liger", peer(adaptive=True, liger=True)),

@@ -7,9 +7,10 @@
 
 All rows get the same random weights by configuration, adapters on all seven projections (LoRA of
 rank 8, AdaLoRA from 12 to 8, B-LoRA of 12 in its learning phase) and the same tokens; nothing is
-dropped out, all tokens count. Adaptive rows allocate at every timed step, the dearest case. A step is everything: the batch from
-rows on the CPU, sampling, forward and backward passes, penalty, update and allocation. On a GPU it
-is in bf16, PEFT's under autocast with adapters in fp32, on a CPU in fp32.
+dropped out, all tokens count. Adaptive rows allocate at every timed step, the dearest case. A step
+is everything: the batch from rows on the CPU, sampling, forward and backward passes, penalty,
+update and allocation. On a GPU it is in bf16, PEFT's under autocast with adapters in fp32, on a CPU
+in fp32.
 
 `--lengths sft`: log-normal lengths with a median of 350 tokens and a 95th percentile of 1,400, cut
 at 2,048; this engine packs them, peers pad them. As many rows make a batch as give about as many
@@ -178,7 +179,8 @@ def table(rows: list[Row], tokens: float) -> str:
         cells = [
             row.label, f"{median:.1f}", f"{min(row.ms):.1f} – {max(row.ms):.1f}",
             f"{1e3 * tokens / median:,.0f}", against(row, LORA), against(row, ADAMW),
-            against(row, OURS), peak, f"{row.first_seconds:.0f}", f"{statistics.median(row.cpu_ms):.1f}",
+            against(row, OURS), peak, f"{row.first_seconds:.0f}",
+            f"{statistics.median(row.cpu_ms):.1f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

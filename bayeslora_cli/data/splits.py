@@ -11,7 +11,7 @@ from torch import Tensor
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import Feed, evaluation_order, padded_width
 from bayeslora_cli.data.packing import token_batch
-from bayeslora_cli.data.tokenization import TokenisedSplit
+from bayeslora_cli.data.tokenization import TokenisedSplit, row_sums
 from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.models.backbones.fingerprint import data_fingerprint
 from bayeslora_cli.models.backbones.input_limits import check_ids
@@ -64,7 +64,10 @@ class Batches:
         """The first batch, or a few of its rows, padded as other programs take them; [] if this
         process has no batch."""
         if split.packed and order:
-            few = split.batch(order[0][:FEW])
+            assert split.counted is not None
+            # the longest rows come first, and of rows that were cut the answer may be gone
+            empty = row_sums(split.counted, split.offsets)[order[0]] == 0
+            few = split.batch(order[0][empty.int().argsort(stable=True)][:FEW])
             self.few = [{name: tensor.to(device) for name, tensor in few.items()}]
         self.place = torch.empty(0, device=device)
         """(b, outputs): buffer for what a pass keeps, the same in all passes."""

@@ -56,6 +56,8 @@ def adapter_problem(
         return f"PEFT {version('peft')} does not open it on this backbone: {error}"
     finally:
         network.module.train(was_training)
+    if not expected.numel():  # tokens are predicted, and none of these rows has one that counts
+        return None
     difference = float((found - expected).abs().max())
     allowed = BOUNDS[network.compute_dtype] * max(1.0, float(expected.abs().max()))
     if difference <= allowed:

@@ -7,6 +7,7 @@ import torch
 
 from bayeslora_cli.data.batching import Feed, evaluation_order, largest_batch
 from bayeslora_cli.data.packing import bucket, collate, pack, rows_of
+from bayeslora_cli.data.splits import Batches
 from bayeslora_cli.tasks.objectives.causal import PADDING
 from tests.support.decoders import CAUSAL, token_rows
 
@@ -61,6 +62,18 @@ def test_fixed_sizes_add_what_nothing_counts(packed):
     starts = offsets[:-1][offsets.diff() > 0].long()
     assert (batch["position_ids"][0, starts] == 0).all()
     assert batch["position_ids"].max() == plain["position_ids"].max()
+
+
+def test_the_few_rows_are_such_of_which_something_counts():
+    rows = token_rows((3, 30, 30, 5, *[20] * 7))
+    assert rows.counted is not None
+    for row in (1, 2, 4):  # as of long prompts whose answers were cut away
+        rows.counted[rows.offsets[row] : rows.offsets[row + 1]] = False
+    (few,) = Batches(rows, len(rows), CPU).few
+    assert len(few["targets"]) == 6 * 10 + 2 + 1
+    rows.counted.zero_()
+    (few,) = Batches(rows, len(rows), CPU).few
+    assert len(few["targets"]) == 0
 
 
 def test_few_sizes():

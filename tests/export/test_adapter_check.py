@@ -100,5 +100,7 @@ def test_a_decoders_adapter(kind, targets, tmp_path):
     before = logits(network, batch)
     beside = {"columns": torch.zeros_like(batch["targets"])}
     assert adapter_problem(network, at, tmp_path, batch | beside) is None
+    empty = {name: batch[name][:0] for name in ("predicting", "targets")}  # nothing counts
+    assert adapter_problem(network, at, tmp_path, batch | empty) is None
     assert torch.equal(logits(network, batch), before)
     network.bank.check_views()

@@ -141,6 +141,15 @@ def test_a_preset_that_says_nothing_of_the_row_is_noticed():
         resolve({}, "learned-posterior")
 
 
+def test_ivon_lora_takes_the_published_step():
+    """Of 2411.04421: lr 0.03 without `rescale_lr`, so that lr times h0 is 0.03 here."""
+    config = resolve({"task": "arc-easy"}, "ivon-lora").config
+    assert (config.method, config.optimizer, config.task) == ("lora", "ivon", "arc-easy")
+    assert config.lr * (config.hess_init + config.weight_decay) == pytest.approx(0.03)
+    assert (config.target_rank, config.alpha, config.batch_size) == (8, 16, 4)
+    assert (config.max_steps, config.schedule_steps, config.warmup_steps) == (10_000, 10_000, 0)
+
+
 def test_files_of_ones_own_take_the_settings_of_any_preset(write):
     files = {"train_file": "hub/name"}
     config = resolve(files, "mnli").config
@@ -217,7 +226,7 @@ def test_presets_that_do_not_exist():
 
 def test_every_built_in_preset_is_listed_with_a_word_on_it():
     found = list_presets()
-    others = {"causal", "quickstart", "learned-posterior", "multiple-choice"}
+    others = {"causal", "ivon-lora", "quickstart", "learned-posterior", "multiple-choice"}
     assert found.keys() == {*TASK_NAMES} | others
     assert all(10 < len(text) < 120 for text in found.values())
 
@@ -226,6 +235,7 @@ def test_one_file_a_task():
     assert {path.stem for path in presets_directory().glob("*")} == {
         *TASK_NAMES,
         "causal",
+        "ivon-lora",
         "quickstart",
         "learned-posterior",
         "multiple-choice",

@@ -296,12 +296,12 @@ class Run:
         """Write the run in another format, complete and checked against the run, or not at all.
 
         Args:
-            format: adalora, lora, merged, onnx or quantized.
+            format: adalora, gguf, lora, merged, onnx or quantized.
             output: the directory to write; None: `export/FORMAT` in the run's.
             overwrite: replace an export.
             push_to_hub: a repository of the Hugging Face hub to upload to.
-            options: the other fields of `ExportOptions`: uniform_rank, target_rank, check_rows,
-                check_inputs ("data" or "random"), data, file.
+            options: the other fields of `ExportOptions`: patterns, precision ("fp32" or "bf16"),
+                target_rank, check_rows, check_inputs ("data" or "random"), data, file.
         Raises:
             UserError: options do not fit the run, or data or model is missing.
             BayesloraError: the reopened export does not predict what the run predicts.

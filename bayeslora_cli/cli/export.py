@@ -22,15 +22,32 @@ def export(
         str,
         typer.Option("--format", help=f"{described_formats()}.", rich_help_panel=_FORM),
     ],
+    patterns: Annotated[
+        bool,
+        typer.Option(
+            "--patterns",
+            help="lora: a rank and an alpha of its own for each matrix (rank_pattern, "
+            "alpha_pattern), for PEFT: a smaller file, but not all servers know these.",
+            rich_help_panel=_FORM,
+        ),
+    ] = False,
     uniform_rank: Annotated[
         bool,
         typer.Option(
             "--uniform-rank",
-            help="lora: pad all matrices with zeros to one rank and one alpha, for servers that "
-            "know no patterns.",
+            help="lora: all matrices padded with zeros to one rank; so they are without this "
+            "option, too.",
             rich_help_panel=_FORM,
         ),
     ] = False,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="merged: fp32, or bf16: added up in fp32 and rounded; prints what of the "
+            "adapter bf16 keeps.",
+            rich_help_panel=_FORM,
+        ),
+    ] = "fp32",
     target_rank: Annotated[
         int | None,
         typer.Option(
@@ -133,7 +150,9 @@ def export(
         output,
         overwrite=overwrite,
         push_to_hub=push_to_hub,
+        patterns=patterns,
         uniform_rank=uniform_rank,
+        precision=precision,
         target_rank=target_rank,
         check_rows=check_rows,
         check_inputs=check_inputs,

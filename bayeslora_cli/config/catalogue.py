@@ -175,7 +175,7 @@ METHODS: dict[str, MethodEntry] = {
         title="AdaLoRA",
         default_optimizer="ivon",
         allocates_ranks=True,
-        formats=("adalora", "lora"),
+        formats=("adalora", "lora", "gguf"),
         options=(*_LOW_RANK, "target_rank", "t_init", "t_final", "delta_t", "orth_reg"),
         initial_rank=lambda target: -(-3 * target // 2),  # 3 for 2, 6 for 4: the paper's runs
         place=2,
@@ -185,7 +185,7 @@ METHODS: dict[str, MethodEntry] = {
         title="LoRA",
         default_optimizer="adamw",
         allocates_ranks=False,
-        formats=("lora",),
+        formats=("lora", "gguf"),
         options=(*_LOW_RANK, "target_rank"),
         fixed_rank=True,
         note="fixed rank",
@@ -204,7 +204,7 @@ METHODS: dict[str, MethodEntry] = {
         title="B-LoRA",
         default_optimizer="adamw",
         allocates_ranks=False,
-        formats=("quantized", "lora"),
+        formats=("quantized", "lora", "gguf"),
         options=(*_LOW_RANK, "t_init", "t_final", *_GATES),
         reasons={"target_rank": "whose gates find the ranks from --init-rank on"},
         free_rank=8,
@@ -241,41 +241,33 @@ CRITERIA: dict[str, CriterionEntry] = {
     ),
 }
 
+_WRITERS = "bayeslora_cli.export.formats"
 FORMATS: dict[str, FormatEntry] = {
     "adalora": FormatEntry(
-        implementation="bayeslora_cli.export.formats.peft_adapter:ADALORA",
-        bound=1e-5,
-        library="peft",
+        implementation=f"{_WRITERS}.peft_adapter:ADALORA", bound=1e-5, library="peft",
         needs_base=True,
     ),
     "lora": FormatEntry(
-        implementation="bayeslora_cli.export.formats.peft_adapter:LORA",
-        bound=1e-5,
-        library="peft",
-        needs_base=True,
-        options=("uniform_rank",),
+        implementation=f"{_WRITERS}.peft_adapter:LORA", bound=1e-5, library="peft",
+        needs_base=True, options=("patterns", "uniform_rank"),
+    ),
+    "gguf": FormatEntry(
+        implementation=f"{_WRITERS}.gguf_adapter:GGUF", bound=1e-5, library="gguf",
+        needs_base=True, packages=("gguf",), extra="gguf",
     ),
     "merged": FormatEntry(
-        implementation="bayeslora_cli.export.formats.merged_model:MERGED",
-        bound=1e-5,
-        library="transformers",
+        implementation=f"{_WRITERS}.merged_model:MERGED", bound=1e-5, library="transformers",
         every_method=True,
     ),
     "onnx": FormatEntry(
-        implementation="bayeslora_cli.export.formats.onnx_model:ONNX",
-        bound=1e-4,
-        library="onnx",
-        every_method=True,
-        packages=("onnx", "onnxruntime", "onnxscript"),
-        extra="onnx",
+        implementation=f"{_WRITERS}.onnx_model:ONNX", bound=1e-4, library="onnx",
+        every_method=True, packages=("onnx", "onnxruntime", "onnxscript"), extra="onnx",
     ),
     "quantized": FormatEntry(
-        implementation="bayeslora_cli.export.formats.integer_codes:QUANTIZED",
-        bound=0.0,
-        library="bayeslora",
+        implementation=f"{_WRITERS}.integer_codes:QUANTIZED", bound=0.0, library="bayeslora",
         needs_base=True,
     ),
-}
+}  # fmt: skip
 
 # tried from last to first for the labels of a user's table
 OBJECTIVES: dict[str, ObjectiveEntry] = {

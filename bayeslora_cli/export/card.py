@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bayeslora_cli.config.catalogue import FORMATS, OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.export.formats.format import Format, Snippet
@@ -18,11 +20,13 @@ def export_card(
     task: Task,
     steps: int,
     findings: Findings,
+    commands: Sequence[str] = (),
 ) -> str:
     """Return the text.
 
     Args:
         steps: number of training steps.
+        commands: what serves the export, run in its directory.
     """
     library = FORMATS[options.format].library
     rank = options.target_rank
@@ -39,6 +43,7 @@ def export_card(
             f"Metrics, measured in {findings.metrics_precision}:\n",
             model_card.metric_table(findings.metrics),
             model_card.code(code(form, config, task)),
+            *(["Served from this directory by\n", model_card.shell(commands)] if commands else []),
         ]
     )
 

@@ -129,7 +129,10 @@ def export_run(
             pruned=pruned,
             precision=config.precision,
         )
-        text = export_card(form, options, config, task, result["steps"], findings)
+        commands = form.serving(config, task, facts)
+        if commands:
+            facts["serving"] = list(commands)
+        text = export_card(form, options, config, task, result["steps"], findings, commands)
         (directory / "README.md").write_text(text, encoding="utf-8")
         manifest = _manifest(directory, run, config, options, network, findings, facts)
         write_json(directory / MANIFEST, manifest)

@@ -57,6 +57,43 @@ def adapted(base: Any, directory: Path) -> Any:
         return PeftModel.from_pretrained(base, str(directory))
 
 
+def open_gguf_adapter(
+    path: Path,
+    backbone: Mapping[str, Any],
+    auto_class: str,
+    device: torch.device,
+    *,
+    trust_remote_code: bool = False,
+) -> Logits:
+    """Open llama.cpp's LoRA adapter: add its products to the weights of a fresh backbone.
+
+    transformers' reader of GGUF models knows the names of their tensors, and turns a weight's
+    layout there into its own; so it does with an update of the weight.
+
+    Args:
+        backbone: arguments of `from_pretrained` that name the checkpoint.
+        auto_class: the class of transformers that loads the backbone.
+    """
+    from gguf.gguf_reader import GGUFReader
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    reader = GGUFReader(path)
+    architecture = reader.fields["general.architecture"].contents()
+    alpha = reader.fields["adapter.lora.alpha"].contents()
+    model = getattr(transformers, auto_class).from_pretrained(
+        **backbone, dtype=torch.float32, trust_remote_code=trust_remote_code
+    )
+    kind = reading.TENSOR_PROCESSORS.get(architecture, reading.TensorProcessor)
+    processor = kind(config=model.config.to_dict())
+    places = reading.get_gguf_hf_weights_map(model, processor, model_type=architecture)
+    found = {tensor.name: tensor.data.astype("float64") for tensor in reader.tensors}
+    for name in {name.rpartition(".lora_")[0] for name in found}:
+        a, b = found[f"{name}.lora_a"], found[f"{name}.lora_b"]
+        update = processor.process(alpha / b.shape[1] * (b @ a), name).weights
+        model.get_parameter(places[name]).data += torch.from_numpy(update.copy())
+    return logits_of(model, device)
+
+
 def open_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """Open the tokenizer of an export."""
     return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)

@@ -12,6 +12,8 @@ from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.export.hub_upload import check_name
 
 MANIFEST = "manifest.json"
+PRECISIONS = ("fp32", "bf16")
+"""Of weights in an export, the default first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,8 +22,12 @@ class ExportOptions:
 
     format: str
     """A key of `catalogue.FORMATS`."""
+    patterns: bool = False
+    """Give each matrix a rank and an alpha of its own, in formats that take this option."""
     uniform_rank: bool = False
-    """Pad all matrices to one rank and one alpha, in formats that take this option."""
+    """One rank and one alpha for all matrices, which is what formats with `patterns` do anyway."""
+    precision: str = "fp32"
+    """fp32, or bf16 in formats that take this option: of the weights that are written."""
     target_rank: int | None = None
     """Prune further, to this mean rank per matrix; None: keep the run's ranks."""
     check_rows: int = 32
@@ -38,7 +44,12 @@ class ExportOptions:
     @property
     def name(self) -> str:
         """The format, with its variant if it has one."""
-        return f"{self.format}-uniform" if self.uniform_rank else self.format
+        variants = {
+            "uniform": self.uniform_rank,
+            "patterns": self.patterns,
+            self.precision: self.precision != "fp32",
+        }
+        return "-".join([self.format, *(name for name, asked in variants.items() if asked)])
 
     @property
     def directory(self) -> str:
@@ -67,9 +78,9 @@ def check_options(options: ExportOptions, config: RunConfig, push_to_hub: str | 
         )
     _check_packages(name)
     implementation(FORMATS[name].implementation).check(config)
-    if options.uniform_rank and "uniform_rank" not in FORMATS[name].options:
-        takers = ", ".join(n for n, entry in FORMATS.items() if "uniform_rank" in entry.options)
-        raise UserError(f"--uniform-rank works only with --format {takers}, not {name}")
+    if options.precision not in PRECISIONS:
+        raise UserError(f"--precision {options.precision}: choose {' or '.join(PRECISIONS)}")
+    _check_variant(options)
     if options.target_rank is not None:
         if not METHODS[method].allocates_ranks:
             raise UserError(f"--target-rank: a run of --method {method} has no scores to prune by")
@@ -77,6 +88,22 @@ def check_options(options: ExportOptions, config: RunConfig, push_to_hub: str | 
             raise UserError("--target-rank measures on data: leave out --check-inputs random")
     if push_to_hub is not None:
         check_name(push_to_hub)
+
+
+def _check_variant(options: ExportOptions) -> None:
+    """Refuse options that the format does not take, and those that exclude each other."""
+    asked = {
+        "patterns": options.patterns,
+        "uniform_rank": options.uniform_rank,
+        "precision": options.precision != PRECISIONS[0],
+    }
+    for field, given in asked.items():
+        if given and field not in FORMATS[options.format].options:
+            flag = f"--{field.replace('_', '-')}"
+            takers = ", ".join(n for n, entry in FORMATS.items() if field in entry.options)
+            raise UserError(f"{flag} works only with --format {takers}, not {options.format}")
+    if options.patterns and options.uniform_rank:
+        raise UserError("--patterns: not together with --uniform-rank, which is one rank for all")
 
 
 def _check_packages(name: str) -> None:

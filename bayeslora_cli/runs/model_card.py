@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bayeslora_cli.config.catalogue import GLUE_TASKS, METHODS, OBJECTIVES
@@ -86,14 +87,31 @@ def base_model(model: str) -> tuple[list[str], str]:
     """
     if model.endswith(GGUF):
         where, _, file = model.rpartition("/")
-        imports, name = base_model(where or ".")
+        imports, name = path_in_python(where or ".")
         return imports, f"{name}, gguf_file={json.dumps(file, ensure_ascii=False)}"
+    return path_in_python(model)
+
+
+def path_in_python(model: str) -> tuple[list[str], str]:
+    """Return imports and an expression that is a name on the hub, a path, or a place in a package.
+
+    A path is named as it was typed; the reader must replace it.
+    """
     package, _, inner = model.removeprefix("package:").partition("/")
     if not model.startswith("package:"):
         return [], json.dumps(model, ensure_ascii=False)
     imports = [f"from importlib.resources import files  # pip install {package}"]
     place = f'files("{package}") / "{inner}"' if inner else f'files("{package}")'
     return imports, f"str({place})"
+
+
+def base_in_shell(model: str) -> str:
+    """Return a shell word that names the base model: a path as it was typed, or a package's."""
+    package, _, inner = model.removeprefix("package:").partition("/")
+    if not model.startswith("package:"):
+        return shlex.quote(model)
+    found = f'from importlib.resources import files; print(files("{package}") / "{inner}")'
+    return f'"$(python -c {shlex.quote(found)})"'
 
 
 def trust_argument(config: RunConfig) -> str:
@@ -147,6 +165,11 @@ def metric_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
 def code(python: str) -> str:
     """Write a block of Python code."""
     return f"```python\n{python}\n```\n"
+
+
+def shell(commands: Sequence[str]) -> str:
+    """Write a block of shell commands."""
+    return "\n".join(["```sh", *commands, "```", ""])
 
 
 def inputs(task: Task, config: RunConfig, tensors: str = "pt") -> list[str]:

@@ -22,7 +22,7 @@ from bayeslora_cli.errors import BayesloraError, DataError, ModelError, RunDirEr
 from bayeslora_cli.evaluation.run_loading import load_run
 from bayeslora_cli.export import exporter
 from bayeslora_cli.export.exporter import ExportOptions, describe_export, export_run
-from bayeslora_cli.export.formats import peft_adapter
+from bayeslora_cli.export.formats import lora_files
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import RankReport
@@ -32,12 +32,14 @@ from tests.support.evaluation import evaluated
 from tests.support.finished_runs import make_old, reseal
 from tests.training.test_loop import run_of
 
-FORMS = ["adalora", "lora", "lora-uniform", "merged", "onnx"]
+FORMS = ["adalora", "lora", "lora-uniform", "lora-patterns", "merged", "onnx"]
 
 
 def options(form, **changes):
-    plain, _, uniform = form.partition("-")
-    return ExportOptions(format=plain, uniform_rank=bool(uniform), device="cpu", **changes)
+    plain, _, variant = form.partition("-")
+    names = {"uniform": "uniform_rank", "patterns": "patterns"}
+    asked = {names[variant]: True} if variant else {}
+    return ExportOptions(format=plain, device="cpu", **asked, **changes)
 
 
 def exported(run, form, *, output=None, overwrite=False, push=None, **changes):
@@ -159,7 +161,7 @@ def test_lora_runs(backbone, rte, tmp_path):
     run = run_of(
         backbone, rte, tmp_path, method="lora", optimizer="adamw", criterion=None, max_steps=3
     )
-    directory, manifest = exported(run, "lora")
+    directory, manifest = exported(run, "lora-patterns")
     assert set(manifest["ranks"].values()) == {2}
     ours, theirs = (load_file(d / "adapter_model.safetensors") for d in (directory, run.adapter))
     assert ours.keys() == theirs.keys()
@@ -249,8 +251,10 @@ def test_data_that_is_not_read(run, backbone, rte, tmp_path):
 def test_a_wrong_fold_leaves_nothing_behind(run, monkeypatch):
     """Folding with one per cent too much scale is found, and the run is as it was."""
     before = tree(run.path)
-    fold = peft_adapter.fold
-    monkeypatch.setattr(peft_adapter, "fold", lambda a, e, b, scale: fold(a, e, b, scale * 1.01))
+    fold = lora_files.fold_into_b
+    monkeypatch.setattr(
+        lora_files, "fold_into_b", lambda a, e, b, scale: fold(a, e, b, scale * 1.01)
+    )
     with pytest.raises(BayesloraError, match="nothing is written") as raised:
         exported(run, "lora")
     assert raised.value.exit_code == 1
@@ -270,7 +274,7 @@ def test_a_failed_check_keeps_an_earlier_export_and_uploads_nothing(run, monkeyp
 
 def test_a_pooler_left_out_is_found(run, monkeypatch):
     """The base's own draw differs each time it is loaded: the seed of the run proves nothing."""
-    monkeypatch.setattr(peft_adapter, "_modules_to_save", lambda network: list(network.head))
+    monkeypatch.setattr(lora_files, "modules_to_save", lambda network: list(network.head))
     with pytest.raises(BayesloraError, match="nothing is written"):
         exported(run, "lora")
 
@@ -373,8 +377,8 @@ def damaged(name, text):
         (damaged("ranks.json", "{}"), {"target_rank": 1}, RunDirError, "ranks.json: rank report"),
         (lambda run: run.ranks.unlink(), {"target_rank": 1}, RunDirError, "ranks.json is missing"),
         (damaged("config.toml", "novelty = 3\n"), {}, UserError, "config.toml.*novelty"),
-        (lambda run: None, {"form": "gguf"}, UserError, "--format gguf: choose one of adalora, "),
-        (lambda run: None, {"form": "merged-u"}, UserError, "--uniform-rank works only with"),
+        (lambda run: None, {"form": "zip"}, UserError, "--format zip: choose one of adalora, "),
+        (lambda run: None, {"form": "merged-uniform"}, UserError, "--uniform-rank works only with"),
         (lambda run: None, {"check_inputs": "x"}, UserError, "--check-inputs x: choose data or"),
         (lambda run: None, {"push": "a/b/c"}, UserError, "--push-to-hub a/b/c: Repo id must"),
     ],
@@ -556,6 +560,13 @@ def test_the_help_names_every_option_and_its_unit(monkeypatch, capsys):
         assert text in out
     said = " ".join(out.split())
     assert "may differ by the number that --format has in brackets, times the largest" in said
-    bounds = {"adalora": 1e-5, "lora": 1e-5, "merged": 1e-5, "onnx": 1e-4, "quantized": 0.0}
+    bounds = {
+        "adalora": 1e-5,
+        "lora": 1e-5,
+        "gguf": 1e-5,
+        "merged": 1e-5,
+        "onnx": 1e-4,
+        "quantized": 0.0,
+    }
     assert {name: entry.bound for name, entry in FORMATS.items()} == bounds
     assert ", ".join(f"{name} ({bound:g})" for name, bound in bounds.items()) in said

@@ -35,17 +35,20 @@ UNTIL = 8
 """Step at whose checkpoint the unfinished runs were stopped."""
 
 FORMATS = {
-    "adalora": ("adalora", "lora", "merged"),
-    "lora": ("lora", "merged"),
+    "adalora": ("adalora", "lora --patterns", "merged"),
+    "lora": ("lora --patterns", "merged"),
     "full": ("merged",),
-    "blora": ("quantized", "merged", "lora", "adalora"),
+    "blora": ("quantized", "merged", "lora --patterns", "adalora"),
 }
 MORE_EXPORTS = {
     "adalora-ivon-snr": ("onnx", "lora --uniform-rank", "adalora --target-rank 1"),
     "full-adamw": ("onnx", "lora"),
-    "regression": ("lora --target-rank 1", "quantized"),
+    "regression": ("lora --patterns --target-rank 1", "quantized"),
 }
-"""What takes seconds, or is refused, is asked of one run or two."""
+"""What takes seconds, or is refused, is asked of one run or two.
+
+Version 0.1.0 wrote ranks per matrix by `--format lora`, now by `--patterns`; what it padded has
+another rank now, and is kept as a later build wrote it."""
 
 
 def exports(name: str) -> tuple[str, ...]:

@@ -222,7 +222,9 @@ def keys(value: Any, above: str = "") -> list[str]:
     return []
 
 
-LATER_KEYS = {"data_sha256", "task_type", "--task-type", "truncated"}
+LATER_KEYS = {
+    "data_sha256", "task_type", "--task-type", "truncated", "patterns", "precision", "largest_rank",
+}  # fmt: skip
 """Keys that later builds have added to what version 0.1.0 said or wrote."""
 
 LATER_WORDS = "; --preset learned-posterior has settings with which it learns"

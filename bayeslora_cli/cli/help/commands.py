@@ -71,7 +71,15 @@ class ExportCommand(Command):
     """`bayeslora export`."""
 
     rare = frozenset(
-        {"uniform_rank", "check_rows", "check_inputs", "data", "eval_file", "trust_remote_code"}
+        {
+            "patterns",
+            "uniform_rank",
+            "check_rows",
+            "check_inputs",
+            "data",
+            "eval_file",
+            "trust_remote_code",
+        }
     )
     examples = (
         "bayeslora export RUN --format lora",

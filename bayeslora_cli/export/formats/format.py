@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -106,6 +107,14 @@ class Format(ABC):
     @abstractmethod
     def snippet(self, config: RunConfig, task: Task) -> Snippet:
         """Return the code that opens the export on any machine."""
+
+    def serving(self, config: RunConfig, task: Task, facts: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return shell commands that serve the export, to be run in its directory; (): none.
+
+        Args:
+            facts: what `write` returned.
+        """
+        return ()
 
 
 def kept_factors(

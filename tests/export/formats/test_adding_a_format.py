@@ -150,4 +150,6 @@ def test_its_facts_are_checked_before_anything_is_loaded(runs, monkeypatch):
     monkeypatch.setitem(FORMATS, "npz", replace(ENTRY, packages=("no_such_package",)))
     refused("--format npz needs no_such_package: pip install no_such_package$")
     monkeypatch.setitem(FORMATS, "npz", replace(ENTRY, every_method=False))
-    refused("--format npz: a run of --method adalora can be exported as adalora, lora, merged")
+    refused(
+        "--format npz: a run of --method adalora can be exported as adalora, lora, gguf, merged"
+    )

@@ -15,8 +15,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from bayeslora_cli.config.catalogue import FORMATS, implementation
 from bayeslora_cli.errors import BayesloraError, ModelError, NonFiniteError
+from bayeslora_cli.export.formats.lora_files import save_patterned_adapter
 from bayeslora_cli.export.formats.onnx_model import write_onnx
-from bayeslora_cli.export.formats.peft_adapter import save_lora_adapter
 from bayeslora_cli.export.independent_reader import load_merged
 from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.export.verification import batches_of, compare, random_rows, run_logits
@@ -28,7 +28,7 @@ KINDS = ["bert", "deberta-v2", "roberta", "distilbert", "gpt2", "llama"]
 FORMS = {
     "adalora": ExportOptions(format="adalora"),
     "lora": ExportOptions(format="lora"),
-    "lora-uniform": ExportOptions(format="lora", uniform_rank=True),
+    "lora-patterns": ExportOptions(format="lora", patterns=True),
     "merged": ExportOptions(format="merged"),
     "onnx": ExportOptions(format="onnx"),
 }
@@ -111,7 +111,7 @@ def test_a_backbone_that_cannot_be_traced_is_one_error(backbone, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["lora", "lora-uniform", "merged"])
+@pytest.mark.parametrize("name", ["lora", "lora-patterns", "merged"])
 def test_plain_lora_runs(name, backbone, tmp_path):
     network, config = make(
         backbone("bert"), "all", method="lora", criterion=None, init_rank=2, target_rank=2
@@ -119,7 +119,8 @@ def test_plain_lora_runs(name, backbone, tmp_path):
     export(network, config, FORMS[name], tmp_path / "export")
     if name != "merged":
         written = json.loads((tmp_path / "export" / "adapter_config.json").read_text())
-        assert (written["r"], written["lora_alpha"]) == (2, 32)
+        expected = (8, 8) if name == "lora" else (2, 32)
+        assert (written["r"], written["lora_alpha"]) == expected
         assert written["rank_pattern"] == written["alpha_pattern"] == {}
 
 
@@ -128,7 +129,7 @@ def test_patterns_say_what_the_tensors_hold(backbone, tmp_path):
     network, config = make(backbone("bert"), 2, target_modules=("query", "value", "dense"))
     ranks = dict(zip(network.adapters, network.bank.mask.sum(1).int().tolist(), strict=True))
     assert {0, 1, 3} <= set(ranks.values())
-    export(network, config, FORMS["lora"], tmp_path / "export")
+    export(network, config, FORMS["lora-patterns"], tmp_path / "export")
     written = json.loads((tmp_path / "export" / "adapter_config.json").read_text())
     tensors = load_file(tmp_path / "export" / "adapter_model.safetensors")
     assert set(written["target_modules"]) == {n for n, r in ranks.items() if r}
@@ -144,20 +145,24 @@ def test_patterns_say_what_the_tensors_hold(backbone, tmp_path):
 
 def test_uniform_ranks_need_no_patterns(backbone, tmp_path):
     network, config = make(backbone("bert"), 2, target_modules=("query", "value", "dense"))
-    export(network, config, FORMS["lora-uniform"], tmp_path / "export")
+    export(network, config, FORMS["lora"], tmp_path / "export")
     written = json.loads((tmp_path / "export" / "adapter_config.json").read_text())
     tensors = load_file(tmp_path / "export" / "adapter_model.safetensors")
     assert written["rank_pattern"] == written["alpha_pattern"] == {}
-    assert (written["r"], written["lora_alpha"]) == (3, 32)
-    assert {t.shape[0] for n, t in tensors.items() if "lora_A" in n} == {3}
+    assert (written["r"], written["lora_alpha"]) == (8, 8)
+    assert {t.shape[0] for n, t in tensors.items() if "lora_A" in n} == {8}
+    adapted = {n for n in network.adapters if n != "bert.pooler.dense"}
+    assert set(written["target_modules"]) == adapted, "the pooler, saved whole, is a dense, too"
 
 
 def test_a_matrix_that_the_checkpoint_lacks_cannot_be_low_rank(backbone, tmp_path):
     network, config = make(backbone("deberta-v2"), "all", target_modules=("pooler.dense",))
     with pytest.raises(ModelError, match="no low-rank adapter is left; use --format merged"):
-        save_lora_adapter(
-            network, config, network.bank.mean, network.bank.mask, tmp_path / "x", one_rank=False
+        save_patterned_adapter(
+            network, config, network.bank.mean, network.bank.mask, tmp_path / "x"
         )
+    with pytest.raises(ModelError, match="no low-rank adapter is left; use --format merged"):
+        export(network, config, FORMS["lora"], tmp_path / "lora")
     export(network, config, FORMS["merged"], tmp_path / "merged")
 
 

@@ -43,7 +43,8 @@ def runs(backbone, rte, tmp_path_factory):
 
 
 def exported(run, form, tmp_path, **changes):
-    options = ExportOptions(format=form, device="cpu", **changes)
+    plain, _, variant = form.partition("-")
+    options = ExportOptions(format=plain, device="cpu", patterns=bool(variant), **changes)
     return export_run(run.path, options, output=tmp_path / form)
 
 
@@ -124,13 +125,13 @@ def test_a_wrong_code_is_noticed(runs, tmp_path, monkeypatch):
     assert not (tmp_path / "quantized").exists()
 
 
-@pytest.mark.parametrize("form", ["lora", "merged"])
+@pytest.mark.parametrize("form", ["lora", "lora-patterns", "merged"])
 @pytest.mark.parametrize(("kind", "base"), RUNS)
 def test_other_formats_say_what_they_lose(form, kind, base, runs, tmp_path, caplog):
     run = runs(kind, base)
     with caplog.at_level(logging.WARNING, "bayeslora"):
         directory, manifest = exported(run, form, tmp_path)
-    lost = ["activations"] + (["base weights"] if base and form == "lora" else [])
+    lost = ["activations"] + (["base weights"] if base and form != "merged" else [])
     assert manifest["lost"]["what"] == lost
     assert manifest["lost"]["max_difference"] > manifest["check"]["allowed"]
     assert manifest["lost"]["rows"] == manifest["check"]["rows"]
@@ -138,7 +139,7 @@ def test_other_formats_say_what_they_lose(form, kind, base, runs, tmp_path, capl
     assert "neither rounded nor cut off at their ranges" in caplog.text
     assert f"not quantized in this format: {' and '.join(lost)}" in caplog.text
     assert "Not quantized in this format: activations" in (directory / "README.md").read_text()
-    if form == "lora":
+    if form == "lora-patterns":
         config = json.loads((directory / "adapter_config.json").read_text())
         usual = config["lora_alpha"]
         for name, rank in manifest["ranks"].items():

@@ -41,7 +41,7 @@ MODELS = {
 FORMS = {
     "adalora": ExportOptions(format="adalora"),
     "lora": ExportOptions(format="lora"),
-    "lora-uniform": ExportOptions(format="lora", uniform_rank=True),
+    "lora-patterns": ExportOptions(format="lora", patterns=True),
     "merged": ExportOptions(format="merged"),
 }
 

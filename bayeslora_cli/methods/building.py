@@ -183,7 +183,9 @@ def _joints(module: nn.Module, *, decoder: bool) -> list[JointLinear]:
     attentions = [found for found in module.modules() if isinstance(found, RelativeAttention)]
     for attention in attentions:
         projections = (attention.query_proj, attention.key_proj, attention.value_proj)
-        attention.joint = join(projections)
+        # layers of other classes, such as those that quantize their own input, stay separate
+        plain = [layer for layer in projections if type(layer) is LowRankLinear]
+        attention.joint = join(plain) if len(plain) == len(projections) else None
     found = [attention.joint for attention in attentions if attention.joint is not None]
     return [*found, *(join_blocks(module) if decoder else ())]
 

@@ -60,10 +60,10 @@ def make_step(
 ):
     config = RunConfig(
         task="rte", model=model, method=method, optimizer=optimizer, criterion=criterion,
-        init_rank=3 if method == "adalora" else 2, seed=seed, train_samples=samples,
-        precision=precision,
+        seed=seed, train_samples=samples, precision=precision,
         weight_decay=1e-8 if optimizer == "ivon" else 0.0,
-        **PHASES | (GATES if method == "blora" else {}) | changes,
+        **{"init_rank": 3 if method == "adalora" else 2}
+        | PHASES | (GATES if method == "blora" else {}) | changes,
     )  # fmt: skip
     maker = OPTIMIZERS[optimizer]
     network = build_network(

@@ -32,7 +32,7 @@ from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.export.verification import logits_from
 from bayeslora_cli.methods.blora.bit_operations import cost
 from bayeslora_cli.methods.blora.gates import BASE, OPERANDS, WEIGHTS
-from bayeslora_cli.methods.blora.layer import GatedLinear, Operands
+from bayeslora_cli.methods.blora.layer import GatedLinear, Joints, Operands
 from bayeslora_cli.methods.blora.operands import publisher_of
 from bayeslora_cli.methods.blora.report import sizes_of
 from bayeslora_cli.methods.building import build_network
@@ -206,6 +206,7 @@ def load_quantized(
             own = {o: tensors[f"{name}.{o}.range"] for o in operands.plan.operands}
             values = {o: tensors[f"{name}.{o}"].float() * own[o][2] for o in own if o in WEIGHTS}
             layer.operands = _operands(layer, operands.computed_rank, own, values)
+        Joints(operands.layers, device).stack()
     except (KeyError, RuntimeError) as error:
         raise RunDirError(f"{directory / CODES} is corrupt: {error}") from error
     network.operands = None  # the layers now hold all their operands

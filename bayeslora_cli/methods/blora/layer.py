@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
-from bayeslora_cli.models.adapters.layer import ADALORA_STD, LowRankLinear
+from bayeslora_cli.models.adapters.layer import ADALORA_STD, JointLinear, LowRankLinear
 from bayeslora_cli.models.kernels.gated_linear import gated_product
 from bayeslora_cli.models.kernels.quantize import Quantizers, is_fused, quantize
 
@@ -32,11 +33,51 @@ class Operands(NamedTuple):
     """Quantizer of the frozen weight, whose product then uses the quantized input."""
 
 
+class JointOperands(NamedTuple):
+    """Operands of m layers that see the same input, as `gated_product` takes them."""
+
+    a: Tensor
+    """(m, r, in)."""
+    e: Tensor
+    """(m, r) fp32."""
+    b: Tensor
+    """(outputs of all layers, r)."""
+    of_input: Quantizers
+    """One for each layer, (m, 1 + L) and (m, 2 + L); so are the next two."""
+    of_a: Quantizers
+    of_h: Quantizers
+
+
+class GatedJoint(JointLinear):
+    """One frozen product, and one reading of the input, for layers that see the same input.
+
+    While its layers have no operands, it computes what its base class does.
+    """
+
+    layers: tuple[GatedLinear, ...]
+    operands: JointOperands | None = None
+    """Those of the next pass, stacked; None: the layers are computed one by one."""
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Compute all layers: (n, in) -> (n, out) for each."""
+        if self.layers[0].operands is None:
+            return super().__call__(rows)
+        frozen = self.base_layer.weight_and_bias()
+        by = self.operands
+        if by is None or frozen is None or not is_fused(rows):
+            return tuple(layer.gated(rows) for layer in self.layers)
+        heights = [layer.out_features for layer in self.layers]
+        out = gated_product(rows, *frozen, by.a, by.e, by.b, by.of_input, by.of_a, by.of_h, heights)
+        return torch.split(out, heights, -1)
+
+
 class GatedLinear(LowRankLinear):
     """Layer h = Qa(Qx(x) A') * E * g; out = base(x) + (alpha / r) Qh(h) B', A, E, B quantized.
 
     While `operands` is None it computes what its base class does: plain low-rank adaptation.
     """
+
+    joined: ClassVar[type[JointLinear]] = GatedJoint
 
     def __init__(self, base: AdaptedLinear, rank: int, scale: float) -> None:
         super().__init__(base, rank, scale, singular_values=True)
@@ -56,10 +97,14 @@ class GatedLinear(LowRankLinear):
         """Compute the layer: x (..., in) -> (..., out)."""
         if self.observed_extremes is not None:
             self._measure(x.flatten(0, -2), self.observed_extremes)
-        by = self.operands
-        if by is None:
+        if self.operands is None or self.shared is not None:
             return super().forward(x)
-        rows = x.flatten(0, -2)
+        return self.gated(x.flatten(0, -2)).view(*x.shape[:-1], -1)
+
+    def gated(self, rows: Tensor) -> Tensor:
+        """Compute the layer by its operands: (n, in) -> (n, out)."""
+        by = self.operands
+        assert by is not None
         out = self._whole(rows, by)
         if out is None:
             taken = rows if by.of_input is None else _quantized(rows, by.of_input)
@@ -70,7 +115,7 @@ class GatedLinear(LowRankLinear):
             if by.of_h is not None:
                 h = _quantized(h, by.of_h)
             out = self._base(rows, taken, by) + F.linear(h, by.b)
-        return out.view(*x.shape[:-1], -1)
+        return out
 
     def _whole(self, rows: Tensor, by: Operands) -> Tensor | None:
         """Compute the layer by one operator; None: there is none for these operands."""
@@ -82,7 +127,8 @@ class GatedLinear(LowRankLinear):
         frozen = self.base_layer.weight_and_bias()
         if of_x is None or of_a is None or of_h is None or not is_fused(rows) or frozen is None:
             return None
-        return gated_product(rows, *frozen, by.a, by.e, by.b, of_x, of_a, of_h)
+        a, e = by.a[None], by.e[None]
+        return gated_product(rows, *frozen, a, e, by.b, of_x, of_a, of_h, [self.out_features])
 
     def _base(self, rows: Tensor, quantized: Tensor, by: Operands) -> Tensor:
         base = self.base_layer
@@ -99,6 +145,77 @@ class GatedLinear(LowRankLinear):
         a = F.linear(rows.float(), self.lora_A)
         for value in (rows, a, a * self.lora_E[:, 0]):
             extremes += value.float().aminmax()
+
+
+class Joints:
+    """The joints among a network's gated layers, and the stacking of their operands."""
+
+    def __init__(self, layers: Sequence[GatedLinear], device: torch.device) -> None:
+        number = {id(layer): index for index, layer in enumerate(layers)}
+        found = {id(x.shared.joint): x.shared.joint for x in layers if x.shared is not None}
+        self._joints = [joint for joint in found.values() if isinstance(joint, GatedJoint)]
+        self._members = [[number[id(layer)] for layer in x.layers] for x in self._joints]
+        """Indices of each joint's layers."""
+        self._order = torch.tensor(
+            [index for ids in self._members for index in ids], dtype=torch.long, device=device
+        )
+
+    def publish(
+        self, a: list[Tensor], e: Tensor, b: list[Tensor], parts: Mapping[str, Quantizers]
+    ) -> None:
+        """Stack the operands of the next pass, by a few kernels for all joints.
+
+        Where no operator takes them stacked, the layers are computed one by one.
+
+        Args:
+            a, e, b: of each layer.
+            parts: the quantizers in use, by operand.
+        """
+        by = [parts.get(name) for name in ("x", "a", "h")]
+        if not self._joints or not is_fused(e) or None in by:
+            for joint in self._joints:
+                joint.operands = None
+            return
+        sizes = [len(ids) for ids in self._members]
+        per_layer = [e, *(part for own in by if own is not None for part in own)]
+        rows = [torch.split(part.index_select(0, self._order), sizes) for part in per_layer]
+        downs, ups = self._side_by_side(a), self._side_by_side(b)
+        for joint, count, down, up, own_e, *own in zip(
+            self._joints, sizes, downs, ups, *rows, strict=True
+        ):
+            joint.operands = JointOperands(
+                down.view(count, own_e.shape[1], -1), own_e, up.view(-1, own_e.shape[1]),
+                *map(Quantizers, own[::2], own[1::2]),
+            )  # fmt: skip
+
+    def _side_by_side(self, matrices: list[Tensor]) -> tuple[Tensor, ...]:
+        """Copy each joint's matrices one after the other: a flat tensor for each joint."""
+        sizes = [sum(matrices[index].numel() for index in ids) for ids in self._members]
+        flat = torch.cat([matrices[index].flatten() for ids in self._members for index in ids])
+        return torch.split(flat, sizes)
+
+    def stack(self) -> None:
+        """Stack the operands that the layers have."""
+        for joint in self._joints:
+            joint.operands = _stacked([x.operands for x in joint.layers if x.operands is not None])
+
+
+def _stacked(operands: Sequence[Operands]) -> JointOperands | None:
+    """Stack the operands of several layers; None: `gated_product` does not take such."""
+    quantizers = []
+    for by in zip(*((x.of_input, x.of_a, x.of_h) for x in operands), strict=True):
+        found = [own for own in by if own is not None]
+        if len(found) < len(by):
+            return None
+        quantizers.append(Quantizers(*map(torch.cat, zip(*found, strict=True))))
+    if not quantizers or any(x.of_base is not None for x in operands):
+        return None
+    return JointOperands(
+        torch.stack([x.a for x in operands]),
+        torch.stack([x.e for x in operands]),
+        torch.cat([x.b for x in operands]),
+        *quantizers,
+    )
 
 
 def _quantized(x: Tensor, by: Quantizers) -> Tensor:

@@ -23,7 +23,7 @@ from bayeslora_cli.methods.blora.gates import (
     nested,
     sampled,
 )
-from bayeslora_cli.methods.blora.layer import GatedLinear, Operands
+from bayeslora_cli.methods.blora.layer import GatedLinear, Joints, Operands
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.published_factors import padded_rank
@@ -83,6 +83,7 @@ class OperandPublisher:
         members = [index for group in bank.groups for index in group.members]
         self._order = torch.tensor(members, dtype=torch.long, device=device)
         self._members, self._sizes = members, [len(group.members) for group in bank.groups]
+        self._joints = Joints(self.layers, device)
         self._divisors = torch.tensor(
             intervals(self.plan.ladder), dtype=torch.float32, device=device
         )
@@ -141,6 +142,7 @@ class OperandPublisher:
             *(rows.get(name, none) for name in ("x", "a", "h", BASE)), strict=True,
         ):  # fmt: skip
             layer.operands = Operands(*operands)
+        self._joints.publish(a, e, b, {} if BASE in parts else parts)
 
     def publish_shapes(self, device: torch.device) -> None:
         """Give every layer empty operands of the learning phase, which needs the most memory."""
@@ -163,6 +165,7 @@ class OperandPublisher:
                 of_h=by.get("h"),
                 of_base=by.get(BASE),
             )
+        self._joints.stack()
 
     @torch.no_grad()
     def effective(self, flat: Tensor) -> Tensor:

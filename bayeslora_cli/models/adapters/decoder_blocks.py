@@ -97,9 +97,9 @@ def _linear(weight: Tensor) -> nn.Linear:
 
 
 def _joint(owner: nn.Module, names: Sequence[str]) -> JointLinear | None:
-    """Join those of the named children that are plain low-rank layers, if there are several."""
+    """Join those of the named children that are low-rank layers, if there are several."""
     layers = [getattr(owner, name, None) for name in names]
-    found = [layer for layer in layers if type(layer) is LowRankLinear]
+    found = [layer for layer in layers if isinstance(layer, LowRankLinear)]
     if len(found) < 2 or len({layer.in_features for layer in found}) > 1:
         return None
     return join(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,35 @@ RANK_EPSILON = 1e-5  # PEFT divides by (r_init + 1e-5): forward, merging and fol
 ADALORA_STD = 0.02  # of A and B at the start; E starts at 0 (PEFT's AdaLoRA)
 
 
+class JointLinear:
+    """One product for layers that see the same input, such as q, k and v."""
+
+    def __init__(self, layers: Sequence[LowRankLinear], base: AdaptedLinear) -> None:
+        """`base`: the joined form of all layers."""
+        self.layers = tuple(layers)
+        self.base_layer = base
+        self.down: Tensor | None = None
+        """Down factors of the m layers, stacked: (m r, in), refreshed by `PublishedFactors`."""
+        self.up: Tensor | None = None
+        """Up factors of the m layers, block-diagonal: (all outputs, m r), likewise."""
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Compute all layers: (n, in) -> (n, out) for each, views of one tensor."""
+        assert self.down is not None
+        assert self.up is not None
+        out = self.base_layer.product(rows, self.down, self.up)
+        return torch.split(out, [layer.out_features for layer in self.layers], -1)
+
+
 class LowRankLinear(nn.Module):
     """A frozen linear layer plus scale * B diag(E) A; without E, plain LoRA.
 
     The scale and E are folded into A, so that only the last product touches a tensor of the
     output's size: it adds into the base layer's output.
     """
+
+    joined: ClassVar[type[JointLinear]] = JointLinear
+    """What layers of this class are together, where they see the same input."""
 
     def __init__(
         self, base: AdaptedLinear, rank: int, scale: float, *, singular_values: bool
@@ -79,26 +103,6 @@ class LowRankLinear(nn.Module):
         return self.base_layer.oriented(delta)
 
 
-class JointLinear:
-    """One product for layers that see the same input, such as q, k and v."""
-
-    def __init__(self, layers: Sequence[LowRankLinear], base: AdaptedLinear) -> None:
-        """`base`: the joined form of all layers."""
-        self.layers = tuple(layers)
-        self.base_layer = base
-        self.down: Tensor | None = None
-        """Down factors of the m layers, stacked: (m r, in), refreshed by `PublishedFactors`."""
-        self.up: Tensor | None = None
-        """Up factors of the m layers, block-diagonal: (all outputs, m r), likewise."""
-
-    def __call__(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Compute all layers: (n, in) -> (n, out) for each, views of one tensor."""
-        assert self.down is not None
-        assert self.up is not None
-        out = self.base_layer.product(rows, self.down, self.up)
-        return torch.split(out, [layer.out_features for layer in self.layers], -1)
-
-
 class SharedCall:
     """Lets a backbone call the layers of a joint one by one, as its own code does.
 
@@ -139,16 +143,14 @@ class SharedCall:
         return found
 
 
-def join(layers: Sequence[nn.Module]) -> JointLinear | None:
+def join(layers: Sequence[LowRankLinear]) -> JointLinear | None:
     """Join layers that see the same input, on the device where they will stay.
 
-    None: not all are plain low-rank layers (others quantize their own input), or their forms
-    cannot be joined.
+    None: the layers are of several classes, or their forms are or cannot be joined.
     """
-    found = [layer for layer in layers if type(layer) is LowRankLinear]
-    forms = {type(layer.base_layer) for layer in found}
-    if len(found) < len(layers) or len(forms) > 1:
+    forms = {type(layer.base_layer) for layer in layers}
+    if len({type(layer) for layer in layers}) > 1 or len(forms) > 1:
         return None
     (form,) = forms
-    base = form.join([layer.base_layer for layer in found])
-    return None if base is None else JointLinear(found, base)
+    base = form.join([layer.base_layer for layer in layers])
+    return None if base is None else layers[0].joined(layers, base)

@@ -1,11 +1,13 @@
 """Triton kernels of `gated_linear`: one forward kernel (x to h), three backward kernels.
 
-p = Qx(x) a', h = Qh(Qa(p) * e), each rounded to x's type where torch would round. Neither Qx(x) nor
-its gradient is ever written to the GPU's memory. No product uses TF32, and every repetition adds
-the same parts in the same order.
+p = Qx(x) a', h = Qh(Qa(p) * e), each rounded to x's type where torch would round, for up to
+`LAYERS` layers that see the same x. Neither Qx(x) nor its gradient is ever written to the GPU's
+memory. No product uses TF32, and every repetition adds the same parts in the same order.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -21,16 +23,22 @@ DEEPEST, AREA = 128, 8192
 """Largest number of a row's elements read at once, and of elements in the tile of a or b."""
 TALL, WIDE = 16, 64  # narrower above 64 ranks, for registers
 """Rows and columns of a tile of x in the backward pass, where no tile is loaded ahead."""
-CHUNKS = 32
-"""Number of parts into which the rows are split; the parts' gradients of a are added last."""
+CHUNKS, CHUNK = 32, 128
+"""Least number of parts into which the rows are split, and least rows of the further ones; the
+parts' gradients of a are added last."""
+PROGRAMS = 528
+"""Programs of the backward pass that fill a GPU, if there are enough rows: four on each of an
+H200's multiprocessors."""
+LAYERS = 3
+"""Most layers that a call computes."""
 READ = 2048
 """Partial sums that are read at once."""
 PIECE = 256
 """Elements of a's gradient that one program adds up."""
 _OF_ALL = ["e", *(f"{what}_{operand}" for what in ("learned", "constants") for operand in "xah")]
 """Arguments that are rows of larger tensors: their alignment must not specialise the kernel."""
-_COUNTS = ["rows", "chunk", "chunks", "count_x", "count_p"]
-"""Sizes that change with the batch, which must not specialise it either."""
+_COUNTS = ["rows", "chunk", "chunks", "count_x", "count_p", "height_0", "height_1", "height_2"]
+"""Sizes that change with the batch or from layer to layer, which must not specialise it either."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -51,6 +59,17 @@ def _forward(  # type: ignore[no-untyped-def]
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = tl.arange(0, COLUMNS)
     kind = p.dtype.element_ty
+    layer = tl.program_id(1).to(tl.int64)
+    a += layer * R * width
+    e += layer * R
+    learned_x += layer * (1 + L)
+    learned_a += layer * (1 + L)
+    learned_h += layer * (1 + L)
+    constants_x += layer * (2 + L)
+    constants_a += layer * (2 + L)
+    constants_h += layer * (2 + L)
+    p += layer * rows * R
+    h += layer * rows * R
     found = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, width, DEPTH):
         k = start + tl.arange(0, DEPTH)
@@ -72,18 +91,33 @@ def _forward(  # type: ignore[no-untyped-def]
 @triton.jit(do_not_specialize=_COUNTS, do_not_specialize_on_alignment=_OF_ALL)  # type: ignore[untyped-decorator]
 def _back_to_p(  # type: ignore[no-untyped-def]
     grad, b, p, e, learned_a, constants_a, constants_h, of_p, sums,  # noqa: ANN001
-    rows, height, R: tl.constexpr, L: tl.constexpr,  # noqa: ANN001
+    rows, height_0, height_1, height_2, R: tl.constexpr, L: tl.constexpr,  # noqa: ANN001
     ROWS: tl.constexpr, DEPTH: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Compute the gradient of p; sums: those of Qa's range and factors, of Qh's, of each e."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = tl.arange(0, COLUMNS)
     kind = of_p.dtype.element_ty
+    layer = tl.program_id(1).to(tl.int64)
+    stride = height_0 + height_1 + height_2
+    height, first = height_0, height_0 * 0
+    if layer == 1:
+        height, first = height_1, height_0
+    if layer == 2:
+        height, first = height_2, height_0 + height_1
+    grad += first
+    b += first * R
+    e += layer * R
+    learned_a += layer * (1 + L)
+    constants_a += layer * (2 + L)
+    constants_h += layer * (2 + L)
+    p += layer * rows * R
+    of_p += layer * rows * R
     slope = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, height, DEPTH):
         k = start + tl.arange(0, DEPTH)
         inside = (row[:, None] < rows) & (k[None, :] < height)
-        value = tl.load(grad + row[:, None] * height + k[None, :], inside, 0.0)
+        value = tl.load(grad + row[:, None] * stride + k[None, :], inside, 0.0)
         inside = (column[None, :] < R) & (k[:, None] < height)
         up = tl.load(b + k[:, None] * R + column[None, :], inside, 0.0)
         slope = tl.dot(value, up, slope, input_precision="ieee")
@@ -97,7 +131,7 @@ def _back_to_p(  # type: ignore[no-untyped-def]
     to_a = (to_h * by).to(kind).to(tl.float32)
     to_p = to_a * (p_in == value).to(tl.float32)
     tl.store(of_p + places, to_p.to(kind), inside)
-    sums += tl.program_id(0) * (2 * (1 + L) + R)
+    sums += (layer * tl.num_programs(0) + tl.program_id(0)) * (2 * (1 + L) + R)
     tl.store(sums, tl.sum(to_p * p_in))
     tl.store(sums + 1 + L, tl.sum(to_h * h_in))
     for n in tl.static_range(L):
@@ -109,42 +143,55 @@ def _back_to_p(  # type: ignore[no-untyped-def]
 @triton.jit(do_not_specialize=_COUNTS, do_not_specialize_on_alignment=_OF_ALL)  # type: ignore[untyped-decorator]
 def _back_to_x(  # type: ignore[no-untyped-def]
     x, of_p, a, learned_x, constants_x, of_x, parts_a, sums,  # noqa: ANN001
-    rows, width, chunk, R: tl.constexpr, L: tl.constexpr,  # noqa: ANN001
+    rows, width, chunk, R: tl.constexpr, L: tl.constexpr, LAYERS: tl.constexpr,  # noqa: ANN001
     TALL: tl.constexpr, WIDE: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Compute x's gradient for a chunk of rows and some columns, and their part of a's gradient
-    and of Qx's sums."""
+    """Compute x's gradient for a chunk of rows and some columns, added up over the layers, and
+    their part of each a's gradient and of each Qx's sums."""
     k = tl.program_id(0) * WIDE + tl.arange(0, WIDE)
     column = tl.arange(0, COLUMNS)
     kind = of_x.dtype.element_ty
     within = (column[:, None] < R) & (k[None, :] < width)
-    down = tl.load(a + column[:, None] * width + k[None, :], within, 0.0)
-    of_a = tl.zeros((COLUMNS, WIDE), tl.float32)
-    of_learned = (tl.zeros((TALL, WIDE), tl.float32),) * (1 + L)
     first = tl.program_id(1) * chunk
-    for start in range(first, first + chunk, TALL):
-        row = (start + tl.arange(0, TALL)).to(tl.int64)
-        own = (row[:, None] < rows) & (column[None, :] < R)
-        to_p = tl.load(of_p + row[:, None] * R + column[None, :], own, 0.0)
-        slope = tl.dot(to_p, down, input_precision="ieee").to(kind).to(tl.float32)
-        inside = (row[:, None] < rows) & (k[None, :] < width)
-        value = tl.load(x + row[:, None] * width + k[None, :], inside, 0.0).to(tl.float32)
-        value_in = clipped(value, constants_x)
-        passed = slope * (value_in == value).to(tl.float32)
-        tl.store(of_x + row[:, None] * width + k[None, :], passed.to(kind), inside)
-        more = (of_learned[0] + passed * value_in,)
-        taken = tl.zeros((TALL, WIDE), tl.float32)
-        for n in tl.static_range(L):
-            own_code = code(value_in, constants_x, n)
-            taken += own_code * tl.load(learned_x + 1 + n)
-            more += (of_learned[1 + n] + own_code * slope,)  # type: ignore[assignment]
-        of_learned = more
-        of_a = tl.dot(tl.trans(to_p), taken.to(kind), of_a, input_precision="ieee")
-    places = (tl.program_id(1) * R + column[:, None]) * width + k[None, :]
-    tl.store(parts_a + places, of_a, within)
     sums += (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * (1 + L)
-    for n in tl.static_range(1 + L):
-        tl.store(sums + n, tl.sum(of_learned[n]))
+    parts_a += tl.program_id(1).to(tl.int64) * R * width
+    for layer in tl.static_range(LAYERS):
+        if layer > 0:
+            tl.debug_barrier()  # other threads may have written what this one reads of of_x
+        down = tl.load(a + column[:, None] * width + k[None, :], within, 0.0)
+        of_a = tl.zeros((COLUMNS, WIDE), tl.float32)
+        of_learned = (tl.zeros((TALL, WIDE), tl.float32),) * (1 + L)
+        for start in range(first, first + chunk, TALL):
+            row = (start + tl.arange(0, TALL)).to(tl.int64)
+            own = (row[:, None] < rows) & (column[None, :] < R)
+            to_p = tl.load(of_p + row[:, None] * R + column[None, :], own, 0.0)
+            slope = tl.dot(to_p, down, input_precision="ieee").to(kind).to(tl.float32)
+            inside = (row[:, None] < rows) & (k[None, :] < width)
+            place = row[:, None] * width + k[None, :]
+            value = tl.load(x + place, inside, 0.0).to(tl.float32)
+            value_in = clipped(value, constants_x)
+            passed = slope * (value_in == value).to(tl.float32)
+            added = passed
+            if layer > 0:
+                added += tl.load(of_x + place, inside, 0.0).to(tl.float32)
+            tl.store(of_x + place, added.to(kind), inside)
+            more = (of_learned[0] + passed * value_in,)
+            taken = tl.zeros((TALL, WIDE), tl.float32)
+            for n in tl.static_range(L):
+                own_code = code(value_in, constants_x, n)
+                taken += own_code * tl.load(learned_x + 1 + n)
+                more += (of_learned[1 + n] + own_code * slope,)  # type: ignore[assignment]
+            of_learned = more
+            of_a = tl.dot(tl.trans(to_p), taken.to(kind), of_a, input_precision="ieee")
+        tl.store(parts_a + column[:, None] * width + k[None, :], of_a, within)
+        for n in tl.static_range(1 + L):
+            tl.store(sums + n, tl.sum(of_learned[n]))
+        of_p += rows.to(tl.int64) * R
+        a += R * width
+        learned_x += 1 + L
+        constants_x += 2 + L
+        parts_a += tl.num_programs(1).to(tl.int64) * R * width
+        sums += tl.num_programs(0) * tl.num_programs(1) * (1 + L)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -164,8 +211,16 @@ def _finish(  # type: ignore[no-untyped-def]
     chunks, size_a, count_x, size_x, count_p, size_p,  # noqa: ANN001
     CHUNKS: tl.constexpr, PARTS: tl.constexpr, PIECE: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Add all partial sums: the first programs those of a's gradient, the last two the others."""
+    """Add all partial sums of a layer: the first programs those of a's gradient, the last two the
+    others."""
     last = tl.num_programs(0) - 1
+    layer = tl.program_id(1).to(tl.int64)
+    parts_a += layer * chunks * size_a
+    of_a += layer * size_a
+    sums_x += layer * count_x * size_x
+    of_x += layer * size_x
+    sums_p += layer * count_p * size_p
+    of_rest += layer * size_p
     if tl.program_id(0) < last - 1:
         piece = tl.program_id(0) * PIECE + tl.arange(0, PIECE)
         found = _add(parts_a, chunks, size_a, piece, CHUNKS)
@@ -188,29 +243,31 @@ def _tile(rank: int) -> tuple[int, int]:
 def forward(
     x: Tensor, a: Tensor, e: Tensor, of_x: Quantizers, of_a: Quantizers, of_h: Quantizers
 ) -> tuple[Tensor, Tensor]:
-    """Compute p and h (n, r) from x (n, in), a (r, in) and e (r,)."""
-    (rows, width), rank = x.shape, len(a)
+    """Compute p and h (m, n, r) of m layers from x (n, in), a (m, r, in) and e (m, r)."""
+    (rows, width), (layers, rank) = x.shape, e.shape
     columns, depth = _tile(rank)
-    p, h = (torch.empty(rows, rank, dtype=x.dtype, device=x.device) for _ in range(2))
-    _forward[(triton.cdiv(rows, ROWS),)](
-        x, a.contiguous(), e.contiguous(), *of_x, *of_a, *of_h, p, h, rows, width,
-        R=rank, L=of_a.learned.shape[-1] - 1, ROWS=ROWS, DEPTH=depth, COLUMNS=columns,
+    p, h = (torch.empty(layers, rows, rank, dtype=x.dtype, device=x.device) for _ in range(2))
+    _forward[(triton.cdiv(rows, ROWS), layers)](
+        x, a.contiguous(), e.contiguous(), *_plain(of_x), *_plain(of_a), *_plain(of_h), p, h, rows,
+        width, R=rank, L=of_a.learned.shape[-1] - 1, ROWS=ROWS, DEPTH=depth, COLUMNS=columns,
         enable_fp_fusion=False,
     )  # fmt: skip
     return p, h
 
 
 def backward(
-    grad: Tensor, x: Tensor, p: Tensor, a: Tensor, e: Tensor, b: Tensor,
+    grad: Tensor, heights: Sequence[int], x: Tensor, p: Tensor, a: Tensor, e: Tensor, b: Tensor,
     of_x: Quantizers, of_a: Quantizers, constants_h: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Compute the gradients through h b': of x, of Qx (1, 1 + L), of a, and of Qa, Qh and e in one
-    tensor.
+    """Compute the gradients through h b' of m layers: of x, of Qx (m, 1 + L), of a, and of Qa, Qh
+    and e in one tensor (m, 2 (1 + L) + r).
 
     Args:
-        grad: gradient of h b', (n, out).
+        grad: gradient of the layers' h b', side by side: (n, outputs).
+        heights: outputs of each layer.
+        b: the layers' b, stacked: (outputs, r).
     """
-    (rows, width), rank, height = x.shape, len(a), len(b)
+    (rows, width), (layers, rank) = x.shape, e.shape
     widths, (columns, depth) = of_a.learned.shape[-1] - 1, _tile(rank)
     a, e = a.contiguous(), e.contiguous()
 
@@ -218,26 +275,33 @@ def backward(
         return torch.empty(shape, device=x.device)
 
     programs, rest = triton.cdiv(rows, ROWS), 2 * (1 + widths) + rank
-    to_p, sums_p = torch.empty_like(p), empty(programs, rest)
+    to_p, sums_p = torch.empty_like(p), empty(layers, programs, rest)
     common = {"R": rank, "L": widths, "COLUMNS": columns, "enable_fp_fusion": False}
-    _back_to_p[(programs,)](
-        grad, b.contiguous(), p, e, *of_a, constants_h, to_p, sums_p, rows, height,
-        ROWS=ROWS, DEPTH=depth, **common,
+    _back_to_p[(programs, layers)](
+        grad, b.contiguous(), p, e, *_plain(of_a), constants_h.contiguous(), to_p, sums_p, rows,
+        *heights, *(LAYERS - layers) * [0], ROWS=ROWS, DEPTH=depth, **common,
     )  # fmt: skip
-    chunk = TALL * max(1, triton.cdiv(rows, TALL * CHUNKS))
     wide = max(16, min(WIDE, WIDE * 64 // columns))
-    tiles = triton.cdiv(width, wide), triton.cdiv(rows, chunk)
-    to_x, parts_a = torch.empty_like(x), empty(tiles[1], rank * width)
-    sums_x = empty(tiles[0] * tiles[1], 1 + widths)
+    across = triton.cdiv(width, wide)
+    parts = max(CHUNKS, min(triton.cdiv(PROGRAMS, across), rows // CHUNK))
+    chunk = TALL * max(1, triton.cdiv(rows, TALL * parts))
+    tiles = across, triton.cdiv(rows, chunk)
+    to_x, parts_a = torch.empty_like(x), empty(layers, tiles[1], rank * width)
+    sums_x = empty(layers, tiles[0] * tiles[1], 1 + widths)
     _back_to_x[tiles](
-        x, to_p, a, *of_x, to_x, parts_a, sums_x, rows, width, chunk,
-        TALL=TALL, WIDE=wide, num_stages=1, **common,
+        x, to_p, a, *_plain(of_x), to_x, parts_a, sums_x, rows, width, chunk,
+        LAYERS=layers, TALL=TALL, WIDE=wide, num_stages=1, **common,
     )  # fmt: skip
-    found_a, found_x, found = torch.empty_like(a), empty(1, 1 + widths), empty(rest)
+    found_a, found_x, found = torch.empty_like(a), empty(layers, 1 + widths), empty(layers, rest)
     together: int = triton.next_power_of_2(rest)
-    _finish[(triton.cdiv(a.numel(), PIECE) + 2,)](
+    _finish[(triton.cdiv(rank * width, PIECE) + 2, layers)](
         parts_a, sums_x, sums_p, found_a, found_x, found,
-        tiles[1], a.numel(), len(sums_x), 1 + widths, programs, rest,
+        tiles[1], rank * width, sums_x.shape[1], 1 + widths, programs, rest,
         CHUNKS=CHUNKS, PARTS=max(8, READ // together), PIECE=PIECE, COLUMNS=together,
     )  # fmt: skip
     return to_x, found_x, found_a, found
+
+
+def _plain(by: Quantizers) -> tuple[Tensor, Tensor]:
+    """Return a quantizer per layer as rows without gaps, which the kernels count on."""
+    return by.learned.contiguous(), by.constants.contiguous()

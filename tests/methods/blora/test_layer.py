@@ -1,0 +1,70 @@
+"""Layers that see the same input, computed together as on a GPU: another operator, same results."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bayeslora_cli.data.batching import Feed
+from bayeslora_cli.methods.blora import layer
+from bayeslora_cli.methods.blora.layer import GatedJoint
+from tests.models.kernels.test_gated_linear import plain
+from tests.support.decoders import CAUSAL, save_decoder, token_rows
+from tests.training.test_step import make_step
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_decoder(tmp_path_factory.mktemp("qwen2"), "qwen2", num_hidden_layers=2)
+
+
+def outcome(model, mode, **changes):
+    """Loss and gradients of a pass in the learning or the fixed phase."""
+    step = make_step(model, "adamw", None, method="blora", labels=CAUSAL, init_rank=3, **changes)
+    bank, operands = step.network.bank, step.network.operands
+    draws = torch.Generator().manual_seed(0)
+    bank.mean.add_(torch.empty(bank.size).normal_(std=0.3, generator=draws))
+    operands.mode, operands.generator = mode, torch.Generator().manual_seed(1)
+    batch = Feed(token_rows(), torch.device("cpu")).batch(torch.arange(6))
+    batch.pop("count")
+    loss = step._backward(batch)
+    bank.collect()
+    return loss, bank.local.clone(), step.network
+
+
+def together(monkeypatch):
+    """Take the operator for several layers, with torch's operators inside; count the calls."""
+    calls = []
+
+    def product(rows, weight, bias, *rest):
+        calls.append(len(rest[-1]))
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        return plain(rows, weight, bias, *rest)
+
+    monkeypatch.setattr(layer, "is_fused", lambda _: True)
+    monkeypatch.setattr(layer, "gated_product", product)
+    return calls
+
+
+@pytest.mark.parametrize("mode", ["learning", "fixed"])
+def test_joints_are_their_layers(mode, model, monkeypatch):
+    loss, gradient, network = outcome(model, mode)
+    assert [len(joint.layers) for joint in network.joints] == [3, 2, 3, 2]
+    assert all(type(joint) is GatedJoint for joint in network.joints)
+    calls = together(monkeypatch)
+    other, found, _ = outcome(model, mode)
+    assert sorted(calls) == [1, 1, 1, 1, 2, 2, 3, 3]
+    assert float(other) == pytest.approx(float(loss), rel=1e-5)
+    torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"quantize_base": True}, {"blora_mode": "rank"}])
+def test_layers_that_no_operator_takes_together(changes, model, monkeypatch):
+    """Those of a quantized base, whose products take each its own input, and gates over ranks."""
+    loss, gradient, _ = outcome(model, "learning", **changes)
+    calls = together(monkeypatch)
+    other, found, network = outcome(model, "learning", **changes)
+    assert calls == []
+    assert all(joint.operands is None for joint in network.joints)
+    assert torch.equal(other, loss)
+    assert torch.equal(found, gradient)

@@ -1,0 +1,104 @@
+"""B-LoRA's fused layers against torch's operators: on a GPU, and interpreted."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bayeslora_cli.models.kernels.gated_linear import gated_product
+from bayeslora_cli.models.kernels.quantize import Quantizers, intervals, quantize, quantizers
+
+LADDER = (2, 4, 8, 16)
+CASES = [([40], 24), ([24, 8, 8], 24), ([40, 40], 130)]
+"""Outputs of each layer, and inputs."""
+
+
+def quantizers_of(layers, widths, generator, *, signed, beta):
+    """Some for each layer; with one width as at the thresholds."""
+    ranges = torch.empty(layers).uniform_(beta / 2, beta, generator=generator).log()
+    divisors = torch.tensor(intervals(LADDER[-widths:]), dtype=torch.float32)
+    shares = torch.rand(layers, widths, generator=generator).softmax(1)
+    signs = torch.full((layers,), float(signed))
+    return quantizers(ranges, signs, divisors.expand(shares.shape), shares)
+
+
+def operands(heights, width, dtype, widths, rows=37, rank=5):
+    """A few rows more than whole tiles, a rank that fills none; some values are clipped."""
+    g, m = torch.Generator().manual_seed(0), len(heights)
+
+    def drawn(*shape):
+        return torch.randn(*shape, generator=g).to(dtype)
+
+    by = [
+        quantizers_of(m, widths, g, signed=signed, beta=beta)
+        for signed, beta in ((True, 2.5), (True, 8.0), (False, 8.0))
+    ]
+    e = torch.randn(m, rank, generator=g)
+    return [drawn(rows, width), drawn(sum(heights), width), drawn(sum(heights)),
+            drawn(m, rank, width), e, drawn(sum(heights), rank), *by]  # fmt: skip
+
+
+def plain(rows, weight, bias, a, e, b, of_x, of_a, of_h, heights):
+    """One layer after the other, by torch's operators."""
+
+    def q(value, by, i):
+        own = Quantizers(*(part[i : i + 1] for part in by))
+        return quantize(value.reshape(1, -1), own).view(value.shape)
+
+    found = []
+    for i, (w, own, up) in enumerate(
+        zip(*(x.split(heights) for x in (weight, bias, b)), strict=True)
+    ):
+        h = q(q(rows, of_x, i) @ a[i].t(), of_a, i) * e[i].to(rows.dtype)
+        found.append(F.linear(rows, w, own) + q(h, of_h, i) @ up.t())
+    return torch.cat(found, 1)
+
+
+def outcome(function, given, heights):
+    """The result and all gradients, by name."""
+    rows, weight, bias, *rest = given
+    leaves = [x.detach().requires_grad_() for x in (rows, *rest[:3])]
+    by = [q._replace(learned=q.learned.detach().requires_grad_()) for q in rest[3:]]
+    out = function(leaves[0], weight, bias, *leaves[1:], *by, heights)
+    slope = torch.linspace(-1, 1, out.numel(), device=out.device).view_as(out).to(out.dtype)
+    found = torch.autograd.grad(out, [*leaves, *(q.learned for q in by)], slope)
+    names = ("rows", "a", "e", "b", "Qx", "Qa", "Qh")
+    return {"out": out.detach(), **dict(zip(names, found, strict=True))}
+
+
+def check(dtype, heights, width, widths, device):
+    """No further from torch's operators than two orders of a sum are, or a code's step."""
+    given = [
+        Quantizers(*(part.to(device) for part in x)) if isinstance(x, Quantizers) else x.to(device)
+        for x in operands(heights, width, dtype, widths)
+    ]
+    found, expected = (outcome(f, given, heights) for f in (gated_product, plain))
+    for name, value in found.items():
+        truth = expected[name]
+        far = float((value.double() - truth.double()).norm() / truth.double().norm())
+        bound = 1e-4 if dtype == torch.float32 else 2e-2
+        assert value.dtype == truth.dtype, name
+        assert far <= bound, f"{name}: off by {far:.1e}"
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("a_gpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heights", "width"), CASES)
+@pytest.mark.parametrize("widths", [1, 4])
+def test_the_fused_layers_are_torchs_operators(dtype, heights, width, widths):
+    """As far as rounding goes."""
+    check(dtype, heights, width, widths, "cuda")
+
+
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton and TRITON_INTERPRET=1"
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # it cannot multiply bf16
+@pytest.mark.parametrize(("heights", "width"), CASES)
+@pytest.mark.parametrize("widths", [1, 4])
+def test_the_fused_layers_interpreted(dtype, heights, width, widths):
+    check(dtype, heights, width, widths, "cpu")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +20,7 @@ from bayeslora_cli.execution.launch_environment import joined, place
 from bayeslora_cli.execution.signals import listening
 from bayeslora_cli.reports.run_summary import closing_table
 from bayeslora_cli.reports.terminal_text import say, say_path
-from bayeslora_cli.sweeps.grid import Sweep, expand
+from bayeslora_cli.sweeps.grid import PlannedRun, Sweep, expand
 
 
 @takes_options
@@ -133,12 +133,12 @@ def train(
         elif len(sweep.runs) > 1:
             from bayeslora_cli.sweeps.runner import run_sweep
 
-            problems = run_sweep(
+            runs, problems = run_sweep(
                 sweep.runs, jobs or 1, console, lambda: ProgressBar(console), stop, processes
             )
             with processes.all_or_none():
                 if processes.first:
-                    _print_sweep(sweep, problems, as_json=as_json)
+                    _print_sweep(runs, problems, as_json=as_json)
         else:
             run = train_resolved(
                 sweep.runs[0].resolved,
@@ -176,14 +176,14 @@ def _print_plans(sweep: Sweep, processes: int, *, as_json: bool) -> None:
         say("\n\n".join(plan.describe() for plan in found))
 
 
-def _print_sweep(sweep: Sweep, problems: Mapping[str, str], *, as_json: bool) -> None:
+def _print_sweep(runs: Sequence[PlannedRun], problems: Mapping[str, str], *, as_json: bool) -> None:
     """Print the runs that are done, and then raise the problems of the others.
 
     Raises:
         BayesloraError: there are problems.
     """
     problems, done = dict(problems), []
-    for planned in sweep.runs:
+    for planned in runs:
         if planned.label not in problems:
             try:
                 done.append((planned.run.path, planned.run.read_result()))
@@ -193,7 +193,7 @@ def _print_sweep(sweep: Sweep, problems: Mapping[str, str], *, as_json: bool) ->
         found: list[dict[str, Any]] = [{"run": str(path), **result} for path, result in done]
         found += [
             {"run": str(planned.run.path), "error": problems[planned.label]}
-            for planned in sweep.runs
+            for planned in runs
             if planned.label in problems
         ]
         print(json.dumps(found, allow_nan=False))
@@ -204,4 +204,4 @@ def _print_sweep(sweep: Sweep, problems: Mapping[str, str], *, as_json: bool) ->
             say_path(path)
     if problems:
         lines = "\n".join(f"{label}: {problem}" for label, problem in problems.items())
-        raise BayesloraError(f"{len(problems)} of {len(sweep.runs)} runs failed\n{lines}")
+        raise BayesloraError(f"{len(problems)} of {len(runs)} runs failed\n{lines}")

@@ -15,7 +15,7 @@ from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise, truncation
 from bayeslora_cli.models.backbones.loading import packs_rows
 from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.tasks.sources.loading import load_examples
-from bayeslora_cli.tasks.task import Examples, Task
+from bayeslora_cli.tasks.task import Examples, Task, data_checksum
 
 logger = logging.getLogger("bayeslora")
 
@@ -27,6 +27,7 @@ class ExampleCache:
 
     def __init__(self) -> None:
         self._rows: tuple[Any, tuple[Task, dict[str, Examples]]] | None = None
+        self._checksum: str | None = None
         self._tokens: tuple[Any, dict[str, TokenisedSplit]] | None = None
 
     def examples(self, config: RunConfig) -> tuple[Task, dict[str, Examples]]:
@@ -37,9 +38,19 @@ class ExampleCache:
         """
         key = tuple(getattr(config, name) for name in _SOURCE)
         if self._rows is None or self._rows[0] != key:
-            self._rows = self._tokens = None  # free the old ones before the new are read
+            self._rows = self._tokens = self._checksum = None  # free them before others are read
             self._rows = key, load_examples(config)
         return self._rows[1]
+
+    def checksum(self, config: RunConfig) -> str:
+        """Return `data_checksum` of the task's rows, which are hashed once.
+
+        Raises:
+            UserError: raised by `load_examples`.
+        """
+        task, examples = self.examples(config)
+        self._checksum = self._checksum or data_checksum(task, examples)
+        return self._checksum
 
     def tokens(
         self, config: RunConfig, task: Task, examples: Mapping[str, Examples], tokenizer: Any

@@ -300,6 +300,25 @@ def runs_below(path: Path) -> Iterator[RunDir]:
             yield run
 
 
+def runs_elsewhere(
+    run: RunDir, wanted: Mapping[str, Any]
+) -> Iterator[tuple[RunDir, tuple[str, ...]]]:
+    """Find runs that differ only in paths from `run`, if that is not begun; yield those paths too.
+
+    Args:
+        wanted: values of `run` that decide the result.
+    """
+    group, output = re.sub("-[0-9a-f]{8}$", "", run.path.parent.name), run.path.parents[2]
+    for path in () if run.started else sorted(output.glob(f"*/{group}*/{run.path.name}")):
+        try:
+            there = affecting(RunDir(path).read_config())
+        except UserError:
+            continue
+        moved = tuple(n for n in wanted if n in there and wanted[n] != there[n])
+        if all(OPTIONS[n].path for n in moved):
+            yield RunDir(path), moved
+
+
 def run_name(resolved: Resolved) -> Path:
     """Return a run's path: model / task-method-optimizer[-criterion]-rR[-hash] / seed-S."""
     config = resolved.config

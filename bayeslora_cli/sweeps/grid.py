@@ -10,11 +10,11 @@ from typing import Any
 
 from bayeslora_cli.config.effects import affecting
 from bayeslora_cli.config.resolution import Resolved, resolve
-from bayeslora_cli.config.run_config import METHOD_ROW, OPTIONS, flag
+from bayeslora_cli.config.run_config import METHOD_ROW, OPTIONS, RunConfig, flag
 from bayeslora_cli.config.validation import unknown
 from bayeslora_cli.errors import ConfigError, UserError
 from bayeslora_cli.reports.terminal_text import shell_line
-from bayeslora_cli.runs.directory import RunDir, run_name
+from bayeslora_cli.runs.directory import RunDir, run_name, runs_elsewhere
 
 # options that take a list; the first varies slowest
 AXES = tuple(
@@ -31,11 +31,14 @@ class PlannedRun:
     preset: str | None
     """The value of `--preset`; None: not given."""
     resolved: Resolved
+    place: Path | None = None
+    """The directory of the same run with its model or data at other places, if there is one."""
 
     @property
     def run(self) -> RunDir:
         """The run's directory."""
-        return RunDir(Path(self.resolved.config.output) / run_name(self.resolved))
+        name = run_name(self.resolved)
+        return RunDir(self.place or Path(self.resolved.config.output) / name)
 
     @property
     def label(self) -> str:
@@ -48,15 +51,16 @@ class PlannedRun:
             return False
         try:
             run = self.run
-            there = run.read_config()
+            theirs = _final(run.read_config())
             run.verify()
         except UserError:
             return False  # the training reports the problem
-        mine, theirs = (
-            {n: v for n, v in affecting(config).items() if OPTIONS[n].is_final}
-            for config in (self.resolved.config, there)
-        )
-        return mine == theirs
+        return _final(self.resolved.config) == theirs
+
+    def may_have_moved(self) -> bool:
+        """Return whether a run may be this one at other places, as far as is known without data."""
+        config = self.resolved.config
+        return not config.overwrite and any(runs_elsewhere(self.run, _final(config)))
 
     def arguments(self) -> list[str]:
         """Return the arguments of `bayeslora` that train only this run."""
@@ -73,6 +77,11 @@ class PlannedRun:
     def command(self) -> str:
         """Return the command line for a shell."""
         return shell_line(["bayeslora", *self.arguments()])
+
+
+def _final(config: RunConfig) -> dict[str, Any]:
+    """Return the values that decide the result and that are known before data are read."""
+    return {n: v for n, v in affecting(config).items() if OPTIONS[n].is_final}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,10 +6,12 @@ import gc
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bayeslora_cli.config.effects import kind
-from bayeslora_cli.errors import BayesloraError, Preempted
+from bayeslora_cli.errors import BayesloraError, Preempted, UserError
 from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.execution.signals import Stop
 from bayeslora_cli.sweeps.grid import PlannedRun
@@ -29,29 +31,55 @@ def run_sweep(
     reporter: Callable[[], Reporter],
     stop: Stop,
     processes: Processes = SINGLE,
-) -> dict[str, str]:
+) -> tuple[list[PlannedRun], dict[str, str]]:
     """Train all runs that are not done yet. A run that fails does not stop the others.
 
     Args:
         jobs: how many runs to train at a time; 1: in this process.
         reporter: makes the object that follows a run's steps, if this process trains the run.
     Returns:
-        The error messages of failed runs by the runs' labels.
+        All runs, each in the directory where it is; the error messages of failed runs by the runs'
+        labels.
     Raises:
         Preempted: a signal has come; the states are saved.
     """
-    done = processes.from_first([run.is_done() for run in runs])
+    places, done = processes.from_first(_look_up(runs))
+    runs = [replace(run, place=place) for run, place in zip(runs, places, strict=True)]
     todo = [run for run, is_done in zip(runs, done, strict=True) if not is_done]
     if len(todo) < len(runs):
         logger.info("%d of %d runs are done already", len(runs) - len(todo), len(runs))
     if jobs > 1 and len(todo) > 1:
         from bayeslora_cli.sweeps.worker_pool import run_jobs
 
-        return run_jobs(todo, min(jobs, len(todo)), console, stop)
+        return runs, run_jobs(todo, min(jobs, len(todo)), console, stop)
     # counted over all runs, done or not: a repeated command must compile the same
     kinds = Counter(kind(run.resolved.config) for run in runs)
     alike = [kinds[kind(run.resolved.config)] for run in todo]
-    return _one_by_one(todo, alike, reporter, stop, processes)
+    return runs, _one_by_one(todo, alike, reporter, stop, processes)
+
+
+def _look_up(runs: Sequence[PlannedRun]) -> tuple[list[Path | None], list[bool]]:
+    """Return where each run is, if its model or data have moved, and whether it is done."""
+    done = [run.is_done() for run in runs]
+    places: list[Path | None] = [None] * len(runs)
+    doubtful = [i for i, run in enumerate(runs) if done[i] or run.may_have_moved()]
+    if not doubtful:
+        return places, done
+    from bayeslora_cli.data.example_cache import ExampleCache
+    from bayeslora_cli.training.preparation import check_unchanged, prepare
+
+    cache = ExampleCache()
+    for i in doubtful:
+        run, resolved = runs[i].run, runs[i].resolved
+        try:
+            if not done[i] and (prepared := prepare(resolved, cache)).moved:
+                run, places[i], done[i] = prepared.run, prepared.run.path, prepared.run.finished
+                run.verify()
+            if done[i]:
+                check_unchanged(run, resolved.config, cache)
+        except UserError:
+            done[i] = False  # the training reports the problem
+    return places, done
 
 
 def _one_by_one(

@@ -59,9 +59,9 @@ def train(
         BayesloraError: out of GPU memory, or another process is gone.
     """
     stop, first = processes.joint_stop(stop or Stop()), processes.first
-    lone, workspace = workspace is None, workspace or Workspace()
+    workspace = workspace or Workspace()
     with processes.all_or_none():
-        prepared = prepare(resolved, workspace.examples, find_moved=lone)
+        prepared = prepare(resolved, workspace.examples)
     run, config = prepared.run, prepared.config
     if processes.from_first(_is_done(prepared)):
         return run
@@ -90,7 +90,7 @@ def _is_done(prepared: PreparedRun) -> bool:
     done = prepared.run.finished and not prepared.config.overwrite
     if done:
         prepared.run.verify()
-        check_unchanged(prepared)
+        check_unchanged(prepared.run, prepared.config, prepared.cache)
         logger.info("already trained: %s (--overwrite trains it again)", prepared.run.path)
     return done
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from bayeslora_cli.config.catalogue import OBJECTIVES
 from bayeslora_cli.config.effects import affecting
 from bayeslora_cli.config.resolution import Resolved, scale_schedule
-from bayeslora_cli.config.run_config import OPTIONS, RunConfig, flag
+from bayeslora_cli.config.run_config import RunConfig, flag
 from bayeslora_cli.data.batching import steps_per_epoch
 from bayeslora_cli.data.example_cache import ExampleCache
 from bayeslora_cli.data.tokenization import TokenisedSplit
@@ -30,9 +29,9 @@ from bayeslora_cli.models.backbones.loading import (
     usable_length,
     warn_of_padding,
 )
-from bayeslora_cli.runs.directory import RunDir, run_name
+from bayeslora_cli.runs.directory import RunDir, run_name, runs_elsewhere
 from bayeslora_cli.runs.trackers import check_trackers
-from bayeslora_cli.tasks.task import DATA_CHECKSUM, Examples, Task, data_checksum
+from bayeslora_cli.tasks.task import DATA_CHECKSUM, Examples, Task
 
 logger = logging.getLogger("bayeslora")
 
@@ -65,14 +64,13 @@ class PreparedRun:
         return self.cache.tokens(self.config, self.task, self.examples, self.tokenizer)
 
 
-def prepare(
-    resolved: Resolved, cache: ExampleCache | None = None, *, find_moved: bool = False
-) -> PreparedRun:
+def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRun:
     """Read the data and fix the schedule; this writes nothing.
+
+    A run of the same model and rows at other places is this run.
 
     Args:
         cache: rows and tokens of the runs before this one.
-        find_moved: whether a run of the same model and rows at other places is this run.
     Raises:
         UserError: options, data or model cannot be used, or the directory holds another run; the
             message tells the remedy.
@@ -111,8 +109,7 @@ def prepare(
     run = RunDir(Path(config.output) / run_name(resolved))
     moved: tuple[str, ...] = ()
     if not config.overwrite:
-        if find_moved:
-            run, moved = _find_moved(run, config, data_checksum(task, examples))
+        run, moved = _find_moved(run, config, cache)
         run.check(config, moved)
         _check_configuration(run, config)
         if run.task.is_file() and (what := _others(run.read_task(), task)) is not None:
@@ -151,27 +148,23 @@ def warn_of_few_steps(resolved: Resolved, train_size: int) -> None:
         )  # fmt: skip
 
 
-def _find_moved(run: RunDir, config: RunConfig, rows: str) -> tuple[RunDir, tuple[str, ...]]:
+def _find_moved(
+    run: RunDir, config: RunConfig, cache: ExampleCache
+) -> tuple[RunDir, tuple[str, ...]]:
     """Find a run of the same model and rows at other places, where `run` itself is not begun.
 
-    Args:
-        rows: `data_checksum` of the rows.
     Returns:
         The run, and the options whose values are other places; `run` and none if there is none.
     """
-    wanted, group, output = affecting(config), run.path.parent.name, run.path.parents[2]
-    name = re.sub("-[0-9a-f]{8}$", "", group)
-    for path in () if run.started else sorted(output.glob(f"*/{name}*/{run.path.name}")):
-        found = RunDir(path)
+    for found, moved in runs_elsewhere(run, affecting(config)):
         try:
-            there, then = affecting(found.read_config()), _recorded(found)
+            then = _recorded(found)
         except UserError:
             continue
-        moved = tuple(n for n in wanted if n in there and wanted[n] != there[n])
-        if then is None or then.get("rows") != rows or not all(OPTIONS[n].path for n in moved):
+        if then is None or then.get("rows") != cache.checksum(config):
             continue
         if not differences(then, _present(config)):
-            logger.info("%s is this run: %s moved", path, " and ".join(map(flag, moved)))
+            logger.info("%s is this run: %s moved", found.path, " and ".join(map(flag, moved)))
             return found, moved
     return run, ()
 
@@ -204,21 +197,21 @@ def _check_configuration(run: RunDir, config: RunConfig) -> None:
         )
 
 
-def check_unchanged(prepared: PreparedRun) -> None:
+def check_unchanged(run: RunDir, config: RunConfig, cache: ExampleCache) -> None:
     """Check that a finished run was trained on the model and the rows of now.
 
     Of a run of an earlier version only what it has recorded is compared.
 
     Raises:
         RunDirError: something has changed since; the message says what.
+        UserError: model or data cannot be loaded.
     """
-    run, config = prepared.run, prepared.config
     then, changed = _recorded(run), []
     if then is not None:
         now = _present(config)
         changed = [f"of --model {config.model} {what}" for what in differences(then, now)]
     rows = run.read_json(run.result).get(DATA_CHECKSUM)
-    if rows is not None and rows != data_checksum(prepared.task, prepared.examples):
+    if rows is not None and rows != cache.checksum(config):
         changed.append("the rows or labels of its data are others now")
     if changed:
         raise RunDirError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 
 from bayeslora_cli.cli.app import main
 from bayeslora_cli.errors import NonFiniteError, Preempted
+from bayeslora_cli.models.backbones import identity
+from bayeslora_cli.sweeps import worker_pool
 from bayeslora_cli.training import loop
 from tests.support.faults import contents
 
@@ -175,6 +178,85 @@ def test_plans_of_a_sweep(typed, options, tmp_path):
     _, out, _ = typed(*options, "--output", tmp_path, "--seeds", "1-2", "--dry-run")
     assert out.count("Nothing was trained.") == 2
     assert not list(tmp_path.iterdir())
+
+
+# ---- model and data that have moved or changed
+
+
+@pytest.fixture
+def project(options, rte, backbone, tmp_path):
+    """Options of runs whose model and data lie in a directory, which may be moved."""
+
+    def arguments(place):
+        moved = list(options)
+        for name in ("--data", "--model"):
+            moved[moved.index(name) + 1] = tmp_path / place / name.strip("-")
+        return [*moved, "--output", tmp_path / "runs"]
+
+    shutil.copytree(rte, tmp_path / "old" / "data")
+    shutil.copytree(backbone("bert", dropout=0.1), tmp_path / "old" / "model")
+    return arguments
+
+
+def paths_of(out):
+    return out.strip().split("\n\n")[-1].splitlines()
+
+
+def test_a_sweep_of_a_moved_project(typed, project, trained, killed_at, tmp_path, monkeypatch):
+    """One run is done, one was killed, two are not begun."""
+    assert typed(*project("old"), "--seed", 1)[0] == 0
+    with killed_at(2):
+        typed(*project("old"), "--seed", 2, "--checkpoint-every", 1)
+    group = {run.parent for run in (tmp_path / "runs").glob("*/*/seed-*")}
+    assert len(group) == 1
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    _, out, err = typed(*project("new"), "--seeds", "1-2", "--dry-run", "--json")
+    assert {Path(plan["run"]).parent for plan in json.loads(out)} == group
+    given = []
+    monkeypatch.setattr(worker_pool, "run_jobs", lambda runs, *_: given.extend(runs) or {})
+    assert typed(*project("new"), "--seeds", "1-3", "--jobs", 2)[0] == 1  # none was trained
+    assert [run.label for run in given] == [f"{next(iter(group)).name}/seed-2", given[1].label]
+    trained.clear()
+    code, out, err = typed(*project("new"), "--seeds", "1-3")
+    assert code == 0, err
+    assert trained == [2, 3]
+    assert "1 of 3 runs are done already" in err
+    assert "resuming after step" in err
+    assert [Path(path).name for path in paths_of(out)] == ["seed-1", "seed-2", "seed-3"]
+    assert [Path(path).parent in group for path in paths_of(out)] == [True, True, False]
+    trained.clear()
+    assert typed(*project("new"), "--seeds", "1-3")[0] == 0
+    assert trained == []
+
+
+def test_a_sweep_whose_model_or_data_have_changed(typed, project, tmp_path, monkeypatch):
+    """Its finished runs are no longer those that are asked for; the weights are hashed once."""
+    monkeypatch.setenv("BAYESLORA_CACHE", "")
+    hashed, original = [], identity._hashed
+    monkeypatch.setattr(identity, "_hashed", lambda path: hashed.append(path) or original(path))
+
+    def count():
+        found = [path for path in hashed if path.suffix == ".safetensors"]
+        hashed.clear()
+        return len(found)
+
+    assert typed(*project("old"), "--seeds", "1-2")[0] == 0
+    assert count() == 1
+    file = tmp_path / "old" / "model" / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    code, out, err = typed(*project("old"), "--seeds", "1-2")
+    assert (code, out) == (1, "")
+    assert "error: 2 of 2 runs failed" in err
+    assert err[err.rindex("error: ") :].count("model its weights are others now. Put the old") == 2
+    assert "done already" not in err
+    assert count() == 1
+    file.write_bytes(whole)
+    table = tmp_path / "old" / "data" / "RTE" / "train.tsv"
+    table.write_text(table.read_text().replace("w1 ", "w2 ", 1))
+    code, _, err = typed(*project("old"), "--seeds", "1-2")
+    assert code == 1
+    assert err[err.rindex("error: ") :].count("the rows or labels of its data are others now") == 2
 
 
 @pytest.mark.parametrize(

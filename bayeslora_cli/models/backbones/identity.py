@@ -25,7 +25,7 @@ from bayeslora_cli.runs.atomic_write import write_json
 logger = logging.getLogger("bayeslora")
 
 VARIABLE = "BAYESLORA_CACHE"
-"""The environment variable that names the cache's directory; set and empty: no cache."""
+"""The environment variable that names the cache's directory; set and empty: no files are kept."""
 REMEMBERED = 1000
 """Largest number of checksums that the cache remembers."""
 # what transformers reads, the first that there is
@@ -167,6 +167,10 @@ def _hashed(path: Path) -> str:
         return file_digest(file, "sha256").hexdigest()
 
 
+_HASHED: dict[str, Any] = {}
+"""What this process has hashed, as the cache's file has it; there may be no cache."""
+
+
 class _Memory:
     """Checksums of files by path, each with the file's size, times and inode at that time."""
 
@@ -181,6 +185,7 @@ class _Memory:
             self.known = found if isinstance(found, dict) else {}
         except (OSError, ValueError, RecursionError):
             pass
+        self.known |= _HASHED
 
     def of(self, path: Path) -> str:
         """Return the sha256 of a file, which is read only if it may have changed."""
@@ -192,7 +197,7 @@ class _Memory:
             return str(entry[-1])
         digest = _hashed(real)
         self.known.pop(str(real), None)
-        self.known[str(real)] = [*stamp, digest]
+        self.known[str(real)] = _HASHED[str(real)] = [*stamp, digest]
         self.changed = True
         return digest
 

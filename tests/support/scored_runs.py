@@ -12,11 +12,11 @@ from bayeslora_cli.runs.directory import RunDir, run_name
 
 def write_scored(
     root, task, score, *, seed=2021, method="adalora", optimizer="ivon", criterion="snr", rank=2,
-    seconds=60.0, best=None, more_result=None, **typed,
+    seconds=60.0, best=None, more_result=None, weights=None, **typed,
 ):  # fmt: skip
     """A finished run under `root` whose own metric is `score` (a share) at the final budget.
 
-    `more_result`: what else result.json has.
+    `more_result`: what else result.json has. `weights`: the checksum of the model's weights.
     """
     row = {"task": task, "method": method, "optimizer": optimizer, "seed": seed}
     if method == "adalora":
@@ -30,6 +30,8 @@ def write_scored(
     run.path.mkdir(parents=True)
     write_text(run.config, to_toml(resolved.config))
     write_json(run.task, {})
+    if weights is not None:
+        write_json(run.environment, {"identity": {"weights": weights}})
     entries = {"best_at_budget": score, "last": score - 0.01, "best": best or score}
     result = {name: {"step": 9, "metrics": {}, "value": value} for name, value in entries.items()}
     more = {

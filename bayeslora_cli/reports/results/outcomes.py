@@ -39,6 +39,8 @@ class Outcome:
     """The task's own metric, in percent if the largest value is the best."""
     result: Mapping[str, Any]
     """Content of result.json."""
+    weights: str = ""
+    """The checksum of its pretrained model's weights; "" if the run has not recorded it."""
     column: str = ""
     """The name of its data set in the table (`data_sets.column_names`); "" before it has one."""
 
@@ -89,6 +91,7 @@ def load_outcomes(path: Path, at: str) -> Iterator[Outcome]:
 
 def _outcome(run: RunDir, at: str) -> Outcome:
     result, config = run.read_result(), run.read_config()
+    environment = run.read_json(run.environment) if run.environment.is_file() else {}
     entry = result[at]
     value = entry.get("value") if isinstance(entry, dict) else None
     if not isinstance(value, int | float) or not math.isfinite(value):
@@ -99,6 +102,7 @@ def _outcome(run: RunDir, at: str) -> Outcome:
         config=config,
         score=value if result.get("selecting") in SMALLER_IS_BETTER else 100 * value,
         result=result,
+        weights=str(nested(environment, ("identity", "weights")) or ""),
     )
 
 

@@ -1,6 +1,6 @@
 """`Results`: the scores of many runs by method row and task, as in the paper's Table I.
 
-Only each run's result.json and config.toml are read; no model is loaded.
+Only each run's result.json, config.toml and environment.json are read; no model is loaded.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from bayeslora_cli.config.resolution import resolve, scale_schedule
 from bayeslora_cli.config.run_config import OPTIONS, RunConfig
 from bayeslora_cli.errors import ConfigError
 from bayeslora_cli.reports.results.data_sets import column_names, data_sets
+from bayeslora_cli.reports.results.models import model_names
 from bayeslora_cli.reports.results.outcomes import (
     AT,
     GROUPS,
@@ -151,7 +152,8 @@ def load_results(paths: Sequence[Path], at: str = AT[0]) -> Results:
         replace(outcome, column=columns[data.identity])
         for outcome, data in zip(found.values(), of_run, strict=True)
     ]
-    models = grouped(outcomes, lambda o: o.config.model)
+    names = dict(zip((o.run.path for o in outcomes), model_names(outcomes), strict=True))
+    models = grouped(outcomes, lambda o: names[o.run.path])
     rows = [
         row
         for model, of_model in models.items()

@@ -193,9 +193,10 @@ def run_all(typed: argparse.Namespace) -> None:
         subprocess.run(["nvidia-cuda-mps-control"], input=b"quit\n", env=environment, check=False,
                        timeout=20)  # fmt: skip
     with tarfile.open(typed.out / "runs.tgz", "w:gz") as tar:
-        for path in sorted((typed.out / "runs").rglob("*")) + sorted(typed.out.glob("logs/*")):
-            kept = path.suffix in (".json", ".jsonl", ".toml", ".md", ".txt")
-            if path.is_file() and kept and path.parent.name not in ("adapter", "checkpoint"):
+        runs = (path.parent for path in typed.out.glob("runs/*/*/*/result.json"))
+        files = [path for run in runs for path in run.iterdir() if path.suffix != ".safetensors"]
+        for path in sorted(files) + sorted(typed.out.glob("logs/*")):
+            if path.is_file():
                 tar.add(path, path.relative_to(typed.out))
     say("done")
 

@@ -4,7 +4,8 @@
 
 Each run below the given directories is evaluated once on its test split, at the posterior's mean
 and, where there is a posterior, over samples. `--lines` keeps what was measured, a JSON line for
-each run, so that the command can be repeated. Scores are means ± standard deviations over seeds.
+each run, so that the command can be repeated; what `causal_results.py` has measured is read from
+its lines, also if the runs were moved. Scores are means ± standard deviations over seeds.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ def measure(path: Path, samples: int, device: str) -> dict[str, Any]:
     """Evaluate a run on its test split."""
     run = bl.Run(path, device=device)
     has_posterior = run.result.get("posterior") is not None
-    found = run.evaluate("test", samples=samples if has_posterior else None)
-    names = ("metrics", "sampled")
-    return {"run": str(path), **{n: found.facts[n]["test"] for n in names if n in found.facts}}
+    return run.evaluate("test", samples=samples if has_posterior else None).to_json()
+
+
+def name_of(path: Path | str) -> tuple[str, ...]:
+    """Return what a run is called wherever it lies: model, setting and seed."""
+    return Path(path).parts[-3:]
 
 
 def setting(path: Path) -> tuple[str, str, Path]:
@@ -44,6 +48,17 @@ def setting(path: Path) -> tuple[str, str, Path]:
     return config.task, f"{' '.join(parts)}, lr {config.lr:g}", path.parent
 
 
+def operations(path: Path) -> float:
+    """Return a run's bit operations in its adapters, 1 for 32 x 32 bits at the target rank."""
+    run = bl.Run(path)
+    cost = run.result.get("cost")
+    if cost:
+        return float(cost["adapter_relative"])
+    sizes = [(m.rank, m.in_features + m.out_features) for m in run.ranks.matrices]
+    whole = run.config.target_rank * sum(size for _, size in sizes)
+    return sum(rank * size for rank, size in sizes) / whole
+
+
 def spread(values: Iterable[float], percent: bool) -> str:
     """Write a mean and a standard deviation."""
     found = [100 * value if percent else value for value in values]
@@ -52,26 +67,26 @@ def spread(values: Iterable[float], percent: bool) -> str:
     return written if len(found) < 2 else f"{written} ± {stdev(found):.{digits}f}"
 
 
-def rows(lines: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+def rows(measured: Mapping[Path, Mapping[str, Any]]) -> list[list[str]]:
     """Return the table's rows: at the mean, and below it over the samples."""
-    groups: dict[tuple[str, str, Path], list[Mapping[str, Any]]] = defaultdict(list)
-    for line in lines:
-        groups[setting(Path(line["run"]))].append(line)
+    groups: dict[tuple[str, str, Path], list[Path]] = defaultdict(list)
+    for path in measured:
+        groups[setting(path)].append(path)
     found = []
-    for (task, name, _), group in sorted(groups.items()):
-        results = [bl.Run(line["run"]).result for line in group]
+    for (task, name, _), paths in sorted(groups.items()):
+        group = [measured[path] for path in paths]
+        results = [bl.Run(path).result for path in paths]
         ranks = [fmean(r["ranks"].values()) for r in results if r.get("ranks")]
-        costs = [r["cost"]["adapter_relative"] for r in results if r.get("cost")]
         beside = [
             f"{fmean(ranks):.1f}" if ranks else "–",
-            f"{fmean(r['mean_bits'] for r in results):.1f}" if costs else "32",
-            f"{100 * fmean(costs):.1f}%" if costs else "–",
+            f"{fmean(r.get('mean_bits', 32) for r in results):.1f}",
+            f"{100 * fmean(map(operations, paths)):.1f}%" if ranks else "–",
             f"{fmean(r['seconds'] for r in results):.0f} s",
         ]
         for kind, title in (("metrics", name), ("sampled", f"{name}, samples")):
             if all(kind in line for line in group):
                 scores = [
-                    spread((line[kind][metric] for line in group), metric in IN_PERCENT)
+                    spread((line[kind]["test"][metric] for line in group), metric in IN_PERCENT)
                     for metric in METRICS
                 ]
                 found.append([task, title, str(len(group)), *scores, *beside])
@@ -86,16 +101,19 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     typed = parser.parse_args()
     kept = typed.lines.read_text().splitlines() if typed.lines.exists() else []
-    measured = {line["run"]: line for line in map(json.loads, kept)}
+    lines = [line for line in map(json.loads, kept) if line.get("split") == "test"]
+    known = {name_of(line["run"]): line for line in lines if "shots" not in line}
+    measured: dict[Path, dict[str, Any]] = {}
     for directory in typed.runs:
         own = [RunDir(directory)] if RunDir(directory).started else list(runs_below(directory))
-        for run in own:
-            if run.finished and str(run.path) not in measured:
-                measured[str(run.path)] = measure(run.path, typed.samples, typed.device)
+        for path in [run.path for run in own if run.finished]:
+            if (name := name_of(path)) not in known:
+                known[name] = measure(path, typed.samples, typed.device)
                 with typed.lines.open("a") as file:
-                    file.write(json.dumps(measured[str(run.path)]) + "\n")
+                    file.write(json.dumps(known[name]) + "\n")
+            measured[path] = known[name]
     title = ["task", "run", "seeds", *METRICS, "rank", "bits", "bit operations", "time"]
-    for row in (title, ["---"] * len(title), *rows(measured.values())):
+    for row in (title, ["---"] * len(title), *rows(measured)):
         print(f"| {' | '.join(row)} |")
 
 

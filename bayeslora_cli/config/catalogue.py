@@ -257,7 +257,7 @@ FORMATS: dict[str, FormatEntry] = {
     ),
     "merged": FormatEntry(
         implementation=f"{_WRITERS}.merged_model:MERGED", bound=1e-5, library="transformers",
-        every_method=True,
+        every_method=True, options=("precision",),
     ),
     "onnx": FormatEntry(
         implementation=f"{_WRITERS}.onnx_model:ONNX", bound=1e-4, library="onnx",

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from bayeslora_cli.config.catalogue import FORMATS, OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.export.findings import Findings
 from bayeslora_cli.export.formats.format import Format, Snippet
 from bayeslora_cli.export.request import ExportOptions
-from bayeslora_cli.export.verification import Findings
 from bayeslora_cli.runs import model_card
 from bayeslora_cli.tasks.task import Task
 
@@ -32,14 +32,14 @@ def export_card(
     rank = options.target_rank
     pruned = "" if rank is None else f" Pruned to rank {rank} after training."
     reopened = "Read back" if library == "bayeslora" else "Reopened without bayeslora"
-    loss = "" if findings.loss is None else str(findings.loss)
+    losses = [str(found) for found in (findings.loss, findings.rounding) if found is not None]
     return "\n".join(
         [
             model_card.front_matter(config, task, library, findings.metrics, options.format),
             model_card.heading(config, task),
             model_card.introduction(config, task, steps) + pruned + "\n",
             f"{form.description(options)}\n{reopened}, {findings.check}.\n",
-            *([f"{loss[0].upper()}{loss[1:]}.\n"] if loss else []),
+            *(f"{loss[0].upper()}{loss[1:]}.\n" for loss in losses),
             f"Metrics, measured in {findings.metrics_precision}:\n",
             model_card.metric_table(findings.metrics),
             model_card.code(code(form, config, task)),

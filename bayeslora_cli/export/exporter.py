@@ -18,20 +18,19 @@ from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.evaluation.forward_passes import Metrics, describe, evaluate_splits
 from bayeslora_cli.evaluation.run_loading import load_run, of_the_training, split_names
 from bayeslora_cli.export.card import export_card
+from bayeslora_cli.export.findings import Check, Findings, QuantizationLoss, RoundingLoss
 from bayeslora_cli.export.formats.format import Format
 from bayeslora_cli.export.hub_upload import upload
 from bayeslora_cli.export.independent_reader import open_tokenizer
 from bayeslora_cli.export.request import MANIFEST, ExportOptions, check_options, check_output
 from bayeslora_cli.export.verification import (
-    Check,
-    Findings,
-    QuantizationLoss,
     batches_of,
     beginnings,
     compare,
     drop_unsupported_quantizers,
     own_batches,
     random_rows,
+    rounding_loss,
     rounding_of,
     run_logits,
 )
@@ -102,6 +101,10 @@ def export_run(
     if loss is not None:
         logger.warning("--format %s: %s", options.format, loss)
     expected = run_logits(network, batches)
+    less_exact = None
+    if (rounded := form.round(network, options)) is not None:
+        exact, expected = expected, run_logits(network, batches)
+        less_exact = rounding_loss(network, rounded, batches, exact, expected)
     rounding = rounding_of(network, batches, expected) if entry.bound > 0 else 0.0
 
     with _writing(output) as directory:
@@ -124,6 +127,7 @@ def export_run(
                 advice=form.advice,
             ),
             loss=loss,
+            rounding=less_exact,
             run=result["best_at_budget"]["metrics"],
             run_precision=trained.precision,
             pruned=pruned,
@@ -153,6 +157,8 @@ def describe_export(manifest: dict[str, Any]) -> list[str]:
         ]
     if manifest["lost"] is not None:
         lines.append(str(QuantizationLoss(**manifest["lost"])))
+    if "rounding" in manifest:
+        lines.append(str(RoundingLoss.from_json(manifest["rounding"])))
     return [*lines, str(Check(**manifest["check"]))]
 
 
@@ -252,6 +258,7 @@ def _manifest(
         "ranks": dict(zip(network.adapters, ranks, strict=True)),
         **facts,
         "lost": None if findings.loss is None else asdict(findings.loss),
+        **({} if findings.rounding is None else {"rounding": asdict(findings.rounding)}),
         "files": {
             file.relative_to(directory).as_posix(): _sha256(file)
             for file in sorted(directory.rglob("*"))

@@ -100,9 +100,11 @@ def open_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def load_merged(directory: Path, auto_class: str, *, trust_remote_code: bool = False) -> Any:
-    """Load a whole model on the CPU."""
+    """Load a whole model on the CPU, in fp32."""
     found = getattr(transformers, auto_class)
-    return found.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    return found.from_pretrained(
+        directory, dtype=torch.float32, trust_remote_code=trust_remote_code
+    )
 
 
 def open_merged(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor
 from bayeslora_cli.data.batching import evaluation_order
 from bayeslora_cli.data.tokenization import TokenisedSplit
 from bayeslora_cli.errors import BayesloraError, NonFiniteError
-from bayeslora_cli.evaluation.forward_passes import Metrics
+from bayeslora_cli.export.findings import Check, QuantizationLoss, RoundingLoss
+from bayeslora_cli.export.formats.bf16_rounding import Rounding
 from bayeslora_cli.export.independent_reader import Logits
 from bayeslora_cli.methods.blora.gates import BASE
 from bayeslora_cli.methods.network import Network
@@ -29,73 +29,6 @@ TOKEN_ROW, LAST_TOKENS = 64, 8
 """Of a language model, the largest number of tokens of a row that is compared, and the number of
 its last tokens whose logits are: a vocabulary has a hundred thousand words."""
 _GROUPS = {"x": "activations", "a": "activations", "h": "activations", BASE: "base weights"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Check:
-    """Comparison of an export's logits with the run's."""
-
-    inputs: str
-    """The task's split, the user's file, or `random`."""
-    rows: int
-    max_difference: float
-    """Largest |difference| of a logit."""
-    allowed: float
-    largest_logit: float
-
-    def __str__(self) -> str:
-        rows = "random rows" if self.inputs == "random" else f"rows of {self.inputs}"
-        return (
-            f"logits on {self.rows} {rows}: largest difference from the run "
-            f"{self.max_difference:.1e}, allowed {self.allowed:.1e}"
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QuantizationLoss:
-    """The effect of storing in full precision what the run quantized."""
-
-    what: list[str]
-    max_difference: float
-    """Largest |difference| between the run's logits with and without these quantizers."""
-    rows: int
-    changed: int | None
-    """Number of rows whose predicted class changes; None: the task has no classes."""
-
-    def __str__(self) -> str:
-        changed = "" if self.changed is None else f", {self.changed} of {self.rows} classes change"
-        return (
-            f"not quantized in this format: {' and '.join(self.what)}, which are neither rounded "
-            f"nor cut off at their ranges; the run's own logits differ by up to "
-            f"{self.max_difference:.1e}{changed}"
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Findings:
-    """Measurements of an export."""
-
-    check: Check
-    loss: QuantizationLoss | None
-    """The effect of quantizers that the format drops; None: it keeps all."""
-    run: Metrics
-    """Metrics of the training's best evaluation."""
-    run_precision: str
-    """Precision of the training's computation."""
-    pruned: tuple[Metrics, Metrics] | None
-    """Metrics before and after pruning further; None: not pruned."""
-    precision: str
-    """Precision in which the pruned network and the logits were computed."""
-
-    @property
-    def metrics(self) -> Metrics:
-        """Metrics of the exported state."""
-        return self.run if self.pruned is None else self.pruned[1]
-
-    @property
-    def metrics_precision(self) -> str:
-        """Precision in which `metrics` were measured."""
-        return self.run_precision if self.pruned is None else self.precision
 
 
 def beginnings(split: TokenisedSplit) -> TokenisedSplit:
@@ -301,16 +234,38 @@ def drop_unsupported_quantizers(
         return None
     before = run_logits(network, batches)
     operands.quantized -= gone
-    after = run_logits(network, batches)
-    pairs = list(zip(before, after, strict=True))
-    # without a head, logits are of words
-    decides = network.objective.classes and network.objective.entry.head
     return QuantizationLoss(
         what=sorted({_GROUPS[operand] for operand in gone}),
-        max_difference=max(float((a - b).abs().max()) for a, b in pairs),
-        rows=sum(len(batch["input_ids"]) for batch in batches),
-        changed=sum(_changed(network.objective, *pair) for pair in pairs) if decides else None,
+        **_changes(network.objective, batches, before, run_logits(network, batches)),
     )
+
+
+def rounding_loss(
+    network: Network, rounding: Rounding, batches: Sequence[Batch], before: Sequence[Tensor],
+    after: Sequence[Tensor],
+) -> RoundingLoss:  # fmt: skip
+    """Say what rounded weights change.
+
+    Args:
+        before, after: `run_logits` of the batches, with the weights as trained and as rounded.
+    """
+    changes = _changes(network.objective, batches, before, after)
+    return RoundingLoss(update=rounding.update, **changes)
+
+
+def _changes(
+    objective: Objective, batches: Sequence[Batch], before: Sequence[Tensor],
+    after: Sequence[Tensor],
+) -> dict[str, Any]:  # fmt: skip
+    """Compare two sets of logits: the fields that both losses have."""
+    pairs = list(zip(before, after, strict=True))
+    # without a head, logits are of words
+    decides = objective.classes and objective.entry.head
+    return {
+        "max_difference": max(float((a - b).abs().max()) for a, b in pairs),
+        "rows": sum(len(batch["input_ids"]) for batch in batches),
+        "changed": sum(_changed(objective, *pair) for pair in pairs) if decides else None,
+    }
 
 
 def _changed(objective: Objective, before: Tensor, after: Tensor) -> int:

@@ -40,6 +40,21 @@ def test_the_code_of_an_exports_card_answers_as_the_run(format, run, capsys):
     assert AutoTokenizer.from_pretrained(path).chat_template == CHAT_TEMPLATE
 
 
+def test_llama_cpp_is_told_the_very_file(run):
+    """The adapter belongs to the file that the run was trained on; vLLM has no use for it."""
+    found = run.export("gguf")
+    served = f"llama-server --lora adapter.gguf --model {run.config.model}"
+    assert found.manifest["serving"] == [served]
+    assert found.manifest["check"]["max_difference"] > 0
+    card = (found.path / "README.md").read_text()
+    assert f"Served from this directory by\n\n```sh\n{served}\n```" in card
+    assert "library_name: gguf" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert f'Llama("{run.config.model}", lora_path=f"{{directory}}/adapter.gguf")' in code
+    compile(code, "README.md", "exec")
+    assert "serving" not in run.export("lora", overwrite=True).manifest
+
+
 def test_its_own_card_opens_the_adapter_on_the_file(run):
     card = (run.path / "README.md").read_text()
     assert 'gguf_file="tiny.gguf"' in card

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.export.formats.bf16_rounding import Rounding
 from bayeslora_cli.export.independent_reader import Logits
 from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.methods.blora.gates import WEIGHTS
@@ -68,6 +69,14 @@ class Format(ABC):
         Raises:
             UserError: the run has nothing to write; the message gives the reason.
         """
+
+    def round(self, network: Network, options: ExportOptions) -> Rounding | None:
+        """Round the network's own weights, in place, to the numbers that are written.
+
+        Returns:
+            What that does to the adapters; None: the format keeps the weights as trained.
+        """
+        return None
 
     @abstractmethod
     def write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from bayeslora_cli.config.catalogue import OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.export.formats.bf16_rounding import Rounding, UpdateMeter, bf16
 from bayeslora_cli.export.formats.format import Format, Snippet, kept_factors
 from bayeslora_cli.export.independent_reader import Logits, open_merged
 from bayeslora_cli.export.request import ExportOptions
@@ -19,6 +21,9 @@ from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
 from bayeslora_cli.runs.model_card import trust_argument
 from bayeslora_cli.tasks.task import Task
+
+BF16 = "bf16"
+"""The value of `ExportOptions.precision` for rounded weights."""
 
 
 class MergedModel(Format):
@@ -32,10 +37,25 @@ class MergedModel(Format):
         tokenizer: Any,
         options: ExportOptions,
     ) -> dict[str, Any]:
-        """Write `save_pretrained`'s files in fp32."""
-        module = merge(network, network.bank.mean, network.bank.mask)
+        """Write `save_pretrained`'s files, in fp32 or, of what `round` left, in bf16."""
+        if options.precision == BF16:
+            module = network.module.to(torch.bfloat16)
+        else:
+            module = merge(network, network.bank.mean, network.bank.mask)
         module.save_pretrained(directory, state_dict=state_of(module))
-        return {}
+        return {} if options.precision != BF16 else {"weights": BF16}
+
+    @torch.no_grad()
+    def round(self, network: Network, options: ExportOptions) -> Rounding | None:
+        """Merge in fp32 and round all weights, if bf16 is asked for; measure the updates' rest."""
+        if options.precision != BF16:
+            return None
+        meter, bank = UpdateMeter(), network.bank
+        module = merge(network, bank.mean, bank.mask, meter)
+        for value in (*module.state_dict().values(), bank.mean):
+            if value.is_floating_point():
+                value.copy_(bf16(value))
+        return Rounding(update=meter.result())
 
     def reopen(
         self, directory: Path, config: RunConfig, task: Task, device: torch.device
@@ -49,7 +69,8 @@ class MergedModel(Format):
         )
 
     def description(self, options: ExportOptions) -> str:
-        return "This is the whole model, the adapter merged in."
+        rounded = ", in fp32, and rounded to bf16" if options.precision == BF16 else ""
+        return f"This is the whole model, the adapter merged in{rounded}."
 
     def snippet(self, config: RunConfig, task: Task) -> Snippet:
         """Return the code that opens the model with transformers."""
@@ -59,17 +80,24 @@ class MergedModel(Format):
             transformers=(name,), load=(f"model = {name}.from_pretrained(directory{trust})",)
         )
 
+    def serving(self, config: RunConfig, task: Task, facts: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return vLLM's command; it would round weights in fp32 without being told."""
+        if not OBJECTIVES[task.objective].generates:
+            return ()
+        return ("vllm serve ." if "weights" in facts else "vllm serve . --dtype float32",)
+
 
 MERGED = MergedModel()
 
 
 @torch.no_grad()
-def merge(network: Network, mean: Tensor, mask: Tensor) -> Any:
+def merge(network: Network, mean: Tensor, mask: Tensor, meter: UpdateMeter | None = None) -> Any:
     """Merge the adapters into the backbone's weights; return the network's own module, changed.
 
     Args:
         mean: flat parameters (N,).
         mask: kept triplets (n, r).
+        meter: is told each weight and its update.
     """
     rounded = network.effective_base(mean)
     shared = _shared(network.module)
@@ -81,7 +109,10 @@ def merge(network: Network, mean: Tensor, mask: Tensor) -> Any:
         if id(base.weight) in shared:  # each place has its own adapter
             base = deepcopy(base)
         assert isinstance(base.weight, Tensor)
-        base.weight += layer.delta_weight(a, e, b)
+        update = layer.delta_weight(a, e, b)
+        if meter is not None:
+            meter.add(name, base.weight, update)
+        base.weight += update
         parent, _, last = name.rpartition(".")
         setattr(network.module.get_submodule(parent), last, base)
     for attention in network.module.modules():

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
+from gguf import GGUFReader
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from bayeslora_cli.config.catalogue import FORMATS, implementation
@@ -20,6 +28,7 @@ from bayeslora_cli.export.verification import (
     random_rows,
     run_logits,
 )
+from bayeslora_cli.models.adapters.plain_lora import kind_of
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.tasks.objectives.objective import build_objective
 from bayeslora_cli.tasks.task import Task
@@ -68,6 +77,46 @@ def test_every_format_opens_in_plain_peft_or_transformers(kind, tmp_path):
         check = export(network, config, options, tmp_path / name)
         assert check.rows == 6
         assert check.largest_logit > 0.05, "logits near zero would prove nothing"
+
+
+RANKS = st.one_of(
+    st.lists(st.integers(0, 4), min_size=14, max_size=14),
+    # kinds of matrices that are all empty
+    st.lists(st.integers(0, 4), min_size=7, max_size=7).map(lambda kinds: 2 * kinds),
+)
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """A network of 14 matrices, of which the adapter formats change nothing."""
+    model = save_decoder(tmp_path_factory.mktemp("model"), "llama", tie_word_embeddings=True)
+    network, config = build(model, CAUSAL, init_rank=4)
+    randomise(network)
+    return network, config
+
+
+@settings(max_examples=3, deadline=None)
+@given(RANKS)
+@example([0] * 14)
+@example([4, 0, 4, 0, 1, 2, 3] * 2)
+@example([0] * 13 + [1])
+def test_any_ranks_survive_in_the_forms_that_servers_read(adapted, ranks):
+    network, config = adapted
+    for row, rank in zip(network.bank.mask, ranks, strict=True):
+        row.copy_(torch.arange(4).flip(0) < rank)
+    kept = {kind_of(n) for n, rank in zip(network.adapters, ranks, strict=True) if rank}
+    with tempfile.TemporaryDirectory() as directory:
+        for name in ("lora", "gguf"):
+            export(network, config, ExportOptions(format=name), Path(directory) / name)
+        written = json.loads((Path(directory) / "lora" / "adapter_config.json").read_text())
+        tensors = load_file(Path(directory) / "lora" / "adapter_model.safetensors")
+        read = GGUFReader(Path(directory) / "gguf" / "adapter.gguf").tensors
+    assert (written["r"], written["lora_alpha"]) == (8, 8)
+    assert written["rank_pattern"] == written["alpha_pattern"] == {}
+    if kept:
+        assert set(written["target_modules"]) == kept, "one name per kind, if it has any rank"
+        assert len(read) == 2 * sum(map(bool, ranks)), "zeros would cost llama.cpp time"
+    assert len(tensors) == 4 * len(written["target_modules"]), "zeros where a rank is 0"
 
 
 def stored(directory):

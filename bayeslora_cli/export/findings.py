@@ -1,0 +1,105 @@
+"""What is measured of an export, and how it is said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from bayeslora_cli.evaluation.forward_passes import Metrics
+from bayeslora_cli.export.formats.bf16_rounding import KeptUpdate
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """Comparison of an export's logits with the run's."""
+
+    inputs: str
+    """The task's split, the user's file, or `random`."""
+    rows: int
+    max_difference: float
+    """Largest |difference| of a logit."""
+    allowed: float
+    largest_logit: float
+
+    def __str__(self) -> str:
+        rows = "random rows" if self.inputs == "random" else f"rows of {self.inputs}"
+        return (
+            f"logits on {self.rows} {rows}: largest difference from the run "
+            f"{self.max_difference:.1e}, allowed {self.allowed:.1e}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizationLoss:
+    """The effect of storing in full precision what the run quantized."""
+
+    what: list[str]
+    max_difference: float
+    """Largest |difference| between the run's logits with and without these quantizers."""
+    rows: int
+    changed: int | None
+    """Number of rows whose predicted class changes; None: the task has no classes."""
+
+    def __str__(self) -> str:
+        changed = "" if self.changed is None else f", {self.changed} of {self.rows} classes change"
+        return (
+            f"not quantized in this format: {' and '.join(self.what)}, which are neither rounded "
+            f"nor cut off at their ranges; the run's own logits differ by up to "
+            f"{self.max_difference:.1e}{changed}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundingLoss:
+    """The effect of storing a merged model's weights in bf16."""
+
+    update: KeptUpdate | None
+    """What is left of the adapters' updates; None: there were none."""
+    max_difference: float
+    """Largest |difference| between the run's logits with all weights as trained and rounded."""
+    rows: int
+    changed: int | None
+    """Number of rows whose predicted class changes; None: the task has no classes."""
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> RoundingLoss:
+        """Read what a manifest holds."""
+        update = value["update"]
+        return cls(**value | {"update": None if update is None else KeptUpdate(**update)})
+
+    def __str__(self) -> str:
+        changed = "" if self.changed is None else f", {self.changed} of {self.rows} classes change"
+        kept = "" if self.update is None else f"{self.update}; "
+        return (
+            f"{kept}with all weights rounded to bf16, the run's own logits differ by up to "
+            f"{self.max_difference:.1e}{changed}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Findings:
+    """Measurements of an export."""
+
+    check: Check
+    loss: QuantizationLoss | None
+    """The effect of quantizers that the format drops; None: it keeps all."""
+    rounding: RoundingLoss | None
+    """The effect of weights in bf16; None: they are in fp32."""
+    run: Metrics
+    """Metrics of the training's best evaluation."""
+    run_precision: str
+    """Precision of the training's computation."""
+    pruned: tuple[Metrics, Metrics] | None
+    """Metrics before and after pruning further; None: not pruned."""
+    precision: str
+    """Precision in which the pruned network and the logits were computed."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """Metrics of the exported state."""
+        return self.run if self.pruned is None else self.pruned[1]
+
+    @property
+    def metrics_precision(self) -> str:
+        """Precision in which `metrics` were measured."""
+        return self.run_precision if self.pruned is None else self.precision

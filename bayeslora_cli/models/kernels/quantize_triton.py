@@ -37,10 +37,29 @@ def code(clipped: tl.tensor, constants: tl.tensor, n: tl.constexpr) -> tl.tensor
     third of its instructions. Steps are above 2^-128, whose inverse is finite.
     """
     step = tl.load(constants + 2 + n)
-    inverse = tl.div_rn(1.0, step)
+    return rounded(clipped, step, tl.div_rn(1.0, step))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def rounded(clipped: tl.tensor, step: tl.tensor, inverse: tl.tensor) -> tl.tensor:
+    """Compute `code` for a step and its inverse, which a loop should not compute again."""
     quotient = clipped * inverse
     quotient = tl.fma(tl.fma(quotient, -step, clipped), inverse, quotient)
     return (quotient + NEAREST) - NEAREST
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def steps_of(learned, constants, L: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Load a quantizer's L steps and factors f_n, and compute the steps' inverses: three tuples."""
+    steps = (tl.load(constants + 2),)
+    inverses = (tl.div_rn(1.0, steps[0]),)
+    factors = (tl.load(learned + 1),)
+    for n in tl.static_range(1, L):
+        step = tl.load(constants + 2 + n)
+        steps += (step,)  # type: ignore[assignment]
+        inverses += (tl.div_rn(1.0, step),)  # type: ignore[assignment]
+        factors += (tl.load(learned + 1 + n),)  # type: ignore[assignment]
+    return steps, inverses, factors
 
 
 @triton.jit  # type: ignore[untyped-decorator]

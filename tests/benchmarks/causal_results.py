@@ -56,9 +56,15 @@ class Job:
     seeds: tuple[int, ...] = SEEDS
 
 
+def model_of(typed: argparse.Namespace) -> str:
+    """Return the model as `prepare` has written it, or as it was given."""
+    written = typed.out / "model"
+    return str(written) if written.is_dir() else str(typed.model)
+
+
 def make_jobs(typed: argparse.Namespace) -> dict[str, Job]:
     """Return all jobs by name, the longest first."""
-    common = {"model": str(typed.out / "model"), "precision": "bf16", "compile": "off",
+    common = {"model": model_of(typed), "precision": "bf16", "compile": "off",
               "output": str(typed.out / "runs")}  # fmt: skip
     seeds = SEEDS
     if typed.trial:
@@ -79,7 +85,7 @@ def make_jobs(typed: argparse.Namespace) -> dict[str, Job]:
 
 def measure(name: str, job: Job, typed: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Train and measure a job's runs, one after the other."""
-    model, device = str(typed.out / "model"), "cpu" if typed.trial else "auto"
+    model, device = model_of(typed), "cpu" if typed.trial else "auto"
     if name == "before-mmlu":
         for shots in (0, 5):
             yield bl.evaluate(model, task="mmlu", shots=shots, data=typed.data, precision="bf16",
@@ -125,10 +131,14 @@ def prepare(typed: argparse.Namespace) -> None:
     from bayeslora_cli.models.backbones.places import find_backbone
 
     typed.out.mkdir(parents=True, exist_ok=True)
-    place = find_backbone(typed.model)
-    module = AutoModelForCausalLM.from_pretrained(**place.arguments, dtype="float32")
-    module.save_pretrained(typed.out / "model")
-    load_tokenizer(typed.model).save_pretrained(typed.out / "model")
+    try:
+        place = find_backbone(typed.model)
+        module = AutoModelForCausalLM.from_pretrained(**place.arguments, dtype="float32")
+        module.save_pretrained(typed.out / "model")
+        load_tokenizer(typed.model).save_pretrained(typed.out / "model")
+    except (ValueError, TypeError, NotImplementedError) as error:  # some releases cannot save it
+        print(f"the model is read as it is: {error}", flush=True)
+        shutil.rmtree(typed.out / "model", ignore_errors=True)
     rows = []
     for file in ("user_oriented_instructions.jsonl", "seed_tasks.jsonl"):
         for line in (typed.data / "self_instruct" / file).read_text().splitlines():

@@ -21,7 +21,7 @@ def write_gguf(
     path: Path, *, tied: bool = True, seed: int = 0, rule: str = "qwen2", spread: float = 0.02
 ) -> dict[str, torch.Tensor]:
     """Write a Qwen 2 of two layers in 8 bits; return the weights that a reader must find."""
-    tokens = [*SPECIAL, *bytes_to_unicode().values(), "Ġt"]
+    tokens = [*SPECIAL, *bytes_to_unicode().values(), "Ġt", "Ġq"]
     config = Qwen2Config(
         vocab_size=len(tokens), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
@@ -44,7 +44,7 @@ def write_gguf(
     writer.add_tokenizer_pre(rule)
     writer.add_token_list(tokens)
     writer.add_token_types([3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)))
-    writer.add_token_merges(["Ġ t"])
+    writer.add_token_merges(["Ġ t", "Ġ q"])  # transformers 5.10 reads a list of one as text
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(2)
     writer.add_chat_template(CHAT_TEMPLATE)

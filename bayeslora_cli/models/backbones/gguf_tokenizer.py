@@ -22,7 +22,8 @@ DIGITS = frozenset({
 })  # fmt: skip
 """Rules by which every digit stands alone, and the rest is cut as GPT-2 does."""
 GPT2 = frozenset({"gpt-2", "jais", "mpt", "olmo", "phi-2"})
-"""Rules that are GPT-2's, which transformers takes where it knows none."""
+"""Rules that are GPT-2's. transformers takes it where it knows none, before 5.17 the rule of the
+architecture."""
 
 
 def complete_tokenizer(tokenizer: Any, place: Place) -> None:
@@ -35,14 +36,14 @@ def complete_tokenizer(tokenizer: Any, place: Place) -> None:
     if kind is None or named is None or kind.contents() != "gpt2":
         return
     rule = named.contents()
+    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if rule in DIGITS:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
+            [pre_tokenizers.Digits(individual_digits=True), gpt2]
         )
-    elif rule not in GPT2 and rule not in _known_to_transformers(rule):
+    elif rule in GPT2:
+        tokenizer.backend_tokenizer.pre_tokenizer = gpt2
+    elif rule not in _known_to_transformers(rule):
         logger.warning(
             "--model %s: text is cut by GPT-2's rule, as the file's own, %r, is not known; the "
             "model's original tokenizer, in a directory with its weights, would be exact",

@@ -168,7 +168,7 @@ class Table:
         outcomes = [outcome for row in self.results.rows for outcome in row.outcomes]
         seconds: list[Any] = [o.result.get("seconds") for o in outcomes]
         text = (
-            f"{COUNTED[self.results.at]}, in percent: mean and standard deviation over seeds; "
+            f"{COUNTED[self.results.at]}, {self._unit()}: mean and standard deviation over seeds; "
             f"params: trained at first; time: of one run on average; {len(outcomes)} "
             f"run{'s' if len(outcomes) > 1 else ''}"
         )
@@ -184,6 +184,20 @@ class Table:
             text += f"; reference: {self.reference.source}"
         return text
 
+    def _unit(self) -> str:
+        """Write what the scores are: in percent, unless the smallest is the best, as of nll."""
+        smaller = self.results.smaller_is_better
+        losses = {
+            f"{outcome.result['selecting']} of {outcome.column}": None
+            for row in self.results.rows
+            for outcome in row.outcomes
+            if outcome.column in smaller
+        }
+        named = f"{', '.join(losses)}, of which less is better"
+        if not losses:
+            return "in percent"
+        return named if smaller.issuperset(self.results.columns) else f"in percent but for {named}"
+
     # ---- as data
 
     def to_json(self) -> dict[str, Any]:
@@ -192,7 +206,8 @@ class Table:
         "trainable_parameters", "kept_parameters", "seconds", "steps_per_second", "mean_rank",
         "mean_bits", "relative_bit_operations", "relative_bit_operations_with_base", "runs"}]}.
 
-        `values` (means) and `std` are percent by column, `scores` percent by task and seed;
+        `values` (means) and `std` are percent by column, `scores` percent by task and seed, but for
+        metrics whose smallest value is the best, which are as they are;
         `settings` tell a row from others of the same method, optimizer, criterion and rank. With a
         reference `reference`, its source, and in rows that it has `difference` by column.
         """

@@ -169,3 +169,17 @@ def test_what_gates_save_is_beside_the_metric(tmp_path):
 
 def test_no_columns_of_gates_without_gates(sweep):
     assert "bit ops" not in Table(results=load_results([sweep])).titles()
+
+
+def test_losses_are_not_in_percent(tmp_path):
+    """As of chats, which have no share of right answers."""
+    write_scored(tmp_path, "rte", 0.7)
+    found = load_results([tmp_path])
+    assert ", in percent: mean" in Table(results=found).caption()
+    chats = write_scored(tmp_path, "mrpc", 2.64, more_result={"selecting": "nll"})
+    table = Table(results=load_results([tmp_path]))
+    assert ", in percent but for nll of mrpc, of which less is better: mean" in table.caption()
+    ((_, entries),) = table.lines()
+    assert {entry.value for entry in entries} >= {"70.00", "2.64"}
+    table = Table(results=load_results([chats.path]))
+    assert "budget, nll of mrpc, of which less is better: mean" in table.caption()

@@ -47,12 +47,13 @@ class RunConfig:
     )
     train_file: str | None = option(
         None, OWN,
-        "Training examples: .csv, .tsv, .jsonl, .parquet, or a hub data set, NAME:CONFIG@SPLIT",
+        "Training examples: .csv, .tsv, .jsonl, .json, .parquet, a set saved by datasets, or one "
+        "on the hub, NAME:CONFIG@SPLIT",
         path=True, source=True, deep=False,
     )
     eval_file: str | None = option(
         None, OWN, "Examples to evaluate on",
-        default_text="the hub data set's validation split, or --validation", path=True,
+        default_text="the data set's validation split, or --validation", path=True,
         source=True, deep=False,
     )
     text_columns: tuple[str, ...] | None = option(
@@ -80,7 +81,7 @@ class RunConfig:
     )
     model: str = option(
         "microsoft/deberta-v3-base", WHAT,
-        "Backbone: hub name, directory, or package:NAME/PATH, a directory in an installed package",
+        "Backbone: hub name, directory, GGUF file, or package:NAME/PATH, one within a package",
         path=True, decides_code=True, deep=False,
     )
 

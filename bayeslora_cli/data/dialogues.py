@@ -24,6 +24,7 @@ from bayeslora_cli.tasks.dialogue import (
     INSTRUCTION,
     RAW,
     RESPONSE,
+    TOOLS,
     USER,
     Dialogue,
     Turn,
@@ -159,8 +160,7 @@ def _with_speakers(turns: Dialogue, tokenizer: Any) -> Dialogue:
 def _generation_marks(turns: Dialogue, tokenizer: Any, where: str) -> NDArray[np.bool_]:
     """Return which tokens of a chat count by the template's generation marks: (t,)."""
     found = tokenizer.apply_chat_template(
-        _messages(turns),
-        chat_template=_template(tokenizer),
+        **_inputs(turns, tokenizer, where),
         tokenize=True,
         return_dict=True,
         return_assistant_tokens_mask=True,
@@ -193,9 +193,9 @@ def _span(turns: Dialogue, place: int, text: str, tokenizer: Any, where: str) ->
     if not (text.startswith(before) and until.startswith(before)):
         raise DataError(
             f"{where}: the chat up to turn {place + 1} ({turns[place].role}) is rendered by "
-            f"{_name(tokenizer)} in another way alone than as the beginning of the whole chat, so "
-            "what the assistant says cannot be found. Give the template {% generation %} marks, "
-            "chats with one answer each, or --loss-on all"
+            f"{_name(tokenizer)} differently on its own than at the beginning of the whole chat, "
+            "so what the assistant says cannot be found. Give the template {% generation %} marks, "
+            "or chats with one answer each, or --loss-on all"
         )
     # nothing is predicted behind the token that ends the turn: a line break there does not count
     said = until.rstrip()
@@ -223,34 +223,44 @@ def _rendering(turns: Dialogue, tokenizer: Any, where: str, *, prompt: bool) -> 
             f"{where}: found turns of a chat, and {_name(tokenizer)} has no chat template to "
             "render them with; choose a chat model, or give prompt and completion, or text"
         )
+    inputs = _inputs(turns, tokenizer, where)
     try:
         found = tokenizer.apply_chat_template(
-            _messages(turns),
-            chat_template=_template(tokenizer),
-            tokenize=False,
-            add_generation_prompt=prompt,
+            **inputs, tokenize=False, add_generation_prompt=prompt
         )
     # a template is a program of its own: it raises what it likes
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"{where}: the chat template of {_name(tokenizer)} refuses the turns "
-            f"{', '.join(turn.role for turn in turns)}: {reason}"
+            f"{', '.join(turn.role for turn in turns if turn.role != TOOLS)}: {reason}"
         ) from error
     return str(found)
 
 
-def _template(tokenizer: Any) -> str:
-    """Return the chat template, with one date for all days: a resumed run has the same tokens."""
-    found = str(tokenizer.get_chat_template())
-    return (_ONE_DATE if "strftime_now" in found else "") + found
+def _inputs(turns: Dialogue, tokenizer: Any, where: str) -> dict[str, Any]:
+    """Return what the chat template gets; it has one date for all days, so that a resumed run has
+    the same tokens.
 
-
-def _messages(turns: Dialogue) -> list[dict[str, Any]]:
-    return [
+    Raises:
+        DataError: there are descriptions of tools, and the template has no place for them.
+    """
+    tools = next((json.loads(turn.more) for turn in turns if turn.role == TOOLS), None)
+    template = str(tokenizer.get_chat_template(tools=tools))
+    if tools and not re.search(r"\btools\b", template):
+        raise DataError(
+            f"{where}: found functions in the column {TOOLS!r}, and the chat template of "
+            f"{_name(tokenizer)} has no place for them; choose a model whose template has, or name "
+            "the column of messages by --text-columns, which leaves them out"
+        )
+    messages = [
         {"role": turn.role, "content": turn.text, **(json.loads(turn.more) if turn.more else {})}
         for turn in turns
+        if turn.role != TOOLS
     ]
+    if "strftime_now" in template:
+        template = _ONE_DATE + template
+    return {"conversation": messages, "tools": tools, "chat_template": template}
 
 
 def _name(tokenizer: Any) -> str:

@@ -12,6 +12,9 @@ INSTRUCTION, RESPONSE = "instruction", "response"
 """Roles of a user and an assistant, rendered as plain text by a tokenizer without a template."""
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
 """Roles of chat templates."""
+TOOLS = "tools"
+"""Role of the descriptions of functions in front of a chat: no turn of it, but another input of the
+template, in `Turn.more`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class Turn:
     """Whether the loss counts the prediction of its tokens."""
     more: str = ""
     """Other keys that the template gets with the turn, such as tool_calls, as a JSON object; "" if
-    there are none."""
+    there are none. Of `TOOLS` a JSON array, the descriptions."""
 
 
 Dialogue = tuple[Turn, ...]

@@ -38,8 +38,8 @@ class Task:
     """Labelled out-of-distribution splits."""
 
     held_out: tuple[str, ...] = ()
-    """Digests of the training rows that are its validation split (`tasks.validation_share`); () if
-    it has one of its own."""
+    """Digests of the training rows, or of the prompts of those, that are its validation split
+    (`tasks.validation_share`); () if it has one of its own."""
     objective: str = ""
     """Its kind, a key of `config.catalogue.OBJECTIVES`; "" becomes `usual_objective`."""
 
@@ -112,6 +112,9 @@ class Examples:
     groups: list[str] | None = None
     """What each row belongs to, the widest first, such as stem/astronomy; None: nothing. Metrics
     are also told by group."""
+    prompts: list[str] | None = None
+    """What each row answers; None: rows are no answers. Answers to equal prompts stay together when
+    rows are held out."""
 
     def __len__(self) -> int:
         return len(self.first)

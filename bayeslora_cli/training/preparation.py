@@ -31,6 +31,7 @@ from bayeslora_cli.models.backbones.loading import (
 )
 from bayeslora_cli.runs.directory import RunDir, run_name, runs_elsewhere
 from bayeslora_cli.runs.trackers import check_trackers
+from bayeslora_cli.tasks.sources.tables.table import listed
 from bayeslora_cli.tasks.task import DATA_CHECKSUM, Examples, Task
 
 logger = logging.getLogger("bayeslora")
@@ -85,7 +86,7 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
         kinds = f"{len(task.classes)} classes"
     logger.info(
         "%s: %d training rows, %s predicted from %s",
-        task.name, len(examples["train"]), kinds, " and ".join(task.text_columns),
+        task.name, len(examples["train"]), kinds, listed(task.text_columns),
     )  # fmt: skip
     trust = resolved.config.trust_remote_code
     auto_class = OBJECTIVES[task.objective].auto_class

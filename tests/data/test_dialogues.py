@@ -161,7 +161,41 @@ def test_templates_write_one_date_on_all_days():
     assert counted == "Hello.<|end|>"
 
 
+TOOLS = Turn("tools", "", False, json.dumps([{"name": "add"}, {"name": "divide"}]))
+WITH_TOOLS = (
+    "{% for tool in tools or [] %}<|tool|>{{ tool['name'] }}{% endfor %}"
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
+    "{% for call in m.get('tool_calls') or [] %}{{ call['name'] }}(){% endfor %}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+CALLS = (
+    Turn("user", "1 + 1", False),
+    Turn("assistant", "", True, json.dumps({"tool_calls": [{"name": "add"}]})),
+    Turn("tool", "2", False),
+    Turn("assistant", "It is 2.", True),
+)
+
+
+def test_functions_are_the_templates_input():
+    tokenizer = byte_tokenizer(WITH_TOOLS)
+    (with_tools, without) = parts(tokenizer, (TOOLS, *CALLS), CALLS)
+    assert with_tools[0] == "<|tool|>add<|tool|>divide" + without[0]
+    assert without[0].startswith("<|user|>1 + 1<|end|><|assistant|>add()<|end|><|tool|>2")
+    assert with_tools[1] == without[1] == "add()<|end|>It is 2.<|end|>"
+    every = tuple(Turn(t.role, t.text, True, t.more) for t in (TOOLS, *CALLS))
+    ((text, counted),) = parts(tokenizer, every)
+    assert (text, counted[-9:]) == (with_tools[0], "2.<|end|>")
+    assert len(counted) >= len(text) - len("<|tool|>")
+
+
 # ---- what cannot be rendered
+
+
+def test_functions_that_a_template_would_drop():
+    with pytest.raises(
+        DataError, match=r"line 1: found functions in the column 'tools'.* no place"
+    ):
+        encoded(byte_tokenizer(CHATML), (TOOLS, *CALLS))
 
 
 def test_a_tokenizer_without_a_template():

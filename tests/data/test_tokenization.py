@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayeslora_cli.data import tokenization
-from bayeslora_cli.data.tokenization import tokenise, truncation_notice
+from bayeslora_cli.data.splits import truncation_notice
+from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.tasks.task import Examples
 from tests.support.objectives import SCORE, TWO_CLASSES

@@ -32,15 +32,16 @@ fraction = st.floats(0, 1, exclude_max=True)
 count = st.integers(1, 10**6)
 step = st.integers(0, 10**6)
 text = st.text(max_size=12)  # any character that UTF-8 has
+path = text.filter(lambda found: "\0" not in found)  # no file has it in its name
 FREE = {
-    "data": st.none() | text,
+    "data": st.none() | path,
     "text_columns": st.none() | st.lists(text, max_size=3).map(tuple),
     "label_column": st.none() | text,
     "task_type": st.none() | st.sampled_from(["classification", "regression"]),
     "dropout": st.none() | fraction,
     "ess_per_example": positive,
     "trust_remote_code": st.booleans(),
-    "model": text,
+    "model": path,
     "target_modules": st.none() | st.lists(text, max_size=3).map(tuple),
     "alpha": positive,
     "orth_reg": not_negative,
@@ -75,7 +76,7 @@ FREE = {
     "log_every": count,
     "device": text,
     "gradient_checkpointing": st.booleans(),
-    "output": text,
+    "output": path,
     "overwrite": st.booleans(),
     "deterministic": st.booleans(),
     "eager": st.booleans(),

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.task import Examples
-from bayeslora_cli.tasks.validation_share import draw, parted, take
+from bayeslora_cli.tasks.validation_share import (
+    digests_of,
+    draw,
+    number_found,
+    parted,
+    take,
+)
 
 
 def rows(texts, labels=None):
@@ -68,3 +74,40 @@ def test_rows_keep_their_places_and_columns():
 def test_rows_that_are_all_the_same():
     with pytest.raises(DataError, match="--validation: the training rows are all the same"):
         draw(rows(["a"] * 20), 0.1, by_label=False)
+
+
+def answers(prompts):
+    return Examples(
+        [f"row {n}" for n in range(len(prompts))], None, None, prompts=[f"ask {p}" for p in prompts]
+    )
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(0, 12), min_size=2, max_size=80), st.floats(0.05, 0.95))
+def test_answers_to_one_prompt_stay_together(prompts, share):
+    found = answers(prompts)
+    drawn = draw(found, share, by_label=False)
+    train, held = parted(found, drawn)
+    assert len(train)
+    assert len(held)
+    assert number_found(found, drawn) == len(drawn)
+    assert Counter(train.first) + Counter(held.first) == Counter(found.first)
+    # unless so few prompts have so many rows that only rows can be drawn
+    if set(train.prompts) & set(held.prompts):
+        assert len(drawn) == len(held)
+        assert max(Counter(prompts).values()) > share * len(prompts) / 2
+
+
+def test_one_prompt_of_all_rows_tells_none_apart():
+    found = answers([0] * 100)
+    _, held = parted(found, draw(found, 0.1, by_label=False))
+    assert len(held) == 10
+
+
+def test_rows_that_an_earlier_version_held_out_are_found_again():
+    """It drew rows, whatever their prompts."""
+    found = answers([0, 0, 1, 1, 2, 2])
+    drawn = digests_of(found)[1:3]
+    _, held = parted(found, drawn)
+    assert held.first == ["row 1", "row 2"]
+    assert number_found(found, [*drawn, "0" * 16]) == 2

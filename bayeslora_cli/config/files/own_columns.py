@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from bayeslora_cli.config.catalogue import OBJECTIVES
@@ -28,6 +29,7 @@ TEXT_COLUMNS: tuple[tuple[str, ...], ...] = (
 )
 """Columns that are known to hold the texts of labelled rows; the first that a table has are
 read."""
+_SAVED = "dataset_info.json"  # what `save_to_disk` of the library datasets writes
 _FIRST = 2**20  # bytes in which the first row of a file ends
 
 
@@ -52,7 +54,11 @@ def are_labelled_texts(names: Collection[str]) -> bool:
 
 
 def column_names(path: str) -> Collection[str]:
-    """Return the names of a local file's columns, from its first row; () if they are not found."""
+    """Return the names of a local file's columns, from its first row, or of a saved data set's; ()
+    if they are not found."""
+    for info in (Path(path, "train", _SAVED), Path(path, _SAVED)):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return tuple(json.loads(info.read_bytes())["features"])
     suffix = os.path.splitext(path)[1].lower()
     if not Path(path).is_file():  # reading a pipe would wait for a writer
         return ()

@@ -15,7 +15,7 @@ from bayeslora_cli.tasks.calibration import ECE_BINS, brier, ece, nll
 from bayeslora_cli.tasks.metrics import metrics_by_name
 from bayeslora_cli.tasks.objectives.objective import Objective
 from bayeslora_cli.tasks.sources.label_column import LabelColumn, number_in, spelling
-from bayeslora_cli.tasks.sources.table_reader import shown
+from bayeslora_cli.tasks.sources.tables.table import shown
 
 _SEPARATORS = "|;,"  # between the labels of one row, in tables where rows have several
 _FEW = 20  # with fewer rows, a new class in every other row may be chance

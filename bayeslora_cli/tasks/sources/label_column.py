@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bayeslora_cli.errors import DataError
-from bayeslora_cli.tasks.sources.table_reader import Table
+from bayeslora_cli.tasks.sources.tables.table import Table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,10 +10,12 @@ from pathlib import Path
 from bayeslora_cli.config.catalogue import COMPLETIONS, OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import DataError, MissingSplitError
-from bayeslora_cli.tasks.sources.table_reader import Table, read_table
+from bayeslora_cli.tasks.sources.table_reader import read_table
+from bayeslora_cli.tasks.sources.tables.arrow import has_saved_splits
+from bayeslora_cli.tasks.sources.tables.table import Table
 from bayeslora_cli.tasks.sources.tabular import custom_task, reader_of, table_examples
 from bayeslora_cli.tasks.task import Examples, Task
-from bayeslora_cli.tasks.validation_share import digests_of, draw, parted
+from bayeslora_cli.tasks.validation_share import draw, number_found, parted
 
 logger = logging.getLogger("bayeslora")
 
@@ -60,13 +62,13 @@ def own_examples(
 
 
 def _evaluation_table(config: RunConfig) -> Table | None:
-    """Read the table of --eval-file, or the validation split of a hub data set; None: there is
-    neither."""
+    """Read the table of --eval-file, or the validation split of the data set that --train-file
+    names; None: there is neither."""
     assert config.train_file is not None
     if config.eval_file is not None:
         return read_table(config.eval_file, "--eval-file", split="validation")
     source = config.train_file.partition("@")[0]
-    if Path(source).exists():
+    if Path(source).exists() and not has_saved_splits(source):
         return None
     try:
         return read_table(source, "--train-file", split="validation")
@@ -87,10 +89,11 @@ def hold_out(task: Task, train: Examples, share: float) -> tuple[Task, dict[str,
     """
     drawn = task.held_out or draw(train, share, by_label=OBJECTIVES[task.objective].by_label)
     rest, held = parted(train, drawn)
-    found = len(set(digests_of(held)))
+    found = number_found(train, drawn)
     if not len(rest) or found < len(drawn):
+        what = "rows" if train.prompts is None else "prompts"
         raise DataError(
-            f"found {found} of the {len(drawn)} rows that were held out of training "
+            f"found {found} of the {len(drawn)} {what} that were held out of training "
             f"among {len(train)} rows: the training rows have changed; put the old ones back, or "
             "name rows to evaluate on by --eval-file"
         )

@@ -11,7 +11,7 @@ from bayeslora_cli.config.files.own_columns import LABELS, TEXT_COLUMNS, are_lab
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.sources.label_column import LabelColumn, short
 from bayeslora_cli.tasks.sources.rows.reader import RowReader, check_column, read_texts
-from bayeslora_cli.tasks.sources.table_reader import Table, shown
+from bayeslora_cli.tasks.sources.tables.table import Table, shown
 from bayeslora_cli.tasks.task import Examples, Task
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from bayeslora_cli.config.files.own_columns import LABELS, TEXT_COLUMNS
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.dialogue import from_text
-from bayeslora_cli.tasks.sources.table_reader import Table, read_table
+from bayeslora_cli.tasks.sources.table_reader import read_table
+from bayeslora_cli.tasks.sources.tables.table import Table
 from bayeslora_cli.tasks.sources.tabular import (
     custom_task,
     table_examples,

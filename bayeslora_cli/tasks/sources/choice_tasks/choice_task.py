@@ -24,6 +24,8 @@ from bayeslora_cli.tasks.sources.choice_tasks.questions import (
 )
 from bayeslora_cli.tasks.task import Examples, Task
 
+_QUESTION = "Question: {text}"
+_WHOLE, _LETTERED = answers(f"{_QUESTION}\nAnswer:"), letters(_QUESTION)
 _METRICS = {ANSWERS: ("accuracy", "accuracy_norm"), BY_LETTER: ("accuracy",)}
 
 
@@ -39,9 +41,9 @@ class ChoiceTask(Task):
     """The data set's configuration."""
     hub_row: Callable[[hub.Row], Question]
     """Makes a question of a row of that data set."""
-    whole: Prompt
+    whole: Prompt = _WHOLE
     """The prompt whose continuations are whole answers."""
-    lettered: Prompt
+    lettered: Prompt = _LETTERED
     """The prompt that lists the choices, and whose continuations are letters."""
     form: str = ANSWERS
     """What is scored unless the user says otherwise: `ANSWERS` or `BY_LETTER`."""
@@ -65,7 +67,6 @@ class ChoiceTask(Task):
         return replace(self, form=form, metrics=_METRICS[form])
 
 
-_QUESTION = "Question: {text}"
 _ALL = (
     ChoiceTask(
         name="mmlu",
@@ -74,7 +75,6 @@ _ALL = (
         hub_config="all",
         hub_row=hub.mmlu,
         classes=LETTERS[:4],
-        whole=answers(f"{_QUESTION}\nAnswer:"),
         lettered=letters("{text}"),
         form=BY_LETTER,
         layout=mmlu,
@@ -89,8 +89,6 @@ _ALL = (
             hub_config=folder,
             hub_row=hub.arc,
             classes=LETTERS[:5],
-            whole=answers(f"{_QUESTION}\nAnswer:"),
-            lettered=letters(_QUESTION),
         )
         for folder in ("ARC-Easy", "ARC-Challenge")
     ),
@@ -102,7 +100,6 @@ _ALL = (
         hub_row=hub.arc,
         classes=LETTERS[:4],
         whole=answers("{text}"),
-        lettered=letters(_QUESTION),
     ),
     ChoiceTask(
         name="boolq",
@@ -131,8 +128,6 @@ _ALL = (
         hub_config=None,
         hub_row=hub.piqa,
         classes=LETTERS[:2],
-        whole=answers(f"{_QUESTION}\nAnswer:"),
-        lettered=letters(_QUESTION),
     ),
     ChoiceTask(
         name="siqa",
@@ -142,7 +137,6 @@ _ALL = (
         hub_row=hub.siqa,
         classes=LETTERS[:3],
         whole=answers("Q: {text}\nA:"),
-        lettered=letters(_QUESTION),
     ),
 )
 TASKS: dict[str, ChoiceTask] = {task.name: task for task in _ALL}

@@ -16,7 +16,7 @@ from bayeslora_cli.tasks.sources.choice_tasks.questions import (
 )
 from bayeslora_cli.tasks.sources.label_column import number_in, short
 from bayeslora_cli.tasks.sources.rows.reader import RowReader, check_column, read_texts
-from bayeslora_cli.tasks.sources.table_reader import Table
+from bayeslora_cli.tasks.sources.tables.table import Table
 from bayeslora_cli.tasks.task import Examples
 
 _QUESTIONS = ("question",)

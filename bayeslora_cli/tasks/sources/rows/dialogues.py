@@ -17,6 +17,7 @@ from bayeslora_cli.tasks.dialogue import (
     RESPONSE,
     SYSTEM,
     TOOL,
+    TOOLS,
     USER,
     Dialogue,
     Turn,
@@ -24,7 +25,7 @@ from bayeslora_cli.tasks.dialogue import (
 )
 from bayeslora_cli.tasks.sources.label_column import short
 from bayeslora_cli.tasks.sources.rows.reader import RowReader, check_column, read_texts
-from bayeslora_cli.tasks.sources.table_reader import Table
+from bayeslora_cli.tasks.sources.tables.table import Table, listed
 from bayeslora_cli.tasks.task import Examples
 
 _CHATS = ("messages", "conversations", "conversation")
@@ -67,12 +68,10 @@ class Dialogues(RowReader):
             for name in asked:
                 check_column(table, name, "--text-columns")
             return asked
-        for name in _CHATS:
-            if name in table.names:
-                return (name,)
-        for pair in _COMPLETIONS:
-            if set(pair) <= set(table.names):
-                return pair
+        tools = (TOOLS,) if TOOLS in table.names else ()
+        for names in (*((name,) for name in _CHATS), *_COMPLETIONS):
+            if set(names) <= set(table.names):
+                return (*names, *tools)
         instruction, *others = _INSTRUCTIONS
         found = [next((n for n in names if n in table.names), None) for names in others]
         if instruction in table.names and found[1] is not None:
@@ -82,7 +81,8 @@ class Dialogues(RowReader):
 
     def told(self, columns: tuple[str, ...], loss_on: str) -> str:
         """Write a clause on the form, and on what counts."""
-        names = " and ".join(filter(None, (", ".join(columns[:-1]), columns[-1])))
+        columns, tools = _without_tools(columns)
+        names = listed(columns)
         if columns[0] in _CHATS:
             what, counts = f"chats in the column {names}", "what the assistant says"
         elif columns[0] == _INSTRUCTIONS[0]:
@@ -93,12 +93,15 @@ class Dialogues(RowReader):
             return f"text in the column {names}, and every token counts in the loss"
         if loss_on == EVERYTHING:
             counts = "every token"
+        if tools:
+            what += f" with functions in the column {TOOLS}"
         return f"{what}, and {counts} counts in the loss"
 
     def read(
         self, table: Table, columns: tuple[str, ...], *, loss_on: str, labelled: bool | None
     ) -> Examples:
         """Read all rows; labels are 0, as what is predicted stands in the rows themselves."""
+        columns, tools = _without_tools(columns)
         if len(columns) not in (1, 2, 3):
             raise DataError(
                 f"{table.title}: asked for the columns {', '.join(columns)}; expected {_FORMS}"
@@ -106,6 +109,9 @@ class Dialogues(RowReader):
         values = [table.read_column(name) for name in columns]
         if columns[0] in _CHATS or isinstance(values[0][0], list):
             rows = _chats(table, columns, values)
+            if tools:
+                found = zip(_tools(table), rows, strict=True)
+                rows = [(*((own,) if own is not None else ()), *row) for own, row in found]
         elif columns[0] == _INSTRUCTIONS[0]:
             rows = _instructions(table, columns)
         elif len(columns) == 2:
@@ -123,7 +129,13 @@ class Dialogues(RowReader):
             second=None,
             labels=None if labelled is False else [0] * len(rows),
             place=table.where,
+            prompts=[_asked(row) for row in rows] if any(len(row) > 1 for row in rows) else None,
         )
+
+
+def _asked(turns: Dialogue) -> str:
+    """Return what the first question or prompt of a row says."""
+    return next((t.text for t in turns if t.role in (USER, INSTRUCTION)), turns[0].text)
 
 
 def _instructions(table: Table, columns: Sequence[str]) -> list[Dialogue]:
@@ -146,6 +158,43 @@ def _instructions(table: Table, columns: Sequence[str]) -> list[Dialogue]:
 # ---- chats
 
 
+def _without_tools(columns: tuple[str, ...]) -> tuple[tuple[str, ...], bool]:
+    """Return the columns besides that of tools, and whether there is one."""
+    tools = len(columns) > 1 and columns[-1] == TOOLS
+    return columns[: len(columns) - tools], tools
+
+
+def _tools(table: Table) -> list[Turn | None]:
+    """Read the functions that each row's chat may call: a list of descriptions, or its JSON."""
+    found: list[Turn | None] = []
+    for row, value in enumerate(table.read_column(TOOLS)):
+        if isinstance(value, str) and value:
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise DataError(
+                    f"{table.where(row)}: the column {TOOLS!r} is no list in JSON ({error})"
+                ) from error
+        if value and not (isinstance(value, list) and all(isinstance(x, dict) for x in value)):
+            raise DataError(
+                f"{table.where(row)}: the column {TOOLS!r} holds {short(value)}; expected a list "
+                "of descriptions of functions, each an object"
+            )
+        found.append(Turn(TOOLS, "", False, _as_json(value)) if value else None)
+    return found
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(_without_nulls(value), ensure_ascii=False, sort_keys=True)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value without the keys that are null in it: parquet fills them into every row."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(x) for key, x in value.items() if x is not None}
+    return [_without_nulls(x) for x in value] if isinstance(value, list) else value
+
+
 def _chats(table: Table, columns: Sequence[str], values: Sequence[Sequence[Any]]) -> list[Dialogue]:
     """Read chats in one column; or in two, of which the first is before what counts."""
     rows = []
@@ -163,7 +212,8 @@ def _chats(table: Table, columns: Sequence[str], values: Sequence[Sequence[Any]]
 
 def _turns(table: Table, row: int, name: str, messages: Any) -> list[Turn]:
     where = f"{table.where(row)}: the column {name!r}"
-    if table.spelled and isinstance(messages, str):  # csv holds them as JSON
+    # csv holds them as JSON, and so do some data sets
+    if isinstance(messages, str) and (table.spelled or messages.startswith("[")):
         try:
             messages = json.loads(messages)
         except ValueError as error:
@@ -196,8 +246,7 @@ def _turn(message: Any, where: str) -> Turn:
     if weight not in (0, 1):
         raise DataError(f"{where}: found the weight {short(weight)}; expected 0 or 1")
     counted = _ROLES[role] == ASSISTANT and bool(weight)
-    more = json.dumps(message, ensure_ascii=False, sort_keys=True) if message else ""
-    return Turn(_ROLES[role], content, counted, more)
+    return Turn(_ROLES[role], content, counted, _as_json(message) if message else "")
 
 
 def _check_roles(turns: Sequence[Turn], where: str) -> None:

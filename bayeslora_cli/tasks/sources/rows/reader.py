@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.sources.label_column import short
-from bayeslora_cli.tasks.sources.table_reader import Table, shown
+from bayeslora_cli.tasks.sources.tables.table import Table, shown
 from bayeslora_cli.tasks.task import Examples
 
 

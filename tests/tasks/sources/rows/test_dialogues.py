@@ -104,6 +104,57 @@ def test_keys_that_parquet_fills_with_nothing_are_left_out(tmp_path):
     assert json.loads(assistant.more) == {"tool_calls": [call]}
 
 
+def test_keys_may_be_missing_in_some_rows(tmp_path):
+    rows = [
+        {"instruction": "Add.", "input": "2, 2", "output": "4"},
+        {"instruction": "Hi", "output": "Hello."},
+        {"instruction": "Hi", "input": "", "output": "Hello.", "id": 3},
+    ]
+    plain = Turn("instruction", "Hi", False), Turn("response", "Hello.", True)
+    first = Turn("instruction", "Add.\n\n2, 2", False), Turn("response", "4", True)
+    for order in (rows, rows[::-1]):
+        assert read(lines(tmp_path, *order)) == [
+            plain if "2" not in str(r) else first for r in order
+        ]
+    with pytest.raises(DataError, match=r"line 4: found None in the column 'output'; expected"):
+        read(lines(tmp_path, *rows, {"instruction": "Hi"}))
+
+
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"a": {"type": "number"}}}}
+DIVIDE = {"type": "function", "function": {"name": "divide", "parameters": {"b": {"min": 1}}}}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_tools_stand_before_their_chats(tmp_path, suffix):
+    path = tmp_path / f"r.{suffix}"
+    rows = [{"messages": HI, "tools": [ADD, DIVIDE]}, {"messages": HI, "tools": []}]
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([*rows, {"messages": HI}]), path)
+    else:
+        spelled = {"messages": HI, "tools": json.dumps([ADD, DIVIDE])}
+        path.write_text("\n".join(map(json.dumps, [*rows, {"messages": HI}, spelled])))
+    first, second, third, *others = read(path)
+    assert [first[1:], second, third] == [TURNS, TURNS, TURNS]
+    assert all(row == first for row in others)
+    assert (first[0].role, first[0].text, first[0].counted) == ("tools", "", False)
+    assert json.loads(first[0].more) == [ADD, DIVIDE]
+    assert read(path, asked=("messages",))[0] == TURNS
+
+
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [
+        ("add", r"the column 'tools' is no list in JSON"),
+        (["add"], r"the column 'tools' holds \['add'\]; expected a list of descriptions"),
+        (3, r"the column 'tools' holds 3; expected a list"),
+    ],
+)
+def test_tools_that_are_none(tmp_path, tools, message):
+    path = lines(tmp_path, {"messages": HI}, {"messages": HI, "tools": tools})
+    with pytest.raises(DataError, match=rf"line 2: {message}"):
+        read(path)
+
+
 def test_messages_in_parts_and_with_weights(tmp_path):
     parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo."}]
     row = [HI[0], {"role": "assistant", "content": parts, "weight": 0}]
@@ -181,3 +232,27 @@ def test_messages_of_a_csv_that_are_no_json(tmp_path):
     path.write_text("messages\nHi\n")
     with pytest.raises(DataError, match=r"r\.csv, line 2: .* no list of messages in JSON"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"messages": [{"role": "system", "content": "s"}, *HI, *say("user", "assistant")]}, "Hi"),
+        ({"messages": HI, "tools": [ADD]}, "Hi"),
+        ({"prompt": "2+2=", "completion": "4"}, "2+2="),
+        ({"prompt": HI[:1], "completion": HI[1:]}, "Hi"),
+        ({"instruction": "Add.", "input": "2, 2", "output": "4"}, "Add.\n\n2, 2"),
+    ],
+)
+def test_what_a_row_answers_is_known(tmp_path, row, prompt):
+    """Answers to one prompt stay together when rows are held out."""
+    table = read_table(str(lines(tmp_path, row)), "--train-file", split="train")
+    columns = DIALOGUES.columns(table, None)
+    for loss_on in ("completions", "all"):
+        found = DIALOGUES.read(table, columns, loss_on=loss_on, labelled=True)
+        assert found.prompts == [prompt]
+
+
+def test_texts_answer_nothing(tmp_path):
+    table = read_table(str(lines(tmp_path, {"text": "once"})), "--train-file", split="train")
+    assert DIALOGUES.read(table, ("text",), loss_on="all", labelled=True).prompts is None

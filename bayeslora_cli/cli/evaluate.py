@@ -11,6 +11,7 @@ import typer
 from bayeslora_cli.api.models import evaluate as evaluate_model
 from bayeslora_cli.api.results import holds_runs
 from bayeslora_cli.api.run import Run
+from bayeslora_cli.cli.help.shared_options import AsJson, Device, TrustRemoteCode, Verify
 from bayeslora_cli.cli.progress import logger, set_up_logging
 from bayeslora_cli.cli.table import AsCsv, At, Latex, Markdown, Paired, ReferenceFile, print_table
 from bayeslora_cli.config.catalogue import CHOICE_TASKS, PRECISIONS
@@ -116,7 +117,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Directory for the files that gluebenchmark.com takes (--split test)."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
+    device: Device = "auto",
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Examples per forward pass (default: as in training).")
     ] = None,
@@ -134,15 +135,9 @@ def evaluate(
             "own)."
         ),
     ] = None,
-    verify: Annotated[
-        bool,
-        typer.Option("--verify", help="Hash the pretrained model's weights anew."),
-    ] = False,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run Python code that comes with the model."),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verify: Verify = False,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
     at: At = None,
     markdown: Markdown = False,
     latex: Latex = False,

@@ -12,6 +12,7 @@ import typer
 
 from bayeslora_cli.api.models import generate as generate_from_model
 from bayeslora_cli.api.run import Run
+from bayeslora_cli.cli.help.shared_options import AsJson, Device, TrustRemoteCode, Verify
 from bayeslora_cli.cli.progress import logger, set_up_logging
 from bayeslora_cli.config.catalogue import PRECISIONS
 from bayeslora_cli.errors import UserError
@@ -74,21 +75,16 @@ def generate(
             "file. With one, the new place of its pretrained model.",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
+    device: Device = "auto",
     precision: Annotated[
         str | None,
         typer.Option(
             metavar="|".join(PRECISIONS), help="Without a run (default: fp32); a run has its own."
         ),
     ] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Hash the run's pretrained model anew.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run Python code that comes with the model."),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verify: Verify = False,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
 ) -> None:
     """Continue prompts, or answer them: the quick look at what a model has learned.
 

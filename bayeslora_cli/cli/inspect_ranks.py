@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from bayeslora_cli.api import results
+from bayeslora_cli.cli.help.shared_options import AsJson
 from bayeslora_cli.cli.progress import logger, set_up_logging
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.reports.terminal_text import say
@@ -42,7 +43,7 @@ def inspect_ranks(
         bool,
         typer.Option("--scores", help="Show the distribution of the scores and the threshold."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     as_csv: Annotated[
         bool,
         typer.Option(

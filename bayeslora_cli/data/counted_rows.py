@@ -152,8 +152,8 @@ def counted_text(found: Mapping[str, Any], width: int) -> list[str]:
             for name, count in found["tokens"].items()
         ),
         *(
-            f"  {f'no loss in {name}':{width}}  {rows:,} rows"
-            + (", which are left out" if name == "train" else "")
+            f"  {f'no loss in {name}':{width}}  {rows:,} row{'s' * (rows != 1)}"
+            + (f", which {'is' if rows == 1 else 'are'} left out" if name == "train" else "")
             for name, rows in found["without_loss"].items()
             if rows
         ),
@@ -192,7 +192,6 @@ def _printable(text: str) -> list[str]:
         for part in textwrap.wrap(
             "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line.expandtabs(4)),
             _WIDTH,
-            drop_whitespace=False,
             break_on_hyphens=False,
         )
         or [""]

@@ -37,7 +37,8 @@ class Batches:
         longest = int(split.lengths.max())
         self.labels = split.labels
         self.cells = split.cells
-        self.examples = len(split)
+        self.total = len(split)
+        """Number of rows of the split, in the batches of all processes."""
         self.processes = processes
         self.rounds = -(-len(order) // processes.world)
         """Number of batches of the process that has the most."""
@@ -120,4 +121,17 @@ def tokens_fingerprint(splits: Iterable[TokenisedSplit]) -> str:
             split.counted,
             split.cells,
         )
+    )
+
+
+def truncation_notice(splits: Mapping[str, TokenisedSplit], max_length: int) -> str | None:
+    """Write a sentence on how many examples of which splits were truncated; None: none was."""
+    cut = {name: (*split.truncated(), split.examples()) for name, split in splits.items()}
+    parts = [f"{rows:,} of {n:,} rows of {name}" for name, (rows, _, n) in cut.items() if rows]
+    if not parts:
+        return None
+    longest = max(tokens for rows, tokens, _ in cut.values() if rows)
+    return (
+        f"{' and '.join(parts)} are longer than --max-length {max_length} and are cut there; the "
+        f"longest has {longest:,} tokens"
     )

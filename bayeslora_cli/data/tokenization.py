@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -63,11 +63,17 @@ class TokenisedSplit:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def examples(self, rows: Tensor | None = None) -> int:
+        """Count the examples to which rows (n,) bool belong, which may have several; None: all."""
+        if self.cells is None:
+            return len(self) if rows is None else int(rows.sum())
+        return len(set((self.cells if rows is None else self.cells[rows])[:, 0].tolist()))
+
     def truncated(self) -> tuple[int, int]:
-        """Return the number of truncated rows, and the number of tokens of the longest one."""
+        """Return the number of examples that were cut, and the tokens of the longest row."""
         if self.whole is None:
             return 0, 0
-        return int((self.whole > self.lengths.cpu()).sum()), int(self.whole.max())
+        return self.examples(self.whole > self.lengths.cpu()), int(self.whole.max())
 
     @property
     def lengths(self) -> Tensor:
@@ -248,19 +254,6 @@ class _Texts:
         # a tokenizer is saved with the settings of its last call
         self.tokenizer([""], truncation=True, max_length=self.max_length)
         return found
-
-
-def truncation_notice(splits: Mapping[str, TokenisedSplit], max_length: int) -> str | None:
-    """Write a sentence on how many rows of which splits were truncated; None: no row was."""
-    cut = {name: (*split.truncated(), len(split)) for name, split in splits.items()}
-    parts = [f"{rows:,} of {n:,} rows of {name}" for name, (rows, _, n) in cut.items() if rows]
-    if not parts:
-        return None
-    longest = max(tokens for rows, tokens, _ in cut.values() if rows)
-    return (
-        f"{' and '.join(parts)} are longer than --max-length {max_length} and are cut there; the "
-        f"longest has {longest:,} tokens"
-    )
 
 
 def _none_empty(found: dict[str, Tensor], tokenizer: Any) -> dict[str, Tensor]:

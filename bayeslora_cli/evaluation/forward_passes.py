@@ -56,7 +56,7 @@ def logits_of(
                 for batch in batches.inputs[turn : turn + 1]:
                     runner((id(batches), network.branch), piece, batch)
                     logits.append(batches.place[: batches.sizes[turn]].clone())
-        found = torch.zeros(batches.examples, objective.outputs)
+        found = torch.zeros(batches.total, objective.outputs)
         found[batches.rows] = torch.cat(logits).cpu()
         # each row is computed by one process, and is zero in all others
         batches.processes.sum_in_place(found)

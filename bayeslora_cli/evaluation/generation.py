@@ -146,6 +146,11 @@ def _tokens(
     """Return the token ids of each prompt, as training makes them of a row up to its answer."""
     if system is not None and role != USER:
         raise UserError("--system: it is for prompts that are turns of a chat")
+    if role == USER and not tokenizer.chat_template:
+        raise UserError(
+            f"--chat: the tokenizer {tokenizer.name_or_path!r} has no chat template; --raw gives "
+            "prompts as they are"
+        )
     before = () if system is None else (Turn(SYSTEM, system, False),)
     rows = [
         to_text((*before, Turn(role, prompt, False), *((Turn(RAW, "", False),) if role else ())))

@@ -78,9 +78,7 @@ def load_run(
 
 
 def load_model(config: RunConfig, objective: Objective, device: str) -> tuple[Network, Any]:
-    """Load a pretrained model without a run: a network that is not trained, and the tokenizer.
-
-    Its adapters add nothing to the model's own outputs, as their B is 0.
+    """Load a pretrained model without a run: a network without adapters, and the tokenizer.
 
     Raises:
         ModelError: raised by `build_network`.
@@ -88,7 +86,7 @@ def load_model(config: RunConfig, objective: Objective, device: str) -> tuple[Ne
     set_precision(config.precision)
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     network = build_network(
-        config, objective, tokenizer, posterior=False, device=pick_device(device)
+        config, objective, tokenizer, posterior=False, device=pick_device(device), adapted=False
     )
     return network, tokenizer
 

@@ -105,6 +105,7 @@ def export_run(
     if (rounded := form.round(network, options)) is not None:
         exact, expected = expected, run_logits(network, batches)
         less_exact = rounding_loss(network, rounded, batches, exact, expected)
+    # measured before it is known whether it is needed: merging changes the network
     rounding = rounding_of(network, batches, expected) if entry.bound > 0 else 0.0
 
     with _writing(output) as directory:

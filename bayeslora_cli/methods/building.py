@@ -37,6 +37,7 @@ def build_network(
     posterior: bool,
     device: torch.device,
     form: Callable[[nn.Module], AdaptedLinear] = DenseLinear,
+    adapted: bool = True,
 ) -> Network:
     """Load the backbone, adapt it, move it to the device and build its bank.
 
@@ -45,6 +46,7 @@ def build_network(
         device: meta: build only the shapes, without reading weights.
         form: constructor that gets the layer to replace; it decides how the frozen weight lies in
             memory.
+        adapted: False: the backbone as it is, whose layers need not be ones that can be adapted.
     Raises:
         ModelError: raised by `load_backbone` or `match_targets`, or the rank is larger than every
             layer.
@@ -88,7 +90,7 @@ def build_network(
     }
 
     adapters: dict[str, LowRankLinear] = {}
-    if make_layer is not None:
+    if make_layer is not None and adapted:
         generator = torch.Generator().manual_seed(config.seed)
         targets = match_targets(module, head, config.target_modules)
         _check_rank(config.init_rank, [module.get_submodule(name) for name in targets])

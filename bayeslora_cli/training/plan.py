@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bayeslora_cli.config.catalogue import OPTIMIZERS
+from bayeslora_cli.config.catalogue import OBJECTIVES, OPTIMIZERS
 from bayeslora_cli.config.resolution import Resolved
 from bayeslora_cli.config.run_config import OPTIONS, SCHEDULED, RunConfig, flag
 from bayeslora_cli.data.batching import largest_batch, steps_per_epoch
@@ -27,6 +27,8 @@ from bayeslora_cli.training.preparation import PreparedRun, learning_rate
 
 POINTS = 8
 """Number of steps of the schedule that are shown, besides the first and the last one."""
+LONGEST = 24
+"""Characters of an option's value up to which sources are aligned behind it."""
 
 
 def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> dict[str, Any]:
@@ -134,7 +136,9 @@ def describe_plan(found: dict[str, Any]) -> str:
 
 
 def _options_text(options: dict[str, Any], width: int) -> list[str]:
-    values = max(len(_shown(entry["value"])) for entry in options.values())
+    # paths may be longer than a line; they alone push their source to the right
+    lengths = [len(_shown(entry["value"])) for entry in options.values()]
+    values = max(length for length in lengths if length <= LONGEST)
     return [
         "Configuration",
         *(
@@ -157,7 +161,9 @@ def _data_text(found: dict[str, Any], width: int) -> list[str]:
             if cut["rows"]
         ),
         *counted_text(found, width),
-        f"  {'classes':{width}}  {', '.join(task.classes) or f'none: {task.objective}'}",
+        f"  {'classes':{width}}  {', '.join(task.classes)}"
+        if task.classes
+        else f"  {'predicted':{width}}  {OBJECTIVES[task.objective].predicts}",
     ]
 
 

@@ -87,7 +87,7 @@ class AdapterBank:
         sizes = [(2 if posterior else 1) * end, 2, self.mask.numel()]
         self.message = zeros(sum(sizes))
         grad, self.losses, self.votes = torch.split(self.message, sizes)
-        self.grad = grad.view(-1, end)
+        self.grad = grad.view(2 if posterior else 1, end)
         self._low_theta = zeros(low, dtype=compute_dtype)
         self._low_local = zeros(low, dtype=compute_dtype)
         self.factors: Copies | None = None

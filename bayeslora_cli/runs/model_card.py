@@ -12,6 +12,7 @@ from bayeslora_cli.config.catalogue import GLUE_TASKS, METHODS, OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.tasks.dialogue import RAW, USER
 from bayeslora_cli.tasks.sources.rows.dialogues import prompt_role
+from bayeslora_cli.tasks.sources.tables.table import listed
 from bayeslora_cli.tasks.task import Task
 
 GGUF = ".gguf"
@@ -147,7 +148,7 @@ def introduction(config: RunConfig, task: Task, steps: int) -> str:
     return (
         # no line begins with text from elsewhere: it could be a heading or a list
         f"{code_span(config.model)} fine-tuned with bayeslora on {literal(_name(config, task))}: "
-        f"{kinds}\nfrom {' and '.join(map(literal, task.text_columns))}; {_method(config)},\n"
+        f"{kinds}\nfrom {listed([*map(literal, task.text_columns)])}; {_method(config)},\n"
         f"seed {config.seed},{rank} {steps} steps of {config.batch_size} examples."
     )
 

@@ -7,6 +7,7 @@ import torch
 
 from bayeslora_cli.data.choices import encode
 from bayeslora_cli.data.packing import pack
+from bayeslora_cli.data.splits import truncation_notice
 from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.tasks.objectives.objective import build_objective
@@ -93,6 +94,15 @@ def test_long_prompts_lose_their_beginning(tokenizer):
             encode(examples_of([THREE], form), tokenizer, short)
     joined = encode(examples_of([TWO, THREE], letters("{text}")), tokenizer, 5)
     assert joined["counted"].tolist() == [False] * 3 + [True] * 2 + [False] * 2 + [True] * 3
+
+
+def test_what_is_cut_is_counted_by_rows_and_not_by_choices(tokenizer):
+    long = Question(text="Hot? " * 5, choices=("ice", "sun"), answer=1)
+    rows = examples_of([TWO, long, THREE], answers("{text}"))
+    split = tokenise(rows, tokenizer, 16, CHOICE)
+    assert (len(split), split.examples()) == (7, 3)
+    assert split.truncated() == (1, 30)
+    assert "1 of 3 rows of test are longer" in truncation_notice({"test": split}, 16)
 
 
 def test_batches_predict_letters_from_the_prompts_last_place(tokenizer):

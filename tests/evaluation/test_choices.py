@@ -27,18 +27,21 @@ SETTINGS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A random Llama of bytes, and of letters with the space before them."""
-    directory = tmp_path_factory.mktemp("model")
+def save_model(directory, kind="llama", **sizes):
+    """A random decoder of bytes, and of letters with the space before them."""
     tokenizer = byte_tokenizer(words=(" A", " B", " C", " D"))
     save_decoder(
-        directory, vocab_size=len(tokenizer), max_position_embeddings=600,
+        directory, kind, vocab_size=len(tokenizer), max_position_embeddings=600,
         pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id, **sizes,
     )  # fmt: skip
     tokenizer.save_pretrained(directory)
     return str(directory)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +100,7 @@ def test_a_model_without_a_run(model, data, name, form, shots):
     assert (found.facts["task"], found.facts["shots"]) == (name, shots)
 
 
-def test_a_broken_model_is_no_guess(model, data, tmp_path):
+def test_a_broken_model_is_no_guess(model, data, tmp_path, monkeypatch, capsys):
     """Log-likelihoods that are no numbers would make the first choice the likeliest."""
     broken = AutoModelForCausalLM.from_pretrained(model)
     broken.lm_head.weight.data.fill_(torch.nan)
@@ -105,6 +108,30 @@ def test_a_broken_model_is_no_guess(model, data, tmp_path):
     AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path)
     with pytest.raises(NonFiniteError, match="its weights are damaged"):
         bl.evaluate(tmp_path, task="mmlu", data=data, device="cpu")
+    code, _, err = typed(
+        monkeypatch,
+        capsys,
+        "--model",
+        tmp_path,
+        "--task",
+        "mmlu",
+        "--data",
+        data,
+        "--device",
+        "cpu",
+    )
+    assert code == NonFiniteError.exit_code
+    (said,) = (line for line in err.splitlines() if "error" in line.lower())
+    assert "a prediction is not finite: its weights are damaged" in said
+
+
+def test_a_model_of_experts_is_evaluated_as_it_is(data, tmp_path, caplog):
+    """Without adapters, so that nothing is to be said of layers that are not adapted."""
+    save_model(tmp_path, "mixtral", num_local_experts=2)
+    caplog.set_level("INFO")
+    found = bl.evaluate(tmp_path, task="mmlu", data=data, device="cpu")
+    assert "adapted" not in caplog.text
+    assert 0 <= found.metrics["test"]["accuracy"] <= 1
 
 
 def test_groups(model, data):

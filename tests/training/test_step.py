@@ -170,6 +170,21 @@ def test_micro_batches_average_to_the_batch(optimizer, parts, backbone):
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=2e-6)
 
 
+def test_the_penalty_comes_once_however_many_micro_batches_there_are(backbone):
+    """peft adds it to every forward pass, so that four micro-batches have it four times."""
+    found = []
+    for parts in (1, 4):
+        step = make_step(backbone("bert"), "adamw", "magnitude")
+        free = make_step(backbone("bert"), "adamw", "magnitude")
+        free.orth_reg = 0.0
+        batch = batches()[0]
+        for one in (step, free):
+            one(0, [{k: v[i::parts] for k, v in batch.items()} for i in range(parts)])
+        found.append(step.network.bank.grad - free.network.bank.grad)
+    assert found[0].abs().max() > 1e-4
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=2e-6)
+
+
 def test_uneven_micro_batches_are_weighed_by_their_rows(backbone):
     step = make_step(backbone("bert"), "adamw", "magnitude")
     other = make_step(backbone("bert"), "adamw", "magnitude")

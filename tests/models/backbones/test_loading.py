@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from tokenizers import pre_tokenizers
 from transformers import BertConfig
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils.import_utils import is_tracing
@@ -19,6 +20,8 @@ from bayeslora_cli.models.backbones.loading import (
     unread,
 )
 from tests.conftest import DECODERS, KINDS
+from tests.support.chats import byte_tokenizer
+from tests.support.decoders import save_decoder
 from tests.support.objectives import TWO_CLASSES
 
 
@@ -112,3 +115,26 @@ def test_only_causal_models_predict_next_tokens(kind, problem, backbone):
 def test_an_encoder_that_is_told_to_be_a_decoder(tmp_path):
     BertConfig(is_decoder=True).save_pretrained(tmp_path)
     check_architecture(str(tmp_path), "AutoModelForCausalLM")
+
+
+def test_digits_stand_alone_where_the_tokenizers_file_says_so(tmp_path, caplog):
+    """SmolLM2's: a Llama with GPT2Tokenizer, which transformers 5.24 cuts by GPT-2's rule."""
+    caplog.set_level("INFO")
+    save_decoder(tmp_path, vocab_size=300)
+    tokenizer = byte_tokenizer(words=(" 17",))
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
+    tokenizer.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = "GPT2Tokenizer"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    found = load_tokenizer(str(tmp_path))
+    assert found.tokenize("x 17") == ["x", "Ġ", "1", "7"]
+    assert (found.eos_token, found.pad_token) == (tokenizer.eos_token, tokenizer.pad_token)
+    assert found.chat_template == tokenizer.chat_template
+    found.save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved/config.json").write_bytes((tmp_path / "config.json").read_bytes())
+    caplog.clear()
+    assert load_tokenizer(str(tmp_path / "saved")).tokenize("x 17") == ["x", "Ġ", "1", "7"]
+    assert not caplog.records

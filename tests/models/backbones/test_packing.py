@@ -200,11 +200,12 @@ def test_dropout_of_attention_weights():
     assert not torch.allclose(found[0], found[2])
 
 
-def test_gradient_checkpointing_keeps_rows_apart():
+@pytest.mark.parametrize("kind", ["llama", *sorted(BY_POSITIONS)])
+def test_gradient_checkpointing_keeps_rows_apart(kind):
     rows = token_rows()
     found = []
     for checkpointing in (False, True):
-        model = build("llama").train()
+        model = build(kind).train()
         prepare_for_packing(model)
         if checkpointing:
             # transformers 5.23 renamed the method

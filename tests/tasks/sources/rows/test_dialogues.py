@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from bayeslora_cli.config.files.own_columns import kind_of
+from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.dialogue import Turn, from_text
+from bayeslora_cli.tasks.sources.own_files import own_examples
 from bayeslora_cli.tasks.sources.rows.dialogues import DIALOGUES
 from bayeslora_cli.tasks.sources.table_reader import read_table
 
@@ -92,6 +96,17 @@ def test_every_format_gives_the_same_rows(tmp_path):
     csv.write_text("messages\n" + "".join(f'"{text}"\n' for text in quoted))
     for path in (lines(tmp_path, *rows), array, parquet, csv):
         assert read(path) == [TURNS, (*TURNS, *TURNS)], path.suffix
+
+
+def test_what_looks_like_a_date_or_a_number_stays_text(tmp_path):
+    """The library datasets makes dates of such a column, read from JSON."""
+    said = ["2024-01-05", "2024-01-05T10:00:00Z", "1e3", "007", "true", "null"]
+    rows = [{"prompt": f"{place}?", "completion": text} for place, text in enumerate(said)]
+    csv, parquet = tmp_path / "r.csv", tmp_path / "r.parquet"
+    csv.write_text("prompt,completion\n" + "".join(f"{n}?,{t}\n" for n, t in enumerate(said)))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), parquet)
+    for path in (lines(tmp_path, *rows), csv, parquet):
+        assert [answer.text for _, answer in read(path)] == said, path.suffix
 
 
 def test_keys_that_parquet_fills_with_nothing_are_left_out(tmp_path):
@@ -256,3 +271,29 @@ def test_what_a_row_answers_is_known(tmp_path, row, prompt):
 def test_texts_answer_nothing(tmp_path):
     table = read_table(str(lines(tmp_path, {"text": "once"})), "--train-file", split="train")
     assert DIALOGUES.read(table, ("text",), loss_on="all", labelled=True).prompts is None
+
+
+SAVED = {
+    "messages": {"messages": [HI, [*HI, *HI]]},
+    "prompt and completion": {"prompt": ["a", "b"], "completion": ["c", "d"]},
+    "alpaca": {"instruction": ["a", "b"], "input": ["", "2"], "output": ["c", "d"]},
+    "text": {"text": ["a", "b"]},
+}
+
+
+@pytest.mark.parametrize("form", SAVED)
+def test_data_sets_that_were_saved(tmp_path, form):
+    """Their own validation split is read; where there is none, rows are held out."""
+    rows = datasets.Dataset.from_dict(SAVED[form])
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    datasets.DatasetDict({"train": rows, "validation": rows.select([1])}).save_to_disk(both)
+    rows.save_to_disk(alone)
+    plain = lines(tmp_path, *rows.to_list())
+    for source, count in ((both, 1), (alone, 1)):
+        assert kind_of(str(source)) == kind_of(str(plain)) == "causal"
+        config = resolve({"train_file": str(source), "model": "m"}).config
+        task, found = own_examples(config, None, None)
+        assert (task.objective, len(found["validation"])) == ("causal", count)
+        assert bool(task.held_out) is (source == alone)
+    _, found = own_examples(resolve({"train_file": str(both), "model": "m"}).config, None, None)
+    assert [from_text(text) for text in found["train"].first] == read(plain)

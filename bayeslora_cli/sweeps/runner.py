@@ -19,6 +19,7 @@ from bayeslora_cli.sweeps.grid import PlannedRun
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bayeslora_cli.data.example_cache import ExampleCache
     from bayeslora_cli.training.run_log import Reporter
 
 logger = logging.getLogger("bayeslora")
@@ -43,7 +44,8 @@ def run_sweep(
     Raises:
         Preempted: a signal has come; the states are saved.
     """
-    places, done = processes.from_first(_look_up(runs))
+    places, done, cache = _look_up(runs)
+    places, done = processes.from_first((places, done))
     runs = [replace(run, place=place) for run, place in zip(runs, places, strict=True)]
     todo = [run for run, is_done in zip(runs, done, strict=True) if not is_done]
     if len(todo) < len(runs):
@@ -55,16 +57,22 @@ def run_sweep(
     # counted over all runs, done or not: a repeated command must compile the same
     kinds = Counter(kind(run.resolved.config) for run in runs)
     alike = [kinds[kind(run.resolved.config)] for run in todo]
-    return runs, _one_by_one(todo, alike, reporter, stop, processes)
+    return runs, _one_by_one(todo, alike, reporter, stop, processes, cache)
 
 
-def _look_up(runs: Sequence[PlannedRun]) -> tuple[list[Path | None], list[bool]]:
-    """Return where each run is, if its model or data have moved, and whether it is done."""
+def _look_up(
+    runs: Sequence[PlannedRun],
+) -> tuple[list[Path | None], list[bool], ExampleCache | None]:
+    """Return where each run is, if its model or data have moved, and whether it is done.
+
+    Returns:
+        Also the rows that were read; None: none were.
+    """
     done = [run.is_done() for run in runs]
     places: list[Path | None] = [None] * len(runs)
     doubtful = [i for i, run in enumerate(runs) if done[i] or run.may_have_moved()]
     if not doubtful:
-        return places, done
+        return places, done, None
     from bayeslora_cli.data.example_cache import ExampleCache
     from bayeslora_cli.training.preparation import check_unchanged, prepare
 
@@ -79,7 +87,7 @@ def _look_up(runs: Sequence[PlannedRun]) -> tuple[list[Path | None], list[bool]]
                 check_unchanged(run, resolved.config, cache)
         except UserError:
             done[i] = False  # the training reports the problem
-    return places, done
+    return places, done, cache
 
 
 def _one_by_one(
@@ -88,6 +96,7 @@ def _one_by_one(
     reporter: Callable[[], Reporter],
     stop: Stop,
     processes: Processes,
+    cache: ExampleCache | None,
 ) -> dict[str, str]:
     """Train runs in this process; `alike`: for each, how many runs can use the same network."""
     problems: dict[str, str] = {}
@@ -96,7 +105,7 @@ def _one_by_one(
     from bayeslora_cli.training.assembly import Workspace
     from bayeslora_cli.training.loop import train
 
-    workspace = Workspace()
+    workspace = Workspace() if cache is None else Workspace(examples=cache)
     for number, planned in enumerate(runs, start=1):
         workspace.runs = alike[number - 1]
         logger.info("run %d of %d: %s", number, len(runs), planned.label)

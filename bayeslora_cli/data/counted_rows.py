@@ -181,7 +181,11 @@ def _shortened(text: str) -> str:
     if len(text) <= _LONGEST_PART:
         return text
     half = _LONGEST_PART // 2
-    return f"{text[:half]} ... ({len(text) - 2 * half:,} characters) ... {text[-half:]}"
+    # between words, where there are any
+    first = text[:half].rpartition(" ")[0] or text[:half]
+    last = text[-half:].partition(" ")[2] or text[-half:]
+    left_out = len(text) - len(first) - len(last)
+    return f"{first} ... ({left_out:,} characters) ... {last}"
 
 
 def _printable(text: str) -> list[str]:

@@ -98,7 +98,9 @@ class GgufAdapter(Format):
         _check_output_layer(network, kept)
         rank = next(iter(kept.values())).rank
         settings = network.module.config
-        write_gguf(directory / GGUF_FILE, settings.model_type, rank, gguf_tensors(kept, settings))
+        tensors = gguf_tensors(kept, settings)
+        served = "; ".join(_commands(config.model))
+        write_gguf(directory / GGUF_FILE, settings.model_type, rank, tensors, served)
         return {"largest_rank": rank}
 
     def reopen(
@@ -136,15 +138,7 @@ class GgufAdapter(Format):
 
     def serving(self, config: RunConfig, task: Task, facts: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the commands of llama.cpp; with a run's own GGUF file, the one that serves it."""
-        model, serve = config.model, f"llama-server --lora {GGUF_FILE}"
-        if not model.endswith(GGUF_END):
-            remote = "--remote " if on_the_hub(model) else ""
-            convert = f"python convert_hf_to_gguf.py {remote}{base_in_shell(model)}"
-            return (f"{convert} --outfile {BASE_FILE}", f"{serve} --model {BASE_FILE}")
-        if _in_a_repository(model):
-            place = find_backbone(model)
-            return (f"{serve} --hf-repo {place.name} --hf-file {place.gguf}",)
-        return (f"{serve} --model {base_in_shell(model)}",)
+        return _commands(config.model)
 
 
 GGUF = GgufAdapter()
@@ -189,7 +183,9 @@ def interleaved(rows: Tensor, heads: int) -> Tensor:
     return halves.transpose(1, 2).reshape(rows.shape)
 
 
-def write_gguf(path: Path, model_type: str, rank: int, tensors: Mapping[str, Tensor]) -> None:
+def write_gguf(
+    path: Path, model_type: str, rank: int, tensors: Mapping[str, Tensor], description: str
+) -> None:
     """Write the file of an adapter whose alpha is its rank."""
     from gguf import GGUFType, GGUFWriter, Keys, LlamaFileType
 
@@ -197,6 +193,7 @@ def write_gguf(path: Path, model_type: str, rank: int, tensors: Mapping[str, Ten
     writer.add_type(GGUFType.ADAPTER)
     writer.add_string(Keys.Adapter.TYPE, "lora")
     writer.add_float32(Keys.Adapter.LORA_ALPHA, float(rank))
+    writer.add_description(description)
     writer.add_file_type(LlamaFileType.ALL_F32)
     for name, tensor in tensors.items():
         writer.add_tensor(name, tensor.cpu().contiguous().numpy())
@@ -215,6 +212,21 @@ def _check_output_layer(network: Network, factors: Mapping[str, LoraFactors]) ->
             f"--format gguf: {adapted[0]} is the embeddings' weight, and a GGUF file has no output "
             "layer of its own to adapt; use --format merged"
         )
+
+
+def _commands(model: str) -> tuple[str, ...]:
+    """Return what serves the adapter, in its directory: llama.cpp's converter, if need be, and
+    server.
+    """
+    serve = f"llama-server --lora {GGUF_FILE}"
+    if not model.endswith(GGUF_END):
+        remote = "--remote " if on_the_hub(model) else ""
+        convert = f"python convert_hf_to_gguf.py {remote}{base_in_shell(model)}"
+        return (f"{convert} --outfile {BASE_FILE}", f"{serve} --model {BASE_FILE}")
+    if _in_a_repository(model):
+        place = find_backbone(model)
+        return (f"{serve} --hf-repo {place.name} --hf-file {place.gguf}",)
+    return (f"{serve} --model {base_in_shell(model)}",)
 
 
 def _in_a_repository(model: str) -> bool:

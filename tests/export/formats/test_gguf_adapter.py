@@ -67,6 +67,7 @@ def test_the_file_holds_the_factors_to_the_bit(tmp_path):
     assert fields["general.type"] == "adapter"
     assert fields["adapter.type"] == "lora"
     assert fields["adapter.lora.alpha"] == 8
+    assert fields["general.description"] == "; ".join(GGUF.serving(config, None, {}))
     places = {
         "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
         "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",

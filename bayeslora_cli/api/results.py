@@ -31,7 +31,7 @@ class Results:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """Scores in percent, one row per method, optimizer, criterion, rank and settings."""
+        """Scores, one row per method, optimizer, criterion, rank and settings."""
         return self._table.results.rows
 
     def table(self, width: int = 100) -> str:
@@ -62,13 +62,13 @@ class Results:
         """Test whether row `a` differs from row `b` by more than noise.
 
         The pairs are the tasks and seeds that both have. The test is Wilcoxon's signed-rank test,
-        or with few pairs Student's t-test. Differences are in percent; for the keys see
+        or with few pairs Student's t-test. For the keys and units see
         `reports.results.paired_test.compare`.
 
         Args:
             a, b: a row's name, or words of it, such as "ivon snr".
         Raises:
-            UserError: a name fits no row or several, or the rows have no task and seed in common.
+            UserError: a name fits no row or several, or `compare` cannot pair the rows.
         """
         from bayeslora_cli.reports.results.paired_test import compare, find_row
 

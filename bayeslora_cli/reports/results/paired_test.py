@@ -49,18 +49,24 @@ def compare(a: Row, b: Row) -> dict[str, Any]:
     Returns:
         {"a", "b", "pairs", "difference", "interval", "wilcoxon", "t", "significant", "by", "tasks":
         {task: the same for it only}}. `difference` and `interval` (the t-test's, at 95%) are in
-        percent, `wilcoxon` and `t` are p-values, null where there are too few pairs. `by` is the
-        test that decides: wilcoxon where it can reach 5%, else t.
+        percent, or as the scores are where the smallest is the best. `wilcoxon` and `t` are
+        p-values, null where there are too few pairs. `by` is the test that decides: wilcoxon where
+        it can reach 5%, else t.
     Raises:
-        UserError: the rows have no pair.
+        UserError: the rows have no pair, or their scores cannot be put together.
     """
-    tasks = {}
+    tasks, smaller = {}, {}
     for task, cell in a.cells.items():
         if task in b.cells and task not in GROUPS:
             theirs = b.cells[task].scores
             pairs = [score - theirs[seed] for seed, score in cell.scores.items() if seed in theirs]
             if pairs:
-                tasks[task] = pairs
+                tasks[task], smaller[task] = pairs, cell.smaller_is_better
+    if len(set(smaller.values())) > 1:
+        raise UserError(
+            f"--paired '{a.name}' '{b.name}': of {', '.join(t for t in tasks if smaller[t])} the "
+            "smallest score is the best, of the others the largest; name runs of one kind"
+        )
     if not tasks:
         raise UserError(
             f"--paired '{a.name}' '{b.name}': they have no task and seed in common; train both "

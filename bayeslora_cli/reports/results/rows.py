@@ -48,8 +48,10 @@ class Cell:
     """A row's scores on one data set, or over a group of tasks."""
 
     scores: Mapping[int, float]
-    """Score in percent, by seed."""
+    """Score by seed, in percent unless the smallest is the best."""
     mean: float
+    smaller_is_better: bool = False
+    """Whether the smallest score is the best, as of an nll."""
 
     @property
     def std(self) -> float | None:
@@ -81,8 +83,13 @@ class Row:
         """Cells by data set, then by those of `GROUPS` of which the row has all tasks."""
         found = {}
         for task in tasks_of(self.outcomes):
-            scores = {o.config.seed: o.score for o in self.outcomes if o.column == task}
-            found[task] = Cell(scores=scores, mean=fmean(scores.values()))
+            outcomes = [o for o in self.outcomes if o.column == task]
+            scores = {o.config.seed: o.score for o in outcomes}
+            found[task] = Cell(
+                scores=scores,
+                mean=fmean(scores.values()),
+                smaller_is_better=any(o.smaller_is_better for o in outcomes),
+            )
         for group, tasks in GROUPS.items():
             if found.keys() >= set(tasks):
                 cells = [found[task] for task in tasks]

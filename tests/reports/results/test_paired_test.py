@@ -123,3 +123,20 @@ def test_rows_are_named_by_their_words(tmp_path):
         find_row(results, "snr")
     with pytest.raises(UserError, match="--paired blora: no such row; give one of 'full-adamw', "):
         find_row(results, "blora")
+
+
+def test_an_nll_is_not_put_together_with_an_accuracy(tmp_path):
+    """A better nll is smaller, a better accuracy larger: their differences would cancel."""
+    for seed in (1, 2, 3):
+        for row in ({}, {"criterion": "magnitude"}):
+            better = 0.1 * seed if row else 0.0
+            nll = {"more_result": {"selecting": "nll"}}
+            write_scored(tmp_path / "nll", "rte", 2.5 - better, seed=seed, **row, **nll)
+            write_scored(tmp_path / "share", "mrpc", 0.5 + better, seed=seed, **row)
+    both = load_results([tmp_path])
+    names = [find_row(both, word) for word in ("magnitude", "snr")]
+    with pytest.raises(UserError, match="of rte the smallest score is the best"):
+        compare(*names)
+    alone = load_results([tmp_path / "nll"])
+    found = compare(*(find_row(alone, word) for word in ("magnitude", "snr")))
+    assert found["difference"] == pytest.approx(-0.2)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
-from bayeslora_cli.models.kernels.low_rank_linear import low_rank_linear
+from bayeslora_cli.models.kernels.low_rank.low_rank_linear import low_rank_linear
 
 FROZEN = ("weight", "bias")
 

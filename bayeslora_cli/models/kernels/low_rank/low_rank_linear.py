@@ -3,7 +3,8 @@
 Written in torch's own operators, autograd adds the two results in an extra kernel, and
 torch.compile removes in-place operations and therefore copies first. Here both sums, out += h up'
 and d(x) += d(h) down, are added in place into the large product, inside operators that the compiler
-does not look into.
+does not look into. On GPUs for which `tiles.pays`, one kernel computes a frozen product with its
+low-rank product, and another the gradients of both factors.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 from torch.nn import functional as F
+
+from bayeslora_cli.models.kernels.low_rank import tiles
 
 
 def low_rank_linear(
@@ -50,6 +53,15 @@ _LIBRARY.define(
 def _forward(
     rows: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """Return y (n, out) and h (n, r)."""
+    if _is_fused(rows, weight, down, up):
+        return _fused(rows, weight.t(), down, up.t(), bias)
+    return _separate_forward(rows, weight, bias, down, up)
+
+
+def _separate_forward(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
+) -> tuple[Tensor, Tensor]:
     h = F.linear(rows, down)
     return F.linear(rows, weight, bias).addmm_(h, up.t()), h
 
@@ -58,10 +70,55 @@ def _backward(
     grad: Tensor, rows: Tensor, weight: Tensor, down: Tensor, up: Tensor, h: Tensor, needed: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of rows (empty unless `needed`), of down and of up."""
+    if not _is_fused(rows, weight, down, up):
+        return _separate_backward(grad, rows, weight, down, up, h, needed)
+    from bayeslora_cli.models.kernels.low_rank import gradients_triton
+
+    grad = (
+        grad.contiguous()
+        if tiles.is_aligned(grad)
+        else grad.clone(memory_format=torch.contiguous_format)
+    )
+    if needed:
+        to_rows, to_h = _fused(grad, weight, up.t(), down, None)
+    else:
+        to_rows, to_h = grad.new_empty(0), grad @ up
+    return to_rows, *gradients_triton.gradients(to_h, rows, h, grad)
+
+
+def _separate_backward(
+    grad: Tensor, rows: Tensor, weight: Tensor, down: Tensor, up: Tensor, h: Tensor, needed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     to_h = grad @ up
     to_rows = (grad @ weight).addmm_(to_h, down) if needed else grad.new_empty(0)
     # a tall product with few columns is slow on a CPU, one with few rows is not
     return to_rows, to_h.t() @ rows, (h.t() @ grad).t()
+
+
+def _fused(
+    left: Tensor, matrix: Tensor, narrow: Tensor, factor: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return L M + (L N) F + bias, and L N, of L, M, N' and F; see `fused_triton`."""
+    from bayeslora_cli.models.kernels.low_rank import fused_triton
+
+    rank, width = factor.shape
+    cut = tiles.fused_tiles(len(left), width, rank, left.itemsize, tiles.gpu_of(left.device))
+    return fused_triton.fused(left, matrix, narrow, factor, bias, cut)
+
+
+def _is_fused(rows: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> bool:
+    """Return whether the kernels compute a layer: they can, and they are faster."""
+    (rank, inputs), outputs = down.shape, len(up)
+    return (
+        rows.is_cuda
+        and rows.dtype.itemsize == 2
+        and len(rows) > 0
+        and tiles.pays(inputs, outputs, rank, tiles.gpu_of(rows.device))
+        and all(x.is_contiguous() for x in (rows, down, up.t()))
+        and (weight.is_contiguous() or weight.t().is_contiguous())
+        and all(tiles.is_aligned(x) for x in (rows, weight, down, up))
+        and not any(size % 8 for size in (rank, inputs, outputs))
+    )
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -79,8 +136,10 @@ def _differentiate(
     return to_rows if needed else None, None, None, *rest
 
 
-for name, kernel in ((_FORWARD, _forward), (_BACKWARD, _backward)):
+for name, kernel, fake in (
+    (_FORWARD, _forward, _separate_forward), (_BACKWARD, _backward, _separate_backward)
+):  # fmt: skip
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    # on fake tensors the same products give the shapes
-    register_fake(f"bayeslora::{name}", kernel, lib=_LIBRARY)
+    # on fake tensors torch's own products give the shapes
+    register_fake(f"bayeslora::{name}", fake, lib=_LIBRARY)
 register_autograd(f"bayeslora::{_FORWARD}", _differentiate, setup_context=_keep, lib=_LIBRARY)

@@ -1,0 +1,91 @@
+"""Chooses how the kernels of low-rank products cut their work, for the GPU that is there."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NARROWEST = 16
+"""The matrix units' least extent."""
+
+
+class Tiles(NamedTuple):
+    """How a kernel cuts a product, (rows, depth) times (depth, columns)."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+    """Steps along the depth that are loaded ahead, and the present one."""
+
+    def shared_memory(self, rank: int, itemsize: int) -> int:
+        """Return the bytes that a program holds of its operands, a low-rank factor's included."""
+        return self.stages * (self.rows + self.columns + extent(rank)) * self.depth * itemsize
+
+
+class Gpu(NamedTuple):
+    """What the choices ask about a GPU."""
+
+    multiprocessors: int
+    shared_memory: int
+    """Bytes that a program may use."""
+    copies_tiles: bool
+    """Whether an engine of its own copies tiles, sm_90 and later, and Triton (3.4) can use it."""
+
+
+# the fastest of those measured on an H200 for 1,312 to 8,192 rows and 576 to 3,072 columns
+SMALL, LARGE = Tiles(64, 128, 64, 4, 4), Tiles(128, 128, 64, 8, 3)
+ROUNDS = 1.5
+"""Large tiles per multiprocessor from which they are faster than small ones."""
+NARROW, WIDE, MOST_RANKS = 1024, 4096, 32
+"""Largest extents of the layers that the kernels are faster for."""
+SMALLEST = 99 * 1024
+"""Bytes of shared memory of a program on the GPUs that have the least."""
+RESERVED = 1024
+"""Bytes of shared memory that a program needs besides its operands, at most."""
+
+
+def fused_tiles(rows: int, columns: int, rank: int, itemsize: int, gpu: Gpu) -> Tiles:
+    """Choose the tiles of a product of (rows, columns) with its low-rank product."""
+    count = -(-rows // LARGE.rows) * -(-columns // LARGE.columns)
+    tiles = LARGE if count >= ROUNDS * gpu.multiprocessors else SMALL
+    while tiles.shared_memory(rank, itemsize) + RESERVED > gpu.shared_memory:
+        tiles = tiles._replace(stages=tiles.stages - 1)
+    assert tiles.stages > 0
+    return tiles
+
+
+def pays(inputs: int, outputs: int, rank: int, gpu: Gpu) -> bool:
+    """Return whether the kernels are faster than separate products, as measured on an H200.
+
+    docs/performance.md has the figures. Other GPUs than those that copy tiles were not measured.
+    """
+    narrow, wide = sorted((inputs, outputs))
+    return gpu.copies_tiles and narrow <= NARROW and wide <= WIDE and rank <= MOST_RANKS
+
+
+def extent(rank: int) -> int:
+    """Return the width of a tile that holds `rank` columns."""
+    return max(NARROWEST, 1 << (rank - 1).bit_length())
+
+
+def is_aligned(x: Tensor) -> bool:
+    """Return whether a tensor starts at a multiple of 16 bytes, as copied tiles must."""
+    return x.data_ptr() % 16 == 0
+
+
+@cache
+def gpu_of(device: torch.device) -> Gpu:
+    """Return what is known about a GPU."""
+    found = torch.cuda.get_device_properties(device)
+    triton = bool(find_spec("triton") and find_spec("triton.tools.tensor_descriptor"))
+    return Gpu(
+        multiprocessors=found.multi_processor_count,
+        shared_memory=getattr(found, "shared_memory_per_block_optin", SMALLEST),
+        copies_tiles=torch.version.cuda is not None and found.major >= 9 and triton,
+    )

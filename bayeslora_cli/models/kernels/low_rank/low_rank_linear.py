@@ -112,8 +112,7 @@ def _is_fused(rows: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> bool:
     return (
         rows.is_cuda
         and rows.dtype.itemsize == 2
-        and len(rows) > 0
-        and tiles.pays(inputs, outputs, rank, tiles.gpu_of(rows.device))
+        and tiles.pays(len(rows), inputs, outputs, rank, tiles.gpu_of(rows.device))
         and all(x.is_contiguous() for x in (rows, down, up.t()))
         and (weight.is_contiguous() or weight.t().is_contiguous())
         and all(tiles.is_aligned(x) for x in (rows, weight, down, up))

@@ -42,8 +42,10 @@ class Gpu(NamedTuple):
 SMALL, LARGE = Tiles(64, 128, 64, 4, 4), Tiles(128, 128, 64, 8, 3)
 ROUNDS = 1.5
 """Large tiles per multiprocessor from which they are faster than small ones."""
-NARROW, WIDE, MOST_RANKS = 1024, 4096, 32
-"""Largest extents of the layers that the kernels are faster for."""
+MOST_ROWS, NARROW, WIDE = 8192, 768, 3072
+"""Most rows, and largest extents of a layer, for which the kernels were measured to be faster."""
+FEW_RANKS, MOST_RANKS = 16, 32
+"""Ranks that cost a tile little, and those for which columns must fill their tiles."""
 SMALLEST = 99 * 1024
 """Bytes of shared memory of a program on the GPUs that have the least."""
 RESERVED = 1024
@@ -60,13 +62,16 @@ def fused_tiles(rows: int, columns: int, rank: int, itemsize: int, gpu: Gpu) -> 
     return tiles
 
 
-def pays(inputs: int, outputs: int, rank: int, gpu: Gpu) -> bool:
+def pays(rows: int, inputs: int, outputs: int, rank: int, gpu: Gpu) -> bool:
     """Return whether the kernels are faster than separate products, as measured on an H200.
 
-    docs/performance.md has the figures. Other GPUs than those that copy tiles were not measured.
+    docs/performance.md has the figures. GPUs that cannot copy tiles were not measured.
     """
     narrow, wide = sorted((inputs, outputs))
-    return gpu.copies_tiles and narrow <= NARROW and wide <= WIDE and rank <= MOST_RANKS
+    filled = not any(size % LARGE.columns for size in (inputs, outputs))
+    ranks = MOST_RANKS if filled else FEW_RANKS
+    small = 0 < rows <= MOST_ROWS and narrow <= NARROW and wide <= WIDE and rank <= ranks
+    return gpu.copies_tiles and small
 
 
 def extent(rank: int) -> int:

@@ -110,8 +110,9 @@ def check_kernels(sizes, dtype, device, *, bias=True, needed=True, transposed=Fa
 @pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning")
 @pytest.mark.parametrize("sizes", LARGER)
 def test_the_kernels(sizes):
-    if not tiles.gpu_of(torch.device("cuda", 0)).copies_tiles:
-        pytest.skip("they are used on sm_90 and later")
+    n, inputs, outputs, rank = sizes
+    if not pays(n, inputs, outputs, rank, tiles.gpu_of(torch.device("cuda", 0))):
+        pytest.skip("this GPU is not given the kernels")
     check_kernels(sizes, torch.bfloat16, "cuda")
     check_kernels(sizes, torch.bfloat16, "cuda", bias=False, transposed=True)
     check_kernels(sizes, torch.bfloat16, "cuda", needed=False)
@@ -161,8 +162,12 @@ def test_tiles_as_measured():
 
 
 def test_where_the_kernels_pay():
-    assert pays(768, 2304, 24, H200)
-    assert pays(3072, 768, 8, H200)
-    assert not pays(768, 2304, 40, H200), "the low-rank product takes a third of the tile's"
-    assert not pays(2048, 2048, 16, H200), "cuBLAS is nearer to the peak on large products"
-    assert not pays(768, 768, 8, A10), "never measured"
+    assert pays(1312, 768, 2304, 24, H200)
+    assert pays(8192, 3072, 768, 8, H200)
+    assert pays(8192, 576, 576, 16, H200)
+    assert not pays(1312, 768, 2304, 40, H200), "the low-rank product takes a third of the tile's"
+    assert not pays(8192, 576, 960, 24, H200), "a twelfth of the tiles' columns are no columns"
+    assert not pays(8192, 2048, 2048, 16, H200), "cuBLAS is nearer to the peak on large products"
+    assert not pays(16_384, 768, 768, 8, H200), "never measured"
+    assert not pays(1312, 768, 768, 8, A10), "never measured"
+    assert not pays(0, 768, 768, 8, H200)

@@ -271,6 +271,9 @@ def _evaluated(
     if asked.sampling is not None and asked.run is not None:
         posterior = asked.run.read_result().get("posterior")
         result |= {**asdict(asked.sampling), "posterior": posterior}
+    cost = {} if asked.run is None else asked.run.read_result().get("cost", {})
+    if "model" in cost:  # of a language model; elsewhere the run's own result says it
+        result["cost"] = cost
     write_files(asked, rows, predictives)
     inside = {
         at: {name: found for name, found in by_split.items() if name != OUTSIDE}

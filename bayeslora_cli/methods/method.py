@@ -122,6 +122,22 @@ class Method(ABC):
         """
         return DryRunFacts(trained_at_the_end=trained)
 
+    def bit_operations(
+        self, config: RunConfig, matrices: Sequence[tuple[str, int, int]], others: int
+    ) -> Mapping[str, float] | None:
+        """Return the bit operations per token of a language model, for `train --dry-run`.
+
+        None: the method does not change them. The entries `adapters`, `with_base` (and the adapted
+        matrices) and `model` (and all other linear layers) are those of 32 bits at the initial
+        rank. Each has a second one, such as `adapters_least`: the least share of it that the run
+        can reach.
+
+        Args:
+            matrices: name, number of inputs and of outputs of each adapted matrix.
+            others: bit operations per token of the linear layers that are not adapted.
+        """
+        return None
+
     def ranked_by(self, config: RunConfig) -> str | None:
         """Name what the scores in ranks.json are: a criterion, or what else decides the ranks."""
         return config.criterion

@@ -76,10 +76,20 @@ def _gate_facts(result: Mapping[str, Any]) -> dict[str, str]:
     return {
         "ranks and widths": f"mean rank {result['mean_rank']:.2f}, "
         f"mean width {result['mean_bits']:.2f} bits",
-        "bit operations": f"{cost['adapter_relative']:.2%} of 32 x 32 at the first rank, "
-        f"with the base {cost['with_base_relative']:.2%}",
+        "bit operations": bit_operations_text(cost),
         "adapters' storage": f"{cost['storage_bytes']:,} bytes, {cost['storage_relative']:.2%}",
     }
+
+
+def bit_operations_text(cost: Mapping[str, float]) -> str:
+    """Write the bit operations of a run with gates (`cost` of its result.json) on one line."""
+    of_model = ""
+    if "model_relative" in cost:
+        of_model = f", of the whole model {cost['model_relative']:.2%}"
+    return (
+        f"{cost['adapter_relative']:.2%} of 32 x 32 at the first rank, "
+        f"with the base {cost['with_base_relative']:.2%}{of_model}"
+    )
 
 
 def posterior_line(summary: Mapping[str, Any]) -> str:
@@ -102,7 +112,10 @@ def evaluation_text(result: Mapping[str, Any]) -> str:
         text = describe(result["metrics"])
     else:
         text = side_by_side(result)
-    return "\n".join((text, *_groups(result)))
+    lines = [text, *_groups(result)]
+    if "cost" in result:
+        lines += ["", f"bit operations per token: {bit_operations_text(result['cost'])}"]
+    return "\n".join(lines)
 
 
 def _groups(result: Mapping[str, Any]) -> list[str]:

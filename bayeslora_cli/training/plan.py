@@ -19,12 +19,18 @@ from bayeslora_cli.execution.device import pick_device
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.schedules import RankBudget
-from bayeslora_cli.runs.rank_report import kinds_of
+from bayeslora_cli.models.backbones.targets import plain_products
+from bayeslora_cli.runs.rank_report import FLOAT_BITS, kinds_of
 from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.tasks.task import Task
 from bayeslora_cli.training.memory_estimate import estimate
 from bayeslora_cli.training.preparation import PreparedRun, learning_rate
 
+_OPERATIONS = {
+    "adapters": "adapters",
+    "with_base": "and adapted matrices",
+    "model": "and other linear layers",
+}
 POINTS = 8
 """Number of steps of the schedule that are shown, besides the first and the last one."""
 LONGEST = 24
@@ -62,6 +68,10 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
         device=device,
     )
     course = find_method(config.method).dry_run(config, needed.matrices, needed.trainable)
+    operations = None
+    if not network.objective.entry.head:
+        others = FLOAT_BITS**2 * plain_products(network.module)
+        operations = find_method(config.method).bit_operations(config, needed.matrices, others)
     phases = [
         {"phase": name, "first": first, "last": stop - 1}
         for name, first, stop in course.phases or ()
@@ -81,6 +91,7 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
         "steps_per_epoch": steps_per_epoch(rows["train"], config.batch_size),
         "schedule": _schedule(config, course.budget),
         **({} if course.phases is None else {"phases": phases}),
+        **({} if operations is None else {"bit_operations": dict(operations)}),
         "matrices": [dict(zip(("name", "in", "out"), m, strict=True)) for m in needed.matrices],
         "parameters": {
             "backbone": needed.parameters,
@@ -129,6 +140,7 @@ def describe_plan(found: dict[str, Any]) -> str:
         _parameters_text(found["parameters"]),
         _schedule_text(found),
         _phases_text(found.get("phases", ()), found["config"]["--method"]["value"]),
+        _operations_text(found.get("bit_operations")),
         _memory_text(found["memory_bytes"]),
         [f"Nothing was trained. The run would be in {found['run']}"],
     ]
@@ -204,6 +216,15 @@ def _phases_text(phases: Sequence[dict[str, Any]], method: str) -> list[str]:
     for phase in phases:
         name, between = phase["phase"], f"steps {phase['first'] + 1:,} to {phase['last'] + 1:,}"
         lines.append(f"  {name:8}  {between:24}  {texts[name]}")
+    return lines
+
+
+def _operations_text(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    lines = ["Bit operations per token", "                          first, 32 bits       at least"]
+    for name, title in _OPERATIONS.items():
+        lines.append(f"  {title:24}{found[name]:14,}  {found[f'{name}_least']:13.2%}")
     return lines
 
 

@@ -35,7 +35,7 @@ GPU = torch.device("cuda")
 LENGTHS = tuple(3 + (7 * i) % 13 for i in range(40))
 METHODS = [
     ("adalora", "ivon", "snr"), ("adalora", "adamw", "sensitivity"), ("lora", "adamw", None),
-    ("full", "adamw", None), ("blora", "adamw", None),
+    ("full", "adamw", None), ("blora", "adamw", None), ("blora", "ivon", None),
 ]  # fmt: skip
 
 
@@ -217,10 +217,11 @@ def test_the_step_never_waits(
 
 
 @pytest.mark.filterwarnings("default")  # the compiler's own, which differ from release to release
-def test_a_compiled_step_is_captured(llama, side_stream):
-    eager = trained(llama, "adalora", "adamw", "magnitude", "bf16")
+@pytest.mark.parametrize(("method", "criterion"), [("adalora", "magnitude"), ("blora", None)])
+def test_a_compiled_step_is_captured(method, criterion, llama, side_stream):
+    eager = trained(llama, method, "adamw", criterion, "bf16")
     compiled = trained(
-        llama, "adalora", "adamw", "magnitude", "bf16", lambda noise: GraphRunner([noise]),
+        llama, method, "adamw", criterion, "bf16", lambda noise: GraphRunner([noise]),
         compiled=True,
     )  # fmt: skip
     assert compiled.runner.failure is None

@@ -30,11 +30,10 @@ from bayeslora_cli.export.formats.format import Format, Snippet
 from bayeslora_cli.export.independent_reader import Logits
 from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.export.verification import logits_from
-from bayeslora_cli.methods.blora.bit_operations import cost
 from bayeslora_cli.methods.blora.gates import BASE, OPERANDS, WEIGHTS
 from bayeslora_cli.methods.blora.layer import GatedLinear, Joints, Operands
 from bayeslora_cli.methods.blora.operands import publisher_of
-from bayeslora_cli.methods.blora.report import sizes_of
+from bayeslora_cli.methods.blora.report import cost_of, sizes_of
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.adapters.layer import LowRankLinear
@@ -148,7 +147,7 @@ def save_quantized(
             {"name": name, "in": s.width, "out": s.height, "rank": s.rank, "bits": dict(s.bits)}
             for name, s in zip(network.adapters, sizes, strict=True)
         ],
-        "cost": cost(sizes, gates.rank).to_json(),
+        "cost": cost_of(network, sizes).to_json(),
     }
     if objective.name != usual_objective(objective.classes):
         facts["objective"] = objective.name

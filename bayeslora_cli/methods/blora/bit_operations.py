@@ -7,6 +7,10 @@ of rank r, with the operands' widths as indices:
 
 An operand that is not quantized counts 32 bits. The base's product uses the quantized input only if
 its weight is quantized too; otherwise both of its operands count 32 bits.
+
+Like the BOPs of Bayesian Bits (van Baalen et al., NeurIPS 2020), which count the multiplications of
+convolutions and linear layers by the widths of weight and input, this leaves out attention's
+products of activations, norms, embeddings and biases.
 """
 
 from __future__ import annotations
@@ -66,14 +70,23 @@ class Cost:
     storage_bytes: int
     """Bytes of the adapters' weights, with one number per quantizer for its range."""
     storage_relative: float
+    model: int | None = None
+    """Bit operations per token of the adapters and all linear layers of a language model, adapted
+    or not, the output layer included; None: of another model."""
+    model_relative: float | None = None
 
     def to_json(self) -> dict[str, float]:
-        """Return the cost as a JSON object."""
-        return asdict(self)
+        """Return the cost as a JSON object, without the entries that are None."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def cost(matrices: Sequence[Sizes], init_rank: int) -> Cost:
-    """Compute the cost of all matrices together."""
+def cost(matrices: Sequence[Sizes], init_rank: int, others: int | None = None) -> Cost:
+    """Compute the cost of all matrices together.
+
+    Args:
+        others: bit operations of the linear layers that are not adapted, per token of a language
+            model; None: not a language model.
+    """
     at_first = [Sizes(width=m.width, height=m.height, rank=init_rank, bits={}) for m in matrices]
     adapter, base, storage = (
         sum(m.adapter() for m in matrices),
@@ -81,6 +94,7 @@ def cost(matrices: Sequence[Sizes], init_rank: int) -> Cost:
         sum(-(-m.storage_bits() // 8) + SCALE_BYTES * len(m.bits) for m in matrices),
     )
     all_adapter, all_base = sum(m.adapter() for m in at_first), sum(m.base() for m in at_first)
+    rest = others or 0
     return Cost(
         adapter=adapter,
         adapter_relative=adapter / all_adapter,
@@ -88,6 +102,10 @@ def cost(matrices: Sequence[Sizes], init_rank: int) -> Cost:
         with_base_relative=(adapter + base) / (all_adapter + all_base),
         storage_bytes=storage,
         storage_relative=storage / sum(m.storage_bits() // 8 for m in at_first),
+        model=None if others is None else adapter + base + rest,
+        model_relative=(
+            None if others is None else (adapter + base + rest) / (all_adapter + all_base + rest)
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.config.values import parse_ladder
 from bayeslora_cli.execution.processes import SINGLE, Processes
+from bayeslora_cli.methods.blora.bit_operations import Sizes, cost
 from bayeslora_cli.methods.blora.gates import BASE, GateParameters, GatePlan
 from bayeslora_cli.methods.blora.layer import GatedLinear, gated_linear
 from bayeslora_cli.methods.blora.operands import OperandPublisher
@@ -92,6 +93,29 @@ class BLora(Method):
         """Return the facts for a dry run, without the final elements, which gates decide later."""
         return DryRunFacts(trained_at_the_end=None, phases=tuple(schedule_of(config).phases))
 
+    def bit_operations(
+        self, config: RunConfig, matrices: Sequence[tuple[str, int, int]], others: int
+    ) -> dict[str, float]:
+        """Return the cost at the start, unquantized, and relative to it with all gates closed."""
+        plan = plan_of(config)
+        rank = 1 if plan.ranks else config.init_rank
+        bits = dict.fromkeys(plan.operands, plan.ladder[0])
+        first, least = (
+            cost([Sizes(width=w, height=h, rank=r, bits=b) for _, w, h in matrices],
+                 config.init_rank, others)
+            for r, b in ((config.init_rank, {}), (rank, bits))
+        )  # fmt: skip
+        assert first.model is not None
+        assert least.model_relative is not None
+        return {
+            "adapters": first.adapter,
+            "adapters_least": least.adapter_relative,
+            "with_base": first.with_base,
+            "with_base_least": least.with_base_relative,
+            "model": first.model,
+            "model_least": least.model_relative,
+        }
+
     def ranked_by(self, config: RunConfig) -> str:
         return GATES
 
@@ -103,6 +127,11 @@ class BLora(Method):
             f"initial rank ({cost['with_base_relative']:.2%} with the adapted matrices "
             f"themselves), {cost['storage_bytes']:,} bytes.\n"
         ]
+        if "model_relative" in cost:
+            lines.append(
+                "With all other linear layers of the model, the output layer among them: "
+                f"{cost['model']:,}\nbit operations per token, {cost['model_relative']:.2%}.\n"
+            )
         if bits is not None:
             base = " and the base weights" if any(BASE in own for own in bits.values()) else ""
             lines.append(

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora_cli.methods.blora.bit_operations import Sizes, cost, multiplications
+from bayeslora_cli.methods.blora.bit_operations import Cost, Sizes, cost, multiplications
 from bayeslora_cli.methods.blora.gates import GateParameters
 from bayeslora_cli.methods.blora.operands import publisher_of
 from bayeslora_cli.methods.network import Network
+from bayeslora_cli.models.backbones.targets import plain_products
 from bayeslora_cli.runs.rank_report import FLOAT_BITS
 
 RANKS_COLLAPSED_FROM = 0.95
@@ -35,6 +36,14 @@ def sizes_of(network: Network, bits: Sequence[dict[str, int]], mask: Tensor) -> 
             network.adapters.values(), mask.sum(1).tolist(), bits, strict=True
         )
     ]
+
+
+def cost_of(network: Network, sizes: Sequence[Sizes]) -> Cost:
+    """Return the cost of a network whose matrices have these sizes."""
+    others = None
+    if not network.objective.entry.head:  # a language model, whose output layer counts too
+        others = FLOAT_BITS**2 * plain_products(network.module)
+    return cost(sizes, publisher_of(network).parameters.rank, others)
 
 
 def width_weights(network: Network, *, bop: bool) -> Tensor:
@@ -68,7 +77,7 @@ def gate_facts(
     gates = publisher_of(network).parameters
     bits = gates.widths(flat) if quantized else [{} for _ in network.adapters]
     sizes = sizes_of(network, bits, mask)
-    found = cost(sizes, gates.rank)
+    found = cost_of(network, sizes)
     facts = {
         "rank": _mean([m.rank for m in sizes]),
         "expected_rank": float(gates.expected_ranks(flat).sum(1).mean()),
@@ -78,11 +87,13 @@ def gate_facts(
     if reach is not None:
         ladder = torch.tensor(gates.plan.ladder, dtype=reach.dtype, device=reach.device)
         facts["expected_bits"] = float((ladder[0] + (reach * ladder.diff()).sum(-1)).mean())
-    return facts | {
+    facts |= {
         "relative_bit_operations": found.adapter_relative,
         "relative_bit_operations_with_base": found.with_base_relative,
-        "storage_bytes": found.storage_bytes,
     }
+    if found.model_relative is not None:
+        facts["relative_bit_operations_of_model"] = found.model_relative
+    return facts | {"storage_bytes": found.storage_bytes}
 
 
 def gate_result(network: Network, flat: Tensor, mask: Tensor) -> dict[str, Any]:
@@ -95,7 +106,7 @@ def gate_result(network: Network, flat: Tensor, mask: Tensor) -> dict[str, Any]:
         "mean_rank": _mean([m.rank for m in sizes]),
         "mean_bits": mean_bits(bits),
         "bits": dict(zip(network.adapters, bits, strict=True)) if gates.plan.bits else None,
-        "cost": cost(sizes, gates.rank).to_json(),
+        "cost": cost_of(network, sizes).to_json(),
     }
 
 

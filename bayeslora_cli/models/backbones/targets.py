@@ -148,6 +148,16 @@ def match_targets(module: Any, head: Sequence[str], wanted: Sequence[str] | None
     return names
 
 
+def plain_products(module: Any) -> int:
+    """Count the multiplications per token of the linear layers that have no adapter.
+
+    The output layer is among them, also where its weight is the embeddings'. Routers, and experts
+    that are one tensor, are not.
+    """
+    layers = (m for m in module.modules() if isinstance(m, (nn.Linear, Conv1D)))
+    return sum(layer.weight.numel() for layer in layers)
+
+
 def _of_the_blocks(module: Any, linear: Sequence[str]) -> list[str]:
     """Return those linear layers that lie in a repeated block and are no routers of experts.
 

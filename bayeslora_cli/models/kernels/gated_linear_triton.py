@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -22,22 +23,31 @@ ROWS = 16
 """Rows of x and h in a tile of the narrow products."""
 DEEPEST, AREA = 128, 8192
 """Largest number of a row's elements read at once, and of elements in the tile of a or b."""
-TALL, WIDE = 16, 64  # narrower above 64 ranks, for registers
-"""Rows and columns of a tile of x in the backward pass, where no tile is loaded ahead."""
+
+
+class Tiles(NamedTuple):
+    """How `_back_to_x` cuts x, where no tile is loaded ahead."""
+
+    rows: int
+    columns: int
+    warps: int
+    programs: int
+    """Programs that fill a GPU, where there are rows enough; more leave more parts to add up."""
+
+
+BACK = Tiles(16, 64, 4, 528)
+"""The only ones measured as part of a step; tests/benchmarks/gated_layer.py times others."""
 CHUNKS, CHUNK = 32, 128
 """Least number of parts into which the rows are split, and least rows of the further ones; the
 parts' gradients of a are added last."""
-PROGRAMS = 528
-"""Programs of the backward pass that fill a GPU, if there are enough rows: four on each of an
-H200's multiprocessors."""
-FAST = torch.version.cuda is not None and os.environ.get("TRITON_INTERPRET") != "1"
-"""Whether kernels may use NVIDIA's instructions by name."""
-LAYERS = 3
-"""Most layers that a call computes."""
 READ = 2048
 """Partial sums that are read at once."""
 PIECE = 256
 """Elements of a's gradient that one program adds up."""
+FAST = torch.version.cuda is not None and os.environ.get("TRITON_INTERPRET") != "1"
+"""Whether kernels may use NVIDIA's instructions by name."""
+LAYERS = 3
+"""Most layers that a call computes."""
 _OF_ALL = ["e", *(f"{what}_{operand}" for what in ("learned", "constants") for operand in "xah")]
 """Arguments that are rows of larger tensors: their alignment must not specialise the kernel."""
 _COUNTS = ["rows", "chunk", "chunks", "count_x", "count_p", "height_0", "height_1", "height_2"]
@@ -225,7 +235,8 @@ def _add(parts, count, size, place, PARTS: tl.constexpr):  # type: ignore[no-unt
 def _finish(  # type: ignore[no-untyped-def]
     parts_a, sums_x, sums_p, of_a, of_x, of_rest,  # noqa: ANN001
     chunks, size_a, count_x, size_x, count_p, size_p,  # noqa: ANN001
-    CHUNKS: tl.constexpr, PARTS: tl.constexpr, PIECE: tl.constexpr, COLUMNS: tl.constexpr,
+    CHUNKS: tl.constexpr, PIECE: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
+    PARTS_X: tl.constexpr, COLUMNS_X: tl.constexpr,
 ) -> None:  # fmt: skip
     """Add all partial sums of a layer: the first programs those of a's gradient, the last two the
     others."""
@@ -242,10 +253,11 @@ def _finish(  # type: ignore[no-untyped-def]
         found = _add(parts_a, chunks, size_a, piece, CHUNKS)
         tl.store(of_a + piece, found.to(of_a.dtype.element_ty), piece < size_a)
     else:
-        place = tl.arange(0, COLUMNS)
         if tl.program_id(0) < last:
-            tl.store(of_x + place, _add(sums_x, count_x, size_x, place, PARTS), place < size_x)
+            own = tl.arange(0, COLUMNS_X)
+            tl.store(of_x + own, _add(sums_x, count_x, size_x, own, PARTS_X), own < size_x)
         else:
+            place = tl.arange(0, COLUMNS)
             tl.store(of_rest + place, _add(sums_p, count_p, size_p, place, PARTS), place < size_p)
 
 
@@ -273,7 +285,7 @@ def forward(
 
 def backward(
     grad: Tensor, heights: Sequence[int], x: Tensor, p: Tensor, a: Tensor, e: Tensor, b: Tensor,
-    of_x: Quantizers, of_a: Quantizers, constants_h: Tensor,
+    of_x: Quantizers, of_a: Quantizers, constants_h: Tensor, tiles: Tiles = BACK,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Compute the gradients through h b' of m layers: of x, of Qx (m, 1 + L), of a, and of Qa, Qh
     and e in one tensor (m, 2 (1 + L) + r).
@@ -297,23 +309,25 @@ def backward(
         grad, b.contiguous(), p, e, *_plain(of_a), constants_h.contiguous(), to_p, sums_p, rows,
         *heights, *(LAYERS - layers) * [0], ROWS=ROWS, DEPTH=depth, **common,
     )  # fmt: skip
-    wide = max(16, min(WIDE, WIDE * 64 // columns))
+    wide = max(16, min(tiles.columns, tiles.columns * 64 // columns))  # narrower above 64 ranks
     across = triton.cdiv(width, wide)
-    parts = max(CHUNKS, min(triton.cdiv(PROGRAMS, across), rows // CHUNK))
-    chunk = TALL * max(1, triton.cdiv(rows, TALL * parts))
-    tiles = across, triton.cdiv(rows, chunk)
-    to_x, parts_a = torch.empty_like(x), empty(layers, tiles[1], rank * width)
-    sums_x = empty(layers, tiles[0] * tiles[1], 1 + widths)
-    _back_to_x[tiles](
+    parts = max(CHUNKS, min(triton.cdiv(tiles.programs, across), rows // CHUNK))
+    chunk = tiles.rows * max(1, triton.cdiv(rows, tiles.rows * parts))
+    grid = across, triton.cdiv(rows, chunk)
+    to_x, parts_a = torch.empty_like(x), empty(layers, grid[1], rank * width)
+    sums_x = empty(layers, grid[0] * grid[1], 1 + widths)
+    _back_to_x[grid](
         x, to_p, a, *_plain(of_x), to_x, parts_a, sums_x, rows, width, chunk,
-        LAYERS=layers, TALL=TALL, WIDE=wide, FAST=FAST, num_stages=1, **common,
+        LAYERS=layers, TALL=tiles.rows, WIDE=wide, FAST=FAST, num_stages=1,
+        num_warps=tiles.warps, **common,
     )  # fmt: skip
     found_a, found_x, found = torch.empty_like(a), empty(layers, 1 + widths), empty(layers, rest)
-    together: int = triton.next_power_of_2(rest)
+    together, of_sums = (triton.next_power_of_2(size) for size in (rest, 1 + widths))
     _finish[(triton.cdiv(rank * width, PIECE) + 2, layers)](
         parts_a, sums_x, sums_p, found_a, found_x, found,
-        tiles[1], rank * width, sums_x.shape[1], 1 + widths, programs, rest,
-        CHUNKS=CHUNKS, PARTS=max(8, READ // together), PIECE=PIECE, COLUMNS=together,
+        grid[1], rank * width, sums_x.shape[1], 1 + widths, programs, rest,
+        CHUNKS=CHUNKS, PIECE=PIECE, PARTS=max(8, READ // together), COLUMNS=together,
+        PARTS_X=READ // of_sums, COLUMNS_X=of_sums,
     )  # fmt: skip
     return to_x, found_x, found_a, found
 

@@ -26,6 +26,9 @@ GATE_RESULTS = {
     "relative_bit_operations": ("cost", "adapter_relative"),
     "relative_bit_operations_with_base": ("cost", "with_base_relative"),
 }
+OF_MODEL = "relative_bit_operations_of_model"
+"""The same of language models only, which have a place for it in result.json: `_MODEL`."""
+_MODEL = ("cost", "model_relative")
 """Results of runs with gates or quantizers: name in the table -> place in result.json."""
 TITLES = {"group1": "group 1", "group2": "group 2", "all": "all 8"}
 
@@ -119,6 +122,7 @@ class Table:
         """Return the columns' heads; the first is empty."""
         columns = [TITLES.get(column, column) for column in self.results.columns]
         gated = ["rank", "bits", "bit ops", "with base"] * self.is_gated
+        gated += ["of model"] * self.counts_models
         return ["", *columns, *gated, "seeds", "params", "time"]
 
     @cached_property
@@ -128,6 +132,11 @@ class Table:
             row.mean(*GATE_RESULTS["relative_bit_operations"]) is not None
             for row in self.results.rows
         )
+
+    @cached_property
+    def counts_models(self) -> bool:
+        """Whether any row has bit operations of a whole language model."""
+        return any(row.mean(*_MODEL) is not None for row in self.results.rows)
 
     def lines(self) -> Iterator[tuple[str, list[Entry]]]:
         """Yield each row's name and cells; differences from a reference are separate lines."""
@@ -157,9 +166,9 @@ class Table:
             mark=self.marks.get((row.name, column), ""),
         )
 
-    @staticmethod
-    def _saved(row: Row) -> tuple[str, ...]:
-        bits, *operations = (row.mean(*place) for place in GATE_RESULTS.values())
+    def _saved(self, row: Row) -> tuple[str, ...]:
+        places = [*GATE_RESULTS.values(), *[_MODEL] * self.counts_models]
+        bits, *operations = (row.mean(*place) for place in places)
         shares = ("" if share is None else f"{share:.1%}" for share in operations)
         return _number_text(row.mean_rank), _number_text(bits), *shares
 
@@ -180,6 +189,8 @@ class Table:
                 "adapters (with base: and of what they adapt), relative to 32 x 32 bits at the "
                 "initial rank"
             )
+            if self.counts_models:
+                text += "; of model: of these and all other linear layers of a language model"
         if self.reference is not None:
             text += f"; reference: {self.reference.source}"
         return text
@@ -204,7 +215,8 @@ class Table:
         """Return {"schema", "at", "columns", "rows": [{"name", "method", "optimizer", "criterion",
         "target_rank", "model", "settings", "values", "std", "scores", "marks",
         "trainable_parameters", "kept_parameters", "seconds", "steps_per_second", "mean_rank",
-        "mean_bits", "relative_bit_operations", "relative_bit_operations_with_base", "runs"}]}.
+        "mean_bits", "relative_bit_operations", "relative_bit_operations_with_base", "runs"}]}, and
+        "relative_bit_operations_of_model" before "runs" if a row is of a language model with gates.
 
         `values` (means) and `std` are percent by column, `scores` percent by task and seed, but for
         metrics whose smallest value is the best, which are as they are;
@@ -231,7 +243,7 @@ class Table:
                 "trainable_parameters", "kept_parameters", "seconds", "steps_per_second",
             ):  # fmt: skip
                 found[name] = row.mean(name)
-            found |= _gated(row)
+            found |= self._gated(row)
             found["runs"] = [str(outcome.run.path) for outcome in row.outcomes]
             if difference := self.differences(row):
                 found["difference"] = difference
@@ -258,16 +270,16 @@ class Table:
                     "trainable_parameters": row.mean("trainable_parameters"),
                     "kept_parameters": row.mean("kept_parameters"),
                     "seconds": row.mean("seconds"),
-                    **_gated(row),
+                    **self._gated(row),
                 }
 
-
-def _gated(row: Row) -> dict[str, float | None]:
-    """Return a row's mean rank and the results of its gates; None: it has no such result."""
-    return {
-        "mean_rank": row.mean_rank,
-        **{n: row.mean(*place) for n, place in GATE_RESULTS.items()},
-    }
+    def _gated(self, row: Row) -> dict[str, float | None]:
+        """Return a row's mean rank and the results of its gates; None: it has no such result."""
+        return {
+            "mean_rank": row.mean_rank,
+            **{n: row.mean(*place) for n, place in GATE_RESULTS.items()},
+            **({OF_MODEL: row.mean(*_MODEL)} if self.counts_models else {}),
+        }
 
 
 def _number_text(value: float | None) -> str:

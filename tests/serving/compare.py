@@ -23,7 +23,8 @@ READERS = {
 }
 """File of answers -> the right adapters, and a wrong one."""
 BOUND = 1e-3
-"""Nats between two ways to compute the same in 32 bits; a wrong form is off by 100 times that."""
+"""Nats between two ways to compute the same in 32 bits; a wrong form must be beyond it, and what
+the adapter changes beyond 100 times of it."""
 HEAD = (
     "model", "reader", "form", "adapter and merged", "merged and transformers",
     "effect of the adapter", "same greedy tokens", "a wrong form is off by",
@@ -55,7 +56,7 @@ def row(
     said = (found[right]["greedy"], found["merged"]["greedy"], reference["merged"]["greedy"])
     same, of = agreeing(*said), len(said[0])
     off = furthest(logprobs[wrong], logprobs["merged"])
-    good = max(apart, elsewhere) < BOUND and min(effect, off) > 100 * BOUND and same == of
+    good = max(apart, elsewhere) < BOUND < min(effect / 100, off) and same == of
     cells = [
         root.name, f"{reader} {found['version']}", right, f"{apart:.1e}", f"{elsewhere:.1e}",
         f"{effect:.2f}", f"{same} of {of}", f"{off:.2f} ({wrong})",

@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM
 def ask(model: Any, root: Path, said: list[list[int]] | None = None) -> Answers:
     prompts, new = answers.prompts(root), answers.new_tokens(root)
     given = [torch.tensor([prompt]) for prompt in prompts]
-    options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
+    # the token that ends an answer is one like others, as in the other readers
+    options = {"max_new_tokens": new, "eos_token_id": -1, "do_sample": False}
     greedy = [
         model.generate(one, attention_mask=torch.ones_like(one), **options)[0, one.shape[1] :]
         for one in given

@@ -19,7 +19,7 @@ CHOICE_TASKS = (
 )  # fmt: skip
 ANSWERS, LETTERS = CHOICES = ("answers", "letters")  # what of a choice is scored
 TASK_NAMES = (*GLUE_TASKS, *CHOICE_TASKS, "demo", "custom")  # custom: a user's own files
-COMPILE = ("auto", "on", "off")
+AUTO, ON, OFF = SWITCH = ("auto", "on", "off")  # of --compile and --packing
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 PRECISIONS = ("fp32", "tf32", "bf16")
 LR_SCHEDULES = ("linear", "boost")
@@ -28,6 +28,8 @@ REGULARISERS = ("const", "bop")
 COMPLETIONS, EVERYTHING = LOSS_ON = ("completions", "all")  # what of a row counts in the loss
 ENCODE = "bayeslora_cli.data.tokenization:encode"
 """Place of the function that makes tokens of one or two texts per row."""
+FORWARD = "bayeslora_cli.models.encoders.logits:logits"
+"""Place of the forward pass of a model for sequence classification."""
 LAST = 1000
 """Default `place` of an entry: after all entries that set it."""
 
@@ -126,18 +128,18 @@ class ObjectiveEntry:
     """Place of the class, as module:name."""
     predicts: str
     """What is predicted for a row: a noun with its article, for sentences."""
-    auto_class: str
+    auto_class: str = "AutoModelForSequenceClassification"
     """The class of transformers that loads a backbone for it."""
     head: bool = True
     """Whether that class adds a head to the backbone, which is trained as a whole."""
-    peft_task: str
+    peft_task: str = "SEQ_CLS"
     """A name in PEFT's `TaskType`."""
     pipeline_tag: str
     """Name of such models on model hubs."""
     encode: str = ENCODE
     """Place of the function that makes tokens of rows, as module:name."""
-    forward: str = ""
-    """Place of the function (module, inputs) -> outputs that replaces the model's forward pass."""
+    forward: str = FORWARD
+    """Place of the function (module, inputs) -> outputs that runs a forward pass."""
     packed: bool = False
     """Whether rows go to the backbone without padding, if its architecture keeps them apart."""
     rows: str | None = None
@@ -275,16 +277,14 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         implementation="bayeslora_cli.tasks.objectives.classification:Classification",
         predicts="a class",
         by_label=True,
-        auto_class="AutoModelForSequenceClassification",
-        peft_task="SEQ_CLS",
         pipeline_tag="text-classification",
+        packed=True,
     ),
     "regression": ObjectiveEntry(
         implementation="bayeslora_cli.tasks.objectives.regression:Regression",
         predicts="a score",
-        auto_class="AutoModelForSequenceClassification",
-        peft_task="SEQ_CLS",
         pipeline_tag="text-regression",
+        packed=True,
     ),
     "causal": ObjectiveEntry(
         implementation="bayeslora_cli.tasks.objectives.causal:Causal",

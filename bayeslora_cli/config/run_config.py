@@ -229,8 +229,7 @@ class RunConfig:
     )
     ess_per_example: float = option(
         1.0, POSTERIOR, "Effective sample size over the number of training examples",
-        checks=(values.positive_and_finite,),
-        idle_when=(beside_any("ess"),),
+        checks=(values.positive_and_finite,), idle_when=(beside_any("ess"),),
     )
     hess_init: float = option(
         1.0, POSTERIOR, "h0, the initial Hessian", checks=(values.positive_and_finite,)
@@ -295,8 +294,14 @@ class RunConfig:
         "auto", MACHINE,
         "torch.compile on a GPU: on, off, or auto, for 20,000 steps, 1,500 of packed rows, those "
         "of all runs of a sweep that share a network",
-        choices=catalogue.COMPILE, affects_result=False,
+        choices=catalogue.SWITCH, affects_result=False,
         idle_when=(beside("eager", True),),
+    )
+    packing: str = option(
+        "auto", MACHINE,
+        "Lay the rows of a batch one after the other, without padding: on, off, or auto, on for "
+        "causal models",
+        choices=catalogue.SWITCH, affects_result=False, decides_code=True,
     )
     gradient_checkpointing: bool = option(
         False, MACHINE, "Recompute activations in the backward pass: less memory, slower steps",

@@ -91,7 +91,7 @@ def padded_width(length: int, longest: int) -> int:
 class Feed:
     """Makes training batches on the device, which holds the whole split: 4 bytes per token.
 
-    Batches whose tokens are predicted are made on the CPU.
+    Packed batches, and those whose tokens are predicted, are made on the CPU.
     """
 
     def __init__(self, split: TokenisedSplit, device: torch.device) -> None:
@@ -111,7 +111,7 @@ class Feed:
         width = int(self.lengths[indices].max())
         if self.device.type == "cuda":
             width = padded_width(width, self.longest)
-        if self.split.counted is not None:
+        if self.split.made_on_cpu:
             batch = token_batch(self.split, indices, width, self.device)
         else:
             batch = self.split.batch(indices.to(self.device, non_blocking=True), width)
@@ -124,7 +124,7 @@ def largest_batch(split: TokenisedSplit, rows: int, device: torch.device) -> dic
     """Return the longest rows as one training batch, on the CPU, in its sizes on `device`."""
     longest = torch.argsort(split.lengths, descending=True, stable=True)[:rows]
     width = int(split.lengths[longest[0]])
-    if split.counted is None:
+    if not split.made_on_cpu:
         return split.batch(longest, width)
     return collate(split, longest, width, fixed=device.type == "cuda")
 

@@ -63,12 +63,10 @@ class ExampleCache:
         Raises:
             UserError: raised by `tokenise`.
         """
-        key = config.model, config.max_length
+        key = config.model, config.max_length, config.packing
         if self._tokens is None or self._tokens[0] != key:
             objective = objective_of(task)
-            packed = objective.entry.packed and packs_rows(
-                config.model, trust_remote_code=config.trust_remote_code
-            )
+            packed = packs_rows(config, objective)
             place = objective.entry.encode
             make = None if place == ENCODE else implementation(place)
             found = {

@@ -1,4 +1,4 @@
-"""Batches whose tokens are predicted: packed rows, one after the other, or padded rows.
+"""Batches that are made on the CPU: packed rows, one after the other, or padded rows.
 
 On a GPU all sizes are rounded up to few values, since each needs a captured graph of its own. What
 fills the rest are further rows, which no row sees and of which nothing counts.
@@ -20,15 +20,17 @@ from bayeslora_cli.tasks.objectives.causal import PADDING
 def token_batch(
     split: TokenisedSplit, indices: Tensor, width: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """Return the rows `indices` (b,) of a split with `counted`, packed if `split.packed`.
+    """Return the rows `indices` (b,) of a split that is `made_on_cpu`, packed if `split.packed`.
 
     Args:
         width: what to pad rows to that are not packed.
     Returns:
-        `predicting` (c,), places whose next token counts, and `targets` (c,), those next tokens or
-        `PADDING`. Packed: `input_ids` and `position_ids` (1, t), `row_offsets` (rows + 1,) int32,
-        and on a GPU `longest` (0, n): no row is longer than n; or (1, n): each has n tokens.
-        Padded: `input_ids` and `attention_mask` (b, width). All but `row_offsets` are int64.
+        Packed: `input_ids`, `position_ids` and, if the split has them, `token_type_ids` (1, t);
+        `row_offsets` (rows + 1,) int32; and on a GPU `longest` (0, n): no row is longer than n; or
+        (1, n): each has n tokens. Padded: `input_ids` and `attention_mask` (b, width). Where tokens
+        are predicted, `predicting` (c,), places whose next token counts, and `targets` (c,), those
+        next tokens or `PADDING`; otherwise `first_tokens` (b,), places of the rows' first tokens,
+        and `labels` (b, ...) if there are any. All but `row_offsets` and `labels` are int64.
     """
     even = has_even_kernel(device)
     batch = collate(split, indices, width, fixed=device.type == "cuda", even=even)
@@ -47,7 +49,7 @@ def collate(
         if split.packed
         else split.batch(indices, width)
     )
-    if fixed:
+    if fixed and "targets" in batch:
         aims = len(batch["targets"])
         more = bucket(aims, least=16, per_octave=4) - aims
         # different places: gradients of one place are added one after the other
@@ -68,31 +70,44 @@ def pack(
         fixed: round all sizes up.
         even: tell, by the shape of `longest`, whether all rows have one length.
     """
-    assert split.counted is not None
     lengths = split.lengths[indices]
     offsets = torch.cat((lengths.new_zeros(1), lengths.cumsum(0)))
     tokens = int(offsets[-1])
     position = torch.arange(tokens) - torch.repeat_interleave(offsets[:-1], lengths)
     places = position + torch.repeat_interleave(split.offsets[indices], lengths)
-    ids = split.tokens[places].long()
-    aims = split.counted[places].nonzero().squeeze(1)
-    batch = split.aims(places[aims], aims)
+    inputs = {"input_ids": split.tokens[places].long()}
+    if split.counted is not None:
+        aims = split.counted[places].nonzero().squeeze(1)
+        batch = split.aims(places[aims], aims)
+    else:
+        batch = {"first_tokens": offsets[:-1]}
+        if split.labels is not None:
+            batch["labels"] = split.labels[indices]
+        if split.token_types is not None:
+            inputs["token_type_ids"] = split.token_types[places].long()
     if fixed:
-        more = bucket(tokens, least=64, per_octave=8) - tokens
-        ids = torch.cat((ids, ids.new_full((more,), split.pad_id)))
+        size = bucket(tokens, least=64, per_octave=8)
+        more = size - tokens
+        for name, pad in (("input_ids", split.pad_id), ("token_type_ids", split.pad_type_id)):
+            if name in inputs:
+                inputs[name] = F.pad(inputs[name], (0, more), value=pad)
         # no position that no row has: tables of positions end, and some rotary angles change there
         position = torch.cat((position, torch.arange(more) % lengths.max()))
-        rows = bucket(len(indices), least=1, per_octave=4) + 1 - len(indices)
-        offsets = torch.cat((offsets, offsets.new_full((rows,), tokens + more)))
-        longest = bucket(max(int(lengths.max()), more), least=64, per_octave=1)
+        if split.counted is not None:
+            rows = bucket(len(indices), least=1, per_octave=4) + 1 - len(indices)
+            ends = offsets.new_full((rows,), size)
+            longest = bucket(max(int(lengths.max()), more), least=64, per_octave=1)
+        else:  # rows as long as the others: with dropout a GPU pads them all to the longest
+            longest = bucket(int(lengths.max()), least=32, per_octave=2)
+            rows = -(-max(64, size // 8) // longest)  # `more` is below the `bucket`'s unit
+            ends = (tokens + longest * torch.arange(1, rows + 1)).clamp(max=size)
+        offsets = torch.cat((offsets, ends))
         batch["longest"] = torch.empty(0, longest)
         if even and not more and bool((lengths == lengths[0]).all()):
             batch["longest"] = torch.zeros(1, int(lengths[0]))
-    return batch | {
-        "input_ids": ids[None],
-        "position_ids": position[None],
-        "row_offsets": offsets.int(),
-    }
+    inputs["position_ids"] = position
+    batch |= {name: value[None] for name, value in inputs.items()}
+    return batch | {"row_offsets": offsets.int()}
 
 
 def bucket(size: int, *, least: int, per_octave: int) -> int:
@@ -107,6 +122,8 @@ def bucket(size: int, *, least: int, per_octave: int) -> int:
 
 
 def rows_of(batch: Mapping[str, Tensor]) -> int:
-    """Return the number of rows of a batch, those that only fill it included."""
+    """Return the number of rows that a batch predicts, those that only fill it included."""
+    if "first_tokens" in batch:
+        return len(batch["first_tokens"])
     offsets = batch.get("row_offsets")
     return len(batch["input_ids"]) if offsets is None else len(offsets) - 1

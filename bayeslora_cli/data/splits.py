@@ -17,7 +17,7 @@ from bayeslora_cli.models.backbones.fingerprint import data_fingerprint
 from bayeslora_cli.models.backbones.input_limits import check_ids
 
 FEW = 8
-"""Rows of packed splits in `Batches.few`."""
+"""Rows in `Batches.few` of packed splits whose tokens are predicted."""
 
 
 class Batches:
@@ -53,7 +53,7 @@ class Batches:
             return padded_width(own, longest) if device.type == "cuda" else own
 
         def collate(indices: Tensor) -> dict[str, Tensor]:
-            if split.counted is not None:
+            if split.made_on_cpu:
                 return token_batch(split, indices, width(indices), device)
             return split.batch(indices, width(indices))
 
@@ -65,11 +65,13 @@ class Batches:
         """The first batch, or a few of its rows, padded as other programs take them; [] if this
         process has no batch."""
         if split.packed and order:
-            assert split.counted is not None
-            # the longest rows come first, and of rows that were cut the answer may be gone
-            empty = row_sums(split.counted, split.offsets)[order[0]] == 0
-            few = split.batch(order[0][empty.int().argsort(stable=True)][:FEW])
-            self.few = [{name: tensor.to(device) for name, tensor in few.items()}]
+            rows = order[0]
+            if split.counted is not None:
+                # the longest rows come first, and of rows that were cut the answer may be gone
+                empty = row_sums(split.counted, split.offsets)[rows] == 0
+                rows = rows[empty.int().argsort(stable=True)][:FEW]
+            few = split.batch(rows)
+            self.few = [{n: tensor.to(device) for n, tensor in few.items() if n != "labels"}]
         self.place = torch.empty(0, device=device)
         """(b, outputs): buffer for what a pass keeps, the same in all passes."""
 

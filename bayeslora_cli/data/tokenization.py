@@ -76,22 +76,21 @@ class TokenisedSplit:
         return self.examples(self.whole > self.lengths.cpu()), int(self.whole.max())
 
     @property
+    def made_on_cpu(self) -> bool:
+        """Whether `packing.token_batch` makes the batches, on the CPU, where sizes are known."""
+        return self.packed or self.counted is not None
+
+    @property
     def lengths(self) -> Tensor:
         """Number of tokens of each row: (n,) int64."""
         return self.offsets.diff()
 
     def to(self, device: torch.device) -> TokenisedSplit:
-        """Copy the split to a device; one whose tokens are predicted stays where it is.
-
-        `packing.token_batch` makes its batches on the CPU, where their sizes are known.
-        """
-        if self.counted is not None:
+        """Copy the split to a device; one that is `made_on_cpu` stays where it is."""
+        if self.made_on_cpu:
             return self
-        held = {
-            name: value.to(device)
-            for name in ("tokens", "offsets", "token_types", "labels")
-            if (value := getattr(self, name)) is not None
-        }
+        names = ("tokens", "offsets", "token_types", "labels")
+        held = {n: x.to(device) for n in names if (x := getattr(self, n)) is not None}
         return replace(self, **held)
 
     def aims(self, places: Tensor, aims: Tensor) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from bayeslora_cli.models.adapters.published_factors import PublishedFactors
 from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention, replace_attention
 from bayeslora_cli.models.backbones.fingerprint import fingerprint
 from bayeslora_cli.models.backbones.loading import load_backbone
-from bayeslora_cli.models.backbones.packing import prepare_for_packing
+from bayeslora_cli.models.backbones.packing import packs, prepare_for_packing
 from bayeslora_cli.models.backbones.targets import inside, match_targets
 from bayeslora_cli.models.kernels.cpu_dropout import cpu_dropout
 from bayeslora_cli.tasks.objectives.objective import Objective
@@ -67,8 +67,9 @@ def build_network(
         if name not in missing and not inside(name, head)
     ]
     replace_attention(module, config.max_length)
-    if objective.entry.packed:
-        prepare_for_packing(module)
+    packed = objective.entry.packed and packs(config.packing, module.config, head=bool(head))
+    if packed or (objective.entry.packed and not head):
+        prepare_for_packing(module, head=bool(head))
     backbone_sha256 = (
         ""
         if device.type == "meta"
@@ -137,6 +138,7 @@ def build_network(
         adapters=adapters,
         joints=tuple(joints),
         head=head,
+        packed=packed,
         drawn=drawn,
         backbone_sha256=backbone_sha256,
         operands=method.operands(config, bank, adapters, dtype),

@@ -13,7 +13,6 @@ from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
 from bayeslora_cli.models.backbones.input_limits import FORWARD_ERRORS, refuse_rows
 from bayeslora_cli.models.backbones.loading import unread
-from bayeslora_cli.models.backbones.packing import takes_packed_rows
 from bayeslora_cli.models.kernels.cpu_dropout import cpu_dropout
 from bayeslora_cli.tasks.objectives.objective import BESIDE_INPUTS, Objective
 
@@ -64,6 +63,8 @@ class Network:
     """Joint products of adapted layers that see the same input."""
     head: tuple[str, ...]
     """Names of the modules that make up the head."""
+    packed: bool
+    """Whether the rows of a batch go to the backbone one after the other, without padding."""
     drawn: dict[str, Tensor]
     """fp32 copies of frozen tensors that the checkpoint lacked and this run drew."""
     backbone_sha256: str
@@ -105,11 +106,6 @@ class Network:
         with unread(device), cpu_dropout(device):
             logits: Tensor = self.module(**batch).logits
         return logits.float()
-
-    @property
-    def packed(self) -> bool:
-        """Whether the rows of a batch go to the backbone one after the other, without padding."""
-        return self.objective.entry.packed and takes_packed_rows(self.module.config.model_type)
 
     @property
     def branch(self) -> Hashable:

@@ -83,9 +83,9 @@ def _build(prepared: PreparedRun, runs: int, processes: Processes) -> TrainingSe
         setup = TrainingSetup(prepared, data, device, processes)
     processes.check_inputs(setup.checksums)
     if device.type == "cuda" and not config.eager:
-        setup.capture(
-            config, compiled=_is_worth_compiling(config, runs, packed=setup.network.packed)
-        )
+        # blocks of encoders gain as little as on padded rows
+        packed = setup.network.packed and not setup.network.head
+        setup.capture(config, compiled=_is_worth_compiling(config, runs, packed=packed))
     elif config.compile == "on":
         logger.warning("--compile on has no effect on a %s", device.type.upper())
     return setup

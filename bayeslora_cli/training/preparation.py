@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bayeslora_cli.config.catalogue import OBJECTIVES
+from bayeslora_cli.config.catalogue import AUTO, OBJECTIVES
 from bayeslora_cli.config.effects import affecting
 from bayeslora_cli.config.resolution import Resolved, scale_schedule
 from bayeslora_cli.config.run_config import RunConfig, flag
@@ -118,6 +118,7 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
                 f"{run.path} holds a run on other {what} of these files. "
                 "Use --overwrite to replace it, or another --output"
             )
+    config = replace(config, packing=_packing(config, run))
     return PreparedRun(
         config=config,
         task=task,
@@ -127,6 +128,15 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
         cache=cache,
         moved=moved,
     )
+
+
+def _packing(config: RunConfig, run: RunDir) -> str:
+    """Return whether rows are packed: a run goes on as it was begun, unless --packing is typed.
+
+    Runs of versions without this option have it at auto, which pads the rows of encoders.
+    """
+    begun = run.started and not config.overwrite
+    return run.read_config().packing if config.packing == AUTO and begun else config.packing
 
 
 def _others(then: Task, now: Task) -> str | None:

@@ -9,7 +9,8 @@ by step, so that a slow moment of the machine hits all of them. Dropout is on. P
 (delta_t = 1) in all timed steps.
 
 With `--task` the batches have the lengths of that task's rows in a run's own order, each padded to
-its longest; a last row shows this engine's step in the order of `--group-by-length`.
+its longest; rows named so show this engine's step on packed rows, and in the order of
+`--group-by-length`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from bayeslora_cli.bayes.optimizer import build_optimizer
 from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import TrainOrder
-from bayeslora_cli.data.tokenization import tokenise
+from bayeslora_cli.data.packing import token_batch
+from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.schedules import LearningRate, RankBudget
@@ -44,16 +46,18 @@ from bayeslora_cli.training.step import TrainStep
 TARGETS = ["query", "key", "value", "dense"]
 T_INIT = 2
 WARM_UP = 3  # steps before the timed ones
-GROUPED = "the same, --group-by-length"
+GROUPED = "the same in fp32, --group-by-length"
+PACKED = {"the same, packed": "fp32", "the same, packed, --precision bf16": "bf16"}
 
 
 def ours(
-    model: str, optimizer: str, criterion: str, total: int, device: str, precision: str = "fp32"
-) -> Step:
+    model: str, optimizer: str, criterion: str, total: int, device: str, precision: str = "fp32",
+    packing: str = "off",
+) -> Step:  # fmt: skip
     """This engine's eager step with the paper's ranks."""
     config = RunConfig(
         model=model, optimizer=optimizer, criterion=criterion, target_modules=tuple(TARGETS),
-        precision=precision, weight_decay=1e-8 if optimizer == "ivon" else 0.0,
+        precision=precision, packing=packing, weight_decay=1e-8 if optimizer == "ivon" else 0.0,
     )  # fmt: skip
     maker = OPTIMIZERS[optimizer]
     where = torch.device(device)
@@ -80,14 +84,18 @@ def ours(
     return lambda t, batch: step(t, [batch])
 
 
-def batch_of(lengths: Tensor) -> dict[str, Tensor]:
-    """Random tokens and labels for rows of these lengths, (b,)."""
-    inside = torch.arange(int(lengths.max())) < lengths[:, None]
-    return {
-        "input_ids": torch.randint(1000, 30000, inside.shape),
-        "attention_mask": inside.long(),
-        "labels": torch.randint(0, 2, (len(lengths),)),
-    }
+def batches_of(lengths: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Random tokens and labels for rows of these lengths, (b,), padded and packed."""
+    split = TokenisedSplit(
+        tokens=torch.randint(1000, 30000, (int(lengths.sum()),), dtype=torch.int32),
+        offsets=torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0))),
+        token_types=None,
+        labels=torch.randint(0, 2, (len(lengths),)),
+        pad_id=0,
+        packed=True,
+    )
+    everyone = torch.arange(len(lengths))
+    return split.batch(everyone), token_batch(split, everyone, 0, torch.device("cpu"))
 
 
 def lengths_of(options: argparse.Namespace, model: str) -> tuple[Tensor, Tensor]:
@@ -137,15 +145,17 @@ def main() -> None:
         "bayeslora AdaLoRA + IVON, snr": ours(model, "ivon", "snr", total, "cpu"),
     }
     sides["the same, --precision bf16"] = ours(model, "ivon", "snr", total, "cpu", "bf16")
+    for name, precision in PACKED.items():
+        sides[name] = ours(model, "ivon", "snr", total, "cpu", precision, packing="on")
     if options.task is not None:
         sides[GROUPED] = ours(model, "ivon", "snr", total, "cpu")
     times: dict[str, list[float]] = {name: [] for name in sides}
     random, grouped = lengths_of(options, model)
     for t in range(WARM_UP + options.steps):
-        batch, other = batch_of(random[t]), batch_of(grouped[t])
+        (batch, packed), (other, _) = batches_of(random[t]), batches_of(grouped[t])
         for name, step in sides.items():
             start = time.perf_counter()
-            step(t, other if name == GROUPED else batch)
+            step(t, other if name == GROUPED else packed if name in PACKED else batch)
             if t >= WARM_UP:
                 times[name].append(time.perf_counter() - start)
 

@@ -19,6 +19,8 @@ from bayeslora_cli.bayes.optimizer import build_optimizer
 from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import padded_width
+from bayeslora_cli.data.packing import token_batch
+from bayeslora_cli.data.tokenization import TokenisedSplit
 from bayeslora_cli.execution.compilation import compile_blocks
 from bayeslora_cli.execution.cuda_graphs import GraphRunner, run_eagerly
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
@@ -105,8 +107,11 @@ def engine(
         )
         network.module.train()
         if compiled and on_gpu:
-            compile_blocks(network.module)
+            compile_blocks(network.module, dynamic=None if network.packed else False)
             step.compile()
+        if network.packed:
+            laid = Packed(s.device)
+            return lambda t, batch: step(t, [laid(batch)])
         return lambda t, batch: step(t, [widened(batch) if on_gpu else batch])
 
     return build
@@ -117,6 +122,26 @@ def widened(batch: Batch) -> Batch:
     width = batch["input_ids"].shape[1]
     more = padded_width(width, LONGEST) - width
     return {k: F.pad(v, (0, more)) if v.dim() == 2 else v for k, v in batch.items()}
+
+
+class Packed:
+    """Packs batches as a run does: on the CPU, anew at each step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.splits: dict[int, TokenisedSplit] = {}
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Return the rows of a padded batch one after the other, on the device."""
+        split = self.splits.get(id(batch))
+        if split is None:
+            inside = batch["attention_mask"].bool().cpu()
+            offsets = torch.cat((torch.zeros(1, dtype=torch.int64), inside.sum(1).cumsum(0)))
+            split = self.splits[id(batch)] = TokenisedSplit(
+                tokens=batch["input_ids"].cpu()[inside].int(), offsets=offsets, token_types=None,
+                labels=batch["labels"].cpu(), pad_id=0, packed=True,
+            )  # fmt: skip
+        return token_batch(split, torch.arange(len(split)), 0, self.device)
 
 
 # ---- peers
@@ -191,6 +216,14 @@ ROWS: dict[str, tuple[str, Callable[[Setting], Step]]] = {
     "adalora-ivon-uncompiled": (
         "the same, not compiled",
         engine("adalora", "ivon", "snr", compiled=False),
+    ),
+    "adalora-ivon-packed": (
+        "the same, packed",
+        engine("adalora", "ivon", "snr", packing="on"),
+    ),
+    "adalora-ivon-packed-uncompiled": (
+        "the same, packed, not compiled",
+        engine("adalora", "ivon", "snr", compiled=False, packing="on"),
     ),
     "adalora-ivon-eager": (
         "the same, kernel by kernel",

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayeslora_cli.models.adapters.layer import JointLinear
+from bayeslora_cli.models.encoders.packed_rows import Rows, present_batch
+from bayeslora_cli.models.encoders.relative_positions import nearest, position_rows
+from bayeslora_cli.models.encoders.row_attention import places_back, places_of, row_lengths
 from bayeslora_cli.models.kernels.position_bias import position_bias, skew
 
 REPLACED = "DisentangledSelfAttention"  # transformers' name; version 1 of DeBERTa has it as well
@@ -81,39 +84,17 @@ def _no_positions(*_: Any, **__: Any) -> None:
     """Return no relative positions: each replaced attention computes its own."""
 
 
-def _pairs(attention_mask: Tensor) -> Tensor:
-    """Return which query may see which key: (B, L) or (B, L, L) -> bool (B, 1, L, L)."""
+def _pairs(attention_mask: Tensor) -> Tensor | Rows:
+    """Return which query may see which key: (B, L) or (B, L, L) -> bool (B, 1, L, L).
+
+    Of a packed batch return its `Rows`, which the mask does not tell.
+    """
+    if (batch := present_batch()) is not None:
+        return batch.rows
     seen = attention_mask.bool()
     if seen.dim() == 2:
         return seen[:, None, None, :] & seen[:, None, :, None]
     return seen[:, None] if seen.dim() == 3 else seen
-
-
-def position_rows(reach: int, span: int, buckets: int, longest: int) -> Tensor:
-    """Return the row of the relative embeddings for each relative position -reach ... reach - 1.
-
-    Position r is query minus key. Up to m = buckets // 2 it is its own bucket; beyond, buckets are
-    logarithmic: sign(r) (m + ceil((m - 1) ln(|r| / m) / ln((longest - 1) / m))). Row 0 is
-    position -span; positions beyond the first or the last row use that row.
-
-    Args:
-        span: half the number of rows.
-        buckets: twice m; not positive: every position is its own bucket.
-        longest: the largest position, which the last bucket holds.
-    Returns:
-        (2 reach,) int64, never decreasing, on the CPU.
-    """
-    position = torch.arange(-reach, reach, device="cpu")
-    if buckets > 0 and longest > 0:
-        middle = buckets // 2
-        # fp32, as in transformers: exactly at a bucket's edge the rounding decides
-        ratio = position.abs().clamp(min=middle).float() / middle
-        full = torch.tensor((longest - 1) / middle, dtype=torch.float32, device="cpu")
-        bucket = torch.ceil(ratio.log() / full.log() * (middle - 1)) + middle
-        position = torch.where(
-            position.abs() <= middle, position, (bucket * position.sign()).long()
-        )
-    return (position + span).clamp(0, 2 * span - 1)
 
 
 def _position_bias(c2p: Tensor, p2c: Tensor) -> Tensor:
@@ -197,7 +178,7 @@ class RelativeAttention(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | Rows,
         output_attentions: bool = False,
         query_states: Tensor | None = None,
         relative_pos: Tensor | None = None,
@@ -212,11 +193,60 @@ class RelativeAttention(nn.Module):
         assert query_states is None, "queries and keys are the same tokens"
         assert relative_pos is None, "positions are this module's own"
         assert rel_embeddings is not None
-        batch, length, _ = hidden_states.shape
         content = hidden_states.flatten(0, 1)  # (B L, hidden)
+        if isinstance(attention_mask, tuple):
+            return self._of_rows(content, rel_embeddings, attention_mask).unsqueeze(0), None
+        length = hidden_states.shape[1]
         query, key, value, query_rows, key_rows = self._projections(
             content, self._embeddings(rel_embeddings, length)
         )
+        blocked = ~attention_mask.bool().transpose(0, 1)
+        return self._attend(query, key, value, query_rows, key_rows, blocked), None
+
+    def _of_rows(self, content: Tensor, rel_embeddings: Tensor, rows: Rows) -> Tensor:
+        """Compute attention within packed rows: (t, hidden) -> (t, heads * d).
+
+        A CPU goes row by row; a GPU pads the rows for the attention only.
+        """
+        offsets, longest = rows
+        lengths = row_lengths(offsets) if longest is None else []
+        length = max(lengths) if longest is None else longest.shape[1]
+        query, key, value, query_rows, key_rows = self._projections(
+            content, self._embeddings(rel_embeddings, length)
+        )
+        if longest is None:
+            parts = (torch.split(x, lengths, 1) for x in (query, key, value))
+            found = [
+                self._attend(
+                    q, k, v, nearest(query_rows, q.shape[1]), nearest(key_rows, q.shape[1]), None
+                )
+                for q, k, v in zip(*parts, strict=True)
+            ]  # fmt: skip
+            return torch.cat(found, 1).squeeze(0)
+        tokens = len(content)
+        places, inside = places_of(offsets, tokens, length)
+        q, k, v = (x.index_select(1, places.flatten()) for x in (query, key, value))
+        blocked = ~(inside[:, None, :] & inside[:, :, None])
+        out = self._attend(q, k, v, query_rows, key_rows, blocked[None])
+        return out.flatten(0, 1).index_select(0, places_back(offsets, tokens, length))
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        query_rows: Tensor | None,
+        key_rows: Tensor | None,
+        blocked: Tensor | None,
+    ) -> Tensor:
+        """Compute attention of padded rows: (heads, B L, d) -> (B, L, heads * d).
+
+        Args:
+            query_rows, key_rows: (2L, heads * d), of the positions.
+            blocked: bool (1, B, L, L): whether a query does not see a key; None: B is 1, and all
+                are seen.
+        """
+        batch, length = (1, query.shape[1]) if blocked is None else blocked.shape[1:3]
         fused = _is_worth_fusing(query, length)
         if not fused:  # bmm needs contiguous operands
             query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
@@ -226,7 +256,7 @@ class RelativeAttention(nn.Module):
         shape = (self.heads, batch, length, -1)
         query, key, value = query.view(shape), key.view(shape), value.view(shape)
         attend = self._fused if fused else self._plain
-        return attend(query, key, value, bias, ~attention_mask.bool().transpose(0, 1)), None
+        return attend(query, key, value, bias, blocked)
 
     def _projections(
         self, content: Tensor, embeddings: Tensor
@@ -279,23 +309,36 @@ class RelativeAttention(nn.Module):
         return x.view(len(x), self.heads, -1).transpose(0, 1)
 
     def _plain(
-        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, blocked: Tensor
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        blocked: Tensor | None,
     ) -> Tensor:
         """Compute attention by separate products: (heads, B, L, d) -> (B, L, heads * d)."""
         scores = (query.flatten(0, 1) @ key.flatten(0, 1).mT).view(*query.shape[:3], -1)
         if bias is not None:
             scores = scores + bias
         # a fully blocked row is uniform, padding included, as in transformers
-        scores = (scores * self.scale).masked_fill(blocked, torch.finfo(scores.dtype).min)
+        scores = scores * self.scale
+        if blocked is not None:
+            scores = scores.masked_fill(blocked, torch.finfo(scores.dtype).min)
         weights: Tensor = self.dropout(scores.softmax(-1))
         context = (weights.flatten(0, 1) @ value.flatten(0, 1)).view(query.shape)
         return context.permute(1, 2, 0, 3).flatten(2)
 
     def _fused(
-        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, blocked: Tensor
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        blocked: Tensor | None,
     ) -> Tensor:
         """Compute the same by torch's fused attention, with the bias as its mask."""
         bias = query.new_zeros(()) if bias is None else bias * self.scale
+        assert blocked is not None
         mask = bias.masked_fill(blocked, torch.finfo(query.dtype).min)
         context = F.scaled_dot_product_attention(
             query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1),

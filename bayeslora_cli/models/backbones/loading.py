@@ -24,11 +24,12 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import cached_file, import_utils
 from transformers.utils import logging as transformers_logging
 
+from bayeslora_cli.config.catalogue import AUTO, OFF
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError, explained
 from bayeslora_cli.models.backbones.gguf_tokenizer import complete_tokenizer
 from bayeslora_cli.models.backbones.input_limits import PADDING_COUNTS, unused_positions
-from bayeslora_cli.models.backbones.packing import takes_packed_rows
+from bayeslora_cli.models.backbones.packing import packs
 from bayeslora_cli.models.backbones.places import find_backbone, parsed_once
 from bayeslora_cli.models.backbones.targets import head_modules, inside
 from bayeslora_cli.tasks.objectives.objective import Objective
@@ -153,18 +154,24 @@ def check_architecture(name: str, auto_class: str, *, trust_remote_code: bool = 
         )
 
 
-def packs_rows(name: str, *, trust_remote_code: bool = False) -> bool:
-    """Return whether a backbone keeps packed rows apart; if not, say that rows are padded.
+def packs_rows(config: RunConfig, objective: Objective, packing: str | None = None) -> bool:
+    """Return whether a run's rows are packed; if the backbone cannot, say that they are padded.
 
+    Args:
+        packing: a value of the option in place of the run's.
     Raises:
         ModelError: the model's configuration cannot be loaded.
     """
-    kind = load_configuration(name, trust_remote_code=trust_remote_code).model_type
-    packed = takes_packed_rows(kind)
+    packing, head = packing or config.packing, objective.entry.head
+    if not objective.entry.packed or packing == OFF or (head and packing == AUTO):
+        return False
+    name = config.model
+    found = load_configuration(name, trust_remote_code=config.trust_remote_code)
+    packed = packs(packing, found, head=head)
     if not packed:
         logger.info(
             "--model %s: the rows of a batch are padded to one length, not packed one after the "
-            "other: it is not known that %s keeps packed rows apart", name, kind,
+            "other: it is not known that %s keeps packed rows apart", name, found.model_type,
         )  # fmt: skip
     return packed
 

@@ -9,11 +9,15 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from bayeslora_cli.config.catalogue import OFF, ON
 from bayeslora_cli.models.decoders.packed_attention import (
     masked_attention,
     needs_no_mask,
     packed_attention,
 )
+from bayeslora_cli.models.encoders.logits import pool_packed_rows
+from bayeslora_cli.models.encoders.packed_rows import Rows, present_batch
+from bayeslora_cli.models.encoders.row_attention import row_attention
 
 BY_OFFSETS = frozenset({
     "arcee", "codegen", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2",
@@ -27,19 +31,55 @@ holds the packed rows of each against separate rows (`tests/models/backbones/tes
 BY_POSITIONS = frozenset({"gpt_neo", "nemotron", "stablelm"})
 """Architectures whose own attention keeps rows apart if their positions begin anew, by a mask of
 all tokens by all tokens; the same test holds them."""
+ENCODERS = frozenset({
+    "albert", "bert", "camembert", "data2vec-text", "deberta-v2", "distilbert", "electra", "ernie",
+    "modernbert", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+})  # fmt: skip
+"""Architectures for sequence classification whose blocks hand `Rows` on to our attention in place
+of a mask. A test holds the packed rows of each against padded rows
+(`tests/models/encoders/test_logits.py`)."""
+OWN_ATTENTION = frozenset({"deberta-v2"})
+"""Those of them whose attention is not one of transformers' register."""
 ATTENTION = "bayeslora_packed"
 """Name of our attention in transformers' registers."""
 
 
 def takes_packed_rows(model_type: str) -> bool:
-    """Return whether an architecture keeps packed rows apart; the rows of others are padded."""
+    """Return whether a decoder keeps packed rows apart; the rows of others are padded."""
     return model_type in BY_OFFSETS or model_type in BY_POSITIONS
 
 
-def prepare_for_packing(module: Any) -> None:
+def packs(packing: str, architecture: Any, *, head: bool) -> bool:
+    """Return whether a backbone's rows are packed: if it keeps them apart, and is to.
+
+    Args:
+        packing: the option's value; auto: models without a head, as all runs did whose
+            configuration does not say it.
+        architecture: transformers' configuration.
+        head: whether a head reads the states, or each token's next one is predicted.
+    """
+    if not head:
+        return packing != OFF and takes_packed_rows(architecture.model_type)
+    return packing == ON and _encodes_packed_rows(architecture)
+
+
+def _encodes_packed_rows(architecture: Any) -> bool:
+    kind = architecture.model_type
+    if kind == "deberta-v2":  # its other attention is not ours, its convolution mixes rows
+        plain = getattr(architecture, "conv_kernel_size", 0) < 1
+        return plain and bool(getattr(architecture, "relative_attention", False))
+    return kind in ENCODERS and not getattr(architecture, "is_decoder", False)
+
+
+def prepare_for_packing(module: Any, *, head: bool = False) -> None:
     """Have a backbone attend by row offsets where a batch has them, if its architecture may."""
-    if module.config.model_type in BY_OFFSETS:
+    kind = module.config.model_type
+    if kind in (ENCODERS - OWN_ATTENTION if head else BY_OFFSETS):
         module.set_attn_implementation(ATTENTION)
+    if head:
+        ours = module.config._attn_implementation == ATTENTION
+        assert ours or kind in OWN_ATTENTION, f"{kind} does not take our attention"
+        pool_packed_rows(module)
 
 
 def _attention(
@@ -47,7 +87,7 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | Rows | None,
     row_offsets: Tensor | None = None,
     longest: Tensor | None = None,
     scaling: float | None = None,
@@ -59,17 +99,23 @@ def _attention(
     """Attend as transformers asks for: (1, h, t, d) -> (1, t, h, d).
 
     Rows that are padded, not packed, go to transformers' own function with their mask; it knows no
-    softcap.
+    softcap. Encoders get `Rows` in place of a mask.
     """
+    if isinstance(attention_mask, tuple):
+        found = row_attention(
+            query, key, value, attention_mask,
+            scaling=scaling, dropout=dropout, window=sliding_window,
+        )  # fmt: skip
+        return found, None
     if row_offsets is None and softcap is not None:
         assert attention_mask is not None
         out = masked_attention(query, key, value, attention_mask, scaling, dropout, softcap)
         return out.transpose(1, 2), None
     if row_offsets is None:
-        found: tuple[Tensor, None] = sdpa_attention_forward(
+        padded: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
-        return found
+        return padded
     out = packed_attention(
         query, key, value, row_offsets, longest, scaling=scaling, dropout=dropout,
         window=sliding_window, softcap=softcap,
@@ -78,7 +124,9 @@ def _attention(
 
 
 def _mask(*args: Any, **options: Any) -> Any:
-    """Make the mask of padded rows: bool, (b, 1, t, s)."""
+    """Make the mask of padded rows: bool, (b, 1, t, s); for the packed rows of encoders `Rows`."""
+    if (batch := present_batch()) is not None:
+        return batch.rows
     if needs_no_mask():
         return None
     return sdpa_mask(*args, **options | {"allow_is_causal_skip": False})

@@ -13,15 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_varlen_attn: Any
+varlen_attn: Any
+"""torch's kernel for rows of any length; None: torch before 2.10 has none."""
 try:
-    from torch.nn.attention.varlen import varlen_attn as _varlen_attn
-except ImportError:  # torch before 2.10
-    _varlen_attn = None
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
+HALVED = (torch.bfloat16, torch.float16)
+"""Types that it takes."""
 # torch 2.11 takes shared key heads as they are, later ones ask for this
 _SHARED_HEADS = (
     {"enable_gqa": True}
-    if _varlen_attn is not None and "enable_gqa" in signature(_varlen_attn).parameters
+    if varlen_attn is not None and "enable_gqa" in signature(varlen_attn).parameters
     else {}
 )
 
@@ -84,13 +87,13 @@ def packed_attention(
         return _row_by_row(query, key, value, row_offsets, scaling, dropout, window, softcap)
     assert longest is not None
     even, most = longest.shape
-    halved = query.dtype in (torch.bfloat16, torch.float16)
-    if _varlen_attn is None or not halved or dropout or softcap is not None:
+    halved = query.dtype in HALVED
+    if varlen_attn is None or not halved or dropout or softcap is not None:
         return _padded(query, key, value, row_offsets, most, scaling, dropout, window, softcap)
     fits = query.shape[3] % 8 == 0 and query.shape[3] <= 128
     if even and fits and (window is None or window >= most):
         return _even(query, key, value, most, scaling)
-    out: Tensor = _varlen_attn(
+    out: Tensor = varlen_attn(
         query.squeeze(0).transpose(0, 1),
         key.squeeze(0).transpose(0, 1),
         value.squeeze(0).transpose(0, 1),

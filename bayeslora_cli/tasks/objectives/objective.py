@@ -162,11 +162,8 @@ class Objective(ABC):
         Returns:
             (b, outputs) logits, or what the entry's `forward` returns.
         """
-        if self.entry.forward:
-            found: Tensor = implementation(self.entry.forward)(module, batch)
-            return found
-        logits: Tensor = module(**batch).logits
-        return logits
+        found: Tensor = implementation(self.entry.forward)(module, batch)
+        return found
 
     @abstractmethod
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

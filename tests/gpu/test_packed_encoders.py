@@ -1,0 +1,93 @@
+"""Packed rows of encoders on a CUDA device: `pytest -m gpu tests/gpu/test_packed_encoders.py`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bayeslora_cli.data.packing import collate, token_batch
+from bayeslora_cli.execution.cuda_graphs import GraphRunner, run_eagerly
+from tests.methods.test_packed_rows import text_rows
+from tests.support.objectives import TWO_CLASSES
+from tests.training.test_step import T_FINAL, T_INIT, TOTAL, make_step
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.usefixtures("a_gpu"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+]
+GPU = torch.device("cuda")
+KINDS = ["bert", "deberta-v2"]
+
+
+def batches(count, *, packed):
+    """Rows in other orders and numbers, so that sizes differ from batch to batch."""
+    rows, found = text_rows(), []
+    generator = torch.Generator().manual_seed(1)
+    for t in range(count):
+        indices = torch.randperm(len(rows), generator=generator)[: 4 + t % 3]
+        batch = token_batch(rows, indices, 0, GPU) if packed else rows.batch(indices)
+        found.append({name: value.to(GPU) for name, value in batch.items()})
+        found[-1]["labels"] = found[-1]["labels"] % len(TWO_CLASSES.classes)
+    return found
+
+
+def trained(model, *, packed, runner=lambda noise: run_eagerly, steps=12, **options):
+    step = make_step(
+        model, "ivon", "snr", device="cuda", packing="on" if packed else "off", runner=runner,
+        **options,
+    )  # fmt: skip
+    assert step.network.packed == packed
+    step.network.module.train()
+    torch.manual_seed(0)
+    for t, batch in enumerate(batches(steps, packed=packed)):
+        step(t, [batch])
+    assert step.bad_step() is None
+    return step.network.bank.mean.clone()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_steps_are_padded_steps(kind, backbone):
+    """In fp32, without dropout."""
+    model = backbone(kind)
+    packed, padded = (trained(model, packed=both) for both in (True, False))
+    torch.testing.assert_close(packed, padded, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_captured_steps_are_eager_steps(kind, precision, backbone):
+    """To the bit, with dropout."""
+    model, options = backbone(kind, dropout=0.1), {"precision": precision, "packed": True}
+    eager = trained(model, **options)
+    torch.cuda.set_stream(torch.cuda.Stream())
+    captured = trained(model, runner=lambda noise: GraphRunner([noise]), **options)
+    assert torch.equal(captured, eager)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_forward_pass_on_packed_rows_never_waits(kind, precision, backbone):
+    step = make_step(
+        backbone(kind), "ivon", "snr", device="cuda", precision=precision, packing="on"
+    )
+    data = batches(TOTAL, packed=True)
+    step(0, [data[0]])
+    torch.cuda.set_sync_debug_mode("error")
+    for t in (T_INIT + 2, TOTAL - T_FINAL, TOTAL - 1):
+        step(t, [data[t]])
+    torch.cuda.set_sync_debug_mode("default")
+    assert step.bad_step() is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions_in_bf16(kind, backbone):
+    """By torch's kernel for rows of any length where there is no dropout."""
+    rows, found = text_rows(), {}
+    for name in ("fp32", "bf16"):
+        step = make_step(backbone(kind), "ivon", "snr", device="cuda", precision=name, packing="on")
+        step.network.module.eval()
+        batch = collate(rows, torch.arange(len(rows)), 0, fixed=True)
+        with torch.no_grad():
+            found[name] = step.network.logits({n: x.cuda() for n, x in batch.items()})
+    torch.testing.assert_close(found["bf16"], found["fp32"], rtol=3e-2, atol=3e-2)

@@ -118,9 +118,8 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
                 f"{run.path} holds a run on other {what} of these files. "
                 "Use --overwrite to replace it, or another --output"
             )
-    config = replace(config, packing=_packing(config, run))
     return PreparedRun(
-        config=config,
+        config=with_packing(config, run),
         task=task,
         examples=examples,
         tokenizer=tokenizer,
@@ -130,13 +129,14 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
     )
 
 
-def _packing(config: RunConfig, run: RunDir) -> str:
-    """Return whether rows are packed: a run goes on as it was begun, unless --packing is typed.
+def with_packing(config: RunConfig, run: RunDir) -> RunConfig:
+    """Have a run go on with rows packed or padded as it was begun, unless --packing is typed.
 
     Runs of versions without this option have it at auto, which pads the rows of encoders.
     """
-    begun = run.started and not config.overwrite
-    return run.read_config().packing if config.packing == AUTO and begun else config.packing
+    if config.packing != AUTO or config.overwrite or not run.started:
+        return config
+    return replace(config, packing=run.read_config().packing)
 
 
 def _others(then: Task, now: Task) -> str | None:

@@ -47,6 +47,10 @@ TARGETS = ["query", "key", "value", "dense"]
 T_INIT = 2
 WARM_UP = 3  # steps before the timed ones
 GROUPED = "the same in fp32, --group-by-length"
+FEW = (
+    "PEFT AdaLoRA + AdamW, sensitivity", "PEFT AdaLoRA + ivon-opt, sensitivity",
+    "bayeslora AdaLoRA + IVON, snr", "the same, packed",
+)  # fmt: skip
 PACKED = {"the same, packed": "fp32", "the same, packed, --precision bf16": "bf16"}
 
 
@@ -123,6 +127,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--task", help="a GLUE task whose rows' lengths the batches have")
     parser.add_argument("--data", type=Path, help="its directory, for --task")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall",
+        help="cpu: only the process's own time, for a busy machine",
+    )  # fmt: skip
+    parser.add_argument("--few", action="store_true", help=f"only {', '.join(FEW)}")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
@@ -149,15 +158,18 @@ def main() -> None:
         sides[name] = ours(model, "ivon", "snr", total, "cpu", precision, packing="on")
     if options.task is not None:
         sides[GROUPED] = ours(model, "ivon", "snr", total, "cpu")
+    if options.few:
+        sides = {name: step for name, step in sides.items() if name in FEW}
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in sides}
     random, grouped = lengths_of(options, model)
     for t in range(WARM_UP + options.steps):
         (batch, packed), (other, _) = batches_of(random[t]), batches_of(grouped[t])
         for name, step in sides.items():
-            start = time.perf_counter()
+            start = clock()
             step(t, other if name == GROUPED else packed if name in PACKED else batch)
             if t >= WARM_UP:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
 
     versions = ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "peft", "ivon-opt"))
     print(
@@ -166,7 +178,7 @@ def main() -> None:
     )
     print(
         f"MiniLM-L6, batch {options.batch_size} x {options.task or options.length} tokens, "
-        f"medians of {options.steps} steps in turn"
+        f"medians of {options.steps} steps in turn, {options.clock} time"
     )
     print(
         "\n| step | ms, median | min | max | of PEFT + AdamW | of PEFT + ivon-opt |"

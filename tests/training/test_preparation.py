@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from bayeslora_cli.config.files.toml_files import to_toml
 from bayeslora_cli.config.resolution import resolve
-from bayeslora_cli.training.preparation import warn_of_few_steps
+from bayeslora_cli.runs.directory import RunDir
+from bayeslora_cli.training.preparation import warn_of_few_steps, with_packing
 
 
 @pytest.mark.parametrize(
@@ -23,3 +27,25 @@ def test_an_interval_of_evaluations_that_never_counts(typed, rows, said, caplog)
     warn_of_few_steps(resolve({"task": "demo", "batch_size": 8, **typed}), rows)
     assert [record.levelname for record in caplog.records] == ["WARNING"] * said
     assert all("--eval-every 10 has no effect" in r.message for r in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("typed", "begun", "expected"),
+    [
+        ("auto", None, "auto"),
+        ("auto", "on", "on"),
+        ("auto", "auto", "auto"),  # as runs of versions without the option
+        ("on", "auto", "on"),
+        ("off", "on", "off"),
+    ],
+)
+def test_a_run_goes_on_packed_as_it_was_begun(typed, begun, expected, tmp_path):
+    config = resolve({"task": "rte", "packing": typed}).config
+    run = RunDir(tmp_path)
+    if begun is not None:
+        then = to_toml(replace(config, packing=begun))
+        # older versions have not written the option
+        run.config.write_text(then.replace('packing = "auto"\n', ""), encoding="utf-8")
+    assert with_packing(config, run).packing == expected
+    if begun is not None:
+        assert with_packing(replace(config, overwrite=True), run).packing == typed

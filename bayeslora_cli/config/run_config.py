@@ -294,13 +294,11 @@ class RunConfig:
         "auto", MACHINE,
         "torch.compile on a GPU: on, off, or auto, for 20,000 steps, 1,500 of packed rows, those "
         "of all runs of a sweep that share a network",
-        choices=catalogue.SWITCH, affects_result=False,
-        idle_when=(beside("eager", True),),
+        choices=catalogue.SWITCH, affects_result=False, idle_when=(beside("eager", True),),
     )
     packing: str = option(
         "auto", MACHINE,
-        "Lay the rows of a batch one after the other, without padding: on, off, or auto, on for "
-        "causal models",
+        "Batches without padding, row after row: on, off, or auto, on for causal models",
         choices=catalogue.SWITCH, affects_result=False, decides_code=True,
     )
     gradient_checkpointing: bool = option(

@@ -21,7 +21,7 @@ TABLE = {
 ROWS = [(m, o, c) for (m, o), criteria in TABLE.items() for c in criteria]
 NOT_RESULT = {
     "eval_batch_size", "log_every", "device", "gradient_checkpointing", "output", "overwrite",
-    "trust_remote_code", "deterministic", "checkpoint_every", "eager", "compile",
+    "trust_remote_code", "deterministic", "checkpoint_every", "eager", "compile", "packing",
     "log_to",
 }  # fmt: skip
 FLOATS = [name for name, f in OPTIONS.items() if "float" in str(f.type)]
@@ -82,6 +82,7 @@ FREE = {
     "eager": st.booleans(),
     "group_by_length": st.booleans(),
     "compile": st.sampled_from(["auto", "on", "off"]),
+    "packing": st.sampled_from(["auto", "on", "off"]),
     "log_to": st.none()
     | st.lists(st.sampled_from(["tensorboard", "wandb"]), max_size=2).map(tuple),
     "choices": st.none() | st.sampled_from(["answers", "letters"]),

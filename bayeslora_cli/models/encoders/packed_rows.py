@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -23,7 +22,7 @@ class PackedBatch:
     """(b,) int64: place of each row's first token; further rows only fill the batch."""
 
 
-_BATCH: ContextVar[PackedBatch | None] = ContextVar("packed_batch", default=None)
+_present: PackedBatch | None = None  # no context variable: torch's compiler cannot read one
 
 
 @contextmanager
@@ -33,13 +32,14 @@ def packed_rows(batch: PackedBatch) -> Iterator[None]:
     Only the beginning and the end of a forward pass ask; blocks that gradient checkpointing runs
     again get the same `Rows` as before.
     """
-    token = _BATCH.set(batch)
+    global _present
+    before, _present = _present, batch
     try:
         yield
     finally:
-        _BATCH.reset(token)
+        _present = before
 
 
 def present_batch() -> PackedBatch | None:
     """Return the batch of the present forward pass; None: its rows are padded."""
-    return _BATCH.get()
+    return _present

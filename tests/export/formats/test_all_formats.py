@@ -152,7 +152,7 @@ def test_uniform_ranks_need_no_patterns(targets, backbone, tmp_path):
     assert written["rank_pattern"] == written["alpha_pattern"] == {}
     assert (written["r"], written["lora_alpha"]) == (8, 8)
     assert {t.shape[0] for n, t in tensors.items() if "lora_A" in n} == {8}
-    # "dense" names all of them, also those that are not adapted; kinds without any rank are left out
+    # "dense" names all such layers, adapted or not; kinds without any rank are left out
     there = {n[len("base_model.model.") :].split(".lora_")[0] for n in tensors if ".lora_" in n}
     named = set(targets) if "dense" in targets else there
     assert set(written["target_modules"]) == named

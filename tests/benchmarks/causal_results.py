@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -154,10 +155,8 @@ def start_mps(environment: dict[str, str]) -> bool:
     """Let processes compute side by side on the GPU; tell whether they do."""
     if shutil.which("nvidia-cuda-mps-control") is None:
         return False
-    here = {"CUDA_MPS_PIPE_DIRECTORY": "/tmp/mps-pipe", "CUDA_MPS_LOG_DIRECTORY": "/tmp/mps-log"}
-    for directory in here.values():
-        Path(directory).mkdir(exist_ok=True)
-    environment |= here
+    for name in ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"):
+        environment[name] = tempfile.mkdtemp()
     subprocess.run(["nvidia-cuda-mps-control", "-d"], env=environment, check=False, timeout=20)
     return True
 

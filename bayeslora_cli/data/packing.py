@@ -66,11 +66,17 @@ def pack(
 ) -> dict[str, Tensor]:
     """Lay rows one after the other; see `token_batch`.
 
+    Rows of which one thing is predicted lie in order of length, the longest first: attention then
+    meets rows of one length side by side.
+
     Args:
         fixed: round all sizes up.
         even: tell, by the shape of `longest`, whether all rows have one length.
     """
-    lengths = split.lengths[indices]
+    picked, lengths = indices, split.lengths[indices]
+    if split.counted is None:
+        order = torch.argsort(lengths, descending=True, stable=True)
+        indices, lengths = indices[order], lengths[order]
     offsets = torch.cat((lengths.new_zeros(1), lengths.cumsum(0)))
     tokens = int(offsets[-1])
     position = torch.arange(tokens) - torch.repeat_interleave(offsets[:-1], lengths)
@@ -80,9 +86,9 @@ def pack(
         aims = split.counted[places].nonzero().squeeze(1)
         batch = split.aims(places[aims], aims)
     else:
-        batch = {"first_tokens": offsets[:-1]}
+        batch = {"first_tokens": offsets[:-1][torch.argsort(order)]}
         if split.labels is not None:
-            batch["labels"] = split.labels[indices]
+            batch["labels"] = split.labels[picked]
         if split.token_types is not None:
             inputs["token_type_ids"] = split.token_types[places].long()
     if fixed:

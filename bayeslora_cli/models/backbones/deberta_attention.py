@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from bayeslora_cli.models.adapters.layer import JointLinear
 from bayeslora_cli.models.encoders.packed_rows import Rows, present_batch
 from bayeslora_cli.models.encoders.relative_positions import nearest, position_rows
-from bayeslora_cli.models.encoders.row_attention import places_back, places_of, row_lengths
 from bayeslora_cli.models.kernels.position_bias import position_bias, skew
+from bayeslora_cli.models.packed.layout import equal_rows, places_back, places_of, row_lengths
 
 REPLACED = "DisentangledSelfAttention"  # transformers' name; version 1 of DeBERTa has it as well
 EXPECTED = (
@@ -201,33 +201,33 @@ class RelativeAttention(nn.Module):
             content, self._embeddings(rel_embeddings, length)
         )
         blocked = ~attention_mask.bool().transpose(0, 1)
-        return self._attend(query, key, value, query_rows, key_rows, blocked), None
+        return self._attend(query, key, value, query_rows, key_rows, length, blocked), None
 
     def _of_rows(self, content: Tensor, rel_embeddings: Tensor, rows: Rows) -> Tensor:
         """Compute attention within packed rows: (t, hidden) -> (t, heads * d).
 
-        A CPU goes row by row; a GPU pads the rows for the attention only.
+        A CPU computes neighbouring rows of one length together; a GPU pads the rows for the
+        attention only.
         """
         offsets, longest = rows
-        lengths = row_lengths(offsets) if longest is None else []
-        length = max(lengths) if longest is None else longest.shape[1]
+        groups = equal_rows(row_lengths(offsets)) if longest is None else []
+        length = max(n for _, n in groups) if longest is None else longest.shape[1]
         query, key, value, query_rows, key_rows = self._projections(
             content, self._embeddings(rel_embeddings, length)
         )
         if longest is None:
-            parts = (torch.split(x, lengths, 1) for x in (query, key, value))
+            sizes = [count * n for count, n in groups]
+            parts = zip(*(torch.split(x, sizes, 1) for x in (query, key, value)), strict=True)
             found = [
-                self._attend(
-                    q, k, v, nearest(query_rows, q.shape[1]), nearest(key_rows, q.shape[1]), None
-                )
-                for q, k, v in zip(*parts, strict=True)
-            ]  # fmt: skip
-            return torch.cat(found, 1).squeeze(0)
+                self._attend(q, k, v, nearest(query_rows, n), nearest(key_rows, n), n)
+                for (_, n), (q, k, v) in zip(groups, parts, strict=True)
+            ]
+            return torch.cat([part.flatten(0, 1) for part in found])
         tokens = len(content)
         places, inside = places_of(offsets, tokens, length)
         q, k, v = (x.index_select(1, places.flatten()) for x in (query, key, value))
         blocked = ~(inside[:, None, :] & inside[:, :, None])
-        out = self._attend(q, k, v, query_rows, key_rows, blocked[None])
+        out = self._attend(q, k, v, query_rows, key_rows, length, blocked[None])
         return out.flatten(0, 1).index_select(0, places_back(offsets, tokens, length))
 
     def _attend(
@@ -237,23 +237,23 @@ class RelativeAttention(nn.Module):
         value: Tensor,
         query_rows: Tensor | None,
         key_rows: Tensor | None,
-        blocked: Tensor | None,
+        length: int,
+        blocked: Tensor | None = None,
     ) -> Tensor:
         """Compute attention of padded rows: (heads, B L, d) -> (B, L, heads * d).
 
         Args:
             query_rows, key_rows: (2L, heads * d), of the positions.
-            blocked: bool (1, B, L, L): whether a query does not see a key; None: B is 1, and all
-                are seen.
+            length: L.
+            blocked: bool (1, B, L, L): whether a query does not see a key; None: all are seen.
         """
-        batch, length = (1, query.shape[1]) if blocked is None else blocked.shape[1:3]
         fused = _is_worth_fusing(query, length)
         if not fused:  # bmm needs contiguous operands
             query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
 
         bias = self._bias(query, key, query_rows, key_rows, length)
 
-        shape = (self.heads, batch, length, -1)
+        shape = (self.heads, -1, length, query.shape[2])
         query, key, value = query.view(shape), key.view(shape), value.view(shape)
         attend = self._fused if fused else self._plain
         return attend(query, key, value, bias, blocked)

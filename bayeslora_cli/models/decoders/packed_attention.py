@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from inspect import signature
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from bayeslora_cli.models.packed.layout import attend_by_length, attend_padded, row_lengths
 
 varlen_attn: Any
 """torch's kernel for rows of any length; None: torch before 2.10 has none."""
@@ -143,12 +144,12 @@ def _row_by_row(
     softcap: float | None,
 ) -> Tensor:
     """Compute `packed_attention` on a CPU, which reads the offsets."""
-    found = []
-    for start, stop in pairwise(row_offsets.tolist()):
-        if start < stop:
-            q, k, v = (x[:, :, start:stop] for x in (query, key, value))
-            found.append(_causal(q, k, v, scaling, dropout, window, softcap))
-    return torch.cat(found, 2).transpose(1, 2)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return _causal(q, k, v, scaling, dropout, window, softcap)
+
+    groups = [(1, length) for length in row_lengths(row_offsets)]
+    return attend_by_length(attend, query, key, value, groups)
 
 
 def _padded(
@@ -164,24 +165,13 @@ def _padded(
 ) -> Tensor:
     """Compute `packed_attention` of rows padded to `length`, without reading the offsets.
 
-    Behind a row's end lie tokens of others. No token of the row sees them, as they come later, and
-    what they see is not used.
+    No token of a row sees what lies behind the row's end, as that comes later.
     """
-    tokens = query.shape[2]
-    columns = torch.arange(length, device=query.device)
-    places = (row_offsets[:-1, None] + columns).clamp(max=tokens - 1).flatten()
-    q, k, v = (
-        x.squeeze(0)
-        .index_select(1, places)
-        .view(x.shape[1], -1, length, x.shape[3])
-        .transpose(0, 1)
-        for x in (query, key, value)
-    )
-    out = _causal(q, k, v, scaling, dropout, window, softcap)  # (rows, h, length, d)
-    token = torch.arange(tokens, device=query.device, dtype=row_offsets.dtype)
-    row = torch.searchsorted(row_offsets[1:].contiguous(), token, right=True)
-    back = row * length + token - row_offsets[row]
-    return out.transpose(1, 2).flatten(0, 1).index_select(0, back).unsqueeze(0)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
+        return _causal(q, k, v, scaling, dropout, window, softcap)
+
+    return attend_padded(attend, query, key, value, row_offsets, length)
 
 
 def _causal(

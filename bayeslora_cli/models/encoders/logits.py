@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from bayeslora_cli.models.backbones.input_limits import unused_positions
 from bayeslora_cli.models.encoders.packed_rows import PackedBatch, packed_rows, present_batch
-from bayeslora_cli.models.encoders.row_attention import row_lengths
 
 ASIDE = ("row_offsets", "longest", "first_tokens")
 """Tensors of a packed batch that the backbone does not get."""
@@ -95,13 +94,9 @@ def _first_states(states: Tensor, batch: PackedBatch) -> Tensor:
 
 def _means(states: Tensor, batch: PackedBatch) -> Tensor:
     """Average the states of each row: (1, t, width) -> (b, 1, width)."""
-    (offsets, longest), rows = batch.rows, len(batch.first_tokens)
-    if longest is None:  # on a CPU
-        parts = torch.split(states, row_lengths(offsets), 1)
-        return torch.cat([part.mean(1, keepdim=True) for part in parts[:rows]])
+    offsets, first = batch.rows[0].long(), batch.first_tokens[:, None]
+    stop = offsets[torch.searchsorted(offsets, first, right=True)]
     token = torch.arange(states.shape[1], device=states.device)
-    stop = offsets[1 : rows + 1, None]
-    inside = (token >= offsets[:rows, None]) & (token < stop)
     # a product: sums in a fixed order, which index_add has not
-    sums = inside.to(states.dtype) @ states.squeeze(0)
-    return (sums / (stop - offsets[:rows, None])).to(states.dtype).unsqueeze(1)
+    sums = ((token >= first) & (token < stop)).to(states.dtype) @ states.squeeze(0)
+    return (sums / (stop - first)).to(states.dtype).unsqueeze(1)

@@ -23,7 +23,7 @@ from tests.support.tiny_models import SPECIAL, WORDS, tiny_config
 
 CPU = torch.device("cpu")
 PAD = SPECIAL.index("<pad>")
-LENGTHS = (5, 9, 1, 12, 2, 7)
+LENGTHS = (5, 9, 1, 12, 2, 9)
 DEBERTA = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 4,
            "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False,
            "max_relative_positions": -1}  # fmt: skip

@@ -25,7 +25,7 @@ class Resolved:
     changed: Mapping[str, Any]
     """Values that affect the result and differ from the task's own preset."""
     notices: tuple[str, ...] = ()
-    """One sentence for each typed option without effect."""
+    """One sentence for each typed option that has no effect or takes the place of another."""
 
 
 def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
@@ -62,8 +62,12 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
     }  # fmt: skip
     layers = [(name, row_values(table, method, optimizer, criterion)) for name, table in chain]
     from_presets = _checked_paths(_merged([found for _, found in layers]))
+    replaced: tuple[str, ...] = ()
+    if typed.get("epochs") is not None and "max_steps" not in typed:
+        replaced = _drop_max_steps(from_presets, layers)
     idle = without_effect(method, optimizer, from_presets | row | typed)
     notices = tuple(f"{flag(n)} has no effect with {idle[n]}" for n in typed if n in idle)
+    notices += replaced
     if preset is not None and not any(found for _, found in layers[len(layers) - asked :]):
         combination = "-".join(p for p in (method, optimizer, criterion) if p)
         notices += (f"--preset {preset} has no effect: it says nothing of {combination}",)
@@ -80,7 +84,7 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
     config = RunConfig(**row | values)
     sources = dict.fromkeys(OPTIONS, "default")
     for name, found in layers:
-        sources |= dict.fromkeys(found, f"preset {name}")
+        sources |= dict.fromkeys(found.keys() & from_presets.keys(), f"preset {name}")
     sources |= dict.fromkeys(typed, "command line")
 
     untyped: dict[str, Any] = {name: option.default for name, option in OPTIONS.items()} | row
@@ -117,6 +121,17 @@ def _merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if total is not None:
             merged["schedule_steps"] = total
     return merged
+
+
+def _drop_max_steps(
+    values: dict[str, Any], layers: Sequence[tuple[str, Mapping[str, Any]]]
+) -> tuple[str, ...]:
+    """Take the presets' number of steps out of their values, for --epochs was typed; say so."""
+    steps = values.pop("max_steps", None)
+    if steps is None:
+        return ()
+    name = next(name for name, found in reversed(layers) if "max_steps" in found)
+    return (f"--epochs takes the place of --max-steps {steps} of --preset {name}",)
 
 
 def _scaled(name: str, value: int, total: int, planned: int) -> int:

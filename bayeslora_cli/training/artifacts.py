@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from bayeslora_cli.bayes import posterior
 from bayeslora_cli.bayes.posterior import Posterior
+from bayeslora_cli.config.catalogue import OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.execution.device import peak_memory
 from bayeslora_cli.export.adapter_check import adapter_problem
@@ -49,7 +51,8 @@ def run_result(
         **best.records,
         "selecting": task.selecting,
         "task": task.name,
-        "outputs": network.objective.outputs,
+        # a language model's run has no head: what an evaluation keeps of a row is no output
+        "outputs": network.objective.outputs if network.objective.has_labels else None,
         "training_rows": rows,
         DATA_CHECKSUM: data_sha256,
         "steps": state.step,
@@ -104,9 +107,13 @@ def write_artifacts(
     scores: Tensor | None,
     mask: Tensor,
     result: Mapping[str, Any],
+    tokenizer: Any,
     batch: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the files; result.json last, since a run that has it counts as finished.
+
+    A language model's tokenizer lies beside the adapter: it may cut text otherwise than the one
+    that transformers opens for the base model (`load_tokenizer`).
 
     Args:
         at: the posterior of the best evaluation at the final budget.
@@ -114,25 +121,34 @@ def write_artifacts(
         mask: the final allocation (n, r).
         batch: inputs to compare the adapter on, as PEFT opens it, with the run; None: none are.
     """
-    problem = None
+    task, problem = run.read_task(), None
     network.bank.check_views()
     with replacing(run.posterior) as path:
         posterior.save(path, network, at)
     if network.adapters:
         with replacing(run.adapter) as path:
             save_peft_adapter(network, config, at.mean, at.mask, path)
+            _save_tokenizer(tokenizer, task, path)
         if batch is not None and (found := adapter_problem(network, at, run.adapter, batch)):
             problem = f"{run.adapter.name}/: {found}. `bayeslora export --format merged` holds it"
             logger.warning("%s", problem)
     else:
-        _save_full(run, network, at)
+        with replacing(run.model) as path:
+            _save_full(path, network, at)
+            _save_tokenizer(tokenizer, task, path)
     report = rank_report(network, config, result["steps"] - 1, mask, scores, at.mean)
     write_json(run.ranks, report.to_json())
-    write_text(run.card, model_card(run, config, run.read_task(), result, problem))
+    write_text(run.card, model_card(run, config, task, result, problem))
     run.finish(dict(result))
 
 
-def _save_full(run: RunDir, network: Network, at: Posterior) -> None:
+def _save_tokenizer(tokenizer: Any, task: Task, directory: Path) -> None:
+    """Write a language model's tokenizer; others' are as transformers opens the base model's."""
+    if OBJECTIVES[task.objective].generates:
+        tokenizer.save_pretrained(directory)
+
+
+def _save_full(directory: Path, network: Network, at: Posterior) -> None:
     """Write the whole fine-tuned model in transformers' own format, in fp32."""
     bank = network.bank
     # found by address: a tied weight has a second name, which the bank does not know
@@ -145,8 +161,7 @@ def _save_full(run: RunDir, network: Network, at: Posterior) -> None:
     }
     # cloned: safetensors refuses tensors that share the bank's storage
     state = {n: v.detach().to("cpu", copy=True).contiguous() for n, v in state.items()}
-    with replacing(run.model) as path:
-        network.module.save_pretrained(path, state_dict=state)
+    network.module.save_pretrained(directory, state_dict=state)
 
 
 def model_card(
@@ -157,10 +172,12 @@ def model_card(
     best, method = result["best_at_budget"], find_method(config.method)
     whole = method.peft_type is None
     snippet = (MERGED if whole else ADALORA).snippet(config, task)
-    imports, base = card.base_model(config.model)
     trust = card.trust_argument(config)
+    standard, base = card.base_model(config.model)
+    if OBJECTIVES[task.objective].generates:
+        standard, base = [], "directory"
     load = [
-        *(f"{line}\n" for line in dict.fromkeys((*snippet.standard, *imports))),
+        *(f"{line}\n" for line in dict.fromkeys((*snippet.standard, *standard))),
         *packages(snippet, task),
         f"from transformers import {', '.join(sorted({'AutoTokenizer', *snippet.transformers}))}",
         "",

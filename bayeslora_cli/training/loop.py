@@ -110,6 +110,7 @@ class TrainingLoop:
         self.config, self.task, self.directory = prepared.config, prepared.task, prepared.run
         self.examples = prepared.examples
         self.moved = prepared.moved
+        self.tokenizer = prepared.tokenizer
         self.setup, self.stop, self.total = setup, stop, prepared.config.total_steps
         self.network, self.allocator = setup.network, setup.allocator
         self.processes = setup.processes
@@ -328,7 +329,7 @@ class TrainingLoop:
         write_artifacts(
             run, self.network, self.config, at=self.best.posterior,
             scores=None if self.allocator is None else self.best.scores,
-            mask=self.network.bank.mask, result=result,
+            mask=self.network.bank.mask, result=result, tokenizer=self.tokenizer,
             batch=next((b.few[0] for b in self.setup.data.splits.values() if b.few), None),
         )  # fmt: skip
         self.log.result(result)

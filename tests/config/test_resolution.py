@@ -436,3 +436,20 @@ def test_options_without_effect_are_said_and_make_no_other_run(typed, idle):
     plain = resolve({"task": "rte"} | without)
     assert plain.config == resolved.config
     assert run_name(plain) == run_name(resolved)
+
+
+def test_typed_epochs_take_the_place_of_a_presets_steps(tmp_path):
+    own = tmp_path / "short.toml"
+    own.write_text("max_steps = 40\nschedule_steps = 40\nt_init = 10\nt_final = 10\n")
+    for preset, steps in (("ivon-lora", 10000), (str(own), 40)):
+        typed = {"task": "arc-easy", "epochs": 2.0}
+        resolved = resolve(typed, preset)
+        assert (resolved.config.epochs, resolved.config.max_steps) == (2.0, None)
+        assert resolved.sources["max_steps"] == "default"
+        assert f"takes the place of --max-steps {steps} of --preset" in resolved.notices[0]
+        # where steps are typed, too, they win
+        both = resolve(typed | {"max_steps": 7}, preset)
+        assert both.config.max_steps == 7
+        assert "--epochs has no effect" in both.notices[0]
+    scaled = scale_schedule(resolved, 80)[0]
+    assert (scaled.t_init, scaled.t_final, scaled.schedule_steps) == (20, 20, 80)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import warnings
@@ -52,12 +53,33 @@ def test_llama_cpp_is_told_the_very_file(run):
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert f'Llama("{run.config.model}", lora_path=f"{{directory}}/adapter.gguf")' in code
     compile(code, "README.md", "exec")
-    assert "serving" not in run.export("lora", overwrite=True).manifest
+
+
+def test_llama_cpp_converts_an_adapter_of_peft_for_the_file(run):
+    """Its converter, tried by hand, makes the matrices of --format gguf, except from patterns."""
+    convert = "python convert_lora_to_gguf.py . --base backbone --outfile adapter.gguf"
+    serve = f"llama-server --lora adapter.gguf --model {run.config.model}"
+    found = run.export("lora", overwrite=True)
+    assert found.manifest["serving"] == [convert, serve]
+    assert f"```sh\n{convert}\n{serve}\n```" in (found.path / "README.md").read_text()
+    assert (found.path / "backbone" / "config.json").is_file()
+    patterned = run.export("lora", patterns=True, overwrite=True)
+    assert "serving" not in patterned.manifest
 
 
 def test_its_own_card_opens_the_adapter_on_the_file(run):
+    """With the tokenizer of the training, which transformers does not make of every GGUF file."""
     card = (run.path / "README.md").read_text()
     assert 'gguf_file="tiny.gguf"' in card
+    assert "AutoTokenizer.from_pretrained(directory)" in card
+    own, trained = AutoTokenizer.from_pretrained(run.directory.adapter), run.load().tokenizer
+    for text in ("say the 12 of 2024", "\n 7  8"):
+        assert own(text)["input_ids"] == trained(text)["input_ids"]
+    assert own.chat_template == trained.chat_template
+    assert (
+        json.loads((own_file := run.directory.adapter / "tokenizer.json").read_text())["truncation"]
+        is None
+    ), own_file
     assert "model.generate(" in card
     assert "adapter/: " not in card, "PEFT opens it with the run's predictions"
 

@@ -16,7 +16,7 @@ from bayeslora_cli.errors import ModelError, UserError
 from bayeslora_cli.export.formats.adapter_files import modules_to_save
 from bayeslora_cli.export.formats.format import Format, Snippet
 from bayeslora_cli.export.formats.lora_files import uniform_factors
-from bayeslora_cli.export.independent_reader import Logits, open_gguf_adapter
+from bayeslora_cli.export.independent_reader import BACKBONE, Logits, open_gguf_adapter
 from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.methods.blora.gates import BASE, WEIGHTS
 from bayeslora_cli.methods.network import Network
@@ -227,6 +227,12 @@ def _commands(model: str) -> tuple[str, ...]:
         place = find_backbone(model)
         return (f"{serve} --hf-repo {place.name} --hf-file {place.gguf}",)
     return (f"{serve} --model {base_in_shell(model)}",)
+
+
+def commands_of_peft(model: str) -> tuple[str, ...]:
+    """Return what serves a directory of PEFT's, run there: llama.cpp's converter, and server."""
+    convert = f"python convert_lora_to_gguf.py . --base {BACKBONE} --outfile {GGUF_FILE}"
+    return (convert, *_commands(model))
 
 
 def _in_a_repository(model: str) -> bool:

@@ -20,6 +20,7 @@ from bayeslora_cli.export.formats.adapter_files import (
     write_adapter,
 )
 from bayeslora_cli.export.formats.format import Format, Snippet, kept_factors
+from bayeslora_cli.export.formats.gguf_adapter import commands_of_peft
 from bayeslora_cli.export.formats.lora_files import save_patterned_adapter, save_uniform_adapter
 from bayeslora_cli.export.independent_reader import BACKBONE, Logits, open_adapter
 from bayeslora_cli.export.request import ExportOptions
@@ -108,10 +109,10 @@ class LoraAdapter(PeftAdapter):
         tokenizer: Any,
         options: ExportOptions,
     ) -> dict[str, Any]:
-        """Write the adapter; return its largest rank."""
+        """Write the adapter; return its largest rank, and `patterns` if matrices have their own."""
         save = save_patterned_adapter if options.patterns else save_uniform_adapter
         rank = save(network, config, network.bank.mean, network.bank.mask, directory)
-        return {"largest_rank": rank}
+        return {"largest_rank": rank} | ({"patterns": True} if options.patterns else {})
 
     def description(self, options: ExportOptions) -> str:
         if options.patterns:
@@ -125,10 +126,13 @@ class LoraAdapter(PeftAdapter):
         )
 
     def serving(self, config: RunConfig, task: Task, facts: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return vLLM's command, if it serves such a model with adapters."""
+        """Return vLLM's command, or llama.cpp's for a base model in a GGUF file, if it is right."""
         rank = facts["largest_rank"]
-        served = OBJECTIVES[task.objective].generates and rank in SERVED_RANKS
-        if not served or config.model.endswith(GGUF):
+        if not OBJECTIVES[task.objective].generates:
+            return ()
+        if config.model.endswith(GGUF):  # llama.cpp's converter leaves out scales of matrices
+            return () if "patterns" in facts else commands_of_peft(config.model)
+        if rank not in SERVED_RANKS:
             return ()
         return (
             f"vllm serve {base_in_shell(config.model)} --enable-lora --max-lora-rank {rank} "

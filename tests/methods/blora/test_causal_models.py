@@ -228,11 +228,13 @@ def test_resuming_repeats_the_run(optimizer, crash, trained, tmp_path, killed_at
 
 @pytest.mark.slow
 def test_the_runs_of_a_sweep_are_runs_of_their_own(trained, tmp_path):
-    with bl.workspace() as shared:
-        trained(tmp_path / "shared", seed=3, workspace=shared)
-        second = trained(tmp_path / "shared", seed=1, workspace=shared)
-    alone = trained(tmp_path / "alone", seed=1)
-    assert differences(second.path, contents(alone.path)) == []
+    """Over modes and seeds, of which the second finds the first one's network."""
+    workspace = bl.workspace()
+    for mode in ("both", "quant", "rank"):
+        for seed in (3, 1):
+            shared = trained(tmp_path, blora_mode=mode, seed=seed, workspace=workspace)
+        alone = trained(tmp_path / "alone", blora_mode=mode, seed=1)
+        assert differences(shared.path, contents(alone.path)) == []
 
 
 # ---- exports

@@ -89,6 +89,15 @@ def make_jobs(typed: argparse.Namespace) -> dict[str, Job]:
     return jobs | {"before": Job()}
 
 
+def seeds_left(name: str, job: Job, typed: argparse.Namespace) -> list[int]:
+    """Return the seeds of a job's runs that `--measured` does not hold yet."""
+    lines = typed.measured.read_text().splitlines() if typed.measured else []
+    of_job = [line for line in map(json.loads, lines) if line["job"] == name]
+    runs = [line["run"] for line in of_job if "run" in line]
+    seeds = job.seeds if job.options else ()
+    return [seed for seed in seeds if not any(run.endswith(f"seed-{seed}") for run in runs)]
+
+
 def measure(name: str, job: Job, typed: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Train and measure a job's runs, one after the other."""
     model, device = model_of(typed), "cpu" if typed.trial else "auto"
@@ -105,7 +114,7 @@ def measure(name: str, job: Job, typed: argparse.Namespace) -> Iterator[dict[str
         yield {"texts": [list(g.texts) for g in bl.generate(model, PROMPTS, max_new_tokens=80,
                                                             device=device)]}  # fmt: skip
     workspace = bl.workspace()
-    for seed in job.seeds if job.options else ():
+    for seed in seeds_left(name, job, typed):
         run = bl.train(**job.options, seed=seed, workspace=workspace)
         samples = None if run.result.get("posterior") is None else SAMPLES
         if name.startswith("instructions"):
@@ -180,7 +189,8 @@ def run_all(typed: argparse.Namespace) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     side_by_side = start_mps(environment)
     say(f"{typed.jobs} jobs at a time, MPS: {'yes' if side_by_side else 'no'}")
-    waiting = [name for name in make_jobs(typed) if re.search(typed.only, name)]
+    jobs = {name: job for name, job in make_jobs(typed).items() if re.search(typed.only, name)}
+    waiting = [name for name in jobs if not jobs[name].options or seeds_left(name, jobs[name], typed)]
     (typed.out / "logs").mkdir(exist_ok=True)
     running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
     while (waiting or running) and time.time() - began < typed.limit:
@@ -223,10 +233,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=22)
     parser.add_argument("--limit", type=float, default=3600)
     parser.add_argument("--only", default="", help="a regular expression for the names of jobs")
+    parser.add_argument("--measured", type=Path, help="lines.jsonl of a call that ran out of time")
     parser.add_argument("--trial", action="store_true", help="four steps each, on the CPU")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     typed = parser.parse_args()
     typed.out = typed.out.resolve()
+    typed.measured = typed.measured and typed.measured.resolve()
     if typed.work:
         work(typed.work, typed)
     else:

@@ -190,7 +190,9 @@ def run_all(typed: argparse.Namespace) -> None:
     side_by_side = start_mps(environment)
     say(f"{typed.jobs} jobs at a time, MPS: {'yes' if side_by_side else 'no'}")
     jobs = {name: job for name, job in make_jobs(typed).items() if re.search(typed.only, name)}
-    waiting = [name for name in jobs if not jobs[name].options or seeds_left(name, jobs[name], typed)]
+    waiting = [
+        name for name in jobs if not jobs[name].options or seeds_left(name, jobs[name], typed)
+    ]
     (typed.out / "logs").mkdir(exist_ok=True)
     running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
     while (waiting or running) and time.time() - began < typed.limit:

@@ -20,11 +20,12 @@ from bayeslora_cli.models.adapters.decoder_blocks import join_blocks
 from bayeslora_cli.models.adapters.dense import DenseLinear
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear, join
 from bayeslora_cli.models.adapters.published_factors import PublishedFactors
-from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention, replace_attention
+from bayeslora_cli.models.backbones.deberta_attention import replace_attention
 from bayeslora_cli.models.backbones.fingerprint import fingerprint
 from bayeslora_cli.models.backbones.loading import load_backbone
 from bayeslora_cli.models.backbones.packing import packs, prepare_for_packing
 from bayeslora_cli.models.backbones.targets import inside, match_targets
+from bayeslora_cli.models.encoders.relative_attention import RelativeAttention
 from bayeslora_cli.models.kernels.cpu_dropout import cpu_dropout
 from bayeslora_cli.tasks.objectives.objective import Objective
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import DebertaV2Config
 from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
 
-from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
+from bayeslora_cli.models.encoders.relative_attention import RelativeAttention
 
 CALLS = 10  # in a graph
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -16,9 +16,9 @@ from transformers import (
 
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.methods import building
-from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.models.backbones.targets import match_targets
+from bayeslora_cli.models.encoders.relative_attention import RelativeAttention
 from tests.conftest import KINDS, tiny_tokenizer
 from tests.support.decoders import CAUSAL, save_decoder
 from tests.support.networks import batch_of, build, logits, randomise

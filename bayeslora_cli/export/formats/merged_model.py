@@ -18,7 +18,7 @@ from bayeslora_cli.export.formats.format import Format, Snippet, kept_factors
 from bayeslora_cli.export.independent_reader import Logits, open_merged
 from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.methods.network import Network
-from bayeslora_cli.models.backbones.deberta_attention import RelativeAttention
+from bayeslora_cli.models.encoders.relative_attention import RelativeAttention
 from bayeslora_cli.runs.model_card import trust_argument
 from bayeslora_cli.tasks.task import Task
 

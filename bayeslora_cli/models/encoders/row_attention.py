@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from bayeslora_cli.models.decoders.packed_attention import HALVED, varlen_attn
 from bayeslora_cli.models.encoders.packed_rows import Rows
+from bayeslora_cli.models.kernels.row_attention import row_attention as kernel
 from bayeslora_cli.models.packed.layout import (
     attend_by_length,
     attend_padded,
@@ -29,8 +30,8 @@ def row_attention(
     """Attend to all tokens of a token's own row.
 
     A CPU computes neighbouring rows of one length together. In bf16 or fp16 on a GPU torch's kernel
-    for rows of any length computes it; with dropout, which that kernel lacks, and in fp32 a GPU
-    pads the rows for the attention only.
+    for rows of any length computes it; with dropout, which that kernel lacks, and in fp32 our own
+    does. A GPU without Triton pads the rows for the attention only.
 
     Args:
         query, key, value: (1, h, t, d).
@@ -51,10 +52,15 @@ def row_attention(
         groups = equal_rows(row_lengths(row_offsets))
         return attend_by_length(attend, query, key, value, groups)
     most = longest.shape[1]
-    if varlen_attn is None or query.dtype not in HALVED or dropout:
-        return attend_padded(attend, query, key, value, row_offsets, most)
-    reach = -1 if window is None or window >= most else window - 1
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    if varlen_attn is None or query.dtype not in HALVED or dropout:
+        if not kernel.has_kernel(q, q.shape[2]):
+            return attend_padded(attend, query, key, value, row_offsets, most)
+        factor = q.shape[2] ** -0.5 if scaling is None else scaling
+        return kernel.row_attention(
+            q, k, v, row_offsets, most, scaling=factor, dropout=dropout, window=window
+        ).unsqueeze(0)
+    reach = -1 if window is None or window >= most else window - 1
     out: Tensor = varlen_attn(
         q, k, v, row_offsets, row_offsets, most, most, scale=scaling, window_size=(reach, reach)
     )

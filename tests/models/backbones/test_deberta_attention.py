@@ -19,12 +19,10 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 from bayeslora_cli.methods.adalora.method import adalora_linear
 from bayeslora_cli.models.adapters.dense import DenseLinear
 from bayeslora_cli.models.adapters.layer import LowRankLinear
-from bayeslora_cli.models.backbones import deberta_attention
-from bayeslora_cli.models.backbones.deberta_attention import (
-    RelativeAttention,
-    position_rows,
-    replace_attention,
-)
+from bayeslora_cli.models.backbones.deberta_attention import replace_attention
+from bayeslora_cli.models.encoders import relative_attention
+from bayeslora_cli.models.encoders.relative_attention import RelativeAttention
+from bayeslora_cli.models.encoders.relative_positions import position_rows
 from tests.conftest import KINDS
 
 LAYERS = 2
@@ -119,7 +117,7 @@ def assert_same(one, other, batch):
 @pytest.fixture(params=["plain", "fused"])
 def way(request, monkeypatch):
     """Each of the two ways to attend; torch computes the fused one by products on a CPU."""
-    monkeypatch.setattr(deberta_attention, "_is_worth_fusing", lambda *_: request.param == "fused")
+    monkeypatch.setattr(relative_attention, "_is_worth_fusing", lambda *_: request.param == "fused")
     return request.param
 
 
@@ -291,7 +289,7 @@ def test_dropouts_stand_where_they_stood(options):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_fused_way_drops_out_too(training, monkeypatch):
-    monkeypatch.setattr(deberta_attention, "_is_worth_fusing", lambda *_: True)
+    monkeypatch.setattr(relative_attention, "_is_worth_fusing", lambda *_: True)
     seen = []
     fused = torch.nn.functional.scaled_dot_product_attention
 
@@ -299,7 +297,7 @@ def test_the_fused_way_drops_out_too(training, monkeypatch):
         seen.append(options["dropout_p"])
         return fused(*args, **options)
 
-    monkeypatch.setattr(deberta_attention.F, "scaled_dot_product_attention", spy)
+    monkeypatch.setattr(relative_attention.F, "scaled_dot_product_attention", spy)
     ours = replaced(classifier(attention_probs_dropout_prob=0.25)).train(training)
     ours(**batch_of([5]))
     assert seen == [0.25 if training else 0.0] * LAYERS

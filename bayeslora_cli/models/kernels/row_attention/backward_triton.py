@@ -1,0 +1,146 @@
+"""Triton kernels of the gradients of attention within rows.
+
+One kernel has a program for each tile of queries, the other for each tile of keys; both compute the
+scores again. Every sum is a program's own and in a fixed order, so that a repetition gives the same
+bits. Products of a score's gradient with relative positions are the program's last part: it wrote
+the gradients by query and key, and reads them back by position, a shift of each line.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from bayeslora_cli.models.kernels.row_attention.places_triton import (
+    own_tile,
+    put_vectors,
+    vectors,
+    words_of,
+)
+from bayeslora_cli.models.kernels.row_attention.positions_triton import by_position, position_rows
+
+
+@triton.jit(do_not_specialize=["rows", "window"])  # type: ignore[untyped-decorator]
+def to_queries(  # type: ignore[no-untyped-def]
+    grad, q, k, v, out, norm, bias, kept, row_offsets, to_q, to_c2p, slope, tokens, rows,  # noqa: ANN001
+    q_token, q_head, k_token, k_head, v_token, v_head, heads, width, words,  # noqa: ANN001
+    scale, factor, gain, window,  # noqa: ANN001
+    D: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr, OWN: tl.constexpr,
+    OTHER: tl.constexpr, RELATIVE: tl.constexpr, DROPS: tl.constexpr, WINDOWED: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:  # fmt: skip
+    """Compute a tile of the queries' gradient, and `slope`, the sum of result times gradient.
+
+    `scale` is `factor`, the factor of the scores, times log2(e). `to_c2p` gets the gradient of the
+    products that `factor` multiplies, by query and key.
+    """
+    start, length, first = own_tile(row_offsets, rows, ROWS, OWN)
+    head = tl.program_id(1)
+    if first < length:
+        own = first + tl.arange(0, OWN)
+        there = own < length
+        line = head.to(tl.int64) * tokens + start
+        query = vectors(q, start + own, head, there, q_token, q_head, D, DEPTH)
+        by = vectors(grad, start + own, head, there, heads * D, D, D, DEPTH)
+        result = vectors(out, start + own, head, there, heads * D, D, D, DEPTH)
+        mean = tl.sum(by.to(tl.float32) * result.to(tl.float32), 1)
+        tl.store(slope + line + own, mean, there)
+        level = tl.load(norm + line + own, there, 0.0)
+        found = tl.zeros((OWN, DEPTH), tl.float32)
+        begin, end = 0, length
+        if WINDOWED:
+            begin = tl.maximum(0, first - window + 1) // OTHER * OTHER
+            end = tl.minimum(length, first + OWN - 1 + window)
+        for at in range(begin, end, OTHER):
+            other = at + tl.arange(0, OTHER)
+            inside = other < length
+            key = vectors(k, start + other, head, inside, k_token, k_head, D, DEPTH)
+            value = vectors(v, start + other, head, inside, v_token, v_head, D, DEPTH)
+            score = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+            place = (line + own)[:, None] * width + other[None, :]
+            if RELATIVE:
+                score += tl.load(bias + place, there[:, None], 0.0).to(tl.float32)
+            seen = there[:, None] & inside[None, :]
+            if WINDOWED:
+                seen = seen & (tl.abs(own[:, None] - other[None, :]) < window)
+            weight = tl.where(seen, tl.exp2(score * scale - level[:, None]), 0.0)
+            change = tl.dot(by, tl.trans(value), input_precision=PRECISION)
+            if DROPS:
+                bits = words_of(kept, line + own, at, words, there)
+                keeps = ((bits[:, None] >> (other - at)[None, :]) & 1) != 0
+                change = tl.where(keeps, change * gain, 0.0)
+            change = (weight * (change - mean[:, None]) * factor).to(key.dtype)
+            found = tl.dot(change, key, found, input_precision=PRECISION)
+            if RELATIVE:
+                tl.store(to_c2p + place, change, there[:, None])
+        if RELATIVE:
+            tl.debug_barrier()  # all threads have written before one of them reads
+            for at in range(0, length + OWN, OWN):
+                change = by_position(to_c2p, line, first, at, length, width, True, OWN)
+                place = position_rows(first, at, width, True, OWN)
+                row = vectors(k, tokens + place, head, place >= 0, k_token, k_head, D, DEPTH)
+                found = tl.dot(change, row, found, input_precision=PRECISION)
+        put_vectors(to_q, found, start + own, head, there, heads, D, DEPTH)
+
+
+@triton.jit(do_not_specialize=["rows", "window"])  # type: ignore[untyped-decorator]
+def to_keys(  # type: ignore[no-untyped-def]
+    grad, q, k, v, norm, bias, kept, row_offsets, to_k, to_v, to_p2c, slope, tokens, rows,  # noqa: ANN001
+    q_token, q_head, k_token, k_head, v_token, v_head, heads, width, words,  # noqa: ANN001
+    scale, factor, gain, window,  # noqa: ANN001
+    D: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr, OWN: tl.constexpr,
+    OTHER: tl.constexpr, RELATIVE: tl.constexpr, DROPS: tl.constexpr, WINDOWED: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:  # fmt: skip
+    """Compute a tile of the gradients of keys and values; see `to_queries`, which ran before."""
+    start, length, first = own_tile(row_offsets, rows, ROWS, OWN)
+    head = tl.program_id(1)
+    if first < length:
+        own = first + tl.arange(0, OWN)
+        there = own < length
+        line = head.to(tl.int64) * tokens + start
+        key = vectors(k, start + own, head, there, k_token, k_head, D, DEPTH)
+        value = vectors(v, start + own, head, there, v_token, v_head, D, DEPTH)
+        found = tl.zeros((OWN, DEPTH), tl.float32)
+        of_value = tl.zeros((OWN, DEPTH), tl.float32)
+        begin, end = 0, length
+        if WINDOWED:
+            begin = tl.maximum(0, first - window + 1) // OTHER * OTHER
+            end = tl.minimum(length, first + OWN - 1 + window)
+        for at in range(begin, end, OTHER):
+            other = at + tl.arange(0, OTHER)
+            inside = other < length
+            query = vectors(q, start + other, head, inside, q_token, q_head, D, DEPTH)
+            by = vectors(grad, start + other, head, inside, heads * D, D, D, DEPTH)
+            level = tl.load(norm + line + other, inside, 0.0)
+            mean = tl.load(slope + line + other, inside, 0.0)
+            score = tl.dot(key, tl.trans(query), input_precision=PRECISION)
+            if RELATIVE:
+                back = (line + other)[:, None] * width + own[None, :]
+                score += tl.trans(tl.load(bias + back, inside[:, None], 0.0)).to(tl.float32)
+            seen = there[:, None] & inside[None, :]
+            if WINDOWED:
+                seen = seen & (tl.abs(own[:, None] - other[None, :]) < window)
+            weight = tl.where(seen, tl.exp2(score * scale - level[None, :]), 0.0)
+            change = tl.dot(value, tl.trans(by), input_precision=PRECISION)
+            kept_weight = weight
+            if DROPS:
+                bits = words_of(kept, line + other, first, words, inside)
+                keeps = ((bits[None, :] >> (own - first)[:, None]) & 1) != 0
+                change = tl.where(keeps, change * gain, 0.0)
+                kept_weight = tl.where(keeps, weight * gain, 0.0)
+            of_value = tl.dot(kept_weight.to(by.dtype), by, of_value, input_precision=PRECISION)
+            change = (weight * (change - mean[None, :]) * factor).to(query.dtype)
+            found = tl.dot(change, query, found, input_precision=PRECISION)
+            if RELATIVE:
+                place = (line + own)[:, None] * width + other[None, :]
+                tl.store(to_p2c + place, change, there[:, None])
+        put_vectors(to_v, of_value, start + own, head, there, heads, D, DEPTH)
+        if RELATIVE:
+            tl.debug_barrier()  # all threads have written before one of them reads
+            for at in range(0, length + OWN, OWN):
+                change = by_position(to_p2c, line, first, at, length, width, False, OWN)
+                place = position_rows(first, at, width, False, OWN)
+                row = vectors(q, tokens + place, head, place >= 0, q_token, q_head, D, DEPTH)
+                found = tl.dot(change, row, found, input_precision=PRECISION)
+        put_vectors(to_k, found, start + own, head, there, heads, D, DEPTH)

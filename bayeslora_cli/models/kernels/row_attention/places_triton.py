@@ -1,0 +1,70 @@
+"""What the kernels of attention within rows share: tiles of rows, and what of scores is dropped.
+
+A row's tokens are cut into tiles. Tile 0 of row i is program `row_offsets[i] // TILE + i`; since a
+row of n tokens then has at least n / TILE programs before the next row's first, no table of tiles
+is made, and no size is read on the host. Programs without a tile do nothing.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+WORD = 64
+"""Keys whose bits lie in one integer."""
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def own_tile(row_offsets, rows, ROWS: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Return the start and the length of this program's row, and its tile's first place in it."""
+    tile = tl.program_id(0)
+    row = tl.arange(0, ROWS)
+    first = tl.load(row_offsets + row, row < rows, 0) // TILE + row
+    own = tl.sum(((first <= tile) & (row < rows)).to(tl.int32), 0) - 1
+    start = tl.load(row_offsets + own)
+    stop = tl.load(row_offsets + own + 1)
+    return start, stop - start, (tile - start // TILE - own) * TILE
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def vectors(x, token, head, there, stride, of_head, D: tl.constexpr, DEPTH: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Return a head's vectors of some tokens, (tokens, DEPTH); zeros where there is none."""
+    lane = tl.arange(0, DEPTH)
+    place = token.to(tl.int64)[:, None] * stride + head * of_head + lane[None, :]
+    if D == DEPTH:
+        found = tl.load(x + place, there[:, None], 0.0)
+    else:
+        found = tl.load(x + place, there[:, None] & (lane < D)[None, :], 0.0)
+    return found
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def put_vectors(  # type: ignore[no-untyped-def]
+    x, value, token, head, there, heads, D: tl.constexpr, DEPTH: tl.constexpr,  # noqa: ANN001
+) -> None:  # fmt: skip
+    """Store a head's vectors of some tokens, (tokens, DEPTH), in contiguous (t, heads, D)."""
+    lane = tl.arange(0, DEPTH)
+    place = (token.to(tl.int64)[:, None] * heads + head) * D + lane[None, :]
+    value = value.to(x.dtype.element_ty)
+    if D == DEPTH:
+        tl.store(x + place, value, there[:, None])
+    else:
+        tl.store(x + place, value, there[:, None] & (lane < D)[None, :])
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def words_of(kept, query, key, words, there, WORD: tl.constexpr = WORD):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Return, for each of some queries, the bits of the keys from place `key` of their row on."""
+    found = tl.load(kept + query.to(tl.int64) * words + key // WORD, there, 0)
+    return found >> (key % WORD)
+
+
+def programs(row_offsets: Tensor, tokens: int, tile: int) -> int:
+    """Return how many programs hold the tiles of all rows."""
+    return tokens // tile + len(row_offsets) - 1
+
+
+def row_slots(row_offsets: Tensor) -> int:
+    """Return the extent of a vector of all rows."""
+    return triton.next_power_of_2(len(row_offsets) - 1)  # type: ignore[no-any-return]

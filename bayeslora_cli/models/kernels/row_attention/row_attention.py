@@ -1,0 +1,272 @@
+"""Attention within packed rows on a GPU, with dropout, and with DeBERTa's relative positions.
+
+Operators that torch's compiler does not look into. Rows are given by their offsets, so that no
+place is padded; every sum has a fixed order.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import Library, register_autograd, register_fake
+
+from bayeslora_cli.models.kernels.row_attention import tiles
+
+WIDTH = 64
+"""Number of which the reach of positions is a multiple: lines of scores are whole tiles."""
+HAVE_TRITON = find_spec("triton") is not None
+
+
+def has_kernel(x: Tensor, size: int) -> bool:
+    """Return whether the kernels compute heads of `size` on a tensor's device, in its type."""
+    known = x.dtype in (torch.bfloat16, torch.float16, torch.float32)
+    return HAVE_TRITON and x.is_cuda and known and size <= tiles.WIDEST
+
+
+def reach_of(longest: int) -> int:
+    """Return how far positions must reach for rows of at most `longest` tokens."""
+    return -(-longest // WIDTH) * WIDTH
+
+
+def row_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_offsets: Tensor,
+    longest: int,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    window: int | None = None,
+) -> Tensor:
+    """Attend to all tokens of a token's own row.
+
+    Args:
+        query, key, value: (t, h, d).
+        row_offsets: (rows + 1,) int32, from 0 to t.
+        longest: no row has more tokens.
+        scaling: factor of the scores.
+        dropout: probability of dropping a weight; the bits come from torch's generator.
+        window: a token sees those fewer than `window` places away; None: all.
+    Returns:
+        (t, h, d), contiguous
+    """
+    near = 0 if window is None or window >= longest else window
+    return _attend(query, key, value, row_offsets, longest, 0, scaling, dropout, near)
+
+
+def relative_row_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_offsets: Tensor,
+    reach: int,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attend as `row_attention` with scores (q_i k_j + q_i K[i - j] + k_j Q[i - j]) scaling.
+
+    Args:
+        query: (t + 2 reach, h, d): behind the tokens Q of the positions -reach ... reach - 1.
+        key: (t + 2 reach, h, d): likewise K.
+        value: (t, h, d).
+        reach: a multiple of `WIDTH`; no row has more tokens.
+    Returns:
+        (t, h, d), contiguous
+    """
+    return _attend(query, key, value, row_offsets, reach, reach, scaling, dropout, 0)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, row_offsets: Tensor, longest: int, reach: int,
+    scaling: float, dropout: float, window: int,
+) -> Tensor:  # fmt: skip
+    seed = torch.randint(2**62, (1,), device=query.device) if dropout else None
+    out: Tensor = torch.ops.bayeslora.row_attention(
+        query, key, value, row_offsets, seed, longest, reach, scaling, dropout, window
+    )[0]
+    return out
+
+
+_LIBRARY: Any = Library("bayeslora", "FRAGMENT")  # type: ignore[no-untyped-call]
+_FORWARD, _BACKWARD = "row_attention", "row_attention_backward"
+_SIZES = "SymInt longest, SymInt reach, float scaling, float dropout, SymInt window"
+_LIBRARY.define(
+    f"{_FORWARD}(Tensor query, Tensor key, Tensor value, Tensor row_offsets, Tensor? seed,"
+    f" {_SIZES}) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+_LIBRARY.define(
+    f"{_BACKWARD}(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor row_offsets,"
+    f" Tensor out, Tensor norm, Tensor bias, Tensor kept, {_SIZES}) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _forward(
+    query: Tensor, key: Tensor, value: Tensor, row_offsets: Tensor, seed: Tensor | None,
+    longest: int, reach: int, scaling: float, dropout: float, window: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the result, log2 of the sums of 2^score (h, t), the positions' scores, kept bits."""
+    from bayeslora_cli.models.kernels.row_attention import forward_triton, kept_triton
+    from bayeslora_cli.models.kernels.row_attention import places_triton as places
+    from bayeslora_cli.models.kernels.row_attention import positions_triton as positions
+
+    query, key, value = _by_lines(query), _by_lines(key), _by_lines(value)
+    out, norm, bias, kept = _outputs(
+        query, key, value, row_offsets, seed, longest, reach, scaling, dropout, window
+    )
+    plan = _plan(query.dtype)
+    (tokens, heads, size), rows = value.shape, len(row_offsets) - 1
+    shape = {
+        "D": size, "DEPTH": tiles.extent(size), "ROWS": places.row_slots(row_offsets),
+        "PRECISION": _precision(query.dtype),
+    }  # fmt: skip
+    gain = 1.0
+    if seed is not None:
+        kept = kept_triton.keep_weights(seed, tokens, heads, longest, dropout)
+        gain = kept_triton.shares(dropout)[1]
+    p2c = bias
+    if reach:
+        p2c = torch.empty_like(bias)
+        cut = plan.positions
+        positions.score_positions[(places.programs(row_offsets, tokens, cut.own), heads, 2)](
+            query, key, row_offsets, bias, p2c, tokens, rows, *_strides(query, key), reach,
+            **shape, TILE=cut.own, num_warps=cut.warps, num_stages=cut.stages,
+        )  # fmt: skip
+    cut = plan.forward
+    forward_triton.attend[(places.programs(row_offsets, tokens, cut.own), heads)](
+        query, key, value, bias, p2c, kept, row_offsets, out, norm, tokens, rows,
+        *_strides(query, key, value), heads, reach, kept.shape[-1],
+        scaling * math.log2(math.e), gain, window,
+        **shape, OWN=cut.own, OTHER=cut.other, RELATIVE=reach > 0, DROPS=seed is not None,
+        WINDOWED=window > 0, num_warps=cut.warps, num_stages=cut.stages,
+    )  # fmt: skip
+    return out, norm, bias, kept
+
+
+def _backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, row_offsets: Tensor, out: Tensor,
+    norm: Tensor, bias: Tensor, kept: Tensor, longest: int, reach: int, scaling: float,
+    dropout: float, window: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of query, key and value."""
+    from bayeslora_cli.models.kernels.row_attention import backward_triton, kept_triton
+    from bayeslora_cli.models.kernels.row_attention import places_triton as places
+    from bayeslora_cli.models.kernels.row_attention import positions_triton as positions
+
+    query, key, value = _by_lines(query), _by_lines(key), _by_lines(value)
+    grad = grad.contiguous()
+    to_q, to_k, to_v = _gradients_like(query, key, value)
+    plan = _plan(query.dtype)
+    (tokens, heads, size), rows = value.shape, len(row_offsets) - 1
+    drops = kept.numel() > 0
+    shape = {"D": size, "DEPTH": tiles.extent(size), "PRECISION": _precision(query.dtype)}
+    flags = {
+        "ROWS": places.row_slots(row_offsets), "RELATIVE": reach > 0, "DROPS": drops,
+        "WINDOWED": window > 0,
+    }  # fmt: skip
+    numbers = (
+        tokens, rows, *_strides(query, key, value), heads, reach, kept.shape[-1],
+        scaling * math.log2(math.e), scaling, kept_triton.shares(dropout)[1], window,
+    )  # fmt: skip
+    slope = torch.empty_like(norm)
+    to_c2p, to_p2c = torch.empty_like(bias), torch.empty_like(bias)
+    cut = plan.to_queries
+    backward_triton.to_queries[(places.programs(row_offsets, tokens, cut.own), heads)](
+        grad, query, key, value, out, norm, bias, kept, row_offsets, to_q, to_c2p, slope, *numbers,
+        **shape, **flags, OWN=cut.own, OTHER=cut.other, num_warps=cut.warps, num_stages=cut.stages,
+    )  # fmt: skip
+    cut = plan.to_keys
+    backward_triton.to_keys[(places.programs(row_offsets, tokens, cut.own), heads)](
+        grad, query, key, value, norm, bias, kept, row_offsets, to_k, to_v, to_p2c, slope,
+        *numbers, **shape, **flags, OWN=cut.own, OTHER=cut.other, num_warps=cut.warps,
+        num_stages=cut.stages,
+    )  # fmt: skip
+    if reach:
+        cut = plan.positions
+        blocks = 2 * reach // cut.own
+        shares = tiles.shares_of(rows, 2 * blocks * heads)
+        parts = torch.empty(
+            2 * blocks * heads * shares * cut.own * tiles.extent(size),
+            device=query.device, dtype=torch.float32,
+        )  # fmt: skip
+        positions.to_positions[(blocks, heads, 2 * shares)](
+            query, key, row_offsets, to_c2p, to_p2c, to_q, to_k, parts,
+            _done(query.device, 2 * blocks * heads), tokens, rows, shares,
+            *_strides(query, key), heads, reach, **shape, TILE=cut.own,
+            UNROLLED=positions.UNROLLED, num_warps=cut.warps, num_stages=cut.stages,
+        )  # fmt: skip
+    return to_q, to_k, to_v
+
+
+def _outputs(
+    query: Tensor, key: Tensor, value: Tensor, row_offsets: Tensor, seed: Tensor | None,
+    longest: int, reach: int, scaling: float, dropout: float, window: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return what the forward pass fills, without values."""
+    tokens, heads, _ = value.shape
+    words = 0 if seed is None else -(-longest // 64)
+    return (
+        value.new_empty(value.shape),
+        value.new_empty(heads, tokens, dtype=torch.float32),
+        value.new_empty(heads, tokens, reach),
+        value.new_empty(heads, tokens, words, dtype=torch.int64),
+    )
+
+
+def _gradients_like(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _fake_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients_like(query, key, value)
+
+
+def _by_lines(x: Tensor) -> Tensor:
+    """Return (t, h, d) whose last elements lie side by side."""
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
+def _strides(*tensors: Tensor) -> tuple[int, ...]:
+    """Return, for each of (t, h, d), the steps from token to token and from head to head."""
+    return tuple(x.stride(i) for x in tensors for i in range(2))
+
+
+def _plan(dtype: torch.dtype) -> tiles.Plan:
+    return tiles.FULL if dtype == torch.float32 else tiles.HALVED
+
+
+def _precision(dtype: torch.dtype) -> str:
+    return "ieee"
+
+
+@cache
+def _done(device: torch.device, count: int) -> Tensor:
+    """Return how many programs of each sum have finished: 0 before and after every launch."""
+    return torch.zeros(count, device=device, dtype=torch.int32)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    query, key, value, row_offsets, _, *ctx.sizes = inputs
+    ctx.save_for_backward(query, key, value, row_offsets, *output)
+    ctx.set_materialize_grads(False)  # only the result has a gradient
+
+
+def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    found = torch.ops.bayeslora.row_attention_backward(grad, *ctx.saved_tensors, *ctx.sizes)
+    return *found, *(None,) * 7
+
+
+for name, kernel, fake in (
+    (_FORWARD, _forward, _outputs), (_BACKWARD, _backward, _fake_backward)
+):  # fmt: skip
+    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    register_fake(f"bayeslora::{name}", fake, lib=_LIBRARY)
+register_autograd(f"bayeslora::{_FORWARD}", _differentiate, setup_context=_keep, lib=_LIBRARY)

@@ -11,6 +11,8 @@ from itertools import pairwise
 import pytest
 import torch
 
+from bayeslora_cli.models.kernels.row_attention import row_attention as operator
+
 needs_interpreter = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton and TRITON_INTERPRET=1"
 )
@@ -115,7 +117,7 @@ def test_rows_of_several_tiles_interpreted():
 
 REAL = {
     "32 x 64": (64,) * 32,
-    "32 x 256": (256,) * 32,
+    "4 x 256": (256,) * 4,
     "lengths like MNLI's": (114, 97, 80, 71, 64, 63, *range(60, 34, -1), 9, 1, 0, 0),
 }
 

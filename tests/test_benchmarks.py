@@ -37,3 +37,19 @@ def test_it_runs(name, options, rows, monkeypatch, capsys):
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     titles = [line for line in table if line.startswith(("| layers", "| |"))]
     assert len(table) - len(titles) == rows
+
+
+def test_a_build_against_another(monkeypatch, capsys):
+    """Here against itself: both sides run, in turns, and their parts stand side by side."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "benchmarks"))
+    words = ["--layers", "1", "--repeats", "1", "--inner", "1", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["update_cost", *words, "--against", str(ROOT)])
+    importlib.import_module("update_cost").main()
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("# ")] == [
+        "# this build",
+        f"# {ROOT}",
+    ]
+    parts = [line.split(" | ")[0] for line in out.splitlines() if line.startswith("| 1 layers")]
+    names = ("all", "sample", "penalty", "update", "allocate")
+    assert parts == [f"| 1 layers, {kind}: {name}" for kind in ("ivon", "adamw") for name in names]

@@ -36,6 +36,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from against import add_option, compared
 from causal_rows import ADAMW, LORA, OF_THIS_ENGINE, OURS, ROWS, Setting, Step
 from decoder_sizes import SIZES, Size
 from gpu_step import comma_list, peak_memory_of
@@ -216,6 +217,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="of a CPU")
     parser.add_argument("--profile", type=int, default=0, help="list so many kernels of our rows")
     parser.add_argument("--json", type=Path, help="write all figures here as well")
+    add_option(parser)
     options = parser.parse_args()
     on_gpu = options.device != "cpu"
     options.rows = options.rows or (ON_GPU if on_gpu else ON_CPU)
@@ -229,6 +231,8 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     """Print the table."""
     options = parse_options()
+    if compared(__file__, options):
+        return
     device, size = torch.device(options.device), SIZES[options.size]
     changes = {"rows": options.batch_size, "tokens": options.tokens}
     size = replace(size, **{name: value for name, value in changes.items() if value})

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from against import add_option, compared
 from gpu_rows import BASE, LORA, ROWS, Batch, Setting
 from measure import Work, describe, environment, synchronize, work_of
 from peers import Step
@@ -237,12 +238,15 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a tiny backbone")
     parser.add_argument("--json", type=Path, help="write all figures here as well")
+    add_option(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     """Print a table for each precision and workload."""
     options = parse_options()
+    if compared(__file__, options):
+        return
     if options.device != "cpu":  # graphs are not captured on the default stream
         torch.cuda.set_stream(torch.cuda.Stream())
     warnings.simplefilter("ignore")

@@ -26,6 +26,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from against import add_option, compared
 from gpu_rows import EXAMPLES, T_INIT
 from gpu_step import ARCHITECTURE, TINY, comma_list, make_batches
 from measure import describe, environment, synchronize
@@ -207,6 +208,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a tiny backbone")
     parser.add_argument("--json", type=Path, help="write all figures here as well")
+    add_option(parser)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -225,6 +227,8 @@ def worker(options: argparse.Namespace) -> None:
 def main() -> None:
     """Run both jobs, print the table."""
     options = parse_options()
+    if compared(__file__, options):
+        return
     warnings.simplefilter("ignore")
     disable_progress_bar()
     if options.model is not None:

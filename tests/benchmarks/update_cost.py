@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from against import add_option, compared
 from measure import describe, environment, synchronize, work_of
 from torch import nn
 
@@ -119,7 +120,10 @@ def main() -> None:
     parser.add_argument("--inner", type=int, default=20, help="calls between two readings")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="write all figures here as well")
+    add_option(parser)
     options = parser.parse_args()
+    if compared(__file__, options):
+        return
     device = torch.device(options.device)
     found = environment(device)
     print(f"{describe(found)}\n`{' '.join(['python', *sys.argv])}`")

@@ -15,17 +15,26 @@ import torch
 from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 
+from bayeslora_cli.models.kernels.low_rank.tiles import extent, gpu_of
 from bayeslora_cli.models.kernels.row_attention import tiles
 
 WIDTH = 64
 """Number of which the reach of positions is a multiple: lines of scores are whole tiles."""
+ABLE = (8, 0)
+"""The first GPUs whose matrix units compute all the types."""
 HAVE_TRITON = find_spec("triton") is not None
 
 
 def has_kernel(x: Tensor, size: int) -> bool:
     """Return whether the kernels compute heads of `size` on a tensor's device, in its type."""
     known = x.dtype in (torch.bfloat16, torch.float16, torch.float32)
-    return HAVE_TRITON and x.is_cuda and known and size <= tiles.WIDEST
+    able = HAVE_TRITON and x.is_cuda and torch.version.cuda is not None
+    return able and known and size <= tiles.WIDEST and _matrix_units(x.device) >= ABLE
+
+
+@cache
+def _matrix_units(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def reach_of(longest: int) -> int:
@@ -120,10 +129,10 @@ def _forward(
     out, norm, bias, kept = _outputs(
         query, key, value, row_offsets, seed, longest, reach, scaling, dropout, window
     )
-    plan = _plan(query.dtype)
+    plan = _plan(value)
     (tokens, heads, size), rows = value.shape, len(row_offsets) - 1
     shape = {
-        "D": size, "DEPTH": tiles.extent(size), "ROWS": places.row_slots(row_offsets),
+        "D": size, "DEPTH": extent(size), "ROWS": places.row_slots(row_offsets),
         "PRECISION": _precision(query.dtype),
     }  # fmt: skip
     gain = 1.0
@@ -162,10 +171,10 @@ def _backward(
     query, key, value = _by_lines(query), _by_lines(key), _by_lines(value)
     grad = grad.contiguous()
     to_q, to_k, to_v = _gradients_like(query, key, value)
-    plan = _plan(query.dtype)
+    plan = _plan(value)
     (tokens, heads, size), rows = value.shape, len(row_offsets) - 1
     drops = kept.numel() > 0
-    shape = {"D": size, "DEPTH": tiles.extent(size), "PRECISION": _precision(query.dtype)}
+    shape = {"D": size, "DEPTH": extent(size), "PRECISION": _precision(query.dtype)}
     flags = {
         "ROWS": places.row_slots(row_offsets), "RELATIVE": reach > 0, "DROPS": drops,
         "WINDOWED": window > 0,
@@ -192,7 +201,7 @@ def _backward(
         blocks = 2 * reach // cut.own
         shares = tiles.shares_of(rows, 2 * blocks * heads)
         parts = torch.empty(
-            2 * blocks * heads * shares * cut.own * tiles.extent(size),
+            2 * blocks * heads * shares * cut.own * extent(size),
             device=query.device, dtype=torch.float32,
         )  # fmt: skip
         positions.to_positions[(blocks, heads, 2 * shares)](
@@ -239,12 +248,13 @@ def _strides(*tensors: Tensor) -> tuple[int, ...]:
     return tuple(x.stride(i) for x in tensors for i in range(2))
 
 
-def _plan(dtype: torch.dtype) -> tiles.Plan:
-    return tiles.FULL if dtype == torch.float32 else tiles.HALVED
+def _plan(value: Tensor) -> tiles.Plan:
+    return tiles.plan_of(value.shape[2], value.itemsize, gpu_of(value.device))
 
 
 def _precision(dtype: torch.dtype) -> str:
-    return "ieee"
+    """Return how products are computed: those of fp32 as three of TF32, as exact as fp32's."""
+    return "tf32x3" if dtype == torch.float32 else "ieee"
 
 
 @cache

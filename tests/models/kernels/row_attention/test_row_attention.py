@@ -11,7 +11,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from bayeslora_cli.models.kernels.low_rank.tiles import SMALLEST, Gpu
 from bayeslora_cli.models.kernels.row_attention import row_attention as operator
+from bayeslora_cli.models.kernels.row_attention.tiles import extent, plan_of
 
 needs_interpreter = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton and TRITON_INTERPRET=1"
@@ -19,6 +21,10 @@ needs_interpreter = pytest.mark.skipif(
 # of places behind a row, whose memory nothing has written
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 BOUNDS = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 1e-2}
+
+
+H200 = Gpu(multiprocessors=132, shared_memory=232_448, copies_tiles=True)
+A10 = Gpu(multiprocessors=72, shared_memory=SMALLEST, copies_tiles=False)
 
 
 def offsets_of(lengths, device):
@@ -105,12 +111,14 @@ SMALL = (5, 1, 0, 40, 3)
     [{}, {"dropout": 0.3}, {"window": 7}, {"reach": 64, "dropout": 0.3}],
     ids=["plain", "dropout", "window", "relative"],
 )
-def test_the_kernels_interpreted(options, dtype):
+def test_the_kernels_interpreted(options, dtype, monkeypatch):
+    monkeypatch.setattr(operator, "gpu_of", lambda _: H200)
     check(SMALL, 2, 16, dtype, "cpu", **options)
 
 
 @needs_interpreter
-def test_rows_of_several_tiles_interpreted():
+def test_rows_of_several_tiles_interpreted(monkeypatch):
+    monkeypatch.setattr(operator, "gpu_of", lambda _: A10)
     check((70, 3, 130), 1, 16, torch.float16, "cpu", dropout=0.1, reach=192, joint=True)
     check((70, 130), 1, 12, torch.float16, "cpu", window=40)
 
@@ -144,6 +152,15 @@ def test_other_sizes_of_heads_and_windows(dtype):
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("a_gpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tiles_of_a_gpu_with_little_shared_memory(dtype, monkeypatch):
+    monkeypatch.setattr(operator, "gpu_of", lambda _: A10)
+    for size in (64, 128):
+        check((140, 33), 2, size, dtype, "cuda", dropout=0.1, reach=192)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("a_gpu")
 def test_captured_calls_are_eager_calls():
     """To the bit: dropout's seed comes from torch's generator, which graphs move on."""
     offsets = offsets_of((70, 58), "cuda")
@@ -164,3 +181,17 @@ def test_captured_calls_are_eager_calls():
     for expected in eager:
         graph.replay()
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("gpu", [H200, A10])
+def test_tiles_fit_into_shared_memory(gpu):
+    for size in (8, 32, 64, 96, 128):
+        for itemsize in (2, 4):
+            for cut in plan_of(size, itemsize, gpu):
+                assert cut.shared_memory(size, itemsize) < gpu.shared_memory
+                assert min(cut.own, cut.other) >= extent(1)
+                assert operator.WIDTH % cut.own == 0, "blocks of positions are whole"
+
+
+def test_positions_reach_as_far_as_rows():
+    assert [operator.reach_of(n) for n in (1, 64, 65, 256)] == [64, 64, 128, 256]

@@ -1,12 +1,12 @@
 """Attention within packed rows on one GPU: the operator's kernels, and how they cut their work.
 
     python tests/benchmarks/row_attention.py [--lengths 64,256,mnli] [--precision bf16] [--plain]
-        [--tune] [--kernels]
+        [--tune forward,to_keys] [--kernels]
 
 Milliseconds forward and backward of the operator at DeBERTaV3-base's shapes, ten calls in a CUDA
 graph, with dropout and without; beside it torch's kernel for rows of any length, which has neither
-positions nor dropout. `--kernels`: time of each kernel. `--tune`: the time with other tiles of each
-kernel in turn, the others as they are.
+positions nor dropout. `--kernels`: time of each kernel. `--tune`: the time with other tiles of these
+kernels, one at a time. Several processes, each with one of them, compile at the same time.
 """
 
 from __future__ import annotations
@@ -26,19 +26,15 @@ from bayeslora_cli.data.packing import bucket
 from bayeslora_cli.models.decoders.packed_attention import varlen_attn
 from bayeslora_cli.models.kernels.row_attention import row_attention as operator
 from bayeslora_cli.models.kernels.row_attention import tiles
-from bayeslora_cli.models.kernels.row_attention.tiles import Tiles
+from bayeslora_cli.models.kernels.row_attention.tiles import Plan, Tiles
 
 HEADS, SIZE, CALLS, REPEATS = 12, 64, 10, 9
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CUTS = [
-    Tiles(64, 64, 4, 1), Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 3), Tiles(64, 64, 8, 2),
-    Tiles(64, 32, 4, 1), Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 3), Tiles(32, 64, 4, 2),
-    Tiles(32, 32, 4, 2), Tiles(32, 32, 2, 2), Tiles(32, 32, 4, 1),
+    Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 3), Tiles(64, 64, 8, 2), Tiles(64, 32, 4, 2),
+    Tiles(64, 32, 4, 3), Tiles(32, 32, 4, 2),
 ]  # fmt: skip
-ALONE = [
-    Tiles(64, 64, 4, 1), Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 3), Tiles(64, 64, 8, 2),
-    Tiles(32, 32, 4, 2), Tiles(32, 32, 2, 2),
-]  # fmt: skip
+"""Tiles that `--tune` tries; kernels of positions take those that are square."""
 
 
 class Case:
@@ -124,15 +120,15 @@ def kernels(case: Case) -> None:
         print(f"    {event.self_device_time_total / CALLS:8.1f} us  {event.key[:60]}")
 
 
-def tune(case: Case, dtype: torch.dtype) -> None:
-    """Print the time of both ways with other tiles of each kernel."""
+def tune(case: Case, dtype: torch.dtype, fields: list[str]) -> None:
+    """Print the time of both ways with other tiles of some kernels, one at a time."""
     name = "FULL" if dtype == torch.float32 else "HALVED"
     plan = getattr(tiles, name)
     call = case.both_ways(lambda: case.ours(0.1))
-    for field in plan._fields:
-        if field == "positions" and not case.relative:
-            continue
-        for cut in ALONE if field == "positions" else CUTS:
+    for field in fields:
+        for cut in CUTS:
+            if field == "positions" and cut.own != cut.other:
+                continue
             setattr(tiles, name, plan._replace(**{field: cut}))
             try:
                 print(f"    {field:10} {tuple(cut)!s:18} {replayed(call):.4f}", flush=True)
@@ -149,7 +145,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=comma_list(None), default=["64", "256", "mnli"])
     parser.add_argument("--precision", type=comma_list(tuple(TYPES)), default=["bf16"])
     parser.add_argument("--plain", action="store_true", help="without positions")
-    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--tune", type=comma_list(Plan._fields), default=[])
     parser.add_argument("--kernels", action="store_true")
     options = parser.parse_args()
     torch.cuda.set_stream(torch.cuda.Stream())  # graphs are not captured on the default stream
@@ -164,8 +160,7 @@ def main() -> None:
             print(f"{label}: {' | '.join(time_case(case, dtype))}", flush=True)
             if options.kernels:
                 kernels(case)
-            if options.tune:
-                tune(case, dtype)
+            tune(case, dtype, options.tune)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 
 Milliseconds forward and backward of the operator at DeBERTaV3-base's shapes, ten calls in a CUDA
 graph, with dropout and without; beside it torch's kernel for rows of any length, which has neither
-positions nor dropout. `--kernels`: time of each kernel. `--tune`: the time with other tiles of these
-kernels, one at a time. Several processes, each with one of them, compile at the same time.
+positions nor dropout. `--kernels`: time of each kernel. `--tune`: the time with other tiles of some
+kernels, one at a time; several processes, each with one kernel, compile at the same time.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ CHOICE_TASKS = (
 ANSWERS, LETTERS = CHOICES = ("answers", "letters")  # what of a choice is scored
 TASK_NAMES = (*GLUE_TASKS, *CHOICE_TASKS, "demo", "custom")  # custom: a user's own files
 AUTO, ON, OFF = SWITCH = ("auto", "on", "off")  # of --compile and --packing
+RECOMPUTED = ("off", "blocks", "selective")  # of a block's activations, in the backward pass
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 PRECISIONS = ("fp32", "tf32", "bf16")
 LR_SCHEDULES = ("linear", "boost")

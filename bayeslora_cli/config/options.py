@@ -75,6 +75,9 @@ class Option:
     choices: Collection[str] | None = None
     """Allowed values of the option, or of each item of a list; a table of the catalogue is read
     when needed."""
+    bare: str | None = None
+    """The value that the flag has if none of the choices is typed behind it; None: one must be.
+    Files and Python may say true for it, and false for the default."""
     narrowed: bool = False
     """Whether other options narrow the choices, so that it is checked together with them."""
     path: bool = False
@@ -160,6 +163,14 @@ def declared(config: type) -> dict[str, Option]:
     return {
         f.name: replace(f.metadata["option"], name=f.name, type=str(f.type)) for f in fields(config)
     }
+
+
+def settle(options: Mapping[str, Option], config: Any) -> None:
+    """Replace true and false by the values that they stand for (`Option.bare`), in place."""
+    for name, option in options.items():
+        if option.bare is not None and isinstance(getattr(config, name), bool):
+            value = option.bare if getattr(config, name) else option.default
+            object.__setattr__(config, name, value)
 
 
 def listed(names: Collection[str]) -> str:

@@ -8,7 +8,7 @@ from bayeslora_cli.config import catalogue, catalogue_text, values
 
 from bayeslora_cli.config.options import (  # isort: skip
     LENGTH, MACHINE, METHOD, OWN, POSTERIOR, PRINTED, RANKS, RATES, WHAT, WIDTHS,
-    Condition, beside, beside_any, declared, option, unless,
+    Condition, beside, beside_any, declared, option, settle, unless,
 )  # fmt: skip
 from bayeslora_cli.config.validation import problems
 from bayeslora_cli.errors import ConfigError
@@ -128,8 +128,7 @@ class RunConfig:
         checks=(values.at_least_one,), scales=1,
     )
     delta_t: int = option(
-        1, RANKS, "Steps between two allocations",
-        checks=(values.at_least_one,), scales=1,
+        1, RANKS, "Steps between two allocations", checks=(values.at_least_one,), scales=1,
     )
     blora_mode: str = option(
         "both", WIDTHS,
@@ -171,8 +170,7 @@ class RunConfig:
     # ---- how long, and how fast
     epochs: float = option(
         3.0, LENGTH, "Passes over the training data",
-        checks=(values.positive_and_finite,), deep=False,
-        idle_when=(beside_any("max_steps"),),
+        checks=(values.positive_and_finite,), deep=False, idle_when=(beside_any("max_steps"),),
     )
     max_steps: int | None = option(
         None, LENGTH, "Optimisation steps, instead of epochs", checks=(values.positive_and_finite,)
@@ -199,8 +197,7 @@ class RunConfig:
     )
     lr: float = option(
         1e-3, RATES, "Learning rate that decays to 0; a comma list trains one run per rate",
-        checks=(values.positive_and_finite,), sweep=values.parse_reals, varies=1,
-        deep=False,
+        checks=(values.positive_and_finite,), sweep=values.parse_reals, varies=1, deep=False,
     )
     lr_schedule: str = option(
         "linear", RATES, "linear, or boost: a plateau of its own height first",
@@ -301,9 +298,9 @@ class RunConfig:
         "Batches without padding, row after row: on, off, or auto, on for causal models",
         choices=catalogue.SWITCH, affects_result=False, decides_code=True,
     )
-    gradient_checkpointing: bool = option(
-        False, MACHINE, "Recompute activations in the backward pass: less memory, slower steps",
-        affects_result=False, decides_code=True,
+    gradient_checkpointing: str = option(
+        "off", MACHINE, "Recompute activations, to save memory: {choices}; the flag alone: blocks",
+        choices=catalogue.RECOMPUTED, bare="blocks", affects_result=False, decides_code=True,
     )
     checkpoint_every: str = option(
         "auto", MACHINE, "Steps (500) or time (30s, 10m, 2h) between checkpoints",
@@ -326,6 +323,7 @@ class RunConfig:
     # fmt: on
 
     def __post_init__(self) -> None:
+        settle(OPTIONS, self)
         found = problems(OPTIONS, asdict(self))
         if found:
             raise ConfigError(found)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bayeslora_cli.config.catalogue import OFF
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.network import Network
+from bayeslora_cli.methods.recomputation import recompute_blocks
 from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.bank_layout import Matrix
@@ -26,7 +27,6 @@ from bayeslora_cli.models.backbones.loading import load_backbone
 from bayeslora_cli.models.backbones.packing import packs, prepare_for_packing
 from bayeslora_cli.models.backbones.targets import inside, match_targets
 from bayeslora_cli.models.encoders.relative_attention import RelativeAttention
-from bayeslora_cli.models.kernels.cpu_dropout import cpu_dropout
 from bayeslora_cli.tasks.objectives.objective import Objective
 
 
@@ -115,8 +115,8 @@ def build_network(
         parameter.data = parameter.data.to(torch.float32 if exact else dtype)
     for name in head:
         module.get_submodule(name).register_forward_pre_hook(_inputs_to_float)
-    if config.gradient_checkpointing:
-        _checkpoint_blocks(module, device)
+    if config.gradient_checkpointing != OFF:
+        recompute_blocks(module, config.gradient_checkpointing, device)
     if head:  # language models get it with each pass: their exports generate text with a cache
         module.config.use_cache = False
 
@@ -144,24 +144,6 @@ def build_network(
         backbone_sha256=backbone_sha256,
         operands=method.operands(config, bank, adapters, dtype),
     )
-
-
-def _checkpoint_blocks(module: Any, device: torch.device) -> None:
-    """Have a backbone keep only its blocks' inputs for the backward pass.
-
-    Raises:
-        ModelError: it does not support this.
-    """
-    # transformers 5.23 renamed the method; older ones know only the old name
-    renamed = getattr(module, "activation_checkpointing_enable", None)
-    options: dict[str, Any] = {"use_reentrant": False}
-    if device.type == "cpu":  # checkpointing reruns layers outside of `Network.logits`
-        options["context_fn"] = lambda: (nullcontext(), cpu_dropout(device))
-    try:
-        (renamed or module.gradient_checkpointing_enable)(options)
-    except ValueError as error:
-        kind = type(module).__name__
-        raise ModelError(f"--gradient-checkpointing: {kind} does not support it") from error
 
 
 def _check_rank(rank: int, layers: Sequence[nn.Module]) -> None:

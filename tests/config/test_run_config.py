@@ -201,3 +201,21 @@ def test_files_that_are_no_configuration(text):
 def test_unknown_keys_are_named():
     with pytest.raises(UserError, match=r"there/config\.toml.*learning_rate"):
         from_toml(to_toml(RunConfig()) + "\nlearning_rate = 1\n", "there/config.toml")
+
+
+@pytest.mark.parametrize(("value", "wanted"), [(True, "blocks"), (False, "off")])
+def test_true_and_false_of_earlier_versions(value, wanted):
+    """In Python, in presets and in the files of runs."""
+    config = RunConfig(task="rte", schedule_steps=9, gradient_checkpointing=value)
+    assert config.gradient_checkpointing == wanted
+    text = to_toml(config).replace(f'"{wanted}"', str(value).lower(), 1)
+    assert f"gradient_checkpointing = {str(value).lower()}" in text
+    assert from_toml(text, "config.toml") == config
+    assert resolve({"task": "rte", "gradient_checkpointing": value}).config == resolve(
+        {"task": "rte", "gradient_checkpointing": wanted}
+    ).config  # fmt: skip
+
+
+def test_what_is_recomputed_is_one_of_these():
+    (problem,) = problems({"gradient_checkpointing": "all"})
+    assert problem == "--gradient-checkpointing all: choose one of off, blocks, selective"

@@ -187,8 +187,8 @@ def test_bf16_keeps_the_head_in_fp32(backbone):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_gradient_checkpointing_gives_the_same_gradient(dropout, backbone):
     gradients = []
-    for on in (False, True):
-        network, _ = build(backbone("bert", dropout), gradient_checkpointing=on)
+    for what in ("off", "blocks", "selective"):
+        network, _ = build(backbone("bert", dropout), gradient_checkpointing=what)
         randomise(network)
         network.module.train()
         network.bank.zero_local()
@@ -196,7 +196,8 @@ def test_gradient_checkpointing_gives_the_same_gradient(dropout, backbone):
         network.logits(batch_of()).square().sum().backward()
         network.bank.collect()
         gradients.append(network.bank.local.clone())
-    torch.testing.assert_close(*gradients)
+    for recomputed in gradients[1:]:
+        assert torch.equal(recomputed, gradients[0])
 
 
 def test_a_layer_with_a_forward_pass_of_its_own_is_not_adapted(backbone):

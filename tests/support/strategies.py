@@ -75,7 +75,7 @@ FREE = {
     "eval_batch_size": count,
     "log_every": count,
     "device": text,
-    "gradient_checkpointing": st.booleans(),
+    "gradient_checkpointing": st.sampled_from(["off", "blocks", "selective"]),
     "output": path,
     "overwrite": st.booleans(),
     "deterministic": st.booleans(),

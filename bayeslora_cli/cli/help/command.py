@@ -54,6 +54,10 @@ class Command(TyperCommand):
         text: str | None = parameter.help
         return text
 
+    def completed(self, words: list[str]) -> list[str]:
+        """Return the words with a value behind each flag that may stand without one."""
+        return words
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the command line.
 
@@ -63,6 +67,7 @@ class Command(TyperCommand):
         if FULL_HELP in args:
             ctx.meta[FULL_HELP] = True
             args = ["--help"]
+        args = self.completed(args)
         given = list(args)  # a copy: the parser removes words from the list
         try:
             with _escaped():

@@ -23,6 +23,15 @@ class TrainCommand(Command):
         "bayeslora train --task rte,mrpc --criterion snr,sensitivity --jobs 2 --dry-run",
     )
 
+    def completed(self, words: list[str]) -> list[str]:
+        """Put the usual value behind each flag that stands without one (`Option.bare`)."""
+        found = []
+        for word, after in zip(words, [*words[1:], "-"], strict=True):
+            option = OPTIONS.get(word.removeprefix("--").replace("-", "_"))
+            bare = option.bare if option is not None and word == option.flag else None
+            found.append(f"{word}={bare}" if bare and after.startswith("-") else word)
+        return found
+
     def help_of(self, parameter: Any) -> str | None:
         """Return the help text of one option, with the values of the presets."""
         option = OPTIONS.get(parameter.name)

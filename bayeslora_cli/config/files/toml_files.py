@@ -24,7 +24,10 @@ def from_file(name: str, value: Any) -> Any:
     Raises:
         TypeError: the value has another type; the message tells what it must be.
     """
-    kind = OPTIONS[name].type.removesuffix(" | None")
+    option = OPTIONS[name]
+    if isinstance(value, bool) and option.bare is not None:
+        return option.bare if value else option.default
+    kind = option.type.removesuffix(" | None")
     types, expected = _KINDS[kind]
     items = value if isinstance(value, list) else []
     right = isinstance(value, types) and isinstance(value, bool) == (kind == "bool")

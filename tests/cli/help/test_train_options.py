@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import typer
 
 from bayeslora_cli.cli.app import app
@@ -31,8 +32,8 @@ FLAGS = {
 }
 SWITCHES = {
     "--list-presets", "--trust-remote-code", "--quantize-base", "--group-by-length",
-    "--deterministic", "--eager", "--gradient-checkpointing", "--overwrite", "--print-commands",
-    "--dry-run", "--json", "--quiet", "--verbose",
+    "--deterministic", "--eager", "--overwrite", "--print-commands", "--dry-run",
+    "--json", "--quiet", "--verbose",
 }  # fmt: skip
 
 
@@ -50,6 +51,23 @@ def test_the_flags_are_these():
     assert found == {panel: set(flags.split()) for panel, flags in FLAGS.items()}
     assert list(found) == list(FLAGS) == list(PANELS)
     assert {p.opts[0] for p in parameters() if p.is_flag} == SWITCHES
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["--gradient-checkpointing"], "blocks"),
+        (["--gradient-checkpointing", "--eager"], "blocks"),
+        (["--gradient-checkpointing", "selective", "--eager"], "selective"),
+        (["--gradient-checkpointing=off"], "off"),
+        ([], None),
+    ],
+)
+def test_a_flag_that_may_stand_without_a_value(words, wanted):
+    train = typer.main.get_command(app).commands["train"]
+    given = train.make_context("train", ["--task", "rte", *words]).params
+    assert given["gradient_checkpointing"] == wanted
+    assert given["task"] == "rte"
 
 
 def test_types_of_the_values():

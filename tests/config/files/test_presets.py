@@ -339,7 +339,8 @@ def test_presets_are_the_reference_runs(task, method, optimizer, criterion, rank
     meta = paper()["meta"]
     wanted = {RENAMED.get(name, name): value for name, value in values.items()}
     wanted.setdefault("weight_decay", meta[optimizer]["weight_decay"])
-    wanted.setdefault("gradient_checkpointing", False)
+    recomputes = wanted.get("gradient_checkpointing", False)
+    wanted["gradient_checkpointing"] = "blocks" if recomputes else "off"
     wanted.setdefault("boost_lr", None)
     wanted["model"] = meta["model"]
     if optimizer == "ivon":

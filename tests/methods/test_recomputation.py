@@ -1,0 +1,47 @@
+"""What is computed a second time in the backward pass, and what is kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bayeslora_cli.data.batching import Feed
+from tests.support.decoders import CAUSAL, token_rows
+from tests.support.networks import build
+
+CPU = torch.device("cpu")
+
+
+class Counting(TorchDispatchMode):
+    """Counts the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.found[func.name().partition(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("what", ["off", "blocks", "selective"])
+def test_selective_recomputes_attention_and_norms_but_no_products(what, backbone):
+    network, _ = build(
+        backbone("llama"), CAUSAL, criterion="snr",
+        gradient_checkpointing=what,
+    )  # fmt: skip
+    network.module.train()
+    batch = Feed(token_rows(), CPU).batch(torch.arange(4))
+    batch.pop("count")
+    network.bank.zero_local()
+    with Counting() as counting:
+        network.objective.loss(network.logits(batch), batch).backward()
+    found, blocks = counting.found, network.module.config.num_hidden_layers
+    twice = {"off": 1, "blocks": 2, "selective": 1}[what]
+    assert found["bayeslora::gated_mlp"] == twice * blocks
+    assert found["bayeslora::low_rank_linear"] == twice * 2 * blocks  # q, k and v together, and o
+    norms = 2 * blocks + 1  # the last one is in no block
+    assert found["aten::rsqrt"] == norms + (what != "off") * 2 * blocks

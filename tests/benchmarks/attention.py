@@ -1,12 +1,13 @@
 """One DeBERTa attention layer: this engine's against the fused kernels that there are, on one GPU.
 
-    pip install disentangled-flash flashdeberta
+    pip install disentangled-flash flashdeberta     # or without their columns
     python tests/benchmarks/attention.py [--lengths 64,128,256] [--precision fp32,bf16]
 
 First, with PEFT's LoRA on the three projections and no dropout, how far from transformers' layer in
 float64 the result is, its gradient to the input and to the adapters, each relative to its norm.
 Then the time of a layer without adapters, forward and backward to its input, ten in a CUDA graph,
-medians of the replays. DeBERTaV3-base's shapes, random weights, rows half to fully padded.
+medians of the replays; of padded rows, half to all of the length, and of the same rows packed.
+DeBERTaV3-base's shapes, random weights.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from copy import deepcopy
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -47,25 +49,28 @@ class Batch:
         self.pairs = self.mask[:, None, None, :] & self.mask[:, None, :, None]
         self.x = torch.randn(rows, length, hidden, dtype=torch.double, device="cuda")
         self.gradient = torch.randn_like(self.x) * self.mask[..., None]
+        offsets = torch.cat((lengths.new_zeros(1), lengths[:, 0].cumsum(0))).int()
+        self.rows = offsets, torch.empty(0, length)
+        """Where the rows begin without padding, as `data.packing.pack` says it on a GPU."""
 
-    def through(self, layer: Callable[..., Any], mask: Tensor | None, dtype: torch.dtype) -> Run:
+    def through(self, layer: Callable[..., Any], mask: Any, dtype: torch.dtype) -> Run:
         """The layer as a function of its input; `mask` in the form that it knows."""
         relative = self.relative.to(dtype)
         return lambda x: layer(x, mask, rel_embeddings=relative)[0].view_as(x)
 
+    def packed(self, x: Tensor) -> Tensor:
+        """The tokens of padded rows one after the other: (rows, L, n) -> (1, t, n)."""
+        return x[self.mask][None]
+
+    def padded(self, x: Tensor) -> Tensor:
+        """The inverse of `packed`; zeros behind the rows."""
+        out = x.new_zeros(*self.mask.shape, x.shape[2])
+        out[self.mask] = x[0]
+        return out
+
 
 def layers() -> tuple[nn.Module, dict[str, tuple[nn.Module, str]]]:
     """transformers' layer, and the others with their masks' names; all of one set of weights."""
-    from disentangled_flash.training import TritonTrainingDisentangledSelfAttention
-    from flashdeberta import FlashDisentangledSelfAttention
-
-    class Calling(TritonTrainingDisentangledSelfAttention):  # type: ignore[misc]
-        """Calls its projections, instead of reading their weights."""
-
-        def _project_qkv(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            x = hidden_states
-            return self.query_proj(x), self.key_proj(x), self.value_proj(x)
-
     config = DebertaV2Config(**ARCHITECTURE)
     original = DisentangledSelfAttention(config).cuda().requires_grad_(requires_grad=False)
 
@@ -75,12 +80,27 @@ def layers() -> tuple[nn.Module, dict[str, tuple[nn.Module, str]]]:
             setattr(made, name, deepcopy(child))
         return made
 
-    return original, {
+    found: dict[str, tuple[nn.Module, str]] = {
         "ours": (RelativeAttention(deepcopy(original), 512).cuda(), "pairs"),
-        "disentangled-flash": (like(TritonTrainingDisentangledSelfAttention), "mask"),
-        "the same, calling its projections": (like(Calling), "mask"),
-        "flashdeberta": (like(FlashDisentangledSelfAttention), "mask"),
+        "ours, packed": (RelativeAttention(deepcopy(original), 512).cuda(), "rows"),
     }
+    if find_spec("disentangled_flash"):
+        from disentangled_flash.training import TritonTrainingDisentangledSelfAttention
+
+        class Calling(TritonTrainingDisentangledSelfAttention):  # type: ignore[misc]
+            """Calls its projections, instead of reading their weights."""
+
+            def _project_qkv(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                x = hidden_states
+                return self.query_proj(x), self.key_proj(x), self.value_proj(x)
+
+        found["disentangled-flash"] = (like(TritonTrainingDisentangledSelfAttention), "mask")
+        found["the same, calling its projections"] = (like(Calling), "mask")
+    if find_spec("flashdeberta"):
+        from flashdeberta import FlashDisentangledSelfAttention
+
+        found["flashdeberta"] = (like(FlashDisentangledSelfAttention), "mask")
+    return original, found
 
 
 def adapt(layer: nn.Module) -> nn.Module:
@@ -99,6 +119,9 @@ def adapt(layer: nn.Module) -> nn.Module:
 def outcome(layer: nn.Module, mask: str, batch: Batch, dtype: torch.dtype) -> list[Tensor]:
     """The result, the gradient to the input, and those to the adapters in one piece."""
     run = batch.through(layer, getattr(batch, mask), dtype)
+    if mask == "rows":
+        attend = run
+        run = lambda x: batch.padded(attend(batch.packed(x)))  # noqa: E731
     x = batch.x.to(dtype).requires_grad_()
     adapters = [p for p in layer.parameters() if p.requires_grad]
     out = run(x)
@@ -112,10 +135,14 @@ def outcome(layer: nn.Module, mask: str, batch: Batch, dtype: torch.dtype) -> li
     ]
 
 
-def replayed(run: Run, batch: Batch, dtype: torch.dtype, repeats: int) -> float:
+def replayed(
+    run: Run, batch: Batch, dtype: torch.dtype, repeats: int, *, packed: bool = False
+) -> float:
     """Milliseconds forward and backward."""
-    x = batch.x.to(dtype).requires_grad_()
-    gradient = batch.gradient.to(dtype)
+    x, gradient = batch.x.to(dtype), batch.gradient.to(dtype)
+    if packed:
+        x, gradient = batch.packed(x), batch.packed(gradient)
+    x.requires_grad_()
 
     def call() -> None:
         torch.autograd.grad(run(x), x, gradient)
@@ -165,10 +192,12 @@ def time_all(rows: int, lengths: list[int], precisions: list[str], repeats: int)
     """
     _, others = layers()
     ours, theirs, flash = (
-        others[name][0] for name in ("ours", "disentangled-flash", "flashdeberta")
+        others.get(name, (None,))[0] for name in ("ours", "disentangled-flash", "flashdeberta")
     )
-    print("| ms | ours, compiled | not compiled | disentangled-flash |", end="")
-    print(" no dropout: ours, compiled | flashdeberta, nothing padded |\n|---|---|---|---|---|---|")
+    assert ours is not None
+    print("| ms | ours, packed, compiled | not compiled | ours, padded, compiled |", end="")
+    print(" not compiled | disentangled-flash | no dropout: ours, packed, compiled |", end="")
+    print(" padded | flashdeberta, nothing padded |\n|---|---|---|---|---|---|---|---|---|")
     for precision in precisions:
         dtype = TYPES[precision]
         for length in lengths:
@@ -177,15 +206,22 @@ def time_all(rows: int, lengths: list[int], precisions: list[str], repeats: int)
             compiled = torch.compile(ours.to(dtype), dynamic=False)
             cells = [f"{precision}, {length} tokens"]
             for layer, module, mask, train in (
+                (compiled, ours, batch.rows, True),
+                (ours, ours, batch.rows, True),
                 (compiled, ours, batch.pairs, True),
                 (ours, ours, batch.pairs, True),
                 (theirs, theirs, batch.mask, True),
+                (compiled, ours, batch.rows, False),
                 (compiled, ours, batch.pairs, False),
                 (flash, flash, None, False),
             ):
+                if module is None:
+                    cells.append("–")
+                    continue
                 module.to(dtype).train(mode=train)
                 run = batch.through(layer, mask, dtype)
-                cells.append(f"{replayed(run, batch, dtype, repeats):.3f}")
+                packed = mask is batch.rows
+                cells.append(f"{replayed(run, batch, dtype, repeats, packed=packed):.3f}")
             print(f"| {' | '.join(cells)} |", flush=True)
 
 

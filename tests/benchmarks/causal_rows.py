@@ -199,6 +199,14 @@ ROWS: dict[str, tuple[str, Callable[[Setting], Step]]] = {
         "bayeslora AdaLoRA + IVON, snr, --gradient-checkpointing",
         engine("adalora", "ivon", "snr", gradient_checkpointing=True),
     ),
+    "adalora-ivon-selective": (
+        "bayeslora AdaLoRA + IVON, snr, --gradient-checkpointing selective",
+        engine("adalora", "ivon", "snr", gradient_checkpointing="selective"),
+    ),
+    "adalora-ivon-selective-graphs": (
+        "the same, not compiled",
+        engine("adalora", "ivon", "snr", compiled=False, gradient_checkpointing="selective"),
+    ),
     "adalora-ivon-bf16": (
         "bayeslora AdaLoRA + IVON, snr, --precision bf16",
         engine("adalora", "ivon", "snr", precision="bf16"),

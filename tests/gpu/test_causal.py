@@ -228,7 +228,7 @@ def test_a_compiled_step_is_captured(method, criterion, llama, side_stream):
     assert compiled.means().loss == pytest.approx(eager.means().loss, rel=1e-2)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", ["off", "blocks", "selective"])
 def test_fp32_follows_the_cpu(checkpointing, llama):
     found = []
     for device in ("cpu", "cuda"):

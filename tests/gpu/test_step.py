@@ -173,11 +173,12 @@ def test_a_captured_step_is_the_eager_one(
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_recomputed_activations_draw_the_same(dropout, backbone, side_stream):
+@pytest.mark.parametrize("what", ["blocks", "selective"])
+def test_recomputed_activations_draw_the_same(what, dropout, backbone, side_stream):
     """With --gradient-checkpointing, captured or not, and it is the run without it."""
     options = {"method": "lora", "device": "cuda"}
     usual = trained(make_step(backbone("bert", dropout), "adamw", None, **options))
-    options["gradient_checkpointing"] = True
+    options["gradient_checkpointing"] = what
     eager = trained(make_step(backbone("bert", dropout), "adamw", None, **options))
     step = make_step(
         backbone("bert", dropout), "adamw", None, **options,

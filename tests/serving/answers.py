@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MODELS = ("tiny", "smollm")
+MODELS = ("tiny", "qwen2", "blora", "smollm")
 
 
 @dataclass

@@ -56,7 +56,12 @@ COMMANDS_USE = (
 )  # fmt: skip
 # library -> its only importers, function bodies included
 ONLY = {
-    "transformers": {"models.backbones.*", "export.independent_reader"},
+    "transformers": {
+        "models.backbones.*",
+        "models.base_weights.streaming",
+        "export.independent_reader",
+    },
+    "bitsandbytes": {"models.base_weights.bitsandbytes_codes"},
     "peft": {"models.backbones.*", "export.formats.*", "export.independent_reader"},
     "ivon": {"bayes.ivon"},
     "triton": {"models.kernels.*_triton"},

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bayeslora_cli.config.base_precisions import BASE_PRECISIONS as BASE_PRECISIONS
+
 GLUE_TASKS = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli")
 CHOICE_TASKS = (
     "mmlu", "arc-easy", "arc-challenge", "openbookqa", "boolq", "winogrande", "piqa", "siqa",

@@ -36,8 +36,7 @@ class RunConfig:
         part_of_name="run", source=True, deep=False,
     )
     data: str | None = option(
-        None, WHAT,
-        "Directory of the task's files or of a set saved by datasets; else the hub",
+        None, WHAT, "Directory of the task's files or of a set saved by datasets; else the hub",
         path=True, idle_when=(beside("task", "custom", "demo"),), source=True, deep=False,
     )
     choices: str | None = option(
@@ -124,8 +123,8 @@ class RunConfig:
         checks=(values.not_negative,), scales=0,
     )
     t_final: int = option(
-        1, RANKS, "Steps at the end with ranks (and widths) fixed",
-        checks=(values.at_least_one,), scales=1,
+        1, RANKS, "Steps at the end with ranks (and widths) fixed", checks=(values.at_least_one,),
+        scales=1,
     )
     delta_t: int = option(
         1, RANKS, "Steps between two allocations", checks=(values.at_least_one,), scales=1,
@@ -188,8 +187,8 @@ class RunConfig:
         checks=(values.at_least_one,),
     )
     max_length: int = option(
-        128, LENGTH, "Largest number of tokens per example",
-        checks=(values.at_least_one,), fitted=True,
+        128, LENGTH, "Largest number of tokens per example", checks=(values.at_least_one,),
+        fitted=True,
     )
     dropout: float | None = option(
         None, LENGTH, "Probability of all of the backbone's dropouts",
@@ -213,8 +212,8 @@ class RunConfig:
         checks=(values.not_negative,), idle_when=(unless("lr_schedule", "boost"),), scales=0,
     )
     warmup_steps: int = option(
-        0, RATES, "Steps of rising learning rate at the start",
-        checks=(values.not_negative,), scales=0,
+        0, RATES, "Steps of rising learning rate at the start", checks=(values.not_negative,),
+        scales=0,
     )
     weight_decay: float = option(
         0.0, RATES, "AdamW: decoupled decay; IVON: delta, added to the Hessian",
@@ -254,6 +253,11 @@ class RunConfig:
     precision: str = option(
         "fp32", MACHINE, "fp32, tf32, or bf16 (adapters stay fp32)",
         choices=catalogue.PRECISIONS, decides_code=True, deep=False,
+    )
+    base_precision: str | None = option(
+        None, MACHINE, "Precision of the frozen weights: {choices}; a comma list trains a run each",
+        default_text="that of --precision", choices=catalogue.BASE_PRECISIONS,
+        sweep=values.parse_names, decides_code=True, always_told=True,
     )
     schedule_steps: int | None = option(
         None, LENGTH, "Total steps that the step numbers belong to; they scale to the run's own",

@@ -6,7 +6,14 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from bayeslora_cli.config.catalogue import CRITERIA, METHODS, OPTIMIZERS, criteria_of
+from bayeslora_cli.config.catalogue import (
+    BASE_PRECISIONS,
+    CRITERIA,
+    METHODS,
+    OPTIMIZERS,
+    MethodEntry,
+    criteria_of,
+)
 from bayeslora_cli.config.catalogue_text import posterior_optimizers
 from bayeslora_cli.config.options import Option
 
@@ -71,8 +78,23 @@ def _beside_others(v: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "grad_accum", f"must divide --batch-size ({v['batch_size']})"
     if v["train_samples"] != 1 and not (optimizer is not None and optimizer.posterior):
         yield "train_samples", f"only --optimizer {posterior_optimizers()} samples weights"
+    if (base := BASE_PRECISIONS.get(v["base_precision"])) is not None:
+        yield from _base_precision(v, method, quantized=base.quantized)
     if v["lr_schedule"] == "boost" and v["boost_lr"] is None:
         yield "lr_schedule", "needs --boost-lr and --boost-until-step"
+
+
+def _base_precision(
+    v: Mapping[str, Any], method: MethodEntry | None, *, quantized: bool
+) -> Iterator[tuple[str, str]]:
+    """Yield the problems of frozen weights in a precision of their own."""
+    if method is not None and not method.has_ranks:
+        fix = f"--method {v['method']} trains the weights themselves, in fp32; leave one out"
+        yield "base_precision", fix
+    both = method is not None and "quantize_base" in method.options and v["quantize_base"]
+    if both and quantized:
+        fix = "--quantize-base would quantize the same weights once more; leave one out"
+        yield "base_precision", fix
 
 
 def _criterion(v: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -18,14 +18,13 @@ from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.bank_layout import Matrix
 from bayeslora_cli.models.adapters.decoder_blocks import join_blocks
-from bayeslora_cli.models.adapters.dense import DenseLinear
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear, join
 from bayeslora_cli.models.adapters.published_factors import PublishedFactors
 from bayeslora_cli.models.backbones.deberta_attention import replace_attention
-from bayeslora_cli.models.backbones.fingerprint import fingerprint
 from bayeslora_cli.models.backbones.loading import load_backbone
 from bayeslora_cli.models.backbones.packing import packs, prepare_for_packing
 from bayeslora_cli.models.backbones.targets import inside, match_targets
+from bayeslora_cli.models.base_weights.selection import BaseWeights
 from bayeslora_cli.models.encoders.relative_attention import RelativeAttention
 from bayeslora_cli.tasks.objectives.objective import Objective
 
@@ -37,7 +36,7 @@ def build_network(
     *,
     posterior: bool,
     device: torch.device,
-    form: Callable[[nn.Module], AdaptedLinear] = DenseLinear,
+    form: Callable[[nn.Module], AdaptedLinear] | None = None,
     adapted: bool = True,
 ) -> Network:
     """Load the backbone, adapt it, move it to the device and build its bank.
@@ -46,7 +45,7 @@ def build_network(
         posterior: whether the optimizer samples the weights.
         device: meta: build only the shapes, without reading weights.
         form: constructor that gets the layer to replace; it decides how the frozen weight lies in
-            memory.
+            memory. None: as --base-precision says.
         adapted: False: the backbone as it is, whose layers need not be ones that can be adapted.
     Raises:
         ModelError: raised by `load_backbone` or `match_targets`, or the rank is larger than every
@@ -55,12 +54,15 @@ def build_network(
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     method = find_method(config.method)
     make_layer = method.layer_maker(config)
+    typed = config.base_precision if form is None else None
+    base = BaseWeights(typed, dtype, device, head=objective.entry.head)
     module, head, missing = load_backbone(
         config,
         objective,
         tokenizer,
         device=device,
         dtype=torch.float32 if make_layer is None else dtype,  # trained weights stay fp32
+        streaming=base.streaming,
     )
     pretrained = [
         tensor
@@ -71,15 +73,7 @@ def build_network(
     packed = objective.entry.packed and packs(config.packing, module.config, head=bool(head))
     if packed or (objective.entry.packed and not head):
         prepare_for_packing(module, head=bool(head))
-    backbone_sha256 = (
-        ""
-        if device.type == "meta"
-        else fingerprint(
-            # exports of a run read in fp32 what the run read in bf16
-            pretrained,
-            torch.float32 if head else torch.bfloat16,
-        )
-    )
+    backbone_sha256 = "" if device.type == "meta" else base.fingerprint(pretrained)
     module.requires_grad_(make_layer is None)
     for name in head:
         module.get_submodule(name).requires_grad_(True)
@@ -92,22 +86,32 @@ def build_network(
     }
 
     adapters: dict[str, LowRankLinear] = {}
+    base.choose(module, head)
     if make_layer is not None and adapted:
         generator = torch.Generator().manual_seed(config.seed)
         targets = match_targets(module, head, config.target_modules)
         _check_rank(config.init_rank, [module.get_submodule(name) for name in targets])
         for name in targets:
-            base = form(module.get_submodule(name))
-            layer = make_layer(base, config.init_rank, config.alpha, generator)
+            found = module.get_submodule(name)
+            layer = make_layer(
+                base.make(name, found) if form is None else form(found),
+                config.init_rank,
+                config.alpha,
+                generator,
+            )
             parent, _, last = name.rpartition(".")
             setattr(module.get_submodule(parent), last, layer)
             adapters[name] = layer
+    base.freeze(module, adapters)
 
     module.to(device)
     matrices = [Matrix(name=n, a=m.lora_A, b=m.lora_B, e=m.lora_E) for n, m in adapters.items()]
     low_rank = {id(p) for m in matrices for p in (m.a, m.b, m.e)}
+    stored = _stored(module)
     # buffers are not cast: rotary angles need fp32
     for name, parameter in module.named_parameters():
+        if id(parameter) in stored:
+            continue
         # logits need fp32: a bf16 regression output has three digits
         exact = inside(name, head) or id(parameter) in low_rank
         # weights that are trained are fp32 in the bank; those under a head were always rounded
@@ -144,6 +148,12 @@ def build_network(
         backbone_sha256=backbone_sha256,
         operands=method.operands(config, bank, adapters, dtype),
     )
+
+
+def _stored(module: nn.Module) -> set[int]:
+    """Return the ids of the parameters that keep their types."""
+    forms = [m for m in module.modules() if isinstance(m, AdaptedLinear)]
+    return {id(tensor) for form in forms for tensor in form.stored()}
 
 
 def _check_rank(rank: int, layers: Sequence[nn.Module]) -> None:

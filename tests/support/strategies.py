@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from bayeslora_cli.config.catalogue import TASK_NAMES
+from bayeslora_cli.config.catalogue import BASE_PRECISIONS, TASK_NAMES
 from bayeslora_cli.config.run_config import OPTIONS, RunConfig
 
 # the product's table, written out once more: method, optimizer -> criteria, the default first
@@ -115,6 +115,8 @@ def configs(draw):
         "boost_lr": draw(positive if schedule == "boost" else st.none() | positive),
     }
     free = draw(st.fixed_dictionaries(FREE))
+    allowed = ["bf16"] if free["quantize_base"] else list(BASE_PRECISIONS)
+    linked["base_precision"] = draw(st.sampled_from([None, *([] if method == "full" else allowed)]))
     assert linked.keys() | free.keys() == OPTIONS.keys()
     return RunConfig(**linked, **free)
 

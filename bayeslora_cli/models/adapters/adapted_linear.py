@@ -81,6 +81,17 @@ class AdaptedLinear(nn.Module, ABC):
         """
         return None
 
+    def shown_weight(self) -> Tensor:
+        """Return what backbones see as the weight, oriented as in the replaced layer.
+
+        They ask only for its type, shape and device.
+        """
+        return self.oriented(self.dense())
+
+    def stored(self) -> tuple[Tensor, ...]:
+        """Return the parameters that keep a type of their own, whatever the run's precision."""
+        return ()
+
     def oriented(self, matrix: Tensor) -> Tensor:
         """Turn (out, in) into the orientation of the replaced layer's weight, or back; no copy."""
         return matrix.t() if self.transposed else matrix

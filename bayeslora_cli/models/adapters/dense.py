@@ -65,7 +65,7 @@ class DenseLinear(AdaptedLinear):
         """
         if any(form.transposed for form in forms) or len({form.bias is None for form in forms}) > 1:
             return None
-        weight, bias = (_joined([getattr(form, name) for form in forms]) for name in FROZEN)
+        weight, bias = (joined([getattr(form, name) for form in forms]) for name in FROZEN)
         assert weight is not None
         height, width = weight.shape
         layer = nn.Linear(width, height, bias=bias is not None, device="meta")
@@ -73,7 +73,7 @@ class DenseLinear(AdaptedLinear):
         return cls(layer)
 
 
-def _joined(parameters: Sequence[nn.Parameter | None]) -> nn.Parameter | None:
+def joined(parameters: Sequence[nn.Parameter | None]) -> nn.Parameter | None:
     """Stack several parameters, which become views of the stack; None if all are None."""
     found = [parameter for parameter in parameters if parameter is not None]
     if not found:

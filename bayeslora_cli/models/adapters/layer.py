@@ -68,7 +68,7 @@ class LowRankLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The frozen weight, oriented as in the replaced layer: backbones ask for its dtype."""
-        return self.base_layer.oriented(self.base_layer.dense())
+        return self.base_layer.shown_weight()
 
     @property
     def bias(self) -> Tensor | None:

@@ -20,13 +20,20 @@ def fingerprint(tensors: Iterable[Tensor], dtype: torch.dtype = torch.float32) -
     Order and names are ignored, because another version of a library may change both. Two
     checkpoints that agree at all sampled places get the same checksum.
     """
-    parts = []
-    for tensor in tensors:
-        flat = tensor.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // SAMPLES)].to("cpu", dtype).float()
-        values = sample.contiguous().numpy().astype("<f4").tobytes()
-        parts.append(sha256(f"{list(tensor.shape)}".encode() + values).digest())
-    return sha256(b"".join(sorted(parts))).hexdigest()
+    return combined(digest(tensor, dtype) for tensor in tensors)
+
+
+def digest(tensor: Tensor, dtype: torch.dtype) -> bytes:
+    """Compute the part of a `fingerprint` that is one tensor's."""
+    flat = tensor.detach().reshape(-1)
+    sample = flat[:: max(1, flat.numel() // SAMPLES)].to("cpu", dtype).float()
+    values = sample.contiguous().numpy().astype("<f4").tobytes()
+    return sha256(f"{list(tensor.shape)}".encode() + values).digest()
+
+
+def combined(digests: Iterable[bytes]) -> str:
+    """Combine the parts of all tensors into a `fingerprint`."""
+    return sha256(b"".join(sorted(digests))).hexdigest()
 
 
 def data_fingerprint(tensors: Iterable[Tensor | None]) -> str:

@@ -32,6 +32,7 @@ from bayeslora_cli.models.backbones.input_limits import PADDING_COUNTS, unused_p
 from bayeslora_cli.models.backbones.packing import packs
 from bayeslora_cli.models.backbones.places import find_backbone, parsed_once
 from bayeslora_cli.models.backbones.targets import head_modules, inside
+from bayeslora_cli.models.base_weights.streaming import Streaming
 from bayeslora_cli.tasks.objectives.objective import Objective
 
 logger = logging.getLogger("bayeslora")
@@ -199,6 +200,7 @@ def load_backbone(
     *,
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    streaming: Streaming | None = None,
 ) -> tuple[Any, tuple[str, ...], set[str]]:
     """Load a pretrained backbone, with the head that the kind of task needs.
 
@@ -209,6 +211,7 @@ def load_backbone(
 
     Args:
         device: None: the CPU; meta: only the shapes are read.
+        streaming: quantizes weights as they are read, if the checkpoint's files allow that.
     Returns:
         The module, the names of its head's modules, and the names of tensors that its checkpoint
         lacked.
@@ -226,6 +229,8 @@ def load_backbone(
     options: dict[str, Any] = {"dtype": torch.float32 if objective.entry.head else dtype}
     if not objective.entry.head and device is not None and device.type != "cpu":
         options["device_map"] = {"": device}
+    if streaming is not None and place.gguf is None:
+        options["quantization_config"] = streaming
     auto_class = getattr(transformers, objective.entry.auto_class)
     module: Any
     loading: dict[str, Any] = {"missing_keys": ()}
@@ -236,6 +241,8 @@ def load_backbone(
             )
             if config.dropout is not None:
                 _set_dropout(architecture, config.dropout)
+            if streaming is not None:
+                _refuse_quantized(config, architecture)
             if device is None or device.type != "meta":
                 module, loading = auto_class.from_pretrained(
                     config=architecture, output_loading_info=True, ignore_mismatched_sizes=True,
@@ -247,6 +254,9 @@ def load_backbone(
                     module = auto_class.from_config(architecture, **trust)
     except LOADING_ERRORS as error:
         raise ModelError(_cannot_load(config.model, "model", error)) from error
+    finally:
+        if streaming is not None:
+            streaming.finish()
     # a decoder's classifier finds the last token before the padding by this id
     module.config.pad_token_id = tokenizer.pad_token_id
     head = head_modules(module) if objective.entry.head else ()
@@ -254,6 +264,17 @@ def load_backbone(
     mismatched = {entry[0] for entry in loading.get("mismatched_keys", ())}
     _check_checkpoint(config.model, module, missing, mismatched, head)
     return module, head, missing
+
+
+def _refuse_quantized(config: RunConfig, architecture: Any) -> None:
+    """Refuse to quantize a checkpoint whose weights are codes already."""
+    found = getattr(architecture, "quantization_config", None)
+    if found is not None:
+        kind = found.get("quant_method") if isinstance(found, dict) else found.quant_method
+        raise ModelError(
+            f"--base-precision {config.base_precision}: --model {config.model} is quantized "
+            f"already ({kind}); name the checkpoint that it was made from"
+        )
 
 
 def _set_dropout(architecture: Any, probability: float) -> None:

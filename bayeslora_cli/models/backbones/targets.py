@@ -148,6 +148,23 @@ def match_targets(module: Any, head: Sequence[str], wanted: Sequence[str] | None
     return names
 
 
+def quantizable(module: Any, head: Sequence[str]) -> list[str]:
+    """Return the names of the layers whose weights may be quantized: the blocks' linear layers.
+
+    Embeddings, the output layer, the head and routers of experts keep their precision.
+    """
+    output = module.get_output_embeddings()
+    linear = [n for n, m in module.named_modules() if m is not output and is_adaptable(m)]
+    owners = {n.rpartition(".")[0] for n, _ in module.named_modules() if n.endswith(".experts")}
+    return [
+        n
+        for n in linear
+        if any(part.isdigit() for part in n.split("."))
+        and not inside(n, head)
+        and n.rpartition(".")[0] not in owners
+    ]
+
+
 def plain_products(module: Any) -> int:
     """Count the multiplications per token of the linear layers that have no adapter.
 

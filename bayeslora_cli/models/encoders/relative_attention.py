@@ -89,7 +89,8 @@ class RelativeAttention(nn.Module):
             plain += 1
         self.reach = length
         self.plain = plain  # number of tokens up to which the rows are consecutive
-        self.rows = rows.to(next(self.query_proj.parameters()).device)
+        # the bias's: of a weight that was quantized while it was read, only the shape is left here
+        self.rows = rows.to(list(self.query_proj.parameters())[-1].device)
 
     def _embeddings(self, relative: Tensor, length: int) -> Tensor:
         """Select and drop out embeddings of positions -L ... L - 1: (rows, hidden) -> (2L, hidden).

@@ -1,0 +1,35 @@
+"""All precisions of frozen weights, by name; a table of the catalogue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BasePrecisionEntry:
+    """How the frozen weights are stored: a form of `models.adapters.adapted_linear`."""
+
+    implementation: str
+    """Place of the class, a `models.base_weights.quantized_linear.QuantizedLinear`."""
+    quantized: bool = True
+    """Whether it has fewer bits than checkpoints usually have."""
+    packages: tuple[str, ...] = ()
+    """Packages that it needs in addition to bayeslora's requirements."""
+    extra: str | None = None
+    """bayeslora's optional dependency that installs `packages`."""
+
+
+_BITSANDBYTES: Any = {"packages": ("bitsandbytes",), "extra": "quantized"}
+BASE_PRECISIONS: dict[str, BasePrecisionEntry] = {
+    "bf16": BasePrecisionEntry(
+        implementation="bayeslora_cli.models.base_weights.bf16:Bf16Linear", quantized=False
+    ),
+    "int8": BasePrecisionEntry(
+        implementation="bayeslora_cli.models.base_weights.int8:Int8Linear", **_BITSANDBYTES
+    ),
+    "nf4": BasePrecisionEntry(
+        implementation="bayeslora_cli.models.base_weights.nf4:Nf4Linear", **_BITSANDBYTES
+    ),
+    "fp8": BasePrecisionEntry(implementation="bayeslora_cli.models.base_weights.fp8:Fp8Linear"),
+}

@@ -1,0 +1,82 @@
+"""bitsandbytes' codes of weights: 4 bits in blocks of 64 (NF4), 8 bits by row. Its only door.
+
+Only functions of the library are used. Its `Linear4bit` packs the weights on some CPUs when a model
+is evaluated, and passes no gradient from then on.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCK = 64
+"""Weights that share an absolute maximum."""
+SECOND_BLOCK = 256
+"""Absolute maxima that share their own."""
+
+
+class Codes(NamedTuple):
+    """A weight in NF4 with double quantization (Dettmers et al., QLoRA, arXiv 2305.14314)."""
+
+    codes: Tensor
+    """Two codes of 4 bits per byte, uint8, (elements / 2,)."""
+    absmax: Tensor
+    """Codes of the blocks' absolute maxima, less their mean: uint8, (elements / 64,)."""
+    scale: Tensor
+    """Absolute maxima of blocks of those, fp32, (elements / 64 / 256,)."""
+    offset: Tensor
+    """The mean, fp32, ()."""
+
+
+@cache
+def _functions() -> Any:
+    """Import the library without its warnings of optional parts."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    import bitsandbytes.functional
+
+    return bitsandbytes.functional
+
+
+@cache
+def _table(device: torch.device) -> Tensor:
+    """Return the 256 values that codes of absolute maxima stand for."""
+    found: Tensor = _functions().create_dynamic_map().to(device)
+    return found
+
+
+def to_nf4(weight: Tensor) -> Codes:
+    """Quantize a weight of any shape."""
+    codes, state = _functions().quantize_4bit(
+        weight, blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
+    )
+    return Codes(codes.flatten(), state.absmax, state.state2.absmax, state.offset)
+
+
+def from_nf4(given: Codes, out: Tensor) -> None:
+    """Write the values of codes into a contiguous tensor of fp32, fp16 or bf16."""
+    # the operators themselves: the functions around them make a table of values in each call
+    absmax = torch.ops.bitsandbytes.dequantize_blockwise.default(
+        given.absmax, given.scale, _table(out.device), SECOND_BLOCK, torch.float32
+    )
+    flat = out.view(-1)
+    # flat: on a CPU, rows that are no multiple of a block get the absolute maxima of others
+    rest = absmax.add_(given.offset), BLOCK, "nf4", list(flat.shape), out.dtype
+    if out.is_cuda:
+        torch.ops.bitsandbytes.dequantize_4bit.out(given.codes, *rest, out=flat)
+    else:
+        found = torch.ops.bitsandbytes.dequantize_4bit.default(given.codes, *rest)
+        flat.copy_(found.view(-1))
+
+
+def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize a weight (out, in) by row, from fp16, as bitsandbytes' own layers do.
+
+    Returns:
+        Codes (out, in), int8, and the values of a code of 1 (out,), fp32.
+    """
+    codes, absmax, _ = _functions().int8_vectorwise_quant(weight.to(torch.float16))
+    return codes, absmax.float() / 127

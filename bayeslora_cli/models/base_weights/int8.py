@@ -1,0 +1,42 @@
+"""Frozen weights in 8 bits, a scale per row: bitsandbytes' codes (Dettmers et al., LLM.int8(),
+arXiv 2208.07339), with activations that are not quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bayeslora_cli.models.base_weights.bitsandbytes_codes import to_int8
+from bayeslora_cli.models.base_weights.quantized_linear import QuantizedLinear
+from bayeslora_cli.models.kernels.frozen.product import ARITHMETICS, Dequantizing
+
+NAME = "int8"
+
+
+class Int8Linear(QuantizedLinear):
+    """Form with integer codes of 8 bits and a scale per row."""
+
+    names = ("codes", "scale")
+    arithmetic = NAME
+
+    @classmethod
+    def quantize(cls, weight: Tensor) -> dict[str, Tensor]:
+        return dict(zip(cls.names, to_int8(weight), strict=True))
+
+    @classmethod
+    def layout(cls, height: int, width: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return {"codes": ((height, width), torch.int8), "scale": ((height,), torch.float32)}
+
+
+class _Int8(Dequantizing):
+    parts = 2
+
+    def dequantize(self, stored: Sequence[Tensor], out: Tensor) -> None:
+        codes, scale = stored
+        # one kernel, which multiplies in fp32 and rounds once
+        torch.mul(codes, scale[:, None], out=out)
+
+
+ARITHMETICS[NAME] = _Int8()

@@ -1,0 +1,174 @@
+"""A product with a frozen weight that is stored in few bits, and a low-rank product beside it.
+
+One operator forward and one backward. torch's compiler does not look into them, so that no dense
+copy of a weight is kept from the forward to the backward pass.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import Library, register_autograd, register_fake
+from torch.nn import functional as F
+
+
+class Arithmetic(ABC):
+    """How a product with stored weights is computed. The objects hold no state.
+
+    The weights of m layers on the same input are given as one list, the tensors of the first layer
+    first; the result is that of W (sum of heights, in), all layers stacked.
+    """
+
+    parts: int
+    """Number of stored tensors of one layer."""
+
+    @abstractmethod
+    def multiply(
+        self, rows: Tensor, stored: Sequence[Tensor], heights: Sequence[int], bias: Tensor | None
+    ) -> Tensor:
+        """Compute x W' + bias, a tensor of its own: (n, in) -> (n, out)."""
+
+    @abstractmethod
+    def multiply_back(
+        self, grad: Tensor, stored: Sequence[Tensor], heights: Sequence[int], width: int
+    ) -> Tensor:
+        """Compute g W, a tensor of its own: (n, out) -> (n, in)."""
+
+    @abstractmethod
+    def dequantize(self, stored: Sequence[Tensor], out: Tensor) -> None:
+        """Write the dense weight of one layer into `out` (out, in), in the type of `out`."""
+
+
+class Dequantizing(Arithmetic):
+    """Makes a dense copy of the weights, in the type of the rows, for each product."""
+
+    def multiply(
+        self, rows: Tensor, stored: Sequence[Tensor], heights: Sequence[int], bias: Tensor | None
+    ) -> Tensor:
+        return F.linear(rows, self._dense(rows, stored, heights, rows.shape[1]), bias)
+
+    def multiply_back(
+        self, grad: Tensor, stored: Sequence[Tensor], heights: Sequence[int], width: int
+    ) -> Tensor:
+        return grad @ self._dense(grad, stored, heights, width)
+
+    def _dense(
+        self, like: Tensor, stored: Sequence[Tensor], heights: Sequence[int], width: int
+    ) -> Tensor:
+        whole = like.new_empty(sum(heights), width)
+        for index, out in enumerate(torch.split(whole, list(heights))):
+            self.dequantize(stored[index * self.parts : (index + 1) * self.parts], out)
+        return whole
+
+
+ARITHMETICS: dict[str, Arithmetic] = {}
+"""By name; a form of the frozen weights enters its own."""
+
+
+def frozen_product(
+    rows: Tensor,
+    stored: Sequence[Tensor],
+    heights: Sequence[int],
+    arithmetic: str,
+    bias: Tensor | None,
+    down: Tensor | None = None,
+    up: Tensor | None = None,
+) -> Tensor:
+    """Compute x W' + bias + (x down') up', differentiable in x, down and up; W, bias are frozen.
+
+    Args:
+        rows: x, (n, in).
+        stored: the weights of m layers, as `Arithmetic` takes them.
+        heights: number of outputs of each layer.
+        arithmetic: a name in `ARITHMETICS`.
+        bias: (out,), of all layers.
+        down: (r, in); None: there is no adapter.
+        up: (out, r), likewise.
+    Returns:
+        (n, out)
+    """
+    if down is None or up is None:
+        down, up = rows.new_empty(0, rows.shape[1]), rows.new_empty(sum(heights), 0)
+    out: Tensor = torch.ops.bayeslora.frozen_product(
+        rows, stored, heights, arithmetic, bias, down, up
+    )[0]
+    return out
+
+
+# not `custom_op`: its first call imports the compiler, which takes a second and is unused on a CPU
+_LIBRARY: Any = Library("bayeslora", "FRAGMENT")  # type: ignore[no-untyped-call]
+_FORWARD, _BACKWARD = "frozen_product", "frozen_product_backward"
+_LIBRARY.define(
+    f"{_FORWARD}(Tensor rows, Tensor[] stored, int[] heights, str arithmetic, Tensor? bias,"
+    " Tensor down, Tensor up) -> (Tensor, Tensor)"
+)
+_LIBRARY.define(
+    f"{_BACKWARD}(Tensor grad, Tensor rows, Tensor[] stored, int[] heights, str arithmetic,"
+    " Tensor down, Tensor up, Tensor h, bool needed) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _forward(
+    rows: Tensor, stored: list[Tensor], heights: list[int], arithmetic: str, bias: Tensor | None,
+    down: Tensor, up: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return y (n, out) and h (n, r)."""
+    h = F.linear(rows, down)
+    out = ARITHMETICS[arithmetic].multiply(rows, stored, heights, bias)
+    return out.addmm_(h, up.t()) if len(down) else out, h
+
+
+def _backward(
+    grad: Tensor, rows: Tensor, stored: list[Tensor], heights: list[int], arithmetic: str,
+    down: Tensor, up: Tensor, h: Tensor, needed: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of rows (empty unless `needed`), of down and of up."""
+    to_h, to_rows = grad @ up, grad.new_empty(0)
+    if needed:
+        to_rows = ARITHMETICS[arithmetic].multiply_back(grad, stored, heights, rows.shape[1])
+        if len(down):
+            to_rows.addmm_(to_h, down)
+    return to_rows, to_h.t() @ rows, (h.t() @ grad).t()
+
+
+def _fake_forward(
+    rows: Tensor, stored: list[Tensor], heights: list[int], arithmetic: str, bias: Tensor | None,
+    down: Tensor, up: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return rows.new_empty(rows.shape[0], up.shape[0]), rows.new_empty(rows.shape[0], down.shape[0])
+
+
+def _fake_backward(
+    grad: Tensor, rows: Tensor, stored: list[Tensor], heights: list[int], arithmetic: str,
+    down: Tensor, up: Tensor, h: Tensor, needed: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    to_rows = rows.new_empty(rows.shape) if needed else grad.new_empty(0)
+    return to_rows, down.new_empty(down.shape), up.new_empty(up.shape[1], up.shape[0]).t()
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    rows, stored, ctx.heights, ctx.arithmetic, _, down, up = inputs
+    ctx.save_for_backward(rows, down, up, output[1], *stored)
+    ctx.set_materialize_grads(False)  # h has no gradient of its own
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: None) -> tuple[Any, ...]:
+    needed = ctx.needs_input_grad[0]
+    rows, down, up, h, *stored = ctx.saved_tensors
+    to_rows, to_down, to_up = torch.ops.bayeslora.frozen_product_backward(
+        grad, rows, stored, ctx.heights, ctx.arithmetic, down, up, h, needed
+    )
+    frozen = [None] * len(stored)
+    return to_rows if needed else None, frozen, None, None, None, to_down, to_up
+
+
+for name, kernel, fake in (
+    (_FORWARD, _forward, _fake_forward), (_BACKWARD, _backward, _fake_backward)
+):  # fmt: skip
+    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    register_fake(f"bayeslora::{name}", fake, lib=_LIBRARY)
+register_autograd(f"bayeslora::{_FORWARD}", _differentiate, setup_context=_keep, lib=_LIBRARY)

@@ -64,8 +64,8 @@ def test_flags_keys_of_files_and_fields_are_the_same(tmp_path):
 def test_sweeps_vary_in_this_order():
     """Arrays of printed commands are numbered by it."""
     assert AXES == (
-        "task", "target_rank", "method", "optimizer", "criterion", "blora_mode", "lr", "boost_lr",
-        "lambda_quant", "lambda_rank", "seed",
+        "task", "target_rank", "method", "optimizer", "criterion", "blora_mode", "base_precision",
+        "lr", "boost_lr", "lambda_quant", "lambda_rank", "seed",
     )  # fmt: skip
 
 

@@ -25,8 +25,9 @@ FLAGS = {
     "--weight-decay",
     "Posterior (IVON)": "--ess --ess-per-example --train-samples --hess-init --ivon-beta1 "
     "--ivon-beta2 --clip-radius",
-    "Machine and output": "--seed --precision --device --deterministic --eager --compile --packing "
-    "--gradient-checkpointing --eval-batch-size --checkpoint-every --output --overwrite",
+    "Machine and output": "--seed --precision --base-precision --device --deterministic --eager "
+    "--compile --packing --gradient-checkpointing --eval-batch-size --checkpoint-every --output "
+    "--overwrite",
     "Several runs": "--seeds --jobs --print-commands",
     "What is printed": "--dry-run --json --quiet --verbose --log-every --log-to",
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from bayeslora_cli.config import catalogue, catalogue_text, values
-
 from bayeslora_cli.config.options import (  # isort: skip
     LENGTH, MACHINE, METHOD, OWN, POSTERIOR, PRINTED, RANKS, RATES, WHAT, WIDTHS,
     Condition, beside, beside_any, declared, option, settle, unless,
@@ -269,8 +268,8 @@ class RunConfig:
         checks=(values.positive_and_finite,), scales=50,
     )
     eval_batch_size: int = option(
-        64, MACHINE, "Examples per forward pass of an evaluation",
-        checks=(values.at_least_one,), affects_result=False,
+        64, MACHINE, "Examples per forward pass of an evaluation", checks=(values.at_least_one,),
+        affects_result=False,
     )
     log_every: int = option(
         50, PRINTED, "Steps between two lines of metrics.jsonl",

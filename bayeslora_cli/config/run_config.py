@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from bayeslora_cli.config import catalogue, catalogue_text, values
+
 from bayeslora_cli.config.options import (  # isort: skip
     LENGTH, MACHINE, METHOD, OWN, POSTERIOR, PRINTED, RANKS, RATES, WHAT, WIDTHS,
     Condition, beside, beside_any, declared, option, settle, unless,
@@ -149,8 +150,7 @@ class RunConfig:
         default_text="all", checks=(values.parse_ladder,), idle_when=(_RANKS_ONLY,),
     )
     quantize_base: bool = option(
-        False, WIDTHS, "Quantize the frozen weights and their inputs as well",
-        idle_when=(_RANKS_ONLY,),
+        False, WIDTHS, "Quantize the frozen weights and their inputs too", idle_when=(_RANKS_ONLY,)
     )
     reg: str = option(
         "const", WIDTHS,

@@ -114,23 +114,25 @@ def to_keys(  # type: ignore[no-untyped-def]
             by = vectors(grad, start + other, head, inside, heads * D, D, D, DEPTH)
             level = tl.load(norm + line + other, inside, 0.0)
             mean = tl.load(slope + line + other, inside, 0.0)
-            score = tl.dot(key, tl.trans(query), input_precision=PRECISION)
+            score = tl.dot(query, tl.trans(key), input_precision=PRECISION)
             if RELATIVE:
                 back = (line + other)[:, None] * width + own[None, :]
-                score += tl.trans(tl.load(bias + back, inside[:, None], 0.0)).to(tl.float32)
-            seen = there[:, None] & inside[None, :]
+                score += tl.load(bias + back, inside[:, None], 0.0).to(tl.float32)
+            seen = inside[:, None] & there[None, :]
             if WINDOWED:
-                seen = seen & (tl.abs(own[:, None] - other[None, :]) < window)
-            weight = tl.where(seen, tl.exp2(score * scale - level[None, :]), 0.0)
-            change = tl.dot(value, tl.trans(by), input_precision=PRECISION)
+                seen = seen & (tl.abs(own[None, :] - other[:, None]) < window)
+            weight = tl.where(seen, tl.exp2(score * scale - level[:, None]), 0.0)
+            change = tl.dot(by, tl.trans(value), input_precision=PRECISION)
             kept_weight = weight
             if DROPS:
                 bits = words_of(kept, line + other, first, words, inside)
-                keeps = ((bits[None, :] >> (own - first)[:, None]) & 1) != 0
+                keeps = ((bits[:, None] >> (own - first)[None, :]) & 1) != 0
                 change = tl.where(keeps, change * gain, 0.0)
                 kept_weight = tl.where(keeps, weight * gain, 0.0)
-            of_value = tl.dot(kept_weight.to(by.dtype), by, of_value, input_precision=PRECISION)
-            change = (weight * (change - mean[None, :]) * factor).to(query.dtype)
+            of_value = tl.dot(
+                tl.trans(kept_weight.to(by.dtype)), by, of_value, input_precision=PRECISION
+            )
+            change = tl.trans((weight * (change - mean[:, None]) * factor).to(query.dtype))
             found = tl.dot(change, query, found, input_precision=PRECISION)
             if RELATIVE:
                 place = (line + own)[:, None] * width + other[None, :]

@@ -13,10 +13,10 @@ import torch
 from decoder_sizes import Size
 from peft import AdaLoraConfig, LoraConfig, TaskType, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from bayeslora_cli.bayes.optimizer import build_optimizer
-from bayeslora_cli.config.catalogue import OPTIMIZERS
+from bayeslora_cli.config.catalogue import BASE_PRECISIONS, OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import Feed
 from bayeslora_cli.data.tokenization import TokenisedSplit
@@ -109,15 +109,26 @@ def engine(
 
 
 def peer(
-    *, adaptive: bool, liger: bool = False, compiled: bool = False
-) -> Callable[[Setting], Step]:
-    """PEFT's AdaLoRA or LoRA + torch's AdamW, the backbone in bf16 on a GPU, under autocast."""
+    *, adaptive: bool, liger: bool = False, compiled: bool = False, bits: int | None = None,
+    checkpointing: bool = False,
+) -> Callable[[Setting], Step]:  # fmt: skip
+    """PEFT's AdaLoRA or LoRA + torch's AdamW, the backbone in bf16 on a GPU, under autocast.
+
+    Args:
+        bits: of the backbone's weights, by bitsandbytes: 4 (nf4, double quantization) or 8.
+        checkpointing: recompute the blocks in the backward pass.
+    """
 
     def build(s: Setting) -> Step:
         low, on_gpu = s.precision == "bf16", s.device.type == "cuda"
         base = AutoModelForCausalLM.from_pretrained(
             s.model, dtype=torch.bfloat16 if low else torch.float32,
-            device_map={"": s.device},
+            device_map={"": s.device}, **({} if bits is None else {
+                "quantization_config": BitsAndBytesConfig(
+                    load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_quant_type="nf4",
+                    bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16,
+                ),
+            }),
         )  # fmt: skip
         base.config.use_cache = False
         modeling = importlib.import_module(type(base).__module__)
@@ -140,6 +151,9 @@ def peer(
             else LoraConfig(r=FINAL, **common)
         )  # fmt: skip
         peft: Any = get_peft_model(base, made).train()
+        if checkpointing:
+            peft.enable_input_require_grads()
+            base.gradient_checkpointing_enable({"use_reentrant": False})
         trained = [p for p in peft.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=2e-4, fused=on_gpu)
         call = torch.compile(peft) if compiled else peft
@@ -207,7 +221,24 @@ ROWS: dict[str, tuple[str, Callable[[Setting], Step]]] = {
         "the same, not compiled",
         engine("adalora", "ivon", "snr", compiled=False, gradient_checkpointing="selective"),
     ),
-    "adalora-ivon-bf16": (
+    **{
+        f"adalora-ivon-{base}{ending}": (
+            f"bayeslora AdaLoRA + IVON, snr, --base-precision {base}{said}",
+            engine("adalora", "ivon", "snr", base_precision=base, **options),
+        )
+        for base in BASE_PRECISIONS
+        for ending, said, options in (
+            ("", "", {}),
+            ("-graphs", ", not compiled", {"compiled": False}),
+            ("-checkpointing", ", --gradient-checkpointing", {"gradient_checkpointing": True}),
+            (
+                "-selective",
+                ", --gradient-checkpointing selective",
+                {"gradient_checkpointing": "selective"},
+            ),
+        )
+    },
+    "adalora-ivon-in-bf16": (
         "bayeslora AdaLoRA + IVON, snr, --precision bf16",
         engine("adalora", "ivon", "snr", precision="bf16"),
     ),
@@ -233,6 +264,16 @@ ROWS: dict[str, tuple[str, Callable[[Setting], Step]]] = {
     "peft-adalora-liger": ("PEFT AdaLoRA + AdamW, liger", peer(adaptive=True, liger=True)),
     "peft-lora": ("PEFT LoRA + AdamW", peer(adaptive=False)),
     "peft-lora-liger": ("PEFT LoRA + AdamW, liger", peer(adaptive=False, liger=True)),
+    "peft-qlora": ("PEFT LoRA + AdamW on nf4", peer(adaptive=False, bits=4)),
+    "peft-qlora-liger": (
+        "PEFT LoRA + AdamW on nf4, liger",
+        peer(adaptive=False, bits=4, liger=True),
+    ),
+    "peft-qlora-liger-checkpointing": (
+        "PEFT LoRA + AdamW on nf4, liger, gradient checkpointing",
+        peer(adaptive=False, bits=4, liger=True, checkpointing=True),
+    ),
+    "peft-lora-int8": ("PEFT LoRA + AdamW on int8", peer(adaptive=False, bits=8)),
     "peft-lora-liger-compile": (
         "PEFT LoRA + AdamW, liger, torch.compile",
         peer(adaptive=False, liger=True, compiled=True),

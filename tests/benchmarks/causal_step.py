@@ -50,7 +50,7 @@ from bayeslora_cli.execution.device import set_precision
 
 MEDIAN, NEAR_LONGEST, LONGEST = 350, 1400, 2048  # tokens of an SFT row
 ON_GPU = [OURS, LORA, "adalora-ivon-graphs", "peft-adalora", "peft-lora", "peft-lora-liger"]
-ON_CPU = [OURS, LORA, "adalora-ivon-bf16", "peft-lora"]
+ON_CPU = [OURS, LORA, "adalora-ivon-in-bf16", "peft-lora"]
 
 
 def split_of(size: Size, workload: str, batches: int) -> tuple[TokenisedSplit, list[Tensor]]:

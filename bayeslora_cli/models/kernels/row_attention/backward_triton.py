@@ -32,7 +32,7 @@ def to_queries(  # type: ignore[no-untyped-def]
     """Compute a tile of the queries' gradient, and `slope`, the sum of result times gradient.
 
     `scale` is `factor`, the factor of the scores, times log2(e). `to_c2p` gets the gradient of the
-    products that `factor` multiplies, by query and key.
+    scores, by query and key.
     """
     start, length, first = own_tile(row_offsets, rows, ROWS, OWN)
     head = tl.program_id(1)
@@ -68,8 +68,8 @@ def to_queries(  # type: ignore[no-untyped-def]
             if DROPS:
                 bits = words_of(kept, line + own, at, words, there)
                 keeps = ((bits[:, None] >> (other - at)[None, :]) & 1) != 0
-                change = tl.where(keeps, change * gain, 0.0)
-            change = (weight * (change - mean[:, None]) * factor).to(key.dtype)
+                change = tl.where(keeps, change, 0.0) * gain
+            change = (weight * (change - mean[:, None])).to(key.dtype)
             found = tl.dot(change, key, found, input_precision=PRECISION)
             if RELATIVE:
                 tl.store(to_c2p + place, change, there[:, None])
@@ -80,7 +80,7 @@ def to_queries(  # type: ignore[no-untyped-def]
                 place = position_rows(first, at, width, True, OWN)
                 row = vectors(k, tokens + place, head, place >= 0, k_token, k_head, D, DEPTH)
                 found = tl.dot(change, row, found, input_precision=PRECISION)
-        put_vectors(to_q, found, start + own, head, there, heads, D, DEPTH)
+        put_vectors(to_q, found * factor, start + own, head, there, heads, D, DEPTH)
 
 
 @triton.jit(do_not_specialize=["rows", "window"])  # type: ignore[untyped-decorator]
@@ -112,32 +112,33 @@ def to_keys(  # type: ignore[no-untyped-def]
             inside = other < length
             query = vectors(q, start + other, head, inside, q_token, q_head, D, DEPTH)
             by = vectors(grad, start + other, head, inside, heads * D, D, D, DEPTH)
-            level = tl.load(norm + line + other, inside, 0.0)
+            level = tl.load(norm + line + other, inside, float("inf"))
             mean = tl.load(slope + line + other, inside, 0.0)
             score = tl.dot(query, tl.trans(key), input_precision=PRECISION)
             if RELATIVE:
                 back = (line + other)[:, None] * width + own[None, :]
                 score += tl.load(bias + back, inside[:, None], 0.0).to(tl.float32)
-            seen = inside[:, None] & there[None, :]
+            # 0 behind the row's end, whose level is infinite; own tokens there are not stored
+            weight = tl.exp2(score * scale - level[:, None])
             if WINDOWED:
-                seen = seen & (tl.abs(own[None, :] - other[:, None]) < window)
-            weight = tl.where(seen, tl.exp2(score * scale - level[:, None]), 0.0)
+                near = tl.abs(own[None, :] - other[:, None]) < window
+                weight = tl.where(near, weight, 0.0)
             change = tl.dot(by, tl.trans(value), input_precision=PRECISION)
             kept_weight = weight
             if DROPS:
                 bits = words_of(kept, line + other, first, words, inside)
                 keeps = ((bits[:, None] >> (own - first)[None, :]) & 1) != 0
-                change = tl.where(keeps, change * gain, 0.0)
-                kept_weight = tl.where(keeps, weight * gain, 0.0)
+                change = tl.where(keeps, change, 0.0) * gain
+                kept_weight = tl.where(keeps, weight, 0.0)
             of_value = tl.dot(
                 tl.trans(kept_weight.to(by.dtype)), by, of_value, input_precision=PRECISION
             )
-            change = tl.trans((weight * (change - mean[:, None]) * factor).to(query.dtype))
+            change = tl.trans((weight * (change - mean[:, None])).to(query.dtype))
             found = tl.dot(change, query, found, input_precision=PRECISION)
             if RELATIVE:
                 place = (line + own)[:, None] * width + other[None, :]
                 tl.store(to_p2c + place, change, there[:, None])
-        put_vectors(to_v, of_value, start + own, head, there, heads, D, DEPTH)
+        put_vectors(to_v, of_value * gain, start + own, head, there, heads, D, DEPTH)
         if RELATIVE:
             tl.debug_barrier()  # all threads have written before one of them reads
             for at in range(0, length + OWN, OWN):
@@ -145,4 +146,4 @@ def to_keys(  # type: ignore[no-untyped-def]
                 place = position_rows(first, at, width, False, OWN)
                 row = vectors(q, tokens + place, head, place >= 0, q_token, q_head, D, DEPTH)
                 found = tl.dot(change, row, found, input_precision=PRECISION)
-        put_vectors(to_k, found, start + own, head, there, heads, D, DEPTH)
+        put_vectors(to_k, found * factor, start + own, head, there, heads, D, DEPTH)

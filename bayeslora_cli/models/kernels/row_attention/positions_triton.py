@@ -89,11 +89,14 @@ def score_positions(  # type: ignore[no-untyped-def]
 @triton.jit(do_not_specialize=["rows", "shares"])  # type: ignore[untyped-decorator]
 def to_positions(  # type: ignore[no-untyped-def]
     q, k, row_offsets, to_c2p, to_p2c, to_q, to_k, parts, done, tokens, rows, shares,  # noqa: ANN001
-    q_token, q_head, k_token, k_head, heads, width,  # noqa: ANN001
+    q_token, q_head, k_token, k_head, heads, width, factor,  # noqa: ANN001
     D: tl.constexpr, DEPTH: tl.constexpr, TILE: tl.constexpr, UNROLLED: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Add one share of the rows of one block of positions; the last program adds the shares."""
+    """Add one share of the rows of one block of positions; the last program adds the shares.
+
+    `factor` is that of the scores.
+    """
     block, head = tl.program_id(0), tl.program_id(1)
     side, share = tl.program_id(2) % 2, tl.program_id(2) // 2
     column, lane = tl.arange(0, TILE), tl.arange(0, DEPTH)
@@ -141,7 +144,7 @@ def to_positions(  # type: ignore[no-untyped-def]
             tl.store(done + group, 0)
     if last:
         to = ((tokens + place).to(tl.int64)[:, None] * heads + head) * D + lane[None, :]
-        value = total.to(to_q.dtype.element_ty)
+        value = (total * factor).to(to_q.dtype.element_ty)
         if side == 0:
             tl.store(to_k + to, value, (lane < D)[None, :])
         else:

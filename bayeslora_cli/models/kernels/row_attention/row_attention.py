@@ -207,7 +207,7 @@ def _backward(
         positions.to_positions[(blocks, heads, 2 * shares)](
             query, key, row_offsets, to_c2p, to_p2c, to_q, to_k, parts,
             _done(query.device, 2 * blocks * heads), tokens, rows, shares,
-            *_strides(query, key), heads, reach, **shape, TILE=cut.own,
+            *_strides(query, key), heads, reach, scaling, **shape, TILE=cut.own,
             UNROLLED=positions.UNROLLED, num_warps=cut.warps, num_stages=cut.stages,
         )  # fmt: skip
     return to_q, to_k, to_v

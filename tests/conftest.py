@@ -3,10 +3,12 @@ are killed."""
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import logging
 import os
 import random
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,19 @@ from bayeslora_cli.training.step import TrainStep
 
 settings.register_profile("bayeslora", deadline=None)  # a busy machine is no failure
 settings.load_profile("bayeslora")
+
+
+_imported = 0
+"""Number of modules whose objects full collections leave out."""
+
+
+def pytest_runtest_teardown():
+    """Leave what imports have made out of full collections, of which each training makes one."""
+    global _imported
+    if len(sys.modules) > _imported + 100:
+        gc.collect()
+        gc.freeze()
+        _imported = len(sys.modules)
 
 
 @pytest.fixture(scope="session", autouse=True)

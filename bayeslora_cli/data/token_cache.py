@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from bayeslora_cli.errors import StorageError
 from bayeslora_cli.models.backbones.fingerprint import data_fingerprint
 from bayeslora_cli.models.backbones.identity import cache_directory
 from bayeslora_cli.runs.atomic_write import replacing
+from bayeslora_cli.runs.environment import version
 from bayeslora_cli.runs.file_lock import once
 from bayeslora_cli.tasks.task import Examples
 from bayeslora_cli.tasks.validation_share import take

@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -78,13 +79,16 @@ def record_environment(
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
     """Return the installed versions of packages; None: not installed."""
-    found: dict[str, str | None] = {}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+    return {package: version(package) for package in packages}
+
+
+@cache  # reading a package's metadata takes milliseconds
+def version(package: str) -> str | None:
+    """Return the installed version of a package; None: not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def now() -> str:

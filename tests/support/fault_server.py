@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import gc
 import io
 import json
 import os
@@ -117,6 +118,8 @@ def warm_up(order) -> None:
     sys.argv = ["bayeslora", *order["arguments"], "--quiet"]
     with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
         app.main()
+    gc.collect()
+    gc.freeze()  # or collections in a fork go through, and so copy, all that was imported
 
 
 def be_bayeslora() -> NoReturn:

@@ -29,6 +29,8 @@ WORTH_IT_PACKED = 1_500
 15 to 39 ms of a step (SmolLM2-135M, Llama-3.2-1B and Qwen2.5-7B, 4,096 to 8,192 tokens, H200)."""
 PATIENCE = 30.0
 """Seconds to wait while another process compiles, which takes five to twenty per width."""
+READY = 30.0
+"""Seconds to wait for the processes that compile kernels."""
 # options that decide a block's code, apart from its adapters
 _BLOCK = tuple(name for name, option in OPTIONS.items() if option.decides_code)
 VARIANTS = 128
@@ -53,6 +55,26 @@ def is_worth_compiling(choice: str, steps: int, *, packed: bool = False) -> bool
         )
         return False
     return True
+
+
+def start_compilers() -> None:
+    """Start the processes that compile kernels, so that they are ready when the network is.
+
+    Until they are, which takes them some ten seconds, torch compiles one kernel after the other.
+    """
+    from torch._inductor.async_compile import AsyncCompile  # this import takes seconds
+
+    AsyncCompile.warm_pool()
+    AsyncCompile.use_process_pool()  # type: ignore[no-untyped-call]  # gives them their first work
+
+
+def await_compilers() -> None:
+    """Wait until the processes of `start_compilers`, if it was called, are ready."""
+    found = sys.modules.get("torch._inductor.async_compile")
+    ready = None if found is None else getattr(found.AsyncCompile, "_ready_future", None)
+    if ready is not None:
+        with suppress(Exception):  # then kernels are compiled without them
+            ready.result(timeout=READY)
 
 
 def compile_blocks(module: nn.Module, *, dynamic: bool | None = False) -> None:
@@ -123,6 +145,7 @@ def compiled_once(
     with ExitStack() as held:
         for made in wanted:
             if held.enter_context(once(made, "compile the same", PATIENCE)):
+                await_compilers()
                 break
         yield
         with suppress(OSError):

@@ -9,6 +9,7 @@ import gc
 import logging
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 
@@ -18,7 +19,12 @@ from bayeslora_cli.config.effects import kind
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.example_cache import ExampleCache
 from bayeslora_cli.data.splits import Data, check_tokens, tokens_fingerprint
-from bayeslora_cli.execution.compilation import compile_blocks, compiled_once, is_worth_compiling
+from bayeslora_cli.execution.compilation import (
+    compile_blocks,
+    compiled_once,
+    is_worth_compiling,
+    start_compilers,
+)
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
 from bayeslora_cli.execution.device import pick_device, set_precision
 from bayeslora_cli.execution.processes import SINGLE, Processes
@@ -80,6 +86,11 @@ def _build(prepared: PreparedRun, runs: int, processes: Processes) -> TrainingSe
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         data = Data(config, prepared.tokens(), device, processes)
+        if device.type == "cuda" and not config.eager and find_spec("triton"):
+            # whether a backbone packs its rows is known only when it is built
+            packed = not objective_of(prepared.task).entry.head
+            if _is_worth_compiling(config, runs, packed=packed):
+                start_compilers()
         setup = TrainingSetup(prepared, data, device, processes)
     processes.check_inputs(setup.checksums)
     if device.type == "cuda" and not config.eager:

@@ -62,18 +62,22 @@ def engine(
     *,
     captured: bool = True,
     compiled: bool = True,
+    force: bool = False,
     **options: Any,
 ) -> Callable[[Setting], Step]:
     """The engine's step, at the paper's ranks; on a GPU in graphs, its blocks compiled.
 
-    `options`: further ones of the run.
+    Args:
+        force: compile on a CPU as well.
+        options: further ones of the run.
     """
 
     def build(s: Setting) -> Step:
         config = RunConfig(
             model=s.model, method=method, optimizer=optimizer, criterion=criterion,
             init_rank=3 if method in ("adalora", "blora") else 2,
-            precision=s.precision, weight_decay=1e-8 if optimizer == "ivon" else 0.0,
+            precision=s.precision, max_length=LONGEST,
+            weight_decay=1e-8 if optimizer == "ivon" else 0.0,
             t_init=T_INIT, t_final=s.total // 3, schedule_steps=s.total,
             **options,
         )  # fmt: skip
@@ -106,7 +110,7 @@ def engine(
             runner=GraphRunner([noise]) if captured and on_gpu else run_eagerly,
         )
         network.module.train()
-        if compiled and on_gpu:
+        if compiled and (on_gpu or force):
             compile_blocks(network.module, dynamic=None if network.packed else False)
             step.compile()
         if network.packed:

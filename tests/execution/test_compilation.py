@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -145,3 +147,24 @@ def test_what_could_not_be_compiled_is_not_taken_for_compiled(waits, tmp_path):
     with pytest.raises(RuntimeError), compiled_once(RunConfig(task="rte"), (), ("a pass", ())):
         raise RuntimeError
     assert not list((tmp_path / "bayeslora").iterdir())
+
+
+def test_the_processes_that_compile_are_waited_for(monkeypatch):
+    """Only if they were started, and not for ever."""
+    name = "torch._inductor.async_compile"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    compilation.await_compilers()
+    waited = []
+
+    class Future:
+        def result(self, timeout):
+            waited.append(timeout)
+            raise TimeoutError
+
+    found = SimpleNamespace(AsyncCompile=SimpleNamespace(_ready_future=None))
+    monkeypatch.setitem(sys.modules, name, found)
+    compilation.await_compilers()
+    assert not waited
+    found.AsyncCompile._ready_future = Future()
+    compilation.await_compilers()
+    assert waited == [compilation.READY]

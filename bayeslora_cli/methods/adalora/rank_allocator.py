@@ -44,6 +44,7 @@ class RankAllocator(Allocator):
         self._ranks = torch.zeros(HISTORY, len(bank.matrices), device=bank.theta.device)
         self._history: list[tuple[int, int]] = []  # (step, budget) of the rows of _ranks
         self._fetched: list[Allocation] = []
+        self._scores = self.scores
 
     def announce(self, step: int) -> Phase:
         """Prepare the device for `after_update` at `step`; return the phase of that step."""
@@ -66,6 +67,14 @@ class RankAllocator(Allocator):
             self._apply(good)
         return good
 
+    def compile(self) -> None:
+        """Compile the scores and the averages of gradients, but not the sort.
+
+        Compiling the sort takes seven seconds, and it gains some 0.02 ms of a step.
+        """
+        self._observe = torch.compile(self._observe, dynamic=False)  # type: ignore[method-assign]
+        self._scores = torch.compile(self.scores, dynamic=False)
+
     def scores(self, sigma: Tensor | None) -> Tensor:
         statistics = ElementStatistics(
             mean=self.bank.adapters(self.bank.mean),
@@ -86,7 +95,7 @@ class RankAllocator(Allocator):
         torch.where(good, uncertainty, self.uncertainty, out=self.uncertainty)
 
     def _allocate(self, sigma: Tensor | None, good: Tensor) -> Tensor:
-        scores = self.scores(sigma)
+        scores = self._scores(sigma)
         good = good & scores.isfinite().all()
         kept = largest(scores, self._budget)
         torch.where(good, kept, self.bank.mask, out=self.bank.mask)

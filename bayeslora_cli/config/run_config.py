@@ -47,8 +47,7 @@ class RunConfig:
     train_file: str | None = option(
         None, OWN,
         "Training examples: .csv, .tsv, .jsonl, .json, .parquet, a set saved by datasets, or one "
-        "on the hub, NAME:CONFIG@SPLIT",
-        path=True, source=True, deep=False,
+        "on the hub, NAME:CONFIG@SPLIT", path=True, source=True, deep=False,
     )
     eval_file: str | None = option(
         None, OWN, "Examples to evaluate on",
@@ -132,8 +131,7 @@ class RunConfig:
     blora_mode: str = option(
         "both", WIDTHS,
         "Gates over ranks and widths: {choices}; a comma list trains a run each, here and in the "
-        "next two",
-        choices=catalogue.BLORA_MODES, sweep=values.parse_names, always_told=True,
+        "next two", choices=catalogue.BLORA_MODES, sweep=values.parse_names, always_told=True,
     )
     lambda_quant: float = option(
         1e-3, WIDTHS, "Weight of the penalty on bit widths, per quantizer",
@@ -305,6 +303,9 @@ class RunConfig:
         "off", MACHINE, "Recompute activations, to save memory: {choices}; the flag alone: blocks",
         choices=catalogue.RECOMPUTED, bare="blocks", affects_result=False, decides_code=True,
     )
+    shard: bool = option(
+        False, MACHINE, "Divide blocks' frozen weights among processes", affects_result=False,
+    )
     checkpoint_every: str = option(
         "auto", MACHINE, "Steps (500) or time (30s, 10m, 2h) between checkpoints",
         default_text="auto: a minute, or 200 times as long as a checkpoint takes if that is longer",
@@ -327,8 +328,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         settle(OPTIONS, self)
-        found = problems(OPTIONS, asdict(self))
-        if found:
+        if found := problems(OPTIONS, asdict(self)):
             raise ConfigError(found)
 
     @property

@@ -80,6 +80,10 @@ def _beside_others(v: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "train_samples", f"only --optimizer {posterior_optimizers()} samples weights"
     if (base := BASE_PRECISIONS.get(v["base_precision"])) is not None:
         yield from _base_precision(v, method, quantized=base.quantized)
+    if v["shard"] and method is not None and not method.has_ranks:
+        yield "shard", f"--method {v['method']} trains the weights, and divides none"
+    if v["shard"] and v["quantize_base"]:
+        yield "shard", "not together with --quantize-base, which rounds whole frozen weights"
     if v["lr_schedule"] == "boost" and v["boost_lr"] is None:
         yield "lr_schedule", "needs --boost-lr and --boost-until-step"
 

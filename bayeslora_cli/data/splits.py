@@ -42,7 +42,7 @@ class Batches:
         self.processes = processes
         self.rounds = -(-len(order) // processes.world)
         """Number of batches of the process that has the most."""
-        order = order[processes.rank :: processes.world]
+        whole, order = order, order[processes.rank :: processes.world]
         self.rows = torch.cat((*order, torch.empty(0, dtype=torch.int64)))
         """int64: index in the split of each row of the concatenated batches."""
         self.sizes = [len(indices) for indices in order]
@@ -61,6 +61,11 @@ class Batches:
             {name: x.to(device) for name, x in collate(indices).items() if name != "labels"}
             for indices in order
         ]
+        self.spare = self.inputs[0] if self.inputs else {}
+        """A batch for rounds in which this process has none, but has to take part."""
+        if not order:
+            found = collate(whole[0]).items()
+            self.spare = {name: x.to(device) for name, x in found if name != "labels"}
         self.few = self.inputs[:1]
         """The first batch, or a few of its rows, padded as other programs take them; [] if this
         process has no batch."""

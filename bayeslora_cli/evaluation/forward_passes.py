@@ -19,7 +19,6 @@ from bayeslora_cli.methods.network import Network
 from bayeslora_cli.tasks.task import Task
 
 
-@torch.inference_mode()
 def logits_of(
     network: Network,
     batches: Batches,
@@ -50,12 +49,16 @@ def logits_of(
             batches.place[: rows_of(batch)].copy_(objective.predict(network.logits(batch), batch))
 
         logits = [batches.place[:0]]
-        with uncompiled():
+        # weights that are gathered for the first time must be of use in training too
+        mode = torch.no_grad() if network.divided else torch.inference_mode()
+        with uncompiled(), mode:
             for turn in range(batches.rounds):
                 check()
                 for batch in batches.inputs[turn : turn + 1]:
                     runner((id(batches), network.branch), piece, batch)
                     logits.append(batches.place[: batches.sizes[turn]].clone())
+                if network.divided and turn >= len(batches.inputs):
+                    network.logits(batches.spare)
         found = torch.zeros(batches.total, objective.outputs)
         found[batches.rows] = torch.cat(logits).cpu()
         # each row is computed by one process, and is zero in all others

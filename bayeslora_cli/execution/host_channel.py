@@ -144,11 +144,23 @@ class HostChannel(Processes):
         try:
             yield
         except RuntimeError as error:
-            raise BayesloraError(
-                f"the connection to {self._silent()} is lost: it has ended, was killed, or cannot "
-                "be reached. Saved states are kept: run the same command again, with the same or "
-                "another number of processes"
-            ) from error
+            raise self._lost() from error
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or "gloo" in str(error):
+                raise self._lost() from error
+            raise
+
+    def _lost(self) -> BayesloraError:
+        return BayesloraError(
+            f"the connection to {self._silent()} is lost: it has ended, was killed, or cannot "
+            "be reached. Saved states are kept: run the same command again, with the same or "
+            "another number of processes"
+        )
 
     def _silent(self) -> str:
         """Name the process that does not answer: all others write to the store."""

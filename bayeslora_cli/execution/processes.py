@@ -6,7 +6,7 @@ All other code uses a `Processes` object and does not know how many processes th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from hashlib import sha256
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     import torch
     from torch import Tensor
+    from torch.distributed.device_mesh import DeviceMesh
 
     from bayeslora_cli.models.adapters.bank import AdapterBank
     from bayeslora_cli.runs.checkpoint import Stateful
@@ -93,6 +94,10 @@ class Processes(Protocol):
             UserError: there are fewer GPUs than processes, or some have a GPU and some do not.
         """
 
+    def most(self, rows: int) -> int:
+        """Return the size of the largest part of a batch of so many rows, as `share` divides it."""
+        return -(-rows // self.world)
+
     def share(self, rows: Tensor, counts: Tensor | None = None) -> Tensor:
         """Return this process's part of a batch's rows (b,), which may be empty.
 
@@ -109,6 +114,20 @@ class Processes(Protocol):
 
         Returns:
             `good`, or false if the processes' masks differ.
+        """
+
+    def mesh(self, device: torch.device) -> DeviceMesh:
+        """Return all processes as a mesh of one dimension, which weights are divided among.
+
+        Args:
+            device: from `assign_device`.
+        """
+
+    def gathering(self) -> AbstractContextManager[None]:
+        """Report a connection that breaks inside this block, in which weights are gathered.
+
+        Raises:
+            BayesloraError: instead of such an error; other errors stay as they are.
         """
 
     def min_max(self, observed: Tensor) -> Tensor:
@@ -181,6 +200,12 @@ class SingleProcess(Processes):
 
     def reduce(self, bank: AdapterBank, good: Tensor) -> Tensor:
         return good
+
+    def mesh(self, device: torch.device) -> DeviceMesh:
+        raise NotImplementedError("a single process divides no weights")
+
+    def gathering(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def min_max(self, observed: Tensor) -> Tensor:
         return observed

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.execution.host_channel import HostChannel
@@ -37,6 +38,7 @@ class TorchProcesses(HostChannel):
         self.local = local
         self.checks = ReplicaChecks(self)
         self._nccl: dist.ProcessGroup | None = None
+        self._mesh: DeviceMesh | None = None
         self._weight = torch.zeros(())  # weight of this process's rows in the step's batch
 
     def close(self) -> None:
@@ -121,6 +123,13 @@ class TorchProcesses(HostChannel):
         votes.copy_(bank.mask.flatten())
         self._all_reduce(bank.message)
         return self.checks.vote(votes, good)
+
+    def mesh(self, device: torch.device) -> DeviceMesh:
+        if self._mesh is None:
+            # a group of its own: on a CPU the default one carries the hosts' messages
+            group = self._nccl or dist.new_group(backend="gloo")
+            self._mesh = DeviceMesh.from_group(group, device.type)
+        return self._mesh
 
     def min_max(self, observed: Tensor) -> Tensor:
         ends = torch.stack((-observed[..., 0], observed[..., 1]))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from bayeslora_cli.config.catalogue import OFF
 from bayeslora_cli.config.run_config import RunConfig
@@ -26,6 +27,10 @@ from bayeslora_cli.models.backbones.packing import packs, prepare_for_packing
 from bayeslora_cli.models.backbones.targets import inside, match_targets
 from bayeslora_cli.models.base_weights.selection import BaseWeights
 from bayeslora_cli.models.encoders.relative_attention import RelativeAttention
+from bayeslora_cli.models.sharding.divide import divide_blocks
+from bayeslora_cli.models.sharding.loading import load_to_divide
+from bayeslora_cli.models.sharding.sharded_linear import ShardedLinear
+from bayeslora_cli.models.sharding.stored_weights import StoredWeights
 from bayeslora_cli.tasks.objectives.objective import Objective
 
 
@@ -38,6 +43,7 @@ def build_network(
     device: torch.device,
     form: Callable[[nn.Module], AdaptedLinear] | None = None,
     adapted: bool = True,
+    mesh: DeviceMesh | None = None,
 ) -> Network:
     """Load the backbone, adapt it, move it to the device and build its bank.
 
@@ -47,6 +53,7 @@ def build_network(
         form: constructor that gets the layer to replace; it decides how the frozen weight lies in
             memory. None: as --base-precision says.
         adapted: False: the backbone as it is, whose layers need not be ones that can be adapted.
+        mesh: the processes that the blocks' frozen weights are divided among; None: they are not.
     Raises:
         ModelError: raised by `load_backbone` or `match_targets`, or the rank is larger than every
             layer.
@@ -56,19 +63,24 @@ def build_network(
     make_layer = method.layer_maker(config)
     typed = config.base_precision if form is None else None
     base = BaseWeights(typed, dtype, device, head=objective.entry.head)
-    module, head, missing = load_backbone(
-        config,
-        objective,
-        tokenizer,
-        device=device,
-        dtype=torch.float32 if make_layer is None else dtype,  # trained weights stay fp32
-        streaming=base.streaming,
-    )
-    pretrained = [
-        tensor
-        for name, tensor in module.named_parameters()
+    weights: StoredWeights | None = None
+    if mesh is None or base.form is not None:
+        module, head, missing = load_backbone(
+            config,
+            objective,
+            tokenizer,
+            device=device,
+            dtype=torch.float32 if make_layer is None else dtype,  # trained weights stay fp32
+            streaming=base.streaming,
+        )
+    else:
+        form = form or ShardedLinear
+        module, head, missing, weights = load_to_divide(config, objective, tokenizer, dtype)
+    pretrained = (
+        tensor if weights is None else weights.tensor(name)
+        for name, tensor in list(module.named_parameters())
         if name not in missing and not inside(name, head)
-    ]
+    )
     replace_attention(module, config.max_length)
     packed = objective.entry.packed and packs(config.packing, module.config, head=bool(head))
     if packed or (objective.entry.packed and not head):
@@ -104,7 +116,8 @@ def build_network(
             adapters[name] = layer
     base.freeze(module, adapters)
 
-    module.to(device)
+    if mesh is None:
+        module.to(device)
     matrices = [Matrix(name=n, a=m.lora_A, b=m.lora_B, e=m.lora_E) for n, m in adapters.items()]
     low_rank = {id(p) for m in matrices for p in (m.a, m.b, m.e)}
     stored = _stored(module)
@@ -130,10 +143,11 @@ def build_network(
         if parameter.requires_grad and id(parameter) not in low_rank
     ]
     others += method.parameters(config, adapters)
-    joints: list[JointLinear] = []
+    joints = _joints(module, decoder=not objective.entry.head) if adapters else []
+    if mesh is not None:
+        divide_blocks(module, mesh, device, weights)
     bank = AdapterBank(matrices, others, posterior=posterior, device=device, compute_dtype=dtype)
     if adapters:
-        joints = _joints(module, decoder=not objective.entry.head)
         bank.factors = PublishedFactors(bank, list(adapters.values()), dtype, joints)
     return Network(
         module=module,
@@ -147,6 +161,7 @@ def build_network(
         drawn=drawn,
         backbone_sha256=backbone_sha256,
         operands=method.operands(config, bank, adapters, dtype),
+        divided=mesh is not None,
     )
 
 

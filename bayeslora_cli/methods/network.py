@@ -69,6 +69,9 @@ class Network:
     """fp32 copies of frozen tensors that the checkpoint lacked and this run drew."""
     backbone_sha256: str
     """`fingerprint` of the checkpoint's tensors without the head; empty without weights."""
+    divided: bool = False
+    """Whether the blocks' frozen weights are divided among processes, which gather them in each
+    pass: all processes must run as many passes."""
     operands: PassOperands | None = None
     """Operands of a method whose layers do not use the published factors; None: they do."""
 

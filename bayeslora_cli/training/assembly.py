@@ -19,6 +19,7 @@ from bayeslora_cli.config.effects import kind
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.example_cache import ExampleCache
 from bayeslora_cli.data.splits import Data, check_tokens, tokens_fingerprint
+from bayeslora_cli.errors import UserError
 from bayeslora_cli.execution.compilation import (
     compile_blocks,
     compiled_once,
@@ -80,20 +81,31 @@ def _build(prepared: PreparedRun, runs: int, processes: Processes) -> TrainingSe
     torch.cuda.empty_cache()  # other processes may be on the same GPU
     with processes.all_or_none():
         device = pick_device(config.device)
+        if config.shard and processes.world == 1:
+            raise UserError(
+                "--shard: weights are divided among processes, and there is only one: start "
+                "several with torchrun --nproc-per-node N -m bayeslora_cli train … or srun, or "
+                "leave the option out"
+            )
     device = processes.assign_device(device)
+    graphs = device.type == "cuda" and not config.eager and not config.shard
+    if config.shard:
+        processes.mesh(device)  # the first call connects, which all processes do together
     with processes.all_or_none():
         set_precision(config.precision, deterministic=config.deterministic)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         data = Data(config, prepared.tokens(), device, processes)
-        if device.type == "cuda" and not config.eager and find_spec("triton"):
+        if graphs and find_spec("triton"):
             # whether a backbone packs its rows is known only when it is built
             packed = not objective_of(prepared.task).entry.head
             if _is_worth_compiling(config, runs, packed=packed):
                 start_compilers()
         setup = TrainingSetup(prepared, data, device, processes)
     processes.check_inputs(setup.checksums)
-    if device.type == "cuda" and not config.eager:
+    if config.shard:
+        logger.info("--shard: the step runs kernel by kernel, without CUDA graphs and the compiler")
+    elif graphs:
         # blocks of encoders gain as little as on padded rows
         packed = setup.network.packed and not setup.network.head
         setup.capture(config, compiled=_is_worth_compiling(config, runs, packed=packed))
@@ -137,6 +149,7 @@ class TrainingSetup:
             prepared.tokenizer,
             posterior=maker.posterior,
             device=device,
+            mesh=processes.mesh(device) if config.shard else None,
         )
         check_tokens(self.network.module, config.model, prepared.tokens().values())
         self.architecture = self.network.module.config.to_dict()
@@ -192,7 +205,7 @@ class TrainingSetup:
             ModelError: the backbone can no longer be loaded.
         """
         wanted = kind(prepared.config), prepared.task, processes
-        if (self.kind, self.task, self.processes) != wanted:
+        if self.network.divided or (self.kind, self.task, self.processes) != wanted:
             return False
         if tokens_fingerprint(prepared.tokens().values()) != self.data.fingerprint:
             return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from time import perf_counter
 
@@ -145,7 +145,9 @@ class TrainingLoop:
         """Train from the newest checkpoint, or from the start, to the end; write the artifacts."""
         state = self.state
         self._start()
-        with self._saved_when_stopped():
+        divided = self.network.divided
+        gathering = self.processes.gathering() if divided else nullcontext()
+        with gathering, self._saved_when_stopped():
             if self._evaluation_is_due():  # the process was killed before the evaluation was over
                 self._evaluate()
             while state.step < self.total:
@@ -216,7 +218,12 @@ class TrainingLoop:
         feed, rows = self.setup.data.feed, self.order.indices(step)
         self.state.interval_tokens += int(feed.lengths[rows].sum())
         parts = self.processes.share(rows, feed.counts).tensor_split(self.config.grad_accum)
-        return [feed.batch(indices) for indices in parts if len(indices)]
+        own = [feed.batch(indices) for indices in parts if len(indices)]
+        if self.network.divided:  # all processes have to run as many passes
+            most = min(self.config.grad_accum, self.processes.most(len(rows)))
+            for _ in range(most - len(own)):
+                self.setup.step.take_part(feed.batch(rows[:1]))
+        return own
 
     # ---- logs
 
@@ -326,10 +333,12 @@ class TrainingLoop:
         )  # fmt: skip
         started = run.read_json(run.environment)
         write_json(run.environment, {**started, "end": now(), "checksums": run.checksums.name})
+        # a pass of divided weights would need the other processes
+        splits = () if self.network.divided else self.setup.data.splits.values()
         write_artifacts(
             run, self.network, self.config, at=self.best.posterior,
             scores=None if self.allocator is None else self.best.scores,
             mask=self.network.bank.mask, result=result, tokenizer=self.tokenizer,
-            batch=next((b.few[0] for b in self.setup.data.splits.values() if b.few), None),
+            batch=next((batches.few[0] for batches in splits if batches.few), None),
         )  # fmt: skip
         self.log.result(result)

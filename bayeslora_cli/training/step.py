@@ -109,6 +109,17 @@ class TrainStep:
         self.runner(phase, partial(self._update, phase=phase), {})
         self._count += 1
 
+    def take_part(self, batch: Inputs) -> None:
+        """Run the passes of a micro-batch that count for nothing and draw nothing.
+
+        Where frozen weights are divided, every process has to take part in all gathering.
+        """
+        gpus = [batch["input_ids"].device] if batch["input_ids"].is_cuda else []
+        for _ in range(self.samples):
+            with torch.random.fork_rng(gpus):
+                self._backward({name: x for name, x in batch.items() if name != "count"})
+        self.network.bank.zero_local()
+
     def _pass(self, batch: Inputs, *, weight: float | Tensor, first: bool, masked: bool) -> None:
         """Add the weighted gradient of one weight sample on one micro-batch to the step's."""
         self.optimizer.sample(masked=masked)

@@ -58,3 +58,55 @@ def test_two_processes_resume_to_the_bit(jobs):
     resumed = jobs.train("parts", 2)
     assert (whole.codes, resumed.codes) == ([0, 0], [0, 0]), resumed.texts
     assert differences(resumed.run, contents(whole.run)) == []
+
+
+# ---- frozen weights divided among the processes
+
+
+def same(job, other):
+    """Masks, losses, metrics and the posterior, as far as fp32 rounding goes."""
+    assert {code for run in (job, other) for code in run.codes} == {0}, job.texts + other.texts
+    for found, expected in zip(job.traces[0], other.traces[0], strict=True):
+        assert found["mask"] == expected["mask"]
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    for line, expected in zip(job.lines(), other.lines(), strict=True):
+        if "metrics" in expected:
+            metrics = expected["metrics"]["validation"]
+            assert line["metrics"]["validation"] == pytest.approx(metrics, rel=1e-6)
+    found, expected = (load_file(run.run / "posterior.safetensors") for run in (job, other))
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+def test_a_sharded_run_is_the_replicated_one(jobs):
+    """An epoch's last batch and the evaluation's leave a process without rows: it takes part."""
+    two = jobs.train("two-shards", 2, "--shard", "--grad-accum", "2")  # IVON
+    same(two, jobs.train("two-whole", 2, "--grad-accum", "2"))
+    assert [line["noise"] for line in two.traces[0]] != [line["noise"] for line in two.traces[1]]
+
+
+def test_a_sharded_run_is_that_of_one_process(jobs):
+    """AdamW without dropout; started by srun, and the other way of recomputing."""
+    adamw = ("--optimizer", "adamw", "--lr", "0.01")
+    how = ("--shard", "--gradient-checkpointing", "selective")
+    same(jobs.train("three", 3, *adamw, *how, slurm=True), jobs.train("single", 1, *adamw))
+
+
+def test_a_sharded_run_resumes_on_another_number(jobs):
+    adamw = ("--optimizer", "adamw", "--lr", "0.01", "--shard")
+    whole = jobs.train("as-one", 2, *adamw)
+    killed = jobs.train("in-parts", 2, *adamw, rank=1, step=6, what="SIGKILL")
+    assert killed.codes[1] == -9
+    assert killed.codes[0] == 1
+    assert "the connection to process 1 of 2 is lost" in killed.texts[0]
+    stopped = jobs.train("in-parts", 3, *adamw, rank=2, step=8, what="SIGTERM")
+    assert stopped.codes == [75, 75, 75], stopped.texts
+    resumed = jobs.train("in-parts", 1, *adamw[:-1])
+    assert resumed.codes == [0], resumed.texts
+    found, expected = (load_file(run.run / "posterior.safetensors") for run in (resumed, whole))
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+def test_one_process_divides_nothing(jobs):
+    alone = jobs.train("nothing", 1, "--shard")
+    assert alone.codes == [2]
+    assert "--shard: weights are divided among processes, and there is only one" in alone.texts[0]

@@ -22,7 +22,7 @@ ROWS = [(m, o, c) for (m, o), criteria in TABLE.items() for c in criteria]
 NOT_RESULT = {
     "eval_batch_size", "log_every", "device", "gradient_checkpointing", "output", "overwrite",
     "trust_remote_code", "deterministic", "checkpoint_every", "eager", "compile", "packing",
-    "log_to",
+    "log_to", "shard",
 }  # fmt: skip
 FLOATS = [name for name, f in OPTIONS.items() if "float" in str(f.type)]
 
@@ -83,6 +83,7 @@ FREE = {
     "group_by_length": st.booleans(),
     "compile": st.sampled_from(["auto", "on", "off"]),
     "packing": st.sampled_from(["auto", "on", "off"]),
+    "shard": st.just(False),  # not beside every other value
     "log_to": st.none()
     | st.lists(st.sampled_from(["tensorboard", "wandb"]), max_size=2).map(tuple),
     "choices": st.none() | st.sampled_from(["answers", "letters"]),

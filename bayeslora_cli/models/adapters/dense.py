@@ -32,11 +32,11 @@ class DenseLinear(AdaptedLinear):
 
     def product(self, rows: Tensor, down: Tensor, up: Tensor) -> Tensor:
         """Compute y by one operator forward and one backward, which add into the large products."""
-        return low_rank_linear(rows, self.dense(), self.bias, down, up)
+        return low_rank_linear(rows, *self.weight_and_bias(), down, up)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Compute x W' + bias: (n, in) -> (n, out)."""
-        return F.linear(rows, self.dense(), self.bias)
+        return F.linear(rows, *self.weight_and_bias())
 
     def dense(self) -> Tensor:
         """Return W itself, not a copy."""

@@ -102,7 +102,8 @@ def refuse_rows(module: Any, error: Exception) -> None:
     """
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
     capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-    if isinstance(error, RuntimeError) and (capturing or "memory" in said or "CUDA" in said):
+    machines = any(word in said for word in ("memory", "CUDA", "NCCL", "gloo"))
+    if isinstance(error, RuntimeError) and (capturing or machines):
         return
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     names = [str(frame.f_globals.get("__name__", "")) for frame in frames]

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -23,6 +24,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import cached_file, import_utils
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import get_checkpoint_shard_files
 
 from bayeslora_cli.config.catalogue import AUTO, OFF
 from bayeslora_cli.config.run_config import RunConfig
@@ -201,6 +203,7 @@ def load_backbone(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     streaming: Streaming | None = None,
+    real_buffers: bool = False,
 ) -> tuple[Any, tuple[str, ...], set[str]]:
     """Load a pretrained backbone, with the head that the kind of task needs.
 
@@ -212,6 +215,7 @@ def load_backbone(
     Args:
         device: None: the CPU; meta: only the shapes are read.
         streaming: quantizes weights as they are read, if the checkpoint's files allow that.
+        real_buffers: whether buffers are computed all the same, on the CPU.
     Returns:
         The module, the names of its head's modules, and the names of tensors that its checkpoint
         lacked.
@@ -250,8 +254,9 @@ def load_backbone(
                 )  # fmt: skip
             else:
                 architecture.dtype = torch.float32
-                with torch.device("meta"):
+                with init_empty_weights(False) if real_buffers else torch.device("meta"):
                     module = auto_class.from_config(architecture, **trust)
+                module.tie_weights()
     except LOADING_ERRORS as error:
         raise ModelError(_cannot_load(config.model, "model", error)) from error
     finally:
@@ -275,6 +280,19 @@ def _refuse_quantized(config: RunConfig, architecture: Any) -> None:
             f"--base-precision {config.base_precision}: --model {config.model} is quantized "
             f"already ({kind}); name the checkpoint that it was made from"
         )
+
+
+def weight_files(name: str) -> list[str]:
+    """Return the safetensors files of a model's weights; []: they are in files of other kinds."""
+    place = find_backbone(name)
+    if place.gguf is not None:
+        return []
+    quietly = {"_raise_exceptions_for_missing_entries": False}
+    whole = cached_file(place.name, "model.safetensors", **quietly)
+    if whole is not None:
+        return [whole]
+    index = cached_file(place.name, "model.safetensors.index.json", **quietly)
+    return [] if index is None else list(get_checkpoint_shard_files(place.name, index)[0])
 
 
 def _set_dropout(architecture: Any, probability: float) -> None:

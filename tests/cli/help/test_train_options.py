@@ -26,14 +26,14 @@ FLAGS = {
     "Posterior (IVON)": "--ess --ess-per-example --train-samples --hess-init --ivon-beta1 "
     "--ivon-beta2 --clip-radius",
     "Machine and output": "--seed --precision --base-precision --device --deterministic --eager "
-    "--compile --packing --gradient-checkpointing --eval-batch-size --checkpoint-every --output "
-    "--overwrite",
+    "--compile --packing --gradient-checkpointing --shard --eval-batch-size --checkpoint-every "
+    "--output --overwrite",
     "Several runs": "--seeds --jobs --print-commands",
     "What is printed": "--dry-run --json --quiet --verbose --log-every --log-to",
 }
 SWITCHES = {
     "--list-presets", "--trust-remote-code", "--quantize-base", "--group-by-length",
-    "--deterministic", "--eager", "--overwrite", "--print-commands", "--dry-run",
+    "--deterministic", "--eager", "--shard", "--overwrite", "--print-commands", "--dry-run",
     "--json", "--quiet", "--verbose",
 }  # fmt: skip
 

@@ -91,6 +91,13 @@ def test_a_sharded_run_is_that_of_one_process(jobs):
     same(jobs.train("three", 3, *adamw, *how, slurm=True), jobs.train("single", 1, *adamw))
 
 
+def test_codes_are_divided_as_weights_are(jobs):
+    """4 bits: the codes and their scales in two steps; what they stand for is the same."""
+    pytest.importorskip("bitsandbytes")
+    nf4 = ("--base-precision", "nf4", "--optimizer", "adamw", "--lr", "0.01")
+    same(jobs.train("nf4-shards", 2, "--shard", *nf4), jobs.train("nf4-whole", 2, *nf4))
+
+
 def test_a_sharded_run_resumes_on_another_number(jobs):
     adamw = ("--optimizer", "adamw", "--lr", "0.01", "--shard")
     whole = jobs.train("as-one", 2, *adamw)

@@ -21,6 +21,7 @@ PRODUCTS = frozenset(
     {
         "aten::mm", "aten::addmm", "aten::_scaled_mm",
         "bayeslora::low_rank_linear", "bayeslora::gated_mlp", "bayeslora::gated_product",
+        "bayeslora::frozen_product",
     }
 )  # fmt: skip
 """Operators whose results are kept with `selective`; attention's own products are others."""

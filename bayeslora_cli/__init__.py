@@ -7,6 +7,7 @@
 Importing it imports no torch: each name of `__all__` is imported when it is first used.
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from bayeslora_cli import errors as errors
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from bayeslora_cli.evaluation.evaluation import Evaluation as Evaluation
     from bayeslora_cli.evaluation.generation import Generation as Generation
     from bayeslora_cli.export.formats.integer_codes import load_quantized as load_quantized
+
+# PEFT imports bitsandbytes wherever it is, which on some CPUs warns that a faster kernel is missing
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"
 _PLACES = {

@@ -157,6 +157,7 @@ class Run:
         predictions: Path | None = None,
         submission: Path | None = None,
         batch_size: int | None = None,
+        base_precision: str | None = None,
     ) -> Evaluation:
         """Evaluate at the posterior's mean, and over samples of the posterior.
 
@@ -174,6 +175,7 @@ class Run:
             predictions: write one row per example to FILE.csv, .tsv or .jsonl.
             submission: directory for the files that gluebenchmark.com takes.
             batch_size: examples per forward pass; None: as in training.
+            base_precision: of the frozen weights, bf16, int8, nf4 or fp8; None: as in training.
         Raises:
             UserError: options have no effect, data or model is missing, or there is no posterior.
         """
@@ -185,6 +187,7 @@ class Run:
             sampling=sampling_of(samples, temperature, seed), predictions=predictions,
             submission=submission, device=self.device, batch_size=batch_size, model=self.model,
             trust_remote_code=self.trust_remote_code, verify=self.verify,
+            base_precision=base_precision,
         )  # fmt: skip
 
     def load(self) -> LoadedRun:

@@ -72,7 +72,9 @@ class Evaluation:
         return dict(self.facts)
 
     def __repr__(self) -> str:
-        lines = [f"{self.facts['task']} {self.facts['split']}, {self.facts['run']}"]
+        base = self.facts.get("base_precision")
+        on = "" if base is None else f", frozen weights in {base}"
+        lines = [f"{self.facts['task']} {self.facts['split']}, {self.facts['run']}{on}"]
         lines += [f"at the mean: {describe(self.metrics)}"] if self.metrics else []
         if self.sampled:
             lines.append(f"over {self.facts['samples']} samples: {describe(self.sampled)}")

@@ -31,7 +31,7 @@ from bayeslora_cli.evaluation.request import (
     collect,
     other_task,
 )
-from bayeslora_cli.evaluation.run_loading import load_model, load_run
+from bayeslora_cli.evaluation.run_loading import base_facts, load_model, load_run
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.backbones.loading import usable_length
 from bayeslora_cli.runs.directory import RunDir
@@ -66,6 +66,7 @@ def evaluate_run(
     trust_remote_code: bool = False,
     model: str | None = None,
     verify: bool = False,
+    base_precision: str | None = None,
 ) -> Evaluation:
     """Read a finished run back and evaluate it, at its posterior mean and over samples.
 
@@ -89,8 +90,10 @@ def evaluate_run(
         trust_remote_code: run Python code that comes with the model.
         model: the new place of the backbone, whose content is checked; None: where it was.
         verify: hash the backbone's weights anew, whatever is remembered of them.
+        base_precision: of the frozen weights, which adapters are served on; None: as in training.
     Returns:
         The predictions, and in `facts`: `run`, `task`, `split`, the `precision` of the computation,
+        the `base_precision` if it is another,
         `metrics` at the mean, by each split with labels, and `Objective.metric_facts`. With
         samples: `sampled`, metrics by split over the samples; `samples`, `temperature`, `seed`;
         `posterior`, the summary that training has written. With out-of-distribution rows: `ood`,
@@ -111,6 +114,8 @@ def evaluate_run(
     config, own = run.read_config(trust_remote_code=trust_remote_code), run.read_task()
     if model is not None:
         config = replace(config, model=model)
+    if base_precision is not None:
+        config = replace(config, base_precision=base_precision)
     if other is not None:
         check_kind(str(path), own, other)
     if data is not None:
@@ -264,6 +269,7 @@ def _evaluated(
         "task": asked.task.name,
         **about,
         "precision": config.precision,
+        **base_facts(config),
         **scores(asked, rows, predictives),
         **scores_by_group(asked, examples, rows, predictives),
         **objective_of(asked.task).metric_facts,

@@ -38,6 +38,12 @@ def split_names(task: Task, split: str) -> tuple[str, ...]:
     return groups[split]
 
 
+def base_facts(config: RunConfig) -> dict[str, str]:
+    """Return what result files say of the frozen weights' precision; {}: it is the run's own."""
+    base = config.base_precision
+    return {} if base is None else {"base_precision": base}
+
+
 class LoadedRun(NamedTuple):
     """A finished run in memory."""
 

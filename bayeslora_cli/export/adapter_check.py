@@ -99,7 +99,7 @@ def _plain(network: Network) -> Any:
     }
     memo |= {id(buffer): buffer for buffer in module.buffers()}
     for layer in network.adapters.values():
-        plain = copy(layer.base_layer.plain())
+        plain = copy(layer.base_layer.layer())
         plain._parameters = {
             name: None if p is None else memo.get(id(p), p) for name, p in plain._parameters.items()
         }

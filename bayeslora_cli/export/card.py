@@ -32,7 +32,7 @@ def export_card(
     rank = options.target_rank
     pruned = "" if rank is None else f" Pruned to rank {rank} after training."
     reopened = "Read back" if library == "bayeslora" else "Reopened without bayeslora"
-    losses = [str(found) for found in (findings.loss, findings.rounding) if found is not None]
+    losses = [str(found) for found in _effects(findings)]
     return "\n".join(
         [
             model_card.front_matter(config, task, library, findings.metrics, options.format),
@@ -46,6 +46,12 @@ def export_card(
             *(["Served from this directory by\n", model_card.shell(commands)] if commands else []),
         ]
     )
+
+
+def _effects(findings: Findings) -> list[object]:
+    """Return what an export changes in the run's predictions."""
+    found = (findings.base, findings.loss, findings.rounding)
+    return [effect for effect in found if effect is not None]
 
 
 def code(form: Format, config: RunConfig, task: Task) -> str:

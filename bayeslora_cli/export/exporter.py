@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from bayeslora_cli.config.catalogue import FORMATS, implementation
 from bayeslora_cli.config.run_config import RunConfig
@@ -18,12 +20,19 @@ from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.evaluation.forward_passes import Metrics, describe, evaluate_splits
 from bayeslora_cli.evaluation.run_loading import load_run, of_the_training, split_names
 from bayeslora_cli.export.card import export_card
-from bayeslora_cli.export.findings import Check, Findings, QuantizationLoss, RoundingLoss
+from bayeslora_cli.export.findings import (
+    BaseChange,
+    Check,
+    Findings,
+    QuantizationLoss,
+    RoundingLoss,
+)
 from bayeslora_cli.export.formats.format import Format
 from bayeslora_cli.export.hub_upload import upload
 from bayeslora_cli.export.independent_reader import open_tokenizer
 from bayeslora_cli.export.request import MANIFEST, ExportOptions, check_options, check_output
 from bayeslora_cli.export.verification import (
+    base_change,
     batches_of,
     beginnings,
     compare,
@@ -33,6 +42,7 @@ from bayeslora_cli.export.verification import (
     rounding_loss,
     rounding_of,
     run_logits,
+    unrounded_rows,
 )
 from bayeslora_cli.methods.adalora.pruning import prune
 from bayeslora_cli.methods.network import Network
@@ -40,8 +50,8 @@ from bayeslora_cli.models.backbones.places import backbone_path
 from bayeslora_cli.runs.atomic_write import replacing, write_json
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.environment import now, versions
-from bayeslora_cli.runs.model_card import on_the_hub
-from bayeslora_cli.tasks.objectives.objective import objective_of
+from bayeslora_cli.runs.model_card import measured_in, on_the_hub
+from bayeslora_cli.tasks.objectives.objective import Objective, objective_of
 from bayeslora_cli.tasks.sources.comparison_rows import check_data_is_read, load_file
 from bayeslora_cli.tasks.sources.loading import load_examples
 from bayeslora_cli.tasks.task import Examples, Task
@@ -81,6 +91,8 @@ def export_run(
     config, task = replace(trained, precision="fp32"), run.read_task()
     result = run.read_result()
     check_options(options, config, push_to_hub)
+    if FORMATS[options.format].needs_base:  # such files are opened on the checkpoint itself
+        config = replace(config, base_precision=None)
     if push_to_hub is not None:
         _warn_of_base(options, config, push_to_hub)
     output = run.exports / options.directory if output is None else output
@@ -98,9 +110,15 @@ def export_run(
     check_tokens(network.module, config.model, [rows])
     batches = batches_of(rows)
     loss = drop_unsupported_quantizers(network, form.keeps, batches)
+    loss = loss or unrounded_rows(network, batches)
     if loss is not None:
         logger.warning("--format %s: %s", options.format, loss)
     expected = run_logits(network, batches)
+    base = None
+    if config.base_precision != trained.base_precision:
+        before = _on_trained_weights(run, trained, network, objective, options, batches)
+        base = base_change(network, str(trained.base_precision), batches, before, expected)
+        logger.warning("--format %s: %s", options.format, base)
     less_exact = None
     if (rounded := form.round(network, options)) is not None:
         exact, expected = expected, run_logits(network, batches)
@@ -129,10 +147,11 @@ def export_run(
             ),
             loss=loss,
             rounding=less_exact,
+            base=base,
             run=result["best_at_budget"]["metrics"],
-            run_precision=trained.precision,
+            run_precision=measured_in(trained),
             pruned=pruned,
-            precision=config.precision,
+            precision=measured_in(config),
         )
         commands = form.serving(config, task, facts)
         if commands:
@@ -158,6 +177,8 @@ def describe_export(manifest: dict[str, Any]) -> list[str]:
         ]
     if manifest["lost"] is not None:
         lines.append(str(QuantizationLoss(**manifest["lost"])))
+    if "base" in manifest:
+        lines.append(str(BaseChange(**manifest["base"])))
     if "rounding" in manifest:
         lines.append(str(RoundingLoss.from_json(manifest["rounding"])))
     return [*lines, str(Check(**manifest["check"]))]
@@ -217,6 +238,16 @@ def _warn_of_base(options: ExportOptions, config: RunConfig, repository: str) ->
         )  # fmt: skip
 
 
+def _on_trained_weights(
+    run: RunDir, trained: RunConfig, network: Network, objective: Objective,
+    options: ExportOptions, batches: Sequence[dict[str, Tensor]],
+) -> list[Tensor]:  # fmt: skip
+    """Compute the run's logits on the frozen weights that it was trained on, in fp32."""
+    other = load_run(run, replace(trained, precision="fp32"), objective, options.device).network
+    other.bank.mask.copy_(network.bank.mask)
+    return run_logits(other, batches)
+
+
 def _prune(
     run: RunDir, network: Network, tokenizer: Any, config: RunConfig, task: Task,
     examples: dict[str, Examples], target_rank: int,
@@ -259,6 +290,7 @@ def _manifest(
         "ranks": dict(zip(network.adapters, ranks, strict=True)),
         **facts,
         "lost": None if findings.loss is None else asdict(findings.loss),
+        **({} if findings.base is None else {"base": asdict(findings.base)}),
         **({} if findings.rounding is None else {"rounding": asdict(findings.rounding)}),
         "files": {
             file.relative_to(directory).as_posix(): _sha256(file)

@@ -50,6 +50,27 @@ class QuantizationLoss:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BaseChange:
+    """The effect of opening an adapter on the checkpoint, which was trained on other weights."""
+
+    base_precision: str
+    """Precision of the frozen weights in the training."""
+    max_difference: float
+    """Largest |difference| between the run's logits on those weights and on the checkpoint's."""
+    rows: int
+    changed: int | None
+    """Number of rows whose predicted class changes; None: the task has no classes."""
+
+    def __str__(self) -> str:
+        changed = "" if self.changed is None else f", {self.changed} of {self.rows} classes change"
+        return (
+            f"trained on frozen weights in {self.base_precision}, and its metrics measured there; "
+            f"on the checkpoint's own weights the run's logits differ by up to "
+            f"{self.max_difference:.1e}{changed}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RoundingLoss:
     """The effect of storing a merged model's weights in bf16."""
 
@@ -85,6 +106,9 @@ class Findings:
     """The effect of quantizers that the format drops; None: it keeps all."""
     rounding: RoundingLoss | None
     """The effect of weights in bf16; None: they are in fp32."""
+    base: BaseChange | None
+    """The effect of the checkpoint's own weights; None: the run was trained on them, or the export
+    holds the run's."""
     run: Metrics
     """Metrics of the training's best evaluation."""
     run_precision: str

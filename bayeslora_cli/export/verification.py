@@ -12,11 +12,15 @@ from torch import Tensor
 from bayeslora_cli.data.batching import evaluation_order
 from bayeslora_cli.data.tokenization import TokenisedSplit
 from bayeslora_cli.errors import BayesloraError, NonFiniteError
-from bayeslora_cli.export.findings import Check, QuantizationLoss, RoundingLoss
+from bayeslora_cli.export.findings import BaseChange, Check, QuantizationLoss, RoundingLoss
 from bayeslora_cli.export.formats.bf16_rounding import Rounding
 from bayeslora_cli.export.independent_reader import Logits
 from bayeslora_cli.methods.blora.gates import BASE
 from bayeslora_cli.methods.network import Network
+from bayeslora_cli.models.base_weights.quantized_linear import (
+    quantize_only_weights,
+    quantizing_rows,
+)
 from bayeslora_cli.tasks.objectives.objective import Objective
 
 Batch = dict[str, Tensor]
@@ -238,6 +242,36 @@ def drop_unsupported_quantizers(
         what=sorted({_GROUPS[operand] for operand in gone}),
         **_changes(network.objective, batches, before, run_logits(network, batches)),
     )
+
+
+def unrounded_rows(network: Network, batches: Sequence[Batch]) -> QuantizationLoss | None:
+    """Switch off what quantizes the inputs of frozen weights, and measure what that changes.
+
+    Returns:
+        The change, or None if nothing did.
+    """
+    forms = quantizing_rows(network.module)
+    if not forms:
+        return None
+    before = run_logits(network, batches)
+    quantize_only_weights(forms)
+    after = run_logits(network, batches)
+    changes = _changes(network.objective, batches, before, after)
+    return QuantizationLoss(what=["inputs of the frozen weights"], **changes)
+
+
+def base_change(
+    network: Network, base: str, batches: Sequence[Batch], before: Sequence[Tensor],
+    after: Sequence[Tensor],
+) -> BaseChange:  # fmt: skip
+    """Say what other frozen weights change.
+
+    Args:
+        base: the precision of those that the run was trained on.
+        before, after: `run_logits` of the batches, on those and on the checkpoint's own.
+    """
+    changes = _changes(network.objective, batches, before, after)
+    return BaseChange(base_precision=base, **changes)
 
 
 def rounding_loss(

@@ -59,6 +59,7 @@ def front_matter(
         tags=[
             *dict.fromkeys(
                 ("bayeslora", form or config.method, config.optimizer)
+                + (() if config.base_precision is None else (config.base_precision,))
                 + (("regression",) if pipeline == UNTAGGED else ())
             )
         ],
@@ -151,6 +152,12 @@ def introduction(config: RunConfig, task: Task, steps: int) -> str:
         f"{kinds}\nfrom {listed([*map(literal, task.text_columns)])}; {_method(config)},\n"
         f"seed {config.seed},{rank} {steps} steps of {config.batch_size} examples."
     )
+
+
+def measured_in(config: RunConfig) -> str:
+    """Write the precision of a run's computation, and that of its frozen weights."""
+    base = config.base_precision
+    return config.precision + ("" if base is None else f", with the frozen weights in {base}")
 
 
 def metric_table(metrics: Mapping[str, Mapping[str, float]]) -> str:

@@ -13,6 +13,7 @@ from bayeslora_cli.bayes import posterior
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.catalogue import OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.evaluation.run_loading import base_facts
 from bayeslora_cli.execution.device import peak_memory
 from bayeslora_cli.export.adapter_check import adapter_problem
 from bayeslora_cli.export.card import packages, statements
@@ -66,6 +67,7 @@ def run_result(
         **({} if allocator is None else allocator.result(best.mean, best.mask)),
         "posterior": best.posterior.summary(config, rows),
         "peak_memory_bytes": peak_memory(setup.device),
+        **base_facts(config),
     }
 
 
@@ -192,7 +194,7 @@ def model_card(
             card.introduction(config, task, result["steps"]),
             "All settings: `config.toml`; the allocation of the ranks: `ranks.json`.\n",
             f"Metrics after {best['step'] + 1} steps, the best evaluation at the final rank "
-            f"budget, in {config.precision}:\n",
+            f"budget, in {card.measured_in(config)}:\n",
             card.metric_table(best["metrics"]),
             *([] if (said := method.card(result)) is None else [said]),
             *([] if problem is None else [f"{problem}.\n"]),

@@ -44,7 +44,7 @@ class EvalCommand(Command):
     """`bayeslora eval`."""
 
     rare = frozenset(
-        {"temperature", "seed", "submission", "batch_size", "trust_remote_code"}
+        {"temperature", "seed", "submission", "batch_size", "trust_remote_code", "base_precision"}
         | {"at", "markdown", "latex", "as_csv", "reference", "paired"}
     )
     examples = (

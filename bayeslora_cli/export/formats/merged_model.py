@@ -18,6 +18,7 @@ from bayeslora_cli.export.formats.format import Format, Snippet, kept_factors
 from bayeslora_cli.export.independent_reader import Logits, open_merged
 from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.methods.network import Network
+from bayeslora_cli.models.base_weights.quantized_linear import FrozenLinear
 from bayeslora_cli.models.encoders.relative_attention import RelativeAttention
 from bayeslora_cli.runs.model_card import trust_argument
 from bayeslora_cli.tasks.task import Task
@@ -115,6 +116,10 @@ def merge(network: Network, mean: Tensor, mask: Tensor, meter: UpdateMeter | Non
         base.weight += update
         parent, _, last = name.rpartition(".")
         setattr(network.module.get_submodule(parent), last, base)
+    for name, layer in list(network.module.named_modules()):
+        if isinstance(layer, FrozenLinear):
+            parent, _, last = name.rpartition(".")
+            setattr(network.module.get_submodule(parent), last, layer.form.plain())
     for attention in network.module.modules():
         if isinstance(attention, RelativeAttention):
             attention.joint = None  # the joint would add its layers' deltas once more

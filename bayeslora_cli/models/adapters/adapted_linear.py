@@ -73,6 +73,13 @@ class AdaptedLinear(nn.Module, ABC):
         in place.
         """
 
+    def layer(self) -> nn.Module:
+        """Return a layer that computes `forward`, for other libraries to adapt.
+
+        It may be `plain`'s; its weight need not hold numbers.
+        """
+        return self.plain()
+
     def weight_and_bias(self) -> tuple[Tensor, Tensor | None] | None:
         """Return W (out, in) and bias without a copy, for operators that compute a whole layer.
 

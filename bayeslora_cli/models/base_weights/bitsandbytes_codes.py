@@ -6,7 +6,6 @@ is evaluated, and passes no gradient from then on.
 
 from __future__ import annotations
 
-import logging
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -34,8 +33,6 @@ class Codes(NamedTuple):
 
 @cache
 def _functions() -> Any:
-    """Import the library without its warnings of optional parts."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import bitsandbytes.functional
 
     return bitsandbytes.functional

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from bayeslora_cli.models.base_weights.quantized_linear import QuantizedLinear
 from bayeslora_cli.models.kernels.frozen.fp8_rows import FP8, quantize_rows, scaled_product
-from bayeslora_cli.models.kernels.frozen.product import ARITHMETICS, Arithmetic
+from bayeslora_cli.models.kernels.frozen.product import ARITHMETICS, Arithmetic, Dequantizing
 
-NAME = "fp8"
+NAME, WEIGHTS_ONLY = "fp8", "fp8 weights only"
 MULTIPLE = 16
 """What scaled products take the sizes in."""
 
@@ -26,6 +26,7 @@ class Fp8Linear(QuantizedLinear):
 
     names = ("codes", "scale")
     arithmetic = NAME
+    exact = WEIGHTS_ONLY
     least_capability = (8, 9)
 
     @classmethod
@@ -86,4 +87,11 @@ def _layers(stored: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     return list(zip(stored[::2], stored[1::2], strict=True))
 
 
-ARITHMETICS[NAME] = _Fp8()
+class _Fp8Weights(Dequantizing):
+    parts = 2
+
+    def dequantize(self, stored: Sequence[Tensor], out: Tensor) -> None:
+        _Fp8().dequantize(stored, out)
+
+
+ARITHMETICS[NAME], ARITHMETICS[WEIGHTS_ONLY] = _Fp8(), _Fp8Weights()

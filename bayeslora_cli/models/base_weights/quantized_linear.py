@@ -23,8 +23,11 @@ class QuantizedLinear(AdaptedLinear):
 
     names: ClassVar[tuple[str, ...]]
     """Names of the stored tensors, in the order that the arithmetic takes."""
-    arithmetic: ClassVar[str]
+    arithmetic: str
     """The arithmetic's name in `ARITHMETICS`."""
+    exact: ClassVar[str | None] = None
+    """Name of an arithmetic on the same weights that does not quantize the rows; None: the usual
+    one does not."""
     least_capability: ClassVar[tuple[int, int] | None] = None
     """Compute capability that a GPU must have; None: any."""
     of_itself: ClassVar[torch.dtype | None] = None
@@ -118,6 +121,9 @@ class QuantizedLinear(AdaptedLinear):
         layer.bias = bias  # type: ignore[assignment]
         return layer
 
+    def layer(self) -> nn.Module:
+        return FrozenLinear(self)
+
     def shown_weight(self) -> Tensor:
         """Return NaNs of the weight's shape, type and device, which take no memory."""
         device = self.stored()[0].device
@@ -176,6 +182,18 @@ class JointQuantized(AdaptedLinear):
         bias = None if self.bias is None else nn.Parameter(self.bias.detach().float(), False)
         layer.bias = bias  # type: ignore[assignment]
         return layer
+
+
+def quantizing_rows(module: nn.Module) -> list[QuantizedLinear]:
+    """Return the forms of a network whose products quantize the rows too."""
+    return [m for m in module.modules() if isinstance(m, QuantizedLinear) and m.exact is not None]
+
+
+def quantize_only_weights(forms: Sequence[QuantizedLinear]) -> None:
+    """Have the products of `quantizing_rows` take the rows as they are."""
+    for form in forms:
+        assert form.exact is not None
+        form.arithmetic = form.exact
 
 
 class FrozenLinear(nn.Linear):

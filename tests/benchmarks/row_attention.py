@@ -31,8 +31,8 @@ from bayeslora_cli.models.kernels.row_attention.tiles import Plan, Tiles
 HEADS, SIZE, CALLS, REPEATS = 12, 64, 10, 9
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CUTS = [
-    Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 3), Tiles(64, 64, 8, 2), Tiles(64, 32, 4, 2),
-    Tiles(64, 32, 4, 3), Tiles(32, 32, 4, 2),
+    Tiles(64, 64, 4, 1), Tiles(64, 64, 4, 2), Tiles(64, 64, 8, 2), Tiles(64, 32, 4, 1),
+    Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 3), Tiles(32, 32, 4, 2),
 ]  # fmt: skip
 """Tiles that `--tune` tries; kernels of positions take those that are square."""
 

@@ -2,8 +2,8 @@
 
 One kernel has a program for each tile of queries, the other for each tile of keys; both compute the
 scores again. Every sum is a program's own and in a fixed order, so that a repetition gives the same
-bits. Products of a score's gradient with relative positions are the program's last part: it wrote
-the gradients by query and key, and reads them back by position, a shift of each line.
+bits. Products of the scores' gradients with relative positions are the program's last part: it
+wrote the gradients by place (`positions_triton`), and reads them back in whole blocks.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ import triton
 import triton.language as tl
 
 from bayeslora_cli.models.kernels.row_attention.places_triton import (
+    kept_of,
     own_tile,
     put_vectors,
     vectors,
     words_of,
 )
-from bayeslora_cli.models.kernels.row_attention.positions_triton import by_position, position_rows
+from bayeslora_cli.models.kernels.row_attention.positions_triton import (
+    by_place,
+    clear,
+    positions_of,
+)
 
 
 @triton.jit(do_not_specialize=["rows", "window"])  # type: ignore[untyped-decorator]
@@ -25,16 +30,16 @@ def to_queries(  # type: ignore[no-untyped-def]
     grad, q, k, v, out, norm, bias, kept, row_offsets, to_q, to_c2p, slope, tokens, rows,  # noqa: ANN001
     q_token, q_head, k_token, k_head, v_token, v_head, heads, width, words,  # noqa: ANN001
     scale, factor, gain, window,  # noqa: ANN001
-    D: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr, OWN: tl.constexpr,
-    OTHER: tl.constexpr, RELATIVE: tl.constexpr, DROPS: tl.constexpr, WINDOWED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    D: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr, SINGLE: tl.constexpr,
+    OWN: tl.constexpr, OTHER: tl.constexpr, RELATIVE: tl.constexpr, DROPS: tl.constexpr,
+    WINDOWED: tl.constexpr, PRECISION: tl.constexpr, WIDTH: tl.constexpr,
 ) -> None:  # fmt: skip
     """Compute a tile of the queries' gradient, and `slope`, the sum of result times gradient.
 
     `scale` is `factor`, the factor of the scores, times log2(e). `to_c2p` gets the gradient of the
-    scores, by query and key.
+    scores, by query and place.
     """
-    start, length, first = own_tile(row_offsets, rows, ROWS, OWN)
+    start, length, first = own_tile(row_offsets, rows, ROWS, SINGLE, OWN)
     head = tl.program_id(1)
     if first < length:
         own = first + tl.arange(0, OWN)
@@ -47,6 +52,8 @@ def to_queries(  # type: ignore[no-untyped-def]
         tl.store(slope + line + own, mean, there)
         level = tl.load(norm + line + own, there, 0.0)
         found = tl.zeros((OWN, DEPTH), tl.float32)
+        if RELATIVE:
+            clear(to_c2p, line, own, first, length, width, WIDTH)
         begin, end = 0, length
         if WINDOWED:
             begin = tl.maximum(0, first - window + 1) // OTHER * OTHER
@@ -67,19 +74,21 @@ def to_queries(  # type: ignore[no-untyped-def]
             change = tl.dot(by, tl.trans(value), input_precision=PRECISION)
             if DROPS:
                 bits = words_of(kept, line + own, at, words, there)
-                keeps = ((bits[:, None] >> (other - at)[None, :]) & 1) != 0
+                keeps = kept_of(bits, OTHER)
                 change = tl.where(keeps, change, 0.0) * gain
             change = (weight * (change - mean[:, None])).to(key.dtype)
             found = tl.dot(change, key, found, input_precision=PRECISION)
             if RELATIVE:
-                tl.store(to_c2p + place, change, there[:, None])
+                places = (line + own)[:, None] * (2 * width) + width - own[:, None] + other[None, :]
+                tl.store(to_c2p + places, change, there[:, None])
         if RELATIVE:
             tl.debug_barrier()  # all threads have written before one of them reads
-            for at in range(0, length + OWN, OWN):
-                change = by_position(to_c2p, line, first, at, length, width, True, OWN)
-                place = position_rows(first, at, width, True, OWN)
-                row = vectors(k, tokens + place, head, place >= 0, k_token, k_head, D, DEPTH)
-                found = tl.dot(change, row, found, input_precision=PRECISION)
+            for at in range(width - first - OWN, width - first + length, OWN):
+                change = by_place(to_c2p, line, own, at, length, width, OWN)
+                places = at + tl.arange(0, OWN)
+                row = tokens + positions_of(places, width, True)
+                y = vectors(k, row, head, places >= 0, k_token, k_head, D, DEPTH)
+                found = tl.dot(change, y, found, input_precision=PRECISION)
         put_vectors(to_q, found * factor, start + own, head, there, heads, D, DEPTH)
 
 
@@ -88,12 +97,12 @@ def to_keys(  # type: ignore[no-untyped-def]
     grad, q, k, v, norm, bias, kept, row_offsets, to_k, to_v, to_p2c, slope, tokens, rows,  # noqa: ANN001
     q_token, q_head, k_token, k_head, v_token, v_head, heads, width, words,  # noqa: ANN001
     scale, factor, gain, window,  # noqa: ANN001
-    D: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr, OWN: tl.constexpr,
-    OTHER: tl.constexpr, RELATIVE: tl.constexpr, DROPS: tl.constexpr, WINDOWED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    D: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr, SINGLE: tl.constexpr,
+    OWN: tl.constexpr, OTHER: tl.constexpr, RELATIVE: tl.constexpr, DROPS: tl.constexpr,
+    WINDOWED: tl.constexpr, PRECISION: tl.constexpr, WIDTH: tl.constexpr,
 ) -> None:  # fmt: skip
     """Compute a tile of the gradients of keys and values; see `to_queries`, which ran before."""
-    start, length, first = own_tile(row_offsets, rows, ROWS, OWN)
+    start, length, first = own_tile(row_offsets, rows, ROWS, SINGLE, OWN)
     head = tl.program_id(1)
     if first < length:
         own = first + tl.arange(0, OWN)
@@ -103,6 +112,8 @@ def to_keys(  # type: ignore[no-untyped-def]
         value = vectors(v, start + own, head, there, v_token, v_head, D, DEPTH)
         found = tl.zeros((OWN, DEPTH), tl.float32)
         of_value = tl.zeros((OWN, DEPTH), tl.float32)
+        if RELATIVE:
+            clear(to_p2c, line, own, first, length, width, WIDTH)
         begin, end = 0, length
         if WINDOWED:
             begin = tl.maximum(0, first - window + 1) // OTHER * OTHER
@@ -127,7 +138,7 @@ def to_keys(  # type: ignore[no-untyped-def]
             kept_weight = weight
             if DROPS:
                 bits = words_of(kept, line + other, first, words, inside)
-                keeps = ((bits[:, None] >> (own - first)[None, :]) & 1) != 0
+                keeps = kept_of(bits, OWN)
                 change = tl.where(keeps, change, 0.0) * gain
                 kept_weight = tl.where(keeps, weight, 0.0)
             of_value = tl.dot(
@@ -136,14 +147,15 @@ def to_keys(  # type: ignore[no-untyped-def]
             change = tl.trans((weight * (change - mean[:, None])).to(query.dtype))
             found = tl.dot(change, query, found, input_precision=PRECISION)
             if RELATIVE:
-                place = (line + own)[:, None] * width + other[None, :]
-                tl.store(to_p2c + place, change, there[:, None])
+                places = (line + own)[:, None] * (2 * width) + width - own[:, None] + other[None, :]
+                tl.store(to_p2c + places, change, there[:, None])
         put_vectors(to_v, of_value * gain, start + own, head, there, heads, D, DEPTH)
         if RELATIVE:
             tl.debug_barrier()  # all threads have written before one of them reads
-            for at in range(0, length + OWN, OWN):
-                change = by_position(to_p2c, line, first, at, length, width, False, OWN)
-                place = position_rows(first, at, width, False, OWN)
-                row = vectors(q, tokens + place, head, place >= 0, q_token, q_head, D, DEPTH)
-                found = tl.dot(change, row, found, input_precision=PRECISION)
+            for at in range(width - first - OWN, width - first + length, OWN):
+                change = by_place(to_p2c, line, own, at, length, width, OWN)
+                places = at + tl.arange(0, OWN)
+                row = tokens + positions_of(places, width, False)
+                y = vectors(q, row, head, places >= 0, q_token, q_head, D, DEPTH)
+                found = tl.dot(change, y, found, input_precision=PRECISION)
         put_vectors(to_k, found * factor, start + own, head, there, heads, D, DEPTH)

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from bayeslora_cli.models.kernels.row_attention.places_triton import (
+    kept_of,
     own_tile,
     put_vectors,
     vectors,
@@ -22,9 +23,9 @@ def attend(  # type: ignore[no-untyped-def]
     q, k, v, c2p, p2c, kept, row_offsets, out, norm, tokens, rows,  # noqa: ANN001
     q_token, q_head, k_token, k_head, v_token, v_head, heads, width, words,  # noqa: ANN001
     scale, gain, window,  # noqa: ANN001
-    D: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr, OWN: tl.constexpr,
-    OTHER: tl.constexpr, RELATIVE: tl.constexpr, DROPS: tl.constexpr, WINDOWED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    D: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr, SINGLE: tl.constexpr,
+    OWN: tl.constexpr, OTHER: tl.constexpr, RELATIVE: tl.constexpr, DROPS: tl.constexpr,
+    WINDOWED: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
     """Compute one tile of queries of one head.
 
@@ -32,7 +33,7 @@ def attend(  # type: ignore[no-untyped-def]
     query; their sum is stored in place of `c2p`. `norm` gets log2 of the sum of 2^score, where
     `scale` holds log2(e).
     """
-    start, length, first = own_tile(row_offsets, rows, ROWS, OWN)
+    start, length, first = own_tile(row_offsets, rows, ROWS, SINGLE, OWN)
     head = tl.program_id(1)
     if first < length:
         own = first + tl.arange(0, OWN)
@@ -74,7 +75,7 @@ def attend(  # type: ignore[no-untyped-def]
             most = higher
             if DROPS:
                 bits = words_of(kept, line + own, at, words, there)
-                keeps = ((bits[:, None] >> (other - at)[None, :]) & 1) != 0
+                keeps = kept_of(bits, OTHER)
                 weight = tl.where(keeps, weight, 0.0)
             found = found * shrink[:, None]
             found = tl.dot(weight.to(value.dtype), value, found, input_precision=PRECISION)

@@ -2,10 +2,13 @@
 
 A row's tokens are cut into tiles. Tile 0 of row i is program `row_offsets[i] // TILE + i`; since a
 row of n tokens then has at least n / TILE programs before the next row's first, no table of tiles
-is made, and no size is read on the host. Programs without a tile do nothing.
+is made, and no size is read on the host. Programs without a tile do nothing. If no row has more
+than a tile (`SINGLE`), program i is row i.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -16,15 +19,22 @@ WORD = 64
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def own_tile(row_offsets, rows, ROWS: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def own_tile(  # type: ignore[no-untyped-def]  # noqa: ANN201
+    row_offsets, rows, ROWS: tl.constexpr, SINGLE: tl.constexpr, TILE: tl.constexpr,  # noqa: ANN001
+):  # fmt: skip
     """Return the start and the length of this program's row, and its tile's first place in it."""
     tile = tl.program_id(0)
-    row = tl.arange(0, ROWS)
-    first = tl.load(row_offsets + row, row < rows, 0) // TILE + row
-    own = tl.sum(((first <= tile) & (row < rows)).to(tl.int32), 0) - 1
+    own = tile
+    if not SINGLE:
+        row = tl.arange(0, ROWS)
+        first = tl.load(row_offsets + row, row < rows, 0) // TILE + row
+        own = tl.sum(((first <= tile) & (row < rows)).to(tl.int32), 0) - 1
     start = tl.load(row_offsets + own)
     stop = tl.load(row_offsets + own + 1)
-    return start, stop - start, (tile - start // TILE - own) * TILE
+    first = 0
+    if not SINGLE:
+        first = (tile - start // TILE - own) * TILE
+    return start, stop - start, first
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -60,11 +70,22 @@ def words_of(kept, query, key, words, there, WORD: tl.constexpr = WORD):  # type
     return found >> (key % WORD)
 
 
-def programs(row_offsets: Tensor, tokens: int, tile: int) -> int:
-    """Return how many programs hold the tiles of all rows."""
-    return tokens // tile + len(row_offsets) - 1
+@triton.jit  # type: ignore[untyped-decorator]
+def kept_of(bits, TILE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Return whether the weights of each query's first TILE bits are kept: (queries, TILE)."""
+    column = tl.arange(0, TILE)[None, :]
+    if TILE <= 32:
+        found = bits.to(tl.int32)[:, None]
+    else:
+        found = tl.where(
+            column < 32, bits.to(tl.int32)[:, None], (bits >> 32).to(tl.int32)[:, None]
+        )
+    return (found & (1 << (column % 32))) != 0
 
 
-def row_slots(row_offsets: Tensor) -> int:
-    """Return the extent of a vector of all rows."""
-    return triton.next_power_of_2(len(row_offsets) - 1)  # type: ignore[no-any-return]
+def grid(row_offsets: Tensor, tokens: int, longest: int, tile: int) -> tuple[int, dict[str, Any]]:
+    """Return how many programs hold the tiles of all rows, and how they find theirs."""
+    rows = len(row_offsets) - 1
+    single = longest <= tile
+    slots = 1 if single else triton.next_power_of_2(rows)
+    return rows if single else tokens // tile + rows, {"ROWS": slots, "SINGLE": single}

@@ -1,11 +1,12 @@
 """Triton kernels of scores by relative positions (DeBERTa): a shift of lines, in both directions.
 
-A tile of n own tokens meets the other tokens of its row at some n + m positions. Block b of n of
-these positions is a product of n by n; in line a of the tile, element c of it belongs to the other
-token n b + c + a - SHIFT. Reading and writing by that place turns positions into tokens.
+Own token a of a tile and another token b of its row meet at place `width + b - a` of a line of
+2 width places. Blocks of these places are products of tiles; where an element is written or read by
+a place, and by b on the other side, the shift is made.
 
 Positions i - j of query i and key j lie behind the tokens of keys (for queries) and of queries (for
-keys): place `width + i - j`, for -width <= i - j < width.
+keys), in the order of -width ... width - 1. For keys, a = j and b = i, that is the order of places;
+for queries the reverse one.
 """
 
 from __future__ import annotations
@@ -20,45 +21,50 @@ UNROLLED = 4
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def position_rows(first, at, width, QUERIES: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Return the places of the positions of the block from `at` on, for the tile from `first` on.
+def positions_of(places, width, QUERIES: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Return which positions are meant by places, counted from -width.
 
-    Blocks are whole: their positions are those of one tile of places.
+    Place 0 is nobody's, as position `width` is too far; for queries it gets a position that exists.
     """
-    column = tl.arange(0, TILE)
-    if QUERIES:  # from the largest position to the smallest
-        return width + first - at + TILE - 1 - column
-    return width - first + at - TILE + column
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def other_tokens(at, QUERIES: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Return the other token of each element of a block: (TILE, TILE)."""
-    own, column = tl.arange(0, TILE)[:, None], tl.arange(0, TILE)[None, :]
     if QUERIES:
-        return at + column + own - (TILE - 1)
-    return at + column + own - TILE
+        return tl.where(places > 0, 2 * width - places, 0)
+    return places
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def by_position(  # type: ignore[no-untyped-def]  # noqa: ANN201
-    change, line, first, at, length, width, QUERIES: tl.constexpr, TILE: tl.constexpr,  # noqa: ANN001
-):  # fmt: skip
-    """Read a block of gradients that were written by own and other token."""
-    own = first + tl.arange(0, TILE)
-    other = other_tokens(at, QUERIES, TILE)
-    inside = (own < length)[:, None] & (other >= 0) & (other < length)
-    return tl.load(change + (line + own)[:, None] * width + other, inside, 0.0)
+def by_place(change, line, own, at, length, width, TILE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Read the block of gradients from place `at` on: (own, TILE)."""
+    places = (line + own)[:, None] * (2 * width) + (at + tl.arange(0, TILE))[None, :]
+    return tl.load(change + places, (own < length)[:, None], 0.0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def clear(change, line, own, first, length, width, WIDTH: tl.constexpr) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """Fill the outer blocks of a tile's lines with zeros.
+
+    What the tile meets fills the others and parts of these. Whoever reads blocks of at most
+    `WIDTH` places finds zeros where nothing is met.
+    """
+    begin = width - first // WIDTH * WIDTH - WIDTH
+    end = begin + (length + WIDTH - 1) // WIDTH * WIDTH
+    zeros = tl.zeros((own.shape[0], WIDTH), change.dtype.element_ty)
+    there = (own < length)[:, None]
+    places = (line + own)[:, None] * (2 * width) + tl.arange(0, WIDTH)[None, :]
+    tl.store(change + places + begin, zeros, there)
+    tl.store(change + places + end, zeros, there)
+    if end - WIDTH > begin:
+        tl.store(change + places + end - WIDTH, zeros, there)
+    tl.debug_barrier()  # what is met is written after the zeros
 
 
 @triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
 def score_positions(  # type: ignore[no-untyped-def]
     q, k, row_offsets, c2p, p2c, tokens, rows, q_token, q_head, k_token, k_head, width,  # noqa: ANN001
-    D: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    D: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr, SINGLE: tl.constexpr,
+    TILE: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
     """Compute c2p[i, j] = q_i K[i - j] for a tile of queries, or p2c[j, i] = k_j Q[i - j]."""
-    start, length, first = own_tile(row_offsets, rows, ROWS, TILE)
+    start, length, first = own_tile(row_offsets, rows, ROWS, SINGLE, TILE)
     head = tl.program_id(1)
     if first < length:
         own = first + tl.arange(0, TILE)
@@ -66,21 +72,23 @@ def score_positions(  # type: ignore[no-untyped-def]
         line = head.to(tl.int64) * tokens + start
         if tl.program_id(2) == 0:
             x = vectors(q, start + own, head, there, q_token, q_head, D, DEPTH)
-            for at in range(0, length + TILE, TILE):
-                place = position_rows(first, at, width, True, TILE)
-                row = vectors(k, tokens + place, head, place >= 0, k_token, k_head, D, DEPTH)
-                found = tl.dot(x, tl.trans(row), input_precision=PRECISION)
-                other = other_tokens(at, True, TILE)
+            for at in range(width - first - TILE, width - first + length, TILE):
+                places = at + tl.arange(0, TILE)
+                row = tokens + positions_of(places, width, True)
+                y = vectors(k, row, head, places >= 0, k_token, k_head, D, DEPTH)
+                found = tl.dot(x, tl.trans(y), input_precision=PRECISION)
+                other = own[:, None] + places[None, :] - width
                 inside = there[:, None] & (other >= 0) & (other < length)
                 to = c2p + (line + own)[:, None] * width + other
                 tl.store(to, found.to(c2p.dtype.element_ty), inside)
         else:
             x = vectors(k, start + own, head, there, k_token, k_head, D, DEPTH)
-            for at in range(0, length + TILE, TILE):
-                place = position_rows(first, at, width, False, TILE)
-                row = vectors(q, tokens + place, head, place >= 0, q_token, q_head, D, DEPTH)
-                found = tl.dot(x, tl.trans(row), input_precision=PRECISION)
-                other = other_tokens(at, False, TILE)
+            for at in range(width - first - TILE, width - first + length, TILE):
+                places = at + tl.arange(0, TILE)
+                row = tokens + positions_of(places, width, False)
+                y = vectors(q, row, head, places >= 0, q_token, q_head, D, DEPTH)
+                found = tl.dot(x, tl.trans(y), input_precision=PRECISION)
+                other = own[:, None] + places[None, :] - width
                 inside = there[:, None] & (other >= 0) & (other < length)
                 to = p2c + (line + own)[:, None] * width + other
                 tl.store(to, found.to(p2c.dtype.element_ty), inside)
@@ -97,36 +105,32 @@ def to_positions(  # type: ignore[no-untyped-def]
 
     `factor` is that of the scores.
     """
-    block, head = tl.program_id(0), tl.program_id(1)
+    head = tl.program_id(1)
     side, share = tl.program_id(2) % 2, tl.program_id(2) // 2
-    column, lane = tl.arange(0, TILE), tl.arange(0, DEPTH)
-    middle = block * TILE - width  # the block's first position
+    block, column, lane = tl.program_id(0), tl.arange(0, TILE), tl.arange(0, DEPTH)
+    at = block * TILE
     found = tl.zeros((TILE, DEPTH), tl.float32)
     for row in range(share, rows, shares):
         start = tl.load(row_offsets + row)
         length = tl.load(row_offsets + row + 1) - start
         line = head.to(tl.int64) * tokens + start
+        # the tiles of the row that meet the block
+        begin, end = tl.maximum(0, width - TILE - at), tl.minimum(length, width + length - at)
         if side == 0:
-            for first in range(
-                tl.maximum(0, middle), tl.minimum(length, middle + length + TILE), TILE
-            ):
-                change = by_position(to_c2p, line, first, first - middle, length, width, True, TILE)
+            for first in range(begin, end, TILE):
                 own = first + column
+                change = by_place(to_c2p, line, own, at, length, width, TILE)
                 x = vectors(q, start + own, head, own < length, q_token, q_head, D, DEPTH)
                 found = tl.dot(tl.trans(change), x, found, input_precision=PRECISION)
         else:
-            for first in range(
-                tl.maximum(0, -middle - TILE), tl.minimum(length, length - middle), TILE
-            ):
-                change = by_position(
-                    to_p2c, line, first, first + middle + TILE, length, width, False, TILE
-                )
+            for first in range(begin, end, TILE):
                 own = first + column
+                change = by_place(to_p2c, line, own, at, length, width, TILE)
                 x = vectors(k, start + own, head, own < length, k_token, k_head, D, DEPTH)
                 found = tl.dot(tl.trans(change), x, found, input_precision=PRECISION)
-    place = block * TILE + column
+    place = at + column
     if side == 0:
-        place = block * TILE + TILE - 1 - column
+        place = positions_of(place, width, True)
     own = column[:, None] * DEPTH + lane[None, :]
     last = shares == 1
     total = found

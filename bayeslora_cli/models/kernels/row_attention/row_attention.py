@@ -131,10 +131,7 @@ def _forward(
     )
     plan = _plan(value)
     (tokens, heads, size), rows = value.shape, len(row_offsets) - 1
-    shape = {
-        "D": size, "DEPTH": extent(size), "ROWS": places.row_slots(row_offsets),
-        "PRECISION": _precision(query.dtype),
-    }  # fmt: skip
+    shape = {"D": size, "DEPTH": extent(size), "PRECISION": _precision(query.dtype)}
     gain = 1.0
     if seed is not None:
         kept = kept_triton.keep_weights(seed, tokens, heads, longest, dropout)
@@ -143,16 +140,18 @@ def _forward(
     if reach:
         p2c = torch.empty_like(bias)
         cut = plan.positions
-        positions.score_positions[(places.programs(row_offsets, tokens, cut.own), heads, 2)](
+        count, tile = places.grid(row_offsets, tokens, longest, cut.own)
+        positions.score_positions[(count, heads, 2)](
             query, key, row_offsets, bias, p2c, tokens, rows, *_strides(query, key), reach,
-            **shape, TILE=cut.own, num_warps=cut.warps, num_stages=cut.stages,
+            **shape, **tile, TILE=cut.own, num_warps=cut.warps, num_stages=cut.stages,
         )  # fmt: skip
     cut = plan.forward
-    forward_triton.attend[(places.programs(row_offsets, tokens, cut.own), heads)](
+    count, tile = places.grid(row_offsets, tokens, longest, cut.own)
+    forward_triton.attend[(count, heads)](
         query, key, value, bias, p2c, kept, row_offsets, out, norm, tokens, rows,
         *_strides(query, key, value), heads, reach, kept.shape[-1],
         scaling * math.log2(math.e), gain, window,
-        **shape, OWN=cut.own, OTHER=cut.other, RELATIVE=reach > 0, DROPS=seed is not None,
+        **shape, **tile, OWN=cut.own, OTHER=cut.other, RELATIVE=reach > 0, DROPS=seed is not None,
         WINDOWED=window > 0, num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     return out, norm, bias, kept
@@ -176,24 +175,26 @@ def _backward(
     drops = kept.numel() > 0
     shape = {"D": size, "DEPTH": extent(size), "PRECISION": _precision(query.dtype)}
     flags = {
-        "ROWS": places.row_slots(row_offsets), "RELATIVE": reach > 0, "DROPS": drops,
-        "WINDOWED": window > 0,
+        "RELATIVE": reach > 0, "DROPS": drops, "WINDOWED": window > 0, "WIDTH": WIDTH,
     }  # fmt: skip
     numbers = (
         tokens, rows, *_strides(query, key, value), heads, reach, kept.shape[-1],
         scaling * math.log2(math.e), scaling, kept_triton.shares(dropout)[1], window,
     )  # fmt: skip
     slope = torch.empty_like(norm)
-    to_c2p, to_p2c = torch.empty_like(bias), torch.empty_like(bias)
+    to_c2p, to_p2c = (bias.new_empty(heads, tokens, 2 * reach) for _ in range(2))
     cut = plan.to_queries
-    backward_triton.to_queries[(places.programs(row_offsets, tokens, cut.own), heads)](
+    count, tile = places.grid(row_offsets, tokens, longest, cut.own)
+    backward_triton.to_queries[(count, heads)](
         grad, query, key, value, out, norm, bias, kept, row_offsets, to_q, to_c2p, slope, *numbers,
-        **shape, **flags, OWN=cut.own, OTHER=cut.other, num_warps=cut.warps, num_stages=cut.stages,
+        **shape, **tile, **flags, OWN=cut.own, OTHER=cut.other, num_warps=cut.warps,
+        num_stages=cut.stages,
     )  # fmt: skip
     cut = plan.to_keys
-    backward_triton.to_keys[(places.programs(row_offsets, tokens, cut.own), heads)](
+    count, tile = places.grid(row_offsets, tokens, longest, cut.own)
+    backward_triton.to_keys[(count, heads)](
         grad, query, key, value, norm, bias, kept, row_offsets, to_k, to_v, to_p2c, slope,
-        *numbers, **shape, **flags, OWN=cut.own, OTHER=cut.other, num_warps=cut.warps,
+        *numbers, **shape, **tile, **flags, OWN=cut.own, OTHER=cut.other, num_warps=cut.warps,
         num_stages=cut.stages,
     )  # fmt: skip
     if reach:

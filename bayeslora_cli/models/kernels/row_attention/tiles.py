@@ -8,8 +8,8 @@ from bayeslora_cli.models.kernels.low_rank.tiles import RESERVED, Gpu, extent
 
 WIDEST = 128
 """Largest size of a head."""
-PROGRAMS = 528
-"""Programs that fill a GPU: four per multiprocessor of an H200."""
+PROGRAMS = 396
+"""Most programs of one sum over all rows: as many as an H200 runs at a time."""
 
 
 class Tiles(NamedTuple):
@@ -43,10 +43,10 @@ class Plan(NamedTuple):
 
 
 HALVED = Plan(
-    forward=Tiles(64, 64, 4, 2),
-    to_queries=Tiles(64, 64, 4, 2),
-    to_keys=Tiles(64, 64, 4, 2),
-    positions=Tiles(64, 64, 4, 2),
+    forward=Tiles(64, 32, 4, 1),
+    to_queries=Tiles(64, 32, 4, 2),
+    to_keys=Tiles(64, 64, 4, 1),
+    positions=Tiles(64, 64, 8, 2),
 )
 """For bf16 and fp16, from sm_90 on."""
 OLDER = Plan(
@@ -83,4 +83,4 @@ def _fitting(cut: Tiles, size: int, itemsize: int, limit: int) -> Tiles:
 
 def shares_of(rows: int, sums: int) -> int:
     """Return among how many programs the rows of one sum are divided."""
-    return max(1, min(rows, -(-PROGRAMS // sums)))
+    return max(1, min(rows, PROGRAMS // sums))

@@ -144,10 +144,10 @@ def test_the_kernels(lengths, dtype):
 @pytest.mark.gpu
 @pytest.mark.usefixtures("a_gpu")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_other_sizes_of_heads_and_windows(dtype):
-    for size in (16, 32, 40, 96, 128):
-        check((300, 65, 1), 3, size, dtype, "cuda", dropout=0.1, window=64)
-        check((300, 65, 1), 3, size, dtype, "cuda", dropout=0.1, reach=320)
+@pytest.mark.parametrize("size", [16, 40, 128])
+def test_other_sizes_of_heads_and_windows(size, dtype):
+    check((300, 65, 1), 3, size, dtype, "cuda", dropout=0.1, window=64)
+    check((300, 65, 1), 3, size, dtype, "cuda", dropout=0.1, reach=320)
 
 
 @pytest.mark.gpu

@@ -53,7 +53,7 @@ OLDER = Plan(
     forward=Tiles(64, 32, 4, 2),
     to_queries=Tiles(64, 32, 4, 2),
     to_keys=Tiles(32, 32, 4, 2),
-    positions=Tiles(64, 64, 4, 2),
+    positions=Tiles(64, 64, 8, 2),
 )
 """For GPUs before that, whose products keep more in registers; not measured."""
 FULL = Plan(

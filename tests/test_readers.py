@@ -221,7 +221,10 @@ CHANGES = {
 def test_posteriors_with_other_tensors(name, change, network, whole, tmp_path):
     tensors = load_file(whole)
     tensors[name] = CHANGES[change](tensors[name]).contiguous()
-    save_file(tensors, tmp_path / "p", metadata={"format": FactorisedGaussian.kind})
+    try:
+        save_file(tensors, tmp_path / "p", metadata={"format": FactorisedGaussian.kind})
+    except KeyError:
+        pytest.skip("this safetensors cannot hold complex numbers")
     with pytest.raises(RunDirError):
         posterior.load(tmp_path / "p", network)
 

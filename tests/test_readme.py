@@ -283,6 +283,7 @@ def put_run(name, run, root):
             path.write_text(text.replace(kept.ROOT, str(root)), encoding="utf-8")
 
 
+@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments")  # PEFT older than the run's
 def test_the_adapter_is_loaded_as_the_page_says(inputs, tmp_path, monkeypatch):
     (code,) = blocks((DOCS / "run-directory.md").read_text(encoding="utf-8"), "python")
     put_run(RUN, tmp_path / "RUN", inputs)

@@ -44,7 +44,7 @@ def setting(path: Path) -> tuple[str, str, Path]:
     if config.method == "adalora":
         parts.append(str(config.criterion))
     if config.method == "blora":
-        parts.append(config.blora_mode)
+        parts.append(f"{config.blora_mode}, lambda rank {config.lambda_rank:g}")
     return config.task, f"{' '.join(parts)}, lr {config.lr:g}", path.parent
 
 

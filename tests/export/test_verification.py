@@ -9,7 +9,13 @@ from transformers import T5Config, T5Model
 from bayeslora_cli.errors import BayesloraError
 from bayeslora_cli.export.formats.merged_model import merge
 from bayeslora_cli.export.independent_reader import logits_of
-from bayeslora_cli.export.verification import batches_of, compare, rounding_of, run_logits
+from bayeslora_cli.export.verification import (
+    ROUNDINGS,
+    batches_of,
+    compare,
+    rounding_of,
+    run_logits,
+)  # fmt: skip
 from tests.export.formats.test_all_formats import make, random_rows
 from tests.support.networks import CPU
 from tests.support.tiny_models import IDS, SIZES, tiny_tokenizer
@@ -46,6 +52,8 @@ def checked(model, change=lambda network: None, after=lambda merged: None, by=0.
     batches = batches_of(random_rows(tiny_tokenizer(), 24, 40))
     expected = run_logits(network, batches)
     rounding = rounding_of(network, batches, expected)
+    if by:  # more than rounding explains: some releases of transformers draw larger weights
+        by = max(by, 2 * ROUNDINGS * rounding)
     change(network)
     merged = merge(network, network.bank.mean, network.bank.mask)
     with torch.no_grad():

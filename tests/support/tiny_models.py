@@ -182,7 +182,7 @@ OWN: dict[str, dict[str, Any]] = {
     "xmod": {"default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 6, "attn_layer_period": 3, "attn_layer_offset": 2,
               "n_mamba_heads": 1, "attention_hidden_size": 64, "attention_head_dim": 16,
-              "num_key_value_heads": 4},
+              "num_key_value_heads": 4, "use_mamba_kernels": False},
     "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
                "mamba_headdim": 16, "num_key_value_heads": 4, "attention_hidden_size": 64,
                "attention_head_dim": 16},

@@ -12,11 +12,12 @@ from bayeslora_cli.runs.directory import RunDir, run_name
 
 def write_scored(
     root, task, score, *, seed=2021, method="adalora", optimizer="ivon", criterion="snr", rank=2,
-    seconds=60.0, best=None, more_result=None, weights=None, **typed,
+    seconds=60.0, best=None, more_result=None, weights=None, kind=None, **typed,
 ):  # fmt: skip
     """A finished run under `root` whose own metric is `score` (a share) at the final budget.
 
-    `more_result`: what else result.json has. `weights`: the checksum of the model's weights.
+    `more_result`: what else result.json has. `weights`: the checksum of the model's weights. `kind`:
+    that of its task, as the run has recorded it.
     """
     row = {"task": task, "method": method, "optimizer": optimizer, "seed": seed}
     if method == "adalora":
@@ -29,7 +30,7 @@ def write_scored(
     run = RunDir(Path(root) / run_name(resolved))
     run.path.mkdir(parents=True)
     write_text(run.config, to_toml(resolved.config))
-    write_json(run.task, {})
+    write_json(run.task, {} if kind is None else {"objective": kind})
     if weights is not None:
         write_json(run.environment, {"identity": {"weights": weights}})
     entries = {"best_at_budget": score, "last": score - 0.01, "best": best or score}

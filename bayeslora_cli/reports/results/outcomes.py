@@ -39,6 +39,9 @@ class Outcome:
     """The task's own metric, in percent if the largest value is the best."""
     result: Mapping[str, Any]
     """Content of result.json."""
+    kind: str | None = None
+    """The kind of its task, a key of `config.catalogue.OBJECTIVES`; None: the run has not recorded
+    it."""
     weights: str = ""
     """The checksum of its pretrained model's weights; "" if the run has not recorded it."""
     column: str = ""
@@ -92,6 +95,7 @@ def load_outcomes(path: Path, at: str) -> Iterator[Outcome]:
 def _outcome(run: RunDir, at: str) -> Outcome:
     result, config = run.read_result(), run.read_config()
     environment = run.read_json(run.environment) if run.environment.is_file() else {}
+    task = run.read_json(run.task) if run.task.is_file() else {}
     entry = result[at]
     value = entry.get("value") if isinstance(entry, dict) else None
     if not isinstance(value, int | float) or not math.isfinite(value):
@@ -102,6 +106,7 @@ def _outcome(run: RunDir, at: str) -> Outcome:
         config=config,
         score=value if result.get("selecting") in SMALLER_IS_BETTER else 100 * value,
         result=result,
+        kind=task.get("objective") or None,
         weights=str(nested(environment, ("identity", "weights")) or ""),
     )
 

@@ -214,6 +214,8 @@ def _settings(outcome: Outcome) -> dict[str, Any]:
     """Return the settings of a run that differ from its task's preset, and `_DATA` if it counts."""
     config = outcome.config
     known = {name: getattr(config, name) for name in ("task", "train_file", *ROW)}
+    if config.train_file is not None:  # the file may be elsewhere by now, or hold other rows
+        known["task_type"] = config.task_type or outcome.kind
     typed = tuple((n, v) for n, v in known.items() if v is not None)
     usual = _usual(typed, config.schedule_steps)
     mine = affecting(config)

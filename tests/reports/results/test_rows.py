@@ -112,6 +112,20 @@ def test_other_settings_on_one_task_are_another_row(tmp_path, other, name):
     assert {task: cell.mean for task, cell in found.cells.items()} == {"rte": 60}
 
 
+def test_a_files_preset_is_known_without_the_file(tmp_path):
+    """The run says what kind its rows are of, so that its own preset's values name no row."""
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text('{"prompt": "a", "completion": "b"}\n' * 4)
+    own = {"method": "lora", "rank": 8}
+    for more in ({}, {"batch_size": 4, "lr": 30.0}):
+        write_scored(tmp_path / "runs", "arc-easy", 0.6, **own, **more)
+    write_scored(tmp_path / "runs", "custom", 0.5, kind="causal", train_file=str(chats), **own)
+    chats.unlink()
+    rows = load_results([tmp_path / "runs"]).rows
+    assert [row.name for row in rows] == ["lora-ivon-r8", "lora-ivon-r8 batch_size=4 lr=30.0"]
+    assert list(rows[0].cells) == ["arc-easy", "chats"]
+
+
 def test_the_same_seed_on_other_data_is_another_row(tmp_path):
     write_scored(tmp_path, "rte", 0.8)
     write_scored(tmp_path, "rte", 0.6, data="/")

@@ -16,8 +16,8 @@ def write_scored(
 ):  # fmt: skip
     """A finished run under `root` whose own metric is `score` (a share) at the final budget.
 
-    `more_result`: what else result.json has. `weights`: the checksum of the model's weights. `kind`:
-    that of its task, as the run has recorded it.
+    `more_result`: what else result.json has. `weights`: the checksum of the model's weights.
+    `kind`: that of its task, as the run has recorded it.
     """
     row = {"task": task, "method": method, "optimizer": optimizer, "seed": seed}
     if method == "adalora":

@@ -21,6 +21,7 @@ from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.network import Network
+from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
 from bayeslora_cli.models.adapters.published_factors import padded_rank
 
@@ -81,7 +82,7 @@ def estimate(
     banked = [t for t in vars(bank).values() if isinstance(t, Tensor)]
     adapters = sum(s.stop - s.offset for s in bank.segments.values() if s.role == "adapter")
     return Estimate(
-        parameters=sum(p.numel() for p in network.module.parameters()) - adapters,
+        parameters=_weights(network.module) - adapters,
         trainable=bank.trainable(),
         matrices=tuple(
             (name, layer.lora_A.shape[1], layer.lora_B.shape[0])
@@ -92,6 +93,14 @@ def estimate(
         trained=distinct_bytes([*banked, *state]) + 2 * distinct_bytes(factors),
         activations=activations,
     )
+
+
+def _weights(module: nn.Module) -> int:
+    """Count the weights of a module, also those that are stored as something else."""
+    forms = [m for m in module.modules() if isinstance(m, AdaptedLinear) and m.stored()]
+    stored = {id(tensor) for form in forms for tensor in form.stored()}
+    plain = sum(p.numel() for p in module.parameters() if id(p) not in stored)
+    return plain + sum(form.in_features * form.out_features for form in forms)
 
 
 def distinct_bytes(tensors: Iterable[Tensor], *, but: Iterable[Tensor] = ()) -> int:

@@ -18,6 +18,7 @@ class Bf16Linear(QuantizedLinear):
 
     names = ("codes",)
     arithmetic = NAME
+    by_row = True
     of_itself = torch.bfloat16
 
     @classmethod

@@ -13,7 +13,12 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.models.base_weights.quantized_linear import QuantizedLinear
-from bayeslora_cli.models.kernels.frozen.fp8_rows import FP8, quantize_rows, scaled_product
+from bayeslora_cli.models.kernels.frozen.fp8_rows import (
+    FP8,
+    quantize_rows,
+    scaled_product,
+    transposed,
+)
 from bayeslora_cli.models.kernels.frozen.product import ARITHMETICS, Arithmetic, Dequantizing
 
 NAME, WEIGHTS_ONLY = "fp8", "fp8 weights only"
@@ -26,6 +31,7 @@ class Fp8Linear(QuantizedLinear):
 
     names = ("codes", "scale")
     arithmetic = NAME
+    by_row = True
     exact = WEIGHTS_ONLY
     least_capability = (8, 9)
 
@@ -73,7 +79,7 @@ class _Fp8(Arithmetic):
         ):
             codes, scale = quantize_rows(part, of_weight)
             ones = torch.ones(width, device=grad.device)
-            one = scaled_product(codes, scale, weight.t().contiguous(), ones, grad.dtype)
+            one = scaled_product(codes, scale, transposed(weight), ones, grad.dtype)
             found = one if found is None else found.add_(one)
         assert found is not None
         return found

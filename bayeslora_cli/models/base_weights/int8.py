@@ -20,6 +20,7 @@ class Int8Linear(QuantizedLinear):
 
     names = ("codes", "scale")
     arithmetic = NAME
+    by_row = True
 
     @classmethod
     def quantize(cls, weight: Tensor) -> dict[str, Tensor]:

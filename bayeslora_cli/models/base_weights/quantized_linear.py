@@ -28,6 +28,9 @@ class QuantizedLinear(AdaptedLinear):
     exact: ClassVar[str | None] = None
     """Name of an arithmetic on the same weights that does not quantize the rows; None: the usual
     one does not."""
+    by_row: ClassVar[bool] = False
+    """Whether each stored tensor has a row per output, so that those of several layers on one
+    input can be one."""
     least_capability: ClassVar[tuple[int, int] | None] = None
     """Compute capability that a GPU must have; None: any."""
     of_itself: ClassVar[torch.dtype | None] = None
@@ -132,7 +135,7 @@ class QuantizedLinear(AdaptedLinear):
 
     @classmethod
     def join(cls, forms: Sequence[Self]) -> AdaptedLinear | None:
-        """Join forms: their stored tensors stay where they are.
+        """Join forms: where they are stored by row, their tensors become views of joint ones.
 
         None: only some have a bias.
         """
@@ -157,17 +160,23 @@ class JointQuantized(AdaptedLinear):
         self.bias = joined([form.own_bias() for form in forms])
         # in a tuple, which hides them from torch: their parameters are listed once
         self._forms = tuple(forms)
+        self._joint: tuple[str, ...] = forms[0].names if forms[0].by_row else ()
+        for name in self._joint:
+            setattr(self, name, _stacked([getattr(form, name) for form in forms]))
+        self._layers = [self.out_features] if self._joint else self.heights
 
     def stored(self) -> tuple[Tensor, ...]:
+        if self._joint:
+            return tuple(getattr(self, name) for name in self._joint)
         return tuple(tensor for form in self._forms for tensor in form.stored())
 
     def product(self, rows: Tensor, down: Tensor, up: Tensor) -> Tensor:
         arithmetic = self._forms[0].arithmetic
-        return frozen_product(rows, self.stored(), self.heights, arithmetic, self.bias, down, up)
+        return frozen_product(rows, self.stored(), self._layers, arithmetic, self.bias, down, up)
 
     def forward(self, rows: Tensor) -> Tensor:
         arithmetic = self._forms[0].arithmetic
-        return frozen_product(rows, self.stored(), self.heights, arithmetic, self.bias)
+        return frozen_product(rows, self.stored(), self._layers, arithmetic, self.bias)
 
     def dense(self) -> Tensor:
         return torch.cat([form.dense() for form in self._forms])
@@ -182,6 +191,17 @@ class JointQuantized(AdaptedLinear):
         bias = None if self.bias is None else nn.Parameter(self.bias.detach().float(), False)
         layer.bias = bias  # type: ignore[assignment]
         return layer
+
+
+def _stacked(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
+    """Stack stored tensors, which become views of the stack."""
+    # bytes: torch concatenates no fp8
+    parts = [parameter.detach() for parameter in parameters]
+    whole = torch.cat([part.view(torch.uint8) for part in parts]).view(parts[0].dtype)
+    views = torch.split(whole, [len(part) for part in parts])
+    for parameter, view in zip(parameters, views, strict=True):
+        parameter.data = view
+    return nn.Parameter(whole, requires_grad=False)
 
 
 def quantizing_rows(module: nn.Module) -> list[QuantizedLinear]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ LARGEST = 448.0
 """The largest e4m3 number."""
 LEAST_SCALE = 1e-12
 """Scale of a row of zeros."""
+HAS_TRITON = find_spec("triton") is not None
 
 
 def quantize_rows(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -21,6 +24,10 @@ def quantize_rows(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Ten
     Returns:
         Codes (n, k), contiguous, and scales (n, 1), fp32.
     """
+    if HAS_TRITON and x.is_cuda and x.stride(1) == 1:
+        from bayeslora_cli.models.kernels.frozen import fp8_rows_triton
+
+        return fp8_rows_triton.quantize_rows(x, columns, FP8)
     wide = x.float() if columns is None else x.float() * columns
     scale = (wide.abs().amax(1, keepdim=True) / LARGEST).clamp_min(LEAST_SCALE)
     return (wide / scale).to(FP8), scale
@@ -48,3 +55,12 @@ def scaled_product(
         return out.to(dtype)
     wide = torch.promote_types(dtype, torch.float32)
     return ((codes.to(wide) * scale) @ (weight.to(wide) * of_weight[:, None]).t()).to(dtype)
+
+
+def transposed(codes: Tensor) -> Tensor:
+    """Return a transposed copy of codes: (m, k) -> (k, m)."""
+    if HAS_TRITON and codes.is_cuda and codes.is_contiguous():
+        from bayeslora_cli.models.kernels.frozen import fp8_rows_triton
+
+        return fp8_rows_triton.transposed(codes)
+    return codes.t().contiguous()

@@ -1,0 +1,77 @@
+"""Quantizing rows to fp8, and transposing codes, in one pass over a GPU's memory each."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LARGEST = tl.constexpr(448.0)
+LEAST_SCALE = tl.constexpr(1e-12)
+BLOCK = 2048
+"""Columns that a program reads at once."""
+TILE = 64
+"""Rows and columns of a tile of codes."""
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _quantize(x, columns, codes, scale, width, stride, SCALED: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Quantize one row; the second time its numbers come from the cache."""
+    row = tl.program_id(0).to(tl.int64)
+    places = tl.arange(0, BLOCK)
+    largest = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, width, BLOCK):
+        at = start + places
+        value = tl.load(x + row * stride + at, mask=at < width, other=0.0).to(tl.float32)
+        if SCALED:
+            value *= tl.load(columns + at, mask=at < width, other=0.0)
+        largest = tl.maximum(largest, tl.abs(value))
+    step = tl.maximum(tl.max(largest, 0) / LARGEST, LEAST_SCALE)
+    tl.store(scale + row, step)
+    for start in range(0, width, BLOCK):
+        at = start + places
+        value = tl.load(x + row * stride + at, mask=at < width, other=0.0).to(tl.float32)
+        if SCALED:
+            value *= tl.load(columns + at, mask=at < width, other=0.0)
+        tl.store(
+            codes + row * width + at, (value / step).to(codes.dtype.element_ty), mask=at < width
+        )
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _transpose(codes, out, height, width, TILE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Transpose one tile of bytes."""
+    rows = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    columns = tl.program_id(1).to(tl.int64) * TILE + tl.arange(0, TILE)
+    inside = (rows < height)[:, None] & (columns < width)[None, :]
+    tile = tl.load(codes + rows[:, None] * width + columns[None, :], mask=inside, other=0)
+    inside = (columns < width)[:, None] & (rows < height)[None, :]
+    tl.store(out + columns[:, None] * height + rows[None, :], tl.trans(tile), mask=inside)
+
+
+def quantize_rows(x: Tensor, columns: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Quantize each row; see `fp8_rows.quantize_rows`.
+
+    Args:
+        x: (n, k), whose columns lie one after the other.
+        columns: (k,), fp32.
+    """
+    count, width = x.shape
+    codes = torch.empty(count, width, dtype=dtype, device=x.device)
+    scale = torch.empty(count, 1, dtype=torch.float32, device=x.device)
+    if count:
+        _quantize[(count,)](
+            x, x if columns is None else columns, codes, scale, width, x.stride(0),
+            columns is not None, BLOCK, num_warps=8,
+        )  # fmt: skip
+    return codes, scale
+
+
+def transposed(codes: Tensor) -> Tensor:
+    """Return a transposed copy of codes of one byte: (m, k) -> (k, m)."""
+    height, width = codes.shape
+    out = torch.empty(width, height, dtype=codes.dtype, device=codes.device)
+    grid = (triton.cdiv(height, TILE), triton.cdiv(width, TILE))
+    _transpose[grid](codes.view(torch.uint8), out.view(torch.uint8), height, width, TILE)
+    return out

@@ -1,0 +1,39 @@
+"""The Triton kernels of fp8 rows against torch's own operations, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from bayeslora_cli.models.kernels.frozen.fp8_rows import FP8, quantize_rows
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton and TRITON_INTERPRET=1"
+)
+
+
+@pytest.mark.parametrize("shape", [(3, 16), (5, 4112), (1, 2048)])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows(shape, scaled, dtype):
+    from bayeslora_cli.models.kernels.frozen import fp8_rows_triton
+
+    torch.manual_seed(0)
+    whole = torch.randn(shape[0], shape[1] + 16).to(dtype)
+    x = whole[:, : shape[1]]  # a part of a wider tensor, as the gradients of joint layers are
+    x[0] = 0
+    columns = torch.rand(shape[1]) + 0.5 if scaled else None
+    codes, scale = fp8_rows_triton.quantize_rows(x, columns, FP8)
+    right, of_right = quantize_rows(x, columns)
+    torch.testing.assert_close(scale, of_right)
+    torch.testing.assert_close(codes.float(), right.float(), rtol=0.13, atol=2e-3)  # a code away
+
+
+@pytest.mark.parametrize("shape", [(16, 48), (80, 200)])
+def test_transposed(shape):
+    from bayeslora_cli.models.kernels.frozen import fp8_rows_triton
+
+    codes = torch.randn(shape).to(FP8)
+    assert torch.equal(fp8_rows_triton.transposed(codes).float(), codes.float().t())

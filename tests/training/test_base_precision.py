@@ -1,0 +1,117 @@
+"""Whole runs on frozen weights in few bits, evaluated and exported; what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bayeslora_cli.api.run import Run
+from bayeslora_cli.api.training import train
+from bayeslora_cli.config.catalogue import BASE_PRECISIONS
+from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.errors import ConfigError, ModelError
+from bayeslora_cli.models.base_weights import selection
+from bayeslora_cli.models.base_weights.fp8 import Fp8Linear
+from bayeslora_cli.models.base_weights.nf4 import Nf4Linear
+from tests.support.quantized import network_of, save_llama
+
+pytest.importorskip("bitsandbytes")
+ROWS = [
+    {"prompt": f"w{i} w{i + 1}", "completion": f"w{i + 2} w{i + 3} w{i + 4}"} for i in range(20)
+]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return save_llama(tmp_path_factory.mktemp("llama"))
+
+
+def test_a_run_on_nf4(llama, tmp_path):
+    """Results, card and exports say what they hold for."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, ROWS)))
+    run = train(
+        train_file=str(file), model=str(llama), base_precision="nf4", max_steps=3, target_rank=2,
+        output=str(tmp_path / "runs"), device="cpu", log_every=1,
+    )  # fmt: skip
+    directory = Run(run.path, device="cpu")
+    result = json.loads((run.path / "result.json").read_text())
+    assert result["base_precision"] == "nf4"
+    assert "frozen weights in nf4" in (run.path / "README.md").read_text()
+    same, other = directory.evaluate(), directory.evaluate(base_precision="bf16")
+    (split,) = result["best_at_budget"]["metrics"]
+    assert same.metrics[split]["nll"] == pytest.approx(
+        result["best_at_budget"]["metrics"][split]["nll"], abs=1e-6
+    )
+    assert (same.facts["base_precision"], other.facts["base_precision"]) == ("nf4", "bf16")
+    assert same.metrics[split]["nll"] != other.metrics[split]["nll"]
+    # an adapter is opened on the checkpoint, a merged model is the run's
+    adapter = directory.export("lora").manifest
+    assert adapter["base"]["base_precision"] == "nf4"
+    assert adapter["base"]["max_difference"] > 10 * adapter["check"]["max_difference"]
+    merged = directory.export("merged").manifest
+    assert "base" not in merged
+    assert merged["check"]["max_difference"] <= merged["check"]["allowed"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "full"}, "--base-precision nf4: --method full trains the weights themselves"),
+        ({"method": "blora", "quantize_base": True}, "--quantize-base would quantize"),
+    ],
+)
+def test_options_that_do_not_go_together(options, words):
+    with pytest.raises(ConfigError, match=words):
+        RunConfig(base_precision="nf4", criterion=None, optimizer="adamw", **options)
+
+
+def test_without_the_package(llama, monkeypatch):
+    entry = replace(BASE_PRECISIONS["nf4"], packages=("not_there",))
+    monkeypatch.setitem(BASE_PRECISIONS, "nf4", entry)
+    with pytest.raises(ModelError, match=r"needs the package not_there: .*bayeslora\[quantized"):
+        network_of(llama, "nf4")
+
+
+def test_a_gpu_without_fp8(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "A100")
+    with pytest.raises(
+        ModelError, match=r"A100 cannot multiply fp8 .*8\.0, needs 8\.9.*int8 or nf4"
+    ):
+        selection.base_form("fp8", torch.bfloat16, torch.device("cuda"))
+
+
+def test_layers_that_do_not_fit(tmp_path):
+    assert "multiples of 16" in str(Fp8Linear.refusal(64, 40))
+    assert "odd number" in str(Nf4Linear.refusal(3, 5))
+    directory = save_llama(tmp_path, width=40)
+    with pytest.raises(
+        ModelError, match=r"--base-precision fp8: model\.layers\.\d.*has \d+ inputs"
+    ):
+        network_of(directory, "fp8")
+
+
+def test_a_quantized_checkpoint_is_refused(llama, tmp_path):
+    for file in llama.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"is quantized already \(gptq\)"):
+        network_of(tmp_path, "int8")
+
+
+@pytest.mark.parametrize("base", ["nf4", "int8", "fp8"])
+def test_shapes_without_weights(base, llama):
+    """What `--dry-run` builds."""
+    network = network_of(llama, base, device="meta")
+    held = network_of(llama, base)
+    for name, layer in network.adapters.items():
+        pairs = zip(layer.base_layer.stored(), held.adapters[name].base_layer.stored(), strict=True)
+        assert all((a.shape, a.dtype) == (b.shape, b.dtype) for a, b in pairs)
+    assert network.backbone_sha256 == ""
+    assert held.backbone_sha256 == network_of(llama, None).backbone_sha256

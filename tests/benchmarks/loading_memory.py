@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.loading_memory bf16 cpu
     python -m tests.benchmarks.loading_memory bf16 cuda
+    python -m tests.benchmarks.loading_memory bf16 cuda nf4     # --base-precision nf4
 
 The model has random weights in bf16 (511 million parameters) and is made in a temporary directory.
 Printed are GB above the process's memory before: private memory (RssAnon), and pages of the file
@@ -39,7 +40,7 @@ def held() -> dict[str, float]:
     return {name.rstrip(":"): int(size) * 1024 / 1e9 for name, size, _ in found}
 
 
-def measure(directory: str, precision: str, device: torch.device) -> None:
+def measure(directory: str, precision: str, device: torch.device, base: str | None = None) -> None:
     tokenizer, peak, done = load_tokenizer(directory), {}, threading.Event()
     torch.zeros(1, device=device)  # the device's own memory on the host
     before = held()
@@ -53,13 +54,18 @@ def measure(directory: str, precision: str, device: torch.device) -> None:
     watching = threading.Thread(target=watch, daemon=True)
     watching.start()
     start = time.perf_counter()
-    config = RunConfig(model=directory, precision=precision)
-    build_network(config, build_objective("causal", ()), tokenizer, posterior=False, device=device)
+    config = RunConfig(model=directory, precision=precision, base_precision=base)
+    network = build_network(
+        config, build_objective("causal", ()), tokenizer, posterior=False, device=device
+    )
     seconds = time.perf_counter() - start
     done.set()
     watching.join()
     sizes = ", ".join(f"{name} {size:.2f} GB" for name, size in sorted(peak.items()))
-    print(f"{precision} on {device.type}: {seconds:.1f} s, peak on the host {sizes}")
+    weights = sum(p.numel() * p.element_size() for p in network.module.parameters()) / 1e9
+    what = precision if base is None else f"{precision}, frozen weights in {base},"
+    print(f"{what} on {device.type}: {seconds:.1f} s, peak on the host {sizes}")
+    print(f"weights and adapters {weights:.2f} GB")
     if device.type == "cuda":
         print(f"peak on the device {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
 
@@ -71,4 +77,4 @@ if __name__ == "__main__":
         model.save_pretrained(directory)
         tiny_tokenizer().save_pretrained(directory)
         del model
-        measure(directory, sys.argv[1], torch.device(sys.argv[2]))
+        measure(directory, sys.argv[1], torch.device(sys.argv[2]), *sys.argv[3:4])

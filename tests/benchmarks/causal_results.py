@@ -38,9 +38,11 @@ METHODS: dict[str, dict[str, Any]] = {
     **{f"adalora-ivon-{c}": {"criterion": c} for c in ("snr", "magnitude", "sensitivity")},
     **{f"blora-{m}": {"method": "blora", "blora_mode": m} for m in ("both", "rank", "quant")},
 }
-WEAKER_PENALTIES = {f"blora-both-rank-{r}": {"lambda_rank": float(r), "lambda_quant": 1e-4}
-                    for r in ("1e-2", "1e-3")}  # fmt: skip
-"""B-LoRA's settings besides the default, on ARC-Easy only."""
+PENALTIES = {
+    "blora-both-rank-1e-1": {"lambda_rank": 0.1, "lambda_quant": 1e-3},
+    "blora-both-rank-1e-3": {"lambda_rank": 1e-3, "lambda_quant": 1e-4},
+}
+"""B-LoRA's settings besides the preset's, on ARC-Easy only."""
 ON_INSTRUCTIONS = ("lora-adamw", "lora-ivon", "adalora-adamw", "adalora-ivon-snr")
 AFTER = ("arc-easy-lora-adamw", "arc-easy-adalora-ivon-snr")
 """Jobs whose last run is also asked MMLU's questions."""
@@ -79,7 +81,7 @@ def make_jobs(typed: argparse.Namespace) -> dict[str, Job]:
         options = {**common, "task": task, "data": str(typed.data)}
         for name, own in METHODS.items():
             jobs[f"{task}-{name}"] = Job(options=options | own, seeds=seeds)
-    for name, own in WEAKER_PENALTIES.items():
+    for name, own in PENALTIES.items():
         jobs[f"arc-easy-{name}"] = Job(options=options | METHODS["blora-both"] | own, seeds=seeds)
     published = {"preset": "ivon-lora", "max_steps": 1521}  # three epochs, as for the others
     jobs["arc-easy-ivon-lora"] = Job(options=published | options, seeds=seeds)

@@ -296,7 +296,7 @@ class RunConfig:
     )
     packing: str = option(
         "auto", MACHINE,
-        "Batches without padding, row after row: on, off, or auto, on for causal models",
+        "Batches without padding, row after row: on, off, or auto, on for causal models and CPUs",
         choices=catalogue.SWITCH, affects_result=False, decides_code=True,
     )
     gradient_checkpointing: str = option(

@@ -34,6 +34,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def is_cpu(name: str) -> bool:
+    """Return whether `--device` names the CPU; no GPU is touched."""
+    return name == "cpu" or (name == "auto" and not torch.cuda.is_available())
+
+
 def set_precision(precision: str, *, deterministic: bool = False) -> None:
     """Set how torch computes matrix products: in TF32 only if `precision` is `tf32`.
 

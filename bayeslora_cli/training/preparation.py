@@ -16,6 +16,7 @@ from bayeslora_cli.data.batching import steps_per_epoch
 from bayeslora_cli.data.example_cache import ExampleCache
 from bayeslora_cli.data.tokenization import TokenisedSplit
 from bayeslora_cli.errors import ConfigError, RunDirError, UserError
+from bayeslora_cli.execution.device import is_cpu
 from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.schedules import LearningRate
 from bayeslora_cli.models.backbones.identity import (
@@ -26,11 +27,13 @@ from bayeslora_cli.models.backbones.identity import (
 from bayeslora_cli.models.backbones.loading import (
     check_architecture,
     load_tokenizer,
+    packing_that_pays,
     usable_length,
     warn_of_padding,
 )
 from bayeslora_cli.runs.directory import RunDir, run_name, runs_elsewhere
 from bayeslora_cli.runs.trackers import check_trackers
+from bayeslora_cli.tasks.objectives.objective import Objective, objective_of
 from bayeslora_cli.tasks.sources.tables.table import listed
 from bayeslora_cli.tasks.task import DATA_CHECKSUM, Examples, Task
 
@@ -119,7 +122,7 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
                 "Use --overwrite to replace it, or another --output"
             )
     return PreparedRun(
-        config=with_packing(config, run),
+        config=with_packing(config, run, objective_of(task)),
         task=task,
         examples=examples,
         tokenizer=tokenizer,
@@ -129,14 +132,21 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
     )
 
 
-def with_packing(config: RunConfig, run: RunDir) -> RunConfig:
-    """Have a run go on with rows packed or padded as it was begun, unless --packing is typed.
+def with_packing(config: RunConfig, run: RunDir, objective: Objective) -> RunConfig:
+    """Decide whether rows are packed, unless --packing is typed; a run goes on as it was begun.
 
-    Runs of versions without this option have it at auto, which pads the rows of encoders.
+    Runs of versions before this rule have auto in their configuration, or nothing: they padded the
+    rows of encoders.
+
+    Raises:
+        ModelError: the model's configuration cannot be loaded.
     """
-    if config.packing != AUTO or config.overwrite or not run.started:
+    if config.packing != AUTO:
         return config
-    return replace(config, packing=run.read_config().packing)
+    if run.started and not config.overwrite:
+        return replace(config, packing=run.read_config().packing)
+    packing = packing_that_pays(config, objective, on_cpu=is_cpu(config.device))
+    return replace(config, packing=packing)
 
 
 def _others(then: Task, now: Task) -> str | None:

@@ -72,10 +72,12 @@ TINY = {
 }  # fmt: skip
 SHAPES: dict[str, tuple[str, dict[str, object]]] = {
     "bert": ("bert", {}),
+    "bert-128": ("bert", TINY | {"hidden_size": 128, "intermediate_size": 512}),
     "bert-tiny": ("bert", TINY),
     "distilbert": ("distilbert", {}),
     "deberta": ("deberta-v2", DEBERTA),
     "deberta-small": ("deberta-v2", DEBERTA | SMALL | {"intermediate_size": 1536}),
+    "deberta-128": ("deberta-v2", DEBERTA | TINY | {"hidden_size": 128, "intermediate_size": 512}),
     "deberta-tiny": ("deberta-v2", DEBERTA | TINY),
     "modernbert-small": ("modernbert", SMALL | {"intermediate_size": 768, "vocab_size": 30522}),
 }

@@ -8,8 +8,11 @@ import pytest
 
 from bayeslora_cli.config.files.toml_files import to_toml
 from bayeslora_cli.config.resolution import resolve
+from bayeslora_cli.models.backbones.packing import PAYS_FROM
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.training.preparation import warn_of_few_steps, with_packing
+from tests.support.objectives import TWO_CLASSES
+from tests.support.tiny_models import tiny_config
 
 
 @pytest.mark.parametrize(
@@ -40,12 +43,44 @@ def test_an_interval_of_evaluations_that_never_counts(typed, rows, said, caplog)
     ],
 )
 def test_a_run_goes_on_packed_as_it_was_begun(typed, begun, expected, tmp_path):
-    config = resolve({"task": "rte", "packing": typed}).config
-    run = RunDir(tmp_path)
+    config = resolve({"task": "rte", "packing": typed, "device": "cuda"}).config
+    config = replace(config, model=saved(tmp_path / "model", "bert"))
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
     if begun is not None:
         then = to_toml(replace(config, packing=begun))
         # older versions have not written the option
         run.config.write_text(then.replace('packing = "auto"\n', ""), encoding="utf-8")
-    assert with_packing(config, run).packing == expected
+    assert with_packing(config, run, TWO_CLASSES).packing == expected
+    assert with_packing(replace(config, device="cpu"), run, TWO_CLASSES).packing == (
+        expected if begun or typed != "auto" else "on"
+    )
     if begun is not None:
-        assert with_packing(replace(config, overwrite=True), run).packing == typed
+        anew = replace(config, overwrite=True)
+        assert with_packing(anew, run, TWO_CLASSES).packing == typed
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "expected"),
+    [("bert", "cpu", "on"), ("distilbert", "cpu", "on"), ("bert", "cuda", "auto"),
+     ("bert", "cuda:1", "auto"), ("funnel", "cpu", "auto")],
+)  # fmt: skip
+def test_what_auto_begins_with(kind, device, expected, tmp_path):
+    """`auto` in a run's configuration means padded rows of an encoder."""
+    config = resolve({"task": "rte", "device": device}).config
+    config = replace(config, model=saved(tmp_path / "model", kind))
+    assert with_packing(config, RunDir(tmp_path / "run"), TWO_CLASSES).packing == expected
+
+
+def test_narrow_models_are_padded(tmp_path):
+    config = resolve({"task": "rte", "device": "cpu"}).config
+    config = replace(config, model=saved(tmp_path / "model", "bert", width=PAYS_FROM - 16))
+    assert with_packing(config, RunDir(tmp_path / "run"), TWO_CLASSES).packing == "auto"
+
+
+def saved(directory, kind, width=PAYS_FROM):
+    """The configuration of a small model; its weights are not read."""
+    config = tiny_config(kind)
+    config.hidden_size = width
+    config.save_pretrained(directory)
+    return str(directory)

@@ -26,12 +26,12 @@ from transformers.utils import cached_file, import_utils
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from bayeslora_cli.config.catalogue import AUTO, OFF
+from bayeslora_cli.config.catalogue import AUTO, OFF, ON
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError, explained
 from bayeslora_cli.models.backbones.gguf_tokenizer import complete_tokenizer
 from bayeslora_cli.models.backbones.input_limits import PADDING_COUNTS, unused_positions
-from bayeslora_cli.models.backbones.packing import packs
+from bayeslora_cli.models.backbones.packing import packs, pays
 from bayeslora_cli.models.backbones.places import find_backbone, parsed_once
 from bayeslora_cli.models.backbones.targets import head_modules, inside
 from bayeslora_cli.models.base_weights.streaming import Streaming
@@ -177,6 +177,18 @@ def packs_rows(config: RunConfig, objective: Objective, packing: str | None = No
             "other: it is not known that %s keeps packed rows apart", name, found.model_type,
         )  # fmt: skip
     return packed
+
+
+def packing_that_pays(config: RunConfig, objective: Objective, *, on_cpu: bool) -> str:
+    """Return the value of --packing with which a run begins if auto is typed.
+
+    Raises:
+        ModelError: the model's configuration cannot be loaded.
+    """
+    if not (objective.entry.packed and objective.entry.head):
+        return AUTO  # the architecture decides
+    found = load_configuration(config.model, trust_remote_code=config.trust_remote_code)
+    return ON if pays(found, on_cpu=on_cpu) else AUTO
 
 
 def load_configuration(name: str, *, trust_remote_code: bool = False, **changes: Any) -> Any:

@@ -40,6 +40,9 @@ of a mask. A test holds the packed rows of each against padded rows
 (`tests/models/encoders/test_logits.py`)."""
 OWN_ATTENTION = frozenset({"deberta-v2"})
 """Those of them whose attention is not one of transformers' register."""
+PAYS_FROM = 128
+"""Width of an encoder from which a CPU takes less time for packed rows. In narrower ones the calls
+of operators take the time, of which packed rows have more."""
 ATTENTION = "bayeslora_packed"
 """Name of our attention in transformers' registers."""
 
@@ -53,14 +56,24 @@ def packs(packing: str, architecture: Any, *, head: bool) -> bool:
     """Return whether a backbone's rows are packed: if it keeps them apart, and is to.
 
     Args:
-        packing: the option's value; auto: models without a head, as all runs did whose
-            configuration does not say it.
+        packing: the option's value; auto: models without a head. `pays` decides for a run that
+            begins; a run whose configuration says auto was begun with padded rows.
         architecture: transformers' configuration.
         head: whether a head reads the states, or each token's next one is predicted.
     """
     if not head:
         return packing != OFF and takes_packed_rows(architecture.model_type)
     return packing == ON and _encodes_packed_rows(architecture)
+
+
+def pays(architecture: Any, *, on_cpu: bool) -> bool:
+    """Return whether packed rows of an encoder take less time than padded ones.
+
+    As measured with `tests/benchmarks/cpu_step.py`: on a CPU less is computed, and rows of one
+    length take the same time either way. A GPU pads.
+    """
+    wide: bool = architecture.hidden_size >= PAYS_FROM
+    return on_cpu and wide and _encodes_packed_rows(architecture)
 
 
 def _encodes_packed_rows(architecture: Any) -> bool:

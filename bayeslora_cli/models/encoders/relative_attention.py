@@ -20,11 +20,13 @@ from bayeslora_cli.models.encoders.packed_rows import Rows
 from bayeslora_cli.models.encoders.relative_positions import nearest, position_rows
 from bayeslora_cli.models.kernels.position_bias import position_bias, skew
 from bayeslora_cli.models.kernels.row_attention import row_attention as kernel
-from bayeslora_cli.models.packed.layout import equal_rows, places_back, places_of, row_lengths
+from bayeslora_cli.models.packed.layout import places_back, places_of, row_lengths, similar_rows
 
 # tokens from which a GPU's fused attention is used: plain attention keeps three tensors of
 # (batch, heads, L, L) for its backward pass, the fused one keeps only the position bias
 FUSED_FROM = 128
+# pairs of places, of all heads, that a CPU computes in the time that a further group of rows takes
+JOINED = 2**16
 HAVE_TRITON = find_spec("triton") is not None
 
 
@@ -139,26 +141,50 @@ class RelativeAttention(nn.Module):
     def _of_rows(self, content: Tensor, rel_embeddings: Tensor, rows: Rows) -> Tensor:
         """Compute attention within packed rows: (t, hidden) -> (t, heads * d).
 
-        A CPU computes neighbouring rows of one length together; a GPU has a kernel, or pads the
-        rows for the attention only.
+        A CPU pads neighbouring rows of similar length to the longest of them, for the attention
+        only; a GPU has a kernel, or pads all rows to the longest.
         """
         offsets, longest = rows
         if longest is not None and self._has_kernel(content):
             return self._by_kernel(content, rel_embeddings, offsets, longest.shape[1])
-        groups = equal_rows(row_lengths(offsets)) if longest is None else []
-        length = max(n for _, n in groups) if longest is None else longest.shape[1]
+        lengths = row_lengths(offsets) if longest is None else []
+        length = max(lengths) if longest is None else longest.shape[1]
         query, key, value, query_rows, key_rows = self._projections(
             content, self._embeddings(rel_embeddings, length)
         )
-        if longest is None:
-            sizes = [count * n for count, n in groups]
-            parts = zip(*(torch.split(x, sizes, 1) for x in (query, key, value)), strict=True)
-            found = [
-                self._attend(q, k, v, nearest(query_rows, n), nearest(key_rows, n), n)
-                for (_, n), (q, k, v) in zip(groups, parts, strict=True)
-            ]
-            return torch.cat([part.flatten(0, 1) for part in found])
-        tokens = len(content)
+        if longest is not None:
+            return self._padded(query, key, value, query_rows, key_rows, offsets, length)
+        groups = similar_rows(lengths, JOINED // self.heads)
+        sizes = [sum(group) for group in groups]
+        parts = zip(*(torch.split(x, sizes, 1) for x in (query, key, value)), strict=True)
+        found = []
+        for group, (q, k, v) in zip(groups, parts, strict=True):
+            n = group[0]
+            q_rows, k_rows = nearest(query_rows, n), nearest(key_rows, n)
+            if min(group) == n:
+                found.append(self._attend(q, k, v, q_rows, k_rows, n).flatten(0, 1))
+            else:
+                starts = torch.tensor([0, *group]).cumsum(0)
+                found.append(self._padded(q, k, v, q_rows, k_rows, starts, n))
+        return torch.cat(found)
+
+    def _padded(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        query_rows: Tensor | None,
+        key_rows: Tensor | None,
+        offsets: Tensor,
+        length: int,
+    ) -> Tensor:
+        """Compute attention of rows padded to `length`: (heads, t, d) -> (t, heads * d).
+
+        Args:
+            query_rows, key_rows: (2 length, heads * d), of the positions.
+            offsets: where the rows begin (rows + 1,), and where the last ends.
+        """
+        tokens = query.shape[1]
         places, inside = places_of(offsets, tokens, length)
         q, k, v = (x.index_select(1, places.flatten()) for x in (query, key, value))
         blocked = ~(inside[:, None, :] & inside[:, :, None])

@@ -23,6 +23,26 @@ def equal_rows(lengths: list[int]) -> list[tuple[int, int]]:
     return [(len(list(rows)), length) for length, rows in groupby(lengths)]
 
 
+def similar_rows(lengths: list[int], most: int) -> list[list[int]]:
+    """Cut neighbouring rows into groups to be padded to their first row, which is their longest.
+
+    Args:
+        most: pairs of places that padding may add to a group.
+    Returns:
+        the lengths of each group's rows.
+    """
+    groups: list[list[int]] = []
+    added = 0
+    for length in lengths:
+        more = groups[-1][0] ** 2 - length**2 if groups else -1
+        if more < 0 or added + more > most:
+            groups.append([])
+            added = more = 0
+        groups[-1].append(length)
+        added += more
+    return groups
+
+
 def attend_by_length(
     attend: Callable[[Tensor, Tensor, Tensor], Tensor],
     query: Tensor,

@@ -18,6 +18,7 @@ from bayeslora_cli.models.backbones.packing import (
     packs,
     prepare_for_packing,
 )
+from bayeslora_cli.models.encoders import relative_attention
 from bayeslora_cli.models.encoders.logits import logits
 from tests.support.tiny_models import SPECIAL, WORDS, tiny_config
 
@@ -129,6 +130,14 @@ def test_packed_rows_are_padded_rows(name):
         torch.testing.assert_close(logits(ours, inputs(filled)), want, rtol=1e-6, atol=1e-6)
         # padded rows, as exports are compared on
         torch.testing.assert_close(logits(ours, inputs(padded)), want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("joined", [0, 200])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("deberta")])
+def test_groups_of_rows(name, joined, monkeypatch):
+    """DeBERTa's rows in groups of one length, or padded to the longest of a few."""
+    monkeypatch.setattr(relative_attention, "JOINED", joined)
+    test_packed_rows_are_padded_rows(name)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -176,7 +176,7 @@ class RunConfig:
         checks=(values.at_least_one,), deep=False,
     )
     group_by_length: bool = option(
-        False, LENGTH, "Put examples of similar length into a batch, which needs less padding",
+        False, LENGTH, "Put examples of similar length into a batch: less padding, if rows are padded",
         default_text="at random",
     )
     grad_accum: int = option(
@@ -296,7 +296,7 @@ class RunConfig:
     )
     packing: str = option(
         "auto", MACHINE,
-        "Batches without padding, row after row: on, off, or auto, on for causal models and CPUs",
+        "Batches without padding, row after row: on, off, or auto: causal models, and on CPUs",
         choices=catalogue.SWITCH, affects_result=False, decides_code=True,
     )
     gradient_checkpointing: str = option(

@@ -115,6 +115,8 @@ class TrainingLoop:
         self.network, self.allocator = setup.network, setup.allocator
         self.processes = setup.processes
         config, data = prepared.config, setup.data
+        if config.group_by_length and setup.network.packed and self.processes.first:
+            logger.info("--group-by-length saves nothing here: rows are packed, without padding")
         self.order = TrainOrder(
             data.training_rows, config.batch_size, config.seed,
             group_by=data.feed.lengths if config.group_by_length else None,

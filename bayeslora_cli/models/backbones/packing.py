@@ -16,6 +16,7 @@ from bayeslora_cli.models.decoders.packed_attention import (
     packed_attention,
 )
 from bayeslora_cli.models.encoders.logits import pool_packed_rows
+from bayeslora_cli.models.encoders.mpnet import attend_by_rows
 from bayeslora_cli.models.encoders.packed_rows import Rows, present_batch
 from bayeslora_cli.models.encoders.row_attention import row_attention
 
@@ -33,12 +34,12 @@ BY_POSITIONS = frozenset({"gpt_neo", "nemotron", "stablelm"})
 all tokens by all tokens; the same test holds them."""
 ENCODERS = frozenset({
     "albert", "bert", "camembert", "data2vec-text", "deberta-v2", "distilbert", "electra", "ernie",
-    "modernbert", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+    "modernbert", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
+    "xmod",
 })  # fmt: skip
-"""Architectures for sequence classification whose blocks hand `Rows` on to our attention in place
-of a mask. A test holds the packed rows of each against padded rows
-(`tests/models/encoders/test_logits.py`)."""
-OWN_ATTENTION = frozenset({"deberta-v2"})
+"""Architectures for sequence classification whose blocks hand `Rows` on to our attention. A test
+holds the packed rows of each against padded rows (`tests/models/encoders/test_logits.py`)."""
+OWN_ATTENTION = frozenset({"deberta-v2", "mpnet"})
 """Those of them whose attention is not one of transformers' register."""
 PAYS_FROM = 128
 """Width of an encoder from which a CPU takes less time for packed rows. In narrower ones the calls
@@ -89,6 +90,8 @@ def prepare_for_packing(module: Any, *, head: bool = False) -> None:
     kind = module.config.model_type
     if kind in (ENCODERS - OWN_ATTENTION if head else BY_OFFSETS):
         module.set_attn_implementation(ATTENTION)
+    if kind == "mpnet":
+        attend_by_rows(module)
     if head:
         ours = module.config._attn_implementation == ATTENTION
         assert ours or kind in OWN_ATTENTION, f"{kind} does not take our attention"

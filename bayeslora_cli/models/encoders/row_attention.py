@@ -26,6 +26,7 @@ def row_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     window: int | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Attend to all tokens of a token's own row.
 
@@ -39,6 +40,8 @@ def row_attention(
         scaling: factor of the scores; None: 1 / sqrt(d).
         dropout: probability of dropping a weight.
         window: a token sees those fewer than `window` places away; None: all.
+        bias: added to the scores of places in a row (1, h, n, n), no row longer than n; where there
+            is one, a GPU pads the rows.
     Returns:
         (1, t, h, d)
     """
@@ -46,12 +49,17 @@ def row_attention(
 
     def attend(q: Tensor, k: Tensor, v: Tensor, inside: Tensor | None = None) -> Tensor:
         seen = _seen(q, inside, window)
+        if bias is not None:
+            own = bias[:, :, : q.shape[2], : q.shape[2]]
+            seen = own if seen is None else own.masked_fill(~seen, -torch.inf)
         return F.scaled_dot_product_attention(q, k, v, seen, dropout_p=dropout, scale=scaling)
 
     if longest is None:
         groups = equal_rows(row_lengths(row_offsets))
         return attend_by_length(attend, query, key, value, groups)
     most = longest.shape[1]
+    if bias is not None:
+        return attend_padded(attend, query, key, value, row_offsets, most)
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     if varlen_attn is None or query.dtype not in HALVED or dropout:
         if not kernel.has_kernel(q, q.shape[2]):

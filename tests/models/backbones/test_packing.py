@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
@@ -11,12 +13,14 @@ from bayeslora_cli.models.backbones.packing import (
     ATTENTION,
     BY_OFFSETS,
     BY_POSITIONS,
+    ENCODERS,
     prepare_for_packing,
     takes_packed_rows,
 )
 from bayeslora_cli.models.decoders import packed_attention
 from bayeslora_cli.models.decoders.scores import PADDED, log_likelihoods
 from tests.support.decoders import SIZES, token_rows
+from tests.support.faults import ROOT
 
 CPU = torch.device("cpu")
 WINDOW = {"sliding_window": 4}
@@ -214,3 +218,11 @@ def test_gradient_checkpointing_keeps_rows_apart(kind):
         found.append(gradients(model, log_likelihoods(model, batch_of(rows))))
     for name, gradient in found[0].items():
         assert torch.equal(gradient, found[1][name]), name
+
+
+def test_the_page_lists_what_packs():
+    page = (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8")
+    section = page.partition("## Packed rows\n")[2].partition("\n## ")[0]
+    lists = [part for part in section.split("\n- **") if " that pack**" in part]
+    found = [set(re.findall("`([^`]+)`", part)) - {"conv_kernel_size"} for part in lists]
+    assert found == [set(ENCODERS), set(BY_OFFSETS), set(BY_POSITIONS)]

@@ -176,7 +176,7 @@ class RunConfig:
         checks=(values.at_least_one,), deep=False,
     )
     group_by_length: bool = option(
-        False, LENGTH, "Put examples of similar length into a batch: less padding, if rows are padded",
+        False, LENGTH, "Put examples of similar length into a batch: less padding, if rows have it",
         default_text="at random",
     )
     grad_accum: int = option(

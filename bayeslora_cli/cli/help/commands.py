@@ -26,7 +26,7 @@ class TrainCommand(Command):
     def completed(self, words: list[str]) -> list[str]:
         """Put the usual value behind each flag that stands without one (`Option.bare`)."""
         found = []
-        for word, after in zip(words, [*words[1:], "-"], strict=True):
+        for word, after in zip(words, [*words[1:], "-"], strict=False):
             option = OPTIONS.get(word.removeprefix("--").replace("-", "_"))
             bare = option.bare if option is not None and word == option.flag else None
             found.append(f"{word}={bare}" if bare and after.startswith("-") else word)

@@ -157,15 +157,13 @@ def check_architecture(name: str, auto_class: str, *, trust_remote_code: bool = 
         )
 
 
-def packs_rows(config: RunConfig, objective: Objective, packing: str | None = None) -> bool:
+def packs_rows(config: RunConfig, objective: Objective) -> bool:
     """Return whether a run's rows are packed; if the backbone cannot, say that they are padded.
 
-    Args:
-        packing: a value of the option in place of the run's.
     Raises:
         ModelError: the model's configuration cannot be loaded.
     """
-    packing, head = packing or config.packing, objective.entry.head
+    packing, head = config.packing, objective.entry.head
     if not objective.entry.packed or packing == OFF or (head and packing == AUTO):
         return False
     name = config.model

@@ -39,6 +39,7 @@ def test_it_runs(name, options, rows, monkeypatch, capsys):
     assert len(table) - len(titles) == rows
 
 
+@pytest.mark.slow
 def test_a_build_against_another(monkeypatch, capsys):
     """Here against itself: both sides run, in turns, and their parts stand side by side."""
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "benchmarks"))

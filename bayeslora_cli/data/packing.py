@@ -79,8 +79,11 @@ def pack(
         indices, lengths = indices[order], lengths[order]
     offsets = torch.cat((lengths.new_zeros(1), lengths.cumsum(0)))
     tokens = int(offsets[-1])
-    position = torch.arange(tokens) - torch.repeat_interleave(offsets[:-1], lengths)
-    places = position + torch.repeat_interleave(split.offsets[indices], lengths)
+    # not `repeat_interleave`, which starts all threads, also for few tokens: on a busy host that
+    # took 80 ms per batch, and this takes 0.2
+    row = torch.bincount(offsets[1:-1], minlength=tokens)[:tokens].cumsum(0)
+    position = torch.arange(tokens) - offsets[row]
+    places = position + split.offsets[indices][row]
     inputs = {"input_ids": split.tokens[places].long()}
     if split.counted is not None:
         aims = split.counted[places].nonzero().squeeze(1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 
@@ -209,7 +209,9 @@ class TrainingSetup:
             return False
         if tokens_fingerprint(prepared.tokens().values()) != self.data.fingerprint:
             return False
-        fresh = TrainingSetup(prepared, self.data, torch.device("cpu"), processes)
+        # nothing that is drawn depends on how frozen weights are stored; quantizing takes minutes
+        drawn = replace(prepared, config=replace(prepared.config, base_precision=None))
+        fresh = TrainingSetup(drawn, self.data, torch.device("cpu"), processes)
         if not self._is_made_as(fresh):
             return False
         with torch.no_grad():

@@ -72,6 +72,7 @@ def test_seeds_of_every_method(changes, trained):
         ("deberta-v2", {"method": "lora"}),
         ("deberta-v2", {"method": "full", "criterion": None}),
         ("deberta-v2", ACTIVE | {"quantize_base": True}),
+        ("deberta-v2", {"base_precision": "fp8"}),
         ("gpt2", {"gradient_checkpointing": True}),
     ],
 )

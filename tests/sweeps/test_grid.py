@@ -102,12 +102,14 @@ def test_each_is_what_its_own_options_resolve_to(axes, typed):
     assert len(set(paths)) == len(paths)
 
 
+PARSER = typer.main.get_command(app.app).commands["train"]
+
+
 def as_typed(line):
     """What the command line makes of a command: (fields, preset)."""
     program, command, *arguments = shlex.split(line)
     assert (program, command) == ("bayeslora", "train")
-    parser = typer.main.get_command(app.app).commands["train"]
-    given = parser.make_context("train", arguments).params
+    given = PARSER.make_context("train", arguments).params
     typed = {n: v for n, v in given.items() if n in OPTIONS and v is not None}
     for name in ("target_modules", "text_columns", "log_to"):
         if name in typed:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from bayeslora_cli.config.catalogue import OBJECTIVES, OPTIMIZERS
+from bayeslora_cli.config.catalogue import OBJECTIVES, OPTIMIZERS, RECOMPUTED
 from bayeslora_cli.config.resolution import Resolved
 from bayeslora_cli.config.run_config import OPTIONS, SCHEDULED, RunConfig, flag
 from bayeslora_cli.data.batching import largest_batch, steps_per_epoch
@@ -23,9 +24,12 @@ from bayeslora_cli.models.backbones.targets import plain_products
 from bayeslora_cli.runs.rank_report import FLOAT_BITS, kinds_of
 from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.tasks.task import Task
-from bayeslora_cli.training.memory_estimate import estimate
+from bayeslora_cli.training.memory.alternatives import Alternative, alternatives, cheapest
+from bayeslora_cli.training.memory.estimate import estimate
 from bayeslora_cli.training.preparation import PreparedRun, learning_rate
 
+RESERVED = 2**29
+"""Bytes of a GPU that CUDA itself takes."""
 _OPERATIONS = {
     "adapters": "adapters",
     "with_base": "and adapted matrices",
@@ -53,20 +57,21 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
     longest = int(train.lengths.max())
     device = pick_device(config.device)
     largest = min(-(-config.batch_size // (config.grad_accum * processes)), rows["train"])
-    network = build_network(
-        config,
-        objective_of(task),
-        prepared.tokenizer,
+    build = partial(
+        build_network,
+        objective=objective_of(task),
+        tokenizer=prepared.tokenizer,
         posterior=OPTIMIZERS[config.optimizer].posterior,
         device=torch.device("meta"),
     )
+    network = build(config)
     check_tokens(network.module, config.model, prepared.tokens().values())
-    needed = estimate(
-        network,
-        config,
-        batch=largest_batch(train, largest, device),
-        device=device,
-    )
+    batch = largest_batch(train, largest, device)
+    on_gpu = device.type == "cuda"
+    needed = estimate(network, config, batch=batch, device=device, whole_step=on_gpu)
+    ways: list[Alternative] = []
+    if on_gpu and needed.peak is not None and network.adapters:
+        ways = alternatives(config, build, batch=batch, device=device, processes=max(2, processes))
     course = find_method(config.method).dry_run(config, needed.matrices, needed.trainable)
     operations = None
     if not network.objective.entry.head:
@@ -103,6 +108,27 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
             "trained_and_optimizer": needed.trained,
             "activations": needed.activations,
         },
+        **({} if needed.peak is None else _on_gpu(config, needed.peak, ways, device, processes)),
+    }
+
+
+def _on_gpu(
+    config: RunConfig, peak: int, ways: list[Alternative], device: torch.device, processes: int
+) -> dict[str, Any]:
+    """Return the peak of a step on a GPU, and that of every way to save memory."""
+    room = torch.cuda.get_device_properties(device).total_memory - RESERVED
+    mine = config.gradient_checkpointing, config.base_precision, config.shard
+    for way in ways:
+        if (way.gradient_checkpointing, way.base_precision, way.shard) == mine:
+            peak = way.bytes
+    fitting = None if peak <= room else cheapest(ways, room, shards=processes > 1)
+    return {
+        "peak_bytes": peak,
+        "device_bytes": room,
+        "fits": peak <= room,
+        "cheapest_that_fits": None if fitting is None else fitting.flags(),
+        "ways_to_save_memory": [asdict(way) | {"options": way.flags()} for way in ways],
+        "divided_among": max(2, processes),
     }
 
 
@@ -141,7 +167,7 @@ def describe_plan(found: dict[str, Any]) -> str:
         _schedule_text(found),
         _phases_text(found.get("phases", ()), found["config"]["--method"]["value"]),
         _operations_text(found.get("bit_operations")),
-        _memory_text(found["memory_bytes"]),
+        _memory_text(found),
         [f"Nothing was trained. The run would be in {found['run']}"],
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block)
@@ -228,14 +254,42 @@ def _operations_text(found: dict[str, Any] | None) -> list[str]:
     return lines
 
 
-def _memory_text(sizes: dict[str, int | None]) -> list[str]:
-    lines = ["Memory at a step's peak, at least"]
+def _memory_text(found: dict[str, Any]) -> list[str]:
+    sizes, peak = found["memory_bytes"], found.get("peak_bytes")
+    lines = ["Memory at a step's peak" + ", at least" * (peak is None)]
     for name, size in sizes.items():
         shown = "not known" if size is None else f"{size / 2**20:10,.1f} MiB"
         lines.append(f"  {name.replace('_', ' '):24} {shown}")
     known = [size for size in sizes.values() if size is not None]
+    if peak is not None:
+        lines.append(f"  {'with temporary tensors':24} {peak / 2**20:10,.1f} MiB")
+        return lines + _ways_text(found)
     if len(known) == len(sizes):
         lines.append(f"  {'together':24} {sum(known) / 2**20:10,.1f} MiB")
+    return lines
+
+
+def _ways_text(found: dict[str, Any]) -> list[str]:
+    """Tabulate the peaks of all combinations; say whether this run fits, and if not, what would."""
+    ways, room = found["ways_to_save_memory"], found["device_bytes"] / 2**30
+    lines = []
+    if not found["fits"]:
+        options = found["cheapest_that_fits"]
+        lines.append(f"  This is more than the GPU has, {room:,.1f} GiB. " + (
+            f"The fastest that fits: {options}" if options else "Nothing below fits on it: take "
+            "more --grad-accum, a lower --max-length, or more GPUs with --shard"
+        ))  # fmt: skip
+    bases = list(dict.fromkeys(way["base_precision"] for way in ways))
+    for shard in (False, True) if ways else ():
+        title = f"--shard, {found['divided_among']} processes" if shard else "GiB of each process"
+        lines.append(f"  {title:24}" + "".join(f"{base or 'as it is':>10}" for base in bases))
+        for what in RECOMPUTED:
+            sizes = {
+                way["base_precision"]: f"{way['bytes'] / 2**30:10,.2f}" for way in ways
+                if (way["gradient_checkpointing"], way["shard"]) == (what, shard)
+            }  # fmt: skip
+            cells = "".join(sizes.get(base, f"{'-':>10}") for base in bases)
+            lines.append(f"    recomputed: {what:10}" + cells)
     return lines
 
 

@@ -303,9 +303,9 @@ def test_a_deterministic_run_resumes_to_the_bit(options, tmp_path, monkeypatch):
 @pytest.mark.parametrize("rows", [(40, 56), (64, 64)])
 def test_bytes_of_a_packed_batch(rows, llama):
     """The estimate's activations against the allocator."""
-    from bayeslora_cli.training.memory_estimate import estimate
-    from tests.training.test_memory_estimate import META, config_for, requested
-    from tests.training.test_memory_estimate import build as build_of
+    from bayeslora_cli.training.memory.estimate import estimate
+    from tests.training.memory.test_estimate import META, config_for, requested
+    from tests.training.memory.test_estimate import build as build_of
 
     config = config_for(llama, precision="bf16", criterion="sensitivity")
     split = token_rows(rows)

@@ -118,8 +118,7 @@ def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
 
 
 def _is_fused(hidden: Tensor) -> bool:
-    # fake tensors, of the memory's estimate, have no memory that a kernel could read
-    return HAS_TRITON and hidden.is_cuda and not isinstance(hidden, FakeTensor)
+    return HAS_TRITON and hidden.is_cuda
 
 
 def _at(
@@ -130,6 +129,8 @@ def _at(
     The slope is computed only if `needed`, and overwrites the logits; both are 0 for `PADDING`.
     """
     if _is_fused(logits):
+        if isinstance(logits, FakeTensor):  # has no memory that a kernel could read
+            return logits.new_empty(len(logits), dtype=torch.float32), logits
         from bayeslora_cli.models.kernels.decoder import token_slope_triton
 
         return token_slope_triton.log_softmax_at(

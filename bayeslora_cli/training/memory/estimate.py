@@ -24,6 +24,11 @@ from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
 from bayeslora_cli.models.adapters.published_factors import padded_rank
+from bayeslora_cli.models.base_weights.quantized_linear import QuantizedLinear
+from bayeslora_cli.training.memory.live_bytes import LiveBytes
+
+WORKSPACE = 2**25
+"""Bytes that cuBLAS works with on a GPU."""
 
 logger = logging.getLogger("bayeslora")
 
@@ -44,7 +49,11 @@ class Estimate:
     """Bytes of the bank, which holds all trained parameters, the optimizer and the allocator."""
     activations: int | None
     """Bytes that a forward pass keeps for the backward pass; None: it cannot run on fake tensors.
-    With gradient checkpointing, the activations that are recomputed are not counted."""
+    With gradient checkpointing, what is recomputed is not counted, nor what `selective` keeps."""
+    peak: int | None = None
+    """Bytes at a step's peak, temporary tensors included; None: not asked for, or not known."""
+    stored: int = 0
+    """Bytes of the quantized weights among `weights`."""
 
 
 def estimate(
@@ -53,6 +62,7 @@ def estimate(
     *,
     batch: Mapping[str, Tensor],
     device: torch.device,
+    whole_step: bool = False,
 ) -> Estimate:
     """Count the bytes that a run keeps in memory.
 
@@ -62,6 +72,7 @@ def estimate(
         batch: the largest micro-batch, on the CPU; of all tensors but `row_offsets` only shape and
             type count.
         device: the run's device; attention keeps other tensors on a CPU than on a GPU.
+        whole_step: whether to run the backward pass too, for the peak.
     """
     bank = network.bank
     weights = [*network.module.parameters(), *network.module.buffers()]
@@ -70,17 +81,26 @@ def estimate(
         factors, frozen = _factors(network, device)
         if network.operands is not None:
             network.operands.publish_shapes(device)
+        passing: int | None = None
         try:
             logits, own, inputs = _fake(network, batch, device)
             loss = network.objective.loss
             activations = saved_bytes(logits, loss, [*own, *factors, *frozen], inputs)
+            if whole_step:
+                passing = peak_bytes(logits, loss, [*own, *frozen], factors, inputs)
         # an operation that needs a value, or has no fake kernel
         except (RuntimeError, ModelError) as error:
             logger.info("no estimate of the activations: %s", str(error).partition("\n")[0])
-            activations = None
+            activations = passing = None
         state = _state(config, network, device)
     banked = [t for t in vars(bank).values() if isinstance(t, Tensor)]
     adapters = sum(s.stop - s.offset for s in bank.segments.values() if s.role == "adapter")
+    held = distinct_bytes(weights, but=banked)
+    trained = distinct_bytes([*banked, *state])
+    peak = None
+    if whole_step and passing is not None:
+        peak = held + trained + distinct_bytes(factors) + passing
+        peak += WORKSPACE * (device.type == "cuda")
     return Estimate(
         parameters=_weights(network.module) - adapters,
         trainable=bank.trainable(),
@@ -88,10 +108,16 @@ def estimate(
             (name, layer.lora_A.shape[1], layer.lora_B.shape[0])
             for name, layer in network.adapters.items()
         ),
-        weights=distinct_bytes(weights, but=banked),
+        weights=held,
         # twice the factors: as much again for their gradients
-        trained=distinct_bytes([*banked, *state]) + 2 * distinct_bytes(factors),
+        trained=trained + 2 * distinct_bytes(factors),
         activations=activations,
+        peak=peak,
+        stored=sum(
+            distinct_bytes(form.stored())
+            for form in network.module.modules()
+            if isinstance(form, QuantizedLinear)
+        ),
     )
 
 
@@ -134,6 +160,30 @@ def saved_bytes(
         result = loss(logits(batch), batch)
     assert result.requires_grad
     return distinct_bytes(kept, but=[*own, *batch.values()])
+
+
+def peak_bytes(
+    logits: Callable[[dict[str, Tensor]], Tensor],
+    loss: Callable[[Tensor, dict[str, Tensor]], Tensor],
+    own: Iterable[Tensor],
+    made: Iterable[Tensor],
+    batch: dict[str, Tensor],
+) -> int:
+    """Return the bytes that a forward and backward pass adds at its peak.
+
+    Args:
+        logits, loss, batch: as for `saved_bytes`.
+        own: the network's tensors; the gradients of those that are trained have their place.
+        made: tensors whose gradients each pass makes.
+    """
+    known = [*own, *made, *batch.values()]
+    for tensor in own:
+        if tensor.requires_grad:
+            tensor.grad = torch.zeros_like(tensor)
+            known.append(tensor.grad)
+    with LiveBytes(known) as live:
+        loss(logits(batch), batch).backward()  # type: ignore[no-untyped-call]
+    return live.peak
 
 
 def _factors(network: Network, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:

@@ -22,7 +22,7 @@ from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.schedules import RankBudget
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.tasks.objectives.objective import build_objective
-from bayeslora_cli.training.memory_estimate import estimate, saved_bytes
+from bayeslora_cli.training.memory.estimate import estimate, saved_bytes
 from tests.conftest import DECODERS, KINDS, tiny_tokenizer
 from tests.support.objectives import SCORE
 from tests.training.test_step import METHODS

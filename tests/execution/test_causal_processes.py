@@ -105,6 +105,9 @@ def test_a_sharded_run_resumes_on_another_number(jobs):
     assert killed.codes[1] == -9
     assert killed.codes[0] == 1
     assert "the connection to process 1 of 2 is lost" in killed.texts[0]
+    full = jobs.train("in-parts", 2, *adamw, rank=0, step=7, what="error")  # such as a full disk
+    assert full.codes == [1, 1]
+    assert "injected" in full.texts[0]
     stopped = jobs.train("in-parts", 3, *adamw, rank=2, step=8, what="SIGTERM")
     assert stopped.codes == [75, 75, 75], stopped.texts
     resumed = jobs.train("in-parts", 1, *adamw[:-1])

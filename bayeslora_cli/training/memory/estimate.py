@@ -81,24 +81,25 @@ def estimate(
         factors, frozen = _factors(network, device)
         if network.operands is not None:
             network.operands.publish_shapes(device)
+        activations: int | None = None
         passing: int | None = None
         try:
             logits, own, inputs = _fake(network, batch, device)
-            loss = network.objective.loss
-            activations = saved_bytes(logits, loss, [*own, *factors, *frozen], inputs)
+            loss, frozen = network.objective.loss, [*own, *frozen]
+            activations = saved_bytes(logits, loss, [*frozen, *factors], inputs)
             if whole_step:
-                passing = peak_bytes(logits, loss, [*own, *frozen], factors, inputs)
+                passing = peak_bytes(logits, loss, frozen, factors, inputs)
         # an operation that needs a value, or has no fake kernel
         except (RuntimeError, ModelError) as error:
-            logger.info("no estimate of the activations: %s", str(error).partition("\n")[0])
-            activations = passing = None
+            what = "the activations" if activations is None else "the peak"
+            logger.info("no estimate of %s: %s", what, str(error).partition("\n")[0])
         state = _state(config, network, device)
     banked = [t for t in vars(bank).values() if isinstance(t, Tensor)]
     adapters = sum(s.stop - s.offset for s in bank.segments.values() if s.role == "adapter")
     held = distinct_bytes(weights, but=banked)
     trained = distinct_bytes([*banked, *state])
-    peak = None
-    if whole_step and passing is not None:
+    peak: int | None = None
+    if passing is not None:
         peak = held + trained + distinct_bytes(factors) + passing
         peak += WORKSPACE * (device.type == "cuda")
     return Estimate(
@@ -183,7 +184,8 @@ def peak_bytes(
             known.append(tensor.grad)
     with LiveBytes(known) as live:
         loss(logits(batch), batch).backward()  # type: ignore[no-untyped-call]
-    return live.peak
+    found: int = live.peak
+    return found
 
 
 def _factors(network: Network, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:

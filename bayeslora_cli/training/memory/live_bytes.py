@@ -16,7 +16,7 @@ BLOCK = 512
 """Bytes that torch's allocator on a GPU rounds a tensor's memory up to."""
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all storages that are made inside, as long as they live.
 
     Operators of ours that torch does not look into need more memory while they run, which `WORKING`
@@ -25,8 +25,9 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         """`known`: tensors that are there before, and are not counted."""
-        super().__init__()
-        self.now = self.peak = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now: int = 0
+        self.peak: int = 0
         self._seen: dict[int, Any] = {}
         for tensor in known:
             self._watch(tensor.untyped_storage(), 0)
@@ -63,12 +64,12 @@ class LiveBytes(TorchDispatchMode):
 
 def _gated_mlp(rows: Tensor, *operands: Any) -> int:
     """silu(g) u, (n, f)."""
-    return rows.shape[0] * operands[4].shape[1] * rows.itemsize
+    return rows.shape[0] * int(operands[4].shape[1]) * rows.itemsize
 
 
 def _gated_mlp_backward(grad: Tensor, *operands: Any) -> int:
     """The gradients of silu(g) u, (n, f), and of [g, u], (n, 2 f)."""
-    return 3 * grad.shape[0] * operands[4].shape[1] * grad.itemsize
+    return 3 * grad.shape[0] * int(operands[4].shape[1]) * grad.itemsize
 
 
 def _frozen_product(rows: Tensor, stored: Any, heights: Sequence[int], *_: Any) -> int:

@@ -10,6 +10,8 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +90,9 @@ def estimate(
             loss, frozen = network.objective.loss, [*own, *frozen]
             activations = saved_bytes(logits, loss, [*frozen, *factors], inputs)
             if whole_step:
-                passing = peak_bytes(logits, loss, frozen, factors, inputs)
+                # blocks that are recomputed look for their weights in the backward pass
+                step = partial(logits, inputs, lambda found: loss(found, inputs).backward())
+                passing = peak_bytes(step, [*frozen, *inputs.values()], factors)
         # an operation that needs a value, or has no fake kernel
         except (RuntimeError, ModelError) as error:
             what = "the activations" if activations is None else "the peak"
@@ -163,27 +167,22 @@ def saved_bytes(
     return distinct_bytes(kept, but=[*own, *batch.values()])
 
 
-def peak_bytes(
-    logits: Callable[[dict[str, Tensor]], Tensor],
-    loss: Callable[[Tensor, dict[str, Tensor]], Tensor],
-    own: Iterable[Tensor],
-    made: Iterable[Tensor],
-    batch: dict[str, Tensor],
-) -> int:
+def peak_bytes(step: Callable[[], Any], own: Iterable[Tensor], made: Iterable[Tensor]) -> int:
     """Return the bytes that a forward and backward pass adds at its peak.
 
     Args:
-        logits, loss, batch: as for `saved_bytes`.
-        own: the network's tensors; the gradients of those that are trained have their place.
+        step: runs both.
+        own: the network's tensors and the batch; the gradients of those that are trained have their
+            place.
         made: tensors whose gradients each pass makes.
     """
-    known = [*own, *made, *batch.values()]
+    known = [*own, *made]
     for tensor in own:
         if tensor.requires_grad:
             tensor.grad = torch.zeros_like(tensor)
             known.append(tensor.grad)
     with LiveBytes(known) as live:
-        loss(logits(batch), batch).backward()  # type: ignore[no-untyped-call]
+        step()
     found: int = live.peak
     return found
 
@@ -226,17 +225,19 @@ class _Pass(nn.Module):
         self.module = network.module
         self.run = network.logits
 
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.run(batch)
+    def forward(self, batch: dict[str, Tensor], then: Callable[[Tensor], Any] | None) -> Any:
+        found = self.run(batch)
+        return found if then is None else then(found)
 
 
 def _fake(
     network: Network, batch: Mapping[str, Tensor], device: torch.device
-) -> tuple[Callable[[dict[str, Tensor]], Tensor], list[Tensor], dict[str, Tensor]]:
+) -> tuple[Callable[..., Any], list[Tensor], dict[str, Tensor]]:
     """Make a forward pass and a batch on `device`; call under a FakeTensorMode.
 
     Returns:
-        The forward pass, the network's tensors that it uses, and the batch.
+        The forward pass, which takes a batch and a function that runs on its result while the
+        tensors are in their places; the network's tensors that it uses; and the batch.
     """
     # the layers have their operands already
     whole = _Pass(replace(network, operands=None))
@@ -252,9 +253,8 @@ def _fake(
         for name, value in batch.items()
     }
 
-    def logits(inputs: dict[str, Tensor]) -> Tensor:
-        found: Tensor = functional_call(whole, own, (inputs,))
-        return found
+    def logits(inputs: dict[str, Tensor], then: Callable[[Tensor], Any] | None = None) -> Any:
+        return functional_call(whole, own, (inputs, then))
 
     return logits, list(own.values()), inputs
 

@@ -55,9 +55,12 @@ def really_at_once(config, labels):
     own += [x for x in vars(network.bank).values() if isinstance(x, torch.Tensor)]
     frozen = [x for joint in network.joints for x in joint.base_layer.parameters()]
     network.bank.publish()
-    return peak_bytes(
-        network.logits, network.objective.loss, [*own, *frozen], leaves, batch_of(network)
-    )
+    batch = batch_of(network)
+
+    def step():
+        network.objective.loss(network.logits(batch), batch).backward()
+
+    return peak_bytes(step, [*own, *frozen, *batch.values()], leaves)
 
 
 def _owners(network):

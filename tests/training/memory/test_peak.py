@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -42,7 +44,7 @@ def test_what_lives_at_the_same_time_is_counted_once():
 def batch_of(network):
     if network.head:
         return real_batch(network)
-    return {n: x for n, x in largest_batch(token_rows(), 4, CPU).items() if n != "count"}
+    return {n: x for n, x in largest_batch(token_rows(), 1, CPU).items() if n != "count"}
 
 
 def really_at_once(config, labels):
@@ -68,19 +70,18 @@ def _owners(network):
     return [x for x in network.adapters.values() if id(x) not in joined] + list(network.joints)
 
 
-@pytest.mark.parametrize("kind", ["llama", "bert"])
-def test_the_peak_is_that_of_a_real_pass(kind, backbone):
-    labels, peaks = LABELS if kind == "bert" else CAUSAL, []
-    for what in WAYS:
-        config = config_for(backbone(kind, 0.1), gradient_checkpointing=what)
-        network = build(config, META, labels)
-        found = estimate(network, config, batch=batch_of(network), device=CPU, whole_step=True)
-        passing = found.peak - found.weights - found.trained
-        factors = sum(x.nbytes for x in factors_of(build(config, CPU, labels)))
-        assert passing + factors == pytest.approx(really_at_once(config, labels), rel=0.03)
-        peaks.append(found.peak)
-    assert peaks == sorted(peaks, reverse=True)
-    assert len(set(peaks)) == 3
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [("llama", "off"), ("llama", "selective"), ("llama", "blocks"), ("bert", "off")],
+)
+def test_the_peak_is_that_of_a_real_pass(kind, what, backbone):
+    labels = LABELS if kind == "bert" else CAUSAL
+    config = config_for(backbone(kind, 0.1), gradient_checkpointing=what)
+    network = build(config, META, labels)
+    found = estimate(network, config, batch=batch_of(network), device=CPU, whole_step=True)
+    factors = sum(x.nbytes for x in factors_of(build(config, CPU, labels)))
+    passing = found.peak - found.weights - found.trained + factors
+    assert passing == pytest.approx(really_at_once(config, labels), rel=0.01)
 
 
 def test_every_combination_has_a_size_and_the_fastest_that_fits_is_named(backbone):
@@ -102,12 +103,7 @@ def test_every_combination_has_a_size_and_the_fastest_that_fits_is_named(backbon
     room = by["selective", None, False]
     assert cheapest(found, room, shards=False).bytes <= room
     assert not cheapest(found, room, shards=False).shard
-    for x in found:  # what is named is what the run would be
-        wanted = config_for(
-            backbone("llama"), precision="bf16", gradient_checkpointing=x.gradient_checkpointing,
-            base_precision=x.base_precision,
-        )  # fmt: skip
-        if not x.shard and x.base_precision is not None:
-            network = made(wanted)
-            own = estimate(network, wanted, batch=batch, device=CPU, whole_step=True)
-            assert x.bytes == own.peak
+    # what is named is what the run would be
+    wanted = replace(config, gradient_checkpointing="blocks", base_precision="nf4")
+    own = estimate(made(wanted), wanted, batch=batch, device=CPU, whole_step=True)
+    assert by["blocks", "nf4", False] == own.peak

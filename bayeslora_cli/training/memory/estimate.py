@@ -91,7 +91,7 @@ def estimate(
             activations = saved_bytes(logits, loss, [*frozen, *factors], inputs)
             if whole_step:
                 # blocks that are recomputed look for their weights in the backward pass
-                step = partial(logits, inputs, lambda found: loss(found, inputs).backward())
+                step = partial(logits, inputs, lambda found: _back(loss(found, inputs)))
                 passing = peak_bytes(step, [*frozen, *inputs.values()], factors)
         # an operation that needs a value, or has no fake kernel
         except (RuntimeError, ModelError) as error:
@@ -185,6 +185,10 @@ def peak_bytes(step: Callable[[], Any], own: Iterable[Tensor], made: Iterable[Te
         step()
     found: int = live.peak
     return found
+
+
+def _back(loss: Tensor) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _factors(network: Network, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:

@@ -135,6 +135,6 @@ def test_the_plan_names_what_fits(monkeypatch):
         assert text[0] == "Memory at a step's peak"
         assert text[-3:] == [
             "    recomputed: off            25.00         -",
-            "    recomputed: selective          -         -",
             "    recomputed: blocks             -         -",
+            "    recomputed: selective          -         -",
         ]

@@ -118,10 +118,11 @@ def estimate(
         trained=trained + 2 * distinct_bytes(factors),
         activations=activations,
         peak=peak,
-        stored=sum(
-            distinct_bytes(form.stored())
+        stored=distinct_bytes(
+            tensor
             for form in network.module.modules()
             if isinstance(form, QuantizedLinear)
+            for tensor in form.stored()
         ),
     )
 

@@ -25,6 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from bayeslora_cli.training.step import TrainStep
+from tests.support.warm_process import WarmProcess
 
 settings.register_profile("bayeslora", deadline=None)  # a busy machine is no failure
 settings.load_profile("bayeslora")
@@ -182,6 +183,19 @@ def write_rte(directory: Path, *, train: int = 64, validation: int = 40, seed: i
 def rte(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Directory of a made-up task in RTE's layout."""
     return str(write_rte(tmp_path_factory.mktemp("glue")))
+
+
+@pytest.fixture(scope="session")
+def warm_process(backbone, rte, tmp_path_factory):
+    """A process that has imported everything, and forks `bayeslora`."""
+    directory = tmp_path_factory.mktemp("warm")
+    train = (
+        f"train --task rte --data {rte} --model {backbone('bert')} --max-steps 2 --batch-size 8 "
+        f"--device cpu --output {directory / 'out'}"
+    )
+    found = WarmProcess(directory, train.split())
+    yield found
+    found.close()
 
 
 @pytest.fixture

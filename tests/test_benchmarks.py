@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 
-from tests.support.faults import ROOT
+from tests.support.warm_process import ROOT
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from collections import Counter
 import pytest
 
 from tests.conftest import save_backbone, write_rte
-from tests.support.faults import ROOT, Server, contents, differences
+from tests.support.faults import Server, contents, differences
+from tests.support.warm_process import ROOT
 
 OPTIONS = (
     "--task rte --max-steps 13 --batch-size 16 --log-every 3 --max-length 16 --device cpu "
@@ -27,12 +28,13 @@ REFUSALS = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(warm_process, tmp_path_factory):
     """Trainings with one set of options, and one of them without faults: `whole`."""
     directory = tmp_path_factory.mktemp("faults")
     save_backbone(directory / "tiny-bert", "bert", dropout=0.1)
     write_rte(directory / "glue")
     found = Server(
+        warm_process,
         directory,
         [
             *OPTIONS.split(),
@@ -42,14 +44,11 @@ def server(tmp_path_factory):
             str(directory / "tiny-bert"),
         ],
     )
-    found.train("warm", fault="warm up")
-    found.forget("warm")
     done = found.train("whole")
     assert done.code == 0, done.text
     found.whole = contents(found.run("whole"))
     found.points = found.calls("whole")
-    yield found
-    found.close()
+    return found
 
 
 def spread(points, count):

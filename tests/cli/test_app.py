@@ -22,10 +22,10 @@ from bayeslora_cli.config.run_config import OPTIONS
 ROOT = Path(__file__).parents[2]
 
 
-def bayeslora(*arguments, cwd=None):
+def bayeslora(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "bayeslora_cli", *map(str, arguments)],
-        capture_output=True, text=True, cwd=cwd or ROOT, check=False,
+        capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
 
 
@@ -53,9 +53,9 @@ def test_train_prints_data_on_stdout_and_progress_on_stderr(run):
     assert "\x1b" not in done.stdout + done.stderr
 
 
-def test_eval_reads_the_run_back(run):
+def test_eval_reads_the_run_back(run, warm_process):
     directory, _ = run
-    done = bayeslora("eval", directory, "--json", "--device", "cpu")
+    done = warm_process.bayeslora("eval", directory, "--json", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     expected = json.loads((directory / "result.json").read_text())["best_at_budget"]["metrics"]
@@ -64,14 +64,14 @@ def test_eval_reads_the_run_back(run):
     assert {k: metrics[k] for k in expected["validation"]} == pytest.approx(
         expected["validation"], abs=1e-6
     )
-    plain = bayeslora("eval", directory, "--split", "train", "--device", "cpu")
+    plain = warm_process.bayeslora("eval", directory, "--split", "train", "--device", "cpu")
     assert plain.stdout.startswith("train accuracy 0.")
     assert plain.stdout.count("\n") == 1
 
 
-def test_the_same_command_again_does_nothing(run, backbone, rte):
+def test_the_same_command_again_does_nothing(run, backbone, rte, warm_process):
     directory, _ = run
-    done = bayeslora(
+    done = warm_process.bayeslora(
         "train", "--task", "rte", "--criterion", "snr", "--data", rte, "--model", backbone("bert"),
         "--output", directory.parents[2], "--max-steps", 6, "--batch-size", 16, "--device", "cpu",
         "--target-modules", "query,value,dense",

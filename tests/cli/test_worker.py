@@ -12,7 +12,8 @@ import pytest
 
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.training.loop import train
-from tests.support.faults import ROOT, contents, differences
+from tests.support.faults import contents, differences
+from tests.support.warm_process import ROOT
 
 
 @pytest.fixture

@@ -18,16 +18,14 @@ OPTIONS = (
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory):
+def jobs(warm_process, tmp_path_factory):
     directory = tmp_path_factory.mktemp("jobs")
     model = save_decoder(directory / "tiny")
     files = (
         "--train-file", write_prompts(directory / "train.jsonl", 33),
         "--eval-file", write_prompts(directory / "dev.jsonl", 9, seed=1),
     )  # fmt: skip
-    found = Jobs(directory, [*OPTIONS.split(), *files, "--model", model])
-    yield found
-    found.close()
+    return Jobs(warm_process, directory, [*OPTIONS.split(), *files, "--model", model])
 
 
 def test_the_same_batch_gives_the_same_run(jobs):

@@ -16,8 +16,9 @@ from bayeslora_cli.errors import BayesloraError
 from bayeslora_cli.execution.signals import Stop
 from bayeslora_cli.execution.torch_processes import TorchProcesses
 from tests.conftest import save_backbone, write_rte
-from tests.support.faults import ROOT, contents, differences
+from tests.support.faults import contents, differences
 from tests.support.jobs import Jobs
+from tests.support.warm_process import ROOT
 
 # 64 rows in batches of 9: an epoch's last batch is one row, so that some processes have none;
 # 40 rows are evaluated in 6 batches
@@ -30,15 +31,13 @@ LAST = 17
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory):
+def jobs(warm_process, tmp_path_factory):
     directory = tmp_path_factory.mktemp("jobs")
     for name, dropout in (("tiny", 0.0), ("dropout", 0.1)):
         save_backbone(directory / name, "bert", dropout=dropout)
     write_rte(directory / "glue")
     data, model = str(directory / "glue"), str(directory / "tiny")
-    found = Jobs(directory, [*OPTIONS.split(), "--data", data, "--model", model])
-    yield found
-    found.close()
+    return Jobs(warm_process, directory, [*OPTIONS.split(), "--data", data, "--model", model])
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from bayeslora_cli.training.assembly import Workspace
 from bayeslora_cli.training.loop import train
 from bayeslora_cli.training.step import TrainStep
 from tests.support.evaluation import evaluated
-from tests.support.faults import ROOT, contents, differences
+from tests.support.faults import contents, differences
+from tests.support.warm_process import ROOT
 
 pytestmark = [
     pytest.mark.gpu,

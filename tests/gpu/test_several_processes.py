@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from tests.support.faults import ROOT
+from tests.support.warm_process import ROOT
 
 pytestmark = pytest.mark.gpu
 

@@ -1,16 +1,12 @@
-"""Forks real trainings that are killed, stopped or failed at a chosen point, for `faults.py`.
+"""Trainings that are killed, stopped or failed at a chosen point, for `faults.py`.
 
-One process imports everything; each run is a fork of it, which takes half a second where an
-interpreter of its own would take ten. A line of JSON in, a line of JSON out.
+Each is a fork of `warm_server.py`'s process.
 """
 
 from __future__ import annotations
 
 import builtins
-import contextlib
-import gc
 import io
-import json
 import os
 import signal
 import sys
@@ -19,7 +15,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import safetensors.torch
-import torch
 
 from bayeslora_cli.cli import app
 from bayeslora_cli.methods.network import Network
@@ -113,15 +108,6 @@ class Watch:
         return watched
 
 
-def warm_up(order) -> None:
-    """A training in this process, of one thread: what it imports and caches, no fork needs to."""
-    sys.argv = ["bayeslora", *order["arguments"], "--quiet"]
-    with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
-        app.main()
-    gc.collect()
-    gc.freeze()  # or collections in a fork go through, and so copy, all that was imported
-
-
 def be_bayeslora() -> NoReturn:
     """`bayeslora` with the arguments in `sys.argv`, in a fork, whose end runs nobody's clean-up."""
     code = 1
@@ -144,31 +130,21 @@ def run(order) -> None:
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    os.environ |= order["environment"]
     sys.argv = ["bayeslora", *order["arguments"]]
     root = Path(order["root"])
     Watch(root, order["fault"], order["at"], root.parent / "calls").install()
     be_bayeslora()
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        order = json.loads(line)
-        if order["fault"] == "warm up":
-            warm_up(order)
-            print("[0, 0]", flush=True)
-            continue
-        start = time.monotonic()
-        child = os.fork()
-        if child == 0:
-            run(order)
-        if order["after"] is not None:  # a fault from outside, by the clock
-            time.sleep(order["after"])
-            os.kill(child, getattr(signal, order["signal"]))
-        status = os.waitpid(child, 0)[1]
-        seconds = time.monotonic() - start
-        print(json.dumps([os.waitstatus_to_exitcode(status), seconds]), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def harmed_run(order) -> tuple[int, float]:
+    """The exit code of a run, minus the signal that killed it, and its seconds."""
+    start = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        run(order)
+    if order["after"] is not None:  # a fault from outside, by the clock
+        time.sleep(order["after"])
+        os.kill(child, getattr(signal, order["signal"]))
+    status = os.waitpid(child, 0)[1]
+    return os.waitstatus_to_exitcode(status), time.monotonic() - start

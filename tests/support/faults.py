@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support.warm_process import WarmProcess
+
 TIMES = {
     "seconds", "train_seconds", "evaluation_seconds", "checkpoint_seconds", "interval_seconds",
     "interval_tokens", "steps_per_second", "tokens_per_second", "peak_memory_bytes",
@@ -32,19 +30,12 @@ class Ended:
 class Server:
     """Runs trainings in forks of one process, one after the other."""
 
-    def __init__(self, directory: Path, options: list[str]) -> None:
+    def __init__(self, warm: WarmProcess, directory: Path, options: list[str]) -> None:
         """Runs are written below `directory`; `options` are those of all of them."""
-        self.directory = directory
-        self.options = options
+        self.warm, self.directory, self.options = warm, directory, options
         self.token = "hf_" + "s3cret" * 5
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.fault_server"], cwd=ROOT, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env={**os.environ, "HF_TOKEN": self.token},
-        )  # fmt: skip
-
-    def close(self) -> None:
-        self.process.communicate()
+        warm.warm_up(["train", *options, "--output", str(directory / "warm" / "out")])
+        self.forget("warm")
 
     def train(
         self, name: str, *more: str, fault: str | int | None = None, at: int = 0,
@@ -59,13 +50,11 @@ class Server:
         root, log = self.directory / name / "out", self.directory / name / "log"
         root.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
-        order = {
-            "arguments": ["train", *self.options, "--output", str(root), *more],
-            "root": str(root), "log": str(log), "fault": fault, "at": at, "after": after,
-            "signal": signal,
-        }  # fmt: skip
-        print(json.dumps(order), file=self.process.stdin, flush=True)
-        code, seconds = json.loads(self.process.stdout.readline())
+        code, seconds = self.warm.ask(
+            "fault", arguments=["train", *self.options, "--output", str(root), *more],
+            root=str(root), log=str(log), fault=fault, at=at, after=after, signal=signal,
+            environment={"HF_TOKEN": self.token},
+        )  # fmt: skip
         return Ended(code, log.read_text() if log.exists() else "", seconds)
 
     def run(self, name: str) -> Path:

@@ -1,7 +1,6 @@
-"""Forks jobs of several processes, as torchrun would start them, for `jobs.py`.
+"""Jobs of several processes, as torchrun would start them, for `jobs.py`.
 
-One process imports everything; each process of a job is a fork of it. A line of JSON in, a line of
-JSON out.
+Each process of a job is a fork of `warm_server.py`'s process.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from bayeslora_cli.data.packing import rows_of
 from bayeslora_cli.errors import StorageError
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.training.step import TrainStep
-from tests.support.fault_server import be_bayeslora, warm_up
+from tests.support.fault_server import be_bayeslora
 
 
 def free_port() -> int:
@@ -125,18 +124,3 @@ def job(order) -> list[int]:
                 os.kill(child, signal.SIGKILL)
         time.sleep(0.02)
     return [codes[rank] for rank in range(len(children))]
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        order = json.loads(line)
-        if order.get("warm"):
-            warm_up(order)
-            print("[]", flush=True)
-        else:
-            print(json.dumps(job(order)), flush=True)
-
-
-if __name__ == "__main__":
-    main()

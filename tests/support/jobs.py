@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.faults import ROOT
+from tests.support.warm_process import WarmProcess
 
 LIMIT = 60
 """Seconds until a job that hangs is killed."""
@@ -41,24 +39,13 @@ class Job:
 class Jobs:
     """Starts them, one after the other."""
 
-    def __init__(self, directory: Path, options: list[str]) -> None:
+    def __init__(self, warm: WarmProcess, directory: Path, options: list[str]) -> None:
         """Runs are written below `directory`; `options` are those of all of them."""
-        self.directory, self.options = directory, options
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.job_server"], cwd=ROOT, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-        self._send({"warm": True, "arguments": self._arguments("warm", ())})
+        self.warm, self.directory, self.options = warm, directory, options
+        warm.warm_up(self._arguments("warm", ()))
 
     def _arguments(self, name: str, more: tuple[str, ...]) -> list[str]:
         return ["train", *self.options, "--output", str(self.directory / name / "out"), *more]
-
-    def _send(self, order: dict[str, Any]) -> list[int]:
-        print(json.dumps(order), file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
-
-    def close(self) -> None:
-        self.process.communicate()
 
     def train(self, name: str, processes: int, *more: str, slurm: bool = False, **harm: Any) -> Job:
         """`bayeslora train` with its output at `name`.
@@ -70,11 +57,9 @@ class Jobs:
         """
         root = self.directory / name
         root.mkdir(exist_ok=True)
-        codes = self._send(
-            {
-                "arguments": self._arguments(name, more), "root": str(root), "world": processes,
-                "limit": LIMIT, "slurm": slurm, "harm": harm,
-            }
+        codes = self.warm.ask(
+            "job", arguments=self._arguments(name, more), root=str(root), world=processes,
+            limit=LIMIT, slurm=slurm, harm=harm,
         )  # fmt: skip
         return Job(
             codes,

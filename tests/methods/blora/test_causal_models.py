@@ -299,7 +299,7 @@ def test_other_formats_agree_token_by_token(form, trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_run(decoder, files, tmp_path):
+def test_two_processes_train_one_run(decoder, files, tmp_path, warm_process):
     """Ranges are those of the whole batch, which one width shows; with gates both stay equal."""
     model = decoder("llama", num_hidden_layers=1)
     options = (
@@ -307,13 +307,10 @@ def test_two_processes_train_one_run(decoder, files, tmp_path):
         "--method blora --init-rank 3 --max-steps 10 --batch-size 8 --device cpu --t-init 3 "
         "--t-final 3 --lr 0.02 --log-every 1 --eval-every 100"
     )
-    jobs = Jobs(tmp_path, options.split())
-    try:
-        one_width = ("--blora-mode", "quant", "--bit-ladder", "16")
-        runs = [jobs.train(f"ladder-{n}", n, *one_width) for n in (1, 2)]
-        both = jobs.train("both", 2, "--gate-lr", "1")
-    finally:
-        jobs.close()
+    jobs = Jobs(warm_process, tmp_path, options.split())
+    one_width = ("--blora-mode", "quant", "--bit-ladder", "16")
+    runs = [jobs.train(f"ladder-{n}", n, *one_width) for n in (1, 2)]
+    both = jobs.train("both", 2, "--gate-lr", "1")
     assert runs[1].codes == both.codes == [0, 0], runs[1].texts + both.texts
     for ours, theirs in zip(*(run.traces[0] for run in runs), strict=True):
         assert ours["loss"][0] == pytest.approx(theirs["loss"][0], rel=1e-4)

@@ -20,7 +20,7 @@ from bayeslora_cli.models.backbones.packing import (
 from bayeslora_cli.models.decoders import packed_attention
 from bayeslora_cli.models.decoders.scores import PADDED, log_likelihoods
 from tests.support.decoders import SIZES, token_rows
-from tests.support.faults import ROOT
+from tests.support.warm_process import ROOT
 
 CPU = torch.device("cpu")
 WINDOW = {"sliding_window": 4}

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from bayeslora_cli.config.base_precisions import BASE_PRECISIONS as BASE_PRECISIONS
+from bayeslora_cli.config.entries.base_precisions import BASE_PRECISIONS as BASE_PRECISIONS
+from bayeslora_cli.config.entries.objectives import ENCODE as ENCODE
+from bayeslora_cli.config.entries.objectives import OBJECTIVES as OBJECTIVES
+from bayeslora_cli.config.entries.objectives import ObjectiveEntry as ObjectiveEntry
 
 GLUE_TASKS = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli")
 CHOICE_TASKS = (
@@ -29,10 +32,6 @@ LR_SCHEDULES = ("linear", "boost")
 BLORA_MODES = ("both", "quant", "rank")
 REGULARISERS = ("const", "bop")
 COMPLETIONS, EVERYTHING = LOSS_ON = ("completions", "all")  # what of a row counts in the loss
-ENCODE = "bayeslora_cli.data.tokenization:encode"
-"""Place of the function that makes tokens of one or two texts per row."""
-FORWARD = "bayeslora_cli.models.encoders.logits:logits"
-"""Place of the forward pass of a model for sequence classification."""
 LAST = 1000
 """Default `place` of an entry: after all entries that set it."""
 
@@ -123,48 +122,7 @@ class FormatEntry:
     """bayeslora's optional dependency that installs `packages`."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ObjectiveEntry:
-    """A kind of task: a `tasks.objectives.objective.Objective`."""
-
-    implementation: str
-    """Place of the class, as module:name."""
-    predicts: str
-    """What is predicted for a row: a noun with its article, for sentences."""
-    auto_class: str = "AutoModelForSequenceClassification"
-    """The class of transformers that loads a backbone for it."""
-    head: bool = True
-    """Whether that class adds a head to the backbone, which is trained as a whole."""
-    peft_task: str = "SEQ_CLS"
-    """A name in PEFT's `TaskType`."""
-    pipeline_tag: str
-    """Name of such models on model hubs."""
-    encode: str = ENCODE
-    """Place of the function that makes tokens of rows, as module:name."""
-    forward: str = FORWARD
-    """Place of the function (module, inputs) -> outputs that runs a forward pass."""
-    packed: bool = False
-    """Whether rows go to the backbone without padding, if its architecture keeps them apart."""
-    rows: str | None = None
-    """Place of its tables' `RowReader`, as module:name; None: they hold texts and a label."""
-    columns: tuple[tuple[str, ...], ...] = ()
-    """Sets of columns by which a user's file is known to be of this kind, if it has no labels."""
-    preset: str = ""
-    """The preset that such files get; empty: custom."""
-    by_label: bool = False
-    """Whether each label keeps its share among rows that are held out to evaluate on."""
-
-    @property
-    def generates(self) -> bool:
-        """Whether its models continue texts."""
-        return self.pipeline_tag == "text-generation"
-
-
 _LOW_RANK = ("init_rank", "alpha", "target_modules")
-_OF_TEXTS = (
-    ("messages",), ("conversations",), ("conversation",), ("prompt", "completion"),
-    ("prompt", "response"), ("instruction", "output"), ("instruction", "response"), ("text",),
-)  # fmt: skip
 _GATES = (
     "blora_mode", "lambda_quant", "lambda_rank", "bit_ladder", "quantize_base", "reg", "gate_lr",
     "range_lr",
@@ -273,47 +231,6 @@ FORMATS: dict[str, FormatEntry] = {
         needs_base=True,
     ),
 }  # fmt: skip
-
-# tried from last to first for the labels of a user's table
-OBJECTIVES: dict[str, ObjectiveEntry] = {
-    "classification": ObjectiveEntry(
-        implementation="bayeslora_cli.tasks.objectives.classification:Classification",
-        predicts="a class",
-        by_label=True,
-        pipeline_tag="text-classification",
-        packed=True,
-    ),
-    "regression": ObjectiveEntry(
-        implementation="bayeslora_cli.tasks.objectives.regression:Regression",
-        predicts="a score",
-        pipeline_tag="text-regression",
-        packed=True,
-    ),
-    "causal": ObjectiveEntry(
-        implementation="bayeslora_cli.tasks.objectives.causal:Causal",
-        predicts="the next tokens",
-        auto_class="AutoModelForCausalLM",
-        head=False,
-        peft_task="CAUSAL_LM",
-        pipeline_tag="text-generation",
-        rows="bayeslora_cli.tasks.sources.rows.dialogues:DIALOGUES",
-        columns=_OF_TEXTS,
-        preset="causal",
-        encode="bayeslora_cli.data.dialogues:encode",
-        forward="bayeslora_cli.models.decoders.scores:log_likelihoods",
-        packed=True,
-    ),
-}
-OBJECTIVES["choice"] = replace(
-    OBJECTIVES["causal"],
-    implementation="bayeslora_cli.tasks.objectives.choice:Choice",
-    predicts="one of the choices of a row",
-    rows="bayeslora_cli.tasks.sources.rows.choices:CHOICES",
-    columns=(("question", "choices"), ("question", "options"), ("question", "A", "B")),
-    preset="multiple-choice",
-    encode="bayeslora_cli.data.choices:encode",
-)
-
 
 # kind of a posterior, as its file names it -> module:name of the `bayes.posterior.Posterior`
 POSTERIORS = {"bayeslora-posterior-1": "bayeslora_cli.bayes.gaussian:FactorisedGaussian"}

@@ -1,0 +1,92 @@
+"""All kinds of tasks, by name; a table of the catalogue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+ENCODE = "bayeslora_cli.data.tokenization:encode"
+"""Place of the function that makes tokens of one or two texts per row."""
+FORWARD = "bayeslora_cli.models.encoders.logits:logits"
+"""Place of the forward pass of a model for sequence classification."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveEntry:
+    """A kind of task: a `tasks.objectives.objective.Objective`."""
+
+    implementation: str
+    """Place of the class, as module:name."""
+    predicts: str
+    """What is predicted for a row: a noun with its article, for sentences."""
+    auto_class: str = "AutoModelForSequenceClassification"
+    """The class of transformers that loads a backbone for it."""
+    head: bool = True
+    """Whether that class adds a head to the backbone, which is trained as a whole."""
+    peft_task: str = "SEQ_CLS"
+    """A name in PEFT's `TaskType`."""
+    pipeline_tag: str
+    """Name of such models on model hubs."""
+    encode: str = ENCODE
+    """Place of the function that makes tokens of rows, as module:name."""
+    forward: str = FORWARD
+    """Place of the function (module, inputs) -> outputs that runs a forward pass."""
+    packed: bool = False
+    """Whether rows go to the backbone without padding, if its architecture keeps them apart."""
+    rows: str | None = None
+    """Place of its tables' `RowReader`, as module:name; None: they hold texts and a label."""
+    columns: tuple[tuple[str, ...], ...] = ()
+    """Sets of columns by which a user's file is known to be of this kind, if it has no labels."""
+    preset: str = ""
+    """The preset that such files get; empty: custom."""
+    by_label: bool = False
+    """Whether each label keeps its share among rows that are held out to evaluate on."""
+
+    @property
+    def generates(self) -> bool:
+        """Whether its models continue texts."""
+        return self.pipeline_tag == "text-generation"
+
+
+_OF_TEXTS = (
+    ("messages",), ("conversations",), ("conversation",), ("prompt", "completion"),
+    ("prompt", "response"), ("instruction", "output"), ("instruction", "response"), ("text",),
+)  # fmt: skip
+# tried from last to first for the labels of a user's table
+OBJECTIVES: dict[str, ObjectiveEntry] = {
+    "classification": ObjectiveEntry(
+        implementation="bayeslora_cli.tasks.objectives.classification:Classification",
+        predicts="a class",
+        by_label=True,
+        pipeline_tag="text-classification",
+        packed=True,
+    ),
+    "regression": ObjectiveEntry(
+        implementation="bayeslora_cli.tasks.objectives.regression:Regression",
+        predicts="a score",
+        pipeline_tag="text-regression",
+        packed=True,
+    ),
+    "causal": ObjectiveEntry(
+        implementation="bayeslora_cli.tasks.objectives.causal:Causal",
+        predicts="the next tokens",
+        auto_class="AutoModelForCausalLM",
+        head=False,
+        peft_task="CAUSAL_LM",
+        pipeline_tag="text-generation",
+        rows="bayeslora_cli.tasks.sources.rows.dialogues:DIALOGUES",
+        columns=_OF_TEXTS,
+        preset="causal",
+        encode="bayeslora_cli.data.dialogues:encode",
+        forward="bayeslora_cli.models.decoders.scores:log_likelihoods",
+        packed=True,
+    ),
+}
+OBJECTIVES["choice"] = replace(
+    OBJECTIVES["causal"],
+    implementation="bayeslora_cli.tasks.objectives.choice:Choice",
+    predicts="one of the choices of a row",
+    rows="bayeslora_cli.tasks.sources.rows.choices:CHOICES",
+    columns=(("question", "choices"), ("question", "options"), ("question", "A", "B")),
+    preset="multiple-choice",
+    encode="bayeslora_cli.data.choices:encode",
+)

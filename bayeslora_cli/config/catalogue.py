@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bayeslora_cli.config.entries.base_precisions import BASE_PRECISIONS as BASE_PRECISIONS
+from bayeslora_cli.config.entries.metrics import METRICS as METRICS
 from bayeslora_cli.config.entries.objectives import ENCODE as ENCODE
 from bayeslora_cli.config.entries.objectives import OBJECTIVES as OBJECTIVES
 from bayeslora_cli.config.entries.objectives import ObjectiveEntry as ObjectiveEntry

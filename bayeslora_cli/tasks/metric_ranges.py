@@ -1,4 +1,4 @@
-"""The ranges of metrics, by which damaged results are recognised, and which end is the good one."""
+"""Recognises damaged results by the ranges of metrics."""
 
 from __future__ import annotations
 
@@ -6,23 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-SHARE, CORRELATION = (0.0, 1.0), (-1.0, 1.0)
-RANGES: dict[str, tuple[float, float]] = {
-    "accuracy": SHARE,
-    "accuracy_norm": SHARE,
-    "f1": SHARE,
-    "macro_f1": SHARE,
-    "matthews": CORRELATION,
-    "pearson": CORRELATION,
-    "spearman": CORRELATION,
-    "pearson_spearman": CORRELATION,
-    "ece": SHARE,
-    "error_auroc": SHARE,
-    "brier": (0.0, 2.0),
-}
-"""Smallest and largest value by name; other metrics may have any value."""
-SMALLER_IS_BETTER = frozenset({"brier", "ece", "nll", "perplexity"})
-"""Metrics whose smallest value is the best; of all others it is the largest."""
+from bayeslora_cli.config.catalogue import METRICS
+
 ROUNDING = 1e-6
 
 
@@ -41,7 +26,7 @@ def outside(record: Any, selecting: Any) -> str | None:
         return "metrics are not by split and name"
     values = [(name, value) for found in splits.values() for name, value in found.items()]
     for name, value in [*values, (selecting, record.get("value"))]:
-        low, high = RANGES.get(name, (-math.inf, math.inf)) if isinstance(name, str) else (0, 0)
+        low, high = _range(name)
         if name is None or (name, value) == (selecting, None):
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -49,3 +34,10 @@ def outside(record: Any, selecting: Any) -> str | None:
         if not low - ROUNDING <= value <= high + ROUNDING:
             return f"{name} is {value}, not from {low:g} to {high:g}"
     return None
+
+
+def _range(name: Any) -> tuple[float, float]:
+    """Return the smallest and the largest value of a metric; an unknown one may have any."""
+    if not isinstance(name, str):
+        return 0, 0
+    return METRICS[name].range if name in METRICS else (-math.inf, math.inf)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
+from bayeslora_cli.config.catalogue import METRICS, implementation
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.tasks import rank_correlation
 from bayeslora_cli.tasks.calibration import is_constant, to_array, to_float64
@@ -57,6 +58,41 @@ def macro_f1(predictions: Tensor, labels: Tensor) -> float:
     return float(
         f1_score(to_array(labels), to_array(predictions), average="macro", zero_division=0.0)
     )
+
+
+def weighted_f1(predictions: Tensor, labels: Tensor) -> float:
+    """Mean of the classes' F1, each weighted by its share of the labels, from 0 to 1.
+
+    Args:
+        predictions: (n,) class indices.
+        labels: (n,) class indices.
+    """
+    from sklearn.metrics import f1_score
+
+    return float(
+        f1_score(to_array(labels), to_array(predictions), average="weighted", zero_division=0.0)
+    )
+
+
+def class_auroc(probabilities: Tensor, labels: Tensor) -> float:
+    """Area under the ROC curve of each class against the others, from 0 to 1: the classes' mean.
+
+    Of two classes it is that of class 1, which is that of class 0 too. A class that no label has,
+    or all have, does not count; if none counts, it is 0.5, as by chance.
+
+    Args:
+        probabilities: (n, classes).
+        labels: (n,) class indices.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    scores, found = to_array(probabilities), to_array(labels)
+    areas = [
+        float(roc_auc_score(found == index, scores[:, index]))
+        for index in range(scores.shape[1])
+        if 0 < (found == index).sum() < len(found)
+    ]
+    return sum(areas) / len(areas) if areas else 0.5
 
 
 def matthews(predictions: Tensor, labels: Tensor) -> float:
@@ -112,32 +148,64 @@ def spearman(predictions: Tensor, labels: Tensor) -> float:
     return rank_correlation.spearman(x.numpy(), y.numpy()) or 0.0
 
 
-METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
-    "accuracy": accuracy,
-    "f1": f1,
-    "macro_f1": macro_f1,
-    "matthews": matthews,
-    "pearson": pearson,
-    "spearman": spearman,
-}
-"""Metrics by the names that tasks use for them."""
-
-
-def metrics_by_name(names: Sequence[str], predictions: Tensor, labels: Tensor) -> dict[str, float]:
-    """Compute metrics by name and, if both correlations are among them, their mean
-    `pearson_spearman`.
+def pearson_spearman(predictions: Tensor, labels: Tensor) -> float:
+    """Mean of Pearson's and Spearman's correlations, from -1 to 1.
 
     Args:
-        names: keys of `METRICS`.
-        predictions: (n,) class indices, or scores.
-        labels: (n,) class indices, or scores.
+        predictions: (n,) scores.
+        labels: (n,) scores.
+    """
+    return (pearson(predictions, labels) + spearman(predictions, labels)) / 2
+
+
+def mae(predictions: Tensor, labels: Tensor) -> float:
+    """Mean absolute error, in the unit of the scores.
+
+    Args:
+        predictions: (n,) scores.
+        labels: (n,) scores.
+    """
+    from sklearn.metrics import mean_absolute_error
+
+    return float(mean_absolute_error(to_float64(labels).numpy(), to_float64(predictions).numpy()))
+
+
+def rmse(predictions: Tensor, labels: Tensor) -> float:
+    """Root of the mean squared error, in the unit of the scores.
+
+    Args:
+        predictions: (n,) scores.
+        labels: (n,) scores.
+    """
+    from sklearn.metrics import root_mean_squared_error
+
+    return float(
+        root_mean_squared_error(to_float64(labels).numpy(), to_float64(predictions).numpy())
+    )
+
+
+def metrics_by_name(
+    names: Sequence[str], decisions: Tensor, labels: Tensor, probabilities: Tensor | None = None
+) -> dict[str, float]:
+    """Compute metrics by name and, if both correlations are among them, their mean
+    `pearson_spearman`. Metrics that the kind of task computes itself are left out.
+
+    Args:
+        names: keys of `config.entries.metrics.METRICS`.
+        decisions: (n, ...) predictions in the form of the labels: class indices, or scores.
+        labels: (n, ...).
+        probabilities: (n, classes); None: the predictions are scores.
     Raises:
         UserError: no such metric.
     """
+    result = {}
     for name in names:
         if name not in METRICS:
             raise UserError(f"metric {name}: unknown; there are {', '.join(METRICS)}")
-    result = {name: METRICS[name](predictions, labels) for name in names}
+        entry = METRICS[name]
+        if entry.implementation is not None:
+            predictions = probabilities if entry.of_probabilities else decisions
+            result[name] = float(implementation(entry.implementation)(predictions, labels))
     if "pearson" in result and "spearman" in result:
         result["pearson_spearman"] = (result["pearson"] + result["spearman"]) / 2
     return result

@@ -11,6 +11,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from bayeslora_cli.config.entries.metrics import smaller_is_better
 from bayeslora_cli.config.resolution import Resolved
 from bayeslora_cli.config.values import parse_interval
 from bayeslora_cli.data.batching import TrainOrder, steps_per_epoch
@@ -25,7 +26,6 @@ from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.environment import now, record_environment
 from bayeslora_cli.runs.file_lock import locked
 from bayeslora_cli.runs.trackers import Trackers
-from bayeslora_cli.tasks.metric_ranges import SMALLER_IS_BETTER
 from bayeslora_cli.tasks.task import data_checksum, rows_identity
 from bayeslora_cli.training.artifacts import run_result, write_artifacts
 from bayeslora_cli.training.assembly import TrainingSetup, Workspace, reuse_or_build
@@ -313,7 +313,7 @@ class TrainingLoop:
         value = metrics[self.task.validation_splits[0]][self.task.selecting]
         at_budget = self.allocator is None or done > self.allocator.final_step
         best_before = self.best.records.get("best")
-        smaller = self.task.selecting in SMALLER_IS_BETTER
+        smaller = smaller_is_better(self.task.selecting)
         if self.best.offer(record, value, at_budget=at_budget, smaller=smaller):
             bank, sigma = self.network.bank, self.setup.optimizer.sigma()
             scores = None if self.allocator is None else self.allocator.scores(sigma)

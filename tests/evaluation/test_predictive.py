@@ -85,7 +85,7 @@ def test_scores(samples, rows, seed):
     labels = torch.randn(rows, generator=torch.Generator().manual_seed(seed))
     metrics = found.metrics(("pearson", "spearman"), labels)
     assert metrics["nll"] == pytest.approx(gaussian_nll(mean, labels, variance + 0.5))
-    assert metrics.keys() == {"pearson", "spearman", "pearson_spearman", "nll"}
+    assert metrics.keys() == {"pearson", "spearman", "pearson_spearman", "nll", "mae", "rmse"}
 
 
 @pytest.mark.parametrize("classes", [3, None])

@@ -9,9 +9,13 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from bayeslora_cli.config.catalogue import METRICS, implementation
 from bayeslora_cli.tasks.calibration import nll
-from bayeslora_cli.tasks.metrics import METRICS
 from tests.support.objectives import SCORE, TWO_CLASSES
+
+
+def metric(name):
+    return implementation(METRICS[name].implementation)
 
 
 def slow_accuracy(predictions, labels):
@@ -76,13 +80,13 @@ SCORES = pairs(st.integers(-40, 40).map(lambda k: k / 8), min_size=2)
 @settings(deadline=None)
 @given(CLASSES)
 def test_accuracy(both):
-    assert METRICS["accuracy"](*map(torch.tensor, both)) == pytest.approx(slow_accuracy(*both))
+    assert metric("accuracy")(*map(torch.tensor, both)) == pytest.approx(slow_accuracy(*both))
 
 
 @settings(deadline=None)
 @given(BINARY)
 def test_f1(both):
-    assert METRICS["f1"](*map(torch.tensor, both)) == pytest.approx(slow_f1(*both))
+    assert metric("f1")(*map(torch.tensor, both)) == pytest.approx(slow_f1(*both))
 
 
 @settings(deadline=None)
@@ -94,15 +98,52 @@ def test_macro_f1(both):
         slow_f1([int(p == c) for p in predictions], [int(y == c) for y in labels])
         for c in {*predictions, *labels}
     ]
-    got = METRICS["macro_f1"](*map(torch.tensor, both))
+    got = metric("macro_f1")(*map(torch.tensor, both))
     assert got == pytest.approx(sum(found) / len(found))
+
+
+@settings(deadline=None)
+@given(CLASSES)
+def test_weighted_f1(both):
+    """The mean of the labels' F1, each counted once per row that has it."""
+    predictions, labels = both
+    found = [slow_f1([int(p == y) for p in predictions], [int(o == y) for o in labels])
+             for y in labels]  # fmt: skip
+    got = metric("weighted_f1")(*map(torch.tensor, both))
+    assert got == pytest.approx(sum(found) / len(found))
+
+
+@settings(deadline=None)
+@given(CLASSES)
+def test_auroc(both):
+    """The chance that a row of a class is given more of it than another row; ties count half."""
+    scores, labels = both
+    given_rows = torch.tensor([[s, 1 - s / 2, 0.5] for s in scores], dtype=torch.float64)
+    areas = []
+    for c in range(3):
+        own = [row[c] for row, y in zip(given_rows.tolist(), labels, strict=True) if y == c]
+        others = [row[c] for row, y in zip(given_rows.tolist(), labels, strict=True) if y != c]
+        wins = [(a > b) + (a == b) / 2 for a in own for b in others]
+        areas += [sum(wins) / len(wins)] if wins else []
+    expected = sum(areas) / len(areas) if areas else 0.5
+    assert metric("auroc")(given_rows, torch.tensor(labels)) == pytest.approx(expected)
+
+
+@settings(deadline=None)
+@given(SCORES)
+def test_errors_of_scores(both):
+    errors = [abs(x - y) for x, y in zip(*both, strict=True)]
+    predictions, labels = map(torch.tensor, both)
+    assert metric("mae")(predictions, labels) == pytest.approx(sum(errors) / len(errors))
+    square = sum(e * e for e in errors) / len(errors)
+    assert metric("rmse")(predictions, labels) == pytest.approx(math.sqrt(square))
 
 
 @settings(deadline=None)
 @given(CLASSES)
 def test_matthews(both):
     expected = slow_matthews(*both)
-    assert METRICS["matthews"](*map(torch.tensor, both)) == pytest.approx(expected, abs=1e-9)
+    assert metric("matthews")(*map(torch.tensor, both)) == pytest.approx(expected, abs=1e-9)
 
 
 @settings(deadline=None)
@@ -110,17 +151,17 @@ def test_matthews(both):
 def test_correlations(both):
     x, y = both
     assume(len(set(x)) > 1 and len(set(y)) > 1)
-    got = METRICS["pearson"](torch.tensor(x), torch.tensor(y))
+    got = metric("pearson")(torch.tensor(x), torch.tensor(y))
     assert got == pytest.approx(slow_pearson(x, y), abs=1e-9)
-    got = METRICS["spearman"](torch.tensor(x), torch.tensor(y))
+    got = metric("spearman")(torch.tensor(x), torch.tensor(y))
     assert got == pytest.approx(slow_pearson(slow_ranks(x), slow_ranks(y)), abs=1e-9)
 
 
 def test_f1_and_matthews_count_errors_on_the_right_side():
     predictions, labels = torch.tensor([1, 1, 1, 0, 0]), torch.tensor([1, 1, 0, 1, 0])
-    assert METRICS["f1"](predictions, labels) == pytest.approx(2 / 3)
-    assert METRICS["f1"](1 - predictions, 1 - labels) == pytest.approx(1 / 2)
-    assert METRICS["matthews"](predictions, labels) == pytest.approx(1 / 6)
+    assert metric("f1")(predictions, labels) == pytest.approx(2 / 3)
+    assert metric("f1")(1 - predictions, 1 - labels) == pytest.approx(1 / 2)
+    assert metric("matthews")(predictions, labels) == pytest.approx(1 / 6)
 
 
 @pytest.mark.parametrize("name", ["matthews", "pearson", "spearman"])
@@ -129,18 +170,18 @@ def test_f1_and_matthews_count_errors_on_the_right_side():
     [([1, 1, 1], [0, 1, 1]), ([0, 1, 1], [0, 0, 0]), ([1, 1], [1, 1]), ([1], [0])],
 )
 def test_constant_input_scores_zero_without_warnings(name, predictions, labels):
-    score = METRICS[name](torch.tensor(predictions), torch.tensor(labels))
+    score = metric(name)(torch.tensor(predictions), torch.tensor(labels))
     assert score == 0.0
 
 
 @pytest.mark.parametrize("labels", [[0, 0], [1, 0]])
 def test_f1_without_positive_predictions_is_zero(labels):
-    assert METRICS["f1"](torch.tensor([0, 0]), torch.tensor(labels)) == 0.0
+    assert metric("f1")(torch.tensor([0, 0]), torch.tensor(labels)) == 0.0
 
 
 def test_nearly_constant_scores_raise_no_warning():
     predictions = 1 + torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=torch.float64) * 2.3e-16
-    score = METRICS["pearson"](predictions, torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    score = metric("pearson")(predictions, torch.tensor([0.0, 1.0, 2.0, 3.0]))
     assert 0.5 < score <= 1
 
 
@@ -148,7 +189,7 @@ def test_nearly_constant_scores_raise_no_warning():
 def test_non_finite_values_give_nan(bad):
     labels = torch.tensor([1.0, 2.0, 3.0])
     for name in ("pearson", "spearman"):
-        assert math.isnan(METRICS[name](torch.tensor([1.0, bad, 2.0]), labels))
+        assert math.isnan(metric(name)(torch.tensor([1.0, bad, 2.0]), labels))
     assert math.isnan(nll(torch.tensor([[0.0, bad]]), torch.tensor([1])))
 
 
@@ -170,11 +211,13 @@ def test_task_metrics_of_a_regression(method):
     got = getattr(SCORE, method)(["pearson", "spearman"], scores, torch.tensor(y))
     pearson, spearman = slow_pearson(x, y), slow_pearson(slow_ranks(x), slow_ranks(y))
     assert pearson != pytest.approx(spearman)
+    errors = {"mae": 3.5 / 4, "rmse": math.sqrt(3.25 / 4)} if method == "metrics" else {}
     assert got == pytest.approx(
         {
             "pearson": pearson,
             "spearman": spearman,
             "pearson_spearman": (pearson + spearman) / 2,
             "nll": (0.25 + 1 + 1 + 1) / 4 + math.log(math.pi) / 2,
+            **errors,
         }
     )

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bayeslora_cli.config.entries.metrics import smaller_is_better
 from bayeslora_cli.config.run_config import OPTIONS, RunConfig
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.runs.directory import RunDir, runs_below
-from bayeslora_cli.tasks.metric_ranges import SMALLER_IS_BETTER
 
 logger = logging.getLogger("bayeslora")
 
@@ -50,7 +50,7 @@ class Outcome:
     @property
     def smaller_is_better(self) -> bool:
         """Whether the smallest score is the best."""
-        return self.result.get("selecting") in SMALLER_IS_BETTER
+        return smaller_is_better(self.result.get("selecting"))
 
     @property
     def row(self) -> tuple[Any, ...]:
@@ -104,7 +104,7 @@ def _outcome(run: RunDir, at: str) -> Outcome:
         run=run,
         task=str(result.get("task", config.task)),
         config=config,
-        score=value if result.get("selecting") in SMALLER_IS_BETTER else 100 * value,
+        score=value if smaller_is_better(result.get("selecting")) else 100 * value,
         result=result,
         kind=task.get("objective") or None,
         weights=str(nested(environment, ("identity", "weights")) or ""),

@@ -26,6 +26,7 @@ class Causal(Objective):
 
     table_metrics: ClassVar[tuple[str, ...]] = ("perplexity",)
     table_selecting = "nll"
+    selectable: ClassVar[tuple[str, ...]] = ("nll", "perplexity")
     problem_type = ""
     probabilistic = False
     has_labels = False

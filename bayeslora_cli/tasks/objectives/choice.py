@@ -12,6 +12,7 @@ from torch import Tensor
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.calibration import ECE_BINS, auroc, brier, ece
 from bayeslora_cli.tasks.dialogue import RAW, Turn, from_text, to_text
+from bayeslora_cli.tasks.metrics import metrics_by_name
 from bayeslora_cli.tasks.objectives.causal import Causal, rows_of_targets, sums
 from bayeslora_cli.tasks.sources.choice_tasks.questions import (
     LETTERS,
@@ -35,6 +36,7 @@ class Choice(Causal):
 
     table_metrics = ("accuracy",)  # tables are asked by letters, which all have the same size
     table_selecting = "accuracy"
+    selectable = ("accuracy", "accuracy_norm", "nll", "ece", "brier")
     probabilistic = True
     has_labels = True
     has_confidence = True
@@ -141,7 +143,9 @@ class Choice(Causal):
     def _by_name(self, names: Sequence[str], expected: Tensor, labels: Tensor) -> dict[str, float]:
         plain, normalised = expected.unbind(-1)
         known = {"accuracy": plain, "accuracy_norm": normalised}
-        found = {name: _accuracy(known[name], labels) for name in names}
+        found = {name: _accuracy(known[name], labels) for name in names if name in known}
+        others = [name for name in names if name not in known]
+        found |= metrics_by_name(others, plain.argmax(-1), labels, plain)
         own = plain.gather(-1, labels[:, None]).clamp(min=_TINY)
         return {**found, "nll": float(-own.log().mean())}
 

@@ -27,6 +27,9 @@ class Classification(Objective):
 
     table_metrics = ("accuracy", "macro_f1")
     table_selecting = "accuracy"
+    selectable = (
+        "accuracy", "macro_f1", "weighted_f1", "f1", "matthews", "auroc", "nll", "ece", "brier",
+    )  # fmt: skip
     problem_type = "single_label_classification"
     has_confidence = True
     metric_facts: ClassVar[Mapping[str, Any]] = {"ece_bins": ECE_BINS}
@@ -115,7 +118,8 @@ class Classification(Objective):
         self, names: Sequence[str], logits: Tensor, labels: Tensor
     ) -> dict[str, float]:
         """Return the task's metrics and `nll`; `logits` may be log probabilities."""
-        found = metrics_by_name(names, logits.argmax(-1), labels)
+        probabilities = self.expected(logits.double())
+        found = metrics_by_name(names, logits.argmax(-1), labels, probabilities)
         return {**found, "nll": nll(logits, labels)}
 
     def decide(self, expected: Tensor) -> Tensor:

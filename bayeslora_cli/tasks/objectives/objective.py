@@ -57,8 +57,11 @@ class Objective(ABC):
     table_metrics: ClassVar[tuple[str, ...]]
     """Metrics of a task that is made from a user's table, by names that `metrics` knows."""
     table_selecting: ClassVar[str]
-    """The metric that selects the best evaluation of such a task: the largest value is the best,
-    or the smallest of those in `tasks.metric_ranges.SMALLER_IS_BETTER`."""
+    """The metric that selects the best evaluation of such a task: the largest value is the best, or
+    the smallest if its entry in `config.catalogue.METRICS` says so."""
+    selectable: ClassVar[tuple[str, ...]] = ()
+    """Metrics that --select may name, besides those of the task: keys of `METRICS`, which `metrics`
+    and `training_metrics` return if they are among the names that they get."""
     problem_type: ClassVar[str]
     """Name of the kind in transformers' model configurations."""
     probabilistic: ClassVar[bool] = True

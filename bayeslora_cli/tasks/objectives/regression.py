@@ -14,12 +14,15 @@ from bayeslora_cli.tasks.metrics import metrics_by_name
 from bayeslora_cli.tasks.objectives.objective import Objective, shortest_numbers
 from bayeslora_cli.tasks.sources.label_column import LabelColumn, finite, number_in
 
+_ERRORS = ("mae", "rmse")
+
 
 class Regression(Objective):
     """Regression: labels and predictions are scores (n,)."""
 
     table_metrics = ("pearson", "spearman")
     table_selecting = "pearson_spearman"
+    selectable = ("pearson", "spearman", "pearson_spearman", "mae", "rmse", "nll")
     problem_type = "regression"
     probabilistic = False
     metric_facts: ClassVar[Mapping[str, Any]] = {"observation_variance": OBSERVATION_VARIANCE}
@@ -78,14 +81,22 @@ class Regression(Objective):
     def metrics(
         self, names: Sequence[str], expected: Tensor, labels: Tensor, variance: Tensor | None = None
     ) -> dict[str, float]:
-        """Return the task's metrics and `nll`.
+        """Return the task's metrics, `nll`, `mae` and `rmse`.
 
         The likelihood is that of a Gaussian with the predictive mean and the predictive variance:
         the variance over the samples plus that of the observation noise, `OBSERVATION_VARIANCE`.
         """
         found = metrics_by_name(names, expected, labels)
         noise = OBSERVATION_VARIANCE if variance is None else variance + OBSERVATION_VARIANCE
-        return {**found, "nll": gaussian_nll(expected, labels, noise)}
+        found["nll"] = gaussian_nll(expected, labels, noise)
+        return found | metrics_by_name(_ERRORS, expected, labels)
+
+    def training_metrics(
+        self, names: Sequence[str], logits: Tensor, labels: Tensor
+    ) -> dict[str, float]:
+        """Return the task's metrics and `nll`."""
+        found = self.metrics(names, self.expected(logits.double()), labels)
+        return {name: found[name] for name in found if name in names or name not in _ERRORS}
 
     def decide(self, expected: Tensor) -> Tensor:
         """Return the scores."""

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from bayeslora_cli.config.catalogue import METRICS
 from bayeslora_cli.errors import DataError, UserError
-from bayeslora_cli.tasks.metrics import METRICS
 from bayeslora_cli.tasks.sources.glue import TASKS, read_tsv
 from bayeslora_cli.tasks.sources.loading import load_task
 from bayeslora_cli.tasks.task import Examples

@@ -244,7 +244,7 @@ class RunConfig(TaskOptions):
     )
     gradient_checkpointing: str = option(
         "off", MACHINE, "Recompute activations, to save memory: {choices}; the flag alone: blocks",
-        choices=catalogue.RECOMPUTED, bare="blocks", affects_result=False, decides_code=True,
+        choices=(*catalogue.RECOMPUTED,), bare="blocks", affects_result=False, decides_code=True,
     )
     shard: bool = option(
         False, MACHINE, "Divide blocks' frozen weights among processes", affects_result=False,

@@ -12,6 +12,8 @@ class BasePrecisionEntry:
 
     implementation: str
     """Place of the class, a `models.base_weights.quantized_linear.QuantizedLinear`."""
+    step_time: float
+    """Time of a step relative to one on dense weights in bf16, with --precision bf16."""
     quantized: bool = True
     """Whether it has fewer bits than checkpoints usually have."""
     packages: tuple[str, ...] = ()
@@ -23,13 +25,21 @@ class BasePrecisionEntry:
 _BITSANDBYTES: Any = {"packages": ("bitsandbytes",), "extra": "quantized"}
 BASE_PRECISIONS: dict[str, BasePrecisionEntry] = {
     "bf16": BasePrecisionEntry(
-        implementation="bayeslora_cli.models.base_weights.bf16:Bf16Linear", quantized=False
+        implementation="bayeslora_cli.models.base_weights.bf16:Bf16Linear",
+        step_time=1.05,
+        quantized=False,
     ),
     "int8": BasePrecisionEntry(
-        implementation="bayeslora_cli.models.base_weights.int8:Int8Linear", **_BITSANDBYTES
+        implementation="bayeslora_cli.models.base_weights.int8:Int8Linear",
+        step_time=1.2,
+        **_BITSANDBYTES,
     ),
     "nf4": BasePrecisionEntry(
-        implementation="bayeslora_cli.models.base_weights.nf4:Nf4Linear", **_BITSANDBYTES
+        implementation="bayeslora_cli.models.base_weights.nf4:Nf4Linear",
+        step_time=1.25,
+        **_BITSANDBYTES,
     ),
-    "fp8": BasePrecisionEntry(implementation="bayeslora_cli.models.base_weights.fp8:Fp8Linear"),
+    "fp8": BasePrecisionEntry(
+        implementation="bayeslora_cli.models.base_weights.fp8:Fp8Linear", step_time=1.36
+    ),
 }

@@ -9,6 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from bayeslora_cli.models.kernels.frozen.arithmetic import Frozen
+
 
 class AdaptedLinear(nn.Module, ABC):
     """The whole product of an adapted layer: y = x W' + bias + (x down') up'.
@@ -85,6 +87,13 @@ class AdaptedLinear(nn.Module, ABC):
 
         None if the form does not store W densely: callers then use `forward` and add their own
         products.
+        """
+        return None
+
+    def frozen(self) -> Frozen | None:
+        """Return W and bias as stored, for operators that compute a layer and what lies around it.
+
+        None: no `Arithmetic` multiplies what is stored; callers then use `product`.
         """
         return None
 

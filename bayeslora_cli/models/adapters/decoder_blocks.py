@@ -30,7 +30,8 @@ class GatedMlp(nn.Module):
     """
 
     def __init__(self, replaced: nn.Module, wide: JointLinear | LowRankLinear) -> None:
-        """`wide`: gate and up projection in one product; it and `down_proj` have dense weights."""
+        """`wide`: gate and up projection in one product; what it and `down_proj` store is
+        `frozen`."""
         super().__init__()
         self._modules = replaced._modules  # both see the same children, whatever they become
         self._adapted = (*(GATED if isinstance(wide, JointLinear) else (JOINED,)), NARROW)
@@ -106,7 +107,7 @@ def _joint(owner: nn.Module, names: Sequence[str]) -> JointLinear | None:
 
 
 def _wide(owner: nn.Module) -> JointLinear | LowRankLinear | None:
-    """Return gate and up projection as one; None: not all three layers are plain and dense."""
+    """Return gate and up projection as one; None: not all three layers are such as it takes."""
     layers = [getattr(owner, name, None) for name in (*GATED, JOINED, NARROW)]
     gate, up, both, narrow = (x if type(x) is LowRankLinear else None for x in layers)
     wide: JointLinear | LowRankLinear | None = both
@@ -114,14 +115,14 @@ def _wide(owner: nn.Module) -> JointLinear | LowRankLinear | None:
         wide = gate.shared.joint if gate.shared is up.shared else None
     if wide is None or narrow is None:
         return None
-    dense = (layer.base_layer.weight_and_bias() is not None for layer in (wide, narrow))
-    return wide if all(dense) else None
+    operands = (layer.base_layer.frozen() is not None for layer in (wide, narrow))
+    return wide if all(operands) else None
 
 
 def _operands(layer: JointLinear | nn.Module | None) -> Adapted:
     assert isinstance(layer, JointLinear | LowRankLinear)
-    dense = layer.base_layer.weight_and_bias()
-    assert dense is not None
+    frozen = layer.base_layer.frozen()
+    assert frozen is not None
     assert layer.down is not None
     assert layer.up is not None
-    return Adapted(*dense, layer.down, layer.up)
+    return Adapted(frozen, layer.down, layer.up)

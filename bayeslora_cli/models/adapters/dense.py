@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
+from bayeslora_cli.models.kernels.frozen.arithmetic import DENSE, Frozen
 from bayeslora_cli.models.kernels.low_rank.low_rank_linear import low_rank_linear
 
 FROZEN = ("weight", "bias")
@@ -55,6 +56,10 @@ class DenseLinear(AdaptedLinear):
 
     def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         return self.dense(), self.bias
+
+    def frozen(self) -> Frozen:
+        weight, bias = self.weight_and_bias()
+        return Frozen((weight,), (self.out_features,), DENSE, bias)
 
     @classmethod
     def join(cls, forms: Sequence[Self]) -> DenseLinear | None:

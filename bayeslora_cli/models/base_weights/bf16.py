@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.models.base_weights.quantized_linear import QuantizedLinear
-from bayeslora_cli.models.kernels.frozen.product import ARITHMETICS, Dequantizing
+from bayeslora_cli.models.kernels.frozen.arithmetic import ARITHMETICS, Dequantizing
 
 NAME = "bf16"
 

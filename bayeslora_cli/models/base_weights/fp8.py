@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.models.base_weights.quantized_linear import QuantizedLinear
+from bayeslora_cli.models.kernels.frozen.arithmetic import ARITHMETICS, Arithmetic, Dequantizing
 from bayeslora_cli.models.kernels.frozen.fp8_rows import (
     FP8,
     quantize_rows,
     scaled_product,
     transposed,
 )
-from bayeslora_cli.models.kernels.frozen.product import ARITHMETICS, Arithmetic, Dequantizing
 
 NAME, WEIGHTS_ONLY = "fp8", "fp8 weights only"
 MULTIPLE = 16
@@ -83,6 +83,10 @@ class _Fp8(Arithmetic):
             found = one if found is None else found.add_(one)
         assert found is not None
         return found
+
+    def scratch(self, rows: int, height: int, width: int, itemsize: int) -> int:
+        """Return the bytes of the codes of x, or of those of g and of W transposed."""
+        return max(rows * width, height * (rows + width))
 
     def dequantize(self, stored: Sequence[Tensor], out: Tensor) -> None:
         codes, scale = stored

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bayeslora_cli.models.base_weights.bitsandbytes_codes import to_int8
 from bayeslora_cli.models.base_weights.quantized_linear import QuantizedLinear
-from bayeslora_cli.models.kernels.frozen.product import ARITHMETICS, Dequantizing
+from bayeslora_cli.models.kernels.frozen.arithmetic import ARITHMETICS, Dequantizing
 
 NAME = "int8"
 

@@ -16,7 +16,7 @@ from bayeslora_cli.models.base_weights.bitsandbytes_codes import (
     to_nf4,
 )
 from bayeslora_cli.models.base_weights.quantized_linear import QuantizedLinear
-from bayeslora_cli.models.kernels.frozen.product import ARITHMETICS, Dequantizing
+from bayeslora_cli.models.kernels.frozen.arithmetic import ARITHMETICS, Dequantizing
 
 NAME = "nf4"
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
 from bayeslora_cli.models.adapters.dense import joined
-from bayeslora_cli.models.kernels.frozen.product import ARITHMETICS, Arithmetic, frozen_product
+from bayeslora_cli.models.kernels.frozen.arithmetic import ARITHMETICS, Arithmetic, Frozen
+from bayeslora_cli.models.kernels.frozen.product import frozen_product
 
 
 class QuantizedLinear(AdaptedLinear):
@@ -94,12 +95,14 @@ class QuantizedLinear(AdaptedLinear):
 
     def product(self, rows: Tensor, down: Tensor, up: Tensor) -> Tensor:
         """Compute y by one operator forward and one backward."""
-        heights = [self.out_features]
-        return frozen_product(rows, self.stored(), heights, self.arithmetic, self.bias, down, up)
+        return frozen_product(rows, self.frozen(), down, up)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Compute x W' + bias: (n, in) -> (n, out)."""
-        return frozen_product(rows, self.stored(), [self.out_features], self.arithmetic, self.bias)
+        return frozen_product(rows, self.frozen())
+
+    def frozen(self) -> Frozen:
+        return Frozen(self.stored(), (self.out_features,), self.arithmetic, self.bias)
 
     def dense(self) -> Tensor:
         """Return a dense copy of W in fp32."""
@@ -163,7 +166,7 @@ class JointQuantized(AdaptedLinear):
         self._joint: tuple[str, ...] = forms[0].names if forms[0].by_row else ()
         for name in self._joint:
             setattr(self, name, _stacked([getattr(form, name) for form in forms]))
-        self._layers = [self.out_features] if self._joint else self.heights
+        self._layers = (self.out_features,) if self._joint else tuple(self.heights)
 
     def stored(self) -> tuple[Tensor, ...]:
         if self._joint:
@@ -171,12 +174,13 @@ class JointQuantized(AdaptedLinear):
         return tuple(tensor for form in self._forms for tensor in form.stored())
 
     def product(self, rows: Tensor, down: Tensor, up: Tensor) -> Tensor:
-        arithmetic = self._forms[0].arithmetic
-        return frozen_product(rows, self.stored(), self._layers, arithmetic, self.bias, down, up)
+        return frozen_product(rows, self.frozen(), down, up)
 
     def forward(self, rows: Tensor) -> Tensor:
-        arithmetic = self._forms[0].arithmetic
-        return frozen_product(rows, self.stored(), self._layers, arithmetic, self.bias)
+        return frozen_product(rows, self.frozen())
+
+    def frozen(self) -> Frozen:
+        return Frozen(self.stored(), self._layers, self._forms[0].arithmetic, self.bias)
 
     def dense(self) -> Tensor:
         return torch.cat([form.dense() for form in self._forms])

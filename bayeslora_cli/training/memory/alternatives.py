@@ -13,20 +13,18 @@ from bayeslora_cli.config.catalogue import BASE_PRECISIONS, RECOMPUTED, implemen
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
 from bayeslora_cli.methods.network import Network
-from bayeslora_cli.models.base_weights.quantized_linear import QuantizedLinear
+from bayeslora_cli.models.base_weights.quantized_linear import (
+    QuantizedLinear,
+    quantize_only_weights,
+    quantizing_rows,
+)
 from bayeslora_cli.models.sharding.divide import blocks_of
 from bayeslora_cli.training.memory.estimate import distinct_bytes, estimate
 
 REPRESENTATIVE = "fp8"
-"""A base precision that needs no further package: all quantized ones have the same operators."""
-COSTS: Mapping[str | bool | None, float] = {
-    "off": 1.0, "selective": 1.12, "blocks": 1.35, None: 1.0, "bf16": 1.05, "fp8": 1.36,
-    "int8": 1.2, "nf4": 1.25, False: 1.0, True: 1.1,
-}  # fmt: skip
-"""Time of a step relative to the one that saves nothing: what is cheap comes first.
-
-fp8's is measured (docs/performance.md), the others are estimates.
-"""
+"""A base precision that needs no further package; the others have the same operators."""
+SHARDED = 1.1
+"""Time of a step on divided weights, relative to one on whole ones."""
 GATHERED = 3
 """Blocks whose divided weights are whole at the same time: one computes, one is gathered, and one
 lies in the buffer of the exchange."""
@@ -44,8 +42,9 @@ class Alternative:
     @property
     def cost(self) -> float:
         """Time of a step, relative to the one that saves nothing."""
-        ways = self.gradient_checkpointing, self.base_precision, self.shard
-        return COSTS[ways[0]] * COSTS[ways[1]] * COSTS[ways[2]]
+        base = self.base_precision
+        stored = 1.0 if base is None else BASE_PRECISIONS[base].step_time
+        return RECOMPUTED[self.gradient_checkpointing] * stored * (SHARDED if self.shard else 1)
 
     def flags(self) -> str:
         """Write the options as they are typed; empty: none."""
@@ -75,22 +74,26 @@ def alternatives(
         [] if the pass cannot run on fake tensors.
     """
     found = []
-    own = config.base_precision
-    for what, quantized in product(RECOMPUTED, (False, True)):
-        base = (own or REPRESENTATIVE) if quantized else None
+    own, forms = config.base_precision, _forms(device)
+    quantizing = {n: form for n, form in forms.items() if form.exact is not None}
+    others = {n: form for n, form in forms.items() if form.exact is None}
+    for what, members in product(RECOMPUTED, (None, *filter(None, (others, quantizing)))):
+        base = None if members is None else own if own in members else REPRESENTATIVE
         wanted = replace(config, gradient_checkpointing=what, base_precision=base)
         try:
             network = build(wanted)
         except ModelError:  # these layers cannot be quantized, or nothing is recomputed
             continue
+        if members is not None and base not in members:  # compute as they do
+            quantize_only_weights(quantizing_rows(network.module))
         needed = estimate(network, wanted, batch=batch, device=device, whole_step=True)
         if needed.peak is None:
             return []
-        if not quantized:
+        if members is None:
             found += _with_shards(network, what, None, needed.peak, 0, processes)
             continue
         stored = _stored(network)
-        for name, form in _forms(device).items():
+        for name, form in members.items():
             more = sum(_size(form, *shape) for shape in stored) - needed.stored
             found += _with_shards(network, what, name, needed.peak + more, more, processes)
     return sorted(found, key=lambda x: (x.cost, x.bytes))

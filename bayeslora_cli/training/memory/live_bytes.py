@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bayeslora_cli.models.kernels.frozen.arithmetic import ARITHMETICS
+
 BLOCK = 512
 """Bytes that torch's allocator on a GPU rounds a tensor's memory up to."""
 
@@ -62,19 +64,35 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= size
 
 
-def _gated_mlp(rows: Tensor, *operands: Any) -> int:
-    """silu(g) u, (n, f)."""
-    return rows.shape[0] * int(operands[4].shape[1]) * rows.itemsize
+def _product(count: int, heights: Sequence[int], width: int, itemsize: int, kind: str) -> int:
+    """What a product of (count, width) with frozen weights needs."""
+    return ARITHMETICS[kind].scratch(count, sum(heights), width, itemsize)
 
 
-def _gated_mlp_backward(grad: Tensor, *operands: Any) -> int:
-    """The gradients of silu(g) u, (n, f), and of [g, u], (n, 2 f)."""
-    return 3 * grad.shape[0] * int(operands[4].shape[1]) * grad.itemsize
+def _gated_mlp(
+    rows: Tensor, stored: Any, heights: Sequence[int], kind: str, bias: Any, down: Any, up: Any,
+    stored_2: Any, heights_2: Sequence[int], kind_2: str, *_: Any,
+) -> int:  # fmt: skip
+    """One of the products, and beside the second one silu(g) u, (n, f)."""
+    (count, width), inner, size = rows.shape, sum(heights) // 2, rows.itemsize
+    first = _product(count, heights, width, size, kind)
+    second = _product(count, heights_2, inner, size, kind_2) + count * inner * size
+    return max(first, second)
 
 
-def _frozen_product(rows: Tensor, stored: Any, heights: Sequence[int], *_: Any) -> int:
-    """The dense weights of all layers of the product."""
-    return sum(heights) * rows.shape[1] * rows.itemsize
+def _gated_mlp_backward(
+    grad: Tensor, rows: Tensor, stored: Any, heights: Sequence[int], kind: str, down: Any, up: Any,
+    stored_2: Any, heights_2: Sequence[int], kind_2: str, *_: Any,
+) -> int:  # fmt: skip
+    """The gradients of silu(g) u, (n, f), and of [g, u], (n, 2 f), and a product beside them."""
+    (count, width), inner, size = rows.shape, sum(heights) // 2, rows.itemsize
+    first = _product(count, heights_2, inner, size, kind_2) - 2 * count * inner * size
+    second = _product(count, heights, width, size, kind)
+    return 3 * count * inner * size + max(0, first, second)
+
+
+def _frozen_product(rows: Tensor, stored: Any, heights: Sequence[int], kind: str, *_: Any) -> int:
+    return _product(rows.shape[0], heights, rows.shape[1], rows.itemsize, kind)
 
 
 def _frozen_product_backward(grad: Tensor, rows: Tensor, *operands: Any) -> int:

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from bayeslora_cli.config.catalogue import BASE_PRECISIONS, implementation
+from bayeslora_cli.models.adapters.decoder_blocks import GatedMlp
 from bayeslora_cli.models.adapters.layer import join
 from bayeslora_cli.models.base_weights.quantized_linear import FrozenLinear, QuantizedLinear
 from tests.support.quantized import (
@@ -100,6 +101,27 @@ def test_layers_on_one_input_are_computed_together(base, llama):
         alone = layer.base_layer.product(x, layer.lora_A * layer.scale, layer.lora_B)
         torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-5)
     assert join(layers).base_layer.dense().shape[0] == sum(layer.out_features for layer in layers)
+
+
+@pytest.mark.parametrize("base", BASE_PRECISIONS)
+def test_the_gated_mlp_is_one_operator(base, llama):
+    """It keeps its input and [g, u], and gives what its three layers give one by one."""
+    mlp = moved(network_of(llama, base)).module.model.layers[0].mlp
+    assert isinstance(mlp, GatedMlp)
+    x, slope = torch.randn(2, 5, 64), torch.randn(2, 5, 64)
+
+    def outcome(module):
+        rows, kept = x.clone().requires_grad_(), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            out = module(rows)
+        sizes = [t.numel() for t in kept if t.shape[:1] == (10,)]
+        return out, torch.autograd.grad(out, rows, slope)[0], sizes
+
+    (out, grad, sizes), (right, wanted, _) = (outcome(m) for m in (mlp, mlp._replaced[0]))
+    assert sorted(sizes)[-2:] == [10 * 64, 10 * 256]
+    bound = 1e-5 if base != "fp8" else 1e-2  # a number that rounds otherwise
+    for found, other in ((out, right), (grad, wanted)):
+        assert (found - other).norm() <= bound * other.norm() > 0
 
 
 def bits(base):

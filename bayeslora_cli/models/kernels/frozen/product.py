@@ -6,8 +6,6 @@ copy of a weight is kept from the forward to the backward pass.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,87 +13,25 @@ from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 from torch.nn import functional as F
 
-
-class Arithmetic(ABC):
-    """How a product with stored weights is computed. The objects hold no state.
-
-    The weights of m layers on the same input are given as one list, the tensors of the first layer
-    first; the result is that of W (sum of heights, in), all layers stacked.
-    """
-
-    parts: int
-    """Number of stored tensors of one layer."""
-
-    @abstractmethod
-    def multiply(
-        self, rows: Tensor, stored: Sequence[Tensor], heights: Sequence[int], bias: Tensor | None
-    ) -> Tensor:
-        """Compute x W' + bias, a tensor of its own: (n, in) -> (n, out)."""
-
-    @abstractmethod
-    def multiply_back(
-        self, grad: Tensor, stored: Sequence[Tensor], heights: Sequence[int], width: int
-    ) -> Tensor:
-        """Compute g W, a tensor of its own: (n, out) -> (n, in)."""
-
-    @abstractmethod
-    def dequantize(self, stored: Sequence[Tensor], out: Tensor) -> None:
-        """Write the dense weight of one layer into `out` (out, in), in the type of `out`."""
-
-
-class Dequantizing(Arithmetic):
-    """Makes a dense copy of the weights, in the type of the rows, for each product."""
-
-    def multiply(
-        self, rows: Tensor, stored: Sequence[Tensor], heights: Sequence[int], bias: Tensor | None
-    ) -> Tensor:
-        return F.linear(rows, self._dense(rows, stored, heights, rows.shape[1]), bias)
-
-    def multiply_back(
-        self, grad: Tensor, stored: Sequence[Tensor], heights: Sequence[int], width: int
-    ) -> Tensor:
-        return grad @ self._dense(grad, stored, heights, width)
-
-    def _dense(
-        self, like: Tensor, stored: Sequence[Tensor], heights: Sequence[int], width: int
-    ) -> Tensor:
-        whole = like.new_empty(sum(heights), width)
-        for index, out in enumerate(torch.split(whole, list(heights))):
-            self.dequantize(stored[index * self.parts : (index + 1) * self.parts], out)
-        return whole
-
-
-ARITHMETICS: dict[str, Arithmetic] = {}
-"""By name; a form of the frozen weights enters its own."""
+from bayeslora_cli.models.kernels.frozen.arithmetic import ARITHMETICS, Frozen
 
 
 def frozen_product(
-    rows: Tensor,
-    stored: Sequence[Tensor],
-    heights: Sequence[int],
-    arithmetic: str,
-    bias: Tensor | None,
-    down: Tensor | None = None,
-    up: Tensor | None = None,
+    rows: Tensor, frozen: Frozen, down: Tensor | None = None, up: Tensor | None = None
 ) -> Tensor:
     """Compute x W' + bias + (x down') up', differentiable in x, down and up; W, bias are frozen.
 
     Args:
         rows: x, (n, in).
-        stored: the weights of m layers, as `Arithmetic` takes them.
-        heights: number of outputs of each layer.
-        arithmetic: a name in `ARITHMETICS`.
-        bias: (out,), of all layers.
+        frozen: W and bias.
         down: (r, in); None: there is no adapter.
         up: (out, r), likewise.
     Returns:
         (n, out)
     """
     if down is None or up is None:
-        down, up = rows.new_empty(0, rows.shape[1]), rows.new_empty(sum(heights), 0)
-    out: Tensor = torch.ops.bayeslora.frozen_product(
-        rows, stored, heights, arithmetic, bias, down, up
-    )[0]
+        down, up = rows.new_empty(0, rows.shape[1]), rows.new_empty(sum(frozen.heights), 0)
+    out: Tensor = torch.ops.bayeslora.frozen_product(rows, *frozen, down, up)[0]
     return out
 
 

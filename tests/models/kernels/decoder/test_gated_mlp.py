@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from bayeslora_cli.models.kernels.decoder import gated_mlp as kernel
 from bayeslora_cli.models.kernels.decoder.gated_mlp import Adapted, gated_mlp
+from bayeslora_cli.models.kernels.frozen.arithmetic import DENSE, Frozen
 
 SIZES = [(5, 6, 7, 3, 2), (70, 24, 80, 24, 12), (1, 3, 64, 1, 1), (129, 40, 130, 16, 20)]
 """Rows, inputs, f, rank of the wide layer and of the narrow one."""
@@ -28,7 +29,8 @@ def operands(sizes, *, biases, dtype=torch.double, device="cpu", separate=0):
 
     def layer(out, into, r):
         up = drawn(r, out).t()
-        return Adapted(drawn(out, into), drawn(out) if biases else None, drawn(r, into), up)
+        weight, bias = drawn(out, into), drawn(out) if biases else None
+        return Adapted(Frozen((weight,), (out,), DENSE, bias), drawn(r, into), up)
 
     rows, wide = drawn(n, width) * width**0.5, layer(2 * inner, width, rank)
     if separate:
@@ -41,7 +43,8 @@ def operands(sizes, *, biases, dtype=torch.double, device="cpu", separate=0):
 
 def plain(rows, wide, narrow):
     def product(x, layer):
-        return F.linear(x, layer.weight, layer.bias) + x @ layer.down.t() @ layer.up.t()
+        frozen, (weight,) = layer.frozen, layer.frozen.stored
+        return F.linear(x, weight, frozen.bias) + x @ layer.down.t() @ layer.up.t()
 
     gate, other = product(rows, wide).chunk(2, 1)
     return product(F.silu(gate) * other, narrow)
@@ -77,18 +80,22 @@ def test_what_is_kept_is_the_input_the_wide_product_and_the_narrow_ones():
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         gated_mlp(rows, wide, narrow._replace(down=narrow.down.requires_grad_()))
     inner, rank, rank_2 = SIZES[1][2:]
-    own = {x.data_ptr() for x in (*wide, *narrow) if x is not None}
+    layers = wide, narrow
+    own = {x.data_ptr() for one in layers for x in (*one.frozen.stored, one.down, one.up)}
     shapes = sorted(x.shape[1] for x in kept if x.data_ptr() not in own)
     assert shapes == sorted([rows.shape[1], 2 * inner, rank, rank_2])
+
+
+def in_double(layer):
+    (weight,), heights, kind, bias = layer.frozen
+    frozen = Frozen((weight.double(),), heights, kind, bias.double())
+    return Adapted(frozen, layer.down.double(), layer.up.double())
 
 
 def check_fused(dtype, sizes, device, separate):
     """The fused kernels are no further from float64 than torch's operators of the same type."""
     given = operands(sizes, biases=True, dtype=dtype, device=device, separate=separate)
-    exact = [
-        x.double() if isinstance(x, torch.Tensor) else Adapted(*(y.double() for y in x))
-        for x in given
-    ]
+    exact = [x.double() if isinstance(x, torch.Tensor) else in_double(x) for x in given]
     assert kernel.HAS_TRITON
     sides = (
         outcome(partial(gated_mlp, separate=separate), *given),

@@ -1,0 +1,139 @@
+"""Runs a study's jobs in several processes that share a device, until they are done or time is up.
+
+A job writes a JSON line as soon as something is measured, so that a call that is cut off loses only
+what is under way; the lines of earlier calls are given by `--measured`, and are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Line = Mapping[str, Any]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every stage of the study has."""
+    parser.add_argument("--model", required=True, help="MiniLM's directory")
+    parser.add_argument("--data", type=Path, required=True, help="GLUE's official folders")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=12, help="processes side by side")
+    parser.add_argument("--limit", type=float, default=3600, help="seconds; the rest is left out")
+    parser.add_argument("--only", default="", help="a regular expression for the names of jobs")
+    parser.add_argument(
+        "--measured", type=Path, nargs="*", default=[], help="lines of earlier calls"
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--steps", type=int, help="steps of each run, for a trial on a CPU")
+
+
+def read_lines(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Read lines that calls have written; what a killed process left of a line is left out."""
+    found = []
+    for path in paths:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return found
+
+
+def write_line(out: Path, line: Line) -> None:
+    """Append a line in one write, so that processes do not mix theirs."""
+    text = json.dumps(line) + "\n"
+    with (out / "lines.jsonl").open("ab", buffering=0) as file:
+        file.write(text.encode())
+
+
+def _start_mps() -> bool:
+    """Let processes compute side by side on a GPU; tell whether they do."""
+    if shutil.which("nvidia-cuda-mps-control") is None:
+        return False
+    for name in ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"):
+        os.environ[name] = tempfile.mkdtemp()
+    subprocess.run(["nvidia-cuda-mps-control", "-d"], check=False, timeout=20)
+    return True
+
+
+def _guarded(work: Callable[[Any], Iterable[Line]], out: Path, job: Any) -> str:
+    """Do a job in a process of the pool; its failure is a line like any other."""
+    began = time.time()
+    try:
+        for line in work(job):
+            write_line(out, {"job": job.name, "since": round(time.time() - began, 1), **line})
+    except Exception:
+        write_line(out, {"job": job.name, "failed": traceback.format_exc()[-2000:]})
+        return f"{job.name}: failed"
+    return f"{job.name}: {time.time() - began:.0f} s"
+
+
+class _Work:
+    """A job's function with its place for lines; can be sent to other processes."""
+
+    def __init__(self, work: Callable[[Any], Iterable[Line]], out: Path) -> None:
+        self.work, self.out = work, out
+
+    def __call__(self, job: Any) -> str:
+        return _guarded(self.work, self.out, job)
+
+
+def run_all(
+    jobs: Sequence[Any], work: Callable[[Any], Iterable[Line]], typed: argparse.Namespace
+) -> None:
+    """Do jobs in their order, `--jobs` at a time, and pack the runs' small files.
+
+    Args:
+        jobs: objects with a `name`, which can be pickled.
+        work: does a job and yields what it measures.
+    """
+    began = time.time()
+    typed.out.mkdir(parents=True, exist_ok=True)
+
+    def say(text: str) -> None:
+        line = f"{time.strftime('%H:%M:%S')} +{time.time() - began:.0f} s {text}"
+        print(line, flush=True)
+        with (typed.out / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "0"}
+    side_by_side = typed.device != "cpu" and _start_mps()
+    say(f"{len(jobs)} jobs, {typed.jobs} at a time, MPS: {'yes' if side_by_side else 'no'}")
+    pool = multiprocessing.get_context("spawn").Pool(typed.jobs)
+    done = pool.imap_unordered(_Work(work, typed.out), jobs)
+    for count in range(len(jobs)):
+        try:
+            say(done.next(timeout=max(0.1, typed.limit - (time.time() - began))))
+        except multiprocessing.TimeoutError:
+            say(f"no time left: {len(jobs) - count} jobs are not done")
+            break
+    pool.terminate()
+    pool.join()
+    if side_by_side:
+        subprocess.run(["nvidia-cuda-mps-control"], input=b"quit\n", check=False, timeout=20)
+    pack(typed.out)
+    say("done")
+
+
+SMALL = ("config.toml", "environment.json", "metrics.jsonl", "ranks.json", "result.json")
+"""Files of a finished run that are taken along."""
+
+
+def pack(out: Path) -> None:
+    """Write the small files of all finished runs, the lines and the log to `runs.tar.xz`."""
+    with tarfile.open(out / "runs.tar.xz", "w:xz", preset=1) as tar:
+        runs = sorted(path.parent for path in out.glob("runs/**/result.json"))
+        for path in (run / name for run in runs for name in SMALL):
+            tar.add(path, path.relative_to(out))

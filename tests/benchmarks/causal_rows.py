@@ -236,6 +236,16 @@ ROWS: dict[str, tuple[str, Callable[[Setting], Step]]] = {
                 ", --gradient-checkpointing selective",
                 {"gradient_checkpointing": "selective"},
             ),
+            (
+                "-checkpointing-graphs",
+                ", --gradient-checkpointing, not compiled",
+                {"gradient_checkpointing": True, "compiled": False},
+            ),
+            (
+                "-selective-graphs",
+                ", --gradient-checkpointing selective, not compiled",
+                {"gradient_checkpointing": "selective", "compiled": False},
+            ),
         )
     },
     "adalora-ivon-in-bf16": (

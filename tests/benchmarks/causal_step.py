@@ -7,7 +7,9 @@
 
 All rows get the same random weights by configuration, adapters on all seven projections (LoRA of
 rank 8, AdaLoRA from 12 to 8, B-LoRA of 12 in its learning phase) and the same tokens; nothing is
-dropped out, all tokens count. Adaptive rows allocate at every timed step, the dearest case. A step
+dropped out, all tokens count. Without peers among the rows the weights are drawn on the device,
+one layer after the other, so that models that do not fit there in bf16 can be measured in few bits.
+Adaptive rows allocate at every timed step, the dearest case. A step
 is everything: the batch from rows on the CPU, sampling, forward and backward passes, penalty,
 update and allocation. On a GPU it is in bf16, PEFT's under autocast with adapters in fp32, on a CPU
 in fp32.
@@ -32,13 +34,16 @@ import sys
 import tempfile
 import time
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from against import add_option, compared
 from causal_rows import ADAMW, LORA, OF_THIS_ENGINE, OURS, ROWS, Setting, Step
 from decoder_sizes import SIZES, Size
+from drawn_weights import drawn_backbone
 from gpu_step import comma_list, peak_memory_of
 from measure import describe, environment, synchronize
 from torch import Tensor
@@ -47,6 +52,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from bayeslora_cli.data.tokenization import TokenisedSplit, row_sums
 from bayeslora_cli.execution.device import set_precision
+from bayeslora_cli.methods import building
 
 MEDIAN, NEAR_LONGEST, LONGEST = 350, 1400, 2048  # tokens of an SFT row
 ON_GPU = [OURS, LORA, "adalora-ivon-graphs", "peft-adalora", "peft-lora", "peft-lora-liger"]
@@ -244,8 +250,12 @@ def main() -> None:
     disable_progress_bar()
     found = environment(device)
     print(f"{describe(found)}\n`{' '.join(['python', *sys.argv])}`\n")
-    with tempfile.TemporaryDirectory() as model:
-        save_model(size, model, device)
+    with tempfile.TemporaryDirectory() as model, ExitStack() as stack:
+        if OF_THIS_ENGINE.issuperset(options.rows):  # nobody reads a file
+            size.config().save_pretrained(model)
+            stack.enter_context(patch.object(building, "load_backbone", drawn_backbone))
+        else:
+            save_model(size, model, device)
         rows, tokens = measure(model, size, options)
     full = options.lengths == "full"
     batch = f"{size.rows} x {size.tokens}" if full else f"SFT rows, {tokens:.0f}"

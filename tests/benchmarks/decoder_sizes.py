@@ -55,6 +55,23 @@ SIZES = {
             "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "max_position_embeddings": 8192,
         },
     ),
+    "qwen32b": Size(
+        name="Qwen2.5-32B", kind="qwen2", rows=4, tokens=1024,
+        options={
+            "vocab_size": 152064, "hidden_size": 5120, "intermediate_size": 27648,
+            "num_hidden_layers": 64, "num_attention_heads": 40, "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "max_position_embeddings": 8192,
+        },
+    ),
+    "llama70b": Size(
+        name="Llama-3.3-70B", kind="llama", rows=4, tokens=1024, target_gib=60,
+        options={
+            "vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672,
+            "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+            "head_dim": 128, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+            "max_position_embeddings": 8192,
+        },
+    ),
     "tiny": Size(
         name="a tiny Llama", kind="llama", rows=2, tokens=32,
         options={

@@ -16,9 +16,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from drawn_weights import drawn_backbone
 
 from bayeslora_cli.bayes.optimizer import build_optimizer
 from bayeslora_cli.config.run_config import RunConfig
@@ -49,14 +51,6 @@ BASES = {"llama-3.2-1b": (None, "nf4"), "qwen2.5-7b-8": (None, "fp8")}
 TOKENS, STEPS = 1024, 9
 
 
-def drawn(config: RunConfig, *_: Any, dtype: torch.dtype, **__: Any) -> Any:
-    """A network of random weights, in place of `load_backbone`."""
-    architecture = AutoConfig.from_pretrained(config.model)
-    with torch.device(GPU):
-        module = AutoModelForCausalLM.from_config(architecture, dtype=dtype)
-    return module, (), set()
-
-
 def network_of(config: RunConfig, device: torch.device) -> Any:
     return building.build_network(
         config, build_objective("causal", ()), SimpleNamespace(pad_token_id=0),
@@ -75,7 +69,7 @@ def measured(config: RunConfig, rows: int, *, eager: bool) -> int:
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
-    with patch.object(building, "load_backbone", drawn):
+    with patch.object(building, "load_backbone", drawn_backbone):
         network = network_of(config, GPU)
     noise = torch.Generator(GPU).manual_seed(0)
     step = TrainStep(

@@ -1,10 +1,12 @@
 """Tokens per second and memory of a step on divided weights, beside one process with whole ones.
 
-python tests/benchmarks/sharded_step.py
-torchrun --nproc-per-node 2 tests/benchmarks/sharded_step.py [--profile]
+    python tests/benchmarks/sharded_step.py
+    torchrun --nproc-per-node 2 tests/benchmarks/sharded_step.py --profile
+    torchrun --nproc-per-node 2 tests/benchmarks/sharded_step.py --size tiny --device cpu
 
-Random weights by configuration: Qwen2.5-32B, bf16, four rows of 1,024 tokens on each process,
-AdaLoRA + IVON + snr, kernel by kernel.
+Random weights by configuration (Qwen2.5-32B), bf16, four rows of 1,024 tokens on each process,
+AdaLoRA + IVON + snr, kernel by kernel. `--profile`: how much of the time in which weights are
+gathered other kernels run too.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -20,7 +23,13 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from accelerate import init_empty_weights
+from decoder_sizes import SIZES
+from drawn_weights import drawn_backbone
+from gpu_step import peak_memory_of
+from measure import synchronize
 from torch import Tensor
+from torch.autograd import DeviceType
 from transformers import AutoConfig, AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -37,12 +46,7 @@ from bayeslora_cli.tasks.objectives.objective import build_objective
 from bayeslora_cli.training.step import TrainStep
 from tests.support.decoders import token_rows
 
-SIZE: dict[str, Any] = {
-    "hidden_size": 5120, "intermediate_size": 27648, "num_hidden_layers": 64,
-    "num_attention_heads": 40, "num_key_value_heads": 8, "vocab_size": 152064,
-    "tie_word_embeddings": False, "max_position_embeddings": 4096,
-}  # fmt: skip
-ROWS, TOKENS, WARM_UP, TIMED = 4, 1024, 3, 5
+WARM_UP, TIMED = 3, 5
 
 
 class DrawnWeights:
@@ -61,13 +65,7 @@ class DrawnWeights:
 
 
 def build(config: RunConfig, processes: Processes, device: torch.device) -> TrainStep:
-    from accelerate import init_empty_weights
-
     architecture = AutoConfig.from_pretrained(config.model)
-
-    def whole(config: RunConfig, *_: Any, dtype: torch.dtype, **__: Any) -> Any:
-        with torch.device(device):
-            return AutoModelForCausalLM.from_config(architecture, dtype=dtype), (), set()
 
     def divided(*_: Any) -> Any:
         with init_empty_weights(False):
@@ -75,7 +73,7 @@ def build(config: RunConfig, processes: Processes, device: torch.device) -> Trai
         return module, (), set(), DrawnWeights(module)
 
     with (
-        patch.object(building, "load_backbone", whole),
+        patch.object(building, "load_backbone", drawn_backbone),
         patch.object(building, "load_to_divide", divided),
     ):
         network = building.build_network(
@@ -92,50 +90,90 @@ def build(config: RunConfig, processes: Processes, device: torch.device) -> Trai
     )  # fmt: skip
 
 
+def overlap(found: torch.profiler.profile) -> str:
+    """Tell for how long the exchange ran, and for how much of it other kernels ran as well."""
+    exchange, others = [], []
+    for event in found.events():
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            kind = exchange if "nccl" in event.name.lower() else others
+            kind.append((event.time_range.start, event.time_range.end))
+    total, covered = sum(end - start for start, end in exchange), 0.0
+    others.sort()
+    for start, end in exchange:
+        last = start
+        for first, stop in others:
+            if stop > last and first < end:
+                covered += min(stop, end) - max(first, last)
+                last = max(last, min(stop, end))
+    share = covered / total if total else 0.0
+    return f"the exchange took {total / 1e3:.0f} ms, and other kernels ran in {share:.0%} of it"
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--profile", action="store_true", help="of one step more")
+    parser.add_argument("--size", choices=tuple(SIZES), default="qwen32b")
+    parser.add_argument("--layers", type=int, help="fewer blocks")
+    parser.add_argument("--base-precision", help="of the frozen weights")
+    parser.add_argument("--gradient-checkpointing", default="off")
+    parser.add_argument("--device", default="cuda")
+    return parser.parse_args()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--profile", action="store_true", help="kernels of one step by stream")
-    parser.add_argument("--layers", type=int, default=SIZE["num_hidden_layers"])
-    given = parser.parse_args()
+    """Print one line."""
+    given = parse_options()
+    size = SIZES[given.size]
+    if given.layers is not None:
+        size = replace(size, options=size.options | {"num_hidden_layers": given.layers})
     at = place()
     with joined(at, Stop()) as processes, TemporaryDirectory() as directory:
-        device = processes.assign_device(torch.device("cuda"))
-        sizes = SIZE | {"num_hidden_layers": given.layers}
-        AutoConfig.for_model("qwen2", **sizes).save_pretrained(directory)
+        device, world = processes.assign_device(torch.device(given.device)), processes.world
+        size.config().save_pretrained(directory)
         config = RunConfig(
             task="custom", train_file="x", model=directory, precision="bf16", init_rank=12,
-            target_rank=8, max_length=TOKENS, t_init=2, t_final=2, schedule_steps=WARM_UP + TIMED,
-            shard=processes.world > 1,
+            target_rank=8, max_length=size.tokens, t_init=2, t_final=2,
+            schedule_steps=WARM_UP + TIMED, shard=world > 1, base_precision=given.base_precision,
+            gradient_checkpointing=given.gradient_checkpointing,
         )  # fmt: skip
+        memory: dict[str, int | None] = {}
+        begun = time.perf_counter()
         step = build(config, processes, device)
-        feed, world = Feed(token_rows((TOKENS,) * ROWS * processes.world), device), processes.world
-        held = torch.cuda.memory_allocated(device)
+        ready = time.perf_counter() - begun
+        held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+        feed = Feed(token_rows((size.tokens,) * size.rows * world), device)
 
         def one(t: int) -> None:
-            rows = processes.share(torch.arange(ROWS * world), feed.counts)
+            rows = processes.share(torch.arange(size.rows * world), feed.counts)
             step(t, [feed.batch(rows)])
 
-        for t in range(WARM_UP):
-            one(t)
-        torch.cuda.synchronize()
+        with peak_memory_of(memory, device):
+            for t in range(WARM_UP):
+                one(t)
+            synchronize(device)
         start = time.perf_counter()
         for t in range(WARM_UP, WARM_UP + TIMED):
             one(t)
-        torch.cuda.synchronize()
+        synchronize(device)
         seconds = (time.perf_counter() - start) / TIMED
-        if given.profile and processes.first:
+        seen = ""
+        if given.profile:  # all processes: the first one waits for the others' weights
             kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
             with torch.profiler.profile(activities=kinds) as found:
                 one(WARM_UP)
-                torch.cuda.synchronize()
-            found.export_chrome_trace("sharded_step.json")
-        elif given.profile:
-            one(WARM_UP)
+                synchronize(device)
+            seen = f"; {overlap(found)}"
         if processes.first:
-            peak = torch.cuda.max_memory_allocated(device) / 2**30
-            tokens = world * ROWS * TOKENS / seconds
-            print(f"{world} processes: {1e3 * seconds:.0f} ms, {tokens:,.0f} tokens/s; each card "
-                  f"{held / 2**30:.1f} GiB held, {peak:.1f} at the peak", flush=True)  # fmt: skip
+            tokens = world * size.rows * size.tokens / seconds
+            peak = (held + (memory["peak"] or 0)) / 2**30
+            print(
+                f"{size.name}, {world} processes: {1e3 * seconds:.0f} ms, {tokens:,.0f} tokens/s; "
+                f"each {held / 2**30:.1f} GiB held, {peak:.1f} at the peak; ready in "
+                f"{ready:.0f} s{seen}", flush=True,
+            )  # fmt: skip
     at.exit(0)
 
 

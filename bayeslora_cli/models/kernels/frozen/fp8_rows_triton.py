@@ -10,13 +10,33 @@ from torch import Tensor
 LARGEST = tl.constexpr(448.0)
 LEAST_SCALE = tl.constexpr(1e-12)
 BLOCK = 2048
-"""Columns that a program reads at once."""
-TILE = 64
-"""Rows and columns of a tile of codes."""
+"""Columns that a program reads at once, of rows that it reads twice."""
+MOST = 65536
+"""Columns of a row that a program keeps in its registers, at most: it reads them once."""
+EACH = 32
+"""Columns of such a row that a thread keeps, at most."""
+TILE, WARPS = 64, 4
+"""Rows and columns of a tile of codes, and warps that transpose it."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _quantize(x, columns, codes, scale, width, stride, SCALED: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Quantize one row of at most BLOCK columns."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < width
+    value = tl.load(x + row * stride + at, mask=inside, other=0.0).to(tl.float32)
+    if SCALED:
+        value *= tl.load(columns + at, mask=inside, other=0.0)
+    step = tl.maximum(tl.max(tl.abs(value), 0) / LARGEST, LEAST_SCALE)
+    tl.store(scale + row, step)
+    tl.store(codes + row * width + at, (value / step).to(codes.dtype.element_ty), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _quantize_long(  # type: ignore[no-untyped-def]  # noqa: ANN202
+    x, columns, codes, scale, width, stride, SCALED: tl.constexpr, BLOCK: tl.constexpr  # noqa: ANN001
+):  # fmt: skip
     """Quantize one row; the second time its numbers come from the cache."""
     row = tl.program_id(0).to(tl.int64)
     places = tl.arange(0, BLOCK)
@@ -60,11 +80,13 @@ def quantize_rows(x: Tensor, columns: Tensor | None, dtype: torch.dtype) -> tupl
     count, width = x.shape
     codes = torch.empty(count, width, dtype=dtype, device=x.device)
     scale = torch.empty(count, 1, dtype=torch.float32, device=x.device)
-    if count:
-        _quantize[(count,)](
-            x, x if columns is None else columns, codes, scale, width, x.stride(0),
-            columns is not None, BLOCK, num_warps=8,
-        )  # fmt: skip
+    given = x, x if columns is None else columns, codes, scale, width, x.stride(0)
+    block = triton.next_power_of_2(width)
+    if count and block <= MOST:
+        warps = min(32, max(4, block // (32 * EACH)))
+        _quantize[(count,)](*given, columns is not None, block, num_warps=warps)
+    elif count:
+        _quantize_long[(count,)](*given, columns is not None, BLOCK, num_warps=8)
     return codes, scale
 
 
@@ -73,5 +95,7 @@ def transposed(codes: Tensor) -> Tensor:
     height, width = codes.shape
     out = torch.empty(width, height, dtype=codes.dtype, device=codes.device)
     grid = (triton.cdiv(height, TILE), triton.cdiv(width, TILE))
-    _transpose[grid](codes.view(torch.uint8), out.view(torch.uint8), height, width, TILE)
+    _transpose[grid](
+        codes.view(torch.uint8), out.view(torch.uint8), height, width, TILE, num_warps=WARPS
+    )
     return out

@@ -17,9 +17,12 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize("shape", [(3, 16), (5, 4112), (1, 2048)])
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows(shape, scaled, dtype):
+@pytest.mark.parametrize("most", [65536, 8])
+def test_rows(shape, scaled, dtype, most, monkeypatch):
+    """Rows that fit into a program's registers, and longer ones."""
     from bayeslora_cli.models.kernels.frozen import fp8_rows_triton
 
+    monkeypatch.setattr(fp8_rows_triton, "MOST", most)
     torch.manual_seed(0)
     whole = torch.randn(shape[0], shape[1] + 16).to(dtype)
     x = whole[:, : shape[1]]  # a part of a wider tensor, as the gradients of joint layers are

@@ -1,6 +1,7 @@
 """How long a run needs before its steps are fast: compiling and capturing, from an empty cache.
 
-    python tests/benchmarks/start.py [--lengths 64,256] [--variants static,symbols]
+    python tests/benchmarks/start.py [--lengths 64,256,mnli] [--variants static,symbols]
+        [--packing on] [--kernels 30]
     python tests/benchmarks/start.py --device cpu --tiny        # compiled for the CPU: does it run?
 
 For each variant two processes run one after the other, with a cache folder of their own: the first
@@ -58,7 +59,9 @@ def child(options: argparse.Namespace) -> None:
         ).save_pretrained(model)
         setting = gpu_rows.Setting(model=model, device=device, precision=precision, total=600)
         start = time.perf_counter()
-        step = gpu_rows.engine("adalora", "ivon", "snr", force=device.type == "cpu")(setting)
+        step = gpu_rows.engine(
+            "adalora", "ivon", "snr", force=device.type == "cpu", packing=options.packing
+        )(setting)
     built = time.perf_counter()
     if options.wait:
         compilation.await_compilers()
@@ -86,7 +89,7 @@ def child(options: argparse.Namespace) -> None:
             if options.kernels:
                 from decoder_block import kernels_of
 
-                more = gpu_rows.widened(batch)
+                more = batch if options.packing == "on" else gpu_rows.widened(batch)
                 print(kernels_of(lambda b=more, t=done: step(t, b), 1, options.kernels))  # type: ignore[misc]
                 done += 1
     print(f"ready in {time.perf_counter() - built:.1f} s")
@@ -126,6 +129,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a tiny backbone")
     parser.add_argument("--states", default="empty,warm", help="of the cache, one after the other")
+    parser.add_argument("--packing", default="off", choices=("off", "on"))
     parser.add_argument("--kernels", type=int, default=0, help="kernels of a step to list")
     parser.add_argument("--top", type=int, default=14, help="phases to print")
     parser.add_argument("--wait", action="store_true", help=argparse.SUPPRESS)

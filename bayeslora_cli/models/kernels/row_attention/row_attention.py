@@ -34,7 +34,9 @@ def has_kernel(x: Tensor, size: int) -> bool:
 
 @cache
 def _matrix_units(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+    # torch's compiler takes these for constants, `get_device_capability` it does not
+    found = torch.cuda.get_device_properties(device)
+    return found.major, found.minor
 
 
 def reach_of(longest: int) -> int:

@@ -98,10 +98,11 @@ class TokenisedSplit:
 
         `places` and `aims` (c,) are where they stand in `tokens` and in the flattened batch.
         """
-        targets = self.tokens[places].long()
+        # not `x[places]`, which starts all threads from 3,000 places on
+        targets = self.tokens.index_select(0, places).long()
         if self.scored is None:
             return {"predicting": aims - 1, "targets": targets}
-        columns, back = self.scored[places].unbind(1)
+        columns, back = self.scored.index_select(0, places).unbind(1)
         return {"predicting": aims - back, "targets": targets, "columns": columns}
 
     def batch(self, indices: Tensor, width: int | None = None) -> dict[str, Tensor]:

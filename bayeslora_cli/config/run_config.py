@@ -239,7 +239,7 @@ class RunConfig(TaskOptions):
     )
     packing: str = option(
         "auto", MACHINE,
-        "Batches without padding, row after row: on, off, or auto: causal models, and on CPUs",
+        "Batches without padding, row after row: on, off, or auto: where it is faster",
         choices=catalogue.SWITCH, affects_result=False, decides_code=True,
     )
     gradient_checkpointing: str = option(

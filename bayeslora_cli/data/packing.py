@@ -71,7 +71,8 @@ def pack(
 
     Args:
         fixed: round all sizes up.
-        even: tell, by the shape of `longest`, whether all rows have one length.
+        even: tell, by the shape of `longest`, whether all rows have one length, where a row's
+            tokens are predicted: encoders attend alike in both cases.
     """
     picked, lengths = indices, split.lengths[indices]
     if split.counted is None:
@@ -112,7 +113,7 @@ def pack(
             ends = (tokens + longest * torch.arange(1, rows + 1)).clamp(max=size)
         offsets = torch.cat((offsets, ends))
         batch["longest"] = torch.empty(0, longest)
-        if even and not more and bool((lengths == lengths[0]).all()):
+        if even and split.counted is not None and not more and bool((lengths == lengths[0]).all()):
             batch["longest"] = torch.zeros(1, int(lengths[0]))
     inputs["position_ids"] = position
     batch |= {name: value[None] for name, value in inputs.items()}

@@ -24,7 +24,7 @@ from bayeslora_cli.models.kernels.quantize import Quantizers, intervals, quantiz
 
 RANK, LADDER = 16, (2, 4, 8, 16)
 TILES = (
-    BACK, Tiles(16, 16, 1, 2112), Tiles(16, 16, 1, 1056), Tiles(16, 32, 2, 1056),
+    BACK, Tiles(16, 64, 4, 528), Tiles(16, 16, 1, 1056), Tiles(16, 32, 2, 1056),
     Tiles(16, 32, 4, 528), Tiles(32, 16, 1, 1056), Tiles(32, 32, 2, 528), Tiles(32, 64, 8, 264),
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ import pytest
 
 from bayeslora_cli.config.files.toml_files import to_toml
 from bayeslora_cli.config.resolution import resolve
+from bayeslora_cli.models.backbones import packing
 from bayeslora_cli.models.backbones.packing import PAYS_FROM
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.training.preparation import warn_of_few_steps, with_packing
@@ -42,9 +43,10 @@ def test_an_interval_of_evaluations_that_never_counts(typed, rows, said, caplog)
         ("off", "on", "off"),
     ],
 )
-def test_a_run_goes_on_packed_as_it_was_begun(typed, begun, expected, tmp_path):
+def test_a_run_goes_on_packed_as_it_was_begun(typed, begun, expected, tmp_path, monkeypatch):
     config = resolve({"task": "rte", "packing": typed, "device": "cuda"}).config
     config = replace(config, model=saved(tmp_path / "model", "bert"))
+    monkeypatch.setattr(packing, "is_able", lambda gpu: False)
     run = RunDir(tmp_path / "run")
     run.path.mkdir()
     if begun is not None:
@@ -61,12 +63,15 @@ def test_a_run_goes_on_packed_as_it_was_begun(typed, begun, expected, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "device", "expected"),
-    [("bert", "cpu", "on"), ("distilbert", "cpu", "on"), ("bert", "cuda", "auto"),
-     ("bert", "cuda:1", "auto"), ("funnel", "cpu", "auto")],
+    ("kind", "device", "able", "expected"),
+    [("bert", "cpu", False, "on"), ("distilbert", "cpu", False, "on"),
+     ("bert", "cuda", True, "auto"), ("bert", "cuda:1", True, "auto"),
+     ("deberta-v2", "cuda", True, "on"), ("deberta-v2", "cuda", False, "auto"),
+     ("funnel", "cpu", False, "auto"), ("funnel", "cuda", True, "auto")],
 )  # fmt: skip
-def test_what_auto_begins_with(kind, device, expected, tmp_path):
+def test_what_auto_begins_with(kind, device, able, expected, tmp_path, monkeypatch):
     """`auto` in a run's configuration means padded rows of an encoder."""
+    monkeypatch.setattr(packing, "is_able", lambda gpu: able)
     config = resolve({"task": "rte", "device": device}).config
     config = replace(config, model=saved(tmp_path / "model", kind))
     assert with_packing(config, RunDir(tmp_path / "run"), TWO_CLASSES).packing == expected
@@ -81,6 +86,6 @@ def test_narrow_models_are_padded(tmp_path):
 def saved(directory, kind, width=PAYS_FROM):
     """The configuration of a small model; its weights are not read."""
     config = tiny_config(kind)
-    config.hidden_size = width
+    config.hidden_size, config.relative_attention = width, True
     config.save_pretrained(directory)
     return str(directory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -19,6 +20,7 @@ from bayeslora_cli.models.encoders.logits import pool_packed_rows
 from bayeslora_cli.models.encoders.mpnet import attend_by_rows
 from bayeslora_cli.models.encoders.packed_rows import Rows, present_batch
 from bayeslora_cli.models.encoders.row_attention import row_attention
+from bayeslora_cli.models.kernels.row_attention.row_attention import is_able
 
 BY_OFFSETS = frozenset({
     "arcee", "codegen", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2",
@@ -41,6 +43,8 @@ ENCODERS = frozenset({
 holds the packed rows of each against padded rows (`tests/models/encoders/test_logits.py`)."""
 OWN_ATTENTION = frozenset({"deberta-v2", "mpnet"})
 """Those of them whose attention is not one of transformers' register."""
+FASTER_ON_A_GPU = frozenset({"deberta-v2"})
+"""Those for which packed rows were measured to be faster on a GPU; others are padded there."""
 PAYS_FROM = 128
 """Width of an encoder from which a CPU takes less time for packed rows. In narrower ones the calls
 of operators take the time, of which packed rows have more."""
@@ -70,11 +74,15 @@ def packs(packing: str, architecture: Any, *, head: bool) -> bool:
 def pays(architecture: Any, *, on_cpu: bool) -> bool:
     """Return whether packed rows of an encoder take less time than padded ones.
 
-    As measured with `tests/benchmarks/cpu_step.py`: on a CPU less is computed, and rows of one
-    length take the same time either way. A GPU pads.
+    As measured with `tests/benchmarks/cpu_step.py` and `gpu_step.py`: less is computed, and rows of
+    one length take at most the same time. A GPU that cannot run our attention pads.
     """
+    if not on_cpu:
+        able = is_able(torch.device("cuda"))
+        faster = architecture.model_type in FASTER_ON_A_GPU
+        return able and faster and _encodes_packed_rows(architecture)
     wide: bool = architecture.hidden_size >= PAYS_FROM
-    return on_cpu and wide and _encodes_packed_rows(architecture)
+    return wide and _encodes_packed_rows(architecture)
 
 
 def _encodes_packed_rows(architecture: Any) -> bool:

@@ -28,8 +28,12 @@ HAVE_TRITON = find_spec("triton") is not None
 def has_kernel(x: Tensor, size: int) -> bool:
     """Return whether the kernels compute heads of `size` on a tensor's device, in its type."""
     known = x.dtype in (torch.bfloat16, torch.float16, torch.float32)
-    able = HAVE_TRITON and x.is_cuda and torch.version.cuda is not None
-    return able and known and size <= tiles.WIDEST and _matrix_units(x.device) >= ABLE
+    return x.is_cuda and known and size <= tiles.WIDEST and is_able(x.device)
+
+
+def is_able(gpu: torch.device) -> bool:
+    """Return whether a GPU runs the kernels."""
+    return HAVE_TRITON and torch.version.cuda is not None and _matrix_units(gpu) >= ABLE
 
 
 @cache

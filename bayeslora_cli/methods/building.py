@@ -62,7 +62,7 @@ def build_network(
     method = find_method(config.method)
     make_layer = method.layer_maker(config)
     typed = config.base_precision if form is None else None
-    base = BaseWeights(typed, dtype, device, head=objective.entry.head)
+    base = BaseWeights(typed, dtype, device, head=objective.entry.head, divided=mesh is not None)
     weights: StoredWeights | None = None
     if mesh is None or base.form is not None:
         module, head, missing = load_backbone(

@@ -61,6 +61,8 @@ class QuantizedLinear(AdaptedLinear):
         layer.weight = nn.Parameter(torch.empty_like(layer.weight, device="meta"), False)
         # in a tuple, which hides it from torch: its parameters are listed once
         self._layer = (layer,)
+        self.divided = False
+        """Whether the stored tensors will be divided among processes: each then stays its own."""
 
     @classmethod
     @abstractmethod
@@ -138,7 +140,7 @@ class QuantizedLinear(AdaptedLinear):
 
     @classmethod
     def join(cls, forms: Sequence[Self]) -> AdaptedLinear | None:
-        """Join forms: where they are stored by row, their tensors become views of joint ones.
+        """Join forms: those stored by row, on one process, get tensors that are views of joint ones.
 
         None: only some have a bias.
         """
@@ -163,7 +165,8 @@ class JointQuantized(AdaptedLinear):
         self.bias = joined([form.own_bias() for form in forms])
         # in a tuple, which hides them from torch: their parameters are listed once
         self._forms = tuple(forms)
-        self._joint: tuple[str, ...] = forms[0].names if forms[0].by_row else ()
+        stacked = forms[0].by_row and not forms[0].divided
+        self._joint: tuple[str, ...] = forms[0].names if stacked else ()
         for name in self._joint:
             setattr(self, name, _stacked([getattr(form, name) for form in forms]))
         self._layers = (self.out_features,) if self._joint else tuple(self.heights)

@@ -72,7 +72,13 @@ class BaseWeights:
     """
 
     def __init__(
-        self, name: str | None, dtype: torch.dtype, device: torch.device, *, head: bool
+        self,
+        name: str | None,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        head: bool,
+        divided: bool = False,
     ) -> None:
         """Choose the form.
 
@@ -80,10 +86,12 @@ class BaseWeights:
             name: the value of --base-precision; None: dense weights in the run's precision.
             dtype: type of the computation.
             head: whether the backbone gets a head, which is trained.
+            divided: whether the weights will be divided among processes.
         Raises:
             ModelError: raised by `base_form`.
         """
         self.name, self.dtype, self.device, self.head = name, dtype, device, head
+        self.divided = divided
         self.form = base_form(name, dtype, device)
         # exports of a run read in fp32 what the run read in bf16
         self._exactness = torch.float32 if head else torch.bfloat16
@@ -118,7 +126,9 @@ class BaseWeights:
         """Return the form of a layer that is adapted."""
         if self.form is None or name not in self._chosen:
             return DenseLinear(layer)
-        return self.form(layer, self.dtype, self.device)
+        made = self.form(layer, self.dtype, self.device)
+        made.divided = self.divided
+        return made
 
     def freeze(self, module: Any, adapted: Iterable[str]) -> None:
         """Replace the layers that are quantized and not adapted."""

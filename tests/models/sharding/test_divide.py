@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bayeslora_cli.methods.building import build_network
+from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.models.sharding.divide import blocks_of, stored_names
 from bayeslora_cli.models.sharding.stored_weights import StoredWeights
@@ -73,6 +74,21 @@ def test_a_process_holds_its_rows(kind, mesh, models):
     held = sum(p.to_local().numel() for p in network.module.parameters() if isinstance(p, DTensor))
     full = sum(p.numel() for p in network.module.parameters() if isinstance(p, DTensor))
     assert held <= 1.2 * full / WORLD
+
+
+@pytest.mark.parametrize("base", ["int8", "nf4", "fp8"])
+def test_a_process_holds_its_rows_of_codes(base, mesh, models):
+    """Joint products hold no second copy of them."""
+    if base != "fp8":
+        pytest.importorskip("bitsandbytes")
+    network = divided(models["llama"], mesh, CAUSAL, base_precision=base)
+    assert network.joints
+    for form in (m for m in network.module.modules() if isinstance(m, AdaptedLinear)):
+        for tensor in form.stored():
+            assert isinstance(tensor, DTensor) == bool(tensor.dim())
+    own = {id(p) for p in network.module.parameters()}
+    for joint in network.joints:
+        assert all(id(tensor) in own for tensor in joint.base_layer.stored())
 
 
 def test_rows_of_tensors_that_lie_one_below_the_other(tmp_path):

@@ -140,7 +140,7 @@ class QuantizedLinear(AdaptedLinear):
 
     @classmethod
     def join(cls, forms: Sequence[Self]) -> AdaptedLinear | None:
-        """Join forms: those stored by row, on one process, get tensors that are views of joint ones.
+        """Join forms: those stored by row, on one process, get views of joint tensors.
 
         None: only some have a bias.
         """

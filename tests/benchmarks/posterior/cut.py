@@ -1,0 +1,177 @@
+"""Cuts a finished run to fewer triplets by each criterion, without training, and evaluates it.
+
+The criteria are those of the package at the run's posterior; `sensitivity` takes gradients of
+training batches at the mean; `singular-values` (PARA, arXiv 2604.27796) first writes each B E A by
+its singular value decomposition and then keeps the largest values of all matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import bayeslora_cli as bl
+from bayeslora_cli.bayes.criteria import ElementStatistics, load_criterion
+from bayeslora_cli.config.catalogue import CRITERIA
+from bayeslora_cli.data.batching import Feed
+from bayeslora_cli.data.splits import Batches
+from bayeslora_cli.data.tokenization import tokenise
+from bayeslora_cli.evaluation.forward_passes import predict_at_mean
+from bayeslora_cli.methods.adalora.rank_allocator import largest
+from bayeslora_cli.methods.network import Network
+from bayeslora_cli.tasks.rank_correlation import spearman
+from bayeslora_cli.tasks.sources.loading import load_examples
+
+RANKS = (1.5, 1.0, 0.5, 0.25)
+"""Mean ranks of a matrix that are kept; a run of rank 4 is also cut to 2."""
+GRADIENT_BATCHES = 50
+SVD = "singular-values"
+
+
+class CutRun:
+    """A run in memory whose triplets can be left out."""
+
+    def __init__(self, run: bl.Run, data: Path) -> None:
+        self.config, self.task = replace(run.config, data=str(data)), run.task
+        self.network, tokenizer, self.posterior = run.load()
+        own = load_examples(run.config, ("train",), task=self.task)[1]
+        dev = load_examples(self.config, self.task.validation_splits, task=self.task)[1]
+        rows = {
+            name: tokenise(found, tokenizer, self.config.max_length, self.network.objective,
+                           packed=self.network.packed)
+            for name, found in (own | dev).items()
+        }  # fmt: skip
+        device = self.network.bank.theta.device
+        self.training = rows.pop("train")
+        self.batches = {name: Batches(split, 256, device) for name, split in rows.items()}
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Return the dev splits' metrics at the bank's present mean and mask."""
+        found = predict_at_mean(self.network, self.batches)
+        return {
+            name: predictive.metrics(self.task.metrics, self.batches[name].labels)
+            for name, predictive in found.items()
+        }
+
+    def scores(self) -> dict[str, Tensor]:
+        """Return the triplets' scores (n, r) by each criterion that the run has."""
+        bank = self.network.bank
+        sigma = getattr(self.posterior, "sigma", None)
+        observed, uncertainty = _sensitivity(self.network, self.training, self.config.batch_size)
+        statistics = ElementStatistics(
+            mean=bank.adapters(self.posterior.mean),
+            sigma=None if sigma is None else bank.adapters(sigma),
+            sensitivity=bank.adapters(observed),
+            uncertainty=bank.adapters(uncertainty),
+        )
+        names = [
+            n for n, entry in CRITERIA.items() if sigma is not None or not entry.needs_posterior
+        ]
+        return {
+            # sigma of a pruned triplet is not kept: its scores, which count for nothing, are 0
+            name: bank.triplet_scores(load_criterion(name).score(statistics)).nan_to_num(0, 0, 0)
+            for name in names
+        }
+
+
+def _sensitivity(network: Network, split: Any, size: int) -> tuple[Tensor, Tensor]:
+    """Return means over training batches of I = |theta g| and of |I - mean I|, each (N,)."""
+    bank, feed = network.bank, Feed(split, network.bank.theta.device)
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    with bank.at_mean():
+        for _ in range(GRADIENT_BATCHES):
+            batch = feed.batch(torch.randint(len(split), (size,), generator=generator))
+            bank.zero_local()
+            network.objective.loss(network.logits(batch), batch).backward()
+            bank.collect()
+            found.append((bank.theta * bank.local).abs())
+    stacked = torch.stack(found)
+    mean = stacked.mean(0)
+    return mean, (stacked - mean).abs().mean(0)
+
+
+def decompose(network: Network, mean: Tensor) -> Tensor:
+    """Rewrite each update in `mean` (N,) by its singular values; return these, (n, r)."""
+    values = []
+    for matrix in network.bank.matrices:
+        parts = {
+            part: network.bank.segments[f"{matrix.name}.lora_{part}"].view(mean)
+            for part in ("A", "B", *(("E",) if matrix.e is not None else ()))
+        }
+        (qb, rb), (qa, ra) = torch.linalg.qr(parts["B"]), torch.linalg.qr(parts["A"].T)
+        core = (rb * parts["E"].view(-1) if "E" in parts else rb) @ ra.T
+        u, s, vh = torch.linalg.svd(core)
+        share = torch.ones_like(s) if "E" in parts else s.sqrt()
+        parts["B"].copy_(qb @ u * share)
+        parts["A"].copy_((qa @ vh.T * share).T)
+        if "E" in parts:
+            parts["E"].copy_(s[:, None])
+        values.append(s)
+    return torch.stack(values)
+
+
+def _without(network: Network, mean: Tensor, mask: Tensor) -> Tensor:
+    """Return `mean` (N,) without the components of LoRA's matrices that `mask` (n, r) omits."""
+    cut = mean.clone()
+    for matrix, row in zip(network.bank.matrices, mask, strict=True):
+        network.bank.segments[f"{matrix.name}.lora_A"].view(cut).mul_(row[:, None])
+    return cut
+
+
+def _agreement(scores: Mapping[str, Tensor], kept: Tensor) -> dict[str, dict[str, float]]:
+    """Return, for each pair of criteria, the rank correlation of the kept triplets' scores, and
+    the share that the better halves by both have in common (by chance a half)."""
+    half = int(kept.sum()) // 2
+    better = {name: largest(s.masked_fill(~kept, -torch.inf), half) for name, s in scores.items()}
+    return {
+        "spearman": {
+            f"{a}, {b}": spearman(scores[a][kept].cpu(), scores[b][kept].cpu())
+            for a, b in combinations(scores, 2)
+        },
+        "halves_in_common": {
+            f"{a}, {b}": float((better[a] * better[b]).sum()) / half
+            for a, b in combinations(scores, 2)
+        },
+    }
+
+
+def cut(run: bl.Run, data: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield the rank correlations between criteria, and the metrics at each kept rank.
+
+    Args:
+        data: GLUE's folders with the dev files.
+    """
+    held = CutRun(run, data)
+    bank, posterior = held.network.bank, held.posterior
+    mask, mean = posterior.mask.clone(), posterior.mean.clone()
+    kept, n = int(mask.sum()), len(mask)
+    by_criterion = held.scores() if bank.has_singular_values else {}
+    chosen = mask.bool()
+    yield {"kind": "agreement", **_agreement(by_criterion, chosen)}
+    decomposed = mean.clone()
+    ways = [(name, mean, scores) for name, scores in by_criterion.items()]
+    ways.append((SVD, decomposed, decompose(held.network, decomposed)))
+    for rank in (2.0, *RANKS):
+        wanted = round(rank * n)
+        if wanted >= kept:
+            continue
+        for name, at, scores in ways:
+            # a decomposition brings new components; those of value 0 fall out by themselves
+            counted = scores if name == SVD else scores.masked_fill(~chosen, -torch.inf)
+            remaining = largest(counted, wanted)
+            bank.mask.copy_(remaining)
+            if bank.has_singular_values:
+                bank.mean.copy_(at)
+            else:
+                bank.mean.copy_(_without(held.network, at, remaining))
+            yield {"kind": "cut", "by": name, "rank": rank, "metrics": held.evaluate()}
+    bank.mask.copy_(mask)
+    bank.mean.copy_(mean)
+    yield {"kind": "cut", "by": "none", "rank": kept / n, "metrics": held.evaluate()}

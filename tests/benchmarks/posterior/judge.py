@@ -1,0 +1,134 @@
+"""Trains and measures the judged rows: five seeds on tasks that the search has not seen.
+
+    python -m tests.benchmarks.posterior.judge --model MINILM --data GLUE --out DIR \\
+        --chosen chosen.toml
+
+Rows, tasks and comparisons are in `protocol.toml`. `--out` gets lines, and for each run a file of
+predictions; `predictions.tar` and `points.tar` hold the predictions and the LoRA runs, which
+`baselines.py` starts from. GLUE has MNLI and QNLI beside the other folders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tarfile
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import bayeslora_cli as bl
+from tests.benchmarks.posterior import pool
+from tests.benchmarks.posterior.cut import cut
+from tests.benchmarks.posterior.protocol import PROTOCOL, options_of, write_parts
+from tests.benchmarks.posterior.search import common_options, facts
+
+JUDGE: dict[str, Any] = PROTOCOL["judge"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A row on one task: all its seeds in one process, which captures its CUDA graphs once."""
+
+    row: str
+    task: str
+    seeds: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.row}-{self.task}"
+
+
+def save_predictions(run: bl.Run, dev: Any, held_out: Any, path: Path) -> None:
+    """Write a run's predictions of the dev rows and of its validation rows, and their labels.
+
+    For STS-B's samples also the scores' variance.
+    """
+    arrays: dict[str, Any] = {}
+    for name, found in (("dev", dev), ("held-out", held_out)):
+        for split, labels in found.labels.items():
+            arrays[f"{name}/{split}/labels"] = labels
+            arrays[f"{name}/{split}/mean"] = found.at_mean[split].values.float()
+            if found.over_samples is not None:
+                sampled = found.over_samples[split]
+                arrays[f"{name}/{split}/sampled"] = sampled.values.float()
+                if "variance" in (kinds := sampled.uncertainty(sampled=True)):
+                    arrays[f"{name}/{split}/variance"] = kinds["variance"].float()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **{name: value.numpy() for name, value in arrays.items()})
+
+
+def measure(job: Job, typed: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Train a row's runs on a task; evaluate each on the dev rows, once; cut it, if it is asked."""
+    setting = dict(JUDGE["rows"][job.row])
+    family = setting.pop("family")
+    chosen = tomllib.loads(typed.chosen.read_text(encoding="utf-8"))[family]
+    options = options_of(family, chosen | setting, job.task) | common_options(typed, job.task)
+    options["output"] += f"/{job.row}"
+    workspace = bl.workspace()
+    for seed in job.seeds:
+        run = bl.train(**options, seed=seed, workspace=workspace)
+        about = {"row": job.row, "task": job.task, "seed": seed}
+        yield {"kind": "run", **about, **facts(run)}
+        samples = None if run.result["posterior"] is None else JUDGE["samples"]
+        ood = JUDGE["ood"][job.task] if samples or job.task != "stsb" else None
+        dev = run.evaluate(data=str(typed.data), samples=samples, ood=ood)
+        held_out = run.evaluate()
+        save_predictions(run, dev, held_out, typed.out / "predictions" / f"{job.name}-{seed}.npz")
+        measured = dev.to_json()
+        measured.pop("posterior", None)
+        yield {**measured, "kind": "dev", **about}
+        if job.row in JUDGE["cut"]:
+            for found in cut(run, typed.data):
+                yield {**about, **found}
+
+
+def jobs_left(typed: argparse.Namespace) -> list[Job]:
+    """Return the jobs with the seeds that no line of an earlier call has."""
+    lines = pool.read_lines(typed.measured)
+    done = {
+        (line["row"], line["task"], line["seed"]) for line in lines if line.get("kind") == "dev"
+    }
+    found = []
+    for task in JUDGE["tasks"]:
+        for row in JUDGE["rows"]:
+            seeds = tuple(s for s in JUDGE["seeds"][: typed.seeds] if (row, task, s) not in done)
+            job = Job(row=row, task=task, seeds=seeds)
+            if seeds and re.search(typed.only, job.name):
+                found.append(job)
+    return found
+
+
+def pack(out: Path) -> None:
+    """Write the predictions, and all of the LoRA runs that is needed to load them."""
+    with tarfile.open(out / "predictions.tar", "w") as tar:
+        for path in sorted((out / "predictions").glob("*.npz")):
+            tar.add(path, path.relative_to(out))
+    with tarfile.open(out / "points.tar.gz", "w:gz", compresslevel=1) as tar:
+        for run in sorted(path.parent for path in out.glob("runs/lora/*/*/*/result.json")):
+            for path in sorted(run.iterdir()):
+                if path.is_file() and path.name not in ("ranks.jsonl", "README.md"):
+                    tar.add(path, path.relative_to(out))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    pool.arguments(parser)
+    parser.add_argument("--chosen", type=Path, required=True, help="what search.py --choose wrote")
+    parser.add_argument("--seeds", type=int, help="only the first so many seeds")
+    typed = parser.parse_args()
+    typed.out, typed.data = typed.out.resolve(), typed.data.resolve()
+    write_parts(typed.data, JUDGE["tasks"], typed.out / "parts", PROTOCOL["search"]["share"])
+    pool.run_all(jobs_left(typed), partial(measure, typed=typed), typed)
+    pack(typed.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -95,6 +95,9 @@ def scores(
             name: predictive.metrics(asked.task.metrics, labels)
             for name, (predictive, labels) in labelled.items()
         }
+        for name, (predictive, labels) in labelled.items():
+            if details := predictive.details(labels):
+                result.setdefault("details", {}).setdefault(at, {})[name] = details
         if asked.reliability:
             result.setdefault("reliability", {})[at] = {
                 name: reliability_bins(predictive.values, labels)

@@ -94,7 +94,7 @@ def write_predictions(path: Path, task: Task, splits: Mapping[str, Predicted]) -
                     lineterminator="\n",
                     quoting=csv.QUOTE_NONNUMERIC if risky else csv.QUOTE_MINIMAL,
                 )
-                for row in chain([names], rows):
+                for row in chain([names], (map(flat, row) for row in rows)):
                     cells = [_no_formula(cell) if isinstance(cell, str) else cell for cell in row]
                     if path.suffix == ".csv":
                         writer.writerow(cells)
@@ -202,6 +202,15 @@ def _rows(task: Task, splits: Mapping[str, Predicted]) -> Iterator[list[Any]]:
             shares = shortest_numbers(predicted.values[part]) if task.classes else none
             for cells in zip(first, shares, last if extra else none, strict=True):
                 yield list(chain.from_iterable(cells))
+
+
+def flat(value: Any) -> Any:
+    """Return a value as a field of csv or tsv holds it: of a list its parts with | between them, or
+    JSON if a part has a |."""
+    if not isinstance(value, list):
+        return value
+    parts = ["" if part is None else str(part) for part in value]
+    return json.dumps(value) if any("|" in part for part in parts) else "|".join(parts)
 
 
 def _no_formula(text: str) -> str:

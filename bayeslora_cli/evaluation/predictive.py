@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,3 +81,7 @@ class Predictive:
         chosen = slice(None) if rows is None else rows
         variance = None if self.objective.probabilistic else self._variance()[chosen]
         return self.objective.metrics(names, self._mean[chosen], labels, variance)
+
+    def details(self, labels: Tensor) -> dict[str, Any]:
+        """Return what `Objective.details` does, of all examples."""
+        return self.objective.details(self._mean, labels)

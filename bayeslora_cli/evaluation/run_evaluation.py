@@ -98,9 +98,10 @@ def evaluate_run(
         samples: `sampled`, metrics by split over the samples; `samples`, `temperature`, `seed`;
         `posterior`, the summary that training has written. With out-of-distribution rows: `ood`,
         with `source`, `rows`, and in `mean` and `sampled` the AUROC by split and kind of
-        uncertainty. With `reliability`: `reliability`, with `mean` and `sampled`, bins by split. Of
-        rows in groups: `groups`, with `mean` and `sampled`, by split and group the metrics and the
-        number of `rows`. Of another task: `choices` and `shots`.
+        uncertainty. With `details`, of kinds that have any: `mean` and `sampled`, by split
+        `Objective.details`. With `reliability`: `reliability`, with `mean` and `sampled`, bins by
+        split. Of rows in groups: `groups`, with `mean` and `sampled`, by split and group the
+        metrics and the number of `rows`. Of another task: `choices` and `shots`.
     Raises:
         UserError: there is no run, options have no effect, data is missing or has no labels, the
             model is another one, or there is no posterior.

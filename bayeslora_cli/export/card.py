@@ -87,4 +87,4 @@ def statements(snippet: Snippet, config: RunConfig, task: Task) -> list[str]:
             return [*inputs, *snippet.load, *snippet.generate]
     else:
         inputs = model_card.inputs(task, config, snippet.tensors)
-    return [*inputs, *snippet.load, *snippet.predict, "print(logits)"]
+    return [*inputs, *snippet.load, *snippet.predict, *OBJECTIVES[task.objective].reading]

@@ -65,6 +65,8 @@ METRICS: dict[str, MetricEntry] = {
     ),
     "error_auroc": MetricEntry(range=_SHARE),
     "accuracy_norm": MetricEntry(range=_SHARE),
+    "micro_f1": MetricEntry(range=_SHARE),
+    "subset_accuracy": MetricEntry(range=_SHARE),
     "perplexity": MetricEntry(smaller_is_better=True),
 }
 _OTHER_NAMES = {"mcc": "matthews", "macro": "macro_f1", "auc": "auroc", "roc_auc": "auroc"}

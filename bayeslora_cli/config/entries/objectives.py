@@ -26,6 +26,8 @@ class ObjectiveEntry:
     """A name in PEFT's `TaskType`."""
     pipeline_tag: str
     """Name of such models on model hubs."""
+    reading: tuple[str, ...] = ("print(logits)",)
+    """Statements of a model card that print predictions from `logits`, a tensor or an array."""
     encode: str = ENCODE
     """Place of the function that makes tokens of rows, as module:name."""
     forward: str = FORWARD
@@ -64,6 +66,13 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         implementation="bayeslora_cli.tasks.objectives.regression:Regression",
         predicts="a score",
         pipeline_tag="text-regression",
+        packed=True,
+    ),
+    "multi-label": ObjectiveEntry(
+        implementation="bayeslora_cli.tasks.objectives.multi_label:MultiLabel",
+        predicts="any number of classes",
+        reading=("print(logits > 0)  # the classes whose probabilities are above 1/2",),
+        pipeline_tag="text-classification",
         packed=True,
     ),
     "causal": ObjectiveEntry(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from bayeslora_cli.config.catalogue import OBJECTIVES
 
@@ -39,8 +41,9 @@ def kind_of(path: str) -> str | None:
     A file of labelled texts, or one that cannot be read here, as a data set on the hub, is of no
     known kind: whoever reads it whole decides.
     """
-    names = set(column_names(path))
-    if not are_labelled_texts(names):
+    first = first_row(path)
+    names = set(first)
+    if not are_labelled_texts(names) and not _have_indicators(first):
         for name, entry in OBJECTIVES.items():
             if any(names.issuperset(columns) for columns in entry.columns):
                 return name
@@ -53,31 +56,63 @@ def are_labelled_texts(names: Collection[str]) -> bool:
     return labelled and any(set(texts).issubset(names) for texts in TEXT_COLUMNS)
 
 
+def is_indicator(value: object) -> bool:
+    """Return whether a value says yes or no: 0 or 1, true or false, also spelled as a number."""
+    known = ("0", "1", "0.0", "1.0") if isinstance(value, str) else (0, 1)
+    return isinstance(value, str | int | float) and value in known
+
+
+def _have_indicators(row: Mapping[str, Any]) -> bool:
+    """Return whether a first row has texts, and two or more values that are 0 or 1."""
+    return any(set(texts).issubset(row) for texts in TEXT_COLUMNS) and (
+        sum(map(is_indicator, row.values())) > 1
+    )
+
+
 def column_names(path: str) -> Collection[str]:
-    """Return the names of a local file's columns, from its first row, or of a saved data set's; ()
-    if they are not found."""
+    """Return the names of a local file's columns, or of a saved data set's; () if they are not
+    found."""
+    return tuple(first_row(path))
+
+
+def first_row(path: str) -> Mapping[str, Any]:
+    """Return the first row of a local file by column; {} if there is none.
+
+    Values are None where they are not known: of a saved data set, or of a file with only names.
+    """
     for info in (Path(path, "train", _SAVED), Path(path, _SAVED)):
         with suppress(OSError, ValueError, KeyError, TypeError):
-            return tuple(json.loads(info.read_bytes())["features"])
+            return dict.fromkeys(json.loads(info.read_bytes())["features"])
     suffix = os.path.splitext(path)[1].lower()
     if not Path(path).is_file():  # reading a pipe would wait for a writer
-        return ()
+        return {}
     try:
         if suffix == ".parquet":
-            from pyarrow.parquet import read_schema  # slow, and only for such files
+            from pyarrow.parquet import ParquetFile  # slow, and only for such files
 
-            return tuple(read_schema(path).names)
+            with ParquetFile(path) as table:
+                rows: list[dict[str, Any]] = next(
+                    (b.to_pylist() for b in table.iter_batches(batch_size=1)), []
+                )
+                return rows[0] if rows else dict.fromkeys(table.schema_arrow.names)
         with Path(path).open(encoding="utf-8-sig") as file:
             text = file.read(_FIRST).lstrip()
         if suffix == ".csv":
-            return tuple(next(csv.reader(text.splitlines()), ()))
+            lines = csv.reader(text.splitlines())
+            return _row(next(lines, ()), next(lines, ()))
     # pyarrow's errors are ValueErrors or OSErrors
     except (OSError, ValueError, ImportError, csv.Error):
-        return ()
+        return {}
     if suffix == ".tsv":
-        return tuple(text.split("\n", 1)[0].rstrip("\r").split("\t"))
+        names, values, *_ = [*text.split("\n", 2), ""]
+        return _row(names.rstrip("\r").split("\t"), values.rstrip("\r").split("\t"))
     try:
         row, _ = json.JSONDecoder().raw_decode(text.removeprefix("[").lstrip())
     except ValueError:
-        return ()
-    return tuple(row) if isinstance(row, dict) else ()
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def _row(names: Sequence[str], values: Sequence[str]) -> dict[str, Any]:
+    """Return the values of a row by column, None where the row has fewer."""
+    return dict(zip_longest(names, values[: len(names)]))

@@ -15,9 +15,9 @@ from bayeslora_cli.tasks.calibration import ECE_BINS, brier, ece, nll
 from bayeslora_cli.tasks.metrics import metrics_by_name
 from bayeslora_cli.tasks.objectives.objective import Objective
 from bayeslora_cli.tasks.sources.label_column import LabelColumn, number_in, spelling
+from bayeslora_cli.tasks.sources.label_lists import SEPARATORS
 from bayeslora_cli.tasks.sources.tables.table import shown
 
-_SEPARATORS = "|;,"  # between the labels of one row, in tables where rows have several
 _FEW = 20  # with fewer rows, a new class in every other row may be chance
 _TINY = torch.finfo(torch.float64).tiny  # a probability of 0 has no logarithm
 
@@ -44,7 +44,7 @@ class Classification(Objective):
     def doubt(cls, column: LabelColumn) -> str | None:
         """Warn of classes that look like lists of other classes."""
         found = {value for value in column.numbers() if isinstance(value, str)}
-        for separator in _SEPARATORS:
+        for separator in SEPARATORS:
             lists = [value for value in found if separator in value]
             parts = Counter(
                 p for value in found for p in {part.strip() for part in value.split(separator)}
@@ -54,7 +54,8 @@ class Classification(Objective):
                 return (
                     f"labels such as {min(lists)!r} are taken for one class each, {len(found)} "
                     f"classes in all; as lists separated by {separator!r} they would name "
-                    f"{len(parts)} classes, but a row has one class here"
+                    f"{len(parts)} classes, but a row has one class here; --task-type multi-label "
+                    "reads lists"
                 )
         return None
 

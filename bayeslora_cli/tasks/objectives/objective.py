@@ -72,6 +72,8 @@ class Objective(ABC):
     has_confidence: ClassVar[bool] = False
     """Whether exactly one class is predicted, so that its probability is a confidence, as
     reliability diagrams need."""
+    blank_is_label: ClassVar[bool] = False
+    """Whether an empty field in a column of texts is a label: a row of no class."""
     metric_facts: ClassVar[Mapping[str, Any]] = {}
     """Facts that readers of the metrics need, for `eval --json`, such as the bins of the ECE."""
 
@@ -92,9 +94,21 @@ class Objective(ABC):
         """
 
     @classmethod
+    def takes(cls, column: LabelColumn) -> bool:
+        """Return whether labels can be of this kind, if the user says so by --task-type; by default
+        they can if they are text, numbers, or true and false."""
+        kinds = column.kinds()
+        return len(kinds) == 1 and None not in kinds
+
+    @classmethod
     def doubt(cls, column: LabelColumn) -> str | None:
         """Return a warning about labels that this kind has claimed but might mean another thing."""
         return None
+
+    @classmethod
+    def told(cls, column: LabelColumn) -> str:
+        """Return a clause on labels of this kind, for the log; "": nothing is said."""
+        return ""
 
     @classmethod
     @abstractmethod
@@ -248,6 +262,15 @@ class Objective(ABC):
         """
         return self.metrics(names, self.expected(logits.double()), labels)
 
+    def details(self, expected: Tensor, labels: Tensor) -> dict[str, Any]:
+        """Return further results as a JSON object, such as a line of each class; by default {}.
+
+        Args:
+            expected: what `expected` returned for n rows, averaged over samples, in float64.
+            labels: (n, ...).
+        """
+        return {}
+
     # ---- writing predictions
 
     @abstractmethod
@@ -256,7 +279,7 @@ class Objective(ABC):
 
     @abstractmethod
     def spell(self, labels: Tensor) -> list[Any]:
-        """Return n labels or decisions as files show them: text or numbers."""
+        """Return n labels or decisions as files show them: text, numbers, or lists of texts."""
 
 
 def build_objective(name: str, classes: Sequence[str]) -> Objective:

@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bayeslora_cli.config.files.own_columns import is_indicator
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.sources.tables.table import Table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelColumn:
-    """A column of labels. If a hub data set stores class indices, this column holds their names."""
+    """A column of labels. If a hub data set stores class indices, this column holds their names.
+
+    Several columns of 0 and 1, one for each class, are one column of lists of their names.
+    """
 
     table: Table
     name: str
     values: Sequence[Any]
     """Each row's label; None if it has none."""
+    several: bool = False
+    """Whether it stands for several columns of 0 and 1, whose names `name` lists."""
 
     @staticmethod
     def of(table: Table, name: str) -> LabelColumn:
-        """Read the column `name`."""
+        """Read the column `name`, or the columns of 0 and 1 that it lists.
+
+        Raises:
+            DataError: a listed column has another value.
+        """
+        columns = listed_columns(name, table.names)
+        if len(columns) > 1:
+            lists = _read_indicators(table, columns)
+            return LabelColumn(table=table, name=name, values=lists, several=True)
         values = table.read_column(name)
         names = table.class_names.get(name)
-        if names is not None:  # -1 means that there is no label
-            found = [names[value] if value in range(len(names)) else None for value in values]
+        if names is not None:
+            found = [_named(value, names) for value in values]
         else:
             found = [None if value in (None, "") or value != value else value for value in values]
         return LabelColumn(table=table, name=name, values=found)
@@ -39,11 +53,13 @@ class LabelColumn:
     @property
     def spelled(self) -> bool:
         """Whether all values are text, in which numbers are spelled out, as in csv and tsv."""
-        return self.table.spelled
+        return self.table.spelled and not self.several
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Names of the classes, if the data set has them."""
+        if self.several:
+            return listed_columns(self.name, self.table.names)
         return self.table.class_names.get(self.name)
 
     def numbers(self) -> Sequence[Any]:
@@ -85,6 +101,38 @@ class LabelColumn:
             f"{self.table.where(row)}: found the label {short(self.values[row])} in the column "
             f"{self.name!r}; expected {expected}"
         )
+
+
+def listed_columns(name: str, names: Collection[str]) -> tuple[str, ...]:
+    """Return the columns that the name of a label's column lists, with commas; else only itself."""
+    if name in names or "," not in name:
+        return (name,)
+    return tuple(part.strip() for part in name.split(","))
+
+
+def _read_indicators(table: Table, columns: Sequence[str]) -> list[list[str] | None]:
+    """Return the names of those columns in which a row has a 1; None: all are empty there."""
+    values = [table.read_column(name) for name in columns]
+    found: list[list[str] | None] = []
+    for row, own in enumerate(zip(*values, strict=True)):
+        if all(value in (None, "") for value in own):
+            found.append(None)
+            continue
+        for name, value in zip(columns, own, strict=True):
+            if not is_indicator(value):
+                raise DataError(
+                    f"{table.where(row)}: found {short(value)} in the column {name!r}; expected 0 "
+                    "or 1, as in each of several label columns"
+                )
+        found.append([n for n, value in zip(columns, own, strict=True) if float(value)])
+    return found
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    """Return the name of a class index, or of each of a list; None for -1, which means no label."""
+    if isinstance(value, list):
+        return [names[index] for index in value]
+    return names[value] if value in range(len(names)) else None
 
 
 def short(value: object) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bayeslora_cli.config.catalogue import COMPLETIONS, OBJECTIVES, implementation
 from bayeslora_cli.config.files.own_columns import LABELS, TEXT_COLUMNS, are_labelled_texts
 from bayeslora_cli.errors import DataError
-from bayeslora_cli.tasks.sources.label_column import LabelColumn, short
+from bayeslora_cli.tasks.sources.label_column import LabelColumn, listed_columns, short
+from bayeslora_cli.tasks.sources.label_lists import indicator_columns
 from bayeslora_cli.tasks.sources.rows.reader import RowReader, check_column, read_texts
 from bayeslora_cli.tasks.sources.tables.table import Table, shown
 from bayeslora_cli.tasks.task import Examples, Task
@@ -60,7 +61,7 @@ def custom_task(
     form = _row_form(table, text_columns, label_column, task_type)
     if form is not None:
         return _task_of_rows(table, *form, loss_on)
-    label = label_column or _guess_label(table, text_columns or ())
+    label = label_column or _guess_label(table, text_columns)
     texts = text_columns or _guess_texts(table, label)
     if len(texts) > 2 or len({*texts, label}) <= len(texts):
         raise DataError(
@@ -70,9 +71,13 @@ def custom_task(
         )
     for name in texts:
         check_column(table, name, "--text-columns")
-    check_column(table, label, "--label-column")
+    for part in listed_columns(label, table.names):
+        check_column(table, part, "--label-column")
     column = LabelColumn.of(table, label)
     name, kind = _kind(column, task_type)
+    told = kind.told(column)
+    if told and task_type is None:
+        logger.info("%s: found %s (--task-type if it is another thing)", table.title, told)
     doubt = kind.doubt(column) if task_type is None else None
     if doubt is not None:
         logger.warning("%s: %s", column.title, doubt)
@@ -115,15 +120,16 @@ def table_examples(
         check_column(table, name, "which the task's text is in")
     texts = [read_texts(table, name) for name in task.text_columns]
     if labelled:
-        check_column(table, task.label_column, "which the task's label is in")
+        for name in listed_columns(task.label_column, table.names):
+            check_column(table, name, "which the task's label is in")
     labels: list[Any] | None = None
-    if labelled is not False and task.label_column in table.names:
+    present = set(listed_columns(task.label_column, table.names)) <= set(table.names)
+    if labelled is not False and present:
         column = LabelColumn.of(table, task.label_column)
         if labelled or any(value is not None for value in column.values):
-            for row, value in enumerate(column.values):
-                if value is None:
-                    raise column.missing(row)
-            labels = objective_of(task).parse(column)
+            objective = objective_of(task)
+            _check_present(column, column.values, objective)
+            labels = objective.parse(column)
     return Examples(first=texts[0], second=texts[1] if len(texts) == 2 else None, labels=labels)
 
 
@@ -145,7 +151,7 @@ def _row_form(
     """Return the kind whose rows a training table holds, their reader and columns; None: the rows
     are texts with labels."""
     named = label is not None or texts is not None
-    if typed is None and (named or are_labelled_texts(table.names)):
+    if typed is None and (named or are_labelled_texts(table.names) or _indicators(table, texts)):
         return None
     for name in OBJECTIVES if typed is None else (typed,):
         reader = reader_of(name)
@@ -196,15 +202,25 @@ def _guess_texts(table: Table, label: str) -> tuple[str, ...]:
     )
 
 
-def _guess_label(table: Table, texts: Collection[str]) -> str:
+def _guess_label(table: Table, texts: tuple[str, ...] | None) -> str:
     for guess in LABELS:
-        if guess in table.names and guess not in texts:
+        if guess in table.names and guess not in (texts or ()):
             return guess
+    if several := _indicators(table, texts):
+        return ",".join(several)
     raise DataError(
         f"{table.title}: found the columns {shown(table.names)}, none of them known to hold "
         f"labels; name it by --label-column x, or learn the text itself by --task-type causal"
         f"{_other_table(table)}"
     )
+
+
+def _indicators(table: Table, texts: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the columns of 0 and 1 beside a table's texts, at least two; (): there are no such, or
+    no texts."""
+    if texts is None:
+        texts = next((guess for guess in TEXT_COLUMNS if set(guess) <= set(table.names)), None)
+    return () if texts is None else indicator_columns(table, texts)
 
 
 def _other_table(table: Table) -> str:
@@ -220,24 +236,37 @@ def _other_table(table: Table) -> str:
 
 def _kind(column: LabelColumn, typed: str | None) -> tuple[str, type[Objective]]:
     """Return name and class of the kind of task that claims a training table's labels."""
-    values = column.numbers()
-    for row, value in enumerate(values):
-        if value is None:
-            raise column.missing(row)
-    if typed is not None and (None in column.kinds() or len(column.kinds()) > 1):
-        raise _unclaimed(column)
+    kind: type[Objective]
     for name in reversed(OBJECTIVES) if typed is None else (typed,):
-        kind: type[Objective] = implementation(OBJECTIVES[name].implementation)
-        if typed is not None or kind.claims(column):
+        kind = implementation(OBJECTIVES[name].implementation)
+        _check_present(column, column.numbers(), None if typed is None else kind)
+        if kind.claims(column) if typed is None else kind.takes(column):
             break
     else:
         raise _unclaimed(column)
+    values = column.numbers()
     if all(value == values[0] for value in values):
         raise DataError(
             f"{column.title}: found only the label {short(values[0])} in the column "
             f"{column.name!r}, so there is nothing to learn; give rows of two or more classes"
         )
     return name, kind
+
+
+def _check_present(
+    column: LabelColumn, values: Sequence[Any], kind: Objective | type[Objective] | None
+) -> None:
+    """Refuse rows without a label; an empty field of a column of texts may be one.
+
+    Args:
+        values: the labels, which may be read as numbers; None where there is none.
+        kind: of the task; None: it is not known yet.
+    """
+    if kind is not None and kind.blank_is_label and any(isinstance(v, str) for v in values):
+        return
+    for row, value in enumerate(values):
+        if value is None:
+            raise column.missing(row)
 
 
 def _unclaimed(column: LabelColumn) -> DataError:

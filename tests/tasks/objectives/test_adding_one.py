@@ -218,9 +218,9 @@ def test_a_kind_that_nobody_has_entered_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no kind of task named 'multi_label'.*OBJECTIVES"):
         build_objective("multi_label", ("a", "b"))
     path = tmp_path / "train.jsonl"
-    path.write_text('{"text": "w1", "labels": ["a"]}\n{"text": "w2", "labels": []}\n')
+    path.write_text('{"text": "w1", "labels": {"a": 1}}\n{"text": "w2", "labels": {}}\n')
     table = read_table(str(path), "--train-file", split="train")
-    with pytest.raises(DataError, match=r"line 1: found the label \['a'\]; expected text"):
+    with pytest.raises(DataError, match=r"line 1: found the label {'a': 1}; expected text"):
         custom_task(table, text_columns=None, label_column=None)
 
 

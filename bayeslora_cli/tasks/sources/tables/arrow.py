@@ -100,9 +100,11 @@ def read_saved(folder: str, option: str, split: str) -> Table:
 def _from_dataset(data: Any, option: str, title: str) -> Table:
     import datasets
 
+    # a list's feature is that of its parts
+    kinds = {name: getattr(kind, "feature", kind) for name, kind in data.features.items()}
     class_names = {
         column: tuple(feature.names)
-        for column, feature in data.features.items()
+        for column, feature in kinds.items()
         if isinstance(feature, datasets.ClassLabel)
     }
     return _from_arrow(data.with_format("arrow")[:], option, title, class_names)

@@ -26,6 +26,7 @@ def evaluate(
     data: str | None = None,
     file: str | Path | None = None,
     precision: str = "fp32",
+    base_precision: str | None = None,
     ood: str | None = None,
     reliability: bool = False,
     predictions: Path | None = None,
@@ -46,6 +47,7 @@ def evaluate(
         data: directory of the task's data; None: the hub.
         file: your own rows instead of a task's, in one of the forms that `train` takes.
         precision: fp32, tf32 or bf16.
+        base_precision: of the weights, bf16, int8, nf4 or fp8; None: as `precision` says.
         ood: out-of-distribution rows, whose uncertainty is compared with the split's: a file.
         reliability: count the bins of a reliability diagram, in `facts["reliability"]`.
         predictions: write one row per example to FILE.csv, .tsv or .jsonl.
@@ -66,6 +68,7 @@ def evaluate(
         data=data,
         file=None if file is None else str(file),
         precision=precision,
+        base_precision=base_precision,
         ood=ood,
         reliability=reliability,
         predictions=predictions,
@@ -86,6 +89,7 @@ def generate(
     system: str | None = None,
     device: str = "auto",
     precision: str = PRECISIONS[0],
+    base_precision: str | None = None,
     trust_remote_code: bool = False,
 ) -> list[Generation]:
     """Continue prompts, or answer them, with a pretrained causal language model.
@@ -106,6 +110,7 @@ def generate(
         system: the chat's system turn; None: none, or the template's own.
         device: cpu, cuda, cuda:N or auto.
         precision: fp32, tf32 or bf16.
+        base_precision: as for `evaluate`.
         trust_remote_code: run Python code that comes with the model.
     Returns:
         A `Generation` for each prompt: `prompt`, and `texts` and `finished` of one text.
@@ -118,7 +123,11 @@ def generate(
     from bayeslora_cli.evaluation.generation import Decoding, generate_from_model
 
     config = RunConfig(
-        model=str(model), device=device, precision=precision, trust_remote_code=trust_remote_code
+        model=str(model),
+        device=device,
+        precision=precision,
+        base_precision=base_precision,
+        trust_remote_code=trust_remote_code,
     )
     decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     return generate_from_model(config, prompts, decoding, chat=chat, system=system)

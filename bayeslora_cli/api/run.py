@@ -190,7 +190,7 @@ class Run:
             base_precision=base_precision,
         )  # fmt: skip
 
-    def load(self) -> LoadedRun:
+    def load(self, base_precision: str | None = None) -> LoadedRun:
         """Load the network at the posterior's mean, its tokenizer and the posterior.
 
         `network.logits(batch)` runs it on tokens; inside `network.bank.showing(theta)` it uses
@@ -202,8 +202,9 @@ class Run:
         from bayeslora_cli.evaluation.run_loading import load_run
         from bayeslora_cli.tasks.objectives.objective import objective_of
 
-        objective = objective_of(self.task)
-        return load_run(self.directory, self.config, objective, self.device, verify=self.verify)
+        base = base_precision or self.config.base_precision
+        config, objective = replace(self.config, base_precision=base), objective_of(self.task)
+        return load_run(self.directory, config, objective, self.device, verify=self.verify)
 
     @cached_property
     def _loaded(self) -> LoadedRun:
@@ -261,6 +262,7 @@ class Run:
         seed: int = 0,
         chat: bool | None = None,
         system: str | None = None,
+        base_precision: str | None = None,
     ) -> list[Generation]:
         """Continue prompts, or answer them, with a run that predicts tokens.
 
@@ -269,6 +271,7 @@ class Run:
                 posterior's mean.
             max_new_tokens, temperature, seed, system: as for `bayeslora_cli.generate`.
             chat: whether prompts are turns of a chat; None: as the run's rows were.
+            base_precision: as for `evaluate`.
         Returns:
             A `Generation` for each prompt: `prompt`, `texts`, and whether each text ended by
             itself, `finished`.
@@ -282,8 +285,10 @@ class Run:
         sampling = None if samples is None else sampling_of(samples, None, seed)
         check_run(self.config, self.task, sampling)
         decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        another = base_precision not in (None, self.config.base_precision)
+        loaded = self.load(base_precision) if another else self._loaded
         return generate_from_run(
-            self._loaded, self.config, self.task, prompts, decoding, sampling, chat=chat,
+            loaded, self.config, self.task, prompts, decoding, sampling, chat=chat,
             system=system,
         )  # fmt: skip
 

@@ -11,10 +11,16 @@ import typer
 from bayeslora_cli.api.models import evaluate as evaluate_model
 from bayeslora_cli.api.results import holds_runs
 from bayeslora_cli.api.run import Run
-from bayeslora_cli.cli.help.shared_options import AsJson, Device, TrustRemoteCode, Verify
+from bayeslora_cli.cli.help.shared_options import (
+    AsJson,
+    BasePrecision,
+    Device,
+    TrustRemoteCode,
+    Verify,
+)
 from bayeslora_cli.cli.progress import logger, set_up_logging
 from bayeslora_cli.cli.table import AsCsv, At, Latex, Markdown, Paired, ReferenceFile, print_table
-from bayeslora_cli.config.catalogue import BASE_PRECISIONS, CHOICE_TASKS, PRECISIONS
+from bayeslora_cli.config.catalogue import CHOICE_TASKS, PRECISIONS
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.reports.figures.figure_file import check_figure
 from bayeslora_cli.reports.figures.reliability_diagram import (
@@ -27,9 +33,7 @@ from bayeslora_cli.reports.run_summary import evaluation_text
 from bayeslora_cli.reports.terminal_text import say, say_path
 
 _OF_TABLE = {"at", "markdown", "latex", "as_csv", "reference", "paired"}
-_OF_RUNS = _OF_TABLE | {
-    "samples", "temperature", "seed", "submission", "verify", "base_precision",
-}  # fmt: skip
+_OF_RUNS = _OF_TABLE | {"samples", "temperature", "seed", "submission", "verify"}
 
 
 def evaluate(
@@ -137,14 +141,7 @@ def evaluate(
             "own)."
         ),
     ] = None,
-    base_precision: Annotated[
-        str | None,
-        typer.Option(
-            metavar="|".join(BASE_PRECISIONS),
-            help="Precision of the frozen weights that the adapters will be served on (default: as "
-            "in training).",
-        ),
-    ] = None,
+    base_precision: BasePrecision = None,
     verify: Verify = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
@@ -217,6 +214,7 @@ def evaluate(
             data=data,
             file=eval_file,
             precision=precision or PRECISIONS[0],
+            base_precision=base_precision,
             ood=ood,
             reliability=reliability is not None,
             predictions=predictions,

@@ -12,7 +12,13 @@ import typer
 
 from bayeslora_cli.api.models import generate as generate_from_model
 from bayeslora_cli.api.run import Run
-from bayeslora_cli.cli.help.shared_options import AsJson, Device, TrustRemoteCode, Verify
+from bayeslora_cli.cli.help.shared_options import (
+    AsJson,
+    BasePrecision,
+    Device,
+    TrustRemoteCode,
+    Verify,
+)
 from bayeslora_cli.cli.progress import logger, set_up_logging
 from bayeslora_cli.config.catalogue import PRECISIONS
 from bayeslora_cli.errors import UserError
@@ -82,6 +88,7 @@ def generate(
             metavar="|".join(PRECISIONS), help="Without a run (default: fp32); a run has its own."
         ),
     ] = None,
+    base_precision: BasePrecision = None,
     verify: Verify = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
@@ -102,6 +109,7 @@ def generate(
         "seed": seed,
         "chat": chat,
         "system": system,
+        "base_precision": base_precision,
     }
     if run is None:
         if model is None:

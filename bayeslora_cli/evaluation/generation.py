@@ -16,9 +16,8 @@ from bayeslora_cli.data.dialogues import encode
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.evaluation.forward_passes import Sampling
 from bayeslora_cli.evaluation.request import check_sampling
-from bayeslora_cli.evaluation.run_loading import LoadedRun
-from bayeslora_cli.execution.device import pick_device, set_precision
-from bayeslora_cli.models.backbones.loading import load_backbone, load_tokenizer, usable_length
+from bayeslora_cli.evaluation.run_loading import LoadedRun, load_model
+from bayeslora_cli.models.backbones.loading import usable_length
 from bayeslora_cli.tasks.dialogue import RAW, SYSTEM, USER, Turn, to_text
 from bayeslora_cli.tasks.objectives.objective import build_objective
 from bayeslora_cli.tasks.sources.rows.dialogues import prompt_role
@@ -121,9 +120,7 @@ def generate_from_model(
     Raises:
         UserError: the model cannot be loaded, or a prompt is too long.
     """
-    set_precision(config.precision)
-    device = pick_device(config.device)
-    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    network, tokenizer = load_model(config, build_objective(_generating(), ()), config.device)
     if chat is None:
         chat = bool(tokenizer.chat_template)
         logger.info(
@@ -132,12 +129,8 @@ def generate_from_model(
         )  # fmt: skip
     rows = _tokens(prompts, tokenizer, USER if chat else RAW, system)
     room = _room(rows, prompts, config, tokenizer)
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    module, _, _ = load_backbone(
-        config, build_objective(_generating(), ()), tokenizer, device=device, dtype=dtype
-    )
-    module.to(device).eval()
-    return _grouped(prompts, [_continued(module, tokenizer, rows, decoding, room)])
+    network.module.eval()
+    return _grouped(prompts, [_continued(network.module, tokenizer, rows, decoding, room)])
 
 
 def _tokens(

@@ -155,6 +155,7 @@ def evaluate_model(
     data: str | None = None,
     file: str | None = None,
     precision: str = "fp32",
+    base_precision: str | None = None,
     ood: str | None = None,
     reliability: bool = False,
     predictions: Path | None = None,
@@ -169,6 +170,7 @@ def evaluate_model(
         task: a task of multiple choice; None: the rows of `file`.
         file: a user's rows, in one of the forms that a training takes.
         precision: of the computation: fp32, tf32 or bf16.
+        base_precision: of the weights; None: that of the computation.
         choices, shots, split, data, ood, reliability, predictions, device, batch_size,
         trust_remote_code: as for `evaluate_run`.
     Returns:
@@ -202,6 +204,7 @@ def evaluate_model(
         task=found.name,
         model=model,
         precision=precision,
+        base_precision=base_precision,
         method="lora",
         optimizer="adamw",
         criterion=None,

@@ -8,11 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bayeslora_cli.api.models import evaluate, generate
 from bayeslora_cli.api.run import Run
 from bayeslora_cli.api.training import train
 from bayeslora_cli.config.catalogue import BASE_PRECISIONS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ConfigError, ModelError
+from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.models.base_weights import selection
 from bayeslora_cli.models.base_weights.fp8 import Fp8Linear
 from bayeslora_cli.models.base_weights.nf4 import Nf4Linear
@@ -55,6 +57,27 @@ def test_a_run_on_nf4(llama, tmp_path):
     merged = directory.export("merged").manifest
     assert "base" not in merged
     assert merged["check"]["max_difference"] <= merged["check"]["allowed"]
+
+
+@pytest.mark.parametrize("base", ["int8", "nf4", "fp8"])
+def test_a_model_without_a_run(base, llama, tmp_path):
+    """Its rows' metrics, and what it writes, on the quantized weights."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, ROWS)))
+    found, plain = (
+        evaluate(llama, file=file, device="cpu", base_precision=b).facts for b in (base, None)
+    )
+    assert (found["base_precision"], plain.get("base_precision")) == (base, None)
+    nll, other = (next(iter(facts["metrics"].values()))["nll"] for facts in (found, plain))
+    assert 0 < abs(nll - other) < 0.5
+    tokenizer = load_tokenizer(str(llama))
+    prompt = tokenizer("w1 w2 w3", return_tensors="pt")["input_ids"]
+    module = network_of(llama, base).module.eval()
+    expected = module.generate(prompt, max_new_tokens=4, do_sample=False)[0, prompt.shape[1] :]
+    (text,) = generate(
+        llama, ["w1 w2 w3"], max_new_tokens=4, chat=False, device="cpu", base_precision=base
+    )
+    assert text.texts == (tokenizer.decode(expected, skip_special_tokens=True),)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ class ExportCommand(Command):
 class GenerateCommand(Command):
     """`bayeslora generate`."""
 
-    rare = frozenset({"system", "precision", "verify", "trust_remote_code"})
+    rare = frozenset({"system", "precision", "base_precision", "verify", "trust_remote_code"})
     examples = (
         "bayeslora generate RUN --prompt 'Why is the sky blue?'",
         "bayeslora generate RUN --samples 3 --temperature 0.7 --prompt -",

@@ -6,9 +6,19 @@ from typing import Annotated
 
 import typer
 
+from bayeslora_cli.config.catalogue import BASE_PRECISIONS
+
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Hash the pretrained model's weights anew.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+]
+BasePrecision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(BASE_PRECISIONS),
+        help="Precision of the frozen weights, which adapters will be served on (default: as in "
+        "training; without a run: that of --precision).",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

@@ -33,19 +33,19 @@ JUDGE: dict[str, Any] = PROTOCOL["judge"]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A row on one task: all its seeds in one process, which captures its CUDA graphs once."""
+    """A run: a row on a task with a seed."""
 
     row: str
     task: str
-    seeds: tuple[int, ...]
+    seed: int
 
     @property
     def name(self) -> str:
-        return f"{self.row}-{self.task}"
+        return f"{self.row}-{self.task}-{self.seed}"
 
 
-def save_predictions(run: bl.Run, dev: Any, held_out: Any, path: Path) -> None:
-    """Write a run's predictions of the dev rows and of its validation rows, and their labels.
+def save_predictions(dev: Any, held_out: Any, path: Path) -> None:
+    """Write predictions of the dev rows and of the validation rows, and their labels.
 
     For STS-B's samples also the scores' variance.
     """
@@ -64,44 +64,46 @@ def save_predictions(run: bl.Run, dev: Any, held_out: Any, path: Path) -> None:
 
 
 def measure(job: Job, typed: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Train a row's runs on a task; evaluate each on the dev rows, once; cut it, if it is asked."""
+    """Train a run; evaluate it on the dev rows, once; cut it, if its row is to be cut."""
     setting = dict(JUDGE["rows"][job.row])
     family = setting.pop("family")
     chosen = tomllib.loads(typed.chosen.read_text(encoding="utf-8"))[family]
     options = options_of(family, chosen | setting, job.task) | common_options(typed, job.task)
     options["output"] += f"/{job.row}"
-    workspace = bl.workspace()
-    for seed in job.seeds:
-        run = bl.train(**options, seed=seed, workspace=workspace)
-        about = {"row": job.row, "task": job.task, "seed": seed}
-        yield {"kind": "run", **about, **facts(run)}
-        samples = None if run.result["posterior"] is None else JUDGE["samples"]
-        ood = JUDGE["ood"][job.task] if samples or job.task != "stsb" else None
-        dev = run.evaluate(data=str(typed.data), samples=samples, ood=ood)
-        held_out = run.evaluate()
-        save_predictions(run, dev, held_out, typed.out / "predictions" / f"{job.name}-{seed}.npz")
-        measured = dev.to_json()
-        measured.pop("posterior", None)
-        yield {**measured, "kind": "dev", **about}
-        if job.row in JUDGE["cut"]:
-            for found in cut(run, typed.data):
-                yield {**about, **found}
+    about = {"row": job.row, "task": job.task, "seed": job.seed}
+    run = bl.train(**options, seed=job.seed)
+    yield {"kind": "run", **about, **facts(run)}
+    samples = None if run.result["posterior"] is None else JUDGE["samples"]
+    # a score's uncertainty is the samples' variance: without samples there is none
+    ood = JUDGE["ood"][job.task] if samples or job.task != "stsb" else None
+    dev = run.evaluate(data=str(typed.data), samples=samples, ood=ood)
+    save_predictions(dev, run.evaluate(), typed.out / "predictions" / f"{job.name}.npz")
+    measured = dev.to_json()
+    measured.pop("posterior", None)
+    yield {**measured, "kind": "dev", **about}
+    if job.row in JUDGE["cut"]:
+        for found in cut(run, typed.data):
+            yield {**about, **found}
 
 
 def jobs_left(typed: argparse.Namespace) -> list[Job]:
-    """Return the jobs with the seeds that no line of an earlier call has."""
+    """Return the jobs whose runs no line of an earlier call has: those of the rows that the primary
+    comparisons need first, one seed after the other, and of a seed the longest tasks first."""
     lines = pool.read_lines(typed.measured)
-    done = {
-        (line["row"], line["task"], line["seed"]) for line in lines if line.get("kind") == "dev"
-    }
-    found = []
-    for task in JUDGE["tasks"]:
-        for row in JUDGE["rows"]:
-            seeds = tuple(s for s in JUDGE["seeds"][: typed.seeds] if (row, task, s) not in done)
-            job = Job(row=row, task=task, seeds=seeds)
-            if seeds and re.search(typed.only, job.name):
-                found.append(job)
-    return found
+    done = {line["job"] for line in lines if line.get("kind") == "dev"}
+    needed = {row for pair in JUDGE["primary"] for row in (pair["a"], pair["b"])}
+    blocks = (
+        [row for row in JUDGE["rows"] if row in needed],
+        [row for row in JUDGE["rows"] if row not in needed],
+    )
+    jobs = [
+        Job(row=row, task=task, seed=seed)
+        for block in blocks
+        for seed in JUDGE["seeds"][: typed.seeds]
+        for task in JUDGE["tasks"]
+        for row in block
+    ]
+    return [job for job in jobs if job.name not in done and re.search(typed.only, job.name)]
 
 
 def pack(out: Path) -> None:

@@ -1,0 +1,348 @@
+"""Writes the study's part of docs/results.md from the lines that its calls have left.
+
+    python -m tests.benchmarks.posterior.page --search LINES... --write-chosen chosen.toml
+    python -m tests.benchmarks.posterior.page --search LINES... --judge LINES... \
+        [--causal LINES...] [--baselines LINES...] --page docs/results.md --numbers numbers.json
+
+It replaces what stands between the two marks in the page. `--numbers` names each number of the page
+as it is printed there; `check.py`, which shares no code with this script, computes each anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy import stats
+
+from tests.benchmarks.posterior.pool import read_lines
+from tests.benchmarks.posterior.protocol import PROTOCOL
+from tests.benchmarks.posterior.search import RULE, choose, score, write_chosen
+
+BEGIN, END = "<!-- the posterior: begin -->", "<!-- the posterior: end -->"
+JUDGE: dict[str, Any] = PROTOCOL["judge"]
+TITLES = {
+    "sst2": "SST-2", "mnli": "MNLI*", "qnli": "QNLI*", "stsb": "STS-B", "mrpc": "MRPC",
+    "rte": "RTE", "cola": "CoLA", "arc-easy": "ARC-Easy", "openbookqa": "OpenBookQA",
+}  # fmt: skip
+
+Line = Mapping[str, Any]
+
+
+class Page:
+    """The lines of Markdown, and the numbers in them by name."""
+
+    def __init__(self) -> None:
+        self.text: list[str] = []
+        self.numbers: dict[str, str] = {}
+
+    def number(self, name: str, text: str) -> str:
+        """Note a number of the page; return it."""
+        self.numbers[name] = text
+        return text
+
+    def write(self, *lines: str) -> None:
+        self.text += [*lines, ""]
+
+    def table(self, title: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        lines = [f"| {' | '.join(row)} |" for row in (title, ["---"] * len(title), *rows)]
+        self.write(*lines)
+
+
+def own(task: str, metrics: Line) -> float:
+    """Return a task's own metric from those of its dev splits: MNLI's is of the matched one."""
+    found = metrics.get("validation_matched") or metrics["validation"]
+    if task == "stsb":
+        return (float(found["pearson"]) + float(found["spearman"])) / 2
+    return float(found["matthews" if task == "cola" else "accuracy"])
+
+
+def value(line: Line, metric: str, at: str) -> float:
+    """Return a number of a `dev` line; `own` in percent, of MNLI the matched split."""
+    metrics = line["metrics" if at == "mean" else "sampled"]
+    if metric == "own":
+        return 100 * own(line["task"], metrics)
+    return float((metrics.get("validation_matched") or metrics["validation"])[metric])
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Write a mean and a standard deviation."""
+    written = f"{fmean(values):.{digits}f}"
+    return written if len(values) < 2 else f"{written} ± {stdev(values):.{digits}f}"
+
+
+def search(page: Page, lines: Sequence[Line]) -> None:
+    """Write the trials and what the rule chose."""
+    page.write("### The search", "RTE and CoLA, seed 2021, on a tenth of the training rows.")
+    by_trial = defaultdict(list)
+    for line in lines:
+        by_trial[line["job"].rpartition("-")[0]].append(line)
+    rows = []
+    for trial, found in sorted(by_trial.items()):
+        whole = {line["task"]: line for line in found if "failed" not in line}
+        cells = []
+        for task in RULE["tasks"]:
+            line = whole.get(task)
+            if line is None:
+                cells += ["failed", "", ""]
+                continue
+            name, posterior = f"search/{trial}/{task}", line["posterior"]
+            cells += [
+                page.number(f"{name}/own", f"{100 * line['best_at_budget']['value']:.1f}"),
+                page.number(f"{name}/nll", f"{score([line])[1]:.3f}"),
+                "–" if posterior is None
+                else page.number(f"{name}/sigma", f"{posterior['sigma_ratio']:.2f}") + "; "
+                + page.number(f"{name}/rho", f"{posterior['snr_magnitude_correlation']:.2f}"),
+            ]  # fmt: skip
+        options = next(iter(whole.values()), {"options": {}})["options"]
+        rows.append([trial, ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
+                                      for k, v in options.items()), *cells])  # fmt: skip
+    titles = [f"{TITLES[t]}{c}" for t in RULE["tasks"] for c in ("", ", NLL", ", sigma; ρ")]
+    page.table(["trial", "setting", *titles], rows)
+    page.write(
+        "sigma: its 95% over its 5% quantile; ρ: rank correlation of snr's and magnitude's scores "
+        "of kept triplets."
+    )
+    for family, found in choose(lines).items():
+        page.write(
+            f"- `{family}`: trial "
+            + page.number(f"search/chosen/{family}", f"{found['number']:02d}")
+            + f", of {found['of']} that count."
+        )
+
+
+def rows_of(lines: Sequence[Line]) -> dict[str, dict[str, list[Line]]]:
+    """Return the `dev` lines by row and task, in the order of the seeds."""
+    found: dict[str, dict[str, list[Line]]] = {row: defaultdict(list) for row in JUDGE["rows"]}
+    for line in sorted((x for x in lines if x.get("kind") == "dev"), key=lambda x: x["seed"]):
+        found[line["row"]][line["task"]].append(line)
+    return {row: tasks for row, tasks in found.items() if tasks}
+
+
+def judged(page: Page, lines: Sequence[Line]) -> None:
+    """Write a table for each metric: rows by tasks, at the mean and over samples."""
+    rows = rows_of(lines)
+    page.write("### Five seeds on tasks that the search did not see")
+    for metric, title, digits in (("own", "the task's own metric", 1), ("nll", "NLL", 3),
+                                  ("ece", "ECE", 3), ("brier", "Brier score", 3)):  # fmt: skip
+        cells = []
+        for row, tasks in rows.items():
+            for at in ("mean", "sampled"):
+                if at == "sampled" and not any("sampled" in x for t in tasks.values() for x in t):
+                    continue
+                line = [row if at == "mean" else f"{row}, samples"]
+                for task in JUDGE["tasks"]:
+                    own_lines = tasks.get(task, [])
+                    absent = task == "stsb" and metric in ("ece", "brier")
+                    line.append(
+                        "–" if absent or not own_lines
+                        else page.number(
+                            f"judge/{row}/{task}/{at}/{metric}",
+                            spread([value(x, metric, at) for x in own_lines], digits),
+                        )
+                    )  # fmt: skip
+                cells.append(line)
+        page.table([title, *(TITLES[task] for task in JUDGE["tasks"])], cells)
+    page.write("\\* A subsample; MiniLM's contrastive training saw NLI and question pairs.")
+
+
+def pairs(rows: Mapping[str, Mapping[str, list[Line]]], rule: Line) -> list[float]:
+    """Return the differences of a primary comparison, by task and seed."""
+    found = []
+    for task in JUDGE["tasks"]:
+        if task == "stsb" and rule["metric"] == "ece":
+            continue
+        theirs = {line["seed"]: line for line in rows.get(rule["b"], {}).get(task, [])}
+        for line in rows.get(rule["a"], {}).get(task, []):
+            if line["seed"] in theirs:
+                a, b = (value(x, rule["metric"], at) for x, at in
+                        zip((line, theirs[line["seed"]]), rule["at"], strict=True))  # fmt: skip
+                found.append(a - b)
+    return found
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number by Holm's method (Scand. J. Stat. 6, 1979)."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def primary(page: Page, lines: Sequence[Line]) -> None:
+    """Write the primary comparisons, tested and corrected."""
+    rows = rows_of(lines)
+    found = [(rule, pairs(rows, rule)) for rule in JUDGE["primary"]]
+    tested = [(rule, d, float(stats.wilcoxon(d).pvalue)) for rule, d in found if len(d) > 1]
+    corrected = holm([p for _, _, p in tested])
+    cells = []
+    for number, ((rule, d, p), fair) in enumerate(zip(tested, corrected, strict=True)):
+        name, digits = f"judge/primary/{number}", 2 if rule["metric"] == "own" else 4
+        t = stats.ttest_1samp(d, 0.0).confidence_interval(0.95)
+        cells.append([
+            rule["question"],
+            page.number(f"{name}/pairs", str(len(d))),
+            page.number(f"{name}/difference", f"{fmean(d):+.{digits}f}"),
+            page.number(f"{name}/interval", f"{t.low:+.{digits}f} to {t.high:+.{digits}f}"),
+            page.number(f"{name}/p", f"{p:.3f}"),
+            page.number(f"{name}/holm", f"{fair:.3f}"),
+        ])  # fmt: skip
+    page.write("### The primary comparisons")
+    page.table(["question", "pairs", "difference", "95%", "Wilcoxon's p", "Holm's"], cells)
+
+
+def learnt(page: Page, lines: Sequence[Line]) -> None:
+    """Write how far h moved, sigma's spread, and which triplets the criteria keep."""
+    runs = [line for line in lines if line.get("kind") == "run"]
+    by = {(x["row"], x["task"], x["seed"]): x for x in runs}
+    page.write("### What the posterior has learnt")
+    facts: dict[str, Callable[[Line], float]] = {
+        "h/h0, 5%": lambda p: p["hessian_over_h0"]["q05"],
+        "h/h0, 95%": lambda p: p["hessian_over_h0"]["q95"],
+        "sigma, 95% over 5%": lambda p: p["sigma_ratio"],
+        "ρ(snr, magnitude)": lambda p: p["snr_magnitude_correlation"],
+    }
+    cells = []
+    for row in ("paper-snr", "learned-snr"):
+        for title, fact in facts.items():
+            line = [f"{row}: {title}"]
+            for task in JUDGE["tasks"]:
+                values = [fact(x["posterior"]) for k, x in by.items() if k[:2] == (row, task)]
+                name = f"judge/learnt/{row}/{task}/{title}"
+                line.append(page.number(name, f"{fmean(values):.3g}") if values else "–")
+            cells.append(line)
+    for family in ("paper", "learned"):
+        a, b = f"{family}-snr", f"{family}-magnitude"
+        line = [f"{family}: triplets that snr and magnitude both keep"]
+        for task in JUDGE["tasks"]:
+            shares = [
+                common(x["kept"], by[b, task, seed]["kept"])
+                for (row, name, seed), x in by.items()
+                if (row, name) == (a, task) and (b, task, seed) in by
+            ]
+            name = f"judge/common/{family}/{task}"
+            line.append(page.number(name, f"{100 * fmean(shares):.0f}%") if shares else "–")
+        cells.append(line)
+    for row in JUDGE["rows"]:
+        line = [f"{row}: rank correlation between seeds"]
+        for task in JUDGE["tasks"]:
+            kept = [x["kept"] for k, x in sorted(by.items()) if k[:2] == (row, task)]
+            ranks = [[sum(matrix) for matrix in run] for run in kept]
+            found = [float(stats.spearmanr(a, b).statistic) for a, b in combinations(ranks, 2)
+                     if len(set(a)) > 1 and len(set(b)) > 1]  # fmt: skip
+            name = f"judge/seeds/{row}/{task}"
+            line.append(page.number(name, f"{fmean(found):.2f}") if found else "–")
+        if set(line[1:]) != {"–"}:
+            cells.append(line)
+    page.table(["", *(TITLES[task] for task in JUDGE["tasks"])], cells)
+
+
+def common(a: Sequence[Sequence[int]], b: Sequence[Sequence[int]]) -> float:
+    """Return the share of kept triplets that both runs keep."""
+    both = sum(x * y for m, n in zip(a, b, strict=True) for x, y in zip(m, n, strict=True))
+    return 2 * both / (sum(map(sum, a)) + sum(map(sum, b)))
+
+
+def cuts(page: Page, lines: Sequence[Line]) -> None:
+    """Write the mean over tasks and seeds of the metric after cutting, by rank and criterion."""
+    found: dict[tuple[str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for line in lines:
+        if line.get("kind") == "cut":
+            value_of = 100 * own(line["task"], line["metrics"])
+            found[line["row"], line["by"]][line["rank"]].append(value_of)
+    ranks = sorted({rank for by in found.values() for rank in by}, reverse=True)
+    page.write("### Cutting afterwards", "Means over tasks and seeds of the tasks' own metrics.")
+    page.table(
+        ["run, by", *(f"rank {rank:g}" for rank in ranks)],
+        [
+            [f"{row}, {by}", *(
+                page.number(f"judge/cut/{row}/{by}/{rank:g}", f"{fmean(values[rank]):.1f}")
+                if values.get(rank) else "–" for rank in ranks
+            )]
+            for (row, by), values in sorted(found.items())
+        ],
+    )  # fmt: skip
+
+
+def causal(page: Page, lines: Sequence[Line]) -> None:
+    """Write ACC, ECE and NLL of the causal runs on their test rows."""
+    groups: dict[str, list[Line]] = defaultdict(list)
+    for line in lines:
+        if line.get("split") == "test" and "shots" not in line and "seed-" in line.get("run", ""):
+            groups[line["job"]].append(line)
+    cells = []
+    for job, group in sorted(groups.items()):
+        task = "arc-easy" if job.startswith("arc-easy") else "openbookqa"
+        for at in ("metrics", "sampled"):
+            if not all(at in line for line in group):
+                continue
+            numbers = [
+                page.number(f"causal/{job}/{at}/{metric}",
+                            spread([factor * x[at]["test"][metric] for x in group], digits))
+                for metric, factor, digits in (("accuracy", 100, 1), ("ece", 1, 3), ("nll", 1, 3))
+            ]  # fmt: skip
+            name = job.removeprefix(f"{task}-") + (", samples" if at == "sampled" else "")
+            cells.append([TITLES[task], name, str(len(group)), *numbers])
+    page.write("### A causal model", "SmolLM2-135M; test rows, read once.")
+    page.table(["task", "run", "seeds", "ACC", "ECE", "NLL"], cells)
+
+
+def baselines(page: Page, lines: Sequence[Line]) -> None:
+    """Write the baselines' NLL, ECE, time and memory."""
+    groups: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    for line in lines:
+        groups[line["method"], line["task"]].append(line)
+    cells = []
+    for (method, task), group in sorted(groups.items()):
+        name = f"baselines/{method}/{task}"
+        cells.append([method, TITLES[task], str(len(group)), *(
+            page.number(f"{name}/{metric}", spread([x[metric] for x in group], digits))
+            for metric, digits in (("nll", 3), ("ece", 3), ("seconds", 1), ("megabytes", 0))
+        )])  # fmt: skip
+    page.write("### Baselines")
+    page.table(["method", "task", "of", "NLL", "ECE", "seconds", "MB more"], cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts = {"search": search, "judge": None, "causal": causal, "baselines": baselines}
+    for name in parts:
+        parser.add_argument(f"--{name}", type=Path, nargs="*", default=[])
+    parser.add_argument("--write-chosen", type=Path)
+    parser.add_argument("--page", type=Path, help="the page that holds the two marks")
+    parser.add_argument("--numbers", type=Path)
+    typed = parser.parse_args()
+    read = {name: read_lines(getattr(typed, name)) for name in parts}
+    if typed.write_chosen:
+        write_chosen(choose(read["search"]), typed.write_chosen)
+    page = Page()
+    for name, lines in read.items():
+        failed = sum("failed" in line for line in lines)
+        for write in (judged, primary, learnt, cuts) if name == "judge" else (parts[name],):
+            if lines and write is not None:
+                write(page, [x for x in lines if "failed" not in x or name == "search"])
+        if failed:
+            page.write(f"Failed runs: {page.number(f'{name}/failed', str(failed))}.")
+    if typed.numbers:
+        typed.numbers.write_text(json.dumps(page.numbers, indent=1) + "\n", encoding="utf-8")
+    text = "\n".join(page.text)
+    if typed.page is None:
+        print(text)
+        return
+    before, _, rest = typed.page.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    typed.page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

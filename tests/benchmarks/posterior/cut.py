@@ -59,11 +59,15 @@ class CutRun:
             for name, predictive in found.items()
         }
 
-    def scores(self) -> dict[str, Tensor]:
-        """Return the triplets' scores (n, r) by each criterion that the run has."""
+    def scores(self) -> tuple[dict[str, Tensor], float | None]:
+        """Return the triplets' scores (n, r) by each criterion that the run has; and Spearman's
+        correlation of 1/sigma^2 with the mean squared gradient over A's and B's kept elements, None
+        without sigma."""
         bank = self.network.bank
         sigma = getattr(self.posterior, "sigma", None)
-        observed, uncertainty = _sensitivity(self.network, self.training, self.config.batch_size)
+        observed, uncertainty, squared = _gradients(
+            self.network, self.training, self.config.batch_size
+        )
         statistics = ElementStatistics(
             mean=bank.adapters(self.posterior.mean),
             sigma=None if sigma is None else bank.adapters(sigma),
@@ -73,18 +77,24 @@ class CutRun:
         names = [
             n for n, entry in CRITERIA.items() if sigma is not None or not entry.needs_posterior
         ]
-        return {
-            # sigma of a pruned triplet is not kept: its scores, which count for nothing, are 0
+        # sigma of a pruned triplet is not kept: its scores, which count for nothing, are 0
+        found = {
             name: bank.triplet_scores(load_criterion(name).score(statistics)).nan_to_num(0, 0, 0)
             for name in names
         }
+        if sigma is None:
+            return found, None
+        vectors = slice(bank.singular_values(sigma).numel(), bank.adapter_end)
+        kept = sigma[vectors] > 0
+        precision, gradient = sigma[vectors][kept].pow(-2), squared[vectors][kept]
+        return found, spearman(precision.cpu(), gradient.cpu())
 
 
-def _sensitivity(network: Network, split: Any, size: int) -> tuple[Tensor, Tensor]:
-    """Return means over training batches of I = |theta g| and of |I - mean I|, each (N,)."""
+def _gradients(network: Network, split: Any, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return means over training batches of I = |theta g|, |I - mean I| and g^2, each (N,)."""
     bank, feed = network.bank, Feed(split, network.bank.theta.device)
     generator = torch.Generator().manual_seed(0)
-    found = []
+    found, squared = [], torch.zeros_like(bank.theta)
     with bank.at_mean():
         for _ in range(GRADIENT_BATCHES):
             batch = feed.batch(torch.randint(len(split), (size,), generator=generator))
@@ -92,9 +102,10 @@ def _sensitivity(network: Network, split: Any, size: int) -> tuple[Tensor, Tenso
             network.objective.loss(network.logits(batch), batch).backward()
             bank.collect()
             found.append((bank.theta * bank.local).abs())
+            squared += bank.local.square() / GRADIENT_BATCHES
     stacked = torch.stack(found)
     mean = stacked.mean(0)
-    return mean, (stacked - mean).abs().mean(0)
+    return mean, (stacked - mean).abs().mean(0), squared
 
 
 def decompose(network: Network, mean: Tensor) -> Tensor:
@@ -152,9 +163,10 @@ def cut(run: bl.Run, data: Path) -> Iterator[Mapping[str, Any]]:
     bank, posterior = held.network.bank, held.posterior
     mask, mean = posterior.mask.clone(), posterior.mean.clone()
     kept, n = int(mask.sum()), len(mask)
-    by_criterion = held.scores() if bank.has_singular_values else {}
+    by_criterion, learnt = held.scores() if bank.has_singular_values else ({}, None)
     chosen = mask.bool()
-    yield {"kind": "agreement", **_agreement(by_criterion, chosen)}
+    about = {"precision_and_squared_gradient": learnt}
+    yield {"kind": "agreement", **_agreement(by_criterion, chosen), **about}
     decomposed = mean.clone()
     ways = [(name, mean, scores) for name, scores in by_criterion.items()]
     ways.append((SVD, decomposed, decompose(held.network, decomposed)))

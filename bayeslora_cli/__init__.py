@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from bayeslora_cli import errors as errors
 
 if TYPE_CHECKING:
+    from bayeslora_cli.api.exports import Export as Export
     from bayeslora_cli.api.models import evaluate as evaluate
     from bayeslora_cli.api.models import generate as generate
     from bayeslora_cli.api.results import Results as Results
     from bayeslora_cli.api.results import inspect_ranks as inspect_ranks
     from bayeslora_cli.api.results import results as results
-    from bayeslora_cli.api.run import Export as Export
     from bayeslora_cli.api.run import Run as Run
     from bayeslora_cli.api.training import Plan as Plan
     from bayeslora_cli.api.training import Reporter as Reporter
@@ -36,7 +36,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 __version__ = "0.1.0"
 _PLACES = {
     "Evaluation": "bayeslora_cli.evaluation.evaluation:Evaluation",
-    "Export": "bayeslora_cli.api.run:Export",
+    "Export": "bayeslora_cli.api.exports:Export",
     "Generation": "bayeslora_cli.evaluation.generation:Generation",
     "Plan": "bayeslora_cli.api.training:Plan",
     "Reporter": "bayeslora_cli.api.training:Reporter",

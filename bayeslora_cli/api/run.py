@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora_cli.api.arguments import check_prompts, rows_of, sampling_of
+from bayeslora_cli.api.exports import Export
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.config.validation import nearest
 from bayeslora_cli.errors import UserError
@@ -27,22 +28,6 @@ if TYPE_CHECKING:
     from bayeslora_cli.evaluation.run_posterior import RunPosterior
     from bayeslora_cli.reports.ranks.history import History
     from bayeslora_cli.reports.ranks.score_distribution import Scores
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Export:
-    """A finished export."""
-
-    path: Path
-    """The export's directory."""
-    manifest: Mapping[str, Any]
-    """Its manifest.json: format, source, result of the check, metrics, checksums of the files."""
-
-    def describe(self) -> str:
-        """Return the measurements as text, one line each."""
-        from bayeslora_cli.export.exporter import describe_export
-
-        return "\n".join(describe_export(dict(self.manifest)))
 
 
 class Run:
@@ -207,7 +192,8 @@ class Run:
         return load_run(self.directory, config, objective, self.device, verify=self.verify)
 
     @cached_property
-    def _loaded(self) -> LoadedRun:
+    def loaded(self) -> LoadedRun:
+        """What `load` returns, loaded once."""
         return self.load()
 
     @property
@@ -220,7 +206,7 @@ class Run:
         from bayeslora_cli.evaluation.run_posterior import RunPosterior
 
         return RunPosterior(
-            posterior=self._loaded.posterior, summarised=self.result.get("posterior")
+            posterior=self.loaded.posterior, summarised=self.result.get("posterior")
         )
 
     def predict(
@@ -249,8 +235,29 @@ class Run:
         sampling = sampling_of(samples, temperature, seed)
         check_sampling(self.config, sampling)
         rows = {"texts": rows_of(texts, self.task)}
-        found = predict(*self._loaded, self.config, rows, sampling, batch_size)[1]
+        found = predict(*self.loaded, self.config, rows, sampling, batch_size)[1]
         return found["mean" if sampling is None else "sampled"]["texts"].values
+
+    def predict_rows(self, source: str | Path | Iterable[Any], **options: Any) -> Iterator[Any]:
+        """Predict rows of any number, as they are asked for: yields a dictionary for each.
+
+        Args:
+            source: a file, or texts, tuples of texts or dictionaries by column, in any iterable.
+            options: see `api.prediction.predicted_windows`.
+        """
+        from bayeslora_cli.api.prediction import predicted_rows
+
+        return predicted_rows(self, source, **options)
+
+    def predict_file(self, source: str | Path, output: str | Path, **options: Any) -> int:
+        """Predict the rows of a file into another (.csv, .tsv, .jsonl, .parquet); count them.
+
+        Args:
+            options: see `api.prediction.predicted_windows`.
+        """
+        from bayeslora_cli.api.prediction import predict_file
+
+        return predict_file(self, source, Path(output), **options)
 
     def generate(
         self,
@@ -286,7 +293,7 @@ class Run:
         check_run(self.config, self.task, sampling)
         decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
         another = base_precision not in (None, self.config.base_precision)
-        loaded = self.load(base_precision) if another else self._loaded
+        loaded = self.load(base_precision) if another else self.loaded
         return generate_from_run(
             loaded, self.config, self.task, prompts, decoding, sampling, chat=chat,
             system=system,

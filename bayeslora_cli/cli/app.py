@@ -21,12 +21,14 @@ from bayeslora_cli.cli.help.commands import (
     ExportCommand,
     GenerateCommand,
     InspectRanksCommand,
+    PredictCommand,
     PresetsCommand,
     TableCommand,
     TrainCommand,
 )
 from bayeslora_cli.cli.help.presets import presets
 from bayeslora_cli.cli.inspect_ranks import inspect_ranks
+from bayeslora_cli.cli.predict import predict
 from bayeslora_cli.cli.progress import lasting_streams
 from bayeslora_cli.cli.table import table
 from bayeslora_cli.cli.train import train
@@ -63,6 +65,7 @@ def bayeslora(
 for name, command, form in (
     ("train", train, TrainCommand),
     ("eval", evaluate, EvalCommand),
+    ("predict", predict, PredictCommand),
     ("table", table, TableCommand),
     ("inspect-ranks", inspect_ranks, InspectRanksCommand),
     ("export", export, ExportCommand),

@@ -95,11 +95,11 @@ def write_predictions(path: Path, task: Task, splits: Mapping[str, Predicted]) -
                     quoting=csv.QUOTE_NONNUMERIC if risky else csv.QUOTE_MINIMAL,
                 )
                 for row in chain([names], (map(flat, row) for row in rows)):
-                    cells = [_no_formula(cell) if isinstance(cell, str) else cell for cell in row]
+                    cells = [no_formula(cell) if isinstance(cell, str) else cell for cell in row]
                     if path.suffix == ".csv":
                         writer.writerow(cells)
                     else:
-                        file.write("\t".join(map(_tsv_field, cells)) + "\n")
+                        file.write("\t".join(map(tsv_field, cells)) + "\n")
     except OSError as error:
         raise UserError(f"--predictions {path}: cannot be written: {error.strerror}") from error
 
@@ -213,13 +213,14 @@ def flat(value: Any) -> Any:
     return json.dumps(value) if any("|" in part for part in parts) else "|".join(parts)
 
 
-def _no_formula(text: str) -> str:
+def no_formula(text: str) -> str:
     """Return the text, with a ' in front if a spreadsheet would take it for a formula."""
     is_formula = text[:1] in _BEGIN_FORMULAS and text and number_in(text) is None
     return f"'{text}" if is_formula else text
 
 
-def _tsv_field(value: object) -> str:
+def tsv_field(value: object) -> str:
+    """Write a field of a tsv file: in quotation marks only if it could not be read otherwise."""
     text = "" if value is None else str(value)
     if text.startswith('"') or any(c in text for c in "\t\n\r"):
         return '"' + text.replace('"', '""') + '"'

@@ -11,8 +11,10 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import inf
+from threading import current_thread, main_thread
 from time import monotonic
 from types import FrameType
+from typing import Any
 
 from bayeslora_cli.errors import Preempted
 
@@ -102,3 +104,30 @@ def listening() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Let SIGINT and SIGTERM take effect at the end of this block; a second one at once.
+
+    Signals reach only the main thread; in others this does nothing.
+    """
+    if current_thread() is not main_thread():
+        yield
+        return
+    before: dict[int, Any] = {}
+    come: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        come.append(number)
+        signal.signal(number, before[number])
+
+    for asked in (signal.SIGINT, signal.SIGTERM):
+        before[asked] = signal.signal(asked, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in come[:1]:
+            signal.raise_signal(number)

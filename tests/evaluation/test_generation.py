@@ -92,11 +92,11 @@ def test_what_cannot_be(options, message, run):
 
 def test_the_models_own_settings_are_put_aside(run):
     expected = run.generate(PROMPTS, max_new_tokens=8)
-    settings = run._loaded.network.module.generation_config
+    settings = run.loaded.network.module.generation_config
     settings.repetition_penalty, settings.no_repeat_ngram_size = 5.0, 1
     try:
         assert run.generate(PROMPTS, max_new_tokens=8) == expected
-        assert run._loaded.network.module.generation_config is settings
+        assert run.loaded.network.module.generation_config is settings
     finally:
         settings.repetition_penalty = settings.no_repeat_ngram_size = None
 

@@ -108,6 +108,20 @@ class GenerateCommand(Command):
     )
 
 
+class PredictCommand(Command):
+    """`bayeslora predict`."""
+
+    rare = frozenset(
+        {"temperature", "seed", "text_columns", "batch_size", "model", "verify"}
+        | {"trust_remote_code"}
+    )
+    examples = (
+        "echo 'a text' | bayeslora predict RUN",
+        "bayeslora predict RUN new.csv --output predicted.csv",
+        "bayeslora predict RUN new.jsonl --top-k 3 --samples 8 | jq .prediction",
+    )
+
+
 class PresetsCommand(Command):
     """`bayeslora presets`."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +21,46 @@ def read_parquet(source: str, option: str) -> Table:
     Raises:
         DataError: it is none, or has no rows.
     """
-    import pyarrow
     import pyarrow.parquet
 
-    try:
+    with _parquet(source, option):
         # not `read_table`, which adds columns if a folder is named like a partition
         with pyarrow.parquet.ParquetFile(source) as file:
             table = file.read()
         table.validate(full=True)  # text that is not UTF-8
+    return _from_arrow(table, option, source, {})
+
+
+@contextmanager
+def _parquet(source: str, option: str) -> Iterator[None]:
+    """Turn what pyarrow raises inside into one message."""
+    import pyarrow
+
+    try:
+        yield
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(
             f"{option} {source}: cannot be read as parquet ({_first_line(error)}); write it again"
         ) from error
-    return _from_arrow(table, option, source, {})
+
+
+def parquet_windows(source: str, option: str, rows: int) -> Iterator[Table]:
+    """Read a parquet file some rows at a time.
+
+    Raises:
+        DataError: it is none, or is damaged.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    first = 0
+    with _parquet(source, option), pyarrow.parquet.ParquetFile(source) as file:
+        for batch in file.iter_batches(rows):
+            part = pyarrow.Table.from_batches([batch])
+            part.validate(full=True)
+            if len(part):
+                yield replace(_from_arrow(part, option, source, {}), first=first)
+            first += len(part)
 
 
 def read_hub(source: str, option: str, name: str, config: str | None, split: str) -> Table:

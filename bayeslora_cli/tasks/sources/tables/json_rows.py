@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -27,7 +28,26 @@ def read_json(source: str, option: str) -> Table:
     """
     text = read_text(source)
     array = text.lstrip().startswith("[")
-    unit = "row" if array else "line"
+    if array:
+        return table_of_objects(source, option, _array(source, text), unit="row")
+    rows = json_lines(source, text.split("\n"), partial(_is_one_object, text))
+    return table_of_objects(source, option, rows, unit="line")
+
+
+def table_of_objects(
+    source: str,
+    option: str,
+    objects: Iterable[tuple[int, dict[str, Any]]],
+    *,
+    unit: str,
+    tell: bool = True,
+) -> Table:
+    """Make a table of objects, each behind its place.
+
+    Args:
+        unit: what places count, line or row.
+        tell: whether one line of the log says which keys rows lack.
+    """
     columns: dict[str, list[Any]] = {}
     lacking: dict[str, tuple[int, int]] = {}  # number of rows, and the first of them
     places: list[int] = []
@@ -39,7 +59,7 @@ def read_json(source: str, option: str) -> Table:
             lacking[name] = count + rows - len(column), first
             column.extend(repeat(None, rows - len(column)))
 
-    for place, row in _array(source, text) if array else _lines(source, text):
+    for place, row in objects:
         if not places:
             check_names(list(row), f"{source}, {unit} {place}")
         for name, value in row.items():
@@ -49,7 +69,7 @@ def read_json(source: str, option: str) -> Table:
         places.append(place)
     for name in columns:
         pad(name, len(places))
-    if lacking:
+    if lacking and tell:
         told = [
             f"{name[:40]!r} in {count:,} of {len(places):,} rows ({unit} {places[first]}, for one)"
             for name in columns
@@ -67,13 +87,21 @@ def read_json(source: str, option: str) -> Table:
         names=tuple(columns),
         rows=len(places),
         read_column=columns.__getitem__,
-        lines=None if array else places,
+        lines=places if unit == "line" else None,
     )
 
 
-def _lines(source: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the object of each line that is not blank, behind the line's number."""
-    for number, line in enumerate(text.split("\n"), start=1):
+def json_lines(
+    source: str, lines: Iterable[str], is_one_object: Callable[[], bool] = lambda: False
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the object of each line that is not blank, behind the line's number.
+
+    Args:
+        is_one_object: tells, when a line is not JSON, whether all lines together are one object.
+    Raises:
+        DataError: a line holds no object.
+    """
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{source}, line {number}"
@@ -88,7 +116,7 @@ def _lines(source: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             ) from error
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", error)  # without a line number of its own
-            if _is_one_object(text):
+            if is_one_object():
                 reason = "but for the whole file, which is one object"
             raise DataError(
                 f"{where}: not JSON ({reason}); expected one object per line"

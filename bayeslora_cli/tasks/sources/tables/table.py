@@ -35,6 +35,8 @@ class Table:
     """Class names of the columns that hold class indices, as the hub lists them."""
     spelled: bool = False
     """Whether numbers are spelled out as text, as in csv and tsv."""
+    first: int = 0
+    """The place in the source of the first row, if these are some of its rows."""
 
     @property
     def title(self) -> str:
@@ -44,7 +46,7 @@ class Table:
     def where(self, row: int) -> str:
         """Return the place of a row, which counts from 0, for messages."""
         if self.lines is None:
-            return f"{self.source}, row {row}"
+            return f"{self.source}, row {self.first + row}"
         return f"{self.source}, line {self.lines[row]}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bayeslora_cli.errors import DataError
@@ -46,7 +46,8 @@ def read_csv(source: str, option: str) -> Table:
     Raises:
         DataError: a row is malformed; the message names its line.
     """
-    return _delimited(source, option, _csv_records(source), "commas")
+    lines = io.StringIO(read_text(source), newline="")
+    return _delimited(source, option, csv_records(source, lines), "commas")
 
 
 def read_tsv(source: str, option: str) -> Table:
@@ -55,20 +56,24 @@ def read_tsv(source: str, option: str) -> Table:
     Raises:
         DataError: a row is malformed; the message names its line.
     """
-    return _delimited(source, option, _tsv_records(source), "tabs")
+    return _delimited(source, option, tsv_records(read_text(source).split("\n")), "tabs")
 
 
-def _csv_records(path: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield for each record the line where it starts, and its fields."""
+def csv_records(source: str, lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield for each record the line where it starts, and its fields.
+
+    Raises:
+        DataError: a record is malformed.
+    """
     csv.field_size_limit(_LONGEST_FIELD)  # 128 KiB by default, which a document can exceed
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    reader = csv.reader(lines, strict=True)
     while True:
         line = reader.line_num + 1
         try:
             fields = next(reader, None)
         except csv.Error as error:
             raise DataError(
-                f"{path}, line {line}: the row that starts here is malformed ({error}); quote a "
+                f"{source}, line {line}: the row that starts here is malformed ({error}); quote a "
                 'field that holds a comma, a line break or a ", and double each " inside it'
             ) from error
         if fields is None:
@@ -77,9 +82,10 @@ def _csv_records(path: str) -> Iterator[tuple[int, list[str]]]:
             yield line, fields
 
 
-def _tsv_records(path: str) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        fields = line.removesuffix("\r")
+def tsv_records(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield for each line that is not empty its number and its fields."""
+    for number, line in enumerate(lines, start=1):
+        fields = line.removesuffix("\n").removesuffix("\r")
         if fields:
             yield number, fields.split("\t")
 
@@ -89,25 +95,39 @@ def _delimited(
 ) -> Table:
     number, header = next(records)
     check_names(header, f"{source}, line {number}")
-    columns: list[list[str]] = [[] for _ in header]
-    lines = []
+    rows = list(records)
+    if not rows:
+        raise DataError(f"{source}: found no rows below the header; expected at least one")
+    return table_of_fields(source, option, header, rows, separator)
+
+
+def table_of_fields(
+    source: str,
+    option: str,
+    header: list[str],
+    records: Sequence[tuple[int, list[str]]],
+    separator: str,
+) -> Table:
+    """Make a table of records, each behind its line.
+
+    Args:
+        separator: what separates fields, for messages.
+    Raises:
+        DataError: a record has more or fewer fields than the header.
+    """
     for number, fields in records:
         if len(fields) != len(header):
             raise DataError(
                 f"{source}, line {number}: found {len(fields)} fields; expected {len(header)}, "
                 f"separated by {separator}: {shown(header)}"
             )
-        lines.append(number)
-        for column, value in zip(columns, fields, strict=True):
-            column.append(value)
-    if not lines:
-        raise DataError(f"{source}: found no rows below the header; expected at least one")
+    columns = map(list, zip(*(fields for _, fields in records), strict=True))
     return Table(
         option=option,
         source=source,
         names=tuple(header),
-        rows=len(lines),
+        rows=len(records),
         read_column=dict(zip(header, columns, strict=True)).__getitem__,
-        lines=lines,
+        lines=[number for number, _ in records],
         spelled=True,
     )

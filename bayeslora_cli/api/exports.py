@@ -1,0 +1,24 @@
+"""`Export`: a finished export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Export:
+    """A finished export."""
+
+    path: Path
+    """The export's directory."""
+    manifest: Mapping[str, Any]
+    """Its manifest.json: format, source, result of the check, metrics, checksums of the files."""
+
+    def describe(self) -> str:
+        """Return the measurements as text, one line each."""
+        from bayeslora_cli.export.exporter import describe_export
+
+        return "\n".join(describe_export(dict(self.manifest)))

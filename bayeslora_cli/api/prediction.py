@@ -1,0 +1,172 @@
+"""Predicts rows of any number with a run: from files, pipes or Python, window by window."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bayeslora_cli.api.arguments import sampling_of
+from bayeslora_cli.config.catalogue import OBJECTIVES
+from bayeslora_cli.errors import StorageError, UserError
+from bayeslora_cli.tasks.sources.tables.windows import FORMS, object_windows, table_windows
+
+if TYPE_CHECKING:
+    from bayeslora_cli.api.run import Run
+
+OUTPUT_FORMS = ("csv", "tsv", "jsonl")
+"""What standard output may be written in."""
+
+
+def predicted_windows(
+    run: Run,
+    source: str | Path | Iterable[Any],
+    *,
+    samples: int | None = None,
+    temperature: float | None = None,
+    seed: int | None = None,
+    top_k: int | None = None,
+    keep: Sequence[str] | None = None,
+    text_columns: Sequence[str] | None = None,
+    input_format: str | None = None,
+    batch_size: int | None = None,
+) -> Iterator[dict[str, Sequence[Any]]]:
+    """Yield the columns of some thousand rows at a time: those of the input, and the predictions.
+
+    Args:
+        source: a file, `-` for standard input, or rows: texts, tuples of texts or dictionaries.
+        samples, temperature, seed: as for `Run.evaluate`; predictions are averages over samples.
+        top_k: name this many likeliest classes in place of all probabilities.
+        keep: columns of the input to keep; None: all.
+        text_columns: columns that hold the texts; None: those of the run's task, or usual names.
+        input_format: one of `FORMS`; None: by the file's ending, or found.
+        batch_size: rows per forward pass; None: as in training.
+    Raises:
+        UserError: options do not fit the run, or a row is not as expected.
+    """
+    from bayeslora_cli.evaluation.request import check_sampling
+    from bayeslora_cli.evaluation.streaming.stream import PredictionRequest, predict_windows
+
+    if input_format is not None and input_format not in FORMS:
+        raise UserError(f"--input-format {input_format}: give one of {', '.join(FORMS)}")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"--top-k {top_k}: must be at least 1")
+    task = run.task
+    asked = PredictionRequest(
+        sampling=sampling_of(samples, temperature, seed),
+        top=top_k,
+        keep=None if keep is None else tuple(keep),
+        text_columns=None if text_columns is None else tuple(text_columns),
+        batch_size=batch_size,
+    )
+    config = run.config
+    check_sampling(config, asked.sampling)
+    asked.check(task)
+    # rows of other forms than texts and a label have a form of their own for plain text
+    plain = (
+        ("text",) if OBJECTIVES[task.objective].rows else asked.text_columns or task.text_columns
+    )
+    if isinstance(source, str | Path):
+        windows = table_windows(str(source), "FILE", plain, input_format)
+    else:
+        windows = object_windows(source, "rows", plain)
+    return predict_windows(run.loaded, config, task, windows, asked)
+
+
+def predicted_rows(
+    run: Run, source: str | Path | Iterable[Any], **options: Any
+) -> Iterator[dict[str, Any]]:
+    """Yield a dictionary for each row; the arguments are those of `predicted_windows`."""
+    for columns in predicted_windows(run, source, **options):
+        for row in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, row, strict=True))
+
+
+def predict_file(
+    run: Run,
+    source: str | Path,
+    output: Path | None,
+    *,
+    output_format: str | None = None,
+    progress: Callable[[int], None] = lambda rows: None,
+    **options: Any,
+) -> int:
+    """Write the rows of a file, with their predictions, to another; return their number.
+
+    What is written is always whole rows, also if the process is interrupted or a later row is bad.
+
+    Args:
+        source: a file, or `-` for standard input.
+        output: a file whose ending names its form, which is replaced; None: standard output.
+        output_format: of standard output, csv, tsv or jsonl; None: as the input, else JSON Lines.
+        progress: is told after each window how many rows are written.
+        options: those of `predicted_windows`.
+    Raises:
+        UserError: options do not fit the run, or a row is not as expected.
+        StorageError: the output cannot be written.
+        BrokenPipeError: nobody reads standard output any more.
+    """
+    from bayeslora_cli.evaluation.streaming.writers import (
+        LineWriter,
+        ParquetWriter,
+        RowWriter,
+        form_of,
+        to_descriptor,
+    )
+    from bayeslora_cli.execution.signals import deferred
+
+    if output is not None:
+        form = form_of(output)
+        if output_format is not None:
+            raise UserError(
+                f"--output-format {output_format}: --output {output} is written as its ending says"
+            )
+        if output.exists() and os.path.exists(source) and os.path.samefile(source, output):
+            raise UserError(f"--output {output}: is the input; give another file")
+    else:
+        form = output_format or _as_input(str(source), options.get("input_format"))
+        if form not in OUTPUT_FORMS:
+            raise UserError(f"--output-format {form}: give one of {', '.join(OUTPUT_FORMS)}")
+    windows = predicted_windows(run, source, **options)
+    written = 0
+    descriptor: int | None = None
+    writer: RowWriter | None = None
+    try:
+        for columns in windows:
+            if writer is None:  # a file is replaced only when there is something to write
+                if form == "parquet":
+                    assert output is not None
+                    writer = ParquetWriter(output)
+                else:
+                    name = output or Path("standard output")
+                    descriptor = _opened(output)
+                    writer = LineWriter(form, to_descriptor(descriptor, name))
+                writer = writer
+            with deferred():
+                writer.write(columns, ours=len(columns) - list(columns).index("prediction"))
+            written += len(columns["prediction"])
+            progress(written)
+    finally:
+        if writer is not None:
+            writer.close()
+        if descriptor is not None and output is not None:
+            os.close(descriptor)
+    return written
+
+
+def _opened(output: Path | None) -> int:
+    if output is None:
+        sys.stdout.flush()
+        return sys.stdout.fileno()
+    try:
+        return os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    except OSError as error:
+        raise StorageError(output, error) from error
+
+
+def _as_input(source: str, typed: str | None) -> str:
+    """Return the form of standard output that suits an input: csv and tsv stay as they are."""
+    form = typed or Path(source).suffix.lower().removeprefix(".")
+    return form if form in ("csv", "tsv") else "jsonl"

@@ -1,0 +1,69 @@
+"""The columns that predictions of a window of rows have beside those of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from bayeslora_cli.errors import UserError
+from bayeslora_cli.evaluation.predictive import Predictive
+from bayeslora_cli.tasks.objectives.objective import shortest_numbers
+
+MOST_CLASSES = 20
+"""With more classes only the likeliest are written, unless the user asks otherwise."""
+USUAL_TOP = 5
+
+
+def predicted_columns(
+    found: Predictive, *, sampled: bool, top: int | None = None
+) -> dict[str, list[Any]]:
+    """Return the columns of n predictions, as files and `Run.predict_rows` show them.
+
+    `prediction` is what `Objective.decide` and `spell` make of it. Classes have probabilities:
+    `p(CLASS)` each, or with `top` the likeliest: `top1`, `p(top1)`, `top2` and so on. Then come the
+    measures of `Predictive.uncertainty`. Columns have the names of `eval --predictions`.
+
+    Args:
+        sampled: whether the predictions are averages over samples.
+        top: number of likeliest classes to name; None: all, or `USUAL_TOP` of more than
+            `MOST_CLASSES`.
+    """
+    objective, values = found.objective, found.values.float()
+    columns: dict[str, list[Any]] = {"prediction": objective.spell(objective.decide(values))}
+    classes = objective.classes
+    shares = bool(classes) and values.ndim == 2 and values.shape[1] == len(classes)
+    if shares and top is None and len(classes) > MOST_CLASSES:
+        top = USUAL_TOP
+    if shares and top is None:
+        columns |= dict(
+            zip([f"p({name})" for name in classes], shortest_numbers(values.t()), strict=True)
+        )
+    elif shares:
+        assert top is not None
+        best = values.sort(dim=-1, descending=True, stable=True)
+        for place in range(min(top, len(classes))):
+            named = [classes[index] for index in best.indices[:, place].tolist()]
+            columns[f"top{place + 1}"] = named
+            columns[f"p(top{place + 1})"] = shortest_numbers(best.values[:, place])
+    for name, measure in found.uncertainty(sampled=sampled).items():
+        columns[name] = shortest_numbers(measure.to(torch.float32))
+    return columns
+
+
+def beside(
+    kept: Mapping[str, Sequence[Any]], predicted: Mapping[str, Sequence[Any]]
+) -> dict[str, Sequence[Any]]:
+    """Put predictions behind the kept columns of the input.
+
+    Raises:
+        UserError: two columns have one name.
+    """
+    both = sorted(kept.keys() & predicted.keys())
+    if both:
+        raise UserError(
+            f"the input has a column {both[0]!r}, as the predictions have; name the columns to "
+            "keep by --keep, or none by --keep ''"
+        )
+    return {**kept, **predicted}

@@ -6,22 +6,42 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bayeslora_cli.api.arguments import sampling_of
 from bayeslora_cli.config.catalogue import OBJECTIVES
 from bayeslora_cli.errors import StorageError, UserError
-from bayeslora_cli.tasks.sources.tables.windows import FORMS, object_windows, table_windows
+from bayeslora_cli.tasks.sources.tables.windows import FORMS as FORMS
+from bayeslora_cli.tasks.sources.tables.windows import STDIN as STDIN
+from bayeslora_cli.tasks.sources.tables.windows import object_windows, table_windows
 
 if TYPE_CHECKING:
-    from bayeslora_cli.api.run import Run
+    from bayeslora_cli.config.run_config import RunConfig
+    from bayeslora_cli.evaluation.run_loading import LoadedRun
+    from bayeslora_cli.tasks.task import Task
 
 OUTPUT_FORMS = ("csv", "tsv", "jsonl")
 """What standard output may be written in."""
 
 
+class Predicting(Protocol):
+    """What is needed of an `api.run.Run`."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The options that it was trained with."""
+
+    @property
+    def task(self) -> Task:
+        """What is predicted."""
+
+    @property
+    def loaded(self) -> LoadedRun:
+        """The network, at the posterior's mean, its tokenizer and the posterior."""
+
+
 def predicted_windows(
-    run: Run,
+    run: Predicting,
     source: str | Path | Iterable[Any],
     *,
     samples: int | None = None,
@@ -76,7 +96,7 @@ def predicted_windows(
 
 
 def predicted_rows(
-    run: Run, source: str | Path | Iterable[Any], **options: Any
+    run: Predicting, source: str | Path | Iterable[Any], **options: Any
 ) -> Iterator[dict[str, Any]]:
     """Yield a dictionary for each row; the arguments are those of `predicted_windows`."""
     for columns in predicted_windows(run, source, **options):
@@ -85,9 +105,9 @@ def predicted_rows(
 
 
 def predict_file(
-    run: Run,
+    run: Predicting,
     source: str | Path,
-    output: Path | None,
+    output: str | Path | None,
     *,
     output_format: str | None = None,
     progress: Callable[[int], None] = lambda rows: None,
@@ -118,6 +138,7 @@ def predict_file(
     from bayeslora_cli.execution.signals import deferred
 
     if output is not None:
+        output = Path(output)
         form = form_of(output)
         if output_format is not None:
             raise UserError(

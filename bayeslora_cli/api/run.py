@@ -241,23 +241,19 @@ class Run:
     def predict_rows(self, source: str | Path | Iterable[Any], **options: Any) -> Iterator[Any]:
         """Predict rows of any number, as they are asked for: yields a dictionary for each.
 
-        Args:
-            source: a file, or texts, tuples of texts or dictionaries by column, in any iterable.
-            options: see `api.prediction.predicted_windows`.
+        `source` is a file, or any iterable of texts, tuples of texts, or dictionaries by column.
+        `api.prediction.predicted_windows` has the options, here and for `predict_file`.
         """
         from bayeslora_cli.api.prediction import predicted_rows
 
         return predicted_rows(self, source, **options)
 
-    def predict_file(self, source: str | Path, output: str | Path, **options: Any) -> int:
-        """Predict the rows of a file into another (.csv, .tsv, .jsonl, .parquet); count them.
-
-        Args:
-            options: see `api.prediction.predicted_windows`.
-        """
+    def predict_file(self, source: str | Path, output: str | Path | None, **options: Any) -> int:
+        """Predict the rows of a file into another (.csv, .tsv, .jsonl, .parquet), or
+        with None to standard output; return their number."""
         from bayeslora_cli.api.prediction import predict_file
 
-        return predict_file(self, source, Path(output), **options)
+        return predict_file(self, source, output, **options)
 
     def generate(
         self,

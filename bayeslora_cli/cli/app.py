@@ -14,7 +14,6 @@ import typer
 from bayeslora_cli import __version__
 from bayeslora_cli.cli.evaluate import evaluate
 from bayeslora_cli.cli.export import export
-from bayeslora_cli.cli.generate import generate
 from bayeslora_cli.cli.help.command import Group
 from bayeslora_cli.cli.help.commands import (
     EvalCommand,
@@ -27,8 +26,9 @@ from bayeslora_cli.cli.help.commands import (
     TrainCommand,
 )
 from bayeslora_cli.cli.help.presets import presets
+from bayeslora_cli.cli.inference.generate import generate
+from bayeslora_cli.cli.inference.predict import predict
 from bayeslora_cli.cli.inspect_ranks import inspect_ranks
-from bayeslora_cli.cli.predict import predict
 from bayeslora_cli.cli.progress import lasting_streams
 from bayeslora_cli.cli.table import table
 from bayeslora_cli.cli.train import train

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from bayeslora_cli.errors import Preempted
-from bayeslora_cli.execution.signals import SIGNALS, Stop, Stopped, listening
+from bayeslora_cli.execution.signals import SIGNALS, Stop, Stopped, deferred, listening
 
 
 def send(number):
@@ -120,3 +120,31 @@ def test_without_listening_nothing_is_changed():
         stop.check()
     with pytest.raises(KeyboardInterrupt):
         send(signal.SIGINT)
+
+
+def test_what_is_deferred_happens_at_the_end():
+    done = []
+
+    def block():
+        with deferred():
+            signal.raise_signal(signal.SIGINT)
+            done.append("whole")
+        done.append("never")
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert done == ["whole"]
+
+
+def test_a_second_one_is_not_deferred():
+    done = []
+
+    def block():
+        with deferred():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            done.append("never")
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert done == []

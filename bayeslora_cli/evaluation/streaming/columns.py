@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.evaluation.predictive import Predictive
@@ -17,7 +17,7 @@ USUAL_TOP = 5
 
 
 def predicted_columns(
-    found: Predictive, *, sampled: bool, top: int | None = None
+    found: Predictive, *, sampled: bool, top: int | None = None, items: Tensor | None = None
 ) -> dict[str, list[Any]]:
     """Return the columns of n predictions, as files and `Run.predict_rows` show them.
 
@@ -29,6 +29,8 @@ def predicted_columns(
         sampled: whether the predictions are averages over samples.
         top: number of likeliest classes to name; None: all, or `USUAL_TOP` of more than
             `MOST_CLASSES`.
+        items: (rows,) number of predictions of each row, of kinds that predict several: each column
+            then has a list for each row; None: one.
     """
     objective, values = found.objective, found.values.float()
     columns: dict[str, list[Any]] = {"prediction": objective.spell(objective.decide(values))}
@@ -48,8 +50,15 @@ def predicted_columns(
             columns[f"top{place + 1}"] = named
             columns[f"p(top{place + 1})"] = shortest_numbers(best.values[:, place])
     for name, measure in found.uncertainty(sampled=sampled).items():
-        columns[name] = shortest_numbers(measure.to(torch.float32))
-    return columns
+        columns[name] = shortest_numbers(measure.float())
+    if items is None:
+        return columns
+    ends = items.cumsum(0).tolist()
+    starts = [0, *ends[:-1]]
+    return {
+        name: [column[start:end] for start, end in zip(starts, ends, strict=True)]
+        for name, column in columns.items()
+    }
 
 
 def beside(

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from bayeslora_cli.config.files.own_columns import TEXT_COLUMNS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.counted_rows import check_counts
@@ -97,7 +99,7 @@ def predict_windows(
             found = predict_over_samples(network, posterior, batches, asked.sampling)["rows"]
         more, most = rows.truncated()
         cut, longest = cut + more, max(longest, most)
-        yield _columns(table, found, asked)
+        yield _columns(table, found, asked, getattr(rows, "items", None))
     if cut:
         logger.warning(
             "%s rows are longer than the run's --max-length %d and were cut there; the longest has "
@@ -128,7 +130,9 @@ def _given(table: Table, task: Task) -> tuple[str, ...]:
     )
 
 
-def _columns(table: Table, found: Predictive, asked: PredictionRequest) -> dict[str, Sequence[Any]]:
+def _columns(
+    table: Table, found: Predictive, asked: PredictionRequest, items: Tensor | None
+) -> dict[str, Sequence[Any]]:
     names = table.names if asked.keep is None else asked.keep
     for name in names:
         if name not in table.names:
@@ -136,5 +140,7 @@ def _columns(table: Table, found: Predictive, asked: PredictionRequest) -> dict[
                 f"--keep {name}: {table.title} has no such column, only {shown(table.names)}"
             )
     kept = {name: table.read_column(name) for name in names}
-    sampled = asked.sampling is not None
-    return beside(kept, predicted_columns(found, sampled=sampled, top=asked.top))
+    predicted = predicted_columns(
+        found, sampled=asked.sampling is not None, top=asked.top, items=items
+    )
+    return beside(kept, predicted)

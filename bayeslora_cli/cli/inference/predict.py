@@ -12,13 +12,12 @@ from typing import Annotated
 
 import typer
 
-from bayeslora_cli.api.prediction import OUTPUT_FORMS, predict_file
+from bayeslora_cli.api.prediction import FORMS, OUTPUT_FORMS, STDIN, predict_file
 from bayeslora_cli.api.run import Run
 from bayeslora_cli.cli.help.shared_options import Device, TrustRemoteCode, Verify
 from bayeslora_cli.cli.progress import logger, set_up_logging
 from bayeslora_cli.execution.signals import EXIT_INTERRUPTED
 from bayeslora_cli.reports.terminal_text import say_path
-from bayeslora_cli.tasks.sources.tables.windows import FORMS, STDIN
 
 _REDRAW = 0.5
 """Seconds between two redraws of the number of rows."""

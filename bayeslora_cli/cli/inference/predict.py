@@ -28,7 +28,7 @@ def predict(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="[FILE]",
+            metavar="FILE",
             show_default=False,
             help="Rows to predict: .csv, .tsv, .jsonl, .parquet or .txt (a text a line); none or "
             "-: standard input, a text a line or JSON Lines.",
@@ -37,8 +37,6 @@ def predict(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output",
-            "-o",
             help="Write to this file: .csv, .tsv, .jsonl or .parquet (default: standard output).",
         ),
     ] = None,

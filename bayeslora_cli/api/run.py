@@ -239,19 +239,17 @@ class Run:
         return found["mean" if sampling is None else "sampled"]["texts"].values
 
     def predict_rows(self, source: str | Path | Iterable[Any], **options: Any) -> Iterator[Any]:
-        """Predict rows of any number, as they are asked for: yields a dictionary for each.
+        """Predict rows as they are asked for, of any number: yields a dictionary for each.
 
-        `source` is a file, or any iterable of texts, tuples of texts, or dictionaries by column.
-        `api.prediction.predicted_windows` has the options, here and for `predict_file`.
+        `source`: a file, or an iterable of texts, tuples of texts, or dictionaries by column.
         """
-        from bayeslora_cli.api.prediction import predicted_rows
+        from bayeslora_cli.api.prediction import predicted_rows  # which has the options
 
         return predicted_rows(self, source, **options)
 
     def predict_file(self, source: str | Path, output: str | Path | None, **options: Any) -> int:
-        """Predict the rows of a file into another (.csv, .tsv, .jsonl, .parquet), or
-        with None to standard output; return their number."""
-        from bayeslora_cli.api.prediction import predict_file
+        """Predict the rows of a file into another, or to standard output; return their number."""
+        from bayeslora_cli.api.prediction import predict_file  # which has the options
 
         return predict_file(self, source, output, **options)
 

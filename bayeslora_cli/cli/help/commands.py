@@ -116,9 +116,9 @@ class PredictCommand(Command):
         | {"trust_remote_code"}
     )
     examples = (
-        "echo 'a text' | bayeslora predict RUN",
+        "bayeslora predict RUN texts.txt > predicted.jsonl",
         "bayeslora predict RUN new.csv --output predicted.csv",
-        "bayeslora predict RUN new.jsonl --top-k 3 --samples 8 | jq .prediction",
+        "bayeslora predict RUN new.jsonl --top-k 3 --samples 8 --keep id",
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora_cli.errors import StorageError, UserError
-from bayeslora_cli.evaluation.prediction_files import no_formula, tsv_field
+from bayeslora_cli.evaluation.prediction_files import flat, no_formula, tsv_field
 
 SUFFIXES = {
     ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
@@ -80,7 +80,7 @@ class LineWriter(RowWriter):
         cells = [
             *([_cell(value) for value in column] for column in [*columns.values()][:kept]),
             *(
-                [no_formula(v) if isinstance(v, str) else _cell(v) for v in column]
+                [no_formula(v) if isinstance(v, str) else v for v in map(flat, column)]
                 for column in [*columns.values()][kept:]
             ),
         ]

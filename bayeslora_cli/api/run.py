@@ -239,10 +239,7 @@ class Run:
         return found["mean" if sampling is None else "sampled"]["texts"].values
 
     def predict_rows(self, source: str | Path | Iterable[Any], **options: Any) -> Iterator[Any]:
-        """Predict rows as they are asked for, of any number: yields a dictionary for each.
-
-        `source`: a file, or an iterable of texts, tuples of texts, or dictionaries by column.
-        """
+        """Predict rows of a file or an iterable as they are asked for: a dictionary for each."""
         from bayeslora_cli.api.prediction import predicted_rows  # which has the options
 
         return predicted_rows(self, source, **options)

@@ -30,7 +30,8 @@ AUTO, ON, OFF = SWITCH = ("auto", "on", "off")  # of --compile and --packing
 RECOMPUTED = {"off": 1.0, "blocks": 1.35, "selective": 1.12}
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 PRECISIONS = ("fp32", "tf32", "bf16")
-LR_SCHEDULES = ("linear", "boost")
+LR_SCHEDULES = ("linear", "cosine", "constant", "boost")
+DECAYED = ("all", "matrices")  # what AdamW's weight decay acts on
 BLORA_MODES = ("both", "quant", "rank")
 REGULARISERS = ("const", "bop")
 COMPLETIONS, EVERYTHING = LOSS_ON = ("completions", "all")  # what of a row counts in the loss
@@ -84,6 +85,8 @@ class OptimizerEntry:
     """What papers call it; empty: its name here."""
     options: tuple[str, ...] = ()
     """Fields of `RunConfig` that apply to it, among those that do not apply to every optimizer."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """By option, a clause that tells why it does not apply, if the name is not enough."""
     place: int = LAST
     """Where its rows stand in the table of results, among those of a method."""
 
@@ -183,10 +186,18 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         title="IVON",
         posterior=True,
         options=_VARIATIONAL,
+        reasons={
+            "max_grad_norm": "whose --clip-radius bounds each element of the step",
+            "weight_decay_of": "whose --weight-decay belongs to the prior of all weights",
+        },
         place=1,
     ),
     "adamw": OptimizerEntry(
-        implementation="bayeslora_cli.bayes.adamw:build", title="AdamW", posterior=False, place=0
+        implementation="bayeslora_cli.bayes.adamw:build",
+        title="AdamW",
+        posterior=False,
+        options=("weight_decay_of", "max_grad_norm"),
+        place=0,
     ),
 }
 # the first criterion that an optimizer allows is its default

@@ -52,7 +52,7 @@ def inapplicable(
     if name not in entries:
         return {}
     mine = entries[name]
-    reasons = mine.reasons if isinstance(mine, MethodEntry) else {}
+    reasons = mine.reasons
     return {
         option: f"{why}, {reasons[option]}" if option in reasons else why
         for entry in entries.values()

@@ -230,6 +230,8 @@ def scale_schedule(resolved: Resolved, total: int) -> tuple[RunConfig, str | Non
         if value is None or resolved.sources[name] == "command line" or planned == total:
             continue
         values[name] = _scaled(name, value, total, planned)
+    if config.warmup_ratio is not None:
+        values["warmup_steps"] = min(round(config.warmup_ratio * total), total - 1)
     idle = without_effect(config.method, config.optimizer, asdict(config))
     changed = {n: v for n, v in values.items() if v != getattr(config, n) and n not in idle}
     config = replace(config, schedule_steps=total, **values)

@@ -135,12 +135,14 @@ class RunConfig(TaskOptions):
         default_text="the backbone's own", checks=(values.below_one,), decides_code=True,
     )
     lr: float = option(
-        1e-3, RATES, "Learning rate that decays to 0; a comma list trains one run per rate",
+        1e-3, RATES, "Learning rate, from which it decays; a comma list trains one run per rate",
         checks=(values.positive_and_finite,), sweep=values.parse_reals, varies=1, deep=False,
     )
     lr_schedule: str = option(
-        "linear", RATES, "linear, or boost: a plateau of its own height first",
-        choices=catalogue.LR_SCHEDULES,
+        "linear", RATES,
+        "Decay to 0: linear, cosine; constant: none; boost: linear, after a plateau of its own "
+        "height; a comma list trains a run each",
+        choices=catalogue.LR_SCHEDULES, sweep=values.parse_names, varies=1,
     )
     boost_lr: float | None = option(
         None, RATES, "Learning rate of the plateau, or a comma list",
@@ -153,11 +155,25 @@ class RunConfig(TaskOptions):
     )
     warmup_steps: int = option(
         0, RATES, "Steps of rising learning rate at the start", checks=(values.not_negative,),
-        scales=0,
+        idle_when=(beside_any("warmup_ratio"),), scales=0,
+    )
+    warmup_ratio: float | None = option(
+        None, RATES, "Share of the run's steps that --warmup-steps are, or a comma list",
+        checks=(values.below_one,), sweep=values.parse_reals, varies=1,
     )
     weight_decay: float = option(
         0.0, RATES, "AdamW: decoupled decay; IVON: delta, added to the Hessian",
         checks=(values.not_negative,),
+    )
+    weight_decay_of: str = option(
+        "all", RATES, "What AdamW's decay acts on: all, or matrices: neither biases nor norms",
+        choices=catalogue.DECAYED,
+    )
+    max_grad_norm: float | None = option(
+        None, RATES,
+        "Largest norm of AdamW's gradient, all weights together, or a comma list",
+        default_text="not bounded", checks=(values.positive_and_finite,),
+        sweep=values.parse_reals, varies=1,
     )
     ess: float | None = option(
         None, POSTERIOR, "Effective sample size in examples",

@@ -5,12 +5,36 @@ Steps are counted from 0 to `total` - 1. Nothing here imports torch.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+
+
+def _linear(peak: float, left: int, span: int) -> float:
+    return peak * left / span
+
+
+def _cosine(peak: float, left: int, span: int) -> float:
+    return peak * (1 - math.cos(math.pi * left / span)) / 2
+
+
+def _constant(peak: float, left: int, span: int) -> float:
+    return peak
+
+
+DECAYS: dict[str, Callable[[float, int, int], float]] = {
+    "linear": _linear,
+    "cosine": _cosine,
+    "constant": _constant,
+    "boost": _linear,
+}
+"""By a name in `config.catalogue.LR_SCHEDULES`: (peak, steps that are left of the decay, its steps)
+-> learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LearningRate:
-    """Warm-up, an optional plateau at its own height, then linear decay to 0 at step `total`."""
+    """Warm-up, an optional plateau at its own height, then the decay, to 0 at step `total`."""
 
     peak: float
     """Learning rate from which the decay starts."""
@@ -22,11 +46,14 @@ class LearningRate:
     """Height of the plateau that the warm-up leads to; None: no plateau."""
     boost_until: int = 0
     """s, the step at which the plateau ends and the decay starts."""
+    decay: str = "linear"
+    """A key of `DECAYS`; constant: there is no decay."""
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of `step`.
 
         linear: peak t/w for t < w, then peak (T - t)/(T - w);
+        cosine: then peak (1 + cos(pi (t - w)/(T - w)))/2; constant: then peak;
         boost: boost t/w for t < w, boost for t < s, then peak (T - t)/(T - max(s, w)).
         """
         height = self.peak if self.boost is None else self.boost
@@ -35,7 +62,7 @@ class LearningRate:
             return height * step / self.warmup
         if step < start:
             return height
-        return self.peak * (self.total - step) / (self.total - start)
+        return DECAYS[self.decay](self.peak, self.total - step, self.total - start)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -278,4 +278,5 @@ def learning_rate(config: RunConfig) -> LearningRate:
         warmup=config.warmup_steps,
         boost=config.boost_lr if config.lr_schedule == "boost" else None,
         boost_until=config.boost_until_step,
+        decay=config.lr_schedule,
     )

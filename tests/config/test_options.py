@@ -38,6 +38,8 @@ def test_conditions_and_entries_name_options():
         assert {condition.name for condition in found.idle_when} <= OPTIONS.keys()
     for entry in (*METHODS.values(), *OPTIMIZERS.values()):
         assert set(entry.options) <= OPTIONS.keys()
+    for optimizer in OPTIMIZERS.values():
+        assert optimizer.reasons.keys() <= OPTIONS.keys() - set(optimizer.options)
     for method in METHODS.values():
         assert method.reasons.keys() <= OPTIONS.keys() - set(method.options)
         assert (method.free_rank is not None) == (
@@ -65,7 +67,8 @@ def test_sweeps_vary_in_this_order():
     """Arrays of printed commands are numbered by it."""
     assert AXES == (
         "task", "target_rank", "method", "optimizer", "criterion", "blora_mode", "base_precision",
-        "lr", "boost_lr", "lambda_quant", "lambda_rank", "seed",
+        "lr", "lr_schedule", "boost_lr", "warmup_ratio", "max_grad_norm", "lambda_quant",
+        "lambda_rank", "seed",
     )  # fmt: skip
 
 

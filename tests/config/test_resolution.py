@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bayeslora_cli.config.catalogue import GLUE_TASKS, METHODS
+from bayeslora_cli.config.catalogue import GLUE_TASKS, METHODS, OPTIMIZERS
 from bayeslora_cli.config.effects import affecting, check_schedule, without_effect
 from bayeslora_cli.config.files.presets import presets_directory
 from bayeslora_cli.config.resolution import (
@@ -168,6 +168,34 @@ def test_schedules_that_do_not_fit(values, total, named):
     check_schedule(RunConfig(**values), total + 2)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "total", "steps"), [(0.1, 100, 10), (0.29, 100, 29), (0.99, 10, 9), (0.0, 10, 0)]
+)
+def test_a_warm_up_may_be_a_share_of_the_steps(ratio, total, steps):
+    """It takes the place of a preset's own number of steps, and of a typed one, with a notice."""
+    resolved = resolve({"task": "rte", "method": "lora", "warmup_ratio": ratio})
+    assert resolved.config.warmup_steps > 0
+    assert scale_schedule(resolved, total)[0].warmup_steps == steps
+    again = resolve({"task": "rte", "warmup_ratio": ratio, "warmup_steps": 3})
+    assert again.notices == ("--warmup-steps has no effect with --warmup-ratio",)
+    assert scale_schedule(again, total)[0].warmup_steps == steps
+
+
+def test_options_of_adamw_say_why_ivon_has_none():
+    resolved = resolve({"task": "rte", "max_grad_norm": 1.0, "weight_decay_of": "matrices"})
+    assert resolved.config.max_grad_norm is None
+    assert resolved.config.weight_decay_of == "all"
+    assert sorted(resolved.notices) == [
+        "--max-grad-norm has no effect with --optimizer ivon, whose --clip-radius bounds each "
+        "element of the step",
+        "--weight-decay-of has no effect with --optimizer ivon, whose --weight-decay belongs to "
+        "the prior of all weights",
+    ]
+    adamw = resolve({"task": "rte", "optimizer": "adamw", "max_grad_norm": 1.0})
+    assert adamw.config.max_grad_norm == 1.0
+    assert not adamw.notices
+
+
 def test_phases_that_a_method_has_not_are_not_checked():
     config = RunConfig(
         method="lora", optimizer="adamw", criterion=None, init_rank=2, t_init=99, t_final=99
@@ -311,10 +339,11 @@ def test_hash_only_for_what_changes_the_result(typed, wanted):
 @pytest.mark.parametrize("name", [name for name in FLOATS if name != "validation"])
 def test_whole_numbers_hash_as_floats(name, request):
     """`--alpha 16` and `--alpha 16.0` are one run."""
-    value = 0 if name in ("dropout", "ivon_beta1", "ivon_beta2") else 16
+    value = 0 if name in ("dropout", "ivon_beta1", "ivon_beta2", "warmup_ratio") else 16
     # boost_lr has to differ from RTE's preset, 2.0, as all the others do
     usual = METHODS["adalora"].options
     typed = {"method": "blora"} if name in set(METHODS["blora"].options) - {*usual} else {}
+    typed |= {"optimizer": "adamw"} if name in OPTIMIZERS["adamw"].options else {}
     assert hashed(typed | {name: value}) == hashed(typed | {name: float(value)}) is not None
 
 

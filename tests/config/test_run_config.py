@@ -86,7 +86,7 @@ def test_far_names_are_not_suggested():
 NAN = float("nan")
 # one fault a field, none of which brings another field's into being
 FAULTS = {
-    "task": ["squad"], "precision": ["fp8"], "lr_schedule": ["cosine"],
+    "task": ["squad"], "precision": ["fp8"], "lr_schedule": ["polynomial"],
     "criterion": ["random", None],
     "target_rank": [0, -1], "delta_t": [0], "t_final": [0], "batch_size": [0],
     "grad_accum": [0, 3], "train_samples": [0], "max_length": [0], "eval_batch_size": [0],

@@ -7,11 +7,14 @@ from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
+import torch
+import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from peft.tuners.adalora.layer import RankAllocator as PeftAllocator
 
-from bayeslora_cli.methods.schedules import LearningRate, RankBudget
+from bayeslora_cli.config.catalogue import LR_SCHEDULES
+from bayeslora_cli.methods.schedules import DECAYS, LearningRate, RankBudget
 
 # ---- learning rate
 
@@ -71,6 +74,27 @@ def test_rte_as_in_the_paper():
     assert [rate(t) for t in (0, 50, 100, 399, 400, 2150, 3899)] == pytest.approx(
         [0, 1.0, 2.0, 2.0, 0.5, 0.25, 0.5 / 3500]
     )
+
+
+@pytest.mark.parametrize(("decay", "theirs"), [
+    ("linear", transformers.get_linear_schedule_with_warmup),
+    ("cosine", transformers.get_cosine_schedule_with_warmup),
+    ("constant", lambda o, w, _: transformers.get_constant_schedule_with_warmup(o, w)),
+])  # fmt: skip
+@pytest.mark.parametrize("warmup", [0, 7])
+def test_decays_are_those_of_transformers(decay, theirs, warmup):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    schedule, found = theirs(optimizer, warmup, 40), []
+    for _ in range(40):
+        found += schedule.get_last_lr()
+        optimizer.step()
+        schedule.step()
+    rate = LearningRate(peak=0.3, total=40, warmup=warmup, decay=decay)
+    assert [rate(step) for step in range(40)] == pytest.approx(found, abs=1e-12)
+
+
+def test_every_schedule_has_its_decay():
+    assert tuple(DECAYS) == LR_SCHEDULES
 
 
 @settings(max_examples=60, deadline=None)

@@ -62,7 +62,10 @@ FREE = {
     "lr": positive,
     "boost_until_step": step,
     "warmup_steps": step,
+    "warmup_ratio": st.none() | fraction,
     "weight_decay": not_negative,
+    "weight_decay_of": st.sampled_from(["all", "matrices"]),
+    "max_grad_norm": st.none() | positive,
     "ess": st.none() | positive,
     "hess_init": positive,
     "ivon_beta1": fraction,
@@ -98,7 +101,7 @@ def configs(draw):
     """Any valid configuration, every field drawn."""
     method, optimizer, criterion = draw(st.sampled_from(ROWS))
     target_rank, grad_accum = draw(st.integers(1, 64)), draw(st.integers(1, 8))
-    schedule = draw(st.sampled_from(["linear", "boost"]))
+    schedule = draw(st.sampled_from(["linear", "cosine", "constant", "boost"]))
     task = draw(st.sampled_from(TASK_NAMES))
     linked = {
         "task": task,

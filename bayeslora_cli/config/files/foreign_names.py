@@ -89,16 +89,13 @@ FOREIGN: dict[str, Ours | Missing] = {
     ),
     **dict.fromkeys(("learning_rate", "base_lr"), Ours("lr")),
     **dict.fromkeys(("lr_scheduler_type", "lr_scheduler", "scheduler"), Ours("lr_schedule")),
-    **dict.fromkeys(
-        ("num_warmup_steps", "lr_warmup_steps", "warmup_ratio"),
-        Ours("warmup_steps", note="a number of steps"),
-    ),
+    **dict.fromkeys(("num_warmup_steps", "lr_warmup_steps"), Ours("warmup_steps")),
     "wd": Ours("weight_decay"),
     **dict.fromkeys(("optim", "optimizer_type"), Ours("optimizer")),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon"), _ADAM),
     **dict.fromkeys(
-        ("max_grad_norm", "gradient_clipping"),
-        Missing("leave it out; --clip-radius bounds the elements of --optimizer ivon's step"),
+        ("gradient_clipping", "gradient_clip_val", "clip_grad_norm"),
+        Ours("max_grad_norm", note="of adamw; ivon has --clip-radius"),
     ),
     "label_smoothing_factor": Missing("leave it out: labels are not smoothed"),
     # on what, and where to

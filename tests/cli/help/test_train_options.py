@@ -22,7 +22,7 @@ FLAGS = {
     "How long": "--epochs --max-steps --batch-size --group-by-length --grad-accum --max-length "
     "--dropout --eval-every",
     "Learning rates": "--lr --lr-schedule --boost-lr --boost-until-step --warmup-steps "
-    "--weight-decay",
+    "--warmup-ratio --weight-decay --weight-decay-of --max-grad-norm",
     "Posterior (IVON)": "--ess --ess-per-example --train-samples --hess-init --ivon-beta1 "
     "--ivon-beta2 --clip-radius",
     "Machine and output": "--seed --precision --base-precision --device --deterministic --eager "

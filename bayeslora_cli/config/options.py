@@ -75,6 +75,8 @@ class Option:
     choices: Collection[str] | None = None
     """Allowed values of the option, or of each item of a list; a table of the catalogue is read
     when needed."""
+    spelled: Callable[[str], str] | None = None
+    """Turns what users write into one of the choices; None: they write it as it is."""
     bare: str | None = None
     """The value that the flag has if none of the choices is typed behind it; None: one must be.
     Files and Python may say true for it, and false for the default."""
@@ -166,8 +168,11 @@ def declared(config: type) -> dict[str, Option]:
 
 
 def settle(options: Mapping[str, Option], config: Any) -> None:
-    """Replace true and false by the values that they stand for (`Option.bare`), in place."""
+    """Replace true and false by the values that they stand for (`Option.bare`), and other spellings
+    by the choices that they mean (`Option.spelled`), in place."""
     for name, option in options.items():
+        if option.spelled is not None and isinstance(written := getattr(config, name), str):
+            object.__setattr__(config, name, option.spelled(written))
         if option.bare is not None and isinstance(getattr(config, name), bool):
             value = option.bare if getattr(config, name) else option.default
             object.__setattr__(config, name, value)

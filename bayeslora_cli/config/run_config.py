@@ -10,6 +10,7 @@ from bayeslora_cli.config.options import (  # isort: skip
     LENGTH, MACHINE, METHOD, POSTERIOR, PRINTED, RANKS, RATES, WHAT, WIDTHS,
     Condition, beside, beside_any, declared, option, settle, unless,
 )  # fmt: skip
+from bayeslora_cli.config.entries.metrics import metric_name
 from bayeslora_cli.config.task_options import TaskOptions
 from bayeslora_cli.config.validation import problems
 from bayeslora_cli.errors import ConfigError
@@ -223,6 +224,16 @@ class RunConfig(TaskOptions):
         None, LENGTH, "Steps between evaluations from the second epoch on, besides epochs' ends",
         # an evaluation costs what it costs: short runs are not to spend most of their time on them
         checks=(values.positive_and_finite,), scales=50,
+    )
+    select: str | None = option(
+        None, LENGTH,
+        "Metric of the best evaluation, which is kept: accuracy, macro-f1, mcc, auroc, nll, rmse …",
+        default_text="the task's own", choices=catalogue.METRICS, spelled=metric_name,
+    )
+    patience: int | None = option(
+        None, LENGTH,
+        "End the run after this many evaluations at the final ranks without a better one",
+        checks=(values.at_least_one,),
     )
     eval_batch_size: int = option(
         64, MACHINE, "Examples per forward pass of an evaluation", checks=(values.at_least_one,),

@@ -65,6 +65,10 @@ class TaskOptions:
         "Share of the training rows to evaluate on, the same for all seeds, if there are no others",
         checks=(values.share,), idle_when=(beside_any("eval_file"), _LABELLED), source=True,
     )
+    class_weights: str | None = option(
+        None, OWN, "Weights of the classes in the loss: balanced, or LABEL=WEIGHT,…",
+        default_text="all alike", checks=(values.parse_weights,),
+    )
     model: str = option(
         "microsoft/deberta-v3-base", WHAT,
         "Backbone: hub name, directory, GGUF file, or package:NAME/PATH, one within a package",

@@ -56,6 +56,32 @@ def parse_ladder(text: str) -> tuple[int, ...]:
     raise ValueError(f"give {known}, or neighbours among them, such as 4,8")
 
 
+BALANCED = "balanced"
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """Read weights of classes, as in spam=5,ham=1; `balanced`, which follows from the rows, is {}.
+
+    Raises:
+        ValueError: the text has another form.
+    """
+    if text == BALANCED:
+        return {}
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = part.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not name.strip() or not 0 <= weight < math.inf or name.strip() in found:
+            raise ValueError(
+                f"give {BALANCED}, or LABEL=WEIGHT,… with a weight of 0 or more, each label once"
+            )
+        found[name.strip()] = weight
+    return found
+
+
 MOST = 10_000
 """Most numbers of a range: a longer one is taken for a typing error."""
 

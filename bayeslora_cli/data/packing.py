@@ -93,6 +93,8 @@ def pack(
         batch = {"first_tokens": offsets[:-1][torch.argsort(order)]}
         if split.labels is not None:
             batch["labels"] = split.labels[picked]
+        if split.weights is not None:
+            batch["weights"] = split.weights[picked]
         if split.token_types is not None:
             inputs["token_type_ids"] = split.token_types.index_select(0, places).long()
     if fixed:

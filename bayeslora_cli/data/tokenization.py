@@ -57,6 +57,8 @@ class TokenisedSplit:
     cells: Tensor | None = None
     """(n, ...) int64, on the CPU: what each row belongs to, if examples, to which `labels` belong,
     have several rows, as `Objective.arranged` takes it; None: row i is example i."""
+    weights: Tensor | None = None
+    """(n,) fp32: factor of each row's loss; None: 1 each."""
     left_out: int = 0
     """Number of rows that were left out, as nothing of them counts in the loss."""
 
@@ -89,9 +91,14 @@ class TokenisedSplit:
         """Copy the split to a device; one that is `made_on_cpu` stays where it is."""
         if self.made_on_cpu:
             return self
-        names = ("tokens", "offsets", "token_types", "labels")
+        names = ("tokens", "offsets", "token_types", "labels", "weights")
         held = {n: x.to(device) for n in names if (x := getattr(self, n)) is not None}
         return replace(self, **held)
+
+    def weighted(self, classes: Sequence[float]) -> TokenisedSplit:
+        """Weigh each row by its class, the label, with the weight of each class."""
+        assert self.labels is not None
+        return replace(self, weights=torch.tensor(classes, dtype=torch.float32)[self.labels])
 
     def aims(self, places: Tensor, aims: Tensor) -> dict[str, Tensor]:
         """Return `predicting`, `targets` and the columns of `scored` for counted tokens, each (c,).
@@ -135,6 +142,8 @@ class TokenisedSplit:
             batch |= self.aims(places.flatten()[aims], aims)
         elif self.labels is not None:
             batch["labels"] = self.labels[indices]
+        if self.weights is not None:
+            batch["weights"] = self.weights[indices]
         return batch
 
 

@@ -36,6 +36,8 @@ class DryRunFacts:
     """Number of trained elements at the end of the run; None: not known beforehand."""
     budget: RankBudget | None = None
     """Number of triplets over all matrices by step; None: no budget."""
+    final_step: int = -1
+    """Step of the last allocation of ranks; -1: there is none."""
     phases: tuple[tuple[str, int, int], ...] | None = None
     """Name, first step and the step after the last of each phase; None: there are no phases."""
 

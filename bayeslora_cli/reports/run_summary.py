@@ -41,6 +41,7 @@ def closing_table(result: Mapping[str, Any], report: RankReport | None, console:
     memory = result["peak_memory_bytes"]
     facts = {
         "best by": f"{result['selecting']} on {next(iter(splits))}",
+        **_stop(result),
         "trainable parameters": f"{result['trainable_parameters']:,}",
         "kept parameters": f"{result['kept_parameters']:,}",
         "training time": f"{duration(result['train_seconds'])}, "
@@ -66,6 +67,16 @@ def closing_table(result: Mapping[str, Any], report: RankReport | None, console:
 
         print_plain(console, "")
         print_heatmap(report, console)
+
+
+def _stop(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return how early stopping ended the run; {} if it did all its steps."""
+    if "stopped_early" not in result:
+        return {}
+    found = result["stopped_early"]
+    ranks = ", rank schedule completed" if "rank_schedule" in found else ""
+    steps = f"step {result['steps']:,} of {found['planned_steps']:,}"
+    return {"stopped early": f"at {steps}, --patience {found['patience']}{ranks}"}
 
 
 def _gate_facts(result: Mapping[str, Any]) -> dict[str, str]:

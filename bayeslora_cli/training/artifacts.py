@@ -57,6 +57,7 @@ def run_result(
         "training_rows": rows,
         DATA_CHECKSUM: data_sha256,
         "steps": state.step,
+        **stopped_early(config, state, allocates=allocator is not None),
         "seconds": round(seconds, 3),
         "train_seconds": round(state.train_seconds, 3),
         "checkpoint_seconds": round(state.checkpoint_seconds, 3),
@@ -69,6 +70,15 @@ def run_result(
         "peak_memory_bytes": peak_memory(setup.device),
         **base_facts(config),
     }
+
+
+def stopped_early(config: RunConfig, state: LoopState, *, allocates: bool) -> dict[str, Any]:
+    """Return what result.json says of a run that --patience ended before its last step; else {}."""
+    if state.step >= config.total_steps:
+        return {}
+    found = {"planned_steps": config.total_steps, "patience": config.patience}
+    # a run ends early only after the last allocation (`Evaluations.at_budget`)
+    return {"stopped_early": found | ({"rank_schedule": "completed"} if allocates else {})}
 
 
 def rank_report(

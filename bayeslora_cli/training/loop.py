@@ -29,6 +29,7 @@ from bayeslora_cli.runs.trackers import Trackers
 from bayeslora_cli.tasks.task import data_checksum, rows_identity
 from bayeslora_cli.training.artifacts import run_result, write_artifacts
 from bayeslora_cli.training.assembly import TrainingSetup, Workspace, reuse_or_build
+from bayeslora_cli.training.evaluations import evaluations_of
 from bayeslora_cli.training.preparation import PreparedRun, check_unchanged, prepare
 from bayeslora_cli.training.run_log import Reporter, RunLog
 from bayeslora_cli.training.state import BestSoFar, Generators, InputChecksums, LoopState
@@ -122,6 +123,8 @@ class TrainingLoop:
             group_by=data.feed.lengths if config.group_by_length else None,
         )  # fmt: skip
         self.steps_per_epoch = steps_per_epoch(data.training_rows, config.batch_size)
+        final_step = -1 if self.allocator is None else self.allocator.final_step
+        self.evaluations = evaluations_of(config, self.steps_per_epoch, final_step)
         self.state = LoopState()
         self.best = BestSoFar(self.network.bank, posterior=setup.optimizer.posterior)
         self.generators = Generators(setup.device, setup.noise, self.processes)
@@ -152,7 +155,7 @@ class TrainingLoop:
         with gathering, self._saved_when_stopped():
             if self._evaluation_is_due():  # the process was killed before the evaluation was over
                 self._evaluate()
-            while state.step < self.total:
+            while state.step < self.total and not self.evaluations.over(state.waited):
                 self.generators.note(state.step)
                 self.setup.step(state.step, self._micro_batches(state.step))
                 state.step += 1
@@ -198,6 +201,8 @@ class TrainingLoop:
                     self.processes.world,
                     {**self.setup.identity, **rows_identity(self.task, self.examples)},
                 )  # fmt: skip
+        if self.processes.first and (warning := self.evaluations.warning()) is not None:
+            logger.warning("%s", warning)
         self.log.start(self.total)
 
     @contextmanager
@@ -296,12 +301,7 @@ class TrainingLoop:
     # ---- evaluations
 
     def _evaluation_is_due(self) -> bool:
-        done, every = self.state.step, self.config.eval_every
-        if done == self.state.evaluated:
-            return False
-        if done == self.total or done % self.steps_per_epoch == 0:
-            return True
-        return every is not None and done > self.steps_per_epoch and done % every == 0
+        return self.state.step != self.state.evaluated and self.evaluations.due(self.state.step)
 
     def _evaluate(self) -> None:
         """Evaluate at the posterior's mean; keep the best state at the final rank budget."""
@@ -311,10 +311,12 @@ class TrainingLoop:
         )
         record = {"step": done - 1, "epoch": done / self.steps_per_epoch, "metrics": metrics}
         value = metrics[self.task.validation_splits[0]][self.task.selecting]
-        at_budget = self.allocator is None or done > self.allocator.final_step
+        at_budget = self.evaluations.at_budget(done)
         best_before = self.best.records.get("best")
         smaller = smaller_is_better(self.task.selecting)
+        self.state.waited += at_budget
         if self.best.offer(record, value, at_budget=at_budget, smaller=smaller):
+            self.state.waited = 0
             bank, sigma = self.network.bank, self.setup.optimizer.sigma()
             scores = None if self.allocator is None else self.allocator.scores(sigma)
             self.best.keep(bank.mean, sigma, bank.mask, scores)

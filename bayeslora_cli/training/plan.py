@@ -22,8 +22,10 @@ from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.schedules import RankBudget
 from bayeslora_cli.models.backbones.targets import plain_products
 from bayeslora_cli.runs.rank_report import FLOAT_BITS, kinds_of
+from bayeslora_cli.tasks.class_balance import weights_text
 from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.tasks.task import Task
+from bayeslora_cli.training.evaluations import evaluations_of
 from bayeslora_cli.training.memory.alternatives import Alternative, alternatives, cheapest
 from bayeslora_cli.training.memory.estimate import estimate
 from bayeslora_cli.training.preparation import PreparedRun, learning_rate
@@ -92,6 +94,8 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
             for name, split in splits.items()
         },
         **counted_facts(splits, prepared.tokenizer, largest, config.seed),
+        **({"class_weights": weights} if (weights := prepared.class_weights()) else {}),
+        **_stopping(config, steps_per_epoch(rows["train"], config.batch_size), course.final_step),
         "steps": config.total_steps,
         "steps_per_epoch": steps_per_epoch(rows["train"], config.batch_size),
         "schedule": _schedule(config, course.budget),
@@ -143,6 +147,15 @@ def _options(config: RunConfig, resolved: Resolved) -> dict[str, dict[str, Any]]
     return found
 
 
+def _stopping(config: RunConfig, per_epoch: int, final_step: int) -> dict[str, Any]:
+    """Return how early stopping works in the run, by `early_stopping`; {} without --patience."""
+    if config.patience is None:
+        return {}
+    found = evaluations_of(config, per_epoch, final_step)
+    facts = {"patience": config.patience, "after_step": final_step, "evaluations": found.counted}
+    return {"early_stopping": facts}
+
+
 def _schedule(config: RunConfig, budget: RankBudget | None) -> list[dict[str, Any]]:
     """Return learning rate and rank budget at the first step, the last one, and some between."""
     rate, last = learning_rate(config), config.total_steps - 1
@@ -165,6 +178,7 @@ def describe_plan(found: dict[str, Any]) -> str:
         _matrices_text(found["matrices"]),
         _parameters_text(found["parameters"]),
         _schedule_text(found),
+        _stopping_text(found.get("early_stopping")),
         _phases_text(found.get("phases", ()), found["config"]["--method"]["value"]),
         _operations_text(found.get("bit_operations")),
         _memory_text(found),
@@ -199,9 +213,15 @@ def _data_text(found: dict[str, Any], width: int) -> list[str]:
             if cut["rows"]
         ),
         *counted_text(found, width),
+        f"  {'best evaluation by':{width}}  {task.selecting}",
         f"  {'classes':{width}}  {', '.join(task.classes)}"
         if task.classes
         else f"  {'predicted':{width}}  {OBJECTIVES[task.objective].predicts}",
+        *(
+            [f"  {'weights in the loss':{width}}  {weights_text(found['class_weights'])}"]
+            if "class_weights" in found
+            else []
+        ),
     ]
 
 
@@ -234,6 +254,17 @@ def _schedule_text(found: dict[str, Any]) -> list[str]:
         text = f"  {point['step'] + 1:8,}  {point['lr']:12.6g}"
         lines.append(text + (f"  {point['budget']:12,}" if "budget" in point else ""))
     return lines
+
+
+def _stopping_text(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    ranks = f" from step {found['after_step'] + 1:,} on, when the ranks are final"
+    return [
+        "Early stopping",
+        f"  after {found['patience']} evaluations without a better one, of the "
+        f"{found['evaluations']}" + ranks * (found["after_step"] >= 0),
+    ]
 
 
 def _phases_text(phases: Sequence[dict[str, Any]], method: str) -> list[str]:

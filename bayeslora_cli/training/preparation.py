@@ -33,7 +33,9 @@ from bayeslora_cli.models.backbones.loading import (
 )
 from bayeslora_cli.runs.directory import RunDir, run_name, runs_elsewhere
 from bayeslora_cli.runs.trackers import check_trackers
+from bayeslora_cli.tasks.class_balance import advice, class_weights, weights_text
 from bayeslora_cli.tasks.objectives.objective import Objective, objective_of
+from bayeslora_cli.tasks.selecting import selected_by
 from bayeslora_cli.tasks.sources.tables.table import listed
 from bayeslora_cli.tasks.task import DATA_CHECKSUM, Examples, Task
 
@@ -65,7 +67,28 @@ class PreparedRun:
         Raises:
             UserError: raised by `tokenise`.
         """
-        return self.cache.tokens(self.config, self.task, self.examples, self.tokenizer)
+        found = self.cache.tokens(self.config, self.task, self.examples, self.tokenizer)
+        if not (weights := self.class_weights()):
+            return found
+        return {**found, "train": found["train"].weighted(tuple(weights.values()))}
+
+    def class_weights(self) -> dict[str, float]:
+        """Return the weight of each class in the loss; {}: all rows count the same.
+
+        Raises:
+            ConfigError: the kind of task has no classes to weigh, or there is no such class.
+        """
+        asked, objective = self.config.class_weights, objective_of(self.task)
+        if asked is None:
+            return {}
+        if not objective.weighs_classes:
+            raise ConfigError(
+                [f"--class-weights: {self.task.name} predicts {objective.entry.predicts}, and no "
+                 "class of a row to weigh; leave it out"]
+            )  # fmt: skip
+        classes = self.task.classes
+        weights = class_weights(asked, classes, self.examples["train"].labels or ())
+        return dict(zip(classes, weights, strict=True))
 
 
 def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRun:
@@ -84,6 +107,7 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
         logger.warning("%s", idle)
     cache = cache or ExampleCache()
     task, examples = cache.examples(resolved.config)
+    task = selected_by(task, resolved.config.select)
     kinds = OBJECTIVES[task.objective].predicts
     if task.classes and OBJECTIVES[task.objective].head:  # else they are places of choices
         kinds = f"{len(task.classes)} classes"
@@ -91,6 +115,9 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
         "%s: %d training rows, %s predicted from %s",
         task.name, len(examples["train"]), kinds, listed(task.text_columns),
     )  # fmt: skip
+    advised = resolved.config.train_file is not None and resolved.config.select is None
+    if advised and (line := advice(task, examples["train"].labels or ())) is not None:
+        logger.info("%s", line)
     trust = resolved.config.trust_remote_code
     auto_class = OBJECTIVES[task.objective].auto_class
     check_architecture(resolved.config.model, auto_class, trust_remote_code=trust)
@@ -121,7 +148,7 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
                 f"{run.path} holds a run on other {what} of these files. "
                 "Use --overwrite to replace it, or another --output"
             )
-    return PreparedRun(
+    prepared = PreparedRun(
         config=with_packing(config, run, objective_of(task)),
         task=task,
         examples=examples,
@@ -130,6 +157,9 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
         cache=cache,
         moved=moved,
     )
+    if weights := prepared.class_weights():
+        logger.info("weights in the loss: %s", weights_text(weights))
+    return prepared
 
 
 def with_packing(config: RunConfig, run: RunDir, objective: Objective) -> RunConfig:

@@ -32,6 +32,8 @@ class LoopState:
     """Steps done."""
     evaluated: int = 0
     """Number of steps done at the last evaluation."""
+    waited: int = 0
+    """Evaluations at the final ranks since the best of them."""
     train_seconds: float = 0.0
     """Seconds spent in steps."""
     evaluation_seconds: float = 0.0

@@ -92,6 +92,9 @@ FREE = {
     "choices": st.none() | st.sampled_from(["answers", "letters"]),
     "loss_on": st.sampled_from(["completions", "all"]),
     "validation": st.floats(0.01, 0.99),
+    "class_weights": st.none() | st.sampled_from(["balanced", "a=2,b=0.5"]),
+    "select": st.none() | st.sampled_from(["accuracy", "macro_f1", "nll"]),
+    "patience": st.none() | count,
     "checkpoint_every": st.sampled_from(["auto", "1", "500", "30s", "10m", "2h"]),
 }
 

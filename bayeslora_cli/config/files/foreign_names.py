@@ -38,6 +38,7 @@ _FROZEN = Missing(
 )
 _ADAM = Missing("leave it out: AdamW has PyTorch's betas and epsilon")
 _BEST = Missing("leave it out: the best evaluation at the final ranks is what a run keeps")
+_SELECT = Ours("select", note="each metric knows whether larger is better")
 
 FOREIGN: dict[str, Ours | Missing] = {
     # what is trained
@@ -129,7 +130,10 @@ FOREIGN: dict[str, Ours | Missing] = {
     ),
     **dict.fromkeys(("do_train", "do_eval"), Missing("leave it out: train does both")),
     "do_predict": Missing("train, then: bayeslora eval RUN --split test --predictions FILE.csv"),
-    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model"), _BEST),
+    **dict.fromkeys(("load_best_model_at_end", "greater_is_better"), _BEST),
+    **dict.fromkeys(("metric_for_best_model", "best_metric", "monitor"), _SELECT),
+    **dict.fromkeys(("early_stopping_patience", "early_stopping"), Ours("patience")),
+    "class_weight": Ours("class_weights"),
     **dict.fromkeys(("push_to_hub", "hub_model_id"), _HUB),
     **dict.fromkeys(("dataloader_num_workers", "remove_unused_columns", "dataset_text_field"),
                     _LEAVE),

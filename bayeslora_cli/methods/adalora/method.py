@@ -68,9 +68,11 @@ class AdaLora(Method):
         """Return the facts for a dry run; final elements assume equal ranks in every matrix."""
         lost = config.init_rank - config.target_rank
         elements = sum(width + height + 1 for _, width, height in matrices)
+        budget = rank_budget(config, len(matrices))
         return DryRunFacts(
             trained_at_the_end=trained - lost * elements,
-            budget=rank_budget(config, len(matrices)),
+            budget=budget,
+            final_step=budget.final_step,
         )
 
 

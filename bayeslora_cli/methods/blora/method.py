@@ -91,7 +91,10 @@ class BLora(Method):
         self, config: RunConfig, matrices: Sequence[tuple[str, int, int]], trained: int
     ) -> DryRunFacts:
         """Return the facts for a dry run, without the final elements, which gates decide later."""
-        return DryRunFacts(trained_at_the_end=None, phases=tuple(schedule_of(config).phases))
+        schedule = schedule_of(config)
+        return DryRunFacts(
+            trained_at_the_end=None, final_step=schedule.final_step, phases=tuple(schedule.phases)
+        )
 
     def bit_operations(
         self, config: RunConfig, matrices: Sequence[tuple[str, int, int]], others: int

@@ -49,6 +49,11 @@ class GateSchedule:
         return max(self.t_init, self.total - self.t_final)
 
     @property
+    def final_step(self) -> int:
+        """Step of the last change of the gates; afterwards they are fixed."""
+        return self.first_fixed - 1
+
+    @property
     def learning(self) -> int:
         """Number of steps in which gates are learned."""
         return self.first_fixed - self.t_init
@@ -67,7 +72,7 @@ class GateSchedule:
         if step >= self.first_fixed:
             return GatePhase(mode="fixed", records=step == self.first_fixed)
         every = max(1, self.learning // LINES)
-        last = step == self.first_fixed - 1
+        last = step == self.final_step
         return GatePhase(mode="learning", records=(step - self.t_init) % every == every - 1 or last)
 
 

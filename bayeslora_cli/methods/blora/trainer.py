@@ -52,7 +52,7 @@ class GateTrainer(Allocator):
         self.operands = publisher_of(network)
         self.gates = self.operands.parameters
         self.processes = processes
-        self.final_step = schedule.first_fixed - 1
+        self.final_step = schedule.final_step
         bank = self.bank = network.bank
         device = bank.theta.device
         self.operands.generator = generator

@@ -32,6 +32,7 @@ class Classification(Objective):
     )  # fmt: skip
     problem_type = "single_label_classification"
     has_confidence = True
+    weighs_classes = True
     metric_facts: ClassVar[Mapping[str, Any]] = {"ece_bins": ECE_BINS}
 
     @classmethod
@@ -96,8 +97,15 @@ class Classification(Objective):
         return torch.tensor(labels, dtype=torch.int64)
 
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the mean cross entropy in nats."""
-        return F.cross_entropy(logits, batch["labels"])
+        """Return the mean cross entropy in nats, each row times its weight if it has one.
+
+        The sum is divided by the number of rows, not by the sum of their weights: so it does not
+        depend on which rows share a batch, and the weights' mean over all rows is 1.
+        """
+        if "weights" not in batch:
+            return F.cross_entropy(logits, batch["labels"])
+        losses = F.cross_entropy(logits, batch["labels"], reduction="none")
+        return (losses * batch["weights"]).mean()
 
     def expected(self, logits: Tensor) -> Tensor:
         """Return probabilities (n, classes)."""

@@ -41,7 +41,7 @@ from bayeslora_cli.errors import UserError
 from bayeslora_cli.tasks.sources.label_column import LabelColumn
 from bayeslora_cli.tasks.task import Examples, Task
 
-BESIDE_INPUTS = ("labels", "count", "columns")
+BESIDE_INPUTS = ("labels", "count", "columns", "weights")
 """Tensors of a batch that the backbone does not get."""
 
 
@@ -69,6 +69,9 @@ class Objective(ABC):
     the uncertainty is the variance of `decide` over samples of the weights."""
     has_labels: ClassVar[bool] = True
     """Whether labels tell what is right; otherwise the rows themselves do, and labels are blank."""
+    weighs_classes: ClassVar[bool] = False
+    """Whether labels are class indices (n,) and `loss` heeds `weights` (b,), the factors of rows
+    that --class-weights gives."""
     has_confidence: ClassVar[bool] = False
     """Whether exactly one class is predicted, so that its probability is a confidence, as
     reliability diagrams need."""
@@ -189,7 +192,7 @@ class Objective(ABC):
         Args:
             logits: (b, outputs) fp32, what `forward` returned.
             batch: the backbone's inputs, such as `input_ids` and `attention_mask` (b, w), and
-                `labels` (b, ...).
+                `labels` (b, ...); with --class-weights also `weights` (b,).
         """
 
     # ---- evaluation

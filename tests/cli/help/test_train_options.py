@@ -13,14 +13,14 @@ from bayeslora_cli.config.run_config import OPTIONS
 FLAGS = {
     "What to train": "--task --preset --list-presets --data --choices --model --trust-remote-code",
     "Your own data": "--train-file --eval-file --text-columns --label-column --task-type "
-    "--loss-on --validation",
+    "--loss-on --validation --class-weights",
     "Method": "--method --optimizer --criterion",
     "Ranks": "--target-rank --init-rank --target-modules --alpha --orth-reg --t-init --t-final "
     "--delta-t",
     "Ranks and bit widths (B-LoRA)": "--blora-mode --lambda-quant --lambda-rank --bit-ladder "
     "--quantize-base --reg --gate-lr --range-lr",
     "How long": "--epochs --max-steps --batch-size --group-by-length --grad-accum --max-length "
-    "--dropout --eval-every",
+    "--dropout --eval-every --select --patience",
     "Learning rates": "--lr --lr-schedule --boost-lr --boost-until-step --warmup-steps "
     "--warmup-ratio --weight-decay --weight-decay-of --max-grad-norm",
     "Posterior (IVON)": "--ess --ess-per-example --train-samples --hess-init --ivon-beta1 "

@@ -95,11 +95,6 @@ class TokenisedSplit:
         held = {n: x.to(device) for n in names if (x := getattr(self, n)) is not None}
         return replace(self, **held)
 
-    def weighted(self, classes: Sequence[float]) -> TokenisedSplit:
-        """Weigh each row by its class, the label, with the weight of each class."""
-        assert self.labels is not None
-        return replace(self, weights=torch.tensor(classes, dtype=torch.float32)[self.labels])
-
     def aims(self, places: Tensor, aims: Tensor) -> dict[str, Tensor]:
         """Return `predicting`, `targets` and the columns of `scored` for counted tokens, each (c,).
 

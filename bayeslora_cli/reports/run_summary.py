@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bayeslora_cli.config.values import duration
@@ -123,7 +123,9 @@ def evaluation_text(result: Mapping[str, Any]) -> str:
         text = describe(result["metrics"])
     else:
         text = side_by_side(result)
-    lines = [text, *_groups(result), *_details(result)]
+    from bayeslora_cli.reports.details_text import details_text  # rich
+
+    lines = [text, *details_text(result), *_groups(result)]
     if "cost" in result:
         lines += ["", f"bit operations per token: {bit_operations_text(result['cost'])}"]
     return "\n".join(lines)
@@ -150,34 +152,6 @@ def _groups(result: Mapping[str, Any]) -> list[str]:
             cells = "".join(f"{group[key]:15.4f}" for key in names)
             lines.append(f"{titles[name]:{width}}{group['rows']:15,}{cells}")
     return lines
-
-
-def _details(result: Mapping[str, Any]) -> list[str]:
-    """Write the tables of `Objective.details`, over the samples if there are any."""
-    found: Mapping[str, Mapping[str, Any]] = {}
-    for at in ("mean", "sampled"):
-        found = result.get("details", {}).get(at, found)
-    lines = []
-    for split, tables in found.items():
-        for name, rows in tables.items():
-            lines += ["", f"{name} of {split}", *_table(rows)]
-    return lines
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Write rows of equal keys, the first of which names the row; "-" where there is no value."""
-
-    def cell(value: object) -> str:
-        if value is None:
-            return "-"
-        return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-    cells = [[key.replace("_", " ") for key in rows[0]]]
-    cells += [[cell(value) for value in row.values()] for row in rows]
-    widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells
-    ]
 
 
 def side_by_side(result: Mapping[str, Any]) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -182,6 +184,65 @@ def rmse(predictions: Tensor, labels: Tensor) -> float:
     return float(
         root_mean_squared_error(to_float64(labels).numpy(), to_float64(predictions).numpy())
     )
+
+
+def class_scores(decisions: Tensor, labels: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return for each class its `label`, its `rows`, and `precision`, `recall` and `f1`.
+
+    A share of no rows is 0.
+
+    Args:
+        decisions: (n,) class indices.
+        labels: (n,) class indices.
+        classes: names of the classes.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    found = precision_recall_fscore_support(
+        to_array(labels), to_array(decisions), labels=range(len(classes)), zero_division=0.0
+    )
+    return [
+        {
+            "label": name,
+            "rows": int(rows),
+            "precision": float(p),
+            "recall": float(r),
+            "f1": float(f),
+        }
+        for name, p, r, f, rows in zip(classes, *found, strict=True)
+    ]
+
+
+MOST_CLASSES = 100
+"""Most classes of a confusion matrix: one of more would be mostly zeros."""
+_CONFUSIONS = 100
+
+
+def confusions(decisions: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    """Return `confusion`, the rows of each label (lines) and prediction (columns), for at most
+    `MOST_CLASSES` classes; and `confused`, the most frequent pairs of a label and another class.
+
+    Args:
+        decisions: (n,) class indices.
+        labels: (n,) class indices.
+        classes: names of the classes.
+    """
+    from sklearn.metrics import confusion_matrix
+
+    pairs = Counter(zip(labels.tolist(), decisions.tolist(), strict=True))
+    wrong = sorted((-rows, *pair) for pair, rows in pairs.items() if pair[0] != pair[1])
+    found: dict[str, Any] = {
+        "confused": [
+            {"label": classes[label], "predicted": classes[other], "rows": -rows}
+            for rows, label, other in wrong[:_CONFUSIONS]
+        ]
+    }
+    if len(classes) <= MOST_CLASSES:
+        matrix = confusion_matrix(
+            to_array(labels), to_array(decisions), labels=list(range(len(classes)))
+        )
+        found = {"confusion": matrix.tolist(), **found}
+    return found
 
 
 def metrics_by_name(

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bayeslora_cli.config.catalogue import AUTO, OBJECTIVES
 from bayeslora_cli.config.effects import affecting
 from bayeslora_cli.config.resolution import Resolved, scale_schedule
@@ -70,7 +72,9 @@ class PreparedRun:
         found = self.cache.tokens(self.config, self.task, self.examples, self.tokenizer)
         if not (weights := self.class_weights()):
             return found
-        return {**found, "train": found["train"].weighted(tuple(weights.values()))}
+        train = found["train"]
+        of_rows = torch.tensor(list(weights.values()))[train.labels]
+        return {**found, "train": replace(train, weights=of_rows)}
 
     def class_weights(self) -> dict[str, float]:
         """Return the weight of each class in the loss; {}: all rows count the same.

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.calibration import ECE_BINS, brier, ece, nll
-from bayeslora_cli.tasks.metrics import metrics_by_name
+from bayeslora_cli.tasks.metrics import class_scores, confusions, metrics_by_name
 from bayeslora_cli.tasks.objectives.objective import Objective
 from bayeslora_cli.tasks.sources.label_column import LabelColumn, number_in, spelling
 from bayeslora_cli.tasks.sources.label_lists import SEPARATORS
@@ -130,6 +130,14 @@ class Classification(Objective):
         probabilities = self.expected(logits.double())
         found = metrics_by_name(names, logits.argmax(-1), labels, probabilities)
         return {**found, "nll": nll(logits, labels)}
+
+    def details(self, expected: Tensor, labels: Tensor) -> dict[str, Any]:
+        """Return the scores of each class (`classes`) and the confusions among them."""
+        decided = self.decide(expected)
+        return {
+            "classes": class_scores(decided, labels, self.classes),
+            **confusions(decided, labels, self.classes),
+        }
 
     def decide(self, expected: Tensor) -> Tensor:
         """Return the index of the likeliest class (n,)."""

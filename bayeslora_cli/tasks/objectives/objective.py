@@ -266,7 +266,9 @@ class Objective(ABC):
         return self.metrics(names, self.expected(logits.double()), labels)
 
     def details(self, expected: Tensor, labels: Tensor) -> dict[str, Any]:
-        """Return further results as a JSON object, such as a line of each class; by default {}.
+        """Return what `eval` tells of a split besides its metrics, as JSON: by default nothing.
+
+        A list of records with a `label` becomes a table on the terminal, a line for each.
 
         Args:
             expected: what `expected` returned for n rows, averaged over samples, in float64.

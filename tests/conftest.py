@@ -31,17 +31,22 @@ settings.register_profile("bayeslora", deadline=None)  # a busy machine is no fa
 settings.load_profile("bayeslora")
 
 
-_imported = 0
-"""Number of modules whose objects full collections leave out."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Leave what a file has left out of full collections, of which each training makes one.
 
-
-def pytest_runtest_teardown():
-    """Leave what imports have made out of full collections, of which each training makes one."""
-    global _imported
-    if len(sys.modules) > _imported + 100:
+    Imports are most of it; reports of tests and what modules remember are the rest.
+    """
+    found = yield
+    if nextitem is None or nextitem.path != item.path or len(sys.modules) > IMPORTED[-1] + 100:
         gc.collect()
         gc.freeze()
-        _imported = len(sys.modules)
+        IMPORTED.append(len(sys.modules))
+    return found
+
+
+IMPORTED = [0]
+"""Numbers of modules at these times."""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -123,5 +122,4 @@ def _one_by_one(
                 raise
             problems[planned.label] = f"{type(error).__name__}: {error}"
             logger.exception("%s failed", planned.label)
-        gc.collect()  # a network is full of reference cycles, and the next one needs its memory
     return problems

@@ -139,6 +139,22 @@ def parsed(path: str | os.PathLike[str]) -> Any:
 
 @lru_cache(maxsize=1)
 def _parsed_version(path: str, *_: int) -> Any:
-    from gguf.gguf_reader import GGUFReader
+    import numpy as np
+    from gguf import gguf_reader
 
-    return GGUFReader(path)
+    class Reader(gguf_reader.GGUFReader):  # type: ignore[misc]  # it has no types
+        """Cuts the file's fields from a plain array, a third of the time of cutting a memory map.
+
+        The parts of a memory map are Python objects with a dictionary each, half a million for a
+        vocabulary of 50,000, through which each garbage collection would have to go.
+        """
+
+        @property
+        def data(self) -> Any:
+            return self._plain
+
+        @data.setter
+        def data(self, value: Any) -> None:
+            self._plain = np.asarray(value)
+
+    return Reader(path)

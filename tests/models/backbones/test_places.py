@@ -92,9 +92,13 @@ def test_a_gguf_file_is_the_whole_model(tied, tmp_path, monkeypatch):
 
 def test_a_gguf_file_is_parsed_once(tmp_path, monkeypatch):
     parsed, original = [], gguf.gguf_reader.GGUFReader
-    monkeypatch.setattr(
-        gguf.gguf_reader, "GGUFReader", lambda path: parsed.append(path) or original(path)
-    )
+
+    class Counting(original):
+        def __init__(self, path):
+            parsed.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(gguf.gguf_reader, "GGUFReader", Counting)
     name = str(tmp_path / "tiny.gguf")
     write_gguf(tmp_path / "tiny.gguf")
     tokenizer = load_tokenizer(name)

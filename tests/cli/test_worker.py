@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
-import sys
+import tempfile
 import time
 
 import pytest
@@ -13,7 +12,6 @@ import pytest
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.training.loop import train
 from tests.support.faults import contents, differences
-from tests.support.warm_process import ROOT
 
 
 @pytest.fixture
@@ -25,17 +23,21 @@ def options(backbone, rte):
 
 
 @pytest.fixture
-def worker(options, tmp_path):
-    """Start one with its first run: (process, its channel, its output)."""
+def worker(options, tmp_path, warm_process):
+    """Start one with its first run: (process, its channel)."""
     started = []
 
     def start(*arguments):
-        ours, theirs = socket.socketpair()
-        with theirs, (tmp_path / "first").open("w") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "bayeslora_cli.cli.worker", *options, *arguments],
-                cwd=ROOT, stdin=theirs.fileno(), stdout=log, stderr=log,
+        log = str(tmp_path / "first")
+        # a socket's path is short, and tmp_path need not be
+        with tempfile.TemporaryDirectory() as place, socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(f"{place}/.socket")
+            listener.listen()
+            process = warm_process.start(
+                "bayeslora_cli.cli.worker", *options, *arguments,
+                stdin=f"{place}/.socket", stdout=log, stderr=log,
             )  # fmt: skip
+            ours, _ = listener.accept()
         ours.settimeout(120)
         started.append((process, ours))
         return process, ours
@@ -75,7 +77,7 @@ def test_runs_one_after_the_other_until_one_fails(worker, options, backbone, rte
 
     give(channel, tmp_path / "third", [*options, *out, "--lr", "-1"])
     assert channel.recv(9) == b""
-    assert process.wait(timeout=120) == 2
+    assert process.wait() == 2
     assert (tmp_path / "third").read_text().startswith("error: --lr -1.0: must be positive")
 
 
@@ -86,7 +88,7 @@ def test_it_saves_its_state_when_whoever_gave_the_run_is_gone(worker, tmp_path):
         assert time.monotonic() < until
         time.sleep(0.05)
     channel.close()
-    assert process.wait(timeout=120) == 75
+    assert process.wait() == 75
     assert "stopped by SIGTERM: checkpoint at step " in (tmp_path / "first").read_text()
 
 
@@ -94,5 +96,5 @@ def test_it_leaves_when_there_are_no_more(worker, tmp_path):
     process, channel = worker("--output", str(tmp_path / "out"))
     assert channel.recv(9) == b"\n"
     channel.close()
-    assert process.wait(timeout=120) == 0
+    assert process.wait() == 0
     assert "Traceback" not in (tmp_path / "first").read_text()

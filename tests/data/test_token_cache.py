@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
-from pathlib import Path
+from contextlib import ExitStack
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import PreTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from bayeslora_cli.data import dialogues, token_cache
 from bayeslora_cli.data.token_cache import encode_once
@@ -272,48 +271,44 @@ def test_what_was_not_read_for_longest_goes_first(cache, made, monkeypatch):
     assert all(path.exists() for path in foreign)
 
 
-PROCESS = """
-import os, sys, time
-from bayeslora_cli.data import dialogues, token_cache
-from bayeslora_cli.tasks.task import Examples
-from tests.conftest import tiny_tokenizer
-real = token_cache.encode
-def slow(examples, *rest):
-    if len(examples) > 1:
-        os.write(1, b"made\\n")
-        time.sleep(float(sys.argv[1]))
-    return real(examples, *rest)
-token_cache.encode = slow
-for _ in range(int(sys.argv[2]) - 1):  # forks, which need not import all of it again
-    if os.fork() == 0:
-        break
-rows = Examples(["w1 w2 w3", "w4"], ["w5 w6", ""], None)
-found = token_cache.encode_once(rows, tiny_tokenizer(), 5)
-os.write(1, f"{found['tokens'].tolist()}\\n".encode())
-"""
+@pytest.fixture
+def saved(tmp_path):
+    """The tiny tokenizer's directory."""
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
 
 
-def start(seconds, processes=1):
-    return subprocess.Popen(
-        [sys.executable, "-c", PROCESS, str(seconds), str(processes)],
-        stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )  # fmt: skip
+@pytest.fixture
+def start(cache, saved, tmp_path, warm_process):
+    """Start processes that want `PAIRS`: (the first of them, what they say until the last ends)."""
+    os.mkfifo(tmp_path / "said")
+    with ExitStack() as opened:
+
+        def start_them(seconds, processes=1):
+            process = warm_process.start(
+                "tests.support.token_makers", saved, seconds, processes,
+                stdout=str(tmp_path / "said"), **{VARIABLE: str(cache)},
+            )  # fmt: skip
+            return process, opened.enter_context(open(tmp_path / "said"))
+
+        yield start_them
 
 
-def test_of_processes_that_want_the_same_one_makes_it(cache):
-    said = start(0.5, processes=3).communicate()[0].splitlines()  # until the last of them ends
+def test_of_processes_that_want_the_same_one_makes_it(cache, start):
+    process, said = start(0.5, processes=3)
     expected = str(encode(PAIRS, tiny_tokenizer(), 5)["tokens"].tolist())
-    assert said == ["made", expected, expected, expected]
+    assert said.read().splitlines() == ["made", expected, expected, expected]
+    assert process.wait() == 0
     assert len(files(cache)) == 1
 
 
-def test_a_process_that_dies_over_it_keeps_nobody_waiting(cache, made):
-    process = start(600)
-    assert process.stdout.readline() == "made\n"
+def test_a_process_that_dies_over_it_keeps_nobody_waiting(cache, made, saved, start):
+    process, said = start(600)
+    assert said.readline() == "made\n"
     process.kill()
-    process.communicate()
-    assert same(encode_once(PAIRS, tiny_tokenizer(), 5), encode(PAIRS, tiny_tokenizer(), 5))
+    process.wait()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(saved)
+    assert same(encode_once(PAIRS, tokenizer, 5), encode(PAIRS, tiny_tokenizer(), 5))
     assert made == [2]
     assert len(files(cache)) == 1, "its lock is gone as well"
 

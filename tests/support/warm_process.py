@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,44 @@ class WarmProcess:
         """A command, typed in the repository: its exit code, and all that its process printed."""
         words = [str(argument) for argument in arguments]
         files = {name: str(self.directory / name) for name in ("stdout", "stderr")}
+        for path in files.values():
+            Path(path).write_text("")
         code = self.ask("command", arguments=words, **files)
         texts = {name: Path(path).read_text() for name, path in files.items()}
         return subprocess.CompletedProcess(["bayeslora", *words], code, **texts)
+
+    def start(
+        self, module: str, *arguments: object, stdin: str | None = os.devnull,
+        stdout: str | None = os.devnull, stderr: str | None = os.devnull, **environment: str,
+    ) -> Forked:  # fmt: skip
+        """`python -m MODULE`, typed in the repository, but for the time that its imports take.
+
+        Args:
+            stdin: where it is read from, as the others a path, and None if it is closed; the path
+                of a socket that listens ends in ".socket".
+            environment: variables, besides those of this test's process when the first one asked.
+        """
+        number = self.ask(
+            "start", module=module, arguments=[str(argument) for argument in arguments],
+            streams={"stdin": stdin, "stdout": stdout, "stderr": stderr}, environment=environment,
+        )  # fmt: skip
+        return Forked(self, number)
+
+
+@dataclass
+class Forked:
+    """A process that was started, like one of `subprocess`."""
+
+    warm: WarmProcess
+    number: int
+    code: int | None = None
+
+    def wait(self) -> int:
+        """Its exit code; minus the signal that killed it, as two minutes do."""
+        if self.code is None:
+            self.code = self.warm.ask("wait", process=self.number)
+        return self.code
+
+    def kill(self) -> None:
+        if self.code is None:
+            os.kill(self.number, signal.SIGKILL)

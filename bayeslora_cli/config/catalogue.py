@@ -27,7 +27,7 @@ ANSWERS, LETTERS = CHOICES = ("answers", "letters")  # what of a choice is score
 TASK_NAMES = (*GLUE_TASKS, *CHOICE_TASKS, "demo", "custom")  # custom: a user's own files
 AUTO, ON, OFF = SWITCH = ("auto", "on", "off")  # of --compile and --packing
 # of a block's activations, in the backward pass: time of a step relative to "off"
-RECOMPUTED = {"off": 1.0, "blocks": 1.35, "selective": 1.12}
+RECOMPUTED = {"off": 1.0, "blocks": 1.4, "selective": 1.08}
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 PRECISIONS = ("fp32", "tf32", "bf16")
 LR_SCHEDULES = ("linear", "cosine", "constant", "boost")

@@ -13,7 +13,7 @@ class BasePrecisionEntry:
     implementation: str
     """Place of the class, a `models.base_weights.quantized_linear.QuantizedLinear`."""
     step_time: float
-    """Time of a step relative to one on dense weights in bf16, with --precision bf16."""
+    """Time of a step relative to one on dense weights in bf16, as docs/performance.md has it."""
     quantized: bool = True
     """Whether it has fewer bits than checkpoints usually have."""
     packages: tuple[str, ...] = ()
@@ -26,20 +26,20 @@ _BITSANDBYTES: Any = {"packages": ("bitsandbytes",), "extra": "quantized"}
 BASE_PRECISIONS: dict[str, BasePrecisionEntry] = {
     "bf16": BasePrecisionEntry(
         implementation="bayeslora_cli.models.base_weights.bf16:Bf16Linear",
-        step_time=1.05,
+        step_time=1.0,
         quantized=False,
     ),
     "int8": BasePrecisionEntry(
         implementation="bayeslora_cli.models.base_weights.int8:Int8Linear",
-        step_time=1.2,
+        step_time=1.05,
         **_BITSANDBYTES,
     ),
     "nf4": BasePrecisionEntry(
         implementation="bayeslora_cli.models.base_weights.nf4:Nf4Linear",
-        step_time=1.25,
+        step_time=1.05,
         **_BITSANDBYTES,
     ),
     "fp8": BasePrecisionEntry(
-        implementation="bayeslora_cli.models.base_weights.fp8:Fp8Linear", step_time=1.36
+        implementation="bayeslora_cli.models.base_weights.fp8:Fp8Linear", step_time=0.8
     ),
 }

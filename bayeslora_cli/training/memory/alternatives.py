@@ -41,9 +41,12 @@ class Alternative:
 
     @property
     def cost(self) -> float:
-        """Time of a step, relative to the one that saves nothing."""
+        """Time of a step, relative to the one that saves nothing.
+
+        A precision that makes steps faster counts as equal: it changes what is computed.
+        """
         base = self.base_precision
-        stored = 1.0 if base is None else BASE_PRECISIONS[base].step_time
+        stored = 1.0 if base is None else max(1.0, BASE_PRECISIONS[base].step_time)
         return RECOMPUTED[self.gradient_checkpointing] * stored * (SHARDED if self.shard else 1)
 
     def flags(self) -> str:
@@ -96,7 +99,7 @@ def alternatives(
         for name, form in members.items():
             more = sum(_size(form, *shape) for shape in stored) - needed.stored
             found += _with_shards(network, what, name, needed.peak + more, more, processes)
-    return sorted(found, key=lambda x: (x.cost, x.bytes))
+    return sorted(found, key=lambda x: (x.cost, x.base_precision is not None, x.bytes))
 
 
 def _with_shards(

@@ -78,6 +78,8 @@ ONLY = {
     "mlflow": {"runs.trackers"},
     "trackio": {"runs.trackers"},
     "matplotlib": {"reports.figures.*"},
+    "plotly": {"reports.page.page"},
+    "http": {"reports.page.live_server"},
 }
 
 

@@ -22,15 +22,17 @@ from bayeslora_cli.cli.help.commands import (
     InspectRanksCommand,
     PredictCommand,
     PresetsCommand,
+    ReportCommand,
     TableCommand,
     TrainCommand,
 )
 from bayeslora_cli.cli.help.presets import presets
 from bayeslora_cli.cli.inference.generate import generate
 from bayeslora_cli.cli.inference.predict import predict
-from bayeslora_cli.cli.inspect_ranks import inspect_ranks
 from bayeslora_cli.cli.progress import lasting_streams
-from bayeslora_cli.cli.table import table
+from bayeslora_cli.cli.reading.inspect_ranks import inspect_ranks
+from bayeslora_cli.cli.reading.report import report
+from bayeslora_cli.cli.reading.table import table
 from bayeslora_cli.cli.train import train
 from bayeslora_cli.errors import EXIT_FAILED, BayesloraError, Preempted, explained
 from bayeslora_cli.execution.launch_environment import Place, place
@@ -68,6 +70,7 @@ for name, command, form in (
     ("predict", predict, PredictCommand),
     ("table", table, TableCommand),
     ("inspect-ranks", inspect_ranks, InspectRanksCommand),
+    ("report", report, ReportCommand),
     ("export", export, ExportCommand),
     ("generate", generate, GenerateCommand),
     ("presets", presets, PresetsCommand),

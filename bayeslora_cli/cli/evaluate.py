@@ -19,7 +19,15 @@ from bayeslora_cli.cli.help.shared_options import (
     Verify,
 )
 from bayeslora_cli.cli.progress import logger, set_up_logging
-from bayeslora_cli.cli.table import AsCsv, At, Latex, Markdown, Paired, ReferenceFile, print_table
+from bayeslora_cli.cli.reading.table import (
+    AsCsv,
+    At,
+    Latex,
+    Markdown,
+    Paired,
+    ReferenceFile,
+    print_table,
+)
 from bayeslora_cli.config.catalogue import CHOICE_TASKS, PRECISIONS
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.reports.figures.figure_file import check_figure

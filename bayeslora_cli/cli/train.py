@@ -13,7 +13,7 @@ from bayeslora_cli.api.training import plan_resolved, train_resolved, workspace
 from bayeslora_cli.cli.help.presets import print_presets
 from bayeslora_cli.cli.help.train_options import takes_options, typed_values
 from bayeslora_cli.cli.progress import ProgressBar, logger, set_up_logging
-from bayeslora_cli.cli.table import print_table
+from bayeslora_cli.cli.reading.table import print_table
 from bayeslora_cli.config.options import PRINTED, SWEEP, WHAT
 from bayeslora_cli.errors import BayesloraError, ConfigError, RunDirError, UserError
 from bayeslora_cli.execution.launch_environment import joined, place

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class Evaluation:
     """By split, the predictions at the posterior's mean."""
     over_samples: Mapping[str, Predictive] | None
     """By split, the predictions averaged over samples; None: there are no samples."""
+    examples: Mapping[str, Examples] = field(default_factory=dict)
+    """By split, the rows as text."""
 
     @property
     def metrics(self) -> Metrics:

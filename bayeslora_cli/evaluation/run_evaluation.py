@@ -294,6 +294,7 @@ def _evaluated(
         labels={n: y for n in inside["mean"] if (y := rows[n].labels) is not None},
         at_mean=inside["mean"],
         over_samples=inside.get("sampled"),
+        examples={name: rows for name, rows in examples.items() if name != OUTSIDE},
     )
 
 

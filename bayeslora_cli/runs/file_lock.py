@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -89,6 +90,32 @@ def once(made: Path, what: str, patience: float) -> Iterator[bool]:
                 else:
                     stack.callback(_release, held)
         yield not os.path.exists(made)
+
+
+def holder(path: Path) -> str | None:
+    """Return the name of the process that holds a lock, without touching the lock.
+
+    None: no process holds it. A process of another machine, of which only the file tells, counts as
+    holding it.
+    """
+    with suppress(OSError):
+        name = path.read_text("utf-8", "replace").partition("\n")[0]
+        if (found := re.match(r"process (\d+) on (\S+) since ", name)) is None:
+            return None
+        if found[2] == socket.gethostname() and not _is_alive(int(found[1])):
+            return None
+        return "".join(c for c in name if c.isprintable())
+    return None
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # of another user
+        return True
+    return True
 
 
 def _wait(made: Path, lock: Path, notice: str, patience: float) -> None:

@@ -76,6 +76,17 @@ class InspectRanksCommand(Command):
     )
 
 
+class ReportCommand(Command):
+    """`bayeslora report`."""
+
+    rare = frozenset({"trust_remote_code", "model", "port"})
+    examples = (
+        "bayeslora report RUN",
+        "bayeslora report runs --samples 16 --output sweep.html",
+        "bayeslora report --live RUN",
+    )
+
+
 class ExportCommand(Command):
     """`bayeslora export`."""
 

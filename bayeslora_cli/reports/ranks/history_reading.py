@@ -66,12 +66,22 @@ def read_changes(run: RunDir, report: RankReport) -> tuple[Ints, Floats, Floats 
     Raises:
         RunDirError: the file is missing or corrupt.
     """
-    name = run.ranks_history
+    return parse_changes(run.read_text(run.ranks_history), str(run.ranks_history), report)
+
+
+def parse_changes(text: str, name: str, report: RankReport) -> tuple[Ints, Floats, Floats | None]:
+    """Read the changes, as `read_changes` returns them, from the text of ranks.jsonl.
+
+    Args:
+        name: the file's name, for messages.
+    Raises:
+        RunDirError: the text is corrupt.
+    """
     initial = [m.init_rank for m in report.matrices]
     quantized = all(m.bits is not None for m in report.matrices)
     steps, ranks = [0], [initial]  # the values until the first change
     bits = [[float(FLOAT_BITS)] * len(initial)]
-    for number, line in enumerate(run.read_text(name).splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
             value = json.loads(line)
             step, row = value["step"], [value["ranks"][m.name] for m in report.matrices]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bayeslora_cli.cli.app import main
-from bayeslora_cli.cli.inspect_ranks import _print_csv
+from bayeslora_cli.cli.reading.inspect_ranks import _print_csv
 from bayeslora_cli.reports.ranks.run_groups import load_group
 from bayeslora_cli.reports.ranks.views import Ranks
 from tests.support.ranked_runs import allocation, constant, names, write_run, write_seeds

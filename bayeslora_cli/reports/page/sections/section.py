@@ -1,0 +1,119 @@
+"""`Section`: a part of the page, with the specifications of its figures; what sections share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from textwrap import wrap
+from typing import Any
+
+from bayeslora_cli.reports.page.html import Html, details, element, plot_text
+from bayeslora_cli.reports.page.records import RunRecord
+
+Figure = Mapping[str, Any]
+"""Traces and layout as plotly takes them. A colour "@NAME" is looked up in the page's scheme."""
+DASHES = ("solid", "dash", "dot", "dashdot")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
+COLOURS = 8
+"""Number of colours for groups of runs; dashes and symbols tell more groups apart."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """A part of the page with its own heading."""
+
+    anchor: str
+    title: str
+    body: Html
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    """The specifications of its figures by name."""
+
+
+def figure(
+    name: str, title: object, text: str, numbers: Html, *, height: int, controls: Html | None = None
+) -> Html:
+    """Write the place of a figure, and below it the table of its numbers, folded up.
+
+    Args:
+        name: the figure's name in `Section.figures`.
+        text: what the figure shows, in words, for those who do not see it.
+        controls: what changes the figure, above it.
+    """
+    return element(
+        "figure",
+        element("figcaption", title),
+        controls,
+        element(
+            "div", class_="plot", id=f"plot-{name}", data_figure=name, role="img",
+            aria_label=text, style=f"height:{height}px",
+        ),
+        details("Numbers of this figure", numbers, id=f"numbers-{name}"),
+    )  # fmt: skip
+
+
+def layout(height: int, x: str, y: str, **more: Any) -> dict[str, Any]:
+    """Return the layout of a figure with two axes; their titles are plain text."""
+    axes = {
+        "xaxis": {"title": {"text": plot_text(x)}, "zeroline": False, **more.pop("xaxis", {})},
+        "yaxis": {"title": {"text": plot_text(y)}, "zeroline": False, **more.pop("yaxis", {})},
+    }
+    return {"height": height, "showlegend": False, **axes, **more}
+
+
+def row_name(name: str) -> str:
+    """Return a name for the axis beside the rows of a figure, in short lines."""
+    return "<br>".join(map(plot_text, wrap(name, 28)))
+
+
+def row_height(name: str) -> int:
+    """Return the height in pixels of the row with this name."""
+    return 20 + 15 * len(wrap(name, 28))
+
+
+def name_axis(names: Sequence[str]) -> dict[str, Any]:
+    """Return the axis beside the rows of a figure, the first name on top."""
+    return {
+        "type": "category",
+        "automargin": True,
+        "autorange": "reversed",
+        "title": {"text": ""},
+        "categoryarray": [row_name(name) for name in names],
+    }
+
+
+def colour(series: int) -> str:
+    """Return the name of a group's colour."""
+    return f"@series-{series % COLOURS}"
+
+
+def dash(series: int) -> str:
+    """Return the dash of a group's lines; groups of one colour have different ones."""
+    return DASHES[(series // COLOURS + series) % len(DASHES)]
+
+
+def symbol(series: int) -> str:
+    """Return the symbol of a group's points."""
+    return SYMBOLS[series % len(SYMBOLS)]
+
+
+def legend(records: Sequence[RunRecord]) -> Html | None:
+    """Write which colour each group of runs has; None if there is only one group."""
+    groups = {record.series: record.group for record in records}
+    if len(groups) < 2:
+        return None
+    return element(
+        "ul",
+        *(
+            element("li", element("span", class_=f"line {dash(s)} series-{s % COLOURS}"), name)
+            for s, name in sorted(groups.items())
+        ),
+        class_="legend",
+    )
+
+
+def by_column(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Put the runs on one data set together."""
+    found: dict[str, list[RunRecord]] = {}
+    for record in records:
+        found.setdefault(record.column, []).append(record)
+    return found

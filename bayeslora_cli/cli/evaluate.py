@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from bayeslora_cli.api.cuts import cut_table
 from bayeslora_cli.api.models import evaluate as evaluate_model
 from bayeslora_cli.api.results import holds_runs
 from bayeslora_cli.api.run import Run
@@ -37,7 +38,7 @@ from bayeslora_cli.reports.figures.reliability_diagram import (
     save_diagram,
     text_diagram,
 )
-from bayeslora_cli.reports.run_summary import evaluation_text
+from bayeslora_cli.reports.run_summary import cut_text, evaluation_text
 from bayeslora_cli.reports.terminal_text import say, say_path
 
 _OF_TABLE = {"at", "markdown", "latex", "as_csv", "reference", "paired"}
@@ -131,6 +132,22 @@ def evaluate(
         Path | None,
         typer.Option(help="Directory for the files that gluebenchmark.com takes (--split test)."),
     ] = None,
+    cut: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RANKS",
+            help="Cut the run to these mean ranks of a matrix, as 2,1,0.5, without training, and "
+            "print the metrics at each.",
+        ),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORDERS",
+            help="By what --cut orders the ranks of all matrices: singular-values of the products, "
+            "or criteria (default: the run's own, and singular-values).",
+        ),
+    ] = None,
     device: Device = "auto",
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Examples per forward pass (default: as in training).")
@@ -181,6 +198,9 @@ def evaluate(
             )
         forms = {"json": as_json, "markdown": markdown, "latex": latex, "csv": as_csv}
         print_table(runs, at=at, forms=forms, reference=reference, paired=paired)
+        return
+    if cut is not None or by is not None:
+        _print_cuts(ctx, runs, cut, by, as_json=as_json)
         return
     figure = None if reliability == Path("-") else reliability
     if figure is not None:
@@ -247,6 +267,32 @@ def evaluate(
     for path in (figure, predictions, submission):
         if path is not None:
             say_path(path)
+
+
+_OF_CUTS = {
+    "runs", "cut", "by", "split", "data", "eval_file", "batch_size", "device", "model",
+    "trust_remote_code", "verify", "as_json",
+}  # fmt: skip
+
+
+def _print_cuts(
+    ctx: typer.Context, runs: list[Path] | None, cut: str | None, by: str | None, *, as_json: bool
+) -> None:
+    """Print the table of metrics against kept rank."""
+    idle = sorted(_typed(ctx) - _OF_CUTS)
+    if idle:
+        raise UserError(f"--{idle[0].replace('_', '-')}: it has no effect on --cut; leave it out")
+    if cut is None or not runs:
+        missing = "a finished RUN" if cut is not None else "--cut RANKS, such as --cut 2,1,0.5"
+        raise UserError(f"--by and --cut cut a run's ranks; give {missing}")
+    try:
+        ranks = [float(part) for part in cut.split(",") if part.strip()]
+    except ValueError as error:
+        raise UserError(f"--cut {cut}: give numbers, such as 2,1,0.5") from error
+    orders = [part.strip() for part in (by or "").split(",") if part.strip()]
+    given = {name: ctx.params[name] for name in _OF_CUTS - {"runs", "cut", "by", "as_json"}}
+    found = cut_table(runs[0], ranks, orders, file=given.pop("eval_file"), **given)
+    say(json.dumps(found, allow_nan=False) if as_json else cut_text(found))
 
 
 def _typed(ctx: typer.Context) -> set[str]:

@@ -8,15 +8,18 @@ from typing import Annotated
 
 import typer
 
+from bayeslora_cli.api.adapters import cut_adapter, is_adapter
 from bayeslora_cli.api.run import Run
 from bayeslora_cli.cli.progress import set_up_logging
 from bayeslora_cli.config.catalogue_text import described_formats
+from bayeslora_cli.errors import UserError
 from bayeslora_cli.reports.terminal_text import say, say_path
 
 _FORM, _CHECK, _WHERE = "What to write", "How to check it", "Where to"  # panels of the help
 
 
 def export(
+    ctx: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a finished run.")],
     form: Annotated[
         str,
@@ -54,6 +57,15 @@ def export(
             min=1,
             help="Prune further to this mean rank of a matrix, by the run's scores and without "
             "training; prints the metrics before and after, in fp32.",
+            rich_help_panel=_FORM,
+        ),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORDER",
+            help="By what --target-rank orders the ranks of all matrices: singular-values of the "
+            "products, or a criterion (default: the run's own).",
             rich_help_panel=_FORM,
         ),
     ] = None,
@@ -143,6 +155,9 @@ def export(
     The last line printed is the export's directory.
     """
     set_up_logging(quiet=False, verbose=False)
+    if is_adapter(run):
+        _cut(ctx, run, form, target_rank, by, output, overwrite=overwrite, as_json=as_json)
+        return
     found = Run(
         run, device=device, trust_remote_code=trust_remote_code, model=model, verify=verify
     ).export(
@@ -154,6 +169,7 @@ def export(
         uniform_rank=uniform_rank,
         precision=precision,
         target_rank=target_rank,
+        by=by,
         check_rows=check_rows,
         check_inputs=check_inputs,
         data=data,
@@ -164,3 +180,35 @@ def export(
         return
     say(found.describe())
     say_path(found.path)
+
+
+_OF_ADAPTERS = {"run", "form", "target_rank", "by", "output", "overwrite", "as_json"}
+
+
+def _cut(
+    ctx: typer.Context, adapter: Path, form: str, target_rank: int | None, by: str | None,
+    output: Path | None, *, overwrite: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Cut an adapter from elsewhere, which no run and no data belong to."""
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    typed = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    idle = sorted(typed - _OF_ADAPTERS)
+    if idle:
+        raise UserError(f"--{idle[0].replace('_', '-')}: it is for a run, and {adapter} is none")
+    if form != "lora" or target_rank is None or by not in (None, "singular-values"):
+        raise UserError(
+            f"{adapter}: an adapter without a run can be cut by the singular values of its "
+            "products: give --format lora --target-rank R --by singular-values --output DIR"
+        )
+    if output is None:
+        raise UserError(f"--output DIR is missing: where to write what is cut of {adapter}")
+    found = cut_adapter(adapter, target_rank, output, overwrite=overwrite)
+    if as_json:
+        print(json.dumps({"export": str(output), **found}, allow_nan=False))
+        return
+    ranks = found["ranks"].values()
+    say(
+        f"{found['matrices']} matrices, ranks {min(ranks)} to {max(ranks)}; kept "
+        f"{found['kept']:.2%} of the products' squared norm"
+    )
+    say_path(output)

@@ -44,7 +44,7 @@ from bayeslora_cli.export.verification import (
     run_logits,
     unrounded_rows,
 )
-from bayeslora_cli.methods.adalora.pruning import prune
+from bayeslora_cli.methods.cutting import Cut, check_order, cut
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.backbones.places import backbone_path
 from bayeslora_cli.runs.atomic_write import replacing, write_json
@@ -91,6 +91,8 @@ def export_run(
     config, task = replace(trained, precision="fp32"), run.read_task()
     result = run.read_result()
     check_options(options, config, push_to_hub)
+    if options.by is not None:
+        check_order(options.by, config)
     if FORMATS[options.format].needs_base:  # such files are opened on the checkpoint itself
         config = replace(config, base_precision=None)
     if push_to_hub is not None:
@@ -102,10 +104,12 @@ def export_run(
     form: Format = implementation(entry.implementation)
 
     length, objective = config.max_length, objective_of(task)
-    network, tokenizer, _ = load_run(run, config, objective, options.device, verify=verify)
+    network, tokenizer, kept = load_run(run, config, objective, options.device, verify=verify)
     pruned = None
     if options.target_rank is not None:
-        pruned = _prune(run, network, tokenizer, config, task, examples, options.target_rank)
+        by = options.by or str(config.criterion)
+        found = cut(run, config, network, kept, options.target_rank, by)
+        pruned = _prune(network, tokenizer, config, task, examples, found)
     inputs, first, rows = _inputs(options, config, task, tokenizer, examples)
     check_tokens(network.module, config.model, [rows])
     batches = batches_of(rows)
@@ -249,24 +253,23 @@ def _on_trained_weights(
 
 
 def _prune(
-    run: RunDir, network: Network, tokenizer: Any, config: RunConfig, task: Task,
-    examples: dict[str, Examples], target_rank: int,
+    network: Network, tokenizer: Any, config: RunConfig, task: Task,
+    examples: dict[str, Examples], found: Cut,
 ) -> tuple[Metrics, Metrics]:  # fmt: skip
-    """Prune the network; return its metrics before and after."""
-    mask = prune(run, network, target_rank)
-    for name, found in examples.items():
-        if found.labels is None:
+    """Cut the network; return its metrics before and after."""
+    for name, rows in examples.items():
+        if rows.labels is None:
             raise UserError(f"--target-rank: {name} has no labels to measure on")
     splits = {
         name: Batches(
-            tokenise(found, tokenizer, config.max_length, objective_of(task)),
+            tokenise(rows, tokenizer, config.max_length, objective_of(task)),
             config.eval_batch_size,
-            mask.device,
+            network.bank.mask.device,
         )
-        for name, found in examples.items()
+        for name, rows in examples.items()
     }
     before = evaluate_splits(network, task, splits)
-    network.bank.mask.copy_(mask)
+    found.apply(network)
     return before, evaluate_splits(network, task, splits)
 
 

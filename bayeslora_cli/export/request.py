@@ -30,6 +30,9 @@ class ExportOptions:
     """fp32, or bf16 in formats that take this option: of the weights that are written."""
     target_rank: int | None = None
     """Prune further, to this mean rank per matrix; None: keep the run's ranks."""
+    by: str | None = None
+    """What orders the ranks that are pruned: a criterion, or singular-values of the products; None:
+    the run's own criterion."""
     check_rows: int = 32
     check_inputs: str = "data"
     """data: rows of the task's validation split; random: random tokens."""
@@ -54,7 +57,9 @@ class ExportOptions:
     @property
     def directory(self) -> str:
         """Name of the directory in RUN/export."""
-        return self.name if self.target_rank is None else f"{self.name}-r{self.target_rank}"
+        if self.target_rank is None:
+            return self.name
+        return "-".join(filter(None, (self.name, f"r{self.target_rank}", self.by)))
 
 
 def check_options(options: ExportOptions, config: RunConfig, push_to_hub: str | None) -> None:
@@ -81,9 +86,14 @@ def check_options(options: ExportOptions, config: RunConfig, push_to_hub: str | 
     if options.precision not in PRECISIONS:
         raise UserError(f"--precision {options.precision}: choose {' or '.join(PRECISIONS)}")
     _check_variant(options)
+    if options.by is not None and options.target_rank is None:
+        raise UserError(f"--by {options.by}: it orders what --target-rank R prunes; give R as well")
     if options.target_rank is not None:
-        if not METHODS[method].allocates_ranks:
-            raise UserError(f"--target-rank: a run of --method {method} has no scores to prune by")
+        if options.by is None and not METHODS[method].allocates_ranks:
+            other = "; --by singular-values needs none" if METHODS[method].fixed_rank else ""
+            raise UserError(
+                f"--target-rank: a run of --method {method} has no scores to prune by{other}"
+            )
         if options.check_inputs == "random":
             raise UserError("--target-rank measures on data: leave out --check-inputs random")
     if push_to_hub is not None:

@@ -179,3 +179,22 @@ def side_by_side(result: Mapping[str, Any]) -> str:
     if result.get("posterior"):
         lines.append(f"posterior: {posterior_line(result['posterior'])}")
     return "\n".join(lines)
+
+
+def cut_text(found: dict[str, Any]) -> str:
+    """Write the table for a terminal: a line per rank, a column per order, for each metric."""
+    orders = list(dict.fromkeys(row["by"] for row in found["cuts"]))
+    ranks = sorted({row["rank"] for row in found["cuts"]}, reverse=True)
+    at = {(row["by"], row["rank"]): row["metrics"] for row in found["cuts"]}
+    lines = []
+    for split, metrics in found["whole"]["metrics"].items():
+        for name in metrics:
+            lines.append(f"{split} {name}")
+            heading = "  mean rank".ljust(12) + "".join(f"{by:>17}" for by in orders)
+            lines.append(heading)
+            whole = f"{metrics[name]:>17.4f}" * len(orders)
+            lines.append(f"  {found['whole']['rank']:<10.4g}{whole}  as trained")
+            for rank in ranks:
+                cells = "".join(f"{at[by, rank][split][name]:>17.4f}" for by in orders)
+                lines.append(f"  {rank:<10.4g}{cells}")
+    return "\n".join(lines)

@@ -51,6 +51,7 @@ class EvalCommand(Command):
         "bayeslora eval RUN --samples 16",
         "bayeslora eval RUN --eval-file new.jsonl --predictions predicted.csv",
         "bayeslora eval RUN --samples 16 --ood mrpc --reliability reliability.pdf",
+        "bayeslora eval RUN --cut 2,1,0.5 --by snr,singular-values",
         "bayeslora eval RUN --task mmlu --shots 5",
         "bayeslora eval --model DIR --task arc-easy --data DIR",
     )

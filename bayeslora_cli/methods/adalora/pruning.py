@@ -12,17 +12,20 @@ from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import RankReport
 
 
-def prune(run: RunDir, network: Network, target_rank: int) -> Tensor:
+def prune(run: RunDir, network: Network, target_rank: int, *, in_all: bool = False) -> Tensor:
     """Return the mask (n, r) of the `target_rank` * n best triplets that the run kept.
 
     The scores are those that the run saved for the state in its posterior file.
 
+    Args:
+        in_all: `target_rank` is the number of triplets of all n matrices.
     Raises:
         UserError: the run kept fewer triplets, or its scores belong to another network.
     """
     report = RankReport.from_json(run.read_json(run.ranks), str(run.ranks))
     mask = network.bank.mask
-    wanted, kept, n = target_rank * len(mask), int(mask.sum()), len(mask)
+    kept, n = int(mask.sum()), len(mask)
+    wanted = target_rank * (1 if in_all else n)
     if wanted > kept:
         raise UserError(
             f"--target-rank {target_rank}: {target_rank} x {n} matrices are {wanted} triplets, "

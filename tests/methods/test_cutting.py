@@ -1,0 +1,131 @@
+"""A trained network is cut to fewer ranks by one threshold for all its matrices."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import bayeslora_cli as bl
+from bayeslora_cli.methods.adalora.pruning import prune
+from bayeslora_cli.methods.cutting import SINGULAR_VALUES, cut, singular_factors
+from tests.api.test_training import options
+
+
+@pytest.fixture(scope="module", params=["adalora", "lora"])
+def run(request, backbone, rte, tmp_path_factory):
+    more = {"max_steps": 6}
+    if request.param == "adalora":
+        more |= {"t_init": 1, "t_final": 2, "delta_t": 1}
+    return bl.train(
+        **options(
+            backbone,
+            rte,
+            tmp_path_factory.mktemp("run"),
+            method=request.param,
+            target_rank=2,
+            **more,
+        )
+    )
+
+
+@pytest.fixture
+def loaded(run):
+    """Network and posterior, with updates that are not small."""
+    network, _, posterior = run.load()
+    draws = torch.Generator().manual_seed(0)
+    adapters = network.bank.adapters(posterior.mean)
+    adapters.copy_(torch.randn(adapters.shape, generator=draws))
+    if network.bank.has_singular_values:
+        network.bank.singular_values(posterior.mean).mul_(network.bank.mask)
+    posterior.apply(network.bank)
+    return network, posterior
+
+
+def products(network, mean, mask):
+    """scale B diag(E) A of each matrix, in float64."""
+    found = {}
+    for row, (name, layer) in zip(mask.bool(), network.adapters.items(), strict=True):
+        a, e, b = (
+            None if (s := network.bank.segments.get(f"{name}.lora_{p}")) is None else s.view(mean)
+            for p in "AEB"
+        )
+        down = a.double() if e is None else (a * e).double()
+        found[name] = layer.scale * b.double()[:, row] @ down[row]
+    return found
+
+
+def test_singular_factors():
+    draws = torch.Generator().manual_seed(0)
+    up, down = torch.randn(5, 3, generator=draws), torch.randn(3, 7, generator=draws)
+    u, values, v = singular_factors(up, down)
+    torch.testing.assert_close(u * values @ v, up.double() @ down.double())
+    torch.testing.assert_close(values, torch.linalg.svdvals(up.double() @ down.double())[:3])
+    assert singular_factors(torch.zeros(4, 0), torch.zeros(0, 6))[1].shape == (0,)
+
+
+@pytest.mark.parametrize("rank", [0, 0.5, 1, 2])
+def test_singular_values_are_kept_by_one_threshold(run, loaded, rank):
+    network, posterior = loaded
+    whole = products(network, posterior.mean, network.bank.mask)
+    found = cut(run.directory, run.config, network, posterior, rank, SINGULAR_VALUES)
+    n = len(whole)
+    assert found.mask.sum() == round(rank * n)
+    values = torch.stack([torch.linalg.svdvals(p)[: network.bank.rank] for p in whole.values()])
+    threshold = values.flatten().sort(descending=True).values[: round(rank * n)]
+    lost = values.square().sum() - threshold.square().sum()
+    left = products(network, found.mean, found.mask)
+    error = sum((left[name] - whole[name]).square().sum() for name in whole)
+    torch.testing.assert_close(error, lost, rtol=1e-4, atol=1e-4)
+    # what is masked is also zero
+    every = products(network, found.mean, torch.ones_like(found.mask))
+    for name in whole:
+        torch.testing.assert_close(every[name], left[name])
+
+
+def test_criteria(run, loaded):
+    network, posterior = loaded
+    if run.config.method == "lora":
+        with pytest.raises(bl.errors.UserError, match=r"--by snr: .* no triplets to score"):
+            cut(run.directory, run.config, network, posterior, 1, "snr")
+        return
+    found = cut(run.directory, run.config, network, posterior, 1, "snr")
+    assert torch.equal(found.mask, prune(run.directory, network, 1))
+    found = cut(run.directory, run.config, network, posterior, 1, "magnitude")
+    scores = network.bank.triplet_scores(network.bank.adapters(posterior.mean).abs())
+    kept = scores[found.mask == 1]
+    others = scores[(found.mask == 0) & (network.bank.mask == 1)]
+    assert len(kept) == len(found.mask)
+    assert kept.min() >= others.max()
+    point = dataclasses.replace(run.config, optimizer="adamw", criterion="magnitude")
+    with pytest.raises(bl.errors.UserError, match="finds a point"):
+        cut(run.directory, point, network, posterior, 1, "snr")
+    for by, message in (("sensitivity", "averages of gradients"), ("best", "choose one of")):
+        with pytest.raises(bl.errors.UserError, match=message):
+            cut(run.directory, run.config, network, posterior, 1, by)
+
+
+def test_too_many(run, loaded):
+    with pytest.raises(bl.errors.UserError, match="give 2 or less"):
+        cut(run.directory, run.config, *loaded, 3, SINGULAR_VALUES)
+
+
+def test_the_table(run):
+    found = bl.cut_table(run.path, [2, 1], [SINGULAR_VALUES])
+    assert [(c["by"], c["rank"], c["kept"]) for c in found["cuts"]] == [
+        (SINGULAR_VALUES, 2, 2 * found["matrices"]),
+        (SINGULAR_VALUES, 1, found["matrices"]),
+    ]
+    whole, same = found["whole"], found["cuts"][0]
+    for name, value in whole["metrics"]["validation"].items():
+        assert same["metrics"]["validation"][name] == pytest.approx(value, abs=1e-5)
+    assert whole["metrics"]["validation"]["accuracy"] == run.metrics["validation"]["accuracy"]
+
+
+def test_an_export_of_a_cut(run):
+    export = run.export("lora", target_rank=1, by=SINGULAR_VALUES, overwrite=True)
+    manifest = json.loads((export.path / "manifest.json").read_text())
+    assert export.path.name == "lora-r1-singular-values"
+    assert sum(manifest["ranks"].values()) == len(manifest["ranks"])

@@ -31,6 +31,7 @@ from bayeslora_cli.tasks.sources.loading import load_examples
 RANKS = (1.5, 1.0, 0.5, 0.25)
 """Mean ranks of a matrix that are kept; a run of rank 4 is also cut to 2."""
 GRADIENT_BATCHES = 50
+"""Training batches over which gradients are averaged."""
 SVD = "singular-values"
 
 
@@ -48,8 +49,8 @@ class CutRun:
             for name, found in (own | dev).items()
         }  # fmt: skip
         device = self.network.bank.theta.device
-        self.training = rows.pop("train")
-        self.batches = {name: Batches(split, 256, device) for name, split in rows.items()}
+        self.training, self.rows = rows.pop("train"), rows
+        self.batches = {name: Batches(split, 256, device) for name, split in self.rows.items()}
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Return the dev splits' metrics at the bank's present mean and mask."""
@@ -59,14 +60,14 @@ class CutRun:
             for name, predictive in found.items()
         }
 
-    def scores(self) -> tuple[dict[str, Tensor], float | None]:
+    def scores(self, batches: int) -> tuple[dict[str, Tensor], float | None]:
         """Return the triplets' scores (n, r) by each criterion that the run has; and Spearman's
         correlation of 1/sigma^2 with the mean squared gradient over A's and B's kept elements, None
         without sigma."""
         bank = self.network.bank
         sigma = getattr(self.posterior, "sigma", None)
         observed, uncertainty, squared = _gradients(
-            self.network, self.training, self.config.batch_size
+            self.network, self.training, self.config.batch_size, batches
         )
         statistics = ElementStatistics(
             mean=bank.adapters(self.posterior.mean),
@@ -90,19 +91,21 @@ class CutRun:
         return found, spearman(precision.cpu(), gradient.cpu())
 
 
-def _gradients(network: Network, split: Any, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def _gradients(
+    network: Network, split: Any, size: int, batches: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return means over training batches of I = |theta g|, |I - mean I| and g^2, each (N,)."""
     bank, feed = network.bank, Feed(split, network.bank.theta.device)
     generator = torch.Generator().manual_seed(0)
     found, squared = [], torch.zeros_like(bank.theta)
     with bank.at_mean():
-        for _ in range(GRADIENT_BATCHES):
+        for _ in range(batches):
             batch = feed.batch(torch.randint(len(split), (size,), generator=generator))
             bank.zero_local()
             network.objective.loss(network.logits(batch), batch).backward()
             bank.collect()
             found.append((bank.theta * bank.local).abs())
-            squared += bank.local.square() / GRADIENT_BATCHES
+            squared += bank.local.square() / batches
     stacked = torch.stack(found)
     mean = stacked.mean(0)
     return mean, (stacked - mean).abs().mean(0), squared
@@ -153,17 +156,18 @@ def _agreement(scores: Mapping[str, Tensor], kept: Tensor) -> dict[str, dict[str
     }
 
 
-def cut(run: bl.Run, data: Path) -> Iterator[Mapping[str, Any]]:
+def cut(run: bl.Run, data: Path, batches: int = GRADIENT_BATCHES) -> Iterator[Mapping[str, Any]]:
     """Yield the rank correlations between criteria, and the metrics at each kept rank.
 
     Args:
         data: GLUE's folders with the dev files.
+        batches: training batches over which gradients are averaged.
     """
     held = CutRun(run, data)
     bank, posterior = held.network.bank, held.posterior
     mask, mean = posterior.mask.clone(), posterior.mean.clone()
     kept, n = int(mask.sum()), len(mask)
-    by_criterion, learnt = held.scores() if bank.has_singular_values else ({}, None)
+    by_criterion, learnt = held.scores(batches) if bank.has_singular_values else ({}, None)
     chosen = mask.bool()
     about = {"precision_and_squared_gradient": learnt}
     yield {"kind": "agreement", **_agreement(by_criterion, chosen), **about}

@@ -82,7 +82,7 @@ def measure(job: Job, typed: argparse.Namespace) -> Iterator[dict[str, Any]]:
     measured.pop("posterior", None)
     yield {**measured, "kind": "dev", **about}
     if job.row in JUDGE["cut"]:
-        for found in cut(run, typed.data):
+        for found in cut(run, typed.data, **({} if typed.steps is None else {"batches": 2})):
             yield {**about, **found}
 
 

@@ -1,0 +1,241 @@
+"""Baselines of the posterior: a LoRA run's predictions, and four usual ways to improve them.
+
+    python -m tests.benchmarks.posterior.baselines --folder DIR --model MINILM --data GLUE \\
+        --out LINES
+
+DIR has `predictions/` and `runs/lora/` of the judge. A line for each method, task and seed: NLL and
+ECE on the dev rows, the seconds of fitting and predicting, and the megabytes kept beside the run.
+The methods: `point`; `temperature`, fitted to the held-out rows by scikit-learn's
+CalibratedClassifierCV; `ensemble`, the mean of the five seeds' probabilities; `laplace`, of the
+last layer, with laplace-torch's full Hessian, prior precision by marginal likelihood and probit
+predictions; `mc-dropout`, ten passes with the backbone's own dropout; `ivon`, ten samples of the
+row learned-snr. Regression has no probabilities and is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import bayeslora_cli as bl
+from bayeslora_cli.tasks.calibration import ece
+from tests.benchmarks.posterior.cut import CutRun
+from tests.benchmarks.posterior.protocol import PROTOCOL
+
+TASKS = [task for task in PROTOCOL["judge"]["tasks"] if task != "stsb"]
+PASSES = PROTOCOL["judge"]["samples"]
+ROW = "lora"
+
+
+def dev_split(task: str) -> str:
+    return "validation_matched" if task == "mnli" else "validation"
+
+
+def scored(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return NLL and ECE of probabilities (n, classes)."""
+    right = probabilities.double()[torch.arange(len(labels)), labels]
+    return {
+        "nll": float(-right.clamp_min(1e-300).log().mean()),
+        "ece": float(ece(probabilities.double(), labels)),
+    }
+
+
+def timed(work: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    found = work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return found, time.perf_counter() - began
+
+
+def tempered(held: Mapping[str, Tensor], dev: Tensor) -> Tensor:
+    """Return the dev rows' probabilities at the temperature that fits the held-out rows best."""
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.frozen import FrozenEstimator
+
+    class Logits(ClassifierMixin, BaseEstimator):
+        """Its rows are log-probabilities already."""
+
+        def fit(self, x: Any, y: Any) -> Any:
+            self.classes_ = np.unique(y)
+            return self
+
+        def decision_function(self, x: Any) -> Any:
+            return x[:, 1] - x[:, 0] if x.shape[1] == 2 else x
+
+        def predict(self, x: Any) -> Any:
+            return self.classes_[x.argmax(1)]
+
+    logs, labels = held["mean"].clamp_min(1e-30).log().numpy(), held["labels"].numpy()
+    fitted = CalibratedClassifierCV(FrozenEstimator(Logits().fit(logs, labels)),
+                                    method="temperature")  # fmt: skip
+    fitted.fit(logs, labels)
+    return torch.from_numpy(fitted.predict_proba(dev.clamp_min(1e-30).log().numpy()))
+
+
+def from_predictions(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the methods that need predictions only."""
+
+    def read(path: Path) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(value) for name, value in np.load(path).items()}
+
+    for task in TASKS:
+        split, members = dev_split(task), []
+        for path in sorted(folder.glob(f"predictions/{ROW}-{task}-*.npz")):
+            found = read(path)
+            labels, mean = found[f"dev/{split}/labels"], found[f"dev/{split}/mean"]
+            held = {name: torch.cat([found[f"held-out/{s}/{name}"] for s in splits(found)])
+                    for name in ("labels", "mean")}  # fmt: skip
+            about = {"task": task, "seed": int(path.stem.rsplit("-", 1)[1])}
+            yield {**about, "method": "point", **scored(mean, labels), "seconds": 0.0,
+                   "megabytes": 0.0}  # fmt: skip
+            probabilities, seconds = timed(lambda h=held, m=mean: tempered(h, m))
+            yield {**about, "method": "temperature", **scored(probabilities, labels),
+                   "seconds": seconds, "megabytes": 0.0}  # fmt: skip
+            members.append(mean.double())
+        if len(members) > 1:
+            together = torch.stack(members).mean(0)
+            trained = read_seconds(folder, task)
+            yield {"task": task, "seed": 0, "method": "ensemble", **scored(together, labels),
+                   "seconds": sum(trained[1:]), "megabytes": 0.0}  # fmt: skip
+        for path in sorted(folder.glob(f"predictions/learned-snr-{task}-*.npz")):
+            found = read(path)
+            yield {"task": task, "seed": int(path.stem.rsplit("-", 1)[1]), "method": "ivon",
+                   **scored(found[f"dev/{split}/sampled"], found[f"dev/{split}/labels"]),
+                   "seconds": 0.0, "megabytes": 0.0}  # fmt: skip
+
+
+def splits(found: Mapping[str, Tensor]) -> list[str]:
+    return sorted({name.split("/")[1] for name in found if name.startswith("held-out/")})
+
+
+def read_seconds(folder: Path, task: str) -> list[float]:
+    """Return the training seconds of the row's runs on a task."""
+    paths = sorted(folder.glob(f"runs/{ROW}/*/{task}-*/*/result.json"))
+    return [json.loads(path.read_text())["seconds"] for path in paths]
+
+
+class LastLayer:
+    """A run's features in front of its last layer, and passes with dropout."""
+
+    def __init__(self, run: bl.Run, data: Path) -> None:
+        self.held = CutRun(run, data)
+        network = self.held.network
+        (weight,) = (
+            name for name, s in network.bank.segments.items()
+            if s.role == "head" and len(s.shape) == 2 and s.shape[0] == network.objective.outputs
+        )  # fmt: skip
+        modules = dict(network.module.named_modules())
+        name = weight.removesuffix(".weight")
+        self.layer = next(module for key, module in modules.items() if key.endswith(name))
+
+    def features(self, split: Any) -> Tensor:
+        """Return what the last layer sees of each row: (n, width)."""
+        from bayeslora_cli.data.splits import Batches
+
+        network, seen = self.held.network, []
+        batches = Batches(split, 256, network.bank.theta.device)
+        handle = self.layer.register_forward_pre_hook(lambda _, x: seen.append(x[0].detach()))
+        network.module.eval()
+        with torch.no_grad(), network.bank.at_mean():
+            for batch in batches.inputs:
+                network.logits(batch)
+        handle.remove()
+        found = torch.cat([x[:size].float() for x, size in zip(seen, batches.sizes, strict=True)])
+        ordered = torch.empty_like(found)
+        ordered[batches.rows.to(found.device)] = found
+        return ordered
+
+    def head(self) -> nn.Linear:
+        """Return a copy of the last layer."""
+        weight, bias = self.layer.weight.detach(), self.layer.bias.detach()
+        copied = nn.Linear(*reversed(weight.shape), device=weight.device)
+        copied.load_state_dict({"weight": weight.float(), "bias": bias.float()})
+        return copied
+
+    def dropped(self, split: str) -> Tensor:
+        """Return the mean probabilities over passes with dropout: (n, classes)."""
+        network, batches = self.held.network, self.held.batches[split]
+        total = torch.zeros(batches.total, network.objective.outputs, dtype=torch.float64)
+        network.module.train()
+        with torch.no_grad(), network.bank.at_mean():
+            for _ in range(PASSES):
+                parts = [network.logits(b)[:n] for b, n in
+                         zip(batches.inputs, batches.sizes, strict=True)]  # fmt: skip
+                total[batches.rows] += torch.cat(parts).double().softmax(-1).cpu() / PASSES
+        network.module.eval()
+        return total
+
+
+def laplace(last: LastLayer, split: Any) -> tuple[Tensor, float]:
+    """Return last-layer Laplace's probabilities of dev rows, and the megabytes that it keeps."""
+    from laplace import Laplace
+
+    training = last.held.training
+    features, labels = last.features(training), training.labels.long()
+    rows = torch.utils.data.TensorDataset(features, labels.to(features.device))
+    approximation = Laplace(
+        last.head(), "classification", subset_of_weights="all", hessian_structure="full"
+    )
+    approximation.fit(torch.utils.data.DataLoader(rows, batch_size=512))
+    approximation.optimize_prior_precision(method="marglik")
+    found = approximation(last.features(split), link_approx="probit").detach().cpu()
+    return found, approximation.H.numel() * 4 / 1e6
+
+
+def from_runs(folder: Path, model: str, data: Path) -> Iterator[dict[str, Any]]:
+    """Yield the methods that need the runs themselves."""
+    for task in TASKS:
+        for path in sorted(folder.glob(f"runs/{ROW}/*/{task}-*/seed-*/result.json")):
+            last = LastLayer(bl.Run(path.parent, model=model), data)
+            split, about = dev_split(task), {"task": task, "seed": int(path.parent.name[5:])}
+            labels = last.held.batches[split].labels
+            found, seconds = timed(lambda x=last, s=split: x.dropped(s))
+            yield {**about, "method": "mc-dropout", **scored(found, labels), "seconds": seconds,
+                   "megabytes": 0.0}  # fmt: skip
+            kept = 0.0
+
+            def fit(last: LastLayer = last, split: str = split) -> Tensor:
+                nonlocal kept
+                found, kept = laplace(last, last.held.rows[split])
+                return found
+
+            found, seconds = timed(fit)
+            yield {**about, "method": "laplace", **scored(found, labels), "seconds": seconds,
+                   "megabytes": kept}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--runs-only", action="store_true")
+    parser.add_argument("--predictions-only", action="store_true")
+    typed = parser.parse_args()
+    with typed.out.open("a", encoding="utf-8") as file:
+        for wanted, lines in (
+            (not typed.predictions_only, from_runs(typed.folder, typed.model, typed.data)),
+            (not typed.runs_only, from_predictions(typed.folder)),
+        ):
+            for line in lines if wanted else ():
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from bayeslora_cli.api.exports import Export as Export
     from bayeslora_cli.api.models import evaluate as evaluate
     from bayeslora_cli.api.models import generate as generate
+    from bayeslora_cli.api.report import report as report
+    from bayeslora_cli.api.report import watch as watch
     from bayeslora_cli.api.results import Results as Results
     from bayeslora_cli.api.results import inspect_ranks as inspect_ranks
     from bayeslora_cli.api.results import results as results
@@ -51,8 +53,10 @@ _PLACES = {
     "inspect_ranks": "bayeslora_cli.api.results:inspect_ranks",
     "load_quantized": "bayeslora_cli.export.formats.integer_codes:load_quantized",
     "plan": "bayeslora_cli.api.training:plan",
+    "report": "bayeslora_cli.api.report:report",
     "results": "bayeslora_cli.api.results:results",
     "train": "bayeslora_cli.api.training:train",
+    "watch": "bayeslora_cli.api.report:watch",
     "workspace": "bayeslora_cli.api.training:workspace",
 }
 __all__ = [*_PLACES, "criteria", "errors"]

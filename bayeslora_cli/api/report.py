@@ -95,7 +95,7 @@ def _predictions(
     """Evaluate the finished runs; return predictions by anchor, and by name why there are none."""
     from bayeslora_cli.api.arguments import sampling_of
     from bayeslora_cli.evaluation.run_evaluation import evaluate_run
-    from bayeslora_cli.reports.page.predictions import summarise
+    from bayeslora_cli.reports.page.examples import summarise
     from bayeslora_cli.tasks.objectives.objective import objective_of
 
     done = [r for r in records if r.result is not None and r.task is not None]

@@ -236,8 +236,8 @@ def serve(paths: Sequence[Path], at: str, port: int, started: Callable[[str], No
         UserError: raised by `make_server`.
     """
     with make_server(paths, at, port) as server:
-        started(f"http://{HOST}:{server.server_address[1]}/")
         try:
+            started(f"http://{HOST}:{server.server_address[1]}/")
             server.serve_forever()
         except KeyboardInterrupt:
             logger.info("ended")

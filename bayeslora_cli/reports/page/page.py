@@ -25,7 +25,6 @@ from bayeslora_cli.reports.page.sections.section import Section
 from bayeslora_cli.reports.page.sections.summary import lead, summary, title
 from bayeslora_cli.reports.results.rows import Results
 from bayeslora_cli.runs.atomic_write import replacing
-from bayeslora_cli.runs.environment import version
 
 HERE = Path(__file__).parent
 _ICON = "data:,"  # none: else the browser asks for /favicon.ico
@@ -74,7 +73,7 @@ def content(parts: Sequence[Section]) -> tuple[dict[str, Html], dict[str, Any]]:
 def page(records: Sequence[RunRecord], parts: Sequence[Section]) -> str:
     """Return the whole page, which needs no other file and asks for none."""
     bodies, figures = content(parts)
-    made = f"bayeslora {version('bayeslora')}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    made = f"written by bayeslora report, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     scripts = (plotly_script(), own_text("page.js"))
     policy = (
         f"default-src 'none'; script-src {' '.join(map(_hash, scripts))}; "

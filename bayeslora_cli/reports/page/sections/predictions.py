@@ -24,12 +24,15 @@ Found = Sequence[tuple[RunRecord, RunPredictions]]
 
 
 def calibration(found: Found) -> Section | None:
-    """Draw reliability diagrams by data set and split; None if no run has confidences."""
+    """Draw reliability diagrams by data set and split; None if no run has predictions.
+
+    Runs whose predictions have no confidence only have their metrics here.
+    """
     places: dict[tuple[str, str], list[tuple[RunRecord, RunPredictions]]] = {}
     for record, predicted in found:
         for split in predicted.bins.get("mean", {}):
             places.setdefault((record.column, split), []).append((record, predicted))
-    if not places:
+    if not found:
         return None
     figures: dict[str, Figure] = {}
     panels: list[Html] = []
@@ -46,7 +49,7 @@ def calibration(found: Found) -> Section | None:
                    "Share of the rows in each bin of confidence; the numbers are those of the "
                    "figure before.", _bins(runs, split), height=HEIGHT)
         )  # fmt: skip
-    parts = [
+    diagrams = [
         element(
             "p",
             "Accuracy of the rows in each bin of confidence. On the dotted diagonal a run is right "
@@ -54,12 +57,14 @@ def calibration(found: Found) -> Section | None:
         ),
         legend([record for record, _ in found]),
         element("div", *panels, class_="panels wide"),
-        _metrics(found),
     ]
+    parts = [*(diagrams if panels else []), _metrics(found)]
     return Section(
-        anchor="calibration", title="Calibration", body=join(p for p in parts if p is not None),
+        anchor="calibration",
+        title="Calibration" if panels else "Predictions",
+        body=join(part for part in parts if part is not None),
         figures=figures,
-    )  # fmt: skip
+    )
 
 
 def _diagram(runs: Found, split: str) -> Figure:

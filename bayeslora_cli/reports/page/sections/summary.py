@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bayeslora_cli.config.entries.metrics import smaller_is_better
 from bayeslora_cli.config.values import duration
 from bayeslora_cli.reports.page.html import Html, Number, element, join, number, table
 from bayeslora_cli.reports.page.records import FINISHED, RunRecord
@@ -14,7 +15,6 @@ from bayeslora_cli.reports.page.sections.section import Section
 from bayeslora_cli.reports.results.outcomes import AT
 from bayeslora_cli.reports.results.rows import Results
 from bayeslora_cli.reports.results.table import COUNTED, Table
-from bayeslora_cli.tasks.metric_ranges import SMALLER_IS_BETTER
 
 MARKS = {"best": "best", "second": "second", "": None}
 
@@ -60,7 +60,7 @@ def _tiles(record: RunRecord, at: str) -> Html:
     facts: list[tuple[str, object, str]] = []
     result = record.result
     if result is not None:
-        form = ".4f" if result.get("selecting") in SMALLER_IS_BETTER else ".2%"
+        form = ".4f" if smaller_is_better(result.get("selecting")) else ".2%"
         score = number(result[at].get("value"), form)
         where = f"{at.replace('_', ' ')}, after {result[at]['step'] + 1} steps"
         facts.append((str(result.get("selecting", "score")).replace("_", " "), score, where))

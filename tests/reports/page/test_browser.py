@@ -1,0 +1,178 @@
+"""The page in Debian's chromium: it draws, the slider moves, nothing is asked of any network."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from threading import Thread
+
+import pytest
+
+from bayeslora_cli.reports.page.live_server import HOST, make_server
+from bayeslora_cli.reports.page.page import page, sections
+from bayeslora_cli.reports.page.records import load_records
+from tests.reports.page.test_page import predictions
+from tests.support.page_runs import frozen, write_shown
+from tests.support.pages import ATTACKS
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not (shutil.which("chromium") and shutil.which("chromedriver")),
+        reason="apt-get install chromium chromium-driver",
+    ),
+]
+
+
+class Browser:
+    """A browser and what its pages have said and asked for."""
+
+    def __init__(self, driver):
+        self.driver = driver
+
+    def run(self, script, *arguments):
+        return self.driver.execute_script(script, *arguments)
+
+    def until(self, script, *arguments):
+        """Wait until a script returns something true, and return it."""
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        wait = WebDriverWait(self.driver, 20, poll_frequency=0.02)
+        return wait.until(lambda _: self.run(f"return {script}", *arguments))
+
+    def show(self, address, *, width=1280, scheme="light"):
+        """Open a page in a tall window, so that all figures are drawn at once."""
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        sizes = {"width": width, "height": 20_000, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sizes)
+        self.driver.get(address)
+        self.until(
+            "document.querySelectorAll('.plot').length > 0 && "
+            "[...document.querySelectorAll('.plot')].every((p) => p.querySelector('.main-svg'))"
+        )
+
+    def said(self):
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def asked(self):
+        """Addresses of all requests since the last call, but for data within the page."""
+        messages = (json.loads(e["message"])["message"] for e in self.driver.get_log("performance"))
+        urls = (
+            m["params"]["request"]["url"]
+            for m in messages
+            if m["method"] == "Network.requestWillBeSent"
+        )
+        return {url for url in urls if not url.startswith("data:")}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    driver = webdriver.Chrome(options=options, service=service)
+    yield Browser(driver)
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A page of five runs with hostile names and texts, and the runs."""
+    root = tmp_path_factory.mktemp("browser")
+    for seed in (1, 2):
+        for criterion in ("snr", "sensitivity"):
+            write_shown(root / "runs", seed=seed, score=0.61 + seed / 70, criterion=criterion,
+                        note=" ".join(ATTACKS[:4]))  # fmt: skip
+    frozen(root, "blora-ivon")
+    records, results = load_records([root / "runs"])
+    attack = "".join(ATTACKS).replace("\ud800", "")
+    predicted = {r.anchor: predictions(attack, attack) for r in records}
+    records = [
+        replace(r, column=f"{r.column} {ATTACKS[3]}", environment={"device_name": attack})
+        for r in records
+    ]
+    path = root / "page.html"
+    path.write_text(page(records, sections(records, results, predicted)), encoding="utf-8")
+    return path, records
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1280, "light")])
+def test_it_draws_and_asks_for_nothing(browser, written, width, scheme):
+    path, records = written
+    browser.asked()
+    browser.show(path.as_uri(), width=width, scheme=scheme)
+    assert browser.said() == []
+    assert browser.asked() == {path.as_uri()}
+    assert browser.run("return document.querySelectorAll('.plot .hoverlayer').length") > 10
+    assert browser.run("return document.documentElement.scrollWidth") <= width  # nothing sticks out
+    cells = browser.run(
+        "return [...document.querySelectorAll('td[data-value]')].map((c) => c.dataset.value)"
+    )
+    for record in records:
+        best = record.result["best_at_budget"]["metrics"]["validation"]
+        assert set(best.values()) <= set(map(float, cells))
+    background = browser.run("return getComputedStyle(document.body).backgroundColor")
+    assert (sum(json.loads(f"[{background[4:-1]}]")) < 200) == (scheme == "dark")
+
+
+def test_the_slider_moves_and_every_part_has_the_keyboard(browser, written):
+    from selenium.webdriver.common.keys import Keys
+
+    path, _ = written
+    if browser.run("return location.href") != path.as_uri():
+        browser.show(path.as_uri())
+    slider = browser.driver.find_element("id", "ranks-step")
+    drawn = "document.getElementById('plot-ranks').data[0].z.flat()"
+    said = "document.getElementById('ranks-said').textContent"
+    last = browser.run(f"return {drawn}")
+    assert "(67%)" in browser.run(f"return {said}")
+    slider.send_keys(Keys.HOME)
+    browser.until(f"{said}.includes('(100%)')")
+    assert browser.run(f"return {drawn}") != last
+    assert slider.get_attribute("aria-valuetext").startswith("Step")
+    # the last run, B-LoRA's, has bit widths as well
+    browser.run(
+        "const s = document.getElementById('ranks-run'); s.value = s.options.length - 1; "
+        "s.dispatchEvent(new Event('change', {bubbles: true}))"
+    )
+    browser.until("document.getElementById('plot-ranks').data.length === 2")
+    # what scrolls or opens takes the focus, and the focus is seen
+    unreachable = browser.run(
+        "return [...document.querySelectorAll('.scroll, pre, input, select, summary, a')]"
+        ".filter((e) => e.tabIndex < 0).length"
+    )
+    assert unreachable == 0
+    assert slider.value_of_css_property("outline-style") == "solid"
+    assert browser.said() == []
+
+
+def test_a_live_page_follows(browser, tmp_path):
+    whole = frozen(tmp_path, "adalora-ivon-snr", "unfinished")
+    run = tmp_path / "run"
+    shutil.copytree(whole, run, ignore=shutil.ignore_patterns("metrics.jsonl", "checkpoint"))
+    server = make_server([run], "last", 0)
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        address = f"http://{HOST}:{server.server_address[1]}/"
+        browser.asked()
+        browser.show(address)
+        browser.run(
+            "const s = document.getElementById('ranks-step'); s.value = 0; s.focus(); "
+            "s.dispatchEvent(new Event('input', {bubbles: true}))"
+        )
+        shutil.copy(whole / "metrics.jsonl", run)
+        browser.until("document.querySelector('#curves .plot .main-svg') !== null")
+        assert browser.run("return document.activeElement.id") == "ranks-step"
+        assert browser.run("return document.getElementById('ranks-step').value") == "0"
+        assert all(url.startswith(address) for url in browser.asked())
+        assert browser.said() == []
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -279,7 +279,27 @@ def of_judge(files: Files, parts: Sequence[str]) -> str:
     return with_deviation(values, 1 if metric == "own" else 3)
 
 
-def of_causal(files: Files, job: str, at: str, metric: str) -> str:
+def causal_difference(files: Files, pair: str, at: str, metric: str, what: str) -> str:
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for line in files.lines:
+        for side, name in enumerate(pair.split(" - ")):
+            if line.get("job") == f"{line.get('task')}-{name}" and line.get("split") == "test":
+                key = line["task"], line["run"][-4:]
+                value = line["metrics" if side else at]["test"][metric]
+                found.setdefault(key, {})[str(side)] = value * (100 if metric == "accuracy" else 1)
+    d = [sides["0"] - sides["1"] for sides in found.values() if len(sides) == 2]
+    centre, digits = mean(d), 1 if metric == "accuracy" else 3
+    if what == "difference":
+        return f"{centre:+.{digits}f}"
+    reach = student(len(d) - 1) * math.sqrt(
+        sum((x - centre) ** 2 for x in d) / (len(d) - 1) / len(d)
+    )
+    return f"{centre - reach:+.{digits}f} to {centre + reach:+.{digits}f}"
+
+
+def of_causal(files: Files, job: str, at: str, metric: str, *rest: str) -> str:
+    if rest:
+        return causal_difference(files, job, at, metric, *rest)
     rows = [
         line[at]["test"][metric]
         for line in files.lines

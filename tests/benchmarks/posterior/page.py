@@ -79,7 +79,8 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 def search(page: Page, lines: Sequence[Line]) -> None:
     """Write the trials and what the rule chose."""
-    page.write("### The search", "RTE and CoLA, seed 2021, on a tenth of the training rows.")
+    page.write("### The search")
+    page.write("RTE and CoLA, seed 2021, evaluated on a tenth of the training rows.")
     by_trial = defaultdict(list)
     for line in lines:
         by_trial[line["job"].rpartition("-")[0]].append(line)
@@ -106,8 +107,8 @@ def search(page: Page, lines: Sequence[Line]) -> None:
     titles = [f"{TITLES[t]}{c}" for t in RULE["tasks"] for c in ("", ", NLL", ", sigma; ρ")]
     page.table(["trial", "setting", *titles], rows)
     page.write(
-        "sigma: its 95% over its 5% quantile; ρ: rank correlation of snr's and magnitude's scores "
-        "of kept triplets."
+        "sigma: its 95% over its 5% quantile; ρ: rank correlation of snr's and magnitude's scores of",
+        "kept triplets.",
     )
     for family, found in choose(lines).items():
         page.write(
@@ -263,7 +264,8 @@ def cuts(page: Page, lines: Sequence[Line]) -> None:
             value_of = 100 * own(line["task"], line["metrics"])
             found[line["row"], line["by"]][line["rank"]].append(value_of)
     ranks = sorted({rank for by in found.values() for rank in by}, reverse=True)
-    page.write("### Cutting afterwards", "Means over tasks and seeds of the tasks' own metrics.")
+    page.write("### Cutting afterwards")
+    page.write("Means over tasks and seeds of the tasks' own metrics.")
     page.table(
         ["run, by", *(f"rank {rank:g}" for rank in ranks)],
         [
@@ -277,26 +279,66 @@ def cuts(page: Page, lines: Sequence[Line]) -> None:
 
 
 def causal(page: Page, lines: Sequence[Line]) -> None:
-    """Write ACC, ECE and NLL of the causal runs on their test rows."""
+    """Write ACC, ECE and NLL of the causal runs on their test rows, and IVON minus AdamW."""
     groups: dict[str, list[Line]] = defaultdict(list)
     for line in lines:
         if line.get("split") == "test" and "shots" not in line and "seed-" in line.get("run", ""):
             groups[line["job"]].append(line)
-    cells = []
+    cells, kinds = [], (("accuracy", 100, 1), ("ece", 1, 3), ("nll", 1, 3))
     for job, group in sorted(groups.items()):
-        task = "arc-easy" if job.startswith("arc-easy") else "openbookqa"
+        task = group[0]["task"]
         for at in ("metrics", "sampled"):
             if not all(at in line for line in group):
                 continue
             numbers = [
-                page.number(f"causal/{job}/{at}/{metric}",
-                            spread([factor * x[at]["test"][metric] for x in group], digits))
-                for metric, factor, digits in (("accuracy", 100, 1), ("ece", 1, 3), ("nll", 1, 3))
-            ]  # fmt: skip
+                page.number(
+                    f"causal/{job}/{at}/{metric}",
+                    spread([factor * x[at]["test"][metric] for x in group], digits),
+                )
+                for metric, factor, digits in kinds
+            ]
             name = job.removeprefix(f"{task}-") + (", samples" if at == "sampled" else "")
             cells.append([TITLES[task], name, str(len(group)), *numbers])
-    page.write("### A causal model", "SmolLM2-135M; test rows, read once.")
+    page.write("### A causal model")
+    page.write(
+        "SmolLM2-135M, the runs of [choices.md](choices.md#three-seeds-all-methods): test rows, read",
+        "once; NLL and ECE are over the choices' softmax.",
+    )
     page.table(["task", "run", "seeds", "ACC", "ECE", "NLL"], cells)
+    tasks, compared = ("arc-easy", "openbookqa"), []
+    for ivon, adamw in (("lora-ivon", "lora-adamw"), ("adalora-ivon-snr", "adalora-adamw")):
+        for at in ("metrics", "sampled"):
+            numbers = []
+            for metric, factor, digits in kinds:
+                d = [
+                    factor * (a[at]["test"][metric] - b["metrics"]["test"][metric])
+                    for task in tasks
+                    for a, b in by_seed(groups[f"{task}-{ivon}"], groups[f"{task}-{adamw}"])
+                ]
+                t = stats.ttest_1samp(d, 0.0).confidence_interval(0.95)
+                name = f"causal/{ivon} - {adamw}/{at}/{metric}"
+                numbers.append(
+                    page.number(f"{name}/difference", f"{fmean(d):+.{digits}f}")
+                    + " ("
+                    + page.number(
+                        f"{name}/interval", f"{t.low:+.{digits}f} to {t.high:+.{digits}f}"
+                    )
+                    + ")"
+                )
+            samples = "" if at == "metrics" else ", samples"
+            compared.append([f"{ivon}{samples} minus {adamw}", str(len(d)), *numbers])
+    page.write(
+        "Both tasks together, paired by task and seed (secondary: intervals of Student's t at 95%,",
+        "not corrected):",
+    )
+    page.table(["", "pairs", "ACC, points", "ECE", "NLL"], compared)
+
+
+def by_seed(a: Sequence[Line], b: Sequence[Line]) -> list[tuple[Line, Line]]:
+    """Return the pairs of lines whose runs have one seed."""
+    theirs = {line["run"].rpartition("-")[2]: line for line in b}
+    pairs = ((line, theirs.get(line["run"].rpartition("-")[2])) for line in a)
+    return [(x, y) for x, y in pairs if y is not None]
 
 
 def baselines(page: Page, lines: Sequence[Line]) -> None:

@@ -107,8 +107,8 @@ def search(page: Page, lines: Sequence[Line]) -> None:
     titles = [f"{TITLES[t]}{c}" for t in RULE["tasks"] for c in ("", ", NLL", ", sigma; ρ")]
     page.table(["trial", "setting", *titles], rows)
     page.write(
-        "sigma: its 95% over its 5% quantile; ρ: rank correlation of snr's and magnitude's scores of",
-        "kept triplets.",
+        "sigma: its 95% over its 5% quantile; ρ: rank correlation of snr's and magnitude's scores",
+        "of kept triplets.",
     )
     for family, found in choose(lines).items():
         page.write(
@@ -301,8 +301,8 @@ def causal(page: Page, lines: Sequence[Line]) -> None:
             cells.append([TITLES[task], name, str(len(group)), *numbers])
     page.write("### A causal model")
     page.write(
-        "SmolLM2-135M, the runs of [choices.md](choices.md#three-seeds-all-methods): test rows, read",
-        "once; NLL and ECE are over the choices' softmax.",
+        "SmolLM2-135M, the runs of [choices.md](choices.md#three-seeds-all-methods): test rows,",
+        "read once; NLL and ECE are over the choices' softmax.",
     )
     page.table(["task", "run", "seeds", "ACC", "ECE", "NLL"], cells)
     tasks, compared = ("arc-easy", "openbookqa"), []

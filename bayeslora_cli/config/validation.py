@@ -32,9 +32,10 @@ def problems(options: Mapping[str, Option], values: Mapping[str, Any]) -> list[s
         values: the values of all options, by field name.
     """
     found = [p for name, option in options.items() for p in _by_itself(option, values[name])]
-    return found + [
-        f"{options[name].flag} {values[name]}: {fix}" for name, fix in _beside_others(values)
-    ]
+    for name, fix in _beside_others(values):
+        typed = "" if values[name] is True else f" {values[name]}"  # a flag alone
+        found.append(f"{options[name].flag}{typed}: {fix}")
+    return found
 
 
 def unknown(option: Option, value: Any) -> str:

@@ -30,57 +30,54 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class QuantizationLoss:
-    """The effect of storing in full precision what the run quantized."""
+class LogitChange:
+    """How far the run's own logits move when something about its network changes."""
 
-    what: list[str]
     max_difference: float
-    """Largest |difference| between the run's logits with and without these quantizers."""
+    """Largest |difference| between the logits before and after."""
     rows: int
     changed: int | None
     """Number of rows whose predicted class changes; None: the task has no classes."""
 
-    def __str__(self) -> str:
+    def size(self) -> str:
+        """Write it as the end of a sentence on the logits."""
         changed = "" if self.changed is None else f", {self.changed} of {self.rows} classes change"
+        return f"logits differ by up to {self.max_difference:.1e}{changed}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizationLoss(LogitChange):
+    """The effect of storing in full precision what the run quantized."""
+
+    what: list[str]
+
+    def __str__(self) -> str:
         return (
             f"not quantized in this format: {' and '.join(self.what)}, which are neither rounded "
-            f"nor cut off at their ranges; the run's own logits differ by up to "
-            f"{self.max_difference:.1e}{changed}"
+            f"nor cut off at their ranges; the run's own {self.size()}"
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BaseChange:
+class BaseChange(LogitChange):
     """The effect of opening an adapter on the checkpoint, which was trained on other weights."""
 
     base_precision: str
     """Precision of the frozen weights in the training."""
-    max_difference: float
-    """Largest |difference| between the run's logits on those weights and on the checkpoint's."""
-    rows: int
-    changed: int | None
-    """Number of rows whose predicted class changes; None: the task has no classes."""
 
     def __str__(self) -> str:
-        changed = "" if self.changed is None else f", {self.changed} of {self.rows} classes change"
         return (
             f"trained on frozen weights in {self.base_precision}, and its metrics measured there; "
-            f"on the checkpoint's own weights the run's logits differ by up to "
-            f"{self.max_difference:.1e}{changed}"
+            f"on the checkpoint's own weights the run's {self.size()}"
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RoundingLoss:
+class RoundingLoss(LogitChange):
     """The effect of storing a merged model's weights in bf16."""
 
     update: KeptUpdate | None
     """What is left of the adapters' updates; None: there were none."""
-    max_difference: float
-    """Largest |difference| between the run's logits with all weights as trained and rounded."""
-    rows: int
-    changed: int | None
-    """Number of rows whose predicted class changes; None: the task has no classes."""
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> RoundingLoss:
@@ -89,12 +86,8 @@ class RoundingLoss:
         return cls(**value | {"update": None if update is None else KeptUpdate(**update)})
 
     def __str__(self) -> str:
-        changed = "" if self.changed is None else f", {self.changed} of {self.rows} classes change"
         kept = "" if self.update is None else f"{self.update}; "
-        return (
-            f"{kept}with all weights rounded to bf16, the run's own logits differ by up to "
-            f"{self.max_difference:.1e}{changed}"
-        )
+        return f"{kept}with all weights rounded to bf16, the run's own {self.size()}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,8 @@ from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.models.base_weights import selection
 from bayeslora_cli.models.base_weights.fp8 import Fp8Linear
 from bayeslora_cli.models.base_weights.nf4 import Nf4Linear
+from bayeslora_cli.training.step import TrainStep
+from tests.support.faults import contents, differences
 from tests.support.quantized import network_of, save_llama
 
 pytest.importorskip("bitsandbytes")
@@ -59,6 +61,54 @@ def test_a_run_on_nf4(llama, tmp_path):
     assert merged["check"]["max_difference"] <= merged["check"]["allowed"]
 
 
+def test_a_killed_run_goes_on_to_the_bit(llama, tmp_path, monkeypatch):
+    """And its samples and texts are those of the weights that it was trained on."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, ROWS)))
+    options = {"train_file": str(file), "model": str(llama), "base_precision": "nf4",
+               "max_steps": 4, "target_rank": 2, "device": "cpu", "checkpoint_every": "1",
+               "criterion": "snr"}  # fmt: skip
+
+    class Killed(BaseException):
+        pass
+
+    def killed(self, step, micro_batches):
+        if step == 2:
+            raise Killed
+        original(self, step, micro_batches)
+
+    original = TrainStep.__call__
+    whole = train(**options, output=str(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", killed)
+        with pytest.raises(Killed):
+            train(**options, output=str(tmp_path / "parts"))
+    resumed = train(**options, output=str(tmp_path / "parts"))
+    assert differences(resumed.path, contents(whole.path)) == []
+    found = whole.evaluate(samples=2).facts
+    assert found["base_precision"] == "nf4"
+    assert found["sampled"] != found["metrics"]
+    prompts = ["w1 w2 w3", "w5"]
+    own, other = (whole.generate(prompts, samples=2, max_new_tokens=5, base_precision=b)
+                  for b in (None, "bf16"))  # fmt: skip
+    assert [len(text.texts) for text in own] == [len(text.texts) for text in other] == [2, 2]
+
+
+@pytest.mark.parametrize("base", ["int8", "fp8"])
+def test_blora_on_an_encoder(base, backbone, rte, tmp_path):
+    """Gates, bit widths and a head, on weights in few bits; the metrics are found again."""
+    run = train(
+        task="rte", data=str(rte), model=backbone("bert"), method="blora", optimizer="adamw",
+        base_precision=base, max_steps=2, device="cpu", output=str(tmp_path),
+    )  # fmt: skip
+    expected = run.result["best_at_budget"]["metrics"]["validation"]
+    assert run.result["base_precision"] == base
+    found = run.evaluate().metrics["validation"]
+    common = found.keys() & expected.keys()
+    assert "nll" in common
+    assert [found[n] for n in common] == pytest.approx([expected[n] for n in common], abs=1e-6)
+
+
 @pytest.mark.parametrize("base", ["int8", "nf4", "fp8"])
 def test_a_model_without_a_run(base, llama, tmp_path):
     """Its rows' metrics, and what it writes, on the quantized weights."""
@@ -85,6 +135,7 @@ def test_a_model_without_a_run(base, llama, tmp_path):
     [
         ({"method": "full"}, "--base-precision nf4: --method full trains the weights themselves"),
         ({"method": "blora", "quantize_base": True}, "--quantize-base would quantize"),
+        ({"method": "full", "shard": True}, "--shard: --method full trains the weights, and"),
     ],
 )
 def test_options_that_do_not_go_together(options, words):

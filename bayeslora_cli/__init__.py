@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from bayeslora_cli.api.exports import Export as Export
     from bayeslora_cli.api.models import evaluate as evaluate
     from bayeslora_cli.api.models import generate as generate
-    from bayeslora_cli.api.report import report as report
-    from bayeslora_cli.api.report import watch as watch
-    from bayeslora_cli.api.results import Results as Results
-    from bayeslora_cli.api.results import inspect_ranks as inspect_ranks
-    from bayeslora_cli.api.results import results as results
+    from bayeslora_cli.api.reading.report import report as report
+    from bayeslora_cli.api.reading.report import watch as watch
+    from bayeslora_cli.api.reading.results import Results as Results
+    from bayeslora_cli.api.reading.results import inspect_ranks as inspect_ranks
+    from bayeslora_cli.api.reading.results import results as results
     from bayeslora_cli.api.run import Run as Run
     from bayeslora_cli.api.training import Plan as Plan
     from bayeslora_cli.api.training import Reporter as Reporter
@@ -44,19 +44,19 @@ _PLACES = {
     "Generation": "bayeslora_cli.evaluation.generation:Generation",
     "Plan": "bayeslora_cli.api.training:Plan",
     "Reporter": "bayeslora_cli.api.training:Reporter",
-    "Results": "bayeslora_cli.api.results:Results",
+    "Results": "bayeslora_cli.api.reading.results:Results",
     "Run": "bayeslora_cli.api.run:Run",
     "cut_adapter": "bayeslora_cli.api.adapters:cut_adapter",
     "cut_table": "bayeslora_cli.api.cuts:cut_table",
     "evaluate": "bayeslora_cli.api.models:evaluate",
     "generate": "bayeslora_cli.api.models:generate",
-    "inspect_ranks": "bayeslora_cli.api.results:inspect_ranks",
+    "inspect_ranks": "bayeslora_cli.api.reading.results:inspect_ranks",
     "load_quantized": "bayeslora_cli.export.formats.integer_codes:load_quantized",
     "plan": "bayeslora_cli.api.training:plan",
-    "report": "bayeslora_cli.api.report:report",
-    "results": "bayeslora_cli.api.results:results",
+    "report": "bayeslora_cli.api.reading.report:report",
+    "results": "bayeslora_cli.api.reading.results:results",
     "train": "bayeslora_cli.api.training:train",
-    "watch": "bayeslora_cli.api.report:watch",
+    "watch": "bayeslora_cli.api.reading.report:watch",
     "workspace": "bayeslora_cli.api.training:workspace",
 }
 __all__ = [*_PLACES, "criteria", "errors"]

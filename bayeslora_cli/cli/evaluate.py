@@ -10,7 +10,7 @@ import typer
 
 from bayeslora_cli.api.cuts import cut_table
 from bayeslora_cli.api.models import evaluate as evaluate_model
-from bayeslora_cli.api.results import holds_runs
+from bayeslora_cli.api.reading.results import holds_runs
 from bayeslora_cli.api.run import Run
 from bayeslora_cli.cli.help.shared_options import (
     AsJson,

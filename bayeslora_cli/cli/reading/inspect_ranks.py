@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bayeslora_cli.api import results
+from bayeslora_cli.api.reading import results
 from bayeslora_cli.cli.help.shared_options import AsJson
 from bayeslora_cli.cli.progress import logger, set_up_logging
 from bayeslora_cli.errors import UserError

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bayeslora_cli.api import report as api
+from bayeslora_cli.api.reading import report as api
 from bayeslora_cli.cli.help.shared_options import Device, TrustRemoteCode
 from bayeslora_cli.cli.progress import logger, set_up_logging
 from bayeslora_cli.errors import UserError

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bayeslora_cli.api.results import results
+from bayeslora_cli.api.reading.results import results
 from bayeslora_cli.cli.progress import set_up_logging
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.reports.terminal_text import say

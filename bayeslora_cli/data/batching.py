@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.data.packing import collate, token_batch
-from bayeslora_cli.data.tokenization import TokenisedSplit
+from bayeslora_cli.data.tokenised_split import TokenisedSplit
 
 POOL = 50  # batches whose rows are grouped by length
 EVALUATED_TOKENS = 2**14

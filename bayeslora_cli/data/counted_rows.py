@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.data.batching import epoch_order
-from bayeslora_cli.data.tokenization import TokenisedSplit, row_sums
+from bayeslora_cli.data.tokenised_split import TokenisedSplit, row_sums
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.task import Examples
 
@@ -97,7 +97,7 @@ def counted_facts(
         seed: the order of the first epoch is drawn from it.
     """
     train = splits["train"]
-    if train.counted is None or train.counts is None:
+    if train.counted is None or train.counts is None or train.items is not None:
         return {}
     padded = 0
     for rows in torch.split(epoch_order(len(train), seed, 0), batch_size):

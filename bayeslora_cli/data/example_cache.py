@@ -12,8 +12,9 @@ from bayeslora_cli.config.run_config import OPTIONS, RunConfig
 from bayeslora_cli.data.counted_rows import check_counts, with_loss
 from bayeslora_cli.data.splits import truncation_notice
 from bayeslora_cli.data.token_cache import encode_once
-from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
-from bayeslora_cli.models.backbones.loading import packs_rows
+from bayeslora_cli.data.tokenised_split import TokenisedSplit
+from bayeslora_cli.data.tokenization import tokenise
+from bayeslora_cli.models.backbones.packing import packs_rows
 from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.tasks.sources.loading import load_examples
 from bayeslora_cli.tasks.task import Examples, Task, data_checksum

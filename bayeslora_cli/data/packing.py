@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bayeslora_cli.data.tokenization import TokenisedSplit
+from bayeslora_cli.data.tokenised_split import TokenisedSplit
 from bayeslora_cli.models.decoders.packed_attention import has_even_kernel
 from bayeslora_cli.tasks.objectives.causal import PADDING
 
@@ -133,8 +133,11 @@ def bucket(size: int, *, least: int, per_octave: int) -> int:
     return -(-size // unit) * unit
 
 
-def rows_of(batch: Mapping[str, Tensor]) -> int:
-    """Return the number of rows that a batch predicts, those that only fill it included."""
+def rows_of(batch: Mapping[str, Tensor], *, items: bool = False) -> int:
+    """Return the number of rows, or of `TokenisedSplit.items`, that a batch predicts, those that
+    only fill it included."""
+    if items:
+        return len(batch["predicting"])
     if "first_tokens" in batch:
         return len(batch["first_tokens"])
     offsets = batch.get("row_offsets")

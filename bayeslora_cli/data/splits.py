@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import Feed, evaluation_order, padded_width
-from bayeslora_cli.data.packing import token_batch
-from bayeslora_cli.data.tokenization import TokenisedSplit, row_sums
+from bayeslora_cli.data.packing import rows_of, token_batch
+from bayeslora_cli.data.tokenised_split import TokenisedSplit, row_sums
 from bayeslora_cli.execution.processes import SINGLE, Processes
 from bayeslora_cli.models.backbones.fingerprint import data_fingerprint
 from bayeslora_cli.models.backbones.input_limits import check_ids
@@ -38,15 +38,23 @@ class Batches:
         self.labels = split.labels
         self.cells = split.cells
         self.total = len(split)
-        """Number of rows of the split, in the batches of all processes."""
+        """Number of rows of the split, or of items (`TokenisedSplit.items`), in the batches of all
+        processes."""
         self.processes = processes
         self.rounds = -(-len(order) // processes.world)
         """Number of batches of the process that has the most."""
         whole, order = order, order[processes.rank :: processes.world]
-        self.rows = torch.cat((*order, torch.empty(0, dtype=torch.int64)))
-        """int64: index in the split of each row of the concatenated batches."""
-        self.sizes = [len(indices) for indices in order]
-        """Number of rows of each batch."""
+        predicted = order
+        if split.items is not None:
+            assert split.counted is not None
+            words = row_sums(split.counted, split.offsets)
+            self.total = int(words.sum())
+            of_rows = torch.split(torch.arange(self.total), words.tolist())
+            predicted = [torch.cat([of_rows[row] for row in rows.tolist()]) for rows in order]
+        self.rows = torch.cat((*predicted, torch.empty(0, dtype=torch.int64)))
+        """int64: index in the split of each row of the concatenated batches, or of each item."""
+        self.sizes = [len(indices) for indices in predicted]
+        """Number of rows, or of items, of each batch."""
 
         def width(indices: Tensor) -> int:
             own = int(split.lengths[indices].max())
@@ -77,6 +85,9 @@ class Batches:
                 rows = rows[empty.int().argsort(stable=True)][:FEW]
             few = split.batch(rows)
             self.few = [{n: tensor.to(device) for n, tensor in few.items() if n != "labels"}]
+        most = [rows_of(batch, items=split.items is not None) for batch in self.inputs]
+        self.most = max(most, default=0)
+        """Most rows or items of a batch, those included that only fill it."""
         self.place = torch.empty(0, device=device)
         """(b, outputs): buffer for what a pass keeps, the same in all passes."""
 
@@ -127,6 +138,8 @@ def tokens_fingerprint(splits: Iterable[TokenisedSplit]) -> str:
             split.labels,
             split.counted,
             split.cells,
+            split.items,
+            split.parts,
         )
     )
 

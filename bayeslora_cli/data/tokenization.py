@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -14,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bayeslora_cli.config.catalogue import implementation
+from bayeslora_cli.data.tokenised_split import TokenisedSplit, longest_part, row_sums
 from bayeslora_cli.errors import UserError
+from bayeslora_cli.tasks.objectives.causal import PADDING
 from bayeslora_cli.tasks.objectives.objective import Objective
 from bayeslora_cli.tasks.task import Examples
 
@@ -23,123 +24,6 @@ _ROWS_A_CALL = 1000  # enough to keep a fast tokenizer busy, few enough for its 
 _CHARACTERS_A_CALL = 2_000_000  # a tokenizer takes some 180 bytes per character
 _CHARACTERS_A_TOKEN = 32  # characters per token read at first; words are far shorter
 _FEWEST_CHARACTERS = 2**13
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class TokenisedSplit:
-    """The tokens of n rows, concatenated without padding, on the CPU until `to` moves them."""
-
-    tokens: Tensor
-    """(t,) int32: every row's token ids, concatenated."""
-    offsets: Tensor
-    """(n + 1,) int64: row i is `tokens[offsets[i]:offsets[i + 1]]`."""
-    token_types: Tensor | None
-    """(t,) int8: segment ids alongside `tokens`; None when the tokenizer makes none."""
-    labels: Tensor | None
-    """(n, ...) as `Objective.label_tensor` makes them; None when the split has no labels."""
-    pad_id: int
-    """Token id used for padding."""
-    pad_type_id: int = 0
-    """Segment id used for padding."""
-    counts: Tensor | None = None
-    """(n,) int64, `Objective.counts`; always on the CPU."""
-    whole: Tensor | None = None
-    """(n,) int64: number of tokens of each row before truncation, estimated for rows of many
-    thousand characters; always on the CPU."""
-    counted: Tensor | None = None
-    """(t,) bool alongside `tokens`: whether the loss counts the prediction of this token, which is
-    never a row's first; None: the kind of task predicts no tokens. Always on the CPU."""
-    scored: Tensor | None = None
-    """(t, 2) int64 alongside `tokens`: the column of the row's outputs that a counted token belongs
-    to, and how many places before it that stands which predicts it; None: 0 and 1. On the CPU."""
-    packed: bool = False
-    """Whether batches hold the rows one after the other (`packing.pack`) instead of padded."""
-    cells: Tensor | None = None
-    """(n, ...) int64, on the CPU: what each row belongs to, if examples, to which `labels` belong,
-    have several rows, as `Objective.arranged` takes it; None: row i is example i."""
-    weights: Tensor | None = None
-    """(n,) fp32: factor of each row's loss; None: 1 each."""
-    left_out: int = 0
-    """Number of rows that were left out, as nothing of them counts in the loss."""
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def examples(self, rows: Tensor | None = None) -> int:
-        """Count the examples to which rows (n,) bool belong, which may have several; None: all."""
-        if self.cells is None:
-            return len(self) if rows is None else int(rows.sum())
-        return len(set((self.cells if rows is None else self.cells[rows])[:, 0].tolist()))
-
-    def truncated(self) -> tuple[int, int]:
-        """Return the number of examples that were cut, and the tokens of the longest row."""
-        if self.whole is None:
-            return 0, 0
-        return self.examples(self.whole > self.lengths.cpu()), int(self.whole.max())
-
-    @property
-    def made_on_cpu(self) -> bool:
-        """Whether `packing.token_batch` makes the batches, on the CPU, where sizes are known."""
-        return self.packed or self.counted is not None
-
-    @property
-    def lengths(self) -> Tensor:
-        """Number of tokens of each row: (n,) int64."""
-        return self.offsets.diff()
-
-    def to(self, device: torch.device) -> TokenisedSplit:
-        """Copy the split to a device; one that is `made_on_cpu` stays where it is."""
-        if self.made_on_cpu:
-            return self
-        names = ("tokens", "offsets", "token_types", "labels", "weights")
-        held = {n: x.to(device) for n in names if (x := getattr(self, n)) is not None}
-        return replace(self, **held)
-
-    def aims(self, places: Tensor, aims: Tensor) -> dict[str, Tensor]:
-        """Return `predicting`, `targets` and the columns of `scored` for counted tokens, each (c,).
-
-        `places` and `aims` (c,) are where they stand in `tokens` and in the flattened batch.
-        """
-        # not `x[places]`, which starts all threads from 3,000 places on
-        targets = self.tokens.index_select(0, places).long()
-        if self.scored is None:
-            return {"predicting": aims - 1, "targets": targets}
-        columns, back = self.scored.index_select(0, places).unbind(1)
-        return {"predicting": aims - back, "targets": targets, "columns": columns}
-
-    def batch(self, indices: Tensor, width: int | None = None) -> dict[str, Tensor]:
-        """Return the rows `indices` (b,), padded on the right to `width`, or to the longest row.
-
-        All tensors are on the split's device; with `width` the host reads nothing from it.
-
-        Returns:
-            `input_ids` and `attention_mask` (b, width) int64; `token_type_ids` (b, width) int64 and
-            `labels` (b, ...) if there are any. If tokens are predicted, instead of labels
-            `predicting` (c,), places in the flattened `input_ids` whose next token counts, and
-            `targets` (c,), those next tokens, both int64.
-        """
-        starts = self.offsets[indices]
-        lengths = self.offsets[indices + 1] - starts
-        columns = torch.arange(width or int(lengths.max()), device=lengths.device)
-        inside = columns < lengths[:, None]  # (b, w)
-        # a place beyond a row's end may lie beyond all tokens: read any token, it is overwritten
-        places = torch.where(inside, starts[:, None] + columns, 0)
-        batch = {
-            "input_ids": torch.where(inside, self.tokens[places].long(), self.pad_id),
-            "attention_mask": inside.long(),
-        }
-        if self.token_types is not None:
-            batch["token_type_ids"] = torch.where(
-                inside, self.token_types[places].long(), self.pad_type_id
-            )
-        if self.counted is not None:
-            aims = (inside & self.counted[places]).flatten().nonzero().squeeze(1)
-            batch |= self.aims(places.flatten()[aims], aims)
-        elif self.labels is not None:
-            batch["labels"] = self.labels[indices]
-        if self.weights is not None:
-            batch["weights"] = self.weights[indices]
-        return batch
 
 
 def encode(examples: Examples, tokenizer: Any, max_length: int) -> dict[str, Tensor]:
@@ -286,12 +170,6 @@ def _none_empty(found: dict[str, Tensor], tokenizer: Any) -> dict[str, Tensor]:
     return filled
 
 
-def row_sums(values: Tensor, offsets: Tensor) -> Tensor:
-    """Sum values (t,) over each row: (n,) int64; row i begins at `offsets[i]`, (n + 1,)."""
-    before = torch.cat((torch.zeros(1, dtype=torch.int64), values.long().cumsum(0)))
-    return before[offsets].diff()
-
-
 def tokenise(
     examples: Examples,
     tokenizer: Any,
@@ -325,20 +203,34 @@ def tokenise(
         )
     make = encode or implementation(objective.entry.encode)
     found = _none_empty(make(examples, tokenizer, max_length), tokenizer)
-    counted, labels, counts = found.get("counted"), None, None
+    counted, items, cells, parts = (
+        found.get(name) for name in ("counted", "items", "cells", "parts")
+    )
+    labels = counts = tags = None
+    if items is not None:
+        assert counted is not None
+        tags = torch.full((len(counted),), PADDING)
+        if cells is not None and len(cells) == len(items):
+            cells = None  # no row is divided
     if examples.labels is not None:
         labels = objective.label_tensor(examples.labels)
         of_rows = None if counted is None else row_sums(counted, found["offsets"])
         counts = objective.counts(labels, found["offsets"].diff(), of_rows)
+        if tags is not None and counted is not None:
+            tags[counted] = objective.truth(labels)
     return TokenisedSplit(
         tokens=found["tokens"],
         offsets=found["offsets"],
         token_types=found.get("token_types"),
-        whole=found["whole"],
+        whole=found["whole"] if parts is None else longest_part(found["whole"], parts),
         labels=labels,
         counts=counts,
         counted=counted,
-        cells=found.get("cells"),
+        cells=cells,
+        tags=tags,
+        items=items,
+        parts=parts,
+        most_parts=1 if parts is None else int(parts.max()),
         scored=found.get("scored"),
         packed=packed,
         pad_id=tokenizer.pad_token_id,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora_cli.data.tokenization import TokenisedSplit
+from bayeslora_cli.data.tokenised_split import TokenisedSplit
 from bayeslora_cli.evaluation.forward_passes import Metrics, describe
 from bayeslora_cli.evaluation.predictive import Predictive
 from bayeslora_cli.evaluation.request import OUTSIDE, EvaluationRequest
@@ -102,7 +102,7 @@ def scores(
                 result.setdefault("details", {}).setdefault(at, {})[name] = details
         if asked.reliability:
             result.setdefault("reliability", {})[at] = {
-                name: reliability_bins(predictive.values, labels)
+                name: reliability_bins(predictive.values, predictive.objective.truth(labels))
                 for name, (predictive, labels) in labelled.items()
             }
         if OUTSIDE in by_split:

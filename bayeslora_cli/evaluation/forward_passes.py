@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.bayes.posterior import Posterior
-from bayeslora_cli.data.packing import rows_of
 from bayeslora_cli.data.splits import Batches
 from bayeslora_cli.errors import NonFiniteError
 from bayeslora_cli.evaluation.predictive import Predictive
@@ -42,11 +41,11 @@ def logits_of(
     network.module.eval()
     try:
         if not len(batches.place):
-            most = max(map(rows_of, batches.inputs), default=0)
-            batches.place.resize_(most, objective.outputs)
+            batches.place.resize_(batches.most, objective.outputs)
 
         def piece(batch: Inputs) -> None:
-            batches.place[: rows_of(batch)].copy_(objective.predict(network.logits(batch), batch))
+            found = objective.predict(network.logits(batch), batch)
+            batches.place[: len(found)].copy_(found)
 
         logits = [batches.place[:0]]
         # weights that are gathered for the first time must be of use in training too

@@ -12,7 +12,7 @@ import torch
 
 from bayeslora_cli.config.catalogue import OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.data.dialogues import encode
+from bayeslora_cli.data.encodings.dialogues import encode
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.evaluation.forward_passes import Sampling
 from bayeslora_cli.evaluation.request import check_sampling

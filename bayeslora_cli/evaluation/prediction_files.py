@@ -12,12 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from bayeslora_cli.data.tokenization import TokenisedSplit
+from bayeslora_cli.data.tokenised_split import TokenisedSplit
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.evaluation.predictive import Predictive
 from bayeslora_cli.evaluation.request import OUTSIDE, EvaluationRequest
 from bayeslora_cli.runs.atomic_write import replacing
-from bayeslora_cli.tasks.objectives.objective import objective_of, shortest_numbers
+from bayeslora_cli.tasks.objectives.objective import Objective, objective_of
+from bayeslora_cli.tasks.shortest_numbers import shortest_numbers
 from bayeslora_cli.tasks.sources.glue import SCORE_RANGE, TASKS, GlueTask
 from bayeslora_cli.tasks.sources.label_column import number_in
 from bayeslora_cli.tasks.task import Task
@@ -35,6 +36,9 @@ class Predicted:
     """(n, classes) probabilities, or (n,) scores."""
     labels: Tensor | None = None
     """(n, ...) as `Objective.label_tensor` makes them; None if the split has no labels."""
+    items: Tensor | None = None
+    """(rows,) number of predictions of each row, of which `values` and the others then have a line
+    each; None: one."""
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     """Further columns by name, each (n,); every split has the same columns."""
 
@@ -156,6 +160,7 @@ def write_files(
         name: Predicted(
             values=found.values.float(),
             labels=rows[name].labels,
+            items=rows[name].items,
             extra={k: v.float() for k, v in found.uncertainty(sampled=at == "sampled").items()},
         )
         for name, found in predictives[at].items()
@@ -184,6 +189,10 @@ def _rows(task: Task, splits: Mapping[str, Predicted]) -> Iterator[list[Any]]:
     """Yield the rows of the file, the cells in the order of `_names`."""
     objective, labelled = objective_of(task), _are_labelled(task, splits)
     for split, predicted in splits.items():
+        if predicted.items is not None:
+            named = [split] * (len(splits) > 1)
+            yield from _of_items(named, predicted, objective, labelled=labelled)
+            continue
         n = len(predicted.values)
         columns: list[list[Any]] = [[split] * n] * (len(splits) > 1)
         columns += [list(range(n)), objective.spell(objective.decide(predicted.values))]
@@ -202,6 +211,24 @@ def _rows(task: Task, splits: Mapping[str, Predicted]) -> Iterator[list[Any]]:
             shares = shortest_numbers(predicted.values[part]) if task.classes else none
             for cells in zip(first, shares, last if extra else none, strict=True):
                 yield list(chain.from_iterable(cells))
+
+
+def _of_items(
+    first: list[Any], predicted: Predicted, objective: Objective, *, labelled: bool
+) -> Iterator[list[Any]]:
+    """Yield rows whose cells, behind `first` and the row, are lists of a value per item."""
+    assert predicted.items is not None
+    sizes = predicted.items.tolist()
+    start = 0
+    for row, size in enumerate(sizes):
+        own = slice(start, start := start + size)
+        values, labels = predicted.values[own], predicted.labels
+        cells: list[Any] = [objective.spell(objective.decide(values))]
+        if labelled:
+            cells.append(None if labels is None else objective.spell(labels[own]))
+        cells += [shortest_numbers(column) for column in values.unbind(-1)]
+        cells += [shortest_numbers(column[own]) for column in predicted.extra.values()]
+        yield [*first, row, *cells]
 
 
 def flat(value: Any) -> Any:

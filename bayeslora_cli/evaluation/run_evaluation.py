@@ -13,7 +13,8 @@ from bayeslora_cli.config.catalogue import OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.counted_rows import check_counts
 from bayeslora_cli.data.splits import Batches, check_tokens, truncation_notice
-from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
+from bayeslora_cli.data.tokenised_split import TokenisedSplit
+from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.errors import NonFiniteError, RunDirError, UserError
 from bayeslora_cli.evaluation.evaluation import Evaluation, scores, scores_by_group
 from bayeslora_cli.evaluation.forward_passes import (

@@ -15,7 +15,8 @@ from torch import Tensor
 from bayeslora_cli.config.catalogue import FORMATS, implementation
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.splits import Batches, check_tokens
-from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
+from bayeslora_cli.data.tokenised_split import TokenisedSplit
+from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.evaluation.forward_passes import Metrics, describe, evaluate_splits
 from bayeslora_cli.evaluation.run_loading import load_run, of_the_training, split_names
@@ -217,7 +218,9 @@ def _inputs(
 ) -> tuple[str, Examples | None, TokenisedSplit]:  # fmt: skip
     """Make the rows to compare logits on; return their name and, unless random, texts too."""
     if not examples:
-        return "random", None, random_rows(tokenizer, options.check_rows, config.max_length)
+        parts = objective_of(task).sequences
+        rows = random_rows(tokenizer, options.check_rows, config.max_length, parts=parts)
+        return "random", None, rows
     split, found = next(iter(examples.items()))
     first = Examples(
         first=found.first[: options.check_rows],

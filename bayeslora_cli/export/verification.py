@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.data.batching import evaluation_order
-from bayeslora_cli.data.tokenization import TokenisedSplit
+from bayeslora_cli.data.tokenised_split import TokenisedSplit
 from bayeslora_cli.errors import BayesloraError, NonFiniteError
 from bayeslora_cli.export.findings import BaseChange, Check, QuantizationLoss, RoundingLoss
 from bayeslora_cli.export.formats.bf16_rounding import Rounding
@@ -53,7 +53,7 @@ def beginnings(split: TokenisedSplit) -> TokenisedSplit:
 def batches_of(split: TokenisedSplit) -> list[Batch]:
     """Cut a split into about three batches, of different shapes if its rows differ in length."""
     return [
-        {k: v for k, v in split.batch(indices).items() if k != "labels"}
+        {k: v for k, v in split.batch(indices).items() if k not in ("labels", "missing")}
         for indices in evaluation_order(split, max(1, len(split) // 3))
     ]
 
@@ -78,6 +78,8 @@ def own_batches(tokenizer: Any, split: TokenisedSplit) -> list[Batch]:
     Args:
         tokenizer: the tokenizer in the export's files.
     """
+    if split.parts is not None:  # tokenizers pad rows of one sequence
+        return batches_of(split)
     values = {"input_ids": split.tokens, "token_type_ids": split.token_types}
     lengths = split.lengths.tolist()
     rows = {k: torch.split(v, lengths) for k, v in values.items() if v is not None}
@@ -92,11 +94,17 @@ def own_batches(tokenizer: Any, split: TokenisedSplit) -> list[Batch]:
     ]
 
 
-def random_rows(tokenizer: Any, rows: int, max_length: int, seed: int = 0) -> TokenisedSplit:
+def random_rows(
+    tokenizer: Any, rows: int, max_length: int, seed: int = 0, *, parts: int = 1
+) -> TokenisedSplit:
     """Make rows of random length with random words, and the special tokens around them.
+
+    Args:
+        parts: number of sequences of each row (`Objective.sequences`).
 
     BART and its relatives pool the end token, and need one in every row.
     """
+    rows, examples = rows * parts, rows
     generator = torch.Generator().manual_seed(seed)
     words = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
     before, after = (torch.tensor(ids, dtype=torch.int32) for ids in _around(tokenizer))
@@ -114,6 +122,8 @@ def random_rows(tokenizer: Any, rows: int, max_length: int, seed: int = 0) -> To
         offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
         token_types=torch.zeros(len(tokens), dtype=torch.int8) if typed else None,
         labels=None,
+        parts=torch.full((examples,), parts) if parts > 1 else None,
+        most_parts=parts,
         pad_id=tokenizer.pad_token_id,
     )
 

@@ -182,6 +182,8 @@ def shell(commands: Sequence[str]) -> str:
 
 def inputs(task: Task, config: RunConfig, tensors: str = "pt") -> list[str]:
     """Return statements that set `inputs` by `tokenizer`."""
+    if own := OBJECTIVES[task.objective].inputs:
+        return [line.format(length=config.max_length, tensors=tensors) for line in own]
     texts = ", ".join('["…"]' for _ in task.text_columns)
     return [
         "inputs = tokenizer(",

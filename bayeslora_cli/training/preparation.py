@@ -16,7 +16,7 @@ from bayeslora_cli.config.resolution import Resolved, scale_schedule
 from bayeslora_cli.config.run_config import RunConfig, flag
 from bayeslora_cli.data.batching import steps_per_epoch
 from bayeslora_cli.data.example_cache import ExampleCache
-from bayeslora_cli.data.tokenization import TokenisedSplit
+from bayeslora_cli.data.tokenised_split import TokenisedSplit
 from bayeslora_cli.errors import ConfigError, RunDirError, UserError
 from bayeslora_cli.execution.device import is_cpu
 from bayeslora_cli.methods.method import find_method
@@ -29,10 +29,10 @@ from bayeslora_cli.models.backbones.identity import (
 from bayeslora_cli.models.backbones.loading import (
     check_architecture,
     load_tokenizer,
-    packing_that_pays,
     usable_length,
     warn_of_padding,
 )
+from bayeslora_cli.models.backbones.packing import packing_that_pays
 from bayeslora_cli.runs.directory import RunDir, run_name, runs_elsewhere
 from bayeslora_cli.runs.trackers import check_trackers
 from bayeslora_cli.tasks.class_balance import advice, class_weights, weights_text
@@ -123,8 +123,10 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
     if advised and (line := advice(task, examples["train"].labels or ())) is not None:
         logger.info("%s", line)
     trust = resolved.config.trust_remote_code
-    auto_class = OBJECTIVES[task.objective].auto_class
-    check_architecture(resolved.config.model, auto_class, trust_remote_code=trust)
+    kind = OBJECTIVES[task.objective]
+    check_architecture(
+        resolved.config.model, kind.auto_class, trust_remote_code=trust, instead=kind.instead
+    )
     tokenizer = load_tokenizer(resolved.config.model, trust_remote_code=trust)
     limit = usable_length(resolved.config.model, tokenizer, trust_remote_code=trust)
     warn_of_padding(resolved.config.model, trust_remote_code=trust)

@@ -19,7 +19,7 @@ from bayeslora_cli.bayes.optimizer import build_optimizer
 from bayeslora_cli.config.catalogue import BASE_PRECISIONS, OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import Feed
-from bayeslora_cli.data.tokenization import TokenisedSplit
+from bayeslora_cli.data.tokenised_split import TokenisedSplit
 from bayeslora_cli.execution.compilation import compile_blocks
 from bayeslora_cli.execution.cuda_graphs import GraphRunner, run_eagerly
 from bayeslora_cli.methods.building import build_network

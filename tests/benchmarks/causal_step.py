@@ -50,7 +50,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from bayeslora_cli.data.tokenization import TokenisedSplit, row_sums
+from bayeslora_cli.data.tokenised_split import TokenisedSplit, row_sums
 from bayeslora_cli.execution.device import set_precision
 from bayeslora_cli.methods import building
 

@@ -44,7 +44,8 @@ from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import TrainOrder
 from bayeslora_cli.data.packing import token_batch
-from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
+from bayeslora_cli.data.tokenised_split import TokenisedSplit
+from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.schedules import LearningRate, RankBudget

@@ -20,7 +20,7 @@ from bayeslora_cli.config.catalogue import OPTIMIZERS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import padded_width
 from bayeslora_cli.data.packing import token_batch
-from bayeslora_cli.data.tokenization import TokenisedSplit
+from bayeslora_cli.data.tokenised_split import TokenisedSplit
 from bayeslora_cli.execution.compilation import compile_blocks
 from bayeslora_cli.execution.cuda_graphs import GraphRunner, run_eagerly
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator

@@ -14,7 +14,7 @@ from bayeslora_cli.data.batching import (
     padded_width,
     steps_per_epoch,
 )
-from bayeslora_cli.data.tokenization import TokenisedSplit
+from bayeslora_cli.data.tokenised_split import TokenisedSplit
 
 
 def test_epoch_orders_differ_and_repeat():

@@ -15,7 +15,8 @@ from bayeslora_cli.data.counted_rows import (
     example_text,
     with_loss,
 )
-from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
+from bayeslora_cli.data.tokenised_split import TokenisedSplit
+from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.dialogue import Turn, to_text
 from bayeslora_cli.tasks.objectives.objective import build_objective

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import PreTokenizer
 from transformers import PreTrainedTokenizerFast
 
-from bayeslora_cli.data import dialogues, token_cache
+from bayeslora_cli.data import token_cache
+from bayeslora_cli.data.encodings import dialogues
 from bayeslora_cli.data.token_cache import encode_once
 from bayeslora_cli.data.tokenization import encode
 from bayeslora_cli.models.backbones.identity import VARIABLE

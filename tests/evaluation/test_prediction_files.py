@@ -20,7 +20,7 @@ from bayeslora_cli.evaluation.prediction_files import (
     write_predictions,
     write_submission,
 )
-from bayeslora_cli.tasks.objectives.objective import shortest_numbers
+from bayeslora_cli.tasks.shortest_numbers import shortest_numbers
 from bayeslora_cli.tasks.sources.glue import TASKS, read_tsv
 from bayeslora_cli.tasks.sources.label_column import number_in
 from bayeslora_cli.tasks.task import Task

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from bayeslora_cli.bayes import posterior
 from bayeslora_cli.data.splits import Batches
-from bayeslora_cli.data.tokenization import TokenisedSplit, tokenise
+from bayeslora_cli.data.tokenised_split import TokenisedSplit
+from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.errors import DataError, NonFiniteError, UserError
 from bayeslora_cli.evaluation.forward_passes import Sampling, predict_at_mean, predict_over_samples
 from bayeslora_cli.evaluation.run_loading import load_run

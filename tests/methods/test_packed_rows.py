@@ -7,7 +7,7 @@ import torch
 
 from bayeslora_cli.config.catalogue import METHODS
 from bayeslora_cli.data.packing import token_batch
-from bayeslora_cli.data.tokenization import TokenisedSplit
+from bayeslora_cli.data.tokenised_split import TokenisedSplit
 from tests.support.networks import LABELS, build, randomise
 
 CPU = torch.device("cpu")

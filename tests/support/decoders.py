@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bayeslora_cli.data.tokenization import TokenisedSplit, row_sums
+from bayeslora_cli.data.tokenised_split import TokenisedSplit, row_sums
 from bayeslora_cli.tasks.objectives.objective import build_objective
 from tests.conftest import VOCABULARY, tiny_tokenizer
 

@@ -34,3 +34,41 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> str:
     """Write JSON Lines; return the path."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+_PEOPLE = ("Ada Lovelace", "Grace Hopper", "Alan Turing", "Emmy Noether", "Kurt", "Sofia")
+_CITIES = ("Paris", "New York", "Buenos Aires", "Oslo", "Cape Town", "Lima")
+_SAID = ("{p} lives in {c} .", "yesterday {p} flew to {c} with {q} .", "{c} is larger than {d} .",
+         "nobody came .", "{p} and {q} met in {c}")  # fmt: skip
+
+
+def tagged(rows: int, seed: int = 0) -> list[tuple[list[str], list[str]]]:
+    """Return words with BIO tags of people (PER) and cities (LOC)."""
+    draw = random.Random(seed)
+    found = []
+    for _ in range(rows):
+        p, q = draw.sample(_PEOPLE, 2)
+        c, d = draw.sample(_CITIES, 2)
+        own = {"{p}": (p, "PER"), "{q}": (q, "PER"), "{c}": (c, "LOC"), "{d}": (d, "LOC")}
+        words: list[str] = []
+        tags: list[str] = []
+        for part in draw.choice(_SAID).split():
+            text, kind = own.get(part, (part, "O"))
+            words += (names := text.split())
+            tags += ["O"] if kind == "O" else [f"B-{kind}", *[f"I-{kind}"] * (len(names) - 1)]
+        found.append((words, tags))
+    return found
+
+
+_NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def questions(rows: int, seed: int = 0) -> list[tuple[str, list[str], int]]:
+    """Return questions, two to four choices of which one word occurs in the question, its place."""
+    draw = random.Random(seed)
+    found = []
+    for _ in range(rows):
+        names = draw.sample(_NUMBERS, draw.randint(2, 4))
+        place = draw.randrange(len(names))
+        found.append((f"which of these is {names[place]} ?", names, place))
+    return found

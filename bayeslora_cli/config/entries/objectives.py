@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 
 ENCODE = "bayeslora_cli.data.tokenization:encode"
 """Place of the function that makes tokens of one or two texts per row."""
@@ -26,6 +27,9 @@ class ObjectiveEntry:
     """A name in PEFT's `TaskType`."""
     pipeline_tag: str
     """Name of such models on model hubs."""
+    inputs: tuple[str, ...] = ()
+    """Statements of a model card that set `inputs` by `tokenizer`, with {length} for --max-length
+    and {tensors} for the kind of tensors; (): the tokenizer gets the task's texts."""
     reading: tuple[str, ...] = ("print(logits)",)
     """Statements of a model card that print predictions from `logits`, a tensor or an array."""
     encode: str = ENCODE
@@ -38,6 +42,8 @@ class ObjectiveEntry:
     """Place of its tables' `RowReader`, as module:name; None: they hold texts and a label."""
     columns: tuple[tuple[str, ...], ...] = ()
     """Sets of columns by which a user's file is known to be of this kind, if it has no labels."""
+    instead: str = ""
+    """A kind that another architecture learns from the same rows; empty: there is none."""
     preset: str = ""
     """The preset that such files get; empty: custom."""
     by_label: bool = False
@@ -53,6 +59,10 @@ _OF_TEXTS = (
     ("messages",), ("conversations",), ("conversation",), ("prompt", "completion"),
     ("prompt", "response"), ("instruction", "output"), ("instruction", "response"), ("text",),
 )  # fmt: skip
+_PLAIN_INPUT = (
+    'inputs = tokenizer("…", truncation=True, max_length={length}, return_tensors="{tensors}")'
+)
+
 # tried from last to first for the labels of a user's table
 OBJECTIVES: dict[str, ObjectiveEntry] = {
     "classification": ObjectiveEntry(
@@ -75,6 +85,19 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         pipeline_tag="text-classification",
         packed=True,
     ),
+    "token-classification": ObjectiveEntry(
+        implementation="bayeslora_cli.tasks.objectives.tagging:Tagging",
+        predicts="a tag for each word",
+        auto_class="AutoModelForTokenClassification",
+        peft_task="TOKEN_CLS",
+        pipeline_tag="token-classification",
+        rows="bayeslora_cli.tasks.sources.rows.tags:TAGS",
+        columns=tuple(product(("tokens", "words"), ("ner_tags", "tags", "labels", "pos_tags"))),
+        encode="bayeslora_cli.data.encodings.words:encode",
+        forward="bayeslora_cli.models.encoders.tags:tag_logits",
+        inputs=(_PLAIN_INPUT,),
+        reading=("print(logits.argmax(-1))  # a word's tag is that of its first token",),
+    ),
     "causal": ObjectiveEntry(
         implementation="bayeslora_cli.tasks.objectives.causal:Causal",
         predicts="the next tokens",
@@ -85,7 +108,7 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         rows="bayeslora_cli.tasks.sources.rows.dialogues:DIALOGUES",
         columns=_OF_TEXTS,
         preset="causal",
-        encode="bayeslora_cli.data.dialogues:encode",
+        encode="bayeslora_cli.data.encodings.dialogues:encode",
         forward="bayeslora_cli.models.decoders.scores:log_likelihoods",
         packed=True,
     ),
@@ -97,5 +120,27 @@ OBJECTIVES["choice"] = replace(
     rows="bayeslora_cli.tasks.sources.rows.choices:CHOICES",
     columns=(("question", "choices"), ("question", "options"), ("question", "A", "B")),
     preset="multiple-choice",
-    encode="bayeslora_cli.data.choices:encode",
+    instead="multiple-choice",
+    encode="bayeslora_cli.data.encodings.choices:encode",
+)
+OBJECTIVES["multiple-choice"] = ObjectiveEntry(
+    implementation="bayeslora_cli.tasks.objectives.multiple_choice:MultipleChoice",
+    predicts="one of the choices of a row",
+    auto_class="AutoModelForMultipleChoice",
+    # PEFT has no type of its own for it; one that knows the head's names
+    peft_task="SEQ_CLS",
+    pipeline_tag="multiple-choice",
+    rows="bayeslora_cli.tasks.sources.rows.choices:PLAIN_CHOICES",
+    columns=(("sent1", "ending0", "ending1"), ("ctx", "endings")),
+    encode="bayeslora_cli.data.encodings.parts:encode_choices",
+    forward="bayeslora_cli.models.encoders.choices:choice_logits",
+    inputs=(
+        'question, choices = "…", ["…", "…"]',
+        "inputs = tokenizer(",
+        "    [question] * len(choices), choices, truncation=True, max_length={length},",
+        '    padding=True, return_tensors="{tensors}",',
+        ")",
+        "inputs = {{name: value[None] for name, value in inputs.items()}}  # one question",
+    ),
+    reading=("print(logits.argmax(-1))  # the place of the chosen answer, from 0",),
 )

@@ -32,6 +32,7 @@ TEXT_COLUMNS: tuple[tuple[str, ...], ...] = (
 """Columns that are known to hold the texts of labelled rows; the first that a table has are
 read."""
 _SAVED = "dataset_info.json"  # what `save_to_disk` of the library datasets writes
+_CONLL = (".conll", ".bio", ".iob", ".iob2")  # files with a word and its tag per line
 _FIRST = 2**20  # bytes in which the first row of a file ends
 
 
@@ -86,6 +87,8 @@ def first_row(path: str) -> Mapping[str, Any]:
     suffix = os.path.splitext(path)[1].lower()
     if not Path(path).is_file():  # reading a pipe would wait for a writer
         return {}
+    if suffix in _CONLL:
+        return dict.fromkeys(("tokens", "tags"))
     try:
         if suffix == ".parquet":
             from pyarrow.parquet import ParquetFile  # slow, and only for such files

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.evaluation.predictive import Predictive
-from bayeslora_cli.tasks.objectives.objective import shortest_numbers
+from bayeslora_cli.tasks.shortest_numbers import shortest_numbers
 
 MOST_CLASSES = 20
 """With more classes only the likeliest are written, unless the user asks otherwise."""

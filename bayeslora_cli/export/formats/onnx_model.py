@@ -49,7 +49,8 @@ class OnnxModel(Format):
             network.objective.entry.auto_class,
             trust_remote_code=config.trust_remote_code,
         )
-        example = batches_of(random_rows(tokenizer, 6, config.max_length))[0]
+        parts = network.objective.sequences
+        example = batches_of(random_rows(tokenizer, 6, config.max_length, parts=parts))[0]
         opset = write_onnx(model, example, directory)
         model.config.save_pretrained(directory)
         shutil.rmtree(whole)
@@ -113,7 +114,8 @@ def write_onnx(model: Any, example: dict[str, Tensor], directory: Path) -> int:
     Raises:
         ModelError: the exporter cannot trace this backbone.
     """
-    axes = {0: "batch", 1: "sequence"}
+    few = {0: "batch", 1: "sequence"}
+    axes = few if example["input_ids"].ndim == 2 else {0: "batch", 1: "choices", 2: "sequence"}
     noise = logging.getLogger("torch.onnx")
     level = noise.level
     noise.setLevel(logging.ERROR)  # it warns of every optional package that is not installed

@@ -26,12 +26,10 @@ from transformers.utils import cached_file, import_utils
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from bayeslora_cli.config.catalogue import AUTO, OFF, ON
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError, explained
 from bayeslora_cli.models.backbones.gguf_tokenizer import complete_tokenizer
 from bayeslora_cli.models.backbones.input_limits import PADDING_COUNTS, unused_positions
-from bayeslora_cli.models.backbones.packing import packs, pays
 from bayeslora_cli.models.backbones.places import find_backbone, parsed_once
 from bayeslora_cli.models.backbones.targets import head_modules, inside
 from bayeslora_cli.models.base_weights.streaming import Streaming
@@ -130,12 +128,15 @@ def warn_of_padding(name: str, *, trust_remote_code: bool = False) -> None:
         )  # fmt: skip
 
 
-def check_architecture(name: str, auto_class: str, *, trust_remote_code: bool = False) -> None:
+def check_architecture(
+    name: str, auto_class: str, *, trust_remote_code: bool = False, instead: str = ""
+) -> None:
     """Check that a backbone can be loaded for the prediction of its next tokens.
 
     Args:
         auto_class: the class of transformers that loads it; others than that of causal models are
             not checked.
+        instead: a kind of task that others learn from the same rows, for the message.
     Raises:
         ModelError: it is no causal model, or its configuration cannot be loaded.
     """
@@ -151,42 +152,11 @@ def check_architecture(name: str, auto_class: str, *, trust_remote_code: bool = 
         )
     masked = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind in _BOTH_WAYS
     if masked and not found.is_encoder_decoder and not getattr(found, "is_decoder", False):
+        other = f", or --task-type {instead}, which such models learn" if instead else ""
         raise ModelError(
             f"--model {name}: {kind} reads rows in both directions, so it would see the tokens "
-            "that it is to predict; choose a causal language model"
+            f"that it is to predict; choose a causal language model{other}"
         )
-
-
-def packs_rows(config: RunConfig, objective: Objective) -> bool:
-    """Return whether a run's rows are packed; if the backbone cannot, say that they are padded.
-
-    Raises:
-        ModelError: the model's configuration cannot be loaded.
-    """
-    packing, head = config.packing, objective.entry.head
-    if not objective.entry.packed or packing == OFF or (head and packing == AUTO):
-        return False
-    name = config.model
-    found = load_configuration(name, trust_remote_code=config.trust_remote_code)
-    packed = packs(packing, found, head=head)
-    if not packed:
-        logger.info(
-            "--model %s: the rows of a batch are padded to one length, not packed one after the "
-            "other: it is not known that %s keeps packed rows apart", name, found.model_type,
-        )  # fmt: skip
-    return packed
-
-
-def packing_that_pays(config: RunConfig, objective: Objective, *, on_cpu: bool) -> str:
-    """Return the value of --packing with which a run begins if auto is typed.
-
-    Raises:
-        ModelError: the model's configuration cannot be loaded.
-    """
-    if not (objective.entry.packed and objective.entry.head):
-        return AUTO  # the architecture decides
-    found = load_configuration(config.model, trust_remote_code=config.trust_remote_code)
-    return ON if pays(found, on_cpu=on_cpu) else AUTO
 
 
 def load_configuration(name: str, *, trust_remote_code: bool = False, **changes: Any) -> Any:

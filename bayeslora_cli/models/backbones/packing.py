@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from bayeslora_cli.config.catalogue import OFF, ON
+from bayeslora_cli.config.catalogue import AUTO, OFF, ON
+from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.models.backbones.loading import load_configuration
 from bayeslora_cli.models.decoders.packed_attention import (
     masked_attention,
     needs_no_mask,
@@ -21,6 +24,9 @@ from bayeslora_cli.models.encoders.mpnet import attend_by_rows
 from bayeslora_cli.models.encoders.packed_rows import Rows, present_batch
 from bayeslora_cli.models.encoders.row_attention import row_attention
 from bayeslora_cli.models.kernels.row_attention.row_attention import is_able
+from bayeslora_cli.tasks.objectives.objective import Objective
+
+logger = logging.getLogger("bayeslora")
 
 BY_OFFSETS = frozenset({
     "arcee", "codegen", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2",
@@ -158,3 +164,38 @@ def _mask(*args: Any, **options: Any) -> Any:
 
 AttentionInterface.register(ATTENTION, _attention)
 AttentionMaskInterface.register(ATTENTION, _mask)
+
+
+def packs_rows(config: RunConfig, objective: Objective) -> bool:
+    """Return whether a run's rows are packed; if the backbone cannot, say that they are padded.
+
+    Raises:
+        ModelError: the model's configuration cannot be loaded.
+    """
+    packing, head = config.packing, objective.entry.head
+    if not objective.entry.packed and packing == ON:
+        logger.info("--packing on: rows are padded: those in which %s is predicted are not packed",
+                    objective.entry.predicts)  # fmt: skip
+    if not objective.entry.packed or packing == OFF or (head and packing == AUTO):
+        return False
+    name = config.model
+    found = load_configuration(name, trust_remote_code=config.trust_remote_code)
+    packed = packs(packing, found, head=head)
+    if not packed:
+        logger.info(
+            "--model %s: the rows of a batch are padded to one length, not packed one after the "
+            "other: it is not known that %s keeps packed rows apart", name, found.model_type,
+        )  # fmt: skip
+    return packed
+
+
+def packing_that_pays(config: RunConfig, objective: Objective, *, on_cpu: bool) -> str:
+    """Return the value of --packing with which a run begins if auto is typed.
+
+    Raises:
+        ModelError: the model's configuration cannot be loaded.
+    """
+    if not (objective.entry.packed and objective.entry.head):
+        return AUTO  # the architecture decides
+    found = load_configuration(config.model, trust_remote_code=config.trust_remote_code)
+    return ON if pays(found, on_cpu=on_cpu) else AUTO

@@ -25,9 +25,9 @@ _TINY = torch.finfo(torch.float64).tiny  # a probability of 0 has no logarithm
 class Classification(Objective):
     """Labels are class indices (n,) int64; predictions are probabilities (n, classes)."""
 
-    table_metrics = ("accuracy", "macro_f1")
+    table_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
     table_selecting = "accuracy"
-    selectable = (
+    selectable: ClassVar[tuple[str, ...]] = (
         "accuracy", "macro_f1", "weighted_f1", "f1", "matthews", "auroc", "nll", "ece", "brier",
     )  # fmt: skip
     problem_type = "single_label_classification"

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from bayeslora_cli.tasks.calibration import OBSERVATION_VARIANCE, gaussian_nll
 from bayeslora_cli.tasks.metrics import metrics_by_name
-from bayeslora_cli.tasks.objectives.objective import Objective, shortest_numbers
+from bayeslora_cli.tasks.objectives.objective import Objective
+from bayeslora_cli.tasks.shortest_numbers import shortest_numbers
 from bayeslora_cli.tasks.sources.label_column import LabelColumn, finite, number_in
 
 _ERRORS = ("mae", "rmse")

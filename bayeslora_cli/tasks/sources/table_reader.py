@@ -11,8 +11,9 @@ import re
 
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.sources.tables.arrow import read_hub, read_parquet, read_saved
+from bayeslora_cli.tasks.sources.tables.conll import read_conll
 from bayeslora_cli.tasks.sources.tables.json_rows import read_json
-from bayeslora_cli.tasks.sources.tables.table import SUFFIXES, Table
+from bayeslora_cli.tasks.sources.tables.table import CONLL, SUFFIXES, Table
 from bayeslora_cli.tasks.sources.tables.text_files import read_csv, read_tsv
 
 _HUB_NAME = re.compile(
@@ -26,7 +27,8 @@ def read_table(source: str, option: str, *, split: str) -> Table:
 
     A csv file has a header line and may quote fields. In a tsv file, as in GLUE's, a quotation mark
     is an ordinary character, and a line ends only at "\n". Both are in UTF-8, and so is JSON Lines,
-    which has one object per line; a JSON file may be one array of objects instead. Blank lines are
+    which has one object per line; a file in CoNLL's form has a word and its
+    tag per line (`tables.conll`); a JSON file may be one array of objects instead. Blank lines are
     skipped.
 
     Args:
@@ -58,6 +60,8 @@ def read_table(source: str, option: str, *, split: str) -> Table:
         )
     if suffix == ".parquet":
         return read_parquet(source, option)
+    if suffix in CONLL:
+        return read_conll(source, option)
     if suffix == ".csv":
         return read_csv(source, option)
     return read_tsv(source, option) if suffix == ".tsv" else read_json(source, option)

@@ -23,7 +23,6 @@ logger = logging.getLogger("bayeslora")
 # columns of tables for what this program does not do -> what that is
 _OTHER_TABLES = {
     ("chosen", "rejected"): "pairs of answers, for training by preferences",
-    ("tokens", "ner_tags", "pos_tags", "tags"): "a label for each word, as of named entities",
     ("anchor", "positive", "negative", "query", "passage"): (
         "pairs or triplets for embeddings, with no label"
     ),
@@ -115,7 +114,7 @@ def table_examples(
         columns = task.text_columns if same else reader.columns(table, None, sure=True)
         if columns is None:
             raise _no_form(table, task.objective, reader)
-        return reader.read(table, columns, loss_on=loss_on, labelled=labelled)
+        return reader.read(table, columns, loss_on=loss_on, labelled=labelled, classes=task.classes)
     for name in task.text_columns:
         check_column(table, name, "which the task's text is in")
     texts = [read_texts(table, name) for name in task.text_columns]

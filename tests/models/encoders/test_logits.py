@@ -9,7 +9,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
 
 from bayeslora_cli.data.packing import collate, token_batch
-from bayeslora_cli.data.tokenization import TokenisedSplit
+from bayeslora_cli.data.tokenised_split import TokenisedSplit
 from bayeslora_cli.models.backbones.deberta_attention import replace_attention
 from bayeslora_cli.models.backbones.packing import (
     ATTENTION,

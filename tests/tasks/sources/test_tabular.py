@@ -445,7 +445,6 @@ def test_usual_names_of_labels(name):
     ("names", "what"),
     [
         (["chosen", "rejected"], "pairs of answers"),
-        (["tokens", "ner_tags"], "a label for each word"),
         (["anchor", "positive"], "pairs or triplets for embeddings"),
     ],
 )

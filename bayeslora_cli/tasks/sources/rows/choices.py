@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count, takewhile
 from typing import Any
 
 from bayeslora_cli.errors import DataError
@@ -59,7 +60,13 @@ class Choices(RowReader):
         return LETTERS[: max(len(texts) for texts, _ in _all_choices(table, columns))]
 
     def read(
-        self, table: Table, columns: tuple[str, ...], *, loss_on: str, labelled: bool | None
+        self,
+        table: Table,
+        columns: tuple[str, ...],
+        *,
+        loss_on: str,
+        labelled: bool | None,
+        classes: tuple[str, ...] = (),
     ) -> Examples:
         """Read all rows; labels are the places of the right choices."""
         questions = read_texts(table, columns[0])
@@ -84,10 +91,66 @@ class Choices(RowReader):
         return replace(examples_of(rows, _PROMPT), place=table.where)
 
 
+class PlainChoices(Choices):
+    """The same rows, and those of SWAG, as encoders read them: the question and each choice."""
+
+    @property
+    def expected(self) -> str:
+        return "question, choices and answer, or SWAG's sent1, sent2, ending0, ending1, … and label"
+
+    def columns(
+        self, table: Table, asked: tuple[str, ...] | None, *, sure: bool = False
+    ) -> tuple[str, ...] | None:
+        """Return the columns of the question and of the choices."""
+        endings = _endings(table)
+        if asked is None and "sent1" in table.names and len(endings) > 1:
+            return ("sent1", *(name for name in ("sent2",) if name in table.names), *endings)
+        if asked is None and {"ctx", "endings"} <= set(table.names):
+            return "ctx", "endings"
+        return super().columns(table, asked)
+
+    def told(self, columns: tuple[str, ...], loss_on: str) -> str:
+        """Write a clause on the columns."""
+        return f"{super().told(columns, loss_on)}, for an encoder"
+
+    def read(
+        self,
+        table: Table,
+        columns: tuple[str, ...],
+        *,
+        loss_on: str,
+        labelled: bool | None,
+        classes: tuple[str, ...] = (),
+    ) -> Examples:
+        """Read all rows: questions as first texts, lists of choices, as JSON, as second ones."""
+        found = super().read(table, columns, loss_on=loss_on, labelled=labelled)
+        choices = [texts for texts, _ in _all_choices(table, columns)]
+        for row, texts in enumerate(choices):
+            if classes and len(texts) > len(classes):
+                raise DataError(
+                    f"{table.where(row)}: found {len(texts)} choices; the rows of the task have at "
+                    f"most {len(classes)}"
+                )
+        return replace(
+            found,
+            first=read_texts(table, columns[0]),
+            second=[json.dumps(texts, ensure_ascii=False) for texts in choices],
+        )
+
+
+def _endings(table: Table) -> tuple[str, ...]:
+    """Return SWAG's columns ending0, ending1, ... of a table."""
+    return tuple(takewhile(table.names.__contains__, map("ending{}".format, count())))
+
+
 def _all_choices(table: Table, columns: tuple[str, ...]) -> list[tuple[list[str], list[str]]]:
     """Return each row's choices, and the names that its data set gives them."""
     if len(columns) == 2:
         values = table.read_column(columns[1])
+    elif columns[1] == "sent2":  # SWAG's: it begins each of the endings
+        begun = read_texts(table, columns[1])
+        endings = zip(*(read_texts(table, name) for name in columns[2:]), strict=True)
+        values = [[f"{b} {end}" for end in own] for b, own in zip(begun, endings, strict=True)]
     else:
         # rows with fewer choices leave the last columns empty
         values = [
@@ -179,3 +242,4 @@ def _label(
 
 
 CHOICES = Choices()
+PLAIN_CHOICES = PlainChoices()

@@ -98,7 +98,13 @@ class Dialogues(RowReader):
         return f"{what}, and {counts} counts in the loss"
 
     def read(
-        self, table: Table, columns: tuple[str, ...], *, loss_on: str, labelled: bool | None
+        self,
+        table: Table,
+        columns: tuple[str, ...],
+        *,
+        loss_on: str,
+        labelled: bool | None,
+        classes: tuple[str, ...] = (),
     ) -> Examples:
         """Read all rows; labels are 0, as what is predicted stands in the rows themselves."""
         columns, tools = _without_tools(columns)

@@ -36,7 +36,13 @@ class RowReader(ABC):
 
     @abstractmethod
     def read(
-        self, table: Table, columns: tuple[str, ...], *, loss_on: str, labelled: bool | None
+        self,
+        table: Table,
+        columns: tuple[str, ...],
+        *,
+        loss_on: str,
+        labelled: bool | None,
+        classes: tuple[str, ...] = (),
     ) -> Examples:
         """Read all rows of a table.
 
@@ -44,6 +50,7 @@ class RowReader(ABC):
             columns: what `columns` returned for it.
             loss_on: the value of --loss-on.
             labelled: True: rows must have what is to be predicted. None: if the table has it.
+            classes: the task's, by which labels are indexed.
         Raises:
             DataError: a row is not as expected; the message tells its place.
         """

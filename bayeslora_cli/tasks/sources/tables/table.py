@@ -9,7 +9,9 @@ from typing import Any
 
 from bayeslora_cli.errors import DataError
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+CONLL = (".conll", ".bio", ".iob", ".iob2")
+"""Of files with a word and its tag per line."""
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", *CONLL)
 """Of the files that can be read."""
 HUB_FORM = "owner/name[:config][@split]"
 """How a data set on the hub is written."""

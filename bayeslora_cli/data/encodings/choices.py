@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bayeslora_cli.data import dialogues
+from bayeslora_cli.data.encodings import dialogues
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.tasks.objectives.choice import continued
 from bayeslora_cli.tasks.sources.choice_tasks.questions import choices_from_text

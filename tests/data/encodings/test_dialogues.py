@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bayeslora_cli.data.dialogues import encode
+from bayeslora_cli.data.encodings.dialogues import encode
 from bayeslora_cli.errors import DataError, UserError
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.tasks.dialogue import Turn, from_text, to_text
@@ -148,7 +148,7 @@ def test_a_row_whose_answer_is_cut_away_counts_nothing():
 def test_rows_are_the_same_in_calls_of_any_size(monkeypatch):
     rows = [TWO_ANSWERS, completion("a", "b"), (Turn("", "x y", True),)] * 3
     whole = encoded(byte_tokenizer(), *rows)
-    monkeypatch.setattr("bayeslora_cli.data.dialogues._CHARACTERS_A_CALL", 60)
+    monkeypatch.setattr("bayeslora_cli.data.encodings.dialogues._CHARACTERS_A_CALL", 60)
     again = encoded(byte_tokenizer(), *rows)
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bayeslora_cli.data.choices import encode
+from bayeslora_cli.data.encodings.choices import encode
 from bayeslora_cli.data.packing import pack
 from bayeslora_cli.data.splits import truncation_notice
 from bayeslora_cli.data.tokenization import tokenise

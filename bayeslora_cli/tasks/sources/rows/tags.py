@@ -1,0 +1,151 @@
+"""Reads rows of words, each of which has a tag, as those of named entities."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from bayeslora_cli.errors import DataError
+from bayeslora_cli.tasks.sources.label_column import short, spelling
+from bayeslora_cli.tasks.sources.rows.reader import RowReader, check_column
+from bayeslora_cli.tasks.sources.tables.table import Table, shown
+from bayeslora_cli.tasks.task import Examples
+
+_WORDS = ("tokens", "words")
+_TAGS = ("ner_tags", "tags", "labels", "pos_tags")
+
+
+class Tags(RowReader):
+    """Rows of a list of words and a list of as many tags."""
+
+    @property
+    def expected(self) -> str:
+        return "tokens and tags (or --text-columns TOKENS,TAGS)"
+
+    def columns(
+        self, table: Table, asked: tuple[str, ...] | None, *, sure: bool = False
+    ) -> tuple[str, ...] | None:
+        """Return the column of the words, and that of the tags if it was asked for."""
+        if asked is not None:
+            for name in asked:
+                check_column(table, name, "--text-columns")
+            return asked
+        words = next((name for name in _WORDS if name in table.names), None)
+        if words is None or not (sure or _tags_beside(table)):
+            return None
+        return (words,)
+
+    def told(self, columns: tuple[str, ...], loss_on: str) -> str:
+        """Write a clause on the columns."""
+        return f"words in the column {columns[0]}, each of which has a tag"
+
+    def classes(self, table: Table, columns: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the tags, O before all others, those of one kind of entity together."""
+        name = _tags_of(table, columns)
+        if (known := table.class_names.get(name)) is not None:
+            return known
+        found = {tag for _, tags in _rows(table, columns[0], name) for tag in tags or ()}
+        if len(found) < 2:
+            raise DataError(
+                f"{table.title}: found {len(found)} tag in the column {name!r}, so there is "
+                "nothing to learn; give rows of two or more tags"
+            )
+        return tuple(sorted(found, key=_order))
+
+    def read(
+        self,
+        table: Table,
+        columns: tuple[str, ...],
+        *,
+        loss_on: str,
+        labelled: bool | None,
+        classes: tuple[str, ...] = (),
+    ) -> Examples:
+        """Read all rows; labels are the indices of each word's tag."""
+        name = _tags_of(table, columns) if labelled or _tags_beside(table, columns) else None
+        if labelled is False:
+            name = None
+        index_of = {tag: index for index, tag in enumerate(classes)}
+        texts: list[str] = []
+        labels: list[tuple[int, ...]] = []
+        for row, (words, tags) in enumerate(_rows(table, columns[0], name)):
+            texts.append(json.dumps(words, ensure_ascii=False))
+            for tag in tags or ():
+                if tag not in index_of:
+                    raise DataError(
+                        f"{table.where(row)}: found the tag {short(tag)} in the column {name!r}; "
+                        f"expected one of {shown(classes)}"
+                    )
+            labels.append(tuple(index_of[tag] for tag in tags or ()))
+        return Examples(
+            first=texts,
+            second=None,
+            labels=None if name is None else list(labels),
+            place=table.where,
+        )
+
+
+def _order(tag: str) -> tuple[bool, str, str]:
+    """Return what tags are sorted by."""
+    return tag != "O", tag[2:] if tag[1:2] == "-" else tag, tag
+
+
+def _tags_beside(table: Table, columns: tuple[str, ...] = ()) -> str | None:
+    """Return the column of the tags; None: there is none."""
+    if len(columns) > 1:
+        return columns[1] if columns[1] in table.names else None
+    return next((name for name in _TAGS if name in table.names), None)
+
+
+def _tags_of(table: Table, columns: tuple[str, ...]) -> str:
+    found = _tags_beside(table, columns)
+    if found is None or len(columns) > 2:
+        raise DataError(
+            f"{table.title}: found the columns {shown(table.names)}, and none of tags beside "
+            f"{columns[0]!r}; expected one of {', '.join(_TAGS)}, or --text-columns TOKENS,TAGS"
+        )
+    return found
+
+
+def _rows(table: Table, words: str, tags: str | None) -> list[tuple[list[str], list[str] | None]]:
+    """Return the words and the tags of each row; None: no tags are read."""
+    names = None if tags is None else table.class_names.get(tags)
+    others = [None] * table.rows if tags is None else table.read_column(tags)
+    found: list[tuple[list[str], list[str] | None]] = []
+    for row, (own, beside) in enumerate(zip(table.read_column(words), others, strict=True)):
+        where = table.where(row)
+        texts = _list(own)
+        if not texts or not all(isinstance(word, str) and word for word in texts):
+            raise DataError(
+                f"{where}: found {short(own)} in the column {words!r}; expected a list of words, "
+                "none of them empty"
+            )
+        if tags is None:
+            found.append((texts, None))
+            continue
+        marks = _list(beside)
+        if marks is None or not all(isinstance(tag, str | int) for tag in marks):
+            raise DataError(
+                f"{where}: found {short(beside)} in the column {tags!r}; expected a list of tags"
+            )
+        if len(marks) != len(texts):
+            raise DataError(
+                f"{where}: found {len(texts)} words and {len(marks)} tags; expected a tag for each "
+                "word"
+            )
+        own_names = [names[mark] if names and isinstance(mark, int) else mark for mark in marks]
+        found.append((texts, [spelling(name) for name in own_names]))
+    return found
+
+
+def _list(value: Any) -> list[Any] | None:
+    """Return a list, which csv and tsv hold as JSON; None: it is none."""
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, list) else None
+
+
+TAGS = Tags()

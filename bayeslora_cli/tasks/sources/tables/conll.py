@@ -1,0 +1,55 @@
+"""Reads files in CoNLL's form: a word and its tag per line, a blank line behind each sentence."""
+
+from __future__ import annotations
+
+from bayeslora_cli.errors import DataError
+from bayeslora_cli.tasks.sources.tables.table import Table
+from bayeslora_cli.tasks.sources.tables.text_files import read_text
+
+WORDS, TAGS = NAMES = ("tokens", "tags")
+_DOCUMENT = "-DOCSTART-"  # a line between documents in CoNLL-2003's files
+
+
+def read_conll(source: str, option: str) -> Table:
+    """Read a table of the columns `tokens` and `tags`.
+
+    Of several columns, separated by tabs or by blanks, the first is the word and the last its tag.
+    Lines that begin with "# " are remarks.
+
+    Raises:
+        DataError: a line has only one column while others have more; its number is told.
+    """
+    sentences: list[tuple[int, list[list[str]]]] = []
+    fresh = True
+    for number, line in enumerate(read_text(source).split("\n"), start=1):
+        cells = line.split("\t") if "\t" in line.strip() else line.split()
+        cells = [cell.strip() for cell in cells]
+        if not line.strip() or cells[0] == _DOCUMENT:
+            fresh = True
+            continue
+        if line.startswith("# "):
+            continue
+        if fresh:
+            sentences.append((number, []))
+            fresh = False
+        if not cells[0] or not cells[-1]:
+            raise DataError(f"{source}, line {number}: found an empty field; expected word and tag")
+        sentences[-1][1].append(cells)
+        if (len(cells) > 1) != (len(sentences[0][1][0]) > 1):
+            expected = "a word and its tag" if len(cells) == 1 else "one word, as before"
+            raise DataError(
+                f"{source}, line {number}: found {line.strip()[:80]!r}; expected {expected}"
+            )
+    if not sentences:
+        raise DataError(f"{option} {source}: found no rows; expected at least one")
+    columns = {WORDS: [[cells[0] for cells in own] for _, own in sentences]}
+    if len(sentences[0][1][0]) > 1:
+        columns[TAGS] = [[cells[-1] for cells in own] for _, own in sentences]
+    return Table(
+        option=option,
+        source=source,
+        names=tuple(columns),
+        rows=len(sentences),
+        read_column=lambda name: list(columns[name]),
+        lines=[number for number, _ in sentences],
+    )

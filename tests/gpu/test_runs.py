@@ -117,6 +117,8 @@ SHARED = [
     "--method lora",
     "--method full --optimizer ivon --precision bf16",
     "--method full --optimizer adamw",
+    "--method full --optimizer adamw --max-grad-norm 0.5 --weight-decay 0.1 "
+    "--weight-decay-of matrices --class-weights balanced --lr-schedule cosine --patience 99",
     "--method blora --t-init 10 --t-final 10 --gate-lr 0.3 --precision bf16",
     "--method blora --optimizer ivon --t-init 10 --t-final 10 --quantize-base",
 ]

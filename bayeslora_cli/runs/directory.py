@@ -13,6 +13,7 @@ from typing import Any
 
 from bayeslora_cli.config.catalogue import METHODS
 from bayeslora_cli.config.effects import affecting
+from bayeslora_cli.config.entries.metrics import outside
 from bayeslora_cli.config.files.toml_files import from_toml, to_toml
 from bayeslora_cli.config.resolution import Resolved
 from bayeslora_cli.config.run_config import METHOD_ROW, OPTIONS, RunConfig, flag
@@ -27,7 +28,6 @@ from bayeslora_cli.runs.atomic_write import (
     write_text,
 )
 from bayeslora_cli.runs.checksums import Checksums, Verifier, parse_json
-from bayeslora_cli.tasks.metric_ranges import outside
 from bayeslora_cli.tasks.task import Task
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from bayeslora_cli.bayes.gaussian import FactorisedGaussian
 from bayeslora_cli.bayes.posterior import Posterior
+from bayeslora_cli.config.entries.metrics import outside
 from bayeslora_cli.errors import RunDirError
 from bayeslora_cli.execution.processes import SINGLE, Processes, mixed
 from bayeslora_cli.models.adapters.bank import AdapterBank
-from bayeslora_cli.tasks.metric_ranges import outside
 
 logger = logging.getLogger("bayeslora")
 STEPS_BACK = 1000

@@ -3,8 +3,7 @@
 import pytest
 
 from bayeslora_cli.config.catalogue import METRICS, implementation
-from bayeslora_cli.config.entries.metrics import metric_name, smaller_is_better
-from bayeslora_cli.tasks.metric_ranges import outside
+from bayeslora_cli.config.entries.metrics import metric_name, outside, smaller_is_better
 
 
 @pytest.mark.parametrize("name", METRICS)

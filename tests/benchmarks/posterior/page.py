@@ -91,7 +91,8 @@ def search(page: Page, lines: Sequence[Line]) -> None:
         for task in RULE["tasks"]:
             line = whole.get(task)
             if line is None:
-                cells += ["failed", "", ""]
+                failed = any(x["job"] == f"{trial}-{task}" for x in found)
+                cells += ["failed" if failed else "not run", "", ""]
                 continue
             name, posterior = f"search/{trial}/{task}", line["posterior"]
             cells += [
@@ -110,12 +111,14 @@ def search(page: Page, lines: Sequence[Line]) -> None:
         "sigma: its 95% over its 5% quantile; ρ: rank correlation of snr's and magnitude's scores",
         "of kept triplets.",
     )
+    page.write("Chosen by the rule:")
     for family, found in choose(lines).items():
-        page.write(
+        page.text.append(
             f"- `{family}`: trial "
             + page.number(f"search/chosen/{family}", f"{found['number']:02d}")
-            + f", of {found['of']} that count."
+            + f"; {found['of']} trials count."
         )
+    page.write()
 
 
 def rows_of(lines: Sequence[Line]) -> dict[str, dict[str, list[Line]]]:

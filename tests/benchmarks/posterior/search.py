@@ -139,7 +139,7 @@ def write_chosen(chosen: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Write the chosen settings as TOML."""
     lines = ["# Written by search.py --choose: each family's setting by the rule of protocol.toml."]
     for family, found in chosen.items():
-        lines += [f"\n[{family}]  # trial {found['number']} of {found['of']} that count: "
+        lines += [f"\n[{family}]  # trial {found['number']:02d}; {found['of']} trials count; "
                   f"metric {found['value']:.4f}, NLL {found['nll']:.4f}"]  # fmt: skip
         for name, value in found["options"].items():
             lines.append(f"{name} = {value!r}".replace("'", '"'))

@@ -4,7 +4,8 @@
         --out LINES
 
 DIR has `predictions/` and `runs/lora/` of the judge. A line for each method, task and seed: NLL and
-ECE on the dev rows, the seconds of fitting and predicting, and the megabytes kept beside the run.
+ECE on the dev rows, the seconds of fitting and predicting (`ensemble`: of training the other
+four), and the megabytes kept beside the run.
 The methods: `point`; `temperature`, fitted to the held-out rows by scikit-learn's
 CalibratedClassifierCV; `ensemble`, the mean of the five seeds' probabilities; `laplace`, of the
 last layer, with laplace-torch's full Hessian, prior precision by marginal likelihood and probit
@@ -106,24 +107,30 @@ def from_predictions(folder: Path) -> Iterator[dict[str, Any]]:
             members.append(mean.double())
         if len(members) > 1:
             together = torch.stack(members).mean(0)
-            trained = read_seconds(folder, task)
-            yield {"task": task, "seed": 0, "method": "ensemble", **scored(together, labels),
-                   "seconds": sum(trained[1:]), "megabytes": 0.0}  # fmt: skip
+            others = results(folder, ROW, task)[1:]
+            yield {
+                "task": task, "seed": 0, "method": "ensemble", **scored(together, labels),
+                "seconds": sum(result["seconds"] for result in others),
+                "megabytes": sum(result["kept_parameters"] * 4 / 1e6 for result in others),
+            }  # fmt: skip
         for path in sorted(folder.glob(f"predictions/learned-snr-{task}-*.npz")):
-            found = read(path)
-            yield {"task": task, "seed": int(path.stem.rsplit("-", 1)[1]), "method": "ivon",
-                   **scored(found[f"dev/{split}/sampled"], found[f"dev/{split}/labels"]),
-                   "seconds": 0.0, "megabytes": 0.0}  # fmt: skip
+            found, sigma = read(path), results(folder, "learned-snr", task)
+            yield {
+                "task": task, "seed": int(path.stem.rsplit("-", 1)[1]), "method": "ivon",
+                **scored(found[f"dev/{split}/sampled"], found[f"dev/{split}/labels"]),
+                "seconds": 0.0,
+                "megabytes": sigma[0]["kept_parameters"] * 4 / 1e6 if sigma else 0.0,
+            }  # fmt: skip
 
 
 def splits(found: Mapping[str, Tensor]) -> list[str]:
     return sorted({name.split("/")[1] for name in found if name.startswith("held-out/")})
 
 
-def read_seconds(folder: Path, task: str) -> list[float]:
-    """Return the training seconds of the row's runs on a task."""
-    paths = sorted(folder.glob(f"runs/{ROW}/*/{task}-*/*/result.json"))
-    return [json.loads(path.read_text())["seconds"] for path in paths]
+def results(folder: Path, row: str, task: str) -> list[dict[str, Any]]:
+    """Return result.json of a row's runs on a task, in the order of the seeds."""
+    paths = sorted(folder.glob(f"runs/{row}/*/{task}-*/*/result.json"))
+    return [json.loads(path.read_text()) for path in paths]
 
 
 class LastLayer:

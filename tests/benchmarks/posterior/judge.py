@@ -29,6 +29,8 @@ from tests.benchmarks.posterior.protocol import PROTOCOL, options_of, write_part
 from tests.benchmarks.posterior.search import common_options, facts
 
 JUDGE: dict[str, Any] = PROTOCOL["judge"]
+BATCH = 256
+"""Rows in a forward pass of an evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +78,10 @@ def measure(job: Job, typed: argparse.Namespace) -> Iterator[dict[str, Any]]:
     samples = None if run.result["posterior"] is None else JUDGE["samples"]
     # a score's uncertainty is the samples' variance: without samples there is none
     ood = JUDGE["ood"][job.task] if samples or job.task != "stsb" else None
-    dev = run.evaluate(data=str(typed.data), samples=samples, ood=ood)
-    save_predictions(dev, run.evaluate(), typed.out / "predictions" / f"{job.name}.npz")
+    dev = run.evaluate(data=str(typed.data), samples=samples, ood=ood, batch_size=BATCH)
+    save_predictions(
+        dev, run.evaluate(batch_size=BATCH), typed.out / "predictions" / f"{job.name}.npz"
+    )
     measured = dev.to_json()
     measured.pop("posterior", None)
     yield {**measured, "kind": "dev", **about}

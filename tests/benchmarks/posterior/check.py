@@ -3,9 +3,9 @@
     python tests/benchmarks/posterior/check.py numbers.json --runs DIR... --lines LINES...
 
 DIR is where `runs.tar.xz` and `predictions.tar` of a call were unpacked. Search, ranks, posteriors
-are read from the runs' own files, metrics computed from the predictions; only cuts, causal runs
-and baselines, of which no more is kept, are read from the lines. It imports nothing of the package
-or of the study. Exit code 1: a number differs, or could not be computed.
+are read from the runs' own files, metrics computed from the predictions; only cuts, other rows,
+causal runs and baselines, of which no more is kept, are read from the lines. It imports nothing of
+the package or of the study. Exit code 1: a number differs, or could not be computed.
 """
 
 from __future__ import annotations
@@ -274,7 +274,22 @@ def of_judge(files: Files, parts: Sequence[str]) -> str:
                 values.append(50 * (m["pearson"] + m["spearman"]) if line["task"] == "stsb"
                               else 100 * m["accuracy"])  # fmt: skip
         return f"{mean(values):.1f}"
+    if kind == "agreement":
+        row, pair = parts[1], "/".join(parts[2:])
+        rows = [x for x in files.lines if (x.get("kind"), x.get("row")) == ("agreement", row)]
+        if pair.startswith("1/sigma"):
+            gradients = [x["precision_and_squared_gradient"] for x in rows]
+            return f"{mean([x for x in gradients if x is not None]):.2f}"
+        return f"{mean([x['spearman'][pair] for x in rows if pair in x['spearman']]):.2f}"
     row, task, at, metric = parts
+    if metric == "ood":  # the other rows' predictions are not kept
+        aurocs = []
+        for x in files.lines:
+            if (x.get("kind"), x.get("row"), x.get("task")) == ("dev", row, task):
+                split = "validation_matched" if task == "mnli" else "validation"
+                by = x["ood"][at][split]
+                aurocs.append(by["variance" if task == "stsb" else "entropy"])
+        return with_deviation(aurocs, 3)
     values = [files.metric(row, task, s, metric, at) for s in files.of(row, task)]
     return with_deviation(values, 1 if metric == "own" else 3)
 

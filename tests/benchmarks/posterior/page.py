@@ -64,7 +64,12 @@ def own(task: str, metrics: Line) -> float:
 
 
 def value(line: Line, metric: str, at: str) -> float:
-    """Return a number of a `dev` line; `own` in percent, of MNLI the matched split."""
+    """Return a number of a `dev` line, of MNLI the matched split's; `own` in percent; `ood`: AUROC
+    by entropy, of scores by their variance."""
+    if metric == "ood":
+        found = line["ood"][at]
+        auroc = found.get("validation_matched") or found["validation"]
+        return float(auroc["entropy" if "entropy" in auroc else "variance"])
     metrics = line["metrics" if at == "mean" else "sampled"]
     if metric == "own":
         return 100 * own(line["task"], metrics)
@@ -134,7 +139,8 @@ def judged(page: Page, lines: Sequence[Line]) -> None:
     rows = rows_of(lines)
     page.write("### Five seeds on tasks that the search did not see")
     for metric, title, digits in (("own", "the task's own metric", 1), ("nll", "NLL", 3),
-                                  ("ece", "ECE", 3), ("brier", "Brier score", 3)):  # fmt: skip
+                                  ("ece", "ECE", 3), ("brier", "Brier score", 3),
+                                  ("ood", "AUROC, other rows", 3)):  # fmt: skip
         cells = []
         for row, tasks in rows.items():
             for at in ("mean", "sampled"):
@@ -143,7 +149,9 @@ def judged(page: Page, lines: Sequence[Line]) -> None:
                 line = [row if at == "mean" else f"{row}, samples"]
                 for task in JUDGE["tasks"]:
                     own_lines = tasks.get(task, [])
-                    absent = task == "stsb" and metric in ("ece", "brier")
+                    absent = task == "stsb" and (
+                        metric in ("ece", "brier") or (metric, at) == ("ood", "mean")
+                    )
                     line.append(
                         "–" if absent or not own_lines
                         else page.number(
@@ -257,6 +265,26 @@ def common(a: Sequence[Sequence[int]], b: Sequence[Sequence[int]]) -> float:
     """Return the share of kept triplets that both runs keep."""
     both = sum(x * y for m, n in zip(a, b, strict=True) for x, y in zip(m, n, strict=True))
     return 2 * both / (sum(map(sum, a)) + sum(map(sum, b)))
+
+
+def agreement(page: Page, lines: Sequence[Line]) -> None:
+    """Write how criteria order the kept triplets of one run, and what sigma agrees with."""
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for line in lines:
+        if line.get("kind") == "agreement":
+            for pair, rho in line["spearman"].items():
+                found[line["row"], pair].append(rho)
+            if line.get("precision_and_squared_gradient") is not None:
+                name = "1/sigma², squared gradients of A and B"
+                found[line["row"], name].append(line["precision_and_squared_gradient"])
+    page.write("Rank correlations within a run, means over tasks and seeds:")
+    page.table(
+        ["run", "of", "ρ"],
+        [
+            [row, pair, page.number(f"judge/agreement/{row}/{pair}", f"{fmean(values):.2f}")]
+            for (row, pair), values in sorted(found.items())
+        ],
+    )
 
 
 def cuts(page: Page, lines: Sequence[Line]) -> None:
@@ -377,7 +405,9 @@ def main() -> None:
     page = Page()
     for name, lines in read.items():
         failed = sum("failed" in line for line in lines)
-        for write in (judged, primary, learnt, cuts) if name == "judge" else (parts[name],):
+        for write in (
+            (judged, primary, learnt, agreement, cuts) if name == "judge" else (parts[name],)
+        ):
             if lines and write is not None:
                 write(page, [x for x in lines if "failed" not in x or name == "search"])
         if failed:

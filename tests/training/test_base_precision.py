@@ -33,7 +33,21 @@ def llama(tmp_path_factory):
     return save_llama(tmp_path_factory.mktemp("llama"))
 
 
-def test_a_run_on_nf4(llama, tmp_path):
+def check_code(card, run, monkeypatch):
+    """The card's code makes the same weights by bitsandbytes' own layers."""
+    monkeypatch.chdir(run.path)
+    names = {}
+    code = card.split("```python\n")[1].split("```")[0]
+    assert 'bnb_4bit_quant_type="nf4"' in code
+    exec(code.replace("…", "w1 w2 w3"), names)
+    inputs = names["inputs"]
+    with torch.no_grad():
+        found = names["model"](**inputs).logits.float()
+    wanted = run.load().network.model_logits(dict(inputs)).detach()
+    assert (found - wanted).norm() <= 1e-2 * wanted.norm()
+
+
+def test_a_run_on_nf4(llama, tmp_path, monkeypatch):
     """Results, card and exports say what they hold for."""
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, ROWS)))
@@ -44,7 +58,9 @@ def test_a_run_on_nf4(llama, tmp_path):
     directory = Run(run.path, device="cpu")
     result = json.loads((run.path / "result.json").read_text())
     assert result["base_precision"] == "nf4"
-    assert "frozen weights in nf4" in (run.path / "README.md").read_text()
+    card = (run.path / "README.md").read_text()
+    assert "frozen weights in nf4" in card
+    check_code(card, run, monkeypatch)
     same, other = directory.evaluate(), directory.evaluate(base_precision="bf16")
     (split,) = result["best_at_budget"]["metrics"]
     assert same.metrics[split]["nll"] == pytest.approx(

@@ -20,6 +20,9 @@ class BasePrecisionEntry:
     """Packages that it needs in addition to bayeslora's requirements."""
     extra: str | None = None
     """bayeslora's optional dependency that installs `packages`."""
+    elsewhere: tuple[str, ...] = ()
+    """Arguments of transformers' BitsAndBytesConfig that make these weights, as they are written in
+    a model card; none: it does not."""
 
 
 _BITSANDBYTES: Any = {"packages": ("bitsandbytes",), "extra": "quantized"}
@@ -32,11 +35,17 @@ BASE_PRECISIONS: dict[str, BasePrecisionEntry] = {
     "int8": BasePrecisionEntry(
         implementation="bayeslora_cli.models.base_weights.int8:Int8Linear",
         step_time=1.05,
+        elsewhere=("load_in_8bit=True",),
         **_BITSANDBYTES,
     ),
     "nf4": BasePrecisionEntry(
         implementation="bayeslora_cli.models.base_weights.nf4:Nf4Linear",
         step_time=1.05,
+        elsewhere=(
+            "load_in_4bit=True",
+            'bnb_4bit_quant_type="nf4"',
+            "bnb_4bit_use_double_quant=True",
+        ),
         **_BITSANDBYTES,
     ),
     "fp8": BasePrecisionEntry(

@@ -11,7 +11,7 @@ import torch
 from peft import AdaLoraConfig, LoraConfig, PeftConfig
 from torch import Tensor
 
-from bayeslora_cli.config.catalogue import OBJECTIVES, ObjectiveEntry
+from bayeslora_cli.config.catalogue import BASE_PRECISIONS, OBJECTIVES, ObjectiveEntry
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.export.formats.adapter_files import (
     common_arguments,
@@ -60,18 +60,27 @@ class PeftAdapter(Format):
         auto_class, head = OBJECTIVES[task.objective].auto_class, OBJECTIVES[task.objective].head
         standard, base = base_model(config.model)
         trust, gguf = trust_argument(config), find_backbone(config.model).arguments
-        dequantized = ["    quantization_config=GgufConfig(dequantize=True),"]
-        if "quantization_config" not in gguf:
-            dequantized = []
+        stored, classes = [], ["AutoConfig", auto_class]
+        base_precision = BASE_PRECISIONS.get(config.base_precision or "")
+        if "quantization_config" in gguf:
+            stored = ["    quantization_config=GgufConfig(dequantize=True),"]
+            classes.append("GgufConfig")
+        elif base_precision is not None and base_precision.elsewhere and not head:
+            stored = [
+                "    quantization_config=BitsAndBytesConfig(  # weights as in the training",
+                *(f"        {argument}," for argument in base_precision.elsewhere),
+                "    ),",
+            ]
+            classes.append("BitsAndBytesConfig")
         return Snippet(
             standard=tuple(standard),
             packages=("from peft import PeftModel",),
-            transformers=("AutoConfig", auto_class, *(["GgufConfig"] if dequantized else [])),
+            transformers=tuple(classes),
             load=(
                 f'config = AutoConfig.from_pretrained(directory, subfolder="{BACKBONE}"{trust})',
                 f"base = {auto_class}.from_pretrained(",
                 f"    {base}, config=config{trust},",
-                *dequantized,
+                *stored,
                 *(["    ignore_mismatched_sizes=True,  # the adapter brings the head"] * head),
                 ")",
                 "model = PeftModel.from_pretrained(base, directory)",

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from peers import Step, peft_adalora_adamw, peft_adalora_ivon
+from peers import Step, peft_adalora_adamw, peft_adalora_ivon, peft_adalora_ivon_snr
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import Tensor
 from torch.nn import functional as F
@@ -211,6 +211,24 @@ ROWS: dict[str, tuple[str, Callable[[Setting], Step]]] = {
         "PEFT AdaLoRA + ivon-opt, sensitivity",
         under_autocast(
             lambda s: peft_adalora_ivon(s.model, TARGETS, s.total, T_INIT, str(s.device))
+        ),
+    ),
+    "peft-adalora-ivon-snr": (
+        "PEFT AdaLoRA + ivon-opt, snr",
+        under_autocast(
+            lambda s: peft_adalora_ivon_snr(s.model, TARGETS, s.total, T_INIT, str(s.device))
+        ),
+    ),
+    "peft-adalora-adamw-seldom": (
+        "PEFT AdaLoRA + AdamW, sensitivity, allocated every 100 steps",
+        under_autocast(
+            lambda s: peft_adalora_adamw(s.model, TARGETS, s.total, T_INIT, str(s.device), 100)
+        ),
+    ),
+    "peft-adalora-ivon-snr-seldom": (
+        "PEFT AdaLoRA + ivon-opt, snr, allocated every 100 steps",
+        under_autocast(
+            lambda s: peft_adalora_ivon_snr(s.model, TARGETS, s.total, T_INIT, str(s.device), 100)
         ),
     ),
     "peft-lora-adamw": ("PEFT LoRA + AdamW", under_autocast(peft_lora_adamw)),

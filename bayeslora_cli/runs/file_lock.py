@@ -115,6 +115,8 @@ def _is_alive(process: int) -> bool:
         return False
     except OSError:  # of another user
         return True
+    with suppress(OSError):  # killed, but its parent has not noticed yet
+        return not re.search(r"\) Z ", Path(f"/proc/{process}/stat").read_text("utf-8", "replace"))
     return True
 
 

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from time import sleep
 
 import pytest
 
@@ -46,6 +47,10 @@ def test_an_unfinished_run_is_running_or_stopped(unfinished):
                           capture_output=True, text=True, check=True)  # fmt: skip
     lock(unfinished, dead.stdout.strip())
     assert load_records([unfinished])[0][0].state == "stopped"
+    with subprocess.Popen(["true"]) as zombie:
+        lock(unfinished, zombie.pid)
+        while load_records([unfinished])[0][0].state == "running":
+            sleep(0.01)  # it ends, and nobody has waited for it yet
     (unfinished / ".lock").write_text("process 1 on another-machine since now\n")
     assert load_records([unfinished])[0][0].state == "running"
 

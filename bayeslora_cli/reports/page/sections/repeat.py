@@ -29,12 +29,12 @@ def introduction(record: RunRecord) -> str:
     config, task = record.config, record.task
     method = " + ".join(p for p in (config.method, config.optimizer, config.criterion) if p)
     rank = f", target rank {config.target_rank}" if METHODS[config.method].has_ranks else ""
-    steps = f"{record.steps_done:,} steps"
+    steps = f"{record.steps_done:,} steps of {config.batch_size} examples"
     if record.state != FINISHED and record.steps_planned:
-        steps += f" of {record.steps_planned:,} so far"
+        steps = f"{record.steps_done:,} of {record.steps_planned:,} steps so far"
     return (
         f"{config.model}, trained on {record.column}{_learned(task)} by {method}, "
-        f"seed {config.seed}{rank}, {steps} of {config.batch_size} examples."
+        f"seed {config.seed}{rank}, {steps}."
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bayeslora_cli import errors as errors
 
 if TYPE_CHECKING:
-    from bayeslora_cli.api.adapters import cut_adapter as cut_adapter
+    from bayeslora_cli.api.cuts import cut_adapter as cut_adapter
     from bayeslora_cli.api.cuts import cut_table as cut_table
     from bayeslora_cli.api.exports import Export as Export
     from bayeslora_cli.api.models import evaluate as evaluate
@@ -46,7 +46,7 @@ _PLACES = {
     "Reporter": "bayeslora_cli.api.training:Reporter",
     "Results": "bayeslora_cli.api.reading.results:Results",
     "Run": "bayeslora_cli.api.run:Run",
-    "cut_adapter": "bayeslora_cli.api.adapters:cut_adapter",
+    "cut_adapter": "bayeslora_cli.api.cuts:cut_adapter",
     "cut_table": "bayeslora_cli.api.cuts:cut_table",
     "evaluate": "bayeslora_cli.api.models:evaluate",
     "generate": "bayeslora_cli.api.models:generate",

@@ -37,6 +37,20 @@ class BankIVON(ivon.IVON, BankOptimizer):  # type: ignore[misc]
         size = CPU_PART if bank.mean.device.type == "cpu" else end
         self._parts = [slice(i, min(i + size, end)) for i in range(0, end, size)]
         super().__init__([bank.mean], **hyperparameters)
+        self._decay = self.param_groups[0]["weight_decay"]
+        self._prior_mean: Tensor | None = None
+
+    def set_prior(self, mean: Tensor, sigma: Tensor) -> None:
+        """Replace the prior N(0, 1 / (ess delta)) by N(mean_i, sigma_i^2), each (N,).
+
+        delta becomes a vector, delta_i = 1 / (ess sigma_i^2); where sigma is 0 delta stays. With
+        the posterior of earlier data as the prior this is variational continual learning (Nguyen et
+        al., ICLR 2018, arXiv 1710.10628).
+        """
+        group = self.param_groups[0]
+        own = torch.full_like(sigma, self._decay)
+        group["weight_decay"] = torch.where(sigma > 0, 1 / (group["ess"] * sigma.square()), own)
+        self._prior_mean = mean.clone()
 
     def _init_buffers(self) -> None:
         group = self.param_groups[0]
@@ -59,22 +73,27 @@ class BankIVON(ivon.IVON, BankOptimizer):  # type: ignore[misc]
     @torch.no_grad()
     def update(self, step: int | Tensor, learning_rate: float | Tensor, good: Tensor) -> None:
         group = self.param_groups[0]
-        ess, decay, initial = group["ess"], group["weight_decay"], group["hess_init"]
+        ess, whole, initial = group["ess"], group["weight_decay"], group["hess_init"]
+        debias = 1.0 - group["beta1"] ** (step + 1)
         for part in self._parts:
+            decay = whole[part] if isinstance(whole, Tensor) else whole
             old = (group["momentum"][part], group["hess"][part], self.bank.mean[part])
             gradient, noise_gradient = self.bank.grad[:, part]
             momentum = self._new_momentum(gradient, old[0], group["beta1"])
             hessian = self._new_hess(
                 "price", old[1], noise_gradient, None, slice(None), ess, group["beta2"], decay
             )
+            slope = momentum
+            if self._prior_mean is not None:  # delta (mean - prior's mean) in place of delta mean
+                slope = momentum - debias * decay * self._prior_mean[part]
             mean = self._new_param_averages(
                 old[2],
                 hessian,
-                momentum,
-                learning_rate * (initial + decay),
+                slope,
+                learning_rate * (initial + self._decay),
                 decay,
                 group["clip_radius"],
-                1.0 - group["beta1"] ** (step + 1),
+                debias,
                 initial,
             )
             for before, after in zip(old, (momentum, hessian, mean), strict=True):

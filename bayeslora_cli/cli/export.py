@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bayeslora_cli.api.adapters import cut_adapter, is_adapter
+from bayeslora_cli.api.cuts import cut_adapter, is_adapter
 from bayeslora_cli.api.run import Run
 from bayeslora_cli.cli.progress import set_up_logging
 from bayeslora_cli.config.catalogue_text import described_formats

@@ -31,6 +31,8 @@ RECOMPUTED = {"off": 1.0, "blocks": 1.4, "selective": 1.08}
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 PRECISIONS = ("fp32", "tf32", "bf16")
 LR_SCHEDULES = ("linear", "cosine", "constant", "boost")
+ANEW, KEPT = FROM_RANKS = ("anew", "kept")  # ranks of a run that begins with another's
+ZERO, FROM = PRIORS = ("zero", "from")
 DECAYED = ("all", "matrices")  # what AdamW's weight decay acts on
 BLORA_MODES = ("both", "quant", "rank")
 REGULARISERS = ("const", "bop")
@@ -134,7 +136,7 @@ _GATES = (
 )  # fmt: skip
 _VARIATIONAL = (
     "ess", "ess_per_example", "hess_init", "ivon_beta1", "ivon_beta2", "clip_radius",
-    "train_samples",
+    "train_samples", "prior",
 )  # fmt: skip
 
 METHODS: dict[str, MethodEntry] = {
@@ -144,7 +146,15 @@ METHODS: dict[str, MethodEntry] = {
         default_optimizer="ivon",
         allocates_ranks=True,
         formats=("adalora", "lora", "gguf"),
-        options=(*_LOW_RANK, "target_rank", "t_init", "t_final", "delta_t", "orth_reg"),
+        options=(
+            *_LOW_RANK,
+            "target_rank",
+            "t_init",
+            "t_final",
+            "delta_t",
+            "orth_reg",
+            "from_ranks",
+        ),
         initial_rank=lambda target: -(-3 * target // 2),  # 3 for 2, 6 for 4: the paper's runs
         place=2,
     ),

@@ -72,6 +72,8 @@ class Option:
 
     checks: tuple[Callable[[Any], object], ...] = ()
     """Each raises a ValueError for a wrong value; its text tells the fix. None is not checked."""
+    typed_as: str = ""
+    """The flag that users type, where it is not the field's name."""
     choices: Collection[str] | None = None
     """Allowed values of the option, or of each item of a list; a table of the catalogue is read
     when needed."""
@@ -117,7 +119,7 @@ class Option:
     @property
     def flag(self) -> str:
         """The flag that users type; in parentheses if the option cannot be typed."""
-        return _flag(self.name) if self.typed else f"({self.name})"
+        return (self.typed_as or _flag(self.name)) if self.typed else f"({self.name})"
 
     @property
     def is_final(self) -> bool:

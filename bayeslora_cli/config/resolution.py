@@ -11,6 +11,7 @@ from bayeslora_cli.config.catalogue import METHODS, OBJECTIVES, OPTIMIZERS, crit
 from bayeslora_cli.config.effects import check_schedule, without_effect
 from bayeslora_cli.config.files.own_columns import kind_of
 from bayeslora_cli.config.files.presets import preset_chain, row_values, task_chain, top_level
+from bayeslora_cli.config.files.start_sources import model_of
 from bayeslora_cli.config.run_config import OPTIONS, SCHEDULED, RunConfig, flag
 from bayeslora_cli.errors import ConfigError
 
@@ -73,6 +74,9 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
         notices += (f"--preset {preset} has no effect: it says nothing of {combination}",)
     typed = {name: value for name, value in typed.items() if name not in idle}
 
+    start = (from_presets | typed).get("start_from")
+    if start is not None and "model" not in typed and (model := model_of(start)) is not None:
+        from_presets["model"] = model
     values = from_presets | typed | row
     target_rank = values.get("target_rank", OPTIONS["target_rank"].default)
     row["init_rank"] = target_rank if entry is None else entry.initial_rank(target_rank)

@@ -15,6 +15,7 @@ from bayeslora_cli.config.task_options import TaskOptions
 from bayeslora_cli.config.validation import problems
 from bayeslora_cli.errors import ConfigError
 
+_ALONE = Condition("start_from", lambda source: source is None, "no --from")
 _RANKS_ONLY = beside("blora_mode", "rank")
 _ONE_WIDTH = Condition("bit_ladder", lambda text: "," not in text, "one width in --bit-ladder")
 
@@ -46,6 +47,21 @@ class RunConfig(TaskOptions):
         2, RANKS, "Mean rank of a matrix at the end; lora's rank; 2,4 trains one run per rank",
         checks=(values.at_least_one,), sweep=values.parse_numbers, varies=-1, part_of_name="rank",
         deep=False,
+    )
+    start_from: str | None = option(
+        None, METHOD,
+        "Begin with what was learned before: a run, a LoRA or AdaLoRA adapter of PEFT's, or a "
+        "merged model", default_text="", path=True, typed_as="--from",
+    )
+    from_ranks: str = option(
+        "anew", RANKS,
+        "Ranks after --from: allocated anew, beginning with --init-rank, or kept as they are",
+        choices=catalogue.FROM_RANKS, idle_when=(_ALONE,),
+    )
+    prior: str = option(
+        "zero", POSTERIOR,
+        "Prior: zero, N(0, 1 / (ess delta)); or from: the posterior of the run of --from",
+        choices=catalogue.PRIORS, idle_when=(_ALONE,),
     )
     init_rank: int = option(
         3, RANKS, "Rank of each matrix at the start", default_text=catalogue_text.usual_ranks,

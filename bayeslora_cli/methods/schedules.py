@@ -126,3 +126,21 @@ class RankBudget:
             allocates=between or step == self.final_step,
             holds=step > self.final_step,
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeptRanks(RankBudget):
+    """The budget of a run whose ranks are fixed from the first step on; `target` triplets."""
+
+    @property
+    def final_step(self) -> int:
+        """The step before the first."""
+        return -1
+
+    def __call__(self, step: int) -> int:
+        """Return the number of triplets."""
+        return self.target
+
+    def phase(self, step: int) -> Phase:
+        """Return the only phase: pruned triplets stay pruned."""
+        return Phase(observes=True, allocates=False, holds=True)

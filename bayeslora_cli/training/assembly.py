@@ -35,6 +35,7 @@ from bayeslora_cli.models.backbones.identity import checksum, model_identity
 from bayeslora_cli.runs.checkpoint import Stateful, transfer
 from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.training.preparation import PreparedRun, learning_rate
+from bayeslora_cli.training.start.warm_start import begin_from
 from bayeslora_cli.training.step import TrainStep
 
 logger = logging.getLogger("bayeslora")
@@ -163,6 +164,9 @@ class TrainingSetup:
         self.noise = torch.Generator(device).manual_seed(processes.seed(config.seed))
         self.optimizer = build_optimizer(config, self.network.bank, data.training_rows, self.noise)
         self.allocator = method.allocator(config, self.network, self.noise, processes)
+        if config.start_from is not None:
+            source = begin_from(config, self.network, self.optimizer, self.allocator)
+            self.checksums["what --from names has"] = source
         self.step = TrainStep(
             self.network,
             self.optimizer,

@@ -133,3 +133,51 @@ def test_noise_has_the_posteriors_scale_and_spares_pruned_triplets():
     assert relative.std().item() == pytest.approx(1.0, abs=0.02)
     optimizer.sample(masked=False)
     assert bool((bank.singular_values(bank.noise) != 0).all())
+
+
+def test_a_prior_of_earlier_data_equals_learning_from_both_at_once():
+    """Two linear regressions, one after the other: the exact posterior, in float64.
+
+    Row i has y_i = x_i theta + noise of variance 1, and the x are such that X'X is diagonal, so
+    that the exact posterior is a product. Task 1 gives N(m1, 1 / p1), which is the prior of task 2;
+    the exact result is that of all rows together: precision p1 + X2'X2, mean by Bayes' rule.
+    """
+    draws = torch.Generator().manual_seed(0)
+    size, rows = 6, 50.0
+    precision = torch.rand(2, size, generator=draws, dtype=torch.float64) * 60 + 20  # X'X
+    truth = torch.randn(2, size, generator=draws, dtype=torch.float64)
+
+    def learn(task, prior=None):
+        parameter = nn.Parameter(torch.zeros(1, size))
+        bank = bank_of([parameter], posterior=True)
+        optimizer = BankIVON(
+            bank, generator=torch.Generator().manual_seed(1), lr=0.05, ess=rows, hess_init=1.0,
+            beta1=0.9, beta2=0.999, weight_decay=0.2, clip_radius=float("inf"), mc_samples=1,
+        )  # fmt: skip
+        view = next(iter(bank.segments.values())).view
+        if prior is not None:
+            mean, sigma = torch.zeros(bank.size), torch.zeros(bank.size)
+            view(mean).copy_(prior[0])
+            view(sigma).copy_(prior[1])
+            optimizer.set_prior(mean, sigma)
+        for step in range(3000):
+            optimizer.sample(masked=False)
+            # the mean loss over `rows` rows
+            slope = precision[task] * (view(bank.theta).double() - truth[task]) / rows
+            bank.local.zero_()
+            view(bank.local).copy_(slope)
+            bank.accumulate(1.0, first=True)
+            rate = 0.05 * (1 - step / 3000)
+            optimizer.update(step, rate, torch.tensor(True))
+        return view(bank.mean).double(), view(optimizer.sigma()).double()
+
+    mean1, sigma1 = learn(0)
+    twin1 = precision[0] + rows * 0.2
+    torch.testing.assert_close(sigma1[0], twin1.rsqrt(), rtol=0.06, atol=0)
+    torch.testing.assert_close(mean1[0], precision[0] * truth[0] / twin1, rtol=0, atol=0.02)
+    mean2, sigma2 = learn(1, (mean1, sigma1))
+    prior = sigma1[0] ** -2
+    twin2 = prior + precision[1]
+    exact = (prior * mean1[0] + precision[1] * truth[1]) / twin2
+    torch.testing.assert_close(sigma2[0], twin2.rsqrt(), rtol=0.06, atol=0)
+    torch.testing.assert_close(mean2[0], exact, rtol=0, atol=0.02)

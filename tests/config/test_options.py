@@ -29,7 +29,8 @@ def test_every_field_says_what_it_is():
         assert found.name == name
         assert found.panel in PANELS
         assert found.text()
-        assert found.flag == (f"--{name.replace('_', '-')}" if found.typed else f"({name})")
+        flag = found.typed_as or f"--{name.replace('_', '-')}"
+        assert found.flag == (flag if found.typed else f"({name})")
         assert found.default is None or found.choices is None or found.default in found.choices
 
 

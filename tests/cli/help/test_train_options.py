@@ -14,9 +14,9 @@ FLAGS = {
     "What to train": "--task --preset --list-presets --data --choices --model --trust-remote-code",
     "Your own data": "--train-file --eval-file --text-columns --label-column --task-type "
     "--loss-on --validation --class-weights",
-    "Method": "--method --optimizer --criterion",
+    "Method": "--method --optimizer --criterion --from",
     "Ranks": "--target-rank --init-rank --target-modules --alpha --orth-reg --t-init --t-final "
-    "--delta-t",
+    "--delta-t --from-ranks",
     "Ranks and bit widths (B-LoRA)": "--blora-mode --lambda-quant --lambda-rank --bit-ladder "
     "--quantize-base --reg --gate-lr --range-lr",
     "How long": "--epochs --max-steps --batch-size --group-by-length --grad-accum --max-length "
@@ -24,7 +24,7 @@ FLAGS = {
     "Learning rates": "--lr --lr-schedule --boost-lr --boost-until-step --warmup-steps "
     "--warmup-ratio --weight-decay --weight-decay-of --max-grad-norm",
     "Posterior (IVON)": "--ess --ess-per-example --train-samples --hess-init --ivon-beta1 "
-    "--ivon-beta2 --clip-radius",
+    "--ivon-beta2 --clip-radius --prior",
     "Machine and output": "--seed --precision --base-precision --device --deterministic --eager "
     "--compile --packing --gradient-checkpointing --shard --eval-batch-size --checkpoint-every "
     "--output --overwrite",

@@ -1,4 +1,4 @@
-"""Fewer ranks without training: `cut_table` of a run, `cut_adapter` of an adapter from elsewhere."""
+"""Fewer ranks without training: `cut_table` of a run, `cut_adapter` of a foreign adapter."""
 
 from __future__ import annotations
 

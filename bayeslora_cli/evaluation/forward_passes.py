@@ -41,7 +41,7 @@ def logits_of(
     network.module.eval()
     try:
         if not len(batches.place):
-            batches.place.resize_(batches.most, objective.outputs)
+            batches.place.resize_(batches.most, objective.width(network.module))
 
         def piece(batch: Inputs) -> None:
             found = objective.predict(network.logits(batch), batch)
@@ -58,7 +58,7 @@ def logits_of(
                     logits.append(batches.place[: batches.sizes[turn]].clone())
                 if network.divided and turn >= len(batches.inputs):
                     network.logits(batches.spare)
-        found = torch.zeros(batches.total, objective.outputs)
+        found = torch.zeros(batches.total, objective.width(network.module))
         found[batches.rows] = torch.cat(logits).cpu()
         # each row is computed by one process, and is zero in all others
         batches.processes.sum_in_place(found)

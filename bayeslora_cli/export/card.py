@@ -87,4 +87,6 @@ def statements(snippet: Snippet, config: RunConfig, task: Task) -> list[str]:
             return [*inputs, *snippet.load, *snippet.generate]
     else:
         inputs = model_card.inputs(task, config, snippet.tensors)
-    return [*inputs, *snippet.load, *snippet.predict, *OBJECTIVES[task.objective].reading]
+    entry = OBJECTIVES[task.objective]
+    predict = [line.replace(".logits", f".{entry.output}") for line in snippet.predict]
+    return [*inputs, *snippet.load, *predict, *entry.reading]

@@ -137,7 +137,10 @@ def export_run(
         tokenizer.save_pretrained(directory)
         own = open_tokenizer(directory, trust_remote_code=config.trust_remote_code)
         theirs = own_batches(
-            own, rows if first is None else beginnings(tokenise(first, own, length, objective))
+            own,
+            rows
+            if first is None
+            else beginnings(tokenise(first, own, length, objective), objective),
         )
         reopened = form.reopen(directory, config, task, network.bank.theta.device)
         findings = Findings(
@@ -227,7 +230,8 @@ def _inputs(
         second=None if found.second is None else found.second[: options.check_rows],
         labels=None,
     )
-    rows = beginnings(tokenise(first, tokenizer, config.max_length, objective_of(task)))
+    objective = objective_of(task)
+    rows = beginnings(tokenise(first, tokenizer, config.max_length, objective), objective)
     return options.file or split, first, rows
 
 

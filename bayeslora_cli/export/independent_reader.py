@@ -121,7 +121,9 @@ def logits_of(model: Any, device: torch.device) -> Logits:
 
     @torch.inference_mode()
     def logits(batch: dict[str, Tensor]) -> Tensor:
-        found: Tensor = model(**{name: value.to(device) for name, value in batch.items()}).logits
+        output = model(**{name: value.to(device) for name, value in batch.items()})
+        # a model without a head has states
+        found: Tensor = output.logits if "logits" in output else output.last_hidden_state
         return found.cpu()
 
     return logits

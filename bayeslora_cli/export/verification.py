@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,8 +36,11 @@ its last tokens whose logits are: a vocabulary has a hundred thousand words."""
 _GROUPS = {"x": "activations", "a": "activations", "h": "activations", BASE: "base weights"}
 
 
-def beginnings(split: TokenisedSplit) -> TokenisedSplit:
-    """Return a split whose rows are cut to `TOKEN_ROW` tokens, if its tokens are predicted."""
+def beginnings(split: TokenisedSplit, objective: Objective) -> TokenisedSplit:
+    """Return a split whose rows are cut to `TOKEN_ROW` tokens, if its tokens are predicted; of
+    examples of several sequences, each as a row of its own if the model reads them so."""
+    if objective.sequences == 1 and split.parts is not None:
+        return replace(split, parts=None, whole=None)
     if split.counted is None:
         return split
     rows = [row[:TOKEN_ROW] for row in torch.split(split.tokens, split.lengths.tolist())]

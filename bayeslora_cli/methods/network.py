@@ -101,13 +101,15 @@ class Network:
         Args:
             batch: inputs of the backbone, such as `input_ids` and `attention_mask` (b, w).
         Returns:
-            (b, outputs), or (b, w, vocabulary) of a language model.
+            (b, outputs), or (b, w, vocabulary) of a language model; of another model without a head
+            its last states (b, w, width).
         """
         if self.operands is not None:
             self.operands.publish_operands(training=self.module.training)
         device = batch["input_ids"].device
         with unread(device), cpu_dropout(device):
-            logits: Tensor = self.module(**batch).logits
+            output = self.module(**batch)
+        logits: Tensor = getattr(output, self.objective.entry.output)
         return logits.float()
 
     @property

@@ -72,3 +72,16 @@ def questions(rows: int, seed: int = 0) -> list[tuple[str, list[str], int]]:
         place = draw.randrange(len(names))
         found.append((f"which of these is {names[place]} ?", names, place))
     return found
+
+
+def paraphrases(rows: int, seed: int = 0) -> list[tuple[str, str, str]]:
+    """Return two texts that complain of the same thing in other words, and one of another thing."""
+    draw = random.Random(seed)
+    found = []
+    for _ in range(rows):
+        about, other = draw.sample(sorted(ABOUT), 2)
+        first, second = draw.sample(ABOUT[about], 2)
+        where = draw.choice(_CITIES)
+        ends = f"in {where}, at {draw.randint(1, 12)}"
+        found.append((f"{first} {ends}", f"{ends} {second}", f"{draw.choice(ABOUT[other])} {ends}"))
+    return found

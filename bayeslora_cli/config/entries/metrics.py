@@ -66,6 +66,8 @@ METRICS: dict[str, MetricEntry] = {
     ),
     "error_auroc": MetricEntry(range=_SHARE),
     "accuracy_norm": MetricEntry(range=_SHARE),
+    "mrr": MetricEntry(range=_SHARE),
+    "recall_at_5": MetricEntry(range=_SHARE),
     "entity_f1": MetricEntry(range=_SHARE),
     "entity_precision": MetricEntry(range=_SHARE),
     "entity_recall": MetricEntry(range=_SHARE),

@@ -30,6 +30,8 @@ class ObjectiveEntry:
     inputs: tuple[str, ...] = ()
     """Statements of a model card that set `inputs` by `tokenizer`, with {length} for --max-length
     and {tensors} for the kind of tensors; (): the tokenizer gets the task's texts."""
+    output: str = "logits"
+    """What of the output of its models is compared and printed."""
     reading: tuple[str, ...] = ("print(logits)",)
     """Statements of a model card that print predictions from `logits`, a tensor or an array."""
     encode: str = ENCODE
@@ -143,4 +145,29 @@ OBJECTIVES["multiple-choice"] = ObjectiveEntry(
         "inputs = {{name: value[None] for name, value in inputs.items()}}  # one question",
     ),
     reading=("print(logits.argmax(-1))  # the place of the chosen answer, from 0",),
+)
+OBJECTIVES["embedding"] = ObjectiveEntry(
+    implementation="bayeslora_cli.tasks.objectives.embedding:Embedding",
+    predicts="an embedding of each text",
+    auto_class="AutoModel",
+    head=False,
+    peft_task="FEATURE_EXTRACTION",
+    pipeline_tag="sentence-similarity",
+    rows="bayeslora_cli.tasks.sources.rows.pairs:PAIRS",
+    columns=(("anchor", "positive"), ("query", "positive"), ("query", "passage")),
+    encode="bayeslora_cli.data.encodings.parts:encode_pairs",
+    forward="bayeslora_cli.models.encoders.embeddings:embeddings",
+    inputs=(
+        "inputs = tokenizer(",
+        '    ["…", "…"], truncation=True, max_length={length}, padding=True,',
+        '    return_tensors="{tensors}",',
+        ")",
+    ),
+    output="last_hidden_state",
+    reading=(
+        'mask = inputs["attention_mask"][..., None]',
+        "embeddings = (logits * mask).sum(1) / mask.sum(1)",
+        "embeddings = embeddings / (embeddings**2).sum(1)[:, None] ** 0.5",
+        "print(embeddings @ embeddings.T)  # the similarities of the texts",
+    ),
 )

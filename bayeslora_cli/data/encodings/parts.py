@@ -31,3 +31,22 @@ def encode_choices(examples: Examples, tokenizer: Any, max_length: int) -> dict[
     )
     found = tokenization.encode(sequences, tokenizer, max_length)
     return {**found, "parts": torch.tensor(list(map(len, choices)))}
+
+
+def encode_pairs(examples: Examples, tokenizer: Any, max_length: int) -> dict[str, Tensor]:
+    """Tokenise each text of a row by itself, the first one in front.
+
+    Args:
+        examples: n rows; `second` holds their other texts, as JSON.
+        tokenizer, max_length: as for `encode_choices`.
+    Returns:
+        What `encode_choices` returns.
+    """
+    assert examples.second is not None
+    texts = [
+        [first, *json.loads(others)]
+        for first, others in zip(examples.first, examples.second, strict=True)
+    ]
+    sequences = replace(examples, first=[text for own in texts for text in own], second=None)
+    found = tokenization.encode(sequences, tokenizer, max_length)
+    return {**found, "parts": torch.tensor(list(map(len, texts)))}

@@ -44,6 +44,7 @@ class MergedModel(Format):
         else:
             module = merge(network, network.bank.mean, network.bank.mask)
         module.save_pretrained(directory, state_dict=state_of(module))
+        network.objective.write_beside(directory, config.max_length)
         return {} if options.precision != BF16 else {"weights": BF16}
 
     @torch.no_grad()

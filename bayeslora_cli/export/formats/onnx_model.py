@@ -86,7 +86,8 @@ ONNX = OnnxModel()
 
 
 class _Logits(nn.Module):
-    """A model that returns only the logits; its inputs have the tokenizer's names."""
+    """A model that returns only the logits, or the states if it has no head; its inputs have the
+    tokenizer's names."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -99,9 +100,8 @@ class _Logits(nn.Module):
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        logits: Tensor = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, **types
-        ).logits
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
+        logits: Tensor = output.logits if "logits" in output else output.last_hidden_state
         return logits
 
 

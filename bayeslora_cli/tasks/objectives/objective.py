@@ -29,6 +29,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -136,6 +137,10 @@ class Objective(ABC):
     def outputs(self) -> int:
         """Number of columns that `predict` returns, and of the head's outputs if there is one."""
         return len(self.classes)
+
+    def width(self, module: Any) -> int:
+        """Return the number of columns that `predict` returns for this model of transformers."""
+        return self.outputs
 
     def model_options(self) -> dict[str, Any]:
         """Return options for the backbone's configuration in transformers."""
@@ -279,6 +284,9 @@ class Objective(ABC):
     def truth(self, labels: Tensor) -> Tensor:
         """Return the class index of each prediction, where labels hold more than that."""
         return labels
+
+    def write_beside(self, directory: Path, max_length: int) -> None:  # noqa: B027  # few have any
+        """Write further files into the directory of a whole exported model."""
 
     # ---- writing predictions
 

@@ -23,9 +23,6 @@ logger = logging.getLogger("bayeslora")
 # columns of tables for what this program does not do -> what that is
 _OTHER_TABLES = {
     ("chosen", "rejected"): "pairs of answers, for training by preferences",
-    ("anchor", "positive", "negative", "query", "passage"): (
-        "pairs or triplets for embeddings, with no label"
-    ),
 }
 
 

@@ -445,7 +445,6 @@ def test_usual_names_of_labels(name):
     ("names", "what"),
     [
         (["chosen", "rejected"], "pairs of answers"),
-        (["anchor", "positive"], "pairs or triplets for embeddings"),
     ],
 )
 def test_tables_for_other_ends_are_named(names, what):

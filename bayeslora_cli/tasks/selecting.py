@@ -22,7 +22,8 @@ def selected_by(task: Task, name: str | None) -> Task:
         return task
     objective = objective_of(task)
     known = dict.fromkeys((*task.metrics, task.selecting, *objective.selectable))
-    allowed = [n for n in known if METRICS[n].classes in (None, len(task.classes))]
+    here = (None, len(task.classes))
+    allowed = [n for n in known if n in METRICS and METRICS[n].classes in here]
     if name not in allowed:
         predicts = objective.entry.predicts
         if METRICS[name].classes is not None and task.classes:

@@ -26,6 +26,7 @@ from bayeslora_cli.models.backbones.loading import load_backbone
 from bayeslora_cli.models.backbones.packing import packs, prepare_for_packing
 from bayeslora_cli.models.backbones.targets import inside, match_targets
 from bayeslora_cli.models.base_weights.selection import BaseWeights
+from bayeslora_cli.models.encoders.feed_forward import join_feed_forward
 from bayeslora_cli.models.encoders.relative_attention import RelativeAttention
 from bayeslora_cli.models.sharding.divide import divide_blocks
 from bayeslora_cli.models.sharding.loading import load_to_divide
@@ -186,7 +187,7 @@ def _check_rank(rank: int, layers: Sequence[nn.Module]) -> None:
 
 
 def _joints(module: nn.Module, *, decoder: bool) -> list[JointLinear]:
-    """Join the projections that see the same input, where their form can be joined.
+    """Join the projections that see the same input, and feed-forward layers, if their form can.
 
     Args:
         decoder: whether the blocks of decoders are among them. A classifier on a decoder keeps
@@ -199,6 +200,7 @@ def _joints(module: nn.Module, *, decoder: bool) -> list[JointLinear]:
         plain = [layer for layer in projections if type(layer) is LowRankLinear]
         attention.joint = join(plain) if len(plain) == len(projections) else None
     found = [attention.joint for attention in attentions if attention.joint is not None]
+    join_feed_forward(module)
     return [*found, *(join_blocks(module) if decoder else ())]
 
 

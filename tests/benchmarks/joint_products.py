@@ -87,7 +87,7 @@ def ways(s: Operands) -> Iterator[tuple[str, str, Run]]:
     """Yield (what it computes, how, call)."""
     yield "y", "frozen", lambda: F.linear(s.x, s.weight, s.bias)
     yield "dx", "frozen", lambda: s.grad @ s.weight
-    yield "y", "separate", lambda: kernel._separate_forward(s.x, s.weight, s.bias, s.down, s.up)
+    yield "y", "separate", lambda: kernel.separate_forward(s.x, s.weight, s.bias, s.down, s.up)
     yield "dx", "separate", lambda: (s.grad @ s.weight).addmm_(s.grad @ s.up, s.down)
     yield "dA, dB", "separate", lambda: (s.to_h.t() @ s.x, s.h.t() @ s.grad)
     yield "y", "appended", lambda: F.linear(s.x, s.with_down)
@@ -96,8 +96,8 @@ def ways(s: Operands) -> Iterator[tuple[str, str, Run]]:
         return
     from bayeslora_cli.models.kernels.low_rank import gradients_triton
 
-    yield "y", "fused", lambda: kernel._fused(s.x, s.weight.t(), s.down, s.up.t(), s.bias)
-    yield "dx", "fused", lambda: kernel._fused(s.grad, s.weight, s.up.t(), s.down, None)
+    yield "y", "fused", lambda: kernel.fused(s.x, s.weight.t(), s.down, s.up.t(), s.bias)
+    yield "dx", "fused", lambda: kernel.fused(s.grad, s.weight, s.up.t(), s.down, None)
     yield "dA, dB", "fused", lambda: gradients_triton.gradients(s.to_h, s.x, s.h, s.grad)
 
 

@@ -37,6 +37,7 @@ def child(options: argparse.Namespace) -> None:
 
     from bayeslora_cli.execution import compilation
     from bayeslora_cli.execution.device import set_precision
+    from bayeslora_cli.models.kernels import launches
 
     device = torch.device(options.device)
     if device.type == "cuda":
@@ -52,6 +53,7 @@ def child(options: argparse.Namespace) -> None:
     imported = time.perf_counter()
     if device.type == "cuda":
         compilation.start_compilers()  # as a run does
+    launches.DEPENDENT = options.dependent
     with tempfile.TemporaryDirectory() as model:
         torch.manual_seed(0)
         AutoModelForSequenceClassification.from_config(
@@ -60,7 +62,12 @@ def child(options: argparse.Namespace) -> None:
         setting = gpu_rows.Setting(model=model, device=device, precision=precision, total=600)
         start = time.perf_counter()
         step = gpu_rows.engine(
-            "adalora", "ivon", "snr", force=device.type == "cpu", packing=options.packing
+            "adalora",
+            "ivon",
+            "snr",
+            compiled=not options.uncompiled,
+            force=device.type == "cpu",
+            packing=options.packing,
         )(setting)
     built = time.perf_counter()
     if options.wait:
@@ -130,6 +137,10 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny backbone")
     parser.add_argument("--states", default="empty,warm", help="of the cache, one after the other")
     parser.add_argument("--packing", default="off", choices=("off", "on"))
+    parser.add_argument(
+        "--dependent", action="store_true", help="launch kernels while the last one ends"
+    )
+    parser.add_argument("--uncompiled", action="store_true", help="captured only")
     parser.add_argument("--kernels", type=int, default=0, help="kernels of a step to list")
     parser.add_argument("--top", type=int, default=14, help="phases to print")
     parser.add_argument("--wait", action="store_true", help=argparse.SUPPRESS)

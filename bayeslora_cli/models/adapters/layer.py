@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,8 @@ class LowRankLinear(nn.Module):
         self.shared: SharedCall | None = None
         """Computes this layer together with others that see the same input; None: there are none
         such."""
+        self.preceding: Preceding | None = None
+        """Computes this layer together with the one before it; None: it is computed by itself."""
 
     @property
     def weight(self) -> Tensor:
@@ -89,6 +91,8 @@ class LowRankLinear(nn.Module):
         """Compute the layer: x (..., in) -> (..., out)."""
         if self.shared is not None:
             return self.shared(self, x)
+        if self.preceding is not None and self.preceding.passes():
+            return self.preceding.both(x)
         down, up = self.down, self.up
         if down is None or up is None:
             down = self.lora_A * (self.scale if self.lora_E is None else self.lora_E * self.scale)
@@ -101,6 +105,16 @@ class LowRankLinear(nn.Module):
         """Return the update to the base weight, in the orientation of the base layer's class."""
         delta = self.scale * b @ (a if e is None else a * e)  # (out, in)
         return self.base_layer.oriented(delta)
+
+
+class Preceding(Protocol):
+    """Computes a layer together with the one before it, whose input it gets."""
+
+    def passes(self) -> bool:
+        """Return whether the layer before passed its own input on."""
+
+    def both(self, x: Tensor) -> Tensor:
+        """Compute both layers: (..., in) -> (..., out)."""
 
 
 class SharedCall:

@@ -50,43 +50,39 @@ _LIBRARY.define(
 )
 
 
-def _forward(
+def forward(
     rows: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return y (n, out) and h (n, r)."""
-    if _is_fused(rows, weight, down, up):
-        return _fused(rows, weight.t(), down, up.t(), bias)
-    return _separate_forward(rows, weight, bias, down, up)
+    if is_fused(rows, weight, down, up):
+        return fused(rows, weight.t(), down, up.t(), bias)
+    return separate_forward(rows, weight, bias, down, up)
 
 
-def _separate_forward(
+def separate_forward(
     rows: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
 ) -> tuple[Tensor, Tensor]:
     h = F.linear(rows, down)
     return F.linear(rows, weight, bias).addmm_(h, up.t()), h
 
 
-def _backward(
+def backward(
     grad: Tensor, rows: Tensor, weight: Tensor, down: Tensor, up: Tensor, h: Tensor, needed: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of rows (empty unless `needed`), of down and of up."""
-    if not _is_fused(rows, weight, down, up):
-        return _separate_backward(grad, rows, weight, down, up, h, needed)
+    if not is_fused(rows, weight, down, up):
+        return separate_backward(grad, rows, weight, down, up, h, needed)
     from bayeslora_cli.models.kernels.low_rank import gradients_triton
 
-    grad = (
-        grad.contiguous()
-        if tiles.is_aligned(grad)
-        else grad.clone(memory_format=torch.contiguous_format)
-    )
+    grad = in_order(grad)
     if needed:
-        to_rows, to_h = _fused(grad, weight, up.t(), down, None)
+        to_rows, to_h = fused(grad, weight, up.t(), down, None)
     else:
         to_rows, to_h = grad.new_empty(0), grad @ up
     return to_rows, *gradients_triton.gradients(to_h, rows, h, grad)
 
 
-def _separate_backward(
+def separate_backward(
     grad: Tensor, rows: Tensor, weight: Tensor, down: Tensor, up: Tensor, h: Tensor, needed: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     to_h = grad @ up
@@ -95,18 +91,26 @@ def _separate_backward(
     return to_rows, to_h.t() @ rows, (h.t() @ grad).t()
 
 
-def _fused(
-    left: Tensor, matrix: Tensor, narrow: Tensor, factor: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def in_order(grad: Tensor) -> Tensor:
+    """Return a gradient as the kernels read it: contiguous, from a multiple of 16 bytes on."""
+    if tiles.is_aligned(grad):
+        return grad.contiguous()
+    return grad.clone(memory_format=torch.contiguous_format)
+
+
+def fused(
+    left: Tensor, matrix: Tensor, narrow: Tensor, factor: Tensor, bias: Tensor | None,
+    *, gelu: Tensor | None = None, slope_of: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return L M + (L N) F + bias, and L N, of L, M, N' and F; see `fused_triton`."""
     from bayeslora_cli.models.kernels.low_rank import fused_triton
 
     rank, width = factor.shape
     cut = tiles.fused_tiles(len(left), width, rank, left.itemsize, tiles.gpu_of(left.device))
-    return fused_triton.fused(left, matrix, narrow, factor, bias, cut)
+    return fused_triton.fused(left, matrix, narrow, factor, bias, cut, gelu=gelu, slope_of=slope_of)
 
 
-def _is_fused(rows: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> bool:
+def is_fused(rows: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> bool:
     """Return whether the kernels compute a layer: they can, and they are faster."""
     (rank, inputs), outputs = down.shape, len(up)
     return (
@@ -136,7 +140,7 @@ def _differentiate(
 
 
 for name, kernel, fake in (
-    (_FORWARD, _forward, _separate_forward), (_BACKWARD, _backward, _separate_backward)
+    (_FORWARD, forward, separate_forward), (_BACKWARD, backward, separate_backward)
 ):  # fmt: skip
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     # on fake tensors torch's own products give the shapes

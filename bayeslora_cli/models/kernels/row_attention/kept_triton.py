@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bayeslora_cli.models.kernels import launches
+from bayeslora_cli.models.kernels.launches_triton import wait_for_last
 from bayeslora_cli.models.kernels.row_attention.places_triton import WORD
 
 WORDS, WARPS = 256, 4
@@ -21,7 +23,11 @@ CALLS = 8
 
 
 @triton.jit(do_not_specialize=["dropped", "count"])  # type: ignore[untyped-decorator]
-def _draw(kept, seed, dropped, count, WORDS: tl.constexpr, CALLS: tl.constexpr) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _draw(  # type: ignore[no-untyped-def]
+    kept, seed, dropped, count, WORDS: tl.constexpr, CALLS: tl.constexpr,  # noqa: ANN001
+    PDL: tl.constexpr = False,
+) -> None:  # fmt: skip
+    wait_for_last(PDL)
     word = tl.program_id(0) * WORDS + tl.arange(0, WORDS)
     key = tl.load(seed)
     found = tl.zeros((WORDS,), tl.int64)
@@ -44,8 +50,8 @@ def keep_weights(seed: Tensor, tokens: int, heads: int, longest: int, dropout: f
         dropout: share of the weights to drop; rounded to multiples of 2^-16, see `shares`.
     """
     kept = torch.empty(heads, tokens, -(-longest // WORD), device=seed.device, dtype=torch.int64)
-    grid = (triton.cdiv(kept.numel(), WORDS),)
-    _draw[grid](kept, seed, shares(dropout)[0], kept.numel(), WORDS, CALLS, num_warps=WARPS)
+    grid, more = (triton.cdiv(kept.numel(), WORDS),), launches.options(seed.device)
+    _draw[grid](kept, seed, shares(dropout)[0], kept.numel(), WORDS, CALLS, num_warps=WARPS, **more)
     return kept
 
 

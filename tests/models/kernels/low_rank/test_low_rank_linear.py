@@ -123,7 +123,7 @@ def test_the_kernels(sizes):
 )
 @pytest.mark.parametrize("sizes", CASES)
 def test_the_kernels_interpreted(sizes, monkeypatch):
-    monkeypatch.setattr(operator, "_is_fused", lambda *_: True)
+    monkeypatch.setattr(operator, "is_fused", lambda *_: True)
     monkeypatch.setattr(tiles, "gpu_of", lambda _: H200)
     check_kernels(sizes, torch.float16, "cpu")  # it cannot multiply bf16
     check_kernels(sizes, torch.float16, "cpu", bias=False, transposed=True)

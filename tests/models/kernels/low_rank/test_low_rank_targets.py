@@ -58,7 +58,8 @@ def test_gradients(target, rank):
 
 @pytest.mark.parametrize("tiles", [SMALL, LARGE])
 @pytest.mark.parametrize("transposed", [True, False])
-def test_fused(tiles, transposed):
+@pytest.mark.parametrize("gelu", [None, "GELU", "SLOPE"])
+def test_fused(tiles, transposed, gelu):
     """For sm_90, whose engine copies tiles; no other GPU is given it."""
     from bayeslora_cli.models.kernels.low_rank import fused_triton as kernels
 
@@ -67,11 +68,12 @@ def test_fused(tiles, transposed):
         "left": f"tensordesc<bf16[{tiles.rows}, {tiles.depth}]>",
         "matrix": f"tensordesc<bf16[{block[0]}, {block[1]}]>",
         "narrow": f"tensordesc<bf16[16, {tiles.depth}]>",
-        **dict.fromkeys(("factor", "bias", "out", "tail"), "*bf16"),
+        **dict.fromkeys(("factor", "bias", "other", "out", "tail"), "*bf16"),
     }
     found = compiled(
         kernels._fused, 90, signature,
-        {"R": 8, "RANK": 16, "BIAS": True, "TRANSPOSED": transposed, "ROWS": tiles.rows,
+        {"GELU": gelu == "GELU", "SLOPE": gelu == "SLOPE",
+         "R": 8, "RANK": 16, "BIAS": True, "TRANSPOSED": transposed, "ROWS": tiles.rows,
          "COLUMNS": tiles.columns, "DEPTH": tiles.depth, "GROUP": kernels.GROUP},
         warps=tiles.warps, stages=tiles.stages,
     )  # fmt: skip

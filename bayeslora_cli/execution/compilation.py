@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bayeslora_cli.config.effects import kind
 from bayeslora_cli.config.run_config import OPTIONS, RunConfig
-from bayeslora_cli.models.kernels import launches
+from bayeslora_cli.models.kernels.launches import dependent
 from bayeslora_cli.runs.file_lock import once
 
 logger = logging.getLogger("bayeslora")
@@ -91,7 +91,7 @@ def compile_blocks(module: nn.Module, *, dynamic: bool | None = False) -> None:
             rows have as many sizes as there are sums of lengths, and compiling takes seconds. Their
             code then also computes the norms' results a second time, in place of keeping them.
     """
-    launches.prepare_compiler()
+    dependent.prepare_compiler()
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, VARIANTS)
     # an operator that is not looked into, such as an adapted layer's, keeps its input; a norm's

@@ -28,6 +28,7 @@ from bayeslora_cli.models.backbones.targets import inside, match_targets
 from bayeslora_cli.models.base_weights.selection import BaseWeights
 from bayeslora_cli.models.encoders.feed_forward import join_feed_forward
 from bayeslora_cli.models.encoders.relative_attention import RelativeAttention
+from bayeslora_cli.models.encoders.residual_norms import fuse_residual_norms, share_seeds
 from bayeslora_cli.models.sharding.divide import divide_blocks
 from bayeslora_cli.models.sharding.loading import load_to_divide
 from bayeslora_cli.models.sharding.sharded_linear import ShardedLinear
@@ -145,6 +146,9 @@ def build_network(
     ]
     others += method.parameters(config, adapters)
     joints = _joints(module, decoder=not objective.entry.head) if adapters else []
+    if device.type == "cuda" and adapters:
+        fuse_residual_norms(module)
+        share_seeds(module, device)
     if mesh is not None:
         divide_blocks(module, mesh, device, weights)
     bank = AdapterBank(matrices, others, posterior=posterior, device=device, compute_dtype=dtype)

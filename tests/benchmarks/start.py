@@ -37,7 +37,7 @@ def child(options: argparse.Namespace) -> None:
 
     from bayeslora_cli.execution import compilation
     from bayeslora_cli.execution.device import set_precision
-    from bayeslora_cli.models.kernels import launches
+    from bayeslora_cli.models.kernels.launches import dependent
 
     device = torch.device(options.device)
     if device.type == "cuda":
@@ -53,7 +53,7 @@ def child(options: argparse.Namespace) -> None:
     imported = time.perf_counter()
     if device.type == "cuda":
         compilation.start_compilers()  # as a run does
-    launches.DEPENDENT = options.dependent
+    dependent.DEPENDENT = options.dependent
     with tempfile.TemporaryDirectory() as model:
         torch.manual_seed(0)
         AutoModelForSequenceClassification.from_config(

@@ -80,6 +80,8 @@ class RelativeAttention(nn.Module):
         self.register_buffer("rows", torch.empty(0, dtype=torch.long), persistent=False)
         self.joint: JointLinear | None = None
         """Computes queries, keys and values in one product; None: three products."""
+        self.seed: Tensor | None = None
+        """Of the kernel's dropout, (1,), drawn for each pass; None: the kernel draws one."""
         self._reach(kernel.reach_of(max_length or original.max_relative_positions))
 
     def _reach(self, length: int) -> None:
@@ -207,8 +209,9 @@ class RelativeAttention(nn.Module):
         query, key, value = (x.view(len(x), self.heads, -1) for x in (query, key, value))
         drop = self.dropout.p if self.training else 0.0
         out = kernel.relative_row_attention(
-            query, key, value[: len(content)], offsets, reach, scaling=self.scale, dropout=drop
-        )
+            query, key, value[: len(content)], offsets, reach, scaling=self.scale, dropout=drop,
+            seed=self.seed,
+        )  # fmt: skip
         return out.flatten(1)
 
     def _attend(

@@ -85,13 +85,14 @@ def _backward(
 
         grad = layer.in_order(grad)
         to_u, to_h_2 = layer.fused(grad, weight_2, up_2.t(), down_2, None, slope_of=u)
-        of_second = gradients_triton.gradients(to_h_2, inner, h_2, grad)
+        to_down_2, to_up_2 = gradients_triton.gradients(to_h_2, inner, h_2, grad)
     else:
-        to_inner, *of_second = layer.separate_backward(
+        to_inner, to_down_2, to_up_2 = layer.separate_backward(
             grad, inner, weight_2, down_2, up_2, h_2, True
         )
         to_u = torch.ops.aten.gelu_backward(to_inner, u)
-    return *layer.backward(to_u, rows, weight, down, up, h, needed), *of_second
+    to_rows, to_down, to_up = layer.backward(to_u, rows, weight, down, up, h, needed)
+    return to_rows, to_down, to_up, to_down_2, to_up_2
 
 
 def _fake_forward(

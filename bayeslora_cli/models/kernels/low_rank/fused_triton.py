@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from bayeslora_cli.models.kernels import launches
-from bayeslora_cli.models.kernels.launches_triton import wait_for_last
+from bayeslora_cli.models.kernels.launches import dependent
+from bayeslora_cli.models.kernels.launches.dependent_triton import wait_for_last
 from bayeslora_cli.models.kernels.low_rank.tiles import Tiles, extent
 
 GROUP = 8
@@ -26,7 +26,7 @@ REGISTERS = 65_536
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _normal(u):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _normal(u):  # noqa: ANN001, ANN202
     """Return the standard normal distribution up to u and its density; gelu(u) = u times the first.
 
     The distribution is accurate to 3e-7 in fp32 (Abramowitz and Stegun, 1964, formula 26.2.17). It
@@ -114,7 +114,7 @@ def fused(
     """
     (rows, depth), (rank, width) = left.shape, factor.shape
     out, tail = left.new_empty(rows, width), left.new_empty(rows, rank)
-    transposed, more = not matrix.is_contiguous(), launches.options(left.device)
+    transposed, more = not matrix.is_contiguous(), dependent.options(left.device)
     if slope_of is not None:  # as many programs at a time as without
         more["maxnreg"] = REGISTERS // (2 * 32 * tiles.warps)
     block = [tiles.columns, tiles.depth] if transposed else [tiles.depth, tiles.columns]

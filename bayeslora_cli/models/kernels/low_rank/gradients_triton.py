@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bayeslora_cli.models.kernels import launches
-from bayeslora_cli.models.kernels.launches_triton import wait_for_last
+from bayeslora_cli.models.kernels.launches import dependent
+from bayeslora_cli.models.kernels.launches.dependent_triton import wait_for_last
 from bayeslora_cli.models.kernels.low_rank.tiles import extent
 
 # the fastest of those measured on an H200 for layers of 768 to 3,072 columns
@@ -103,7 +103,7 @@ def gradients(to_h: Tensor, x: Tensor, h: Tensor, grad: Tensor) -> tuple[Tensor,
     _gradients[(tiles + others, shares)](
         to_h, x, h, grad, to_down, to_up, parts, _done(x.device), rows, width, height, tiles, each,
         shares, rank, extent(rank), ROWS, COLUMNS, UNROLLED, num_warps=WARPS, num_stages=STAGES,
-        **launches.options(x.device),
+        **dependent.options(x.device),
     )  # fmt: skip
     return to_down, to_up.t()
 

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bayeslora_cli.models.kernels import launches
-from bayeslora_cli.models.kernels.launches_triton import wait_for_last
+from bayeslora_cli.models.kernels.launches import dependent
+from bayeslora_cli.models.kernels.launches.dependent_triton import wait_for_last
 from bayeslora_cli.models.kernels.row_attention.places_triton import WORD
 
 WORDS, WARPS = 256, 4
@@ -50,7 +50,7 @@ def keep_weights(seed: Tensor, tokens: int, heads: int, longest: int, dropout: f
         dropout: share of the weights to drop; rounded to multiples of 2^-16, see `shares`.
     """
     kept = torch.empty(heads, tokens, -(-longest // WORD), device=seed.device, dtype=torch.int64)
-    grid, more = (triton.cdiv(kept.numel(), WORDS),), launches.options(seed.device)
+    grid, more = (triton.cdiv(kept.numel(), WORDS),), dependent.options(seed.device)
     _draw[grid](kept, seed, shares(dropout)[0], kept.numel(), WORDS, CALLS, num_warps=WARPS, **more)
     return kept
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 
-from bayeslora_cli.models.kernels import launches
+from bayeslora_cli.models.kernels.launches import dependent
 from bayeslora_cli.models.kernels.low_rank.tiles import extent, gpu_of
 from bayeslora_cli.models.kernels.row_attention import tiles
 
@@ -85,6 +85,7 @@ def relative_row_attention(
     *,
     scaling: float,
     dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> Tensor:
     """Attend as `row_attention` with scores (q_i k_j + q_i K[i - j] + k_j Q[i - j]) scaling.
 
@@ -93,17 +94,21 @@ def relative_row_attention(
         key: (t + 2 reach, h, d): likewise K.
         value: (t, h, d).
         reach: a multiple of `WIDTH`; no row has more tokens.
+        seed: of the bits of dropout, (1,) int64, another one for each call; None: one is drawn.
     Returns:
         (t, h, d), contiguous
     """
-    return _attend(query, key, value, row_offsets, reach, reach, scaling, dropout, 0)
+    return _attend(query, key, value, row_offsets, reach, reach, scaling, dropout, 0, seed)
 
 
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, row_offsets: Tensor, longest: int, reach: int,
-    scaling: float, dropout: float, window: int,
+    scaling: float, dropout: float, window: int, seed: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    seed = torch.randint(2**62, (1,), device=query.device) if dropout else None
+    if not dropout:
+        seed = None
+    elif seed is None:
+        seed = torch.randint(2**62, (1,), device=query.device)
     out: Tensor = torch.ops.bayeslora.row_attention(
         query, key, value, row_offsets, seed, longest, reach, scaling, dropout, window
     )[0]
@@ -139,7 +144,7 @@ def _forward(
     plan = _plan(value)
     (tokens, heads, size), rows = value.shape, len(row_offsets) - 1
     shape = {"D": size, "DEPTH": extent(size), "PRECISION": _precision(query.dtype)}
-    shape |= launches.options(query.device)
+    shape |= dependent.options(query.device)
     gain = 1.0
     if seed is not None:
         kept = kept_triton.keep_weights(seed, tokens, heads, longest, dropout)
@@ -182,7 +187,7 @@ def _backward(
     (tokens, heads, size), rows = value.shape, len(row_offsets) - 1
     drops = kept.numel() > 0
     shape = {"D": size, "DEPTH": extent(size), "PRECISION": _precision(query.dtype)}
-    shape |= launches.options(query.device)
+    shape |= dependent.options(query.device)
     flags = {
         "RELATIVE": reach > 0, "DROPS": drops, "WINDOWED": window > 0, "WIDTH": WIDTH,
     }  # fmt: skip

@@ -2,7 +2,7 @@
 
 From sm_90 on a kernel may be launched as dependent on the one before it in its stream: its programs
 take their places while the last programs of the other finish, and wait there until all that it
-wrote can be read (`launches_triton.wait_for_last`). So the gap of about a microsecond between two
+wrote can be read (`dependent_triton.wait_for_last`). So the gap of about a microsecond between two
 kernels is gone.
 """
 

@@ -99,9 +99,9 @@ def _fake_forward(
     rows: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor,
     weight_2: Tensor, bias_2: Tensor | None, down_2: Tensor, up_2: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    wide = [rows.new_empty(len(rows), len(weight)) for _ in range(2)]
+    u, inner = (rows.new_empty(len(rows), len(weight)) for _ in range(2))
     out, h, h_2 = (rows.new_empty(len(rows), len(x)) for x in (weight_2, down, down_2))
-    return out, *wide, h, h_2
+    return out, u, inner, h, h_2
 
 
 def _fake_backward(

@@ -25,8 +25,8 @@ REGISTERS = 65_536
 """Of a multiprocessor."""
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _normal(u):  # noqa: ANN001, ANN202
+@triton.jit
+def _normal(u):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Return the standard normal distribution up to u and its density; gelu(u) = u times the first.
 
     The distribution is accurate to 3e-7 in fp32 (Abramowitz and Stegun, 1964, formula 26.2.17). It

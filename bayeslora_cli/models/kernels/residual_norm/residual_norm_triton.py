@@ -35,8 +35,8 @@ def _kept(seed, row, group, dropped, GROUPS: tl.constexpr):  # type: ignore[no-u
     return ((word >> (16 * (own % 2)).to(tl.uint32)) & 0xFFFF) >= dropped
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _statistics(total, inside, width, eps):  # noqa: ANN001, ANN202
+@triton.jit
+def _statistics(total, inside, width, eps):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Return rows less their mean, and 1 / the standard deviation: (rows, 1, 1)."""
     mean = tl.sum(tl.sum(total, 2, keep_dims=True), 1, keep_dims=True) / width
     apart = tl.where(inside, total - mean, 0.0)

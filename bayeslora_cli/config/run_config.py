@@ -276,8 +276,8 @@ class RunConfig(TaskOptions):
     )
     compile: str = option(
         "auto", MACHINE,
-        "torch.compile on a GPU: on, off, or auto, for 20,000 steps, 1,500 of packed rows, those "
-        "of all runs of a sweep that share a network",
+        "torch.compile on a GPU: on, off, or auto, for 20,000 steps, of packed rows 1,500 "
+        "(encoders 150,000), those of all runs of a sweep that share a network",
         choices=catalogue.SWITCH, affects_result=False, idle_when=(beside("eager", True),),
     )
     packing: str = option(

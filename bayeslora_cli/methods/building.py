@@ -146,7 +146,10 @@ def build_network(
     ]
     others += method.parameters(config, adapters)
     joints = _joints(module, decoder=not objective.entry.head) if adapters else []
-    if device.type == "cuda" and adapters:
+    if device.type == "cuda" and adapters and mesh is None:
+        # the operator keeps what --gradient-checkpointing selective computes again
+        if config.gradient_checkpointing != "selective":
+            join_feed_forward(module)
         fuse_residual_norms(module)
         share_seeds(module, device)
     if mesh is not None:
@@ -191,7 +194,7 @@ def _check_rank(rank: int, layers: Sequence[nn.Module]) -> None:
 
 
 def _joints(module: nn.Module, *, decoder: bool) -> list[JointLinear]:
-    """Join the projections that see the same input, and feed-forward layers, if their form can.
+    """Join the projections that see the same input, where their form can be joined.
 
     Args:
         decoder: whether the blocks of decoders are among them. A classifier on a decoder keeps
@@ -204,7 +207,6 @@ def _joints(module: nn.Module, *, decoder: bool) -> list[JointLinear]:
         plain = [layer for layer in projections if type(layer) is LowRankLinear]
         attention.joint = join(plain) if len(plain) == len(projections) else None
     found = [attention.joint for attention in attentions if attention.joint is not None]
-    join_feed_forward(module)
     return [*found, *(join_blocks(module) if decoder else ())]
 
 

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import torch
 
 from bayeslora_cli.bayes.optimizer import build_optimizer
-from bayeslora_cli.config.catalogue import OPTIMIZERS
+from bayeslora_cli.config.catalogue import ON, OPTIMIZERS
 from bayeslora_cli.config.effects import kind
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.example_cache import ExampleCache
@@ -99,30 +99,33 @@ def _build(prepared: PreparedRun, runs: int, processes: Processes) -> TrainingSe
         data = Data(config, prepared.tokens(), device, processes)
         if graphs and find_spec("triton"):
             # whether a backbone packs its rows is known only when it is built
-            packed = not objective_of(prepared.task).entry.head
-            if _is_worth_compiling(config, runs, packed=packed):
+            head = objective_of(prepared.task).entry.head
+            packed = not head or config.packing == ON
+            if _is_worth_compiling(config, runs, packed=packed, head=head):
                 start_compilers()
         setup = TrainingSetup(prepared, data, device, processes)
     processes.check_inputs(setup.checksums)
     if config.shard:
         logger.info("--shard: the step runs kernel by kernel, without CUDA graphs and the compiler")
     elif graphs:
-        # blocks of encoders gain as little as on padded rows
-        packed = setup.network.packed and not setup.network.head
-        setup.capture(config, compiled=_is_worth_compiling(config, runs, packed=packed))
+        packed, head = setup.network.packed, bool(setup.network.head)
+        compiled = _is_worth_compiling(config, runs, packed=packed, head=head)
+        setup.capture(config, compiled=compiled)
     elif config.compile == "on":
         logger.warning("--compile on has no effect on a %s", device.type.upper())
     return setup
 
 
-def _is_worth_compiling(config: RunConfig, runs: int, *, packed: bool = False) -> bool:
+def _is_worth_compiling(
+    config: RunConfig, runs: int, *, packed: bool = False, head: bool = False
+) -> bool:
     """Decide whether to compile, by the steps of all `runs` that share the compiled code.
 
     A deterministic run counts only its own steps: it must give the same bits in a sweep as on its
     own.
     """
     steps = config.total_steps * (1 if config.deterministic else runs)
-    return is_worth_compiling(config.compile, steps, packed=packed)
+    return is_worth_compiling(config.compile, steps, packed=packed, head=head)
 
 
 class TrainingSetup:

@@ -26,25 +26,21 @@ from transformers import AutoModelForSequenceClassification, DebertaV2Config
 
 from bayeslora_cli.execution.device import set_precision
 from bayeslora_cli.methods import building
-from bayeslora_cli.models.kernels.launches import dependent
 
-VARIANTS: dict[str, tuple[bool, bool, bool, bool]] = {
-    # feed-forward operator, norms, dependent launches, compiled
-    "separate": (False, False, False, False),
-    "all": (True, True, False, False),
-    "all-dependent": (True, True, True, False),
-    "all-compiled": (True, True, False, True),
-    "feed-forward": (True, False, False, False),
-    "norms": (False, True, False, False),
-    "separate-compiled": (False, False, False, True),
-    "all-dependent-compiled": (True, True, True, True),
+VARIANTS: dict[str, tuple[bool, bool, bool]] = {
+    # feed-forward operator, norms, compiled
+    "separate": (False, False, False),
+    "all": (True, True, False),
+    "all-compiled": (True, True, True),
+    "feed-forward": (True, False, False),
+    "norms": (False, True, False),
+    "separate-compiled": (False, False, True),
 }
 
 
 def measured(name: str, model: str, device: torch.device, options: argparse.Namespace) -> None:
     """Build a variant and print its times."""
-    feed_forward, norms, launched, compiled = VARIANTS[name]
-    dependent.DEPENDENT = launched
+    feed_forward, norms, compiled = VARIANTS[name]
     precision = "bf16" if device.type == "cuda" else "fp32"
     setting = gpu_rows.Setting(model=model, device=device, precision=precision, total=2000)
     vocabulary = (gpu_step.TINY if options.tiny else gpu_step.ARCHITECTURE)["vocab_size"]

@@ -37,7 +37,6 @@ def child(options: argparse.Namespace) -> None:
 
     from bayeslora_cli.execution import compilation
     from bayeslora_cli.execution.device import set_precision
-    from bayeslora_cli.models.kernels.launches import dependent
 
     device = torch.device(options.device)
     if device.type == "cuda":
@@ -53,7 +52,6 @@ def child(options: argparse.Namespace) -> None:
     imported = time.perf_counter()
     if device.type == "cuda":
         compilation.start_compilers()  # as a run does
-    dependent.DEPENDENT = options.dependent
     with tempfile.TemporaryDirectory() as model:
         torch.manual_seed(0)
         AutoModelForSequenceClassification.from_config(
@@ -137,9 +135,6 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny backbone")
     parser.add_argument("--states", default="empty,warm", help="of the cache, one after the other")
     parser.add_argument("--packing", default="off", choices=("off", "on"))
-    parser.add_argument(
-        "--dependent", action="store_true", help="launch kernels while the last one ends"
-    )
     parser.add_argument("--uncompiled", action="store_true", help="captured only")
     parser.add_argument("--kernels", type=int, default=0, help="kernels of a step to list")
     parser.add_argument("--top", type=int, default=14, help="phases to print")

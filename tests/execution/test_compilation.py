@@ -15,6 +15,7 @@ from bayeslora_cli.execution import compilation
 from bayeslora_cli.execution.compilation import (
     WORTH_IT,
     WORTH_IT_PACKED,
+    WORTH_IT_PACKED_ENCODER,
     compile_blocks,
     compiled_once,
     is_worth_compiling,
@@ -46,6 +47,13 @@ def test_packed_rows_are_compiled_sooner(monkeypatch):
     found = [is_worth_compiling("auto", WORTH_IT_PACKED - less, packed=True) for less in (0, 1)]
     assert found == [True, False]
     assert not is_worth_compiling("off", WORTH_IT, packed=True)
+
+
+def test_packed_encoders_need_more_steps(monkeypatch):
+    monkeypatch.setattr("bayeslora_cli.execution.compilation.find_spec", lambda name: True)
+    steps = (WORTH_IT_PACKED_ENCODER, WORTH_IT_PACKED_ENCODER - 1)
+    found = [is_worth_compiling("auto", n, packed=True, head=True) for n in steps]
+    assert found == [True, False]
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method")  # in torch's own imports

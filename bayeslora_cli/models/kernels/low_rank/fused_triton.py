@@ -13,8 +13,6 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from bayeslora_cli.models.kernels.launches import dependent
-from bayeslora_cli.models.kernels.launches.dependent_triton import wait_for_last
 from bayeslora_cli.models.kernels.low_rank.tiles import Tiles, extent
 
 GROUP = 8
@@ -46,10 +44,8 @@ def _fused(  # type: ignore[no-untyped-def]
     GELU: tl.constexpr, SLOPE: tl.constexpr,
     R: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr, TRANSPOSED: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
-    PDL: tl.constexpr = False,
 ) -> None:  # fmt: skip
     """Left, matrix and narrow are descriptors; beyond their tensors they read zeros."""
-    wait_for_last(PDL)
     across, down = tl.cdiv(width, COLUMNS), tl.cdiv(rows, ROWS)
     program = tl.program_id(0)
     first = program // (GROUP * across) * GROUP
@@ -114,9 +110,9 @@ def fused(
     """
     (rows, depth), (rank, width) = left.shape, factor.shape
     out, tail = left.new_empty(rows, width), left.new_empty(rows, rank)
-    transposed, more = not matrix.is_contiguous(), dependent.options(left.device)
-    if slope_of is not None:  # as many programs at a time as without
-        more["maxnreg"] = REGISTERS // (2 * 32 * tiles.warps)
+    transposed = not matrix.is_contiguous()
+    # with gelu's derivative as many programs at a time as without
+    more = {} if slope_of is None else {"maxnreg": REGISTERS // (2 * 32 * tiles.warps)}
     block = [tiles.columns, tiles.depth] if transposed else [tiles.depth, tiles.columns]
     _fused[(triton.cdiv(rows, tiles.rows) * triton.cdiv(width, tiles.columns),)](
         TensorDescriptor.from_tensor(left, [tiles.rows, tiles.depth]),

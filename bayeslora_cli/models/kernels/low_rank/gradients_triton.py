@@ -14,8 +14,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bayeslora_cli.models.kernels.launches import dependent
-from bayeslora_cli.models.kernels.launches.dependent_triton import wait_for_last
 from bayeslora_cli.models.kernels.low_rank.tiles import extent
 
 # the fastest of those measured on an H200 for layers of 768 to 3,072 columns
@@ -50,10 +48,9 @@ def _share(  # type: ignore[no-untyped-def]  # noqa: ANN202
 def _gradients(  # type: ignore[no-untyped-def]
     to_h, x, h, grad, to_down, to_up, parts, done, rows, width, height, tiles, each, shares,  # noqa: ANN001
     R: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    UNROLLED: tl.constexpr, PDL: tl.constexpr = False,
+    UNROLLED: tl.constexpr,
 ) -> None:  # fmt: skip
     """Add one share of the rows of one tile: the first `tiles` are x's, the others grad's."""
-    wait_for_last(PDL)
     tile, share = tl.program_id(0), tl.program_id(1)
     first = share * each
     last = tl.minimum(rows, first + each)
@@ -103,7 +100,6 @@ def gradients(to_h: Tensor, x: Tensor, h: Tensor, grad: Tensor) -> tuple[Tensor,
     _gradients[(tiles + others, shares)](
         to_h, x, h, grad, to_down, to_up, parts, _done(x.device), rows, width, height, tiles, each,
         shares, rank, extent(rank), ROWS, COLUMNS, UNROLLED, num_warps=WARPS, num_stages=STAGES,
-        **dependent.options(x.device),
     )  # fmt: skip
     return to_down, to_up.t()
 

@@ -11,9 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bayeslora_cli.models.kernels.launches import dependent
-from bayeslora_cli.models.kernels.launches.dependent_triton import wait_for_last
-
 TOGETHER = 8
 HELD, WARPS = 2048, 4
 """Elements that a program holds, and its warps."""
@@ -47,9 +44,8 @@ def _statistics(total, inside, width, eps):  # type: ignore[no-untyped-def]  # n
 @triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
 def _forward(  # type: ignore[no-untyped-def]
     x, residual, weight, bias, seed, out, sum, rows, width, dropped, gain, eps,  # noqa: ANN001
-    DROPS: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, PDL: tl.constexpr = False,
+    DROPS: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr,
 ) -> None:  # fmt: skip
-    wait_for_last(PDL)
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None, None]
     group = tl.arange(0, GROUPS)[None, :, None]
     place = 8 * group + tl.arange(0, 8)[None, None, :]
@@ -70,9 +66,8 @@ def _forward(  # type: ignore[no-untyped-def]
 @triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
 def _backward(  # type: ignore[no-untyped-def]
     grad, sum, weight, seed, to_residual, to_x, rows, width, dropped, gain, eps,  # noqa: ANN001
-    DROPS: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, PDL: tl.constexpr = False,
+    DROPS: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr,
 ) -> None:  # fmt: skip
-    wait_for_last(PDL)
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None, None]
     group = tl.arange(0, GROUPS)[None, :, None]
     place = 8 * group + tl.arange(0, 8)[None, None, :]
@@ -125,7 +120,7 @@ def _cut(x: Tensor) -> dict[str, object]:
     """Return how many rows a program holds, of how many groups, and its warps."""
     groups = triton.next_power_of_2(triton.cdiv(x.shape[-1], TOGETHER))
     rows = max(1, HELD // (TOGETHER * groups))
-    return {"ROWS": rows, "GROUPS": groups, "num_warps": WARPS, **dependent.options(x.device)}
+    return {"ROWS": rows, "GROUPS": groups, "num_warps": WARPS}
 
 
 def _grid(x: Tensor) -> tuple[int]:

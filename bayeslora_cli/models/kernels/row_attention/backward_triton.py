@@ -11,7 +11,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from bayeslora_cli.models.kernels.launches.dependent_triton import wait_for_last
 from bayeslora_cli.models.kernels.row_attention.places_triton import (
     kept_of,
     own_tile,
@@ -34,14 +33,12 @@ def to_queries(  # type: ignore[no-untyped-def]
     D: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr, SINGLE: tl.constexpr,
     OWN: tl.constexpr, OTHER: tl.constexpr, RELATIVE: tl.constexpr, DROPS: tl.constexpr,
     WINDOWED: tl.constexpr, PRECISION: tl.constexpr, WIDTH: tl.constexpr,
-    PDL: tl.constexpr = False,
 ) -> None:  # fmt: skip
     """Compute a tile of the queries' gradient, and `slope`, the sum of result times gradient.
 
     `scale` is `factor`, the factor of the scores, times log2(e). `to_c2p` gets the gradient of the
     scores, by query and place.
     """
-    wait_for_last(PDL)
     start, length, first = own_tile(row_offsets, rows, ROWS, SINGLE, OWN)
     head = tl.program_id(1)
     if first < length:
@@ -103,10 +100,8 @@ def to_keys(  # type: ignore[no-untyped-def]
     D: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr, SINGLE: tl.constexpr,
     OWN: tl.constexpr, OTHER: tl.constexpr, RELATIVE: tl.constexpr, DROPS: tl.constexpr,
     WINDOWED: tl.constexpr, PRECISION: tl.constexpr, WIDTH: tl.constexpr,
-    PDL: tl.constexpr = False,
 ) -> None:  # fmt: skip
     """Compute a tile of the gradients of keys and values; see `to_queries`, which ran before."""
-    wait_for_last(PDL)
     start, length, first = own_tile(row_offsets, rows, ROWS, SINGLE, OWN)
     head = tl.program_id(1)
     if first < length:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from bayeslora_cli.models.kernels.launches.dependent_triton import wait_for_last
 from bayeslora_cli.models.kernels.row_attention.places_triton import (
     kept_of,
     own_tile,
@@ -26,7 +25,7 @@ def attend(  # type: ignore[no-untyped-def]
     scale, gain, window,  # noqa: ANN001
     D: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr, SINGLE: tl.constexpr,
     OWN: tl.constexpr, OTHER: tl.constexpr, RELATIVE: tl.constexpr, DROPS: tl.constexpr,
-    WINDOWED: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr = False,
+    WINDOWED: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
     """Compute one tile of queries of one head.
 
@@ -34,7 +33,6 @@ def attend(  # type: ignore[no-untyped-def]
     query; their sum is stored in place of `c2p`. `norm` gets log2 of the sum of 2^score, where
     `scale` holds log2(e).
     """
-    wait_for_last(PDL)
     start, length, first = own_tile(row_offsets, rows, ROWS, SINGLE, OWN)
     head = tl.program_id(1)
     if first < length:

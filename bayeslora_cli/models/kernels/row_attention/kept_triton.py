@@ -12,8 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bayeslora_cli.models.kernels.launches import dependent
-from bayeslora_cli.models.kernels.launches.dependent_triton import wait_for_last
 from bayeslora_cli.models.kernels.row_attention.places_triton import WORD
 
 WORDS, WARPS = 256, 4
@@ -25,9 +23,7 @@ CALLS = 8
 @triton.jit(do_not_specialize=["dropped", "count"])  # type: ignore[untyped-decorator]
 def _draw(  # type: ignore[no-untyped-def]
     kept, seed, dropped, count, WORDS: tl.constexpr, CALLS: tl.constexpr,  # noqa: ANN001
-    PDL: tl.constexpr = False,
 ) -> None:  # fmt: skip
-    wait_for_last(PDL)
     word = tl.program_id(0) * WORDS + tl.arange(0, WORDS)
     key = tl.load(seed)
     found = tl.zeros((WORDS,), tl.int64)
@@ -50,8 +46,8 @@ def keep_weights(seed: Tensor, tokens: int, heads: int, longest: int, dropout: f
         dropout: share of the weights to drop; rounded to multiples of 2^-16, see `shares`.
     """
     kept = torch.empty(heads, tokens, -(-longest // WORD), device=seed.device, dtype=torch.int64)
-    grid, more = (triton.cdiv(kept.numel(), WORDS),), dependent.options(seed.device)
-    _draw[grid](kept, seed, shares(dropout)[0], kept.numel(), WORDS, CALLS, num_warps=WARPS, **more)
+    grid = (triton.cdiv(kept.numel(), WORDS),)
+    _draw[grid](kept, seed, shares(dropout)[0], kept.numel(), WORDS, CALLS, num_warps=WARPS)
     return kept
 
 

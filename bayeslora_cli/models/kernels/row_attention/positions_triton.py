@@ -14,7 +14,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from bayeslora_cli.models.kernels.launches.dependent_triton import wait_for_last
 from bayeslora_cli.models.kernels.row_attention.places_triton import own_tile, vectors
 
 UNROLLED = 4
@@ -62,10 +61,9 @@ def clear(change, line, own, first, length, width, WIDTH: tl.constexpr) -> None:
 def score_positions(  # type: ignore[no-untyped-def]
     q, k, row_offsets, c2p, p2c, tokens, rows, q_token, q_head, k_token, k_head, width,  # noqa: ANN001
     D: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr, SINGLE: tl.constexpr,
-    TILE: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr = False,
+    TILE: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
     """Compute c2p[i, j] = q_i K[i - j] for a tile of queries, or p2c[j, i] = k_j Q[i - j]."""
-    wait_for_last(PDL)
     start, length, first = own_tile(row_offsets, rows, ROWS, SINGLE, TILE)
     head = tl.program_id(1)
     if first < length:
@@ -101,13 +99,12 @@ def to_positions(  # type: ignore[no-untyped-def]
     q, k, row_offsets, to_c2p, to_p2c, to_q, to_k, parts, done, tokens, rows, shares,  # noqa: ANN001
     q_token, q_head, k_token, k_head, heads, width, factor,  # noqa: ANN001
     D: tl.constexpr, DEPTH: tl.constexpr, TILE: tl.constexpr, UNROLLED: tl.constexpr,
-    PRECISION: tl.constexpr, PDL: tl.constexpr = False,
+    PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
     """Add one share of the rows of one block of positions; the last program adds the shares.
 
     `factor` is that of the scores.
     """
-    wait_for_last(PDL)
     head = tl.program_id(1)
     side, share = tl.program_id(2) % 2, tl.program_id(2) // 2
     block, column, lane = tl.program_id(0), tl.arange(0, TILE), tl.arange(0, DEPTH)

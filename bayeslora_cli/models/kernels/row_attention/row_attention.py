@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 
-from bayeslora_cli.models.kernels.launches import dependent
 from bayeslora_cli.models.kernels.low_rank.tiles import extent, gpu_of
 from bayeslora_cli.models.kernels.row_attention import tiles
 
@@ -144,7 +143,6 @@ def _forward(
     plan = _plan(value)
     (tokens, heads, size), rows = value.shape, len(row_offsets) - 1
     shape = {"D": size, "DEPTH": extent(size), "PRECISION": _precision(query.dtype)}
-    shape |= dependent.options(query.device)
     gain = 1.0
     if seed is not None:
         kept = kept_triton.keep_weights(seed, tokens, heads, longest, dropout)
@@ -187,7 +185,6 @@ def _backward(
     (tokens, heads, size), rows = value.shape, len(row_offsets) - 1
     drops = kept.numel() > 0
     shape = {"D": size, "DEPTH": extent(size), "PRECISION": _precision(query.dtype)}
-    shape |= dependent.options(query.device)
     flags = {
         "RELATIVE": reach > 0, "DROPS": drops, "WINDOWED": window > 0, "WIDTH": WIDTH,
     }  # fmt: skip

@@ -26,9 +26,9 @@ from bayeslora_cli.models.backbones.loading import load_backbone
 from bayeslora_cli.models.backbones.packing import packs, prepare_for_packing
 from bayeslora_cli.models.backbones.targets import inside, match_targets
 from bayeslora_cli.models.base_weights.selection import BaseWeights
-from bayeslora_cli.models.encoders.feed_forward import join_feed_forward
+from bayeslora_cli.models.encoders.fused.feed_forward import join_feed_forward
+from bayeslora_cli.models.encoders.fused.residual_norms import fuse_residual_norms, share_seeds
 from bayeslora_cli.models.encoders.relative_attention import RelativeAttention
-from bayeslora_cli.models.encoders.residual_norms import fuse_residual_norms, share_seeds
 from bayeslora_cli.models.sharding.divide import divide_blocks
 from bayeslora_cli.models.sharding.loading import load_to_divide
 from bayeslora_cli.models.sharding.sharded_linear import ShardedLinear

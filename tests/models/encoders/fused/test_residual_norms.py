@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 
-from bayeslora_cli.models.encoders import residual_norms
-from bayeslora_cli.models.encoders.residual_norms import (
+from bayeslora_cli.models.encoders.fused import residual_norms
+from bayeslora_cli.models.encoders.fused.residual_norms import (
     ResidualNorm,
     fuse_residual_norms,
     share_seeds,

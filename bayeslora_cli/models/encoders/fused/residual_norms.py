@@ -16,7 +16,7 @@ KNOWN = frozenset({
     "XLMRobertaSelfOutput",
 })  # fmt: skip
 """Classes of transformers that compute LayerNorm(dropout(dense(x)) + residual). A test holds each
-against it (`tests/models/encoders/test_residual_norms.py`)."""
+against it (`tests/models/encoders/fused/test_residual_norms.py`)."""
 
 
 class ResidualNorm(nn.Module):

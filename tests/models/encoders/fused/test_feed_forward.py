@@ -12,8 +12,8 @@ from bayeslora_cli.models.adapters.bank_layout import Matrix
 from bayeslora_cli.models.adapters.dense import DenseLinear
 from bayeslora_cli.models.adapters.layer import LowRankLinear
 from bayeslora_cli.models.adapters.published_factors import PublishedFactors
-from bayeslora_cli.models.encoders import feed_forward
-from bayeslora_cli.models.encoders.feed_forward import PassedOn, join_feed_forward
+from bayeslora_cli.models.encoders.fused import feed_forward
+from bayeslora_cli.models.encoders.fused.feed_forward import PassedOn, join_feed_forward
 
 SIZES = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 needs_interpreter = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton and TRITON_INTERPRET=1"
 )
-BOUNDS = {torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+BOUNDS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 SHAPES = [(3, 40), (2, 5, 128), (7, 200)]
 
 
@@ -30,16 +30,19 @@ def check(shape, dtype, device, dropout):
     seed = torch.tensor([2**40 + 3], device=device) if dropout else None
     leaves = [x.requires_grad_(), residual.requires_grad_()]
 
-    def ours():
-        out, total = torch.ops.bayeslora.residual_norm(*leaves, weight, bias, seed, dropout, 1e-7)
-        return total.detach(), [out.detach(), *torch.autograd.grad(out, leaves, slope)]
+    def call(*operands):
+        return torch.ops.bayeslora.residual_norm(*operands, weight, bias, seed, dropout, 1e-7)
 
-    total, found = ours()
-    assert all(torch.equal(a, b) for a, b in zip(found, ours()[1], strict=True))
+    def ours():
+        out = call(*leaves)[0]
+        return [out.detach(), *torch.autograd.grad(out, leaves, slope)]
+
+    found = ours()
+    assert all(torch.equal(a, b) for a, b in zip(found, ours(), strict=True))
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     dropped = exact[0]
     if dropout:
-        kept = (total.double() - exact[1].detach()).abs() > 0.3 * exact[0].detach().abs()
+        kept = call(torch.ones_like(x), torch.zeros_like(x))[1] != 0
         if kept.numel() > 1000:
             assert abs(float(kept.double().mean()) - (1 - dropout)) < 0.04
         dropped = exact[0] * kept / (1 - round(dropout * 2**16) / 2**16)

@@ -94,9 +94,15 @@ def _first_states(states: Tensor, batch: PackedBatch) -> Tensor:
 
 def _means(states: Tensor, batch: PackedBatch) -> Tensor:
     """Average the states of each row: (1, t, width) -> (b, 1, width)."""
-    offsets, first = batch.rows[0].long(), batch.first_tokens[:, None]
+    offsets, first = _offsets(batch), batch.first_tokens[:, None]
     stop = offsets[torch.searchsorted(offsets, first, right=True)]
     token = torch.arange(states.shape[1], device=states.device)
     # a product: sums in a fixed order, which index_add has not
     sums = ((token >= first) & (token < stop)).to(states.dtype) @ states.squeeze(0)
     return (sums / (stop - first)).to(states.dtype).unsqueeze(1)
+
+
+def _offsets(batch: PackedBatch) -> Tensor:
+    """Return (rows + 1,) int64; on a CPU offsets have values even where states are only shapes."""
+    offsets = batch.rows[0]
+    return torch.tensor(offsets.tolist()) if offsets.device.type == "cpu" else offsets.long()

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
 
 from bayeslora_cli.data.packing import collate, token_batch
@@ -19,7 +20,8 @@ from bayeslora_cli.models.backbones.packing import (
     prepare_for_packing,
 )
 from bayeslora_cli.models.encoders import relative_attention
-from bayeslora_cli.models.encoders.logits import logits
+from bayeslora_cli.models.encoders.logits import _means, logits
+from bayeslora_cli.models.encoders.packed_rows import PackedBatch
 from tests.support.tiny_models import SPECIAL, WORDS, tiny_config
 
 CPU = torch.device("cpu")
@@ -162,3 +164,11 @@ def test_our_attention_is_used(kind):
     model = build(kind)
     prepare_for_packing(model, head=True)
     assert model.config._attn_implementation == ATTENTION
+
+
+def test_means_of_shapes():
+    """As `--dry-run` runs the step: on a CPU only the offsets have values."""
+    offsets = torch.tensor([0, 3, 5], dtype=torch.int32)
+    with FakeTensorMode():
+        batch = PackedBatch(rows=(offsets, None), first_tokens=torch.empty(2, dtype=torch.int64))
+        assert _means(torch.empty(1, 5, 4), batch).shape == (2, 1, 4)

@@ -224,7 +224,7 @@ def keys(value: Any, above: str = "") -> list[str]:
 
 LATER_KEYS = {
     "data_sha256", "task_type", "--task-type", "truncated", "patterns", "precision", "largest_rank",
-    "mae", "rmse", "details", "waited",
+    "mae", "rmse", "details", "waited", "target_rank", "by",
 }  # fmt: skip
 """Keys that later builds have added to what version 0.1.0 said or wrote."""
 

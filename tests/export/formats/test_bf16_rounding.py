@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.export.exporter import describe_export, export_run
 from bayeslora_cli.export.findings import RoundingLoss
@@ -78,7 +79,7 @@ def test_weights_are_merged_in_fp32_and_then_rounded(tmp_path):
     (tmp_path / "out").mkdir()
     found = MERGED.round(rounded, BF16)
     assert 0 < found.update.unchanged < 1
-    assert MERGED.write(tmp_path / "out", rounded, None, None, BF16) == {"weights": "bf16"}
+    assert MERGED.write(tmp_path / "out", rounded, RunConfig(task="rte"), None, BF16) == {"weights": "bf16"}
     stored = load_file(tmp_path / "out" / "model.safetensors")
     for name, value in stored.items():
         assert torch.equal(value, expected[name].to(torch.bfloat16)), name

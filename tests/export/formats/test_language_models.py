@@ -176,6 +176,6 @@ def test_choices_of_quantized_operands_are_not_counted_as_decisions(tmp_path):
         optimizer="adamw", criterion=None, init_rank=4, target_rank=4,
     )  # fmt: skip
     network.operands.mode = "fixed"
-    batches = batches_of(beginnings(token_rows(packed=False)))
+    batches = batches_of(beginnings(token_rows(packed=False), network.objective))
     loss = drop_unsupported_quantizers(network, PeftAdapter.keeps, batches)
     assert (loss.rows, loss.changed) == (6, None)

@@ -79,7 +79,9 @@ def test_weights_are_merged_in_fp32_and_then_rounded(tmp_path):
     (tmp_path / "out").mkdir()
     found = MERGED.round(rounded, BF16)
     assert 0 < found.update.unchanged < 1
-    assert MERGED.write(tmp_path / "out", rounded, RunConfig(task="rte"), None, BF16) == {"weights": "bf16"}
+    assert MERGED.write(tmp_path / "out", rounded, RunConfig(task="rte"), None, BF16) == {
+        "weights": "bf16"
+    }
     stored = load_file(tmp_path / "out" / "model.safetensors")
     for name, value in stored.items():
         assert torch.equal(value, expected[name].to(torch.bfloat16)), name

@@ -193,7 +193,7 @@ def run_of(model, output, files, **changes):
     return train(resolve(typed | changes))
 
 
-def test_it_is_trained_resumed_evaluated_and_exported(backbone, files, tmp_path, monkeypatch):
+def test_it_is_trained_evaluated_and_exported(backbone, files, tmp_path, monkeypatch):
     run = run_of(backbone("bert"), tmp_path / "runs", files, max_steps=6, eval_every=3)
     task = run.read_task()
     assert (task.objective, task.classes) == ("multi-label", ("food", "price", "service"))

@@ -168,8 +168,8 @@ def _differences(tests: Sequence[dict[str, Any]]) -> tuple[Figure, list[object]]
         rows,
     )
     note = (
-        "A filled circle is a difference that is more than noise. Of many tests, "
-        f"{LEVEL:.0%} say so by chance alone: here are {len(tests)}."
+        "A filled circle is a difference that is more than noise. Of many tests "
+        f"{LEVEL:.0%} say so by chance alone; tests here: {len(tests)}."
     )
     return spec, [
         element("h3", "Paired differences"),

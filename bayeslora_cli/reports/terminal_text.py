@@ -50,7 +50,11 @@ def _ansi_c(word: str) -> str:
 
 
 def _code(character: str) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
+    try:
+        found = character.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a pair, which a file can name and no command line hold
+        found = character.encode("utf-8", "surrogatepass")
+    return "".join(f"\\x{byte:02x}" for byte in found)
 
 
 def print_plain(console: Console, text: str) -> None:

@@ -42,3 +42,7 @@ def test_a_command_is_one_line_whatever_its_words_are():
     ).stdout
     assert said.decode().split("\0")[:-1] == words
     assert shell_line(words[:3]) == shlex.join(words[:3])
+
+
+def test_half_of_a_surrogate_pair_is_written_out():
+    assert shell_line(["a\ud800"]) == r"$'a\xed\xa0\x80'"

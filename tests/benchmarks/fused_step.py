@@ -108,7 +108,7 @@ def main() -> None:
             ROWS[name] = (name, build)
         options: Any = SimpleNamespace(
             device=own.device, tiny=own.tiny, batch_size=32, warm_up=2, repeats=own.repeats,
-            inner=5, mnli_batches=4,
+            inner=5, mnli_batches=4, model="deberta", deterministic=False,
         )  # fmt: skip
         for workload in own.lengths.split(","):
             rows = gpu_step.measure(["separate", "fused"], workload, model, "bf16", options)

@@ -32,7 +32,7 @@ from bayeslora_cli.models.backbones.deberta_attention import replace_attention
 from bayeslora_cli.tasks.objectives.objective import build_objective
 from bayeslora_cli.training.step import TrainStep
 
-TARGETS = ["query_proj", "key_proj", "value_proj", "dense"]
+TARGETS = ["query_proj", "key_proj", "value_proj", "query", "key", "value", "dense"]
 T_INIT = 1  # the first step without an allocation
 LONGEST = 256  # tokens of an example
 EXAMPLES = 392_702  # MNLI's, IVON's effective sample size
@@ -259,11 +259,23 @@ ROWS: dict[str, tuple[str, Callable[[Setting], Step]]] = {
         "the same, not compiled",
         engine("adalora", "adamw", "sensitivity", compiled=False),
     ),
+    "adalora-adamw-packed-uncompiled": (
+        "the same, packed, not compiled",
+        engine("adalora", "adamw", "sensitivity", compiled=False, packing="on"),
+    ),
     LORA: ("bayeslora LoRA + AdamW", engine("lora", "adamw", None)),
     "blora-adamw": ("bayeslora B-LoRA + AdamW", engine("blora", "adamw", None)),
     "blora-adamw-graphs": (
         "the same, not compiled",
         engine("blora", "adamw", None, compiled=False),
+    ),
+    "blora-adamw-packed-uncompiled": (
+        "the same, packed, not compiled",
+        engine("blora", "adamw", None, compiled=False, packing="on"),
+    ),
+    "blora-adamw-base-packed-uncompiled": (
+        "the same, packed, not compiled, --quantize-base",
+        engine("blora", "adamw", None, compiled=False, packing="on", quantize_base=True),
     ),
     "blora-adamw-base": (
         "bayeslora B-LoRA + AdamW, --quantize-base",

@@ -2,12 +2,13 @@
 
     python tests/benchmarks/gpu_step.py [--lengths 64,256,mnli] [--precision fp32,bf16]
         [--rows adalora-ivon,peft-adalora-adamw] [--repeats 9] [--json FILE]
+    python tests/benchmarks/gpu_step.py --model minilm --lengths rte,mrpc --precision bf16
     python tests/benchmarks/gpu_step.py --device cpu --tiny --repeats 2     # does it run at all?
 
-All rows get DeBERTaV3-base by its configuration with the same random weights, the same targets
-and the same batches, dropout on. Adaptive rows allocate at every timed step, the dearest case. In
-bf16 PEFT runs under autocast, as people run it; this engine as `--precision bf16` does, and the
-forward passes alone in bf16 throughout. fp32 is without TF32.
+All rows get DeBERTaV3-base by its configuration, with `--model minilm` that of MiniLM-L6, with the
+same random weights, the same targets and the same batches, dropout on. Adaptive rows allocate at
+every timed step, the dearest case. In bf16 PEFT runs under autocast, as people run it; this engine
+as `--precision bf16` does, and the forward passes alone in bf16 throughout. fp32 is without TF32.
 
 Rows take turns, so that a slow moment of the machine hits all of them. A turn is a pass over the
 workload's batches with one synchronisation at its end; the time is the wall clock's. Memory is the
@@ -15,7 +16,8 @@ allocator's peak from before a row is built to the end of its warm-up.
 
 `--lengths mnli`: the lengths of the examples are drawn from a log-normal with a median of 37 and
 a 95th percentile of 75 tokens, about what MNLI's pairs have in DeBERTa's tokens, and a batch is
-padded to its longest. The last column is then the time of MNLI's 85,904 steps at that pace.
+padded to its longest. The last column is then the time of MNLI's 85,904 steps at that pace. `rte`
+and `mrpc` are drawn likewise, by what their rows have in MiniLM's tokens.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from gpu_rows import BASE, LORA, ROWS, Batch, Setting
 from measure import Work, describe, environment, synchronize, work_of
 from peers import Step
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, DebertaV2Config
+from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
 from transformers.utils.logging import disable_progress_bar
 
 from bayeslora_cli.execution.device import set_precision
@@ -57,9 +59,19 @@ TINY: dict[str, Any] = {
     "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
     "intermediate_size": 48, "pooler_hidden_size": 32,
 }  # fmt: skip
+MINILM: dict[str, Any] = {
+    "vocab_size": 30522, "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}  # fmt: skip
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "deberta": ("DeBERTaV3-base architecture", "deberta-v2", ARCHITECTURE),
+    "minilm": ("MiniLM-L6 architecture", "bert", MINILM),
+}
+"""Name -> what tables call it, transformers' model type, and its configuration."""
 MNLI_STEPS = 85_904
-MNLI_MEDIAN, MNLI_95TH = 37, 75  # tokens
-MNLI_SHORTEST, MNLI_LONGEST = 8, 256
+DRAWN = {"mnli": (37, 75), "rte": (56, 157), "mrpc": (53, 74)}
+"""Task -> median and 95th percentile of its rows' tokens."""
+SHORTEST, LONGEST = 8, 256
 
 
 # ---- workloads
@@ -67,11 +79,12 @@ MNLI_SHORTEST, MNLI_LONGEST = 8, 256
 
 def lengths_of(workload: str, examples: int, generator: torch.Generator) -> Tensor:
     """Tokens of each example, (examples,)."""
-    if workload != "mnli":
+    if workload not in DRAWN:
         return torch.full((examples,), int(workload))
-    sigma = math.log(MNLI_95TH / MNLI_MEDIAN) / statistics.NormalDist().inv_cdf(0.95)
-    drawn = (torch.randn(examples, generator=generator) * sigma + math.log(MNLI_MEDIAN)).exp()
-    return drawn.round().long().clamp(MNLI_SHORTEST, MNLI_LONGEST)
+    median, high = DRAWN[workload]
+    sigma = math.log(high / median) / statistics.NormalDist().inv_cdf(0.95)
+    drawn = (torch.randn(examples, generator=generator) * sigma + math.log(median)).exp()
+    return drawn.round().long().clamp(SHORTEST, LONGEST)
 
 
 def make_batches(
@@ -92,6 +105,12 @@ def make_batches(
         }
         batches.append({name: tensor.to(device) for name, tensor in batch.items()})
     return batches
+
+
+def architecture_of(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return transformers' model type and the configuration to build."""
+    _, kind, architecture = MODELS[options.model]
+    return kind, architecture | (TINY if options.tiny else {})
 
 
 # ---- measuring
@@ -148,9 +167,9 @@ def measure(
 ) -> list[Row]:
     """Build, warm up and time the rows of one table."""
     device = torch.device(options.device)
-    set_precision(precision)
-    count = options.mnli_batches if workload == "mnli" else options.inner
-    size, vocabulary = options.batch_size, (TINY if options.tiny else ARCHITECTURE)["vocab_size"]
+    set_precision(precision, deterministic=options.deterministic)
+    count = options.mnli_batches if workload in DRAWN else options.inner
+    size, vocabulary = options.batch_size, architecture_of(options)[1]["vocab_size"]
     batches = make_batches(workload, count, size, vocabulary, device)
     steps = (options.warm_up + options.repeats) * count + 1
     setting = Setting(model=model, device=device, precision=precision, total=2 * steps)
@@ -210,13 +229,13 @@ def table(rows: list[Row], workload: str) -> str:
 
 
 def comma_list(known: tuple[str, ...] | None) -> Callable[[str], list[str]]:
-    """A parser of `a,b,c`, of these words alone; None: of whole numbers and mnli."""
+    """A parser of `a,b,c`, of these words alone; None: of whole numbers and tasks."""
 
     def parse(text: str) -> list[str]:
         words = text.split(",")
         for word in words:
-            if word not in known if known else not (word == "mnli" or word.isdigit()):
-                raise argparse.ArgumentTypeError(f"{word}: not one of {known or 'N, mnli'}")
+            if word not in known if known else not (word in DRAWN or word.isdigit()):
+                raise argparse.ArgumentTypeError(f"{word}: not one of {known or ('N', *DRAWN)}")
         return words
 
     return parse
@@ -233,7 +252,11 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=9, help="timed turns a row")
     parser.add_argument("--warm-up", type=int, default=2, help="turns before them")
     parser.add_argument("--inner", type=int, default=5, help="batches a turn, at one length")
-    parser.add_argument("--mnli-batches", type=int, default=24, help="batches a turn, mnli")
+    parser.add_argument(
+        "--mnli-batches", type=int, default=24, help="batches a turn, of a task's lengths"
+    )
+    parser.add_argument("--model", choices=tuple(MODELS), default="deberta")
+    parser.add_argument("--deterministic", action="store_true", help="as a run's --deterministic")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a tiny backbone")
@@ -252,19 +275,20 @@ def main() -> None:
     warnings.simplefilter("ignore")
     disable_progress_bar()
     found = environment(torch.device(options.device))
-    architecture = ARCHITECTURE | (TINY if options.tiny else {})
-    name = "a tiny DeBERTa" if options.tiny else "DeBERTaV3-base architecture"
+    kind, architecture = architecture_of(options)
+    name = f"a tiny {options.model}" if options.tiny else MODELS[options.model][0]
     print(f"{describe(found)}\n`{' '.join(['python', *sys.argv])}`")
     results = []
     with tempfile.TemporaryDirectory() as model:
         torch.manual_seed(0)
         AutoModelForSequenceClassification.from_config(
-            DebertaV2Config(**architecture)
+            CONFIG_MAPPING[kind](**architecture)
         ).save_pretrained(model)
         for precision in options.precision:
             for workload in options.lengths:
                 rows = measure(options.rows, workload, model, precision, options)
-                tokens = "MNLI-like lengths" if workload == "mnli" else f"{workload} tokens"
+                drawn = f"lengths like {workload.upper()}'s"
+                tokens = drawn if workload in DRAWN else f"{workload} tokens"
                 print(
                     f"\n{name}, batch {options.batch_size}, {tokens}, {precision}, dropout on, "
                     f"medians of {options.repeats} turns of {len(rows[0].batches)} steps\n\n"

@@ -29,11 +29,11 @@ from torch import Tensor, nn
 import bayeslora_cli as bl
 from bayeslora_cli.tasks.calibration import ece
 from tests.benchmarks.posterior.cut import CutRun
+from tests.benchmarks.posterior.judge import BASELINE
 from tests.benchmarks.posterior.protocol import PROTOCOL
 
 TASKS = [task for task in PROTOCOL["judge"]["tasks"] if task != "stsb"]
 PASSES = PROTOCOL["judge"]["samples"]
-ROW = "lora"
 
 
 def dev_split(task: str) -> str:
@@ -93,7 +93,7 @@ def from_predictions(folder: Path) -> Iterator[dict[str, Any]]:
 
     for task in TASKS:
         split, members = dev_split(task), []
-        for path in sorted(folder.glob(f"predictions/{ROW}-{task}-*.npz")):
+        for path in sorted(folder.glob(f"predictions/{BASELINE}-{task}-*.npz")):
             found = read(path)
             labels, mean = found[f"dev/{split}/labels"], found[f"dev/{split}/mean"]
             held = {name: torch.cat([found[f"held-out/{s}/{name}"] for s in splits(found)])
@@ -107,7 +107,7 @@ def from_predictions(folder: Path) -> Iterator[dict[str, Any]]:
             members.append(mean.double())
         if len(members) > 1:
             together = torch.stack(members).mean(0)
-            others = results(folder, ROW, task)[1:]
+            others = results(folder, BASELINE, task)[1:]
             yield {
                 "task": task, "seed": 0, "method": "ensemble", **scored(together, labels),
                 "seconds": sum(result["seconds"] for result in others),
@@ -204,7 +204,7 @@ def laplace(last: LastLayer, split: Any) -> tuple[Tensor, float]:
 def from_runs(folder: Path, model: str, data: Path) -> Iterator[dict[str, Any]]:
     """Yield the methods that need the runs themselves."""
     for task in TASKS:
-        for path in sorted(folder.glob(f"runs/{ROW}/*/{task}-*/seed-*/result.json")):
+        for path in sorted(folder.glob(f"runs/{BASELINE}/*/{task}-*/seed-*/result.json")):
             last = LastLayer(bl.Run(path.parent, model=model), data)
             split, about = dev_split(task), {"task": task, "seed": int(path.parent.name[5:])}
             labels = last.held.batches[split].labels

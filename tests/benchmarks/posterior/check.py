@@ -265,9 +265,10 @@ def of_judge(files: Files, parts: Sequence[str]) -> str:
     if kind == "cut":
         row, by, rank = parts[1:]
         values = []
+        whole = {x["job"] for x in files.lines if x.get("by") == "none"}
         for line in files.lines:
             if (line.get("kind"), line.get("row"), line.get("by")) == ("cut", row, by) and (
-                f"{line['rank']:g}" == rank
+                f"{line['rank']:g}" == rank and line["job"] in whole
             ):
                 split = "validation_matched" if line["task"] == "mnli" else "validation"
                 m = line["metrics"][split]
@@ -334,7 +335,9 @@ def again(files: Files, name: str) -> str:
     """Compute the number of a name anew."""
     part, *rest = name.split("/")
     if rest == ["failed"]:
-        return str(sum("failed" in line for line in files.lines))
+        failed = {line["job"] for line in files.lines if "failed" in line}
+        trials = {job for job in failed if re.search(r"-\d\d-(rte|cola)$", job)}
+        return str(len(trials if part == "search" else failed - trials))
     if part == "search":
         return chosen(files, rest[1]) if rest[0] == "chosen" else of_search(files, *rest)
     if part == "judge":

@@ -1,11 +1,12 @@
 """Trains and measures the judged rows: five seeds on tasks that the search has not seen.
 
     python -m tests.benchmarks.posterior.judge --model MINILM --data GLUE --out DIR \\
-        --chosen chosen.toml
+        --search LINES [--measured LINES...]
 
-Rows, tasks and comparisons are in `protocol.toml`. `--out` gets lines, and for each run a file of
-predictions; `predictions.tar` and `points.tar` hold the predictions and the LoRA runs, which
-`baselines.py` starts from. GLUE has MNLI and QNLI beside the other folders.
+Rows, tasks and comparisons are in `protocol.toml`. Trials that the search's lines do not have are
+done first. `--out` gets lines, and for each run a file of predictions; `predictions.tar` and
+`points.tar.gz` hold the predictions and the LoRA runs, which `baselines.py` starts from. GLUE has
+MNLI and QNLI beside the other folders.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 import tarfile
-import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,14 +23,15 @@ from typing import Any
 import numpy as np
 
 import bayeslora_cli as bl
-from tests.benchmarks.posterior import pool
+from tests.benchmarks.posterior import pool, search
 from tests.benchmarks.posterior.cut import cut
 from tests.benchmarks.posterior.protocol import PROTOCOL, options_of, write_parts
-from tests.benchmarks.posterior.search import common_options, facts
 
 JUDGE: dict[str, Any] = PROTOCOL["judge"]
 BATCH = 256
 """Rows in a forward pass of an evaluation."""
+BASELINE = "lora"
+"""The row whose runs `baselines.py` starts from: also the validation rows are predicted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +47,13 @@ class Job:
         return f"{self.row}-{self.task}-{self.seed}"
 
 
-def save_predictions(dev: Any, held_out: Any, path: Path) -> None:
-    """Write predictions of the dev rows and of the validation rows, and their labels.
+def save_predictions(parts: Mapping[str, bl.Evaluation], path: Path) -> None:
+    """Write the predictions and labels of `parts`: "dev" and, for the baselines, "held-out" rows.
 
     For STS-B's samples also the scores' variance.
     """
     arrays: dict[str, Any] = {}
-    for name, found in (("dev", dev), ("held-out", held_out)):
+    for name, found in parts.items():
         for split, labels in found.labels.items():
             arrays[f"{name}/{split}/labels"] = labels
             arrays[f"{name}/{split}/mean"] = found.at_mean[split].values.float()
@@ -65,23 +66,34 @@ def save_predictions(dev: Any, held_out: Any, path: Path) -> None:
     np.savez_compressed(path, **{name: value.numpy() for name, value in arrays.items()})
 
 
-def measure(job: Job, typed: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def chosen_setting(family: str, typed: argparse.Namespace) -> dict[str, Any]:
+    """Return a family's setting by the rule, from the trials of all calls and of this one."""
+    lines = pool.read_lines([*typed.search, *typed.measured, typed.out / "lines.jsonl"])
+    found: dict[str, Any] = search.choose([x for x in lines if "family" in x])[family]["options"]
+    return found
+
+
+def measure(job: Job | search.Job, typed: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Train a run; evaluate it on the dev rows, once; cut it, if its row is to be cut."""
+    if isinstance(job, search.Job):
+        yield from search.train(job, typed)
+        return
     setting = dict(JUDGE["rows"][job.row])
     family = setting.pop("family")
-    chosen = tomllib.loads(typed.chosen.read_text(encoding="utf-8"))[family]
-    options = options_of(family, chosen | setting, job.task) | common_options(typed, job.task)
+    options = options_of(family, chosen_setting(family, typed) | setting, job.task)
+    options |= search.common_options(typed, job.task)
     options["output"] += f"/{job.row}"
     about = {"row": job.row, "task": job.task, "seed": job.seed}
     run = bl.train(**options, seed=job.seed)
-    yield {"kind": "run", **about, **facts(run)}
+    yield {"kind": "run", **about, **search.facts(run)}
     samples = None if run.result["posterior"] is None else JUDGE["samples"]
     # a score's uncertainty is the samples' variance: without samples there is none
     ood = JUDGE["ood"][job.task] if samples or job.task != "stsb" else None
     dev = run.evaluate(data=str(typed.data), samples=samples, ood=ood, batch_size=BATCH)
-    save_predictions(
-        dev, run.evaluate(batch_size=BATCH), typed.out / "predictions" / f"{job.name}.npz"
-    )
+    parts = {"dev": dev}
+    if job.row == BASELINE:
+        parts["held-out"] = run.evaluate(batch_size=BATCH)
+    save_predictions(parts, typed.out / "predictions" / f"{job.name}.npz")
     measured = dev.to_json()
     measured.pop("posterior", None)
     yield {**measured, "kind": "dev", **about}
@@ -93,8 +105,7 @@ def measure(job: Job, typed: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def jobs_left(typed: argparse.Namespace) -> list[Job]:
     """Return the jobs whose runs no line of an earlier call has: those of the rows that the primary
     comparisons need first, one seed after the other, and of a seed the longest tasks first."""
-    lines = pool.read_lines(typed.measured)
-    done = {line["job"] for line in lines if line.get("kind") == "dev"}
+    done = pool.done(line for line in pool.read_lines(typed.measured) if line.get("kind") != "run")
     needed = {row for pair in JUDGE["primary"] for row in (pair["a"], pair["b"])}
     blocks = (
         [row for row in JUDGE["rows"] if row in needed],
@@ -116,7 +127,7 @@ def pack(out: Path) -> None:
         for path in sorted((out / "predictions").glob("*.npz")):
             tar.add(path, path.relative_to(out))
     with tarfile.open(out / "points.tar.gz", "w:gz", compresslevel=1) as tar:
-        for run in sorted(path.parent for path in out.glob("runs/lora/*/*/*/result.json")):
+        for run in sorted(path.parent for path in out.glob(f"runs/{BASELINE}/*/*/*/result.json")):
             for path in sorted(run.iterdir()):
                 if path.is_file() and path.name not in ("ranks.jsonl", "README.md"):
                     tar.add(path, path.relative_to(out))
@@ -127,12 +138,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     pool.arguments(parser)
-    parser.add_argument("--chosen", type=Path, required=True, help="what search.py --choose wrote")
+    parser.add_argument("--search", type=Path, nargs="+", required=True, help="the search's lines")
     parser.add_argument("--seeds", type=int, help="only the first so many seeds")
     typed = parser.parse_args()
     typed.out, typed.data = typed.out.resolve(), typed.data.resolve()
     write_parts(typed.data, JUDGE["tasks"], typed.out / "parts", PROTOCOL["search"]["share"])
-    pool.run_all(jobs_left(typed), partial(measure, typed=typed), typed)
+    trials = search.trials_left(typed, pool.read_lines([*typed.search, *typed.measured]))
+    pool.run_all([*trials, *jobs_left(typed)], partial(measure, typed=typed), typed)
     pack(typed.out)
 
 

@@ -290,8 +290,10 @@ def agreement(page: Page, lines: Sequence[Line]) -> None:
 def cuts(page: Page, lines: Sequence[Line]) -> None:
     """Write the mean over tasks and seeds of the metric after cutting, by rank and criterion."""
     found: dict[tuple[str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    # the last line of a run's cuts; without it a call was cut off among them
+    whole = {line["job"] for line in lines if line.get("by") == "none"}
     for line in lines:
-        if line.get("kind") == "cut":
+        if line.get("kind") == "cut" and line["job"] in whole:
             value_of = 100 * own(line["task"], line["metrics"])
             found[line["row"], line["by"]][line["rank"]].append(value_of)
     ranks = sorted({rank for by in found.values() for rank in by}, reverse=True)
@@ -404,7 +406,7 @@ def main() -> None:
         write_chosen(choose(read["search"]), typed.write_chosen)
     page = Page()
     for name, lines in read.items():
-        failed = sum("failed" in line for line in lines)
+        failed = len({line["job"] for line in lines if "failed" in line})
         for write in (
             (judged, primary, learnt, agreement, cuts) if name == "judge" else (parts[name],)
         ):

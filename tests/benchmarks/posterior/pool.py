@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -20,7 +21,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 Line = Mapping[str, Any]
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "0",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # imports that look for a GPU must not begin CUDA
+}  # fmt: skip
+PRELOADED = [
+    "transformers.models.bert.modeling_bert", "peft", "bayeslora_cli.training.loop",
+    "bayeslora_cli.evaluation.run_evaluation", "tests.benchmarks.posterior.cut",
+]  # fmt: skip
+"""Modules that every job imports."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="MiniLM's directory")
     parser.add_argument("--data", type=Path, required=True, help="GLUE's official folders")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--jobs", type=int, default=12, help="processes side by side")
+    parser.add_argument("--jobs", type=int, default=12, help="processes on each device")
     parser.add_argument("--limit", type=float, default=3600, help="seconds; the rest is left out")
     parser.add_argument("--only", default="", help="a regular expression for the names of jobs")
     parser.add_argument(
@@ -36,19 +48,31 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument(
+        "--share", type=int, help="percent of a GPU's multiprocessors that MPS lends a process"
+    )
+    parser.add_argument("--start", default="forkserver", choices=("forkserver", "spawn"))
+    parser.add_argument("--packing", default="auto")
     parser.add_argument("--steps", type=int, help="steps of each run, for a trial on a CPU")
 
 
 def read_lines(paths: Iterable[Path]) -> list[dict[str, Any]]:
     """Read lines that calls have written; what a killed process left of a line is left out."""
     found = []
-    for path in paths:
+    for path in (path for path in paths if path.exists()):
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 found.append(json.loads(line))
             except json.JSONDecodeError:
                 continue
     return found
+
+
+def done(lines: Iterable[Line]) -> set[str]:
+    """Return the names of jobs that need not be run again: measured, or diverged."""
+    return {
+        line["job"] for line in lines if "failed" not in line or "NonFiniteError" in line["failed"]
+    }
 
 
 def write_line(out: Path, line: Line) -> None:
@@ -58,14 +82,56 @@ def write_line(out: Path, line: Line) -> None:
         file.write(text.encode())
 
 
-def _start_mps() -> bool:
-    """Let processes compute side by side on a GPU; tell whether they do."""
+def places_of(typed: argparse.Namespace) -> list[dict[str, str]]:
+    """Return, for each GPU, the environment of a process that computes on it, beside others where
+    MPS runs; of a CPU an empty one."""
+    gpus = 0 if typed.device == "cpu" else torch.cuda.device_count()  # by NVML: no CUDA is begun
+    return [_place(gpu, typed.share) for gpu in range(gpus)] or [{}]
+
+
+def _place(gpu: int, share: int | None) -> dict[str, str]:
+    alone = {"CUDA_VISIBLE_DEVICES": str(gpu)}
     if shutil.which("nvidia-cuda-mps-control") is None:
-        return False
-    for name in ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"):
-        os.environ[name] = tempfile.mkdtemp()
-    subprocess.run(["nvidia-cuda-mps-control", "-d"], check=False, timeout=20)
-    return True
+        return alone
+    folders = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
+    place = {name: tempfile.mkdtemp() for name in folders}
+    subprocess.run(
+        ["nvidia-cuda-mps-control", "-d"], env=os.environ | place | alone, check=False, timeout=20
+    )
+    # a server of one GPU: its clients count from 0
+    place["CUDA_VISIBLE_DEVICES"] = "0"
+    if share is not None:
+        place["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = str(share)
+    begun = [sys.executable, "-c", "import torch; torch.ones(1).cuda().sum().item()"]
+    try:
+        subprocess.run(begun, env=os.environ | place, check=True, timeout=60)
+    except subprocess.SubprocessError:
+        return alone
+    return place
+
+
+def stop_mps(place: Mapping[str, str]) -> None:
+    if "CUDA_MPS_PIPE_DIRECTORY" in place:
+        subprocess.run(
+            ["nvidia-cuda-mps-control"], input=b"quit\n", env=os.environ | place, check=False,
+            timeout=20,
+        )  # fmt: skip
+
+
+def started(count: int, places: Sequence[Mapping[str, str]], method: str) -> Any:
+    """Return a pool of `count` processes; by the method forkserver they share their imports, which
+    take a process 12 s of a busy machine."""
+    context = multiprocessing.get_context(method)
+    if isinstance(context, multiprocessing.context.ForkServerContext):
+        context.set_forkserver_preload(PRELOADED)
+    return context.Pool(count, _begin, (places, context.Value("i", 0)))
+
+
+def _begin(places: Sequence[Mapping[str, str]], begun: Any) -> None:
+    """Give a new process of the pool its GPU; processes take the GPUs in turn."""
+    with begun.get_lock():
+        os.environ |= places[begun.value % len(places)]
+        begun.value += 1
 
 
 def _guarded(work: Callable[[Any], Iterable[Line]], out: Path, job: Any) -> str:
@@ -93,7 +159,7 @@ class _Work:
 def run_all(
     jobs: Sequence[Any], work: Callable[[Any], Iterable[Line]], typed: argparse.Namespace
 ) -> None:
-    """Do jobs in their order, `--jobs` at a time, and pack the runs' small files.
+    """Do jobs in their order, `--jobs` at a time on each device, and pack the runs' small files.
 
     Args:
         jobs: objects with a `name`, which can be pickled.
@@ -108,21 +174,22 @@ def run_all(
         with (typed.out / "log.txt").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "0"}
-    side_by_side = typed.device != "cpu" and _start_mps()
-    say(f"{len(jobs)} jobs, {typed.jobs} at a time, MPS: {'yes' if side_by_side else 'no'}")
-    pool = multiprocessing.get_context("spawn").Pool(typed.jobs)
-    done = pool.imap_unordered(_Work(work, typed.out), jobs)
-    for count in range(len(jobs)):
-        try:
-            say(done.next(timeout=max(0.1, typed.limit - (time.time() - began))))
-        except multiprocessing.TimeoutError:
-            say(f"no time left: {len(jobs) - count} jobs are not done")
-            break
-    pool.terminate()
-    pool.join()
-    if side_by_side:
-        subprocess.run(["nvidia-cuda-mps-control"], input=b"quit\n", check=False, timeout=20)
+    os.environ |= ENVIRONMENT
+    places = places_of(typed)
+    mps = sum("CUDA_MPS_PIPE_DIRECTORY" in place for place in places)
+    say(f"{len(jobs)} jobs, {typed.jobs} at a time on each of {len(places)} devices, MPS on {mps}")
+    with started(typed.jobs * len(places), places, typed.start) as pool:
+        ended = pool.imap_unordered(_Work(work, typed.out), jobs)
+        for count in range(len(jobs)):
+            try:
+                say(ended.next(timeout=max(0.1, typed.limit - (time.time() - began))))
+            except multiprocessing.TimeoutError:
+                say(f"no time left: {len(jobs) - count} jobs are not done")
+                break
+        pool.terminate()
+        pool.join()
+    for place in places:
+        stop_mps(place)
     pack(typed.out)
     say("done")
 

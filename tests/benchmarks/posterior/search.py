@@ -1,10 +1,9 @@
 """Searches each family's setting on RTE and CoLA: `--out` gets a line for each run.
 
     python -m tests.benchmarks.posterior.search --model MINILM --data GLUE --out DIR
-    python -m tests.benchmarks.posterior.search --choose LINES.jsonl ...
 
-The trials and the rule are in `protocol.toml`; `--choose` applies the rule to the lines of one or
-several calls and writes `chosen.toml` beside it. GLUE's dev files are not opened.
+The trials and the rule are in `protocol.toml`; `page.py --write-chosen` applies the rule. GLUE's
+dev files are not opened.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,7 +59,7 @@ def common_options(typed: argparse.Namespace, task: str) -> dict[str, Any]:
     return {
         "model": typed.model, "data": str(typed.out / "parts"), "output": str(typed.out / "runs"),
         "device": typed.device, "precision": typed.precision, "compile": "off",
-        "checkpoint_every": "1h", **length,
+        "packing": typed.packing, "eval_batch_size": 256, "checkpoint_every": "1h", **length,
     }  # fmt: skip
 
 
@@ -73,6 +72,14 @@ def train(job: Job, typed: argparse.Namespace) -> Iterator[dict[str, Any]]:
     about = {"family": trial.family, "number": trial.number, "task": task}
     run = bl.train(**options, seed=RULE["seed"])
     yield {**about, "options": dict(trial.options), **facts(run)}
+
+
+def trials_left(typed: argparse.Namespace, measured: Iterable[Mapping[str, Any]]) -> list[Job]:
+    """Return the trials that no line of an earlier call has, and write the data that they read."""
+    write_parts(typed.data, RULE["tasks"], typed.out / "parts", RULE["share"])
+    done = pool.done(measured)
+    jobs = [Job(trial=trial, task=task) for trial in trials() for task in RULE["tasks"]]
+    return [job for job in jobs if job.name not in done and re.search(typed.only, job.name)]
 
 
 def score(lines: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
@@ -137,7 +144,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def write_chosen(chosen: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Write the chosen settings as TOML."""
-    lines = ["# Written by search.py --choose: each family's setting by the rule of protocol.toml."]
+    lines = ["# Written by page.py: each family's setting by the rule of protocol.toml."]
     for family, found in chosen.items():
         lines += [f"\n[{family}]  # trial {found['number']:02d}; {found['of']} trials count; "
                   f"metric {found['value']:.4f}, NLL {found['nll']:.4f}"]  # fmt: skip
@@ -153,10 +160,7 @@ def main() -> None:
     pool.arguments(parser)
     typed = parser.parse_args()
     typed.out = typed.out.resolve()
-    done = {line["job"] for line in pool.read_lines(typed.measured) if "failed" not in line}
-    jobs = [Job(trial=trial, task=task) for trial in trials() for task in RULE["tasks"]]
-    left = [job for job in jobs if job.name not in done and re.search(typed.only, job.name)]
-    write_parts(typed.data, RULE["tasks"], typed.out / "parts", RULE["share"])
+    left = trials_left(typed, pool.read_lines(typed.measured))
     pool.run_all(left, partial(train, typed=typed), typed)
     print(table(pool.read_lines([typed.out / "lines.jsonl"])))
 

@@ -206,7 +206,7 @@ def _guess_label(table: Table, texts: tuple[str, ...] | None) -> str:
         return ",".join(several)
     raise DataError(
         f"{table.title}: found the columns {shown(table.names)}, none of them known to hold "
-        f"labels; name it by --label-column x, or learn the text itself by --task-type causal"
+        f"labels; name it by --label-column NAME, or learn the text itself by --task-type causal"
         f"{_other_table(table)}"
     )
 

@@ -100,7 +100,7 @@ def test_nothing_to_guess():
     ):
         task_of({"body": ["a", "b"], "label": ["x", "y"]})
     with pytest.raises(
-        DataError, match=r"^--train-file own: found the columns 'text', 'y'.*--label-column x"
+        DataError, match=r"^--train-file own: found the columns 'text', 'y'.*--label-column NAME"
     ):
         task_of({"text": ["a", "b"], "y": ["x", "y"]})
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("bayeslora")
 
+BYTES = 8_000_000
+"""Size from which on a page is slow to open; histories are thinned to keep below it."""
+
 
 def report(
     *paths: str | Path,
@@ -58,6 +61,8 @@ def report(
                    "trust_remote_code": trust_remote_code}  # fmt: skip
         predicted, notes = _predictions(records, samples, options)
     write_page(target, page(records, sections(records, results, predicted, notes)))
+    if (size := target.stat().st_size) > BYTES:
+        logger.warning("%s has %.1f MB; name fewer runs", target, size / 1e6)
     return target
 
 

@@ -85,7 +85,10 @@ def table(caption: object, heads: Sequence[object], rows: Iterable[Sequence[obje
         for first, *rest in rows
     ]
     inside = element(
-        "table", element("caption", caption), element("thead", head), element("tbody", *body)
+        "table",
+        element("caption", element("span", caption)),
+        element("thead", head),
+        element("tbody", *body),
     )
     # the box takes the keyboard's focus, so that arrow keys can move what does not fit
     return element("div", inside, class_="scroll", tabindex="0", role="region", aria_label=caption)

@@ -47,10 +47,12 @@
   // ---- the heatmap of the ranks
 
   const chosen = () => {
-    const spec = figures.ranks;
-    const select = document.getElementById("ranks-run");
-    return spec.runs[Math.min(Number(select.value) || 0, spec.runs.length - 1)];
+    const { runs, forms } = figures.ranks;
+    const number = Math.min(Number(document.getElementById("ranks-run").value) || 0, runs.length - 1);
+    return { ...forms[runs[number].form], ...runs[number], number };
   };
+
+  const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
   const shown = (value) => (Number.isInteger(value) ? String(value) : value.toFixed(1));
 
@@ -68,7 +70,7 @@
         members
           .map((i) => {
             const lines = [
-              `<b>${run.matrices[i]}</b>`,
+              `<b>${escaped(run.matrices[i])}</b>`,
               `rank ${shown(ranks[i])} of ${run.initial[i]}, ${((100 * ranks[i]) / whole).toFixed(1)}% of the budget`,
             ];
             if (run.bits) lines.push(`mean width ${run.bits[at][i]} bits`);
@@ -84,7 +86,8 @@
     );
   };
 
-  const heat = (run, values, top, at, axes, unit, share) => ({
+  // room: about the width of a cell, in pixels
+  const heat = (run, values, top, at, room, axes, unit, share) => ({
     type: "heatmap",
     x: run.columns,
     y: run.kinds,
@@ -93,9 +96,9 @@
     zmax: top || 1,
     text: about(run, at),
     hovertemplate: "%{text}<extra></extra>",
-    texttemplate: "%{z:.3~g}",
+    texttemplate: room < 20 ? "" : "%{z:.3~g}",
     textfont: { size: 11 },
-    xgap: 2,
+    xgap: room < 10 ? 1 : 2,
     ygap: 2,
     colorscale: (dark.matches ? RISING_DARK : RISING).map((c, i, all) => [i / (all.length - 1), c]),
     colorbar: { title: { text: unit, side: "right" }, thickness: 10, outlinewidth: 0, dtick: Math.ceil((top || 1) / 8), ...share },
@@ -119,7 +122,8 @@
     const top = Math.max(...grid(run, run.initial, sum).flat().filter((v) => v !== null));
     const wide = two && !stacked;
     const side = wide ? { x: 0.44 } : stacked ? { y: 0.79, len: 0.42 } : {};
-    const data = [heat(run, grid(run, run.ranks[at], sum), top, at, {}, "rank", side)];
+    const room = (place.clientWidth - (wide ? 260 : 130)) / run.columns.length / (wide ? 2 : 1);
+    const data = [heat(run, grid(run, run.ranks[at], sum), top, at, room, {}, "rank", side)];
     const layout = {
       height,
       xaxis: { ...category, ...(wide ? { domain: [0, 0.43] } : {}), anchor: "y" },
@@ -127,7 +131,7 @@
     };
     if (two) {
       const widths = run.bits.flat().filter((v) => v < 32);
-      data.push(heat(run, grid(run, run.bits[at], mean), Math.max(8, ...widths), at,
+      data.push(heat(run, grid(run, run.bits[at], mean), Math.max(8, ...widths), at, room,
         { xaxis: "x2", yaxis: "y2" }, "bits", stacked ? { y: 0.21, len: 0.42 } : {}));
       const plain = { automargin: true, linecolor: css("line") };
       layout.xaxis2 = { ...category, ...plain, anchor: "y2", ...(wide ? { domain: [0.57, 1] } : {}) };
@@ -146,14 +150,42 @@
     const text = `${when}: ${shown(kept)} of ${initial} triplets (${((100 * kept) / initial).toFixed(0)}%)`;
     slider.setAttribute("aria-valuetext", text);
     document.getElementById("ranks-said").textContent = text;
-    const number = figures.ranks.runs.indexOf(run);
-    for (const part of document.querySelectorAll("#numbers-ranks [data-run]")) {
-      part.hidden = Number(part.dataset.run) !== number;
-      if (part.hidden) continue;
-      for (const cell of part.querySelectorAll("[data-matrix]")) {
-        cell.textContent = shown(run.ranks[at][Number(cell.dataset.matrix)]);
-      }
-    }
+    if (tabled !== run.number) tabulate(run);
+    tabled = run.number;
+    document.querySelectorAll("#ranks-table tbody tr").forEach((row, i) => {
+      row.cells[4].textContent = shown(run.ranks[at][i]);
+    });
+  };
+
+  let tabled = null; // the run whose table stands below the heatmap
+
+  const cell = (tag, text, more) => Object.assign(document.createElement(tag), { textContent: text, ...more });
+
+  const tabulate = (run) => {
+    const place = document.getElementById("ranks-table");
+    const final = run.ranks[run.ranks.length - 1];
+    const whole = sum(final) || 1;
+    const lists = (i) => [run.scores[i].kept, run.scores[i].pruned].map((found) => found.join(", ") || "–");
+    const rows = run.matrices.map((name, i) => {
+      const first = run.ranks.findIndex((ranks) => ranks[i] < run.initial[i]);
+      return [
+        name, ...run.places[i], run.initial[i], shown(final[i]), final[i],
+        `${((100 * final[i]) / whole).toFixed(1)}%`, first < 0 ? "–" : run.steps[first],
+        ...(run.scores ? lists(i) : []), ...(run.bits ? [run.bits[run.bits.length - 1][i]] : []),
+      ];
+    });
+    const heads = figures.ranks.heads.filter((_, i) => i < 8 || (i < 10 ? run.scores : run.bits));
+    const line = (cells) => {
+      const row = document.createElement("tr");
+      row.append(...cells);
+      return row;
+    };
+    const box = place.querySelector(".scroll");
+    box.setAttribute("aria-label", `Ranks of ${run.name}`);
+    box.querySelector("caption span").textContent = `Ranks of ${run.name}`;
+    box.querySelector("thead").replaceChildren(line(heads.map((head) => cell("th", head, { scope: "col" }))));
+    box.querySelector("tbody").replaceChildren(...rows.map(([name, ...others]) =>
+      line([cell("th", name, { scope: "row" }), ...others.map((text) => cell("td", text))])));
   };
 
   document.addEventListener("input", (event) => {
@@ -223,6 +255,7 @@
     before.contents = contents;
     for (const name of Object.keys(figures)) delete figures[name];
     Object.assign(figures, found.figures);
+    tabled = null;
     drawn().forEach(draw);
     watch();
   };

@@ -15,10 +15,11 @@ from bayeslora_cli.errors import UserError
 from bayeslora_cli.reports.page.html import Html, element, join, script_json
 from bayeslora_cli.reports.page.predictions import RunPredictions
 from bayeslora_cli.reports.page.records import RunRecord
+from bayeslora_cli.reports.page.sections.bits import bit_widths
 from bayeslora_cli.reports.page.sections.comparison import comparison
 from bayeslora_cli.reports.page.sections.curves import curves
 from bayeslora_cli.reports.page.sections.predictions import calibration, examples
-from bayeslora_cli.reports.page.sections.ranks import bit_widths, ranks
+from bayeslora_cli.reports.page.sections.ranks import ranks
 from bayeslora_cli.reports.page.sections.repeat import repeat
 from bayeslora_cli.reports.page.sections.scores import posteriors, scores
 from bayeslora_cli.reports.page.sections.section import Section

@@ -25,7 +25,9 @@ from bayeslora_cli.tasks.task import Task
 
 logger = logging.getLogger("bayeslora")
 
-FINISHED, RUNNING, STOPPED = "finished", "running", "stopped"
+FINISHED, RUNNING, STOPPED, KILLED = "finished", "running", "stopped", "killed"
+"""States of a run. A process that ends by itself, after an error or a signal as well, releases its
+lock (stopped); one that is killed leaves its lock file behind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class RunRecord:
     result: Mapping[str, Any] | None
     """Content of result.json; None: the run has not finished."""
     state: str
-    """One of finished, running, stopped."""
+    """One of `FINISHED`, `RUNNING`, `STOPPED`, `KILLED`."""
     log: tuple[Mapping[str, Any], ...]
     """Lines of metrics.jsonl: log intervals and evaluations, which have `metrics`."""
     report: RankReport | None
@@ -149,14 +151,13 @@ def _record(run: RunDir, config: RunConfig, group: str, column: str, series: int
     changes = None
     if report is not None:
         changes = parse_changes(_whole_lines(run.ranks_history), str(run.ranks_history), report)
-    state = FINISHED if result is not None else RUNNING if holder(run.lock) else STOPPED
     return RunRecord(
         run=run,
         config=config,
         task=_task(run),
         environment=run.read_json(run.environment) if run.environment.is_file() else {},
         result=result,
-        state=state,
+        state=FINISHED if result is not None else _unfinished(run),
         log=tuple(_log_lines(run.metrics)),
         report=report,
         changes=changes,
@@ -165,6 +166,13 @@ def _record(run: RunDir, config: RunConfig, group: str, column: str, series: int
         series=series,
         anchor=f"run-{abs(hash_of(run.path))}",
     )
+
+
+def _unfinished(run: RunDir) -> str:
+    """Return the state of a run without a result."""
+    if not run.lock.exists():
+        return STOPPED
+    return RUNNING if holder(run.lock) else KILLED
 
 
 def hash_of(path: Path) -> int:

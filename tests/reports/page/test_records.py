@@ -35,7 +35,7 @@ def test_a_finished_run(tmp_path):
     assert record.changes[1].shape[1] == len(record.report.matrices)
 
 
-def test_an_unfinished_run_is_running_or_stopped(unfinished):
+def test_an_unfinished_run_is_running_stopped_or_killed(unfinished):
     (record,), results = load_records([unfinished])
     assert (record.state, record.result, results.rows) == ("stopped", None, ())
     assert record.steps_done == 6
@@ -46,7 +46,7 @@ def test_an_unfinished_run_is_running_or_stopped(unfinished):
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
                           capture_output=True, text=True, check=True)  # fmt: skip
     lock(unfinished, dead.stdout.strip())
-    assert load_records([unfinished])[0][0].state == "stopped"
+    assert load_records([unfinished])[0][0].state == "killed"
     with subprocess.Popen(["true"]) as zombie:
         lock(unfinished, zombie.pid)
         while load_records([unfinished])[0][0].state == "running":

@@ -15,8 +15,8 @@ from bayeslora_cli.reports.page.sections.section import (
     figure,
     layout,
     name_axis,
-    row_height,
-    row_name,
+    row_places,
+    rows_height,
     symbol,
 )
 from bayeslora_cli.reports.results.outcomes import GROUPS
@@ -40,8 +40,9 @@ def comparison(results: Results) -> Section | None:
         name = f"seeds-{len(panels)}"
         smaller = column in results.smaller_is_better
         unit = "less is better" if smaller else "percent"
-        height = 90 + sum(row_height(row.name) for _, row in rows)
-        axes = layout(height, unit, "", yaxis=name_axis([row.name for _, row in rows]))
+        names = [row.name for _, row in rows]
+        height = rows_height(names)
+        axes = layout(height, unit, "", yaxis=name_axis(names))
         figures[name] = {"data": list(_points(rows, column)), "layout": axes}
         means = [f"{row.name} {row.cells[column].mean:.2f}" for _, row in rows]
         text = f"The score of each seed on {column}, and the mean by method: {', '.join(means)}."
@@ -57,13 +58,13 @@ def comparison(results: Results) -> Section | None:
 
 
 def _points(rows: Sequence[tuple[int, Row]], column: str) -> Iterator[dict[str, Any]]:
-    for series, row in rows:
-        cell, name = row.cells[column], row_name(row.name)
+    for (series, row), place in zip(rows, row_places([row.name for _, row in rows]), strict=True):
+        cell = row.cells[column]
         yield {
             "type": "scatter",
             "mode": "markers",
             "x": list(cell.scores.values()),
-            "y": [name] * len(cell.scores),
+            "y": [place] * len(cell.scores),
             "customdata": list(cell.scores),
             "marker": {"color": colour(series), "symbol": symbol(series), "size": 9,
                        "opacity": 0.75},
@@ -73,7 +74,7 @@ def _points(rows: Sequence[tuple[int, Row]], column: str) -> Iterator[dict[str, 
             "type": "scatter",
             "mode": "markers",
             "x": [cell.mean],
-            "y": [name],
+            "y": [place],
             "marker": {"color": "@text", "symbol": "line-ns-open", "size": 22,
                        "line": {"width": 2, "color": "@text"}},
             "hovertemplate": "mean %{x:.2f}<extra></extra>",
@@ -118,9 +119,9 @@ def _tests(results: Results) -> list[dict[str, Any]]:
 
 def _differences(tests: Sequence[dict[str, Any]]) -> tuple[Figure, list[object]]:
     pairs = [f"{t['a']} − {t['b']}" for t in tests]
-    height = 90 + sum(map(row_height, pairs))
+    height = rows_height(pairs)
     traces = []
-    for name, test in zip(map(row_name, pairs), tests, strict=True):
+    for place, test in zip(row_places(pairs), tests, strict=True):
         low, high = test["interval"] or (test["difference"], test["difference"])
         tone = "@kept" if test["significant"] else "@muted"
         traces.append(
@@ -128,7 +129,7 @@ def _differences(tests: Sequence[dict[str, Any]]) -> tuple[Figure, list[object]]
                 "type": "scatter",
                 "mode": "markers",
                 "x": [test["difference"]],
-                "y": [name],
+                "y": [place],
                 "error_x": {"type": "data", "symmetric": False, "color": tone,
                             "array": [high - test["difference"]],
                             "arrayminus": [test["difference"] - low]},
@@ -142,7 +143,7 @@ def _differences(tests: Sequence[dict[str, Any]]) -> tuple[Figure, list[object]]
     zero = {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper",
             "line": {"color": "@muted", "width": 1, "dash": "dot"}}  # fmt: skip
     spec = {"data": traces,
-            "layout": layout(height, "difference of the scores, with its 95% interval", "",
+            "layout": layout(height, "difference of the scores", "",
                              yaxis=name_axis(pairs), shapes=[zero])}  # fmt: skip
     rows = [
         [
@@ -174,7 +175,7 @@ def _differences(tests: Sequence[dict[str, Any]]) -> tuple[Figure, list[object]]
     return spec, [
         element("h3", "Paired differences"),
         figure(
-            "differences", "Differences between methods, seed by seed",
+            "differences", "Differences between methods, seed by seed, with 95% intervals",
             f"Differences with 95% intervals: {spoken}.", numbers, height=height,
         ),
         element("p", note, class_="note"),

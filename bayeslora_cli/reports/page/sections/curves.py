@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from bayeslora_cli.reports.page.html import Html, element, join, number, plot_text, table
@@ -43,7 +44,7 @@ def curves(records: Sequence[RunRecord]) -> Section | None:
     figures: dict[str, Figure] = {}
     parts: list[object] = []
     columns = by_column(logged)
-    most = max(20, POINTS // len(logged) // 8)
+    most = max(5, POINTS // len(logged) // 8)
     for place, (column, runs) in enumerate(columns.items()):
         end = max(r.steps_planned or r.steps_done for r in runs)
         whole = {"range": [0, 1.02 * max(end, 1)]}
@@ -115,19 +116,43 @@ def _thinned(curve: Curve, most: int) -> Curve:
 
 
 def _traces(found: Sequence[tuple[RunRecord, Curve]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "type": "scatter",
-            "mode": "lines+markers" if len(steps) <= 60 else "lines",
-            "x": steps,
-            "y": values,
-            "name": plot_text(f"{run.group}, seed {run.config.seed}"),
-            "line": {"color": colour(run.series), "dash": dash(run.series), "width": 2},
-            "marker": {"color": colour(run.series), "symbol": symbol(run.series), "size": 5},
-            "hovertemplate": "step %{x}: %{y:.4g}<extra>%{fullData.name}</extra>",
-        }
-        for run, (steps, values) in found
-    ]
+    """Draw each run's curve; those of several seeds thin, behind their mean."""
+    groups: dict[str, list[tuple[RunRecord, Curve]]] = {}
+    for run, curve in found:
+        groups.setdefault(run.group, []).append((run, curve))
+    thin: list[dict[str, Any]] = []
+    thick: list[dict[str, Any]] = []
+    for members in groups.values():
+        alone = len(members) == 1
+        lines = thick if alone else thin
+        lines += [_line(run, f"seed {run.config.seed}", curve, alone) for run, curve in members]
+        if not alone:
+            run = members[0][0]
+            thick.append(_line(run, f"mean of {len(members)} seeds", _mean(members), True))
+    return [*thin, *thick]
+
+
+def _mean(members: Sequence[tuple[RunRecord, Curve]]) -> Curve:
+    """Return the mean at the steps that all curves have."""
+    by_step = [dict(zip(*curve, strict=True)) for _, curve in members]
+    steps = [step for step in by_step[0] if all(step in values for values in by_step)]
+    return steps, [fmean(values[step] for values in by_step) for step in steps]
+
+
+def _line(run: RunRecord, what: str, curve: Curve, thick: bool) -> dict[str, Any]:
+    steps, values = curve
+    tone = colour(run.series)
+    return {
+        "type": "scatter",
+        "mode": "lines+markers" if thick and len(steps) <= 60 else "lines",
+        "x": steps,
+        "y": values,
+        "name": plot_text(f"{run.group}, {what}"),
+        "opacity": 1 if thick else 0.35,
+        "line": {"color": tone, "dash": dash(run.series), "width": 2 if thick else 1},
+        "marker": {"color": tone, "symbol": symbol(run.series), "size": 5},
+        "hovertemplate": "step %{x}: %{y:.4g}<extra>%{fullData.name}</extra>",
+    }
 
 
 def _rows(found: Sequence[tuple[RunRecord, Curve]]) -> Iterable[list[object]]:

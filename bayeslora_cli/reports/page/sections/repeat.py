@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bayeslora_cli.config.catalogue import METHODS, OBJECTIVES
-from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.reports.page.html import Html, details, element, join, shortened, table
 from bayeslora_cli.reports.page.records import FINISHED, RunRecord
 from bayeslora_cli.reports.page.sections.section import Section
@@ -15,13 +15,56 @@ from bayeslora_cli.reports.results.outcomes import nested
 from bayeslora_cli.reports.terminal_text import shell_line
 from bayeslora_cli.tasks.task import DATA_CHECKSUM, Task
 
+SETTINGS = ("config.toml, the resolved configuration", "option", "value")
+VERSIONS = ("Versions", "package", "version")
+
 
 def repeat(records: Sequence[RunRecord]) -> Section:
     """Write for each run what was trained, its command, settings, versions and checksums."""
+    settings, versions = _Shared(map(_settings, records)), _Shared(map(_versions, records))
     alone = len(records) == 1
-    note = element("p", "Each run with its command, settings, versions and checksums.")
-    parts = [*([] if alone else [note]), *(_run(record, alone=alone) for record in records)]
+    parts: list[object] = []
+    if not alone:
+        parts = [
+            element("p", "Each run with its command, settings, versions and checksums."),
+            details("Settings that all runs have", settings.table(SETTINGS), id="settings-shared"),
+            details("Versions that all runs have", versions.table(VERSIONS), id="versions-shared"),
+        ]
+    for i, record in enumerate(records):
+        own = [
+            None if alone else element("p", introduction(record)),
+            element("h4", "Command"),
+            element("pre", element("code", command(record)), tabindex="0", aria_label="Command"),
+            _facts(record),
+            details("All settings" if alone else "Other settings", settings.table(SETTINGS, i),
+                    id=f"settings-{record.anchor}"),
+            details("Versions" if alone else "Other versions", versions.table(VERSIONS, i),
+                    id=f"versions-{record.anchor}") if alone or versions.own[i] else None,
+        ]  # fmt: skip
+        if alone:
+            parts.append(element("div", *own, id=record.anchor))
+        else:
+            parts.append(details(element("h3", record.name), *own, id=record.anchor, class_="run"))
     return Section(anchor="repeat", title="How to repeat it", body=join(parts))
+
+
+class _Shared:
+    """Facts of runs: those that all of several runs have, and each run's own."""
+
+    def __init__(self, facts: Iterable[Mapping[str, str]]) -> None:
+        found = list(facts)
+        first, *others = found
+        self.all = {
+            name: value
+            for name, value in first.items()
+            if others and all(facts.get(name) == value for facts in others)
+        }
+        self.own = [{k: v for k, v in facts.items() if k not in self.all} for facts in found]
+
+    def table(self, heads: tuple[str, str, str], run: int | None = None) -> Html:
+        """Write the facts that all runs have, or a run's own."""
+        caption, *columns = heads
+        return table(caption, columns, (self.all if run is None else self.own[run]).items())
 
 
 def introduction(record: RunRecord) -> str:
@@ -46,22 +89,6 @@ def _learned(task: Task | None) -> str:
     what = f"the classes {shortened(kinds, 200)}" if kinds else entry and entry.predicts
     texts = ", ".join(task.text_columns)
     return f" ({what} from {texts})" if what else ""
-
-
-def _run(record: RunRecord, *, alone: bool) -> Html:
-    config, environment = record.config, record.environment
-    parts = [
-        None if alone else element("p", introduction(record)),
-        element("h4", "Command"),
-        element("pre", element("code", command(record)), tabindex="0", aria_label="Command"),
-        _facts(record),
-        details("All settings", _settings(config), id=f"settings-{record.anchor}"),
-        details("Versions", _versions(environment), id=f"versions-{record.anchor}"),
-    ]
-    if alone:
-        return element("div", *parts, id=record.anchor)
-    summary = element("h3", record.name)
-    return element("details", element("summary", summary), *parts, id=record.anchor, class_="run")
 
 
 def command(record: RunRecord) -> str:
@@ -98,21 +125,18 @@ def _facts(record: RunRecord) -> Html:
     return table(f"Facts of {Path(record.run.path).name}", ["fact", "value"], rows)
 
 
-def _settings(config: RunConfig) -> Html:
-    from dataclasses import asdict
-
-    rows = [
-        [name, ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)]
-        for name, value in asdict(config).items()
+def _settings(record: RunRecord) -> dict[str, str]:
+    return {
+        name: ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        for name, value in asdict(record.config).items()
         if value is not None
-    ]
-    return table("config.toml, the resolved configuration", ["option", "value"], rows)
+    }
 
 
-def _versions(environment: Mapping[str, Any]) -> Html:
+def _versions(record: RunRecord) -> dict[str, str]:
+    environment = record.environment
     found = environment.get("versions")
     versions = dict(found) if isinstance(found, Mapping) else {}
     known = {**versions, "python": environment.get("python"), "platform":
              environment.get("platform")}  # fmt: skip
-    rows = [[name, value] for name, value in known.items() if value]
-    return table("Versions", ["package", "version"], rows)
+    return {name: str(value) for name, value in known.items() if value}

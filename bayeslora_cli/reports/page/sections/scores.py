@@ -18,8 +18,8 @@ from bayeslora_cli.reports.page.sections.section import (
     figure,
     layout,
     name_axis,
-    row_height,
-    row_name,
+    row_places,
+    rows_height,
     symbol,
 )
 from bayeslora_cli.reports.ranks.run_groups import load_group
@@ -35,7 +35,7 @@ def scores(records: Sequence[RunRecord]) -> Section | None:
     panels: list[Html] = []
     for (column, group), members in _groups(records).items():
         found = _load(members)
-        if found is None:
+        if found is None or np.ptp(found.values) == 0:  # one score for all: nothing was chosen
             continue
         name = f"scores-{len(panels)}"
         title = f"{column}, {group}" + (f", {len(members)} seeds" if len(members) > 1 else "")
@@ -153,9 +153,10 @@ def posteriors(records: Sequence[RunRecord]) -> Section | None:
     found = [(r, p) for r in records if isinstance(p := (r.result or {}).get("posterior"), dict)]
     if not found:
         return None
+    names = [r.name for r, _ in found]
     rows, traces = [], []
     notes: dict[str, list[str]] = {}
-    for r, p in found:
+    for (r, p), place in zip(found, row_places(names), strict=True):
         ratios = p.get("hessian_over_h0") or {}
         quantiles = [ratios.get(q) for q in ("q05", "median", "q95")]
         rows.append(
@@ -168,18 +169,18 @@ def posteriors(records: Sequence[RunRecord]) -> Section | None:
         )
         if p.get("note"):
             notes.setdefault(str(p["note"]), []).append(r.name)
-        traces.append(_range(r, quantiles))
+        traces.append(_range(r, place, quantiles))
     numbers = table(
         "State of the posteriors",
         ["run", "h/h0, 5%", "median", "95%", "sigma, 95% over 5%", "snr against magnitude"],
         rows,
     )
-    height = 90 + sum(map(row_height, (r.name for r, _ in found)))
+    height = rows_height(names)
     spec = {
         "data": [t for t in traces if t],
         "layout": layout(
             height, "h / h0", "", xaxis={"type": "log", "exponentformat": "none"},
-            yaxis=name_axis([r.name for r, _ in found]),
+            yaxis=name_axis(names),
             shapes=[{"type": "line", "x0": 1, "x1": 1, "y0": 0, "y1": 1, "yref": "paper",
                      "line": {"color": "@muted", "width": 1, "dash": "dot"}}],
         ),
@@ -209,7 +210,7 @@ def posteriors(records: Sequence[RunRecord]) -> Section | None:
     )
 
 
-def _range(record: RunRecord, quantiles: Sequence[Any]) -> dict[str, Any] | None:
+def _range(record: RunRecord, place: float, quantiles: Sequence[Any]) -> dict[str, Any] | None:
     if not all(isinstance(q, int | float) and q > 0 for q in quantiles):
         return None
     low, median, high = quantiles
@@ -217,7 +218,7 @@ def _range(record: RunRecord, quantiles: Sequence[Any]) -> dict[str, Any] | None
         "type": "scatter",
         "mode": "markers",
         "x": [median],
-        "y": [row_name(record.name)],
+        "y": [place],
         "error_x": {"type": "data", "symmetric": False, "array": [high - median],
                     "arrayminus": [median - low], "color": colour(record.series)},
         "marker": {"color": colour(record.series), "symbol": symbol(record.series), "size": 9},

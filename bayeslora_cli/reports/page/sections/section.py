@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from textwrap import wrap
 from typing import Any
 
@@ -14,6 +15,8 @@ Figure = Mapping[str, Any]
 """Traces and layout as plotly takes them. A colour "@NAME" is looked up in the page's scheme."""
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
+ROW_LETTERS = 28
+"""Letters in a line of a name beside the rows of a figure."""
 COLOURS = 8
 """Number of colours for groups of runs; dashes and symbols tell more groups apart."""
 
@@ -60,24 +63,33 @@ def layout(height: int, x: str, y: str, **more: Any) -> dict[str, Any]:
     return {"height": height, "showlegend": False, **axes, **more}
 
 
-def row_name(name: str) -> str:
-    """Return a name for the axis beside the rows of a figure, in short lines."""
-    return "<br>".join(map(plot_text, wrap(name, 28)))
-
-
 def row_height(name: str) -> int:
     """Return the height in pixels of the row with this name."""
-    return 20 + 15 * len(wrap(name, 28))
+    return 20 + 15 * len(wrap(name, ROW_LETTERS))
+
+
+def rows_height(names: Sequence[str]) -> int:
+    """Return the height in pixels of a figure with a row for each name."""
+    return 90 + sum(map(row_height, names))
+
+
+def row_places(names: Sequence[str]) -> list[float]:
+    """Return where on the axis of `name_axis` the middle of each row lies."""
+    ends = accumulate(map(row_height, names))
+    return [end - row_height(name) / 2 for name, end in zip(names, ends, strict=True)]
 
 
 def name_axis(names: Sequence[str]) -> dict[str, Any]:
-    """Return the axis beside the rows of a figure, the first name on top."""
+    """Return the axis beside the rows of a figure, the first name on top.
+
+    It counts in pixels, so that a row is as high as the lines of its name.
+    """
     return {
-        "type": "category",
         "automargin": True,
-        "autorange": "reversed",
+        "range": [sum(map(row_height, names)), 0],
+        "tickvals": row_places(names),
+        "ticktext": ["<br>".join(map(plot_text, wrap(name, ROW_LETTERS))) for name in names],
         "title": {"text": ""},
-        "categoryarray": [row_name(name) for name in names],
     }
 
 

@@ -8,14 +8,16 @@ from typing import Any
 
 from bayeslora_cli.config.entries.metrics import smaller_is_better
 from bayeslora_cli.config.values import duration
-from bayeslora_cli.reports.page.html import Html, Number, element, join, number, table
+from bayeslora_cli.reports.page.html import Html, Number, details, element, join, number, table
 from bayeslora_cli.reports.page.records import FINISHED, RunRecord
 from bayeslora_cli.reports.page.sections.repeat import introduction
-from bayeslora_cli.reports.page.sections.section import Section
+from bayeslora_cli.reports.page.sections.section import COLOURS, Section
 from bayeslora_cli.reports.results.outcomes import AT
 from bayeslora_cli.reports.results.rows import Results
 from bayeslora_cli.reports.results.table import COUNTED, Table
 
+SHORT = 12
+"""Up to this many runs the table of all metrics is unfolded."""
 MARKS = {"best": "best", "second": "second", "": None}
 
 
@@ -123,11 +125,12 @@ def _all_metrics(records: Sequence[RunRecord], at: str) -> Html:
     done = [(r, r.result[at]) for r in records if r.result is not None]
     names = _metric_names([entry for _, entry in done])
     rows = [
-        [_linked(r), entry["step"] + 1, *(number(_value(entry, *name)) for name in names)]
+        [_linked(r, r.name), entry["step"] + 1, *(number(_value(entry, *name)) for name in names)]
         for r, entry in done
     ]
     caption = f"All metrics of each run: {COUNTED[at]}"
-    return table(caption, ["run", "step", *(_named(n, names) for n in names)], rows)
+    found = table(caption, ["run", "step", *(_named(n, names) for n in names)], rows)
+    return details("All metrics of each run", found, id="all-metrics", open=len(done) <= SHORT)
 
 
 def _metric_names(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -180,7 +183,7 @@ def _runs(records: Sequence[RunRecord], at: str) -> Html:
         steps = f"{r.steps_done:,}" + (f" of {planned:,}" if planned else "")
         rows.append(
             [
-                _linked(r),
+                _linked(r, f"{r.group}, seed {r.config.seed}"),
                 r.column,
                 r.config.seed,
                 r.state if r.state == FINISHED else element("strong", r.state),
@@ -195,7 +198,6 @@ def _runs(records: Sequence[RunRecord], at: str) -> Html:
     return table("The runs", heads, rows)
 
 
-def _linked(record: RunRecord) -> Html:
-    swatch = element("span", class_=f"swatch series-{record.series % 8}")
-    link = element("a", f"{record.group}, seed {record.config.seed}", href=f"#{record.anchor}")
-    return join([swatch, link])
+def _linked(record: RunRecord, name: str) -> Html:
+    swatch = element("span", class_=f"swatch series-{record.series % COLOURS}")
+    return join([swatch, element("a", name, href=f"#{record.anchor}")])

@@ -6,17 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bayeslora_cli.api.arguments import sampling_of
 from bayeslora_cli.errors import UserError
 
 
 def cut_table(
-    path: str | Path, ranks: Sequence[float], by: Sequence[str] = (), **options: Any
-) -> dict[str, Any]:
+    path: str | Path, ranks: Sequence[float], by: Sequence[str] = (), *,
+    samples: int | None = None, temperature: float | None = None, seed: int | None = None,
+    **options: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Cut a run to each of some mean ranks and measure it, at the posterior's mean.
 
     Args:
         ranks: mean number of ranks that a matrix keeps.
         by: singular-values, or names of criteria; (): the run's own criterion and singular-values.
+        samples, temperature, seed: measure also over samples of the posterior, as `Run.evaluate`;
+            not where singular values are cut.
         options: the other fields of `evaluation.cutting.cut_table.CutRequest`: split, data, file,
             batch_size, device, model, trust_remote_code, verify.
     Returns:
@@ -28,7 +33,10 @@ def cut_table(
 
     if not ranks or any(not 0 <= rank < 1e6 for rank in ranks):
         raise UserError("--cut: give mean ranks of 0 or more, such as 2,1,0.5")
-    return evaluate_cuts(CutRequest(path=Path(path), ranks=tuple(ranks), by=tuple(by), **options))
+    sampling = sampling_of(samples, temperature, seed)
+    return evaluate_cuts(
+        CutRequest(path=Path(path), ranks=tuple(ranks), by=tuple(by), sampling=sampling, **options)
+    )
 
 
 def is_adapter(path: Path) -> bool:

@@ -182,19 +182,23 @@ def side_by_side(result: Mapping[str, Any]) -> str:
 
 
 def cut_text(found: dict[str, Any]) -> str:
-    """Write the table for a terminal: a line per rank, a column per order, for each metric."""
+    """Write the table for a terminal: a line per rank, a column per order, for each metric.
+
+    Metrics over samples follow those at the mean; singular values have none.
+    """
     orders = list(dict.fromkeys(row["by"] for row in found["cuts"]))
     ranks = sorted({row["rank"] for row in found["cuts"]}, reverse=True)
-    at = {(row["by"], row["rank"]): row["metrics"] for row in found["cuts"]}
+    at = {(row["by"], row["rank"]): row for row in found["cuts"]}
     lines = []
-    for split, metrics in found["whole"]["metrics"].items():
-        for name in metrics:
-            lines.append(f"{split} {name}")
-            heading = "  mean rank".ljust(12) + "".join(f"{by:>17}" for by in orders)
-            lines.append(heading)
-            whole = f"{metrics[name]:>17.4f}" * len(orders)
-            lines.append(f"  {found['whole']['rank']:<10.4g}{whole}  as trained")
-            for rank in ranks:
-                cells = "".join(f"{at[by, rank][split][name]:>17.4f}" for by in orders)
-                lines.append(f"  {rank:<10.4g}{cells}")
+    for kind, title in (("metrics", ""), ("sampled", ", over samples")):
+        shown = [by for by in orders if kind in at[by, ranks[0]]]
+        for split, metrics in found["whole"].get(kind, {}).items() if shown else ():
+            for name, value in metrics.items():
+                lines.append(f"{split} {name}{title}")
+                lines.append("  mean rank".ljust(12) + "".join(f"{by:>17}" for by in shown))
+                whole = f"{value:>17.4f}" * len(shown)
+                lines.append(f"  {found['whole']['rank']:<10.4g}{whole}  as trained")
+                for rank in ranks:
+                    cells = "".join(f"{at[by, rank][kind][split][name]:>17.4f}" for by in shown)
+                    lines.append(f"  {rank:<10.4g}{cells}")
     return "\n".join(lines)

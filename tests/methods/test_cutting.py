@@ -11,6 +11,7 @@ import torch
 import bayeslora_cli as bl
 from bayeslora_cli.methods.adalora.pruning import prune
 from bayeslora_cli.methods.cutting import SINGULAR_VALUES, cut, singular_factors
+from bayeslora_cli.reports.run_summary import cut_text
 from tests.api.test_training import options
 
 
@@ -122,6 +123,26 @@ def test_the_table(run):
     for name, value in whole["metrics"]["validation"].items():
         assert same["metrics"]["validation"][name] == pytest.approx(value, abs=1e-5)
     assert whole["metrics"]["validation"]["accuracy"] == run.metrics["validation"]["accuracy"]
+
+
+def test_the_table_over_samples(run):
+    if run.config.method == "lora":
+        return
+    own = run.config.criterion
+    found = bl.cut_table(run.path, [2, 1], [own, SINGULAR_VALUES], samples=2, seed=3)
+    sampled = run.evaluate(samples=2, seed=3).sampled["validation"]
+    assert found["whole"]["sampled"]["validation"] == pytest.approx(sampled)
+    by = {(row["by"], row["rank"]): row for row in found["cuts"]}
+    assert by[own, 2]["sampled"] == found["whole"]["sampled"]  # nothing is cut
+    assert by[own, 1]["sampled"] != by[own, 1]["metrics"]
+    assert "sampled" not in by[SINGULAR_VALUES, 1]
+    text = cut_text(found)
+    assert text.count("validation accuracy, over samples") == 1
+    last = text.splitlines()[-1].split()
+    assert [float(x) for x in last] == [
+        1,
+        round(list(by[own, 1]["sampled"]["validation"].values())[-1], 4),
+    ]
 
 
 def test_an_export_of_a_cut(run):

@@ -16,31 +16,45 @@ import gc
 import tempfile
 import time
 from contextlib import ExitStack
+from typing import Any
 from unittest.mock import patch
 
 import gpu_rows
 import gpu_step
 import torch
 from decoder_block import kernels_of
+from peers import Step
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification, DebertaV2Config
 
 from bayeslora_cli.execution.device import set_precision
 from bayeslora_cli.methods import building
+from bayeslora_cli.models.encoders import relative_attention
+from bayeslora_cli.models.kernels.row_attention import row_attention
 
-VARIANTS: dict[str, tuple[bool, bool, bool]] = {
-    # feed-forward operator, norms, compiled
-    "separate": (False, False, False),
-    "all": (True, True, False),
-    "all-compiled": (True, True, True),
-    "feed-forward": (True, False, False),
-    "norms": (False, True, False),
-    "separate-compiled": (False, False, True),
+VARIANTS: dict[str, tuple[bool, bool, bool, bool]] = {
+    # feed-forward operator, norms, joint attention, compiled
+    "separate": (False, False, False, False),
+    "all": (True, True, True, False),
+    "all-compiled": (True, True, True, True),
+    "all-but-joint": (True, True, False, False),
+    "feed-forward": (True, False, False, False),
+    "norms": (False, True, False, False),
+    "joint": (False, False, True, False),
+    "separate-compiled": (False, False, False, True),
 }
+
+
+def attend_by_parts(joint: Tensor, row_offsets: Tensor, reach: int, **options: Any) -> Tensor:
+    """In place of `joint_row_attention`."""
+    query, key, value = joint.unbind(1)
+    value = value[: len(joint) - 2 * reach]
+    return row_attention.relative_row_attention(query, key, value, row_offsets, reach, **options)
 
 
 def measured(name: str, model: str, device: torch.device, options: argparse.Namespace) -> None:
     """Build a variant and print its times."""
-    feed_forward, norms, compiled = VARIANTS[name]
+    feed_forward, norms, joint, compiled = VARIANTS[name]
     precision = "bf16" if device.type == "cuda" else "fp32"
     setting = gpu_rows.Setting(model=model, device=device, precision=precision, total=2000)
     vocabulary = (gpu_step.TINY if options.tiny else gpu_step.ARCHITECTURE)["vocab_size"]
@@ -52,7 +66,21 @@ def measured(name: str, model: str, device: torch.device, options: argparse.Name
         if not norms:
             stack.enter_context(patch.object(building, "fuse_residual_norms", lambda _: 0))
             stack.enter_context(patch.object(building, "share_seeds", lambda *_: None))
+        if not joint:
+            stack.enter_context(
+                patch.object(relative_attention, "joint_row_attention", attend_by_parts)
+            )
         step = gpu_rows.engine("adalora", "ivon", "snr", compiled=compiled, packing="on")(setting)
+        run(name, step, vocabulary, device, options)
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        print(f"{name}: {time.perf_counter() - begun:.1f} s in all, {peak:.2f} GiB", flush=True)
+
+
+def run(
+    name: str, step: Step, vocabulary: int, device: torch.device, options: argparse.Namespace
+) -> None:
+    """Time the steps of each length."""
     done = 0
     for length in options.lengths.split(","):
         batch = gpu_step.make_batches(length, 1, 32, vocabulary, device)[0]
@@ -73,9 +101,6 @@ def measured(name: str, model: str, device: torch.device, options: argparse.Name
         if options.kernels:
             print(kernels_of(lambda b=batch, t=done: step(t, b), 1, options.kernels), flush=True)  # type: ignore[misc]
             done += 1
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        print(f"{name}: {time.perf_counter() - begun:.1f} s in all, {peak:.2f} GiB", flush=True)
 
 
 def main() -> None:

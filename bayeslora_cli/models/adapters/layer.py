@@ -28,10 +28,13 @@ class JointLinear:
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Compute all layers: (n, in) -> (n, out) for each, views of one tensor."""
+        return torch.split(self.whole(rows), [layer.out_features for layer in self.layers], -1)
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """Compute all layers, their outputs side by side: (n, in) -> (n, all outputs)."""
         assert self.down is not None
         assert self.up is not None
-        out = self.base_layer.product(rows, self.down, self.up)
-        return torch.split(out, [layer.out_features for layer in self.layers], -1)
+        return self.base_layer.product(rows, self.down, self.up)
 
 
 class LowRankLinear(nn.Module):

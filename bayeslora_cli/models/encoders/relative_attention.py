@@ -20,6 +20,7 @@ from bayeslora_cli.models.encoders.packed_rows import Rows
 from bayeslora_cli.models.encoders.relative_positions import nearest, position_rows
 from bayeslora_cli.models.kernels.position_bias import position_bias, skew
 from bayeslora_cli.models.kernels.row_attention import row_attention as kernel
+from bayeslora_cli.models.kernels.row_attention.joint import joint_row_attention
 from bayeslora_cli.models.packed.layout import places_back, places_of, row_lengths, similar_rows
 
 # tokens from which a GPU's fused attention is used: plain attention keeps three tensors of
@@ -201,17 +202,20 @@ class RelativeAttention(nn.Module):
     ) -> Tensor:
         """Compute attention within packed rows in one kernel: (t, hidden) -> (t, heads * d)."""
         reach = kernel.reach_of(longest)
-        query, key, value, query_rows, key_rows = self._products(
-            content, self._embeddings(rel_embeddings, reach)
-        )
+        drop = self.dropout.p if self.training else 0.0
+        options: dict[str, Any] = {"scaling": self.scale, "dropout": drop, "seed": self.seed}
+        embeddings = self._embeddings(rel_embeddings, reach)
+        if self.shared and self.joint is not None:
+            joint = self.joint.whole(torch.cat((content, embeddings)))
+            joint = joint.view(len(joint), 3, self.heads, -1)
+            return joint_row_attention(joint, offsets, reach, **options).flatten(1)
+        query, key, value, query_rows, key_rows = self._products(content, embeddings)
         if query_rows is not None and key_rows is not None:
             query, key = torch.cat((query, query_rows)), torch.cat((key, key_rows))
         query, key, value = (x.view(len(x), self.heads, -1) for x in (query, key, value))
-        drop = self.dropout.p if self.training else 0.0
         out = kernel.relative_row_attention(
-            query, key, value[: len(content)], offsets, reach, scaling=self.scale, dropout=drop,
-            seed=self.seed,
-        )  # fmt: skip
+            query, key, value[: len(content)], offsets, reach, **options
+        )
         return out.flatten(1)
 
     def _attend(

@@ -28,7 +28,7 @@ from bayeslora_cli.models.kernels.row_attention.positions_triton import (
 @triton.jit(do_not_specialize=["rows", "window"])  # type: ignore[untyped-decorator]
 def to_queries(  # type: ignore[no-untyped-def]
     grad, q, k, v, out, norm, bias, kept, row_offsets, to_q, to_c2p, slope, tokens, rows,  # noqa: ANN001
-    q_token, q_head, k_token, k_head, v_token, v_head, heads, width, words,  # noqa: ANN001
+    q_token, q_head, k_token, k_head, v_token, v_head, to_token, heads, width, words,  # noqa: ANN001
     scale, factor, gain, window,  # noqa: ANN001
     D: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr, SINGLE: tl.constexpr,
     OWN: tl.constexpr, OTHER: tl.constexpr, RELATIVE: tl.constexpr, DROPS: tl.constexpr,
@@ -36,8 +36,8 @@ def to_queries(  # type: ignore[no-untyped-def]
 ) -> None:  # fmt: skip
     """Compute a tile of the queries' gradient, and `slope`, the sum of result times gradient.
 
-    `scale` is `factor`, the factor of the scores, times log2(e). `to_c2p` gets the gradient of the
-    scores, by query and place.
+    `scale` is `factor`, the factor of the scores, times log2(e); `to_token` leads from token to
+    token in the gradients. `to_c2p` gets the gradient of the scores, by query and place.
     """
     start, length, first = own_tile(row_offsets, rows, ROWS, SINGLE, OWN)
     head = tl.program_id(1)
@@ -89,13 +89,13 @@ def to_queries(  # type: ignore[no-untyped-def]
                 row = tokens + positions_of(places, width, True)
                 y = vectors(k, row, head, places >= 0, k_token, k_head, D, DEPTH)
                 found = tl.dot(change, y, found, input_precision=PRECISION)
-        put_vectors(to_q, found * factor, start + own, head, there, heads, D, DEPTH)
+        put_vectors(to_q, found * factor, start + own, head, there, to_token, D, DEPTH)
 
 
 @triton.jit(do_not_specialize=["rows", "window"])  # type: ignore[untyped-decorator]
 def to_keys(  # type: ignore[no-untyped-def]
     grad, q, k, v, norm, bias, kept, row_offsets, to_k, to_v, to_p2c, slope, tokens, rows,  # noqa: ANN001
-    q_token, q_head, k_token, k_head, v_token, v_head, heads, width, words,  # noqa: ANN001
+    q_token, q_head, k_token, k_head, v_token, v_head, to_token, heads, width, words,  # noqa: ANN001
     scale, factor, gain, window,  # noqa: ANN001
     D: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr, SINGLE: tl.constexpr,
     OWN: tl.constexpr, OTHER: tl.constexpr, RELATIVE: tl.constexpr, DROPS: tl.constexpr,
@@ -149,7 +149,7 @@ def to_keys(  # type: ignore[no-untyped-def]
             if RELATIVE:
                 places = (line + own)[:, None] * (2 * width) + width - own[:, None] + other[None, :]
                 tl.store(to_p2c + places, change, there[:, None])
-        put_vectors(to_v, of_value * gain, start + own, head, there, heads, D, DEPTH)
+        put_vectors(to_v, of_value * gain, start + own, head, there, to_token, D, DEPTH)
         if RELATIVE:
             tl.debug_barrier()  # all threads have written before one of them reads
             for at in range(width - first - OWN, width - first + length, OWN):
@@ -158,4 +158,4 @@ def to_keys(  # type: ignore[no-untyped-def]
                 row = tokens + positions_of(places, width, False)
                 y = vectors(q, row, head, places >= 0, q_token, q_head, D, DEPTH)
                 found = tl.dot(change, y, found, input_precision=PRECISION)
-        put_vectors(to_k, found * factor, start + own, head, there, heads, D, DEPTH)
+        put_vectors(to_k, found * factor, start + own, head, there, to_token, D, DEPTH)

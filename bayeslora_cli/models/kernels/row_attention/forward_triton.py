@@ -80,5 +80,5 @@ def attend(  # type: ignore[no-untyped-def]
             found = found * shrink[:, None]
             found = tl.dot(weight.to(value.dtype), value, found, input_precision=PRECISION)
         found = found * (gain / total)[:, None]
-        put_vectors(out, found, start + own, head, there, heads, D, DEPTH)
+        put_vectors(out, found, start + own, head, there, heads * D, D, DEPTH)
         tl.store(norm + line + own, most + tl.log2(total), there)

@@ -51,11 +51,14 @@ def vectors(x, token, head, there, stride, of_head, D: tl.constexpr, DEPTH: tl.c
 
 @triton.jit  # type: ignore[untyped-decorator]
 def put_vectors(  # type: ignore[no-untyped-def]
-    x, value, token, head, there, heads, D: tl.constexpr, DEPTH: tl.constexpr,  # noqa: ANN001
+    x, value, token, head, there, stride, D: tl.constexpr, DEPTH: tl.constexpr,  # noqa: ANN001
 ) -> None:  # fmt: skip
-    """Store a head's vectors of some tokens, (tokens, DEPTH), in contiguous (t, heads, D)."""
+    """Store a head's vectors of some tokens, (tokens, DEPTH), in (t, heads, D).
+
+    `stride` leads from token to token; a token's heads lie side by side.
+    """
     lane = tl.arange(0, DEPTH)
-    place = (token.to(tl.int64)[:, None] * heads + head) * D + lane[None, :]
+    place = token.to(tl.int64)[:, None] * stride + head * D + lane[None, :]
     value = value.to(x.dtype.element_ty)
     if D == DEPTH:
         tl.store(x + place, value, there[:, None])

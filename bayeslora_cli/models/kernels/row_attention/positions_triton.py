@@ -97,7 +97,7 @@ def score_positions(  # type: ignore[no-untyped-def]
 @triton.jit(do_not_specialize=["rows", "shares"])  # type: ignore[untyped-decorator]
 def to_positions(  # type: ignore[no-untyped-def]
     q, k, row_offsets, to_c2p, to_p2c, to_q, to_k, parts, done, tokens, rows, shares,  # noqa: ANN001
-    q_token, q_head, k_token, k_head, heads, width, factor,  # noqa: ANN001
+    q_token, q_head, k_token, k_head, to_token, heads, width, factor,  # noqa: ANN001
     D: tl.constexpr, DEPTH: tl.constexpr, TILE: tl.constexpr, UNROLLED: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -147,7 +147,7 @@ def to_positions(  # type: ignore[no-untyped-def]
                 total += tl.load(parts + part * (TILE * DEPTH) + own, cache_modifier=".cg")
             tl.store(done + group, 0)
     if last:
-        to = ((tokens + place).to(tl.int64)[:, None] * heads + head) * D + lane[None, :]
+        to = (tokens + place).to(tl.int64)[:, None] * to_token + head * D + lane[None, :]
         value = (total * factor).to(to_q.dtype.element_ty)
         if side == 0:
             tl.store(to_k + to, value, (lane < D)[None, :])

@@ -127,7 +127,7 @@ _LIBRARY.define(
 )
 
 
-def _forward(
+def forward(
     query: Tensor, key: Tensor, value: Tensor, row_offsets: Tensor, seed: Tensor | None,
     longest: int, reach: int, scaling: float, dropout: float, window: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -137,7 +137,7 @@ def _forward(
     from bayeslora_cli.models.kernels.row_attention import positions_triton as positions
 
     query, key, value = _by_lines(query), _by_lines(key), _by_lines(value)
-    out, norm, bias, kept = _outputs(
+    out, norm, bias, kept = outputs(
         query, key, value, row_offsets, seed, longest, reach, scaling, dropout, window
     )
     plan = _plan(value)
@@ -168,19 +168,23 @@ def _forward(
     return out, norm, bias, kept
 
 
-def _backward(
+def backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, row_offsets: Tensor, out: Tensor,
     norm: Tensor, bias: Tensor, kept: Tensor, longest: int, reach: int, scaling: float,
-    dropout: float, window: int,
+    dropout: float, window: int, into: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of query, key and value."""
+    """Return the gradients of query, key and value.
+
+    Args:
+        into: where they are to lie, of equal steps from token to token; None: in new tensors.
+    """
     from bayeslora_cli.models.kernels.row_attention import backward_triton, kept_triton
     from bayeslora_cli.models.kernels.row_attention import places_triton as places
     from bayeslora_cli.models.kernels.row_attention import positions_triton as positions
 
     query, key, value = _by_lines(query), _by_lines(key), _by_lines(value)
     grad = grad.contiguous()
-    to_q, to_k, to_v = _gradients_like(query, key, value)
+    to_q, to_k, to_v = _gradients_like(query, key, value) if into is None else into
     plan = _plan(value)
     (tokens, heads, size), rows = value.shape, len(row_offsets) - 1
     drops = kept.numel() > 0
@@ -189,7 +193,7 @@ def _backward(
         "RELATIVE": reach > 0, "DROPS": drops, "WINDOWED": window > 0, "WIDTH": WIDTH,
     }  # fmt: skip
     numbers = (
-        tokens, rows, *_strides(query, key, value), heads, reach, kept.shape[-1],
+        tokens, rows, *_strides(query, key, value), to_q.stride(0), heads, reach, kept.shape[-1],
         scaling * math.log2(math.e), scaling, kept_triton.shares(dropout)[1], window,
     )  # fmt: skip
     slope = torch.empty_like(norm)
@@ -219,13 +223,13 @@ def _backward(
         positions.to_positions[(blocks, heads, 2 * shares)](
             query, key, row_offsets, to_c2p, to_p2c, to_q, to_k, parts,
             _done(query.device, 2 * blocks * heads), tokens, rows, shares,
-            *_strides(query, key), heads, reach, scaling, **shape, TILE=cut.own,
+            *_strides(query, key), to_q.stride(0), heads, reach, scaling, **shape, TILE=cut.own,
             UNROLLED=positions.UNROLLED, num_warps=cut.warps, num_stages=cut.stages,
         )  # fmt: skip
     return to_q, to_k, to_v
 
 
-def _outputs(
+def outputs(
     query: Tensor, key: Tensor, value: Tensor, row_offsets: Tensor, seed: Tensor | None,
     longest: int, reach: int, scaling: float, dropout: float, window: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -287,7 +291,7 @@ def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...
 
 
 for name, kernel, fake in (
-    (_FORWARD, _forward, _outputs), (_BACKWARD, _backward, _fake_backward)
+    (_FORWARD, forward, outputs), (_BACKWARD, backward, _fake_backward)
 ):  # fmt: skip
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     register_fake(f"bayeslora::{name}", fake, lib=_LIBRARY)

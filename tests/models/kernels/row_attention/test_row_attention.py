@@ -13,6 +13,7 @@ import torch
 
 from bayeslora_cli.models.kernels.low_rank.tiles import SMALLEST, Gpu
 from bayeslora_cli.models.kernels.row_attention import row_attention as operator
+from bayeslora_cli.models.kernels.row_attention.joint import joint_row_attention
 from bayeslora_cli.models.kernels.row_attention.tiles import extent, plan_of
 
 needs_interpreter = pytest.mark.skipif(
@@ -195,3 +196,38 @@ def test_tiles_fit_into_shared_memory(gpu):
 
 def test_positions_reach_as_far_as_rows():
     assert [operator.reach_of(n) for n in (1, 64, 65, 256)] == [64, 64, 128, 256]
+
+
+def check_joint(lengths, heads, size, dtype, device, *, dropout, reach):
+    """Side by side, to the bits of separate operands."""
+    torch.manual_seed(0)
+    tokens = sum(lengths)
+    offsets, seed = offsets_of(lengths, device), torch.tensor([77], device=device)
+    joint = torch.randn(tokens + 2 * reach, 3, heads, size, device=device).to(dtype)
+    slope = torch.randn(tokens, heads, size, device=device).to(dtype)
+    options = {"scaling": 0.2, "dropout": dropout, "seed": seed}
+    whole, parts = (joint.clone().requires_grad_() for _ in range(2))
+    found = joint_row_attention(whole, offsets, reach, **options)
+    query, key, value = parts.unbind(1)
+    expected = operator.relative_row_attention(
+        query, key, value[:tokens], offsets, reach, **options
+    )
+    assert torch.equal(found, expected)
+    gradients = [
+        torch.autograd.grad(out, x, slope)[0] for out, x in ((found, whole), (expected, parts))
+    ]
+    assert torch.equal(*gradients)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_joint_operands_interpreted(dropout, monkeypatch):
+    monkeypatch.setattr(operator, "gpu_of", lambda _: H200)
+    check_joint(SMALL, 2, 16, torch.float16, "cpu", dropout=dropout, reach=64)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("a_gpu")
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_joint_operands(dtype):
+    check_joint((130, 7, 64, 256), 3, 64, dtype, "cuda", dropout=0.1, reach=256)

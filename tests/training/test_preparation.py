@@ -65,7 +65,8 @@ def test_a_run_goes_on_packed_as_it_was_begun(typed, begun, expected, tmp_path, 
 @pytest.mark.parametrize(
     ("kind", "device", "able", "expected"),
     [("bert", "cpu", False, "on"), ("distilbert", "cpu", False, "on"),
-     ("bert", "cuda", True, "auto"), ("bert", "cuda:1", True, "auto"),
+     ("bert", "cuda", True, "on"), ("bert", "cuda:1", True, "on"),
+     ("bert", "cuda", False, "auto"), ("mpnet", "cpu", False, "on"), ("mpnet", "cuda", True, "auto"),
      ("deberta-v2", "cuda", True, "on"), ("deberta-v2", "cuda", False, "auto"),
      ("funnel", "cpu", False, "auto"), ("funnel", "cuda", True, "auto")],
 )  # fmt: skip

@@ -49,8 +49,8 @@ ENCODERS = frozenset({
 holds the packed rows of each against padded rows (`tests/models/encoders/test_logits.py`)."""
 OWN_ATTENTION = frozenset({"deberta-v2", "mpnet"})
 """Those of them whose attention is not one of transformers' register."""
-FASTER_ON_A_GPU = frozenset({"deberta-v2"})
-"""Those for which packed rows were measured to be faster on a GPU; others are padded there."""
+PADDED_ON_A_GPU = frozenset({"mpnet"})
+"""Those whose attention adds a bias of its own, for which a GPU has no kernel."""
 PAYS_FROM = 128
 """Width of an encoder from which a CPU takes less time for packed rows. In narrower ones the calls
 of operators take the time, of which packed rows have more."""
@@ -84,9 +84,8 @@ def pays(architecture: Any, *, on_cpu: bool) -> bool:
     one length take at most the same time. A GPU that cannot run our attention pads.
     """
     if not on_cpu:
-        able = is_able(torch.device("cuda"))
-        faster = architecture.model_type in FASTER_ON_A_GPU
-        return able and faster and _encodes_packed_rows(architecture)
+        padded = architecture.model_type in PADDED_ON_A_GPU or not is_able(torch.device("cuda"))
+        return not padded and _encodes_packed_rows(architecture)
     wide: bool = architecture.hidden_size >= PAYS_FROM
     return wide and _encodes_packed_rows(architecture)
 

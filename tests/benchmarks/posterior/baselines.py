@@ -1,11 +1,11 @@
 """Baselines of the posterior: a LoRA run's predictions, and four usual ways to improve them.
 
-    python -m tests.benchmarks.posterior.baselines --folder DIR --model MINILM --data GLUE \\
-        --out LINES
+    python -m tests.benchmarks.posterior.baselines --folder DIR --lines LINES... --out LINES
 
-DIR has `predictions/` and `runs/lora/` of the judge. A line for each method, task and seed: NLL and
-ECE on the dev rows, the seconds of fitting and predicting (`ensemble`: of training the other
-four), and the megabytes kept beside the run.
+DIR has `predictions/` and `runs/` of the judge, LINES are its lines, among which are those of the
+two methods that need a run itself. A line for each method, task and seed: NLL and ECE on the dev
+rows, the seconds of fitting and predicting (`ensemble`: of training the other four), and the
+megabytes kept beside the run.
 The methods: `point`; `temperature`, fitted to the held-out rows by scikit-learn's
 CalibratedClassifierCV; `ensemble`, the mean of the five seeds' probabilities; `laplace`, of the
 last layer, with laplace-torch's full Hessian, prior precision by marginal likelihood and probit
@@ -20,19 +20,20 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-import bayeslora_cli as bl
+from bayeslora_cli.data.splits import Batches
 from bayeslora_cli.tasks.calibration import ece
-from tests.benchmarks.posterior.cut import CutRun
-from tests.benchmarks.posterior.judge import BASELINE
-from tests.benchmarks.posterior.protocol import PROTOCOL
+from tests.benchmarks.posterior.cut import BATCH, CutRun
+from tests.benchmarks.posterior.pool import Line, read_lines
+from tests.benchmarks.posterior.protocol import BASELINE, PROTOCOL
 
 TASKS = [task for task in PROTOCOL["judge"]["tasks"] if task != "stsb"]
+T = TypeVar("T")
 PASSES = PROTOCOL["judge"]["samples"]
 
 
@@ -49,7 +50,8 @@ def scored(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
-def timed(work: Callable[[], Tensor]) -> tuple[Tensor, float]:
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    """Return what `work` returns, and its seconds."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     began = time.perf_counter()
@@ -85,8 +87,9 @@ def tempered(held: Mapping[str, Tensor], dev: Tensor) -> Tensor:
     return torch.from_numpy(fitted.predict_proba(dev.clamp_min(1e-30).log().numpy()))
 
 
-def from_predictions(folder: Path) -> Iterator[dict[str, Any]]:
+def from_predictions(folder: Path, lines: list[Line]) -> Iterator[dict[str, Any]]:
     """Yield the methods that need predictions only."""
+    paces = {line["job"]: line for line in lines if line.get("kind") == "pace"}
 
     def read(path: Path) -> dict[str, Tensor]:
         return {name: torch.from_numpy(value) for name, value in np.load(path).items()}
@@ -99,8 +102,8 @@ def from_predictions(folder: Path) -> Iterator[dict[str, Any]]:
             held = {name: torch.cat([found[f"held-out/{s}/{name}"] for s in splits(found)])
                     for name in ("labels", "mean")}  # fmt: skip
             about = {"task": task, "seed": int(path.stem.rsplit("-", 1)[1])}
-            yield {**about, "method": "point", **scored(mean, labels), "seconds": 0.0,
-                   "megabytes": 0.0}  # fmt: skip
+            yield {**about, "method": "point", **scored(mean, labels),
+                   "seconds": paces[path.stem]["mean"], "megabytes": 0.0}  # fmt: skip
             probabilities, seconds = timed(lambda h=held, m=mean: tempered(h, m))
             yield {**about, "method": "temperature", **scored(probabilities, labels),
                    "seconds": seconds, "megabytes": 0.0}  # fmt: skip
@@ -118,7 +121,7 @@ def from_predictions(folder: Path) -> Iterator[dict[str, Any]]:
             yield {
                 "task": task, "seed": int(path.stem.rsplit("-", 1)[1]), "method": "ivon",
                 **scored(found[f"dev/{split}/sampled"], found[f"dev/{split}/labels"]),
-                "seconds": 0.0,
+                "seconds": paces[path.stem]["sampled"],
                 "megabytes": sigma[0]["kept_parameters"] * 4 / 1e6 if sigma else 0.0,
             }  # fmt: skip
 
@@ -136,9 +139,8 @@ def results(folder: Path, row: str, task: str) -> list[dict[str, Any]]:
 class LastLayer:
     """A run's features in front of its last layer, and passes with dropout."""
 
-    def __init__(self, run: bl.Run, data: Path) -> None:
-        self.held = CutRun(run, data)
-        network = self.held.network
+    def __init__(self, held: CutRun) -> None:
+        self.held, network = held, held.network
         (weight,) = (
             name for name, s in network.bank.segments.items()
             if s.role == "head" and len(s.shape) == 2 and s.shape[0] == network.objective.outputs
@@ -149,10 +151,8 @@ class LastLayer:
 
     def features(self, split: Any) -> Tensor:
         """Return what the last layer sees of each row: (n, width)."""
-        from bayeslora_cli.data.splits import Batches
-
         network, seen = self.held.network, []
-        batches = Batches(split, 256, network.bank.theta.device)
+        batches = Batches(split, BATCH, network.bank.theta.device)
         handle = self.layer.register_forward_pre_hook(lambda _, x: seen.append(x[0].detach()))
         network.module.eval()
         with torch.no_grad(), network.bank.at_mean():
@@ -166,9 +166,10 @@ class LastLayer:
 
     def head(self) -> nn.Linear:
         """Return a copy of the last layer."""
-        weight, bias = self.layer.weight.detach(), self.layer.bias.detach()
-        copied = nn.Linear(*reversed(weight.shape), device=weight.device)
-        copied.load_state_dict({"weight": weight.float(), "bias": bias.float()})
+        with self.held.network.bank.at_mean():
+            weight, bias = self.layer.weight.detach(), self.layer.bias.detach()
+            copied = nn.Linear(*reversed(weight.shape), device=weight.device)
+            copied.load_state_dict({"weight": weight.float(), "bias": bias.float()})
         return copied
 
     def dropped(self, split: str) -> Tensor:
@@ -201,26 +202,15 @@ def laplace(last: LastLayer, split: Any) -> tuple[Tensor, float]:
     return found, approximation.H.numel() * 4 / 1e6
 
 
-def from_runs(folder: Path, model: str, data: Path) -> Iterator[dict[str, Any]]:
-    """Yield the methods that need the runs themselves."""
-    for task in TASKS:
-        for path in sorted(folder.glob(f"runs/{BASELINE}/*/{task}-*/seed-*/result.json")):
-            last = LastLayer(bl.Run(path.parent, model=model), data)
-            split, about = dev_split(task), {"task": task, "seed": int(path.parent.name[5:])}
-            labels = last.held.batches[split].labels
-            found, seconds = timed(lambda x=last, s=split: x.dropped(s))
-            yield {**about, "method": "mc-dropout", **scored(found, labels), "seconds": seconds,
-                   "megabytes": 0.0}  # fmt: skip
-            kept = 0.0
-
-            def fit(last: LastLayer = last, split: str = split) -> Tensor:
-                nonlocal kept
-                found, kept = laplace(last, last.held.rows[split])
-                return found
-
-            found, seconds = timed(fit)
-            yield {**about, "method": "laplace", **scored(found, labels), "seconds": seconds,
-                   "megabytes": kept}  # fmt: skip
+def of_run(held: CutRun) -> Iterator[dict[str, Any]]:
+    """Yield the methods that need a LoRA run itself: mc-dropout and laplace."""
+    last, split = LastLayer(held), dev_split(held.task.name)
+    labels = held.batches[split].labels
+    found, seconds = timed(lambda: last.dropped(split))
+    yield {"method": "mc-dropout", **scored(found, labels), "seconds": seconds, "megabytes": 0.0}
+    (found, megabytes), seconds = timed(lambda: laplace(last, held.rows[split]))
+    yield {"method": "laplace", **scored(found, labels), "seconds": seconds,
+           "megabytes": megabytes}  # fmt: skip
 
 
 def main() -> None:
@@ -228,20 +218,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--lines", type=Path, nargs="+", required=True, help="the judge's")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--runs-only", action="store_true")
-    parser.add_argument("--predictions-only", action="store_true")
     typed = parser.parse_args()
-    with typed.out.open("a", encoding="utf-8") as file:
-        for wanted, lines in (
-            (not typed.predictions_only, from_runs(typed.folder, typed.model, typed.data)),
-            (not typed.runs_only, from_predictions(typed.folder)),
-        ):
-            for line in lines if wanted else ():
-                file.write(json.dumps(line) + "\n")
-                file.flush()
+    with typed.out.open("w", encoding="utf-8") as file:
+        for line in from_predictions(typed.folder, read_lines(typed.lines)):
+            file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

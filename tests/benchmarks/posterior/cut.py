@@ -7,6 +7,7 @@ its singular value decomposition and then keeps the largest values of all matric
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations
@@ -22,7 +23,11 @@ from bayeslora_cli.config.catalogue import CRITERIA
 from bayeslora_cli.data.batching import Feed
 from bayeslora_cli.data.splits import Batches
 from bayeslora_cli.data.tokenization import tokenise
-from bayeslora_cli.evaluation.forward_passes import predict_at_mean
+from bayeslora_cli.evaluation.forward_passes import (
+    Sampling,
+    predict_at_mean,
+    predict_over_samples,
+)
 from bayeslora_cli.methods.adalora.rank_allocator import largest
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.tasks.rank_correlation import spearman
@@ -33,12 +38,15 @@ RANKS = (1.5, 1.0, 0.5, 0.25)
 GRADIENT_BATCHES = 50
 """Training batches over which gradients are averaged."""
 SVD = "singular-values"
+BATCH = 512
+"""Rows in a forward pass of an evaluation."""
 
 
 class CutRun:
     """A run in memory whose triplets can be left out."""
 
     def __init__(self, run: bl.Run, data: Path) -> None:
+        """`data`: GLUE's folders with the dev files."""
         self.config, self.task = replace(run.config, data=str(data)), run.task
         self.network, tokenizer, self.posterior = run.load()
         own = load_examples(run.config, ("train",), task=self.task)[1]
@@ -50,7 +58,7 @@ class CutRun:
         }  # fmt: skip
         device = self.network.bank.theta.device
         self.training, self.rows = rows.pop("train"), rows
-        self.batches = {name: Batches(split, 256, device) for name, split in self.rows.items()}
+        self.batches = {name: Batches(split, BATCH, device) for name, split in self.rows.items()}
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Return the dev splits' metrics at the bank's present mean and mask."""
@@ -59,6 +67,17 @@ class CutRun:
             name: predictive.metrics(self.task.metrics, self.batches[name].labels)
             for name, predictive in found.items()
         }
+
+    def pace(self, samples: int | None) -> dict[str, float]:
+        """Return the seconds of predicting the dev rows, at the mean and over samples."""
+        began = time.perf_counter()
+        predict_at_mean(self.network, self.batches)  # what it predicts is on the host
+        found = {"mean": time.perf_counter() - began}
+        if samples is not None:
+            began = time.perf_counter()
+            predict_over_samples(self.network, self.posterior, self.batches, Sampling(samples))
+            found["sampled"] = time.perf_counter() - began
+        return found
 
     def scores(self, batches: int) -> tuple[dict[str, Tensor], float | None]:
         """Return the triplets' scores (n, r) by each criterion that the run has; and Spearman's
@@ -156,14 +175,12 @@ def _agreement(scores: Mapping[str, Tensor], kept: Tensor) -> dict[str, dict[str
     }
 
 
-def cut(run: bl.Run, data: Path, batches: int = GRADIENT_BATCHES) -> Iterator[Mapping[str, Any]]:
+def cut(held: CutRun, batches: int = GRADIENT_BATCHES) -> Iterator[Mapping[str, Any]]:
     """Yield the rank correlations between criteria, and the metrics at each kept rank.
 
     Args:
-        data: GLUE's folders with the dev files.
         batches: training batches over which gradients are averaged.
     """
-    held = CutRun(run, data)
     bank, posterior = held.network.bank, held.posterior
     mask, mean = posterior.mask.clone(), posterior.mean.clone()
     kept, n = int(mask.sum()), len(mask)

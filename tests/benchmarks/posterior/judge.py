@@ -4,9 +4,8 @@
         --search LINES [--measured LINES...]
 
 Rows, tasks and comparisons are in `protocol.toml`. Trials that the search's lines do not have are
-done first. `--out` gets lines, and for each run a file of predictions; `predictions.tar` and
-`points.tar.gz` hold the predictions and the LoRA runs, which `baselines.py` starts from. GLUE has
-MNLI and QNLI beside the other folders.
+done first. `--out` gets lines, and for each run a file of predictions; `predictions.tar` holds
+these, from which `baselines.py` goes on. GLUE has MNLI and QNLI beside the other folders.
 """
 
 from __future__ import annotations
@@ -23,15 +22,18 @@ from typing import Any
 import numpy as np
 
 import bayeslora_cli as bl
-from tests.benchmarks.posterior import pool, search
-from tests.benchmarks.posterior.cut import cut
-from tests.benchmarks.posterior.protocol import PROTOCOL, options_of, write_parts
+from bayeslora_cli.tasks.sources.glue import TASKS
+from tests.benchmarks.posterior import baselines, pool, search
+from tests.benchmarks.posterior.cut import BATCH, CutRun, cut
+from tests.benchmarks.posterior.protocol import (
+    BASELINE,
+    PROTOCOL,
+    epochs_of,
+    options_of,
+    write_parts,
+)
 
 JUDGE: dict[str, Any] = PROTOCOL["judge"]
-BATCH = 256
-"""Rows in a forward pass of an evaluation."""
-BASELINE = "lora"
-"""The row whose runs `baselines.py` starts from: also the validation rows are predicted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +75,25 @@ def chosen_setting(family: str, typed: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def steps_of(task: str, typed: argparse.Namespace) -> float:
+    """Return about how many steps a task's run has."""
+    if typed.steps is not None:
+        return float(typed.steps)
+    rows = (typed.out / "parts" / TASKS[task].folder / "train.tsv").read_bytes().count(b"\n")
+    return epochs_of(task) * rows / 32
+
+
 def measure(job: Job | search.Job, typed: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Do a job, if there is time."""
+    with pool.paced(steps_of(job.task, typed), typed) as fits:
+        if fits and isinstance(job, search.Job):
+            yield from search.train(job, typed)
+        elif fits:
+            yield from judge(job, typed)
+
+
+def judge(job: Job, typed: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Train a run; evaluate it on the dev rows, once; cut it, if its row is to be cut."""
-    if isinstance(job, search.Job):
-        yield from search.train(job, typed)
-        return
     setting = dict(JUDGE["rows"][job.row])
     family = setting.pop("family")
     options = options_of(family, chosen_setting(family, typed) | setting, job.task)
@@ -97,19 +113,27 @@ def measure(job: Job | search.Job, typed: argparse.Namespace) -> Iterator[dict[s
     measured = dev.to_json()
     measured.pop("posterior", None)
     yield {**measured, "kind": "dev", **about}
-    if job.row in JUDGE["cut"]:
-        for found in cut(run, typed.data, **({} if typed.steps is None else {"batches": 2})):
+    if job.row not in JUDGE["cut"]:
+        return
+    held = CutRun(run, typed.data)
+    yield {"kind": "pace", **about, **held.pace(samples)}
+    for found in cut(held, **({} if typed.steps is None else {"batches": 2})):
+        yield {**about, **found}
+    if job.row == BASELINE and job.task in baselines.TASKS:
+        for found in baselines.of_run(held):
             yield {**about, **found}
 
 
 def jobs_left(typed: argparse.Namespace) -> list[Job]:
     """Return the jobs whose runs no line of an earlier call has: those of the rows that the primary
-    comparisons need first, one seed after the other, and of a seed the longest tasks first."""
+    comparisons need first, then the baseline, then all others; of these one seed after the other,
+    and of a seed the longest tasks first."""
     done = pool.done(line for line in pool.read_lines(typed.measured) if line.get("kind") != "run")
     needed = {row for pair in JUDGE["primary"] for row in (pair["a"], pair["b"])}
     blocks = (
         [row for row in JUDGE["rows"] if row in needed],
-        [row for row in JUDGE["rows"] if row not in needed],
+        [BASELINE],
+        [row for row in JUDGE["rows"] if row not in needed and row != BASELINE],
     )
     jobs = [
         Job(row=row, task=task, seed=seed)
@@ -122,15 +146,10 @@ def jobs_left(typed: argparse.Namespace) -> list[Job]:
 
 
 def pack(out: Path) -> None:
-    """Write the predictions, and all of the LoRA runs that is needed to load them."""
+    """Write the predictions into one file."""
     with tarfile.open(out / "predictions.tar", "w") as tar:
         for path in sorted((out / "predictions").glob("*.npz")):
             tar.add(path, path.relative_to(out))
-    with tarfile.open(out / "points.tar.gz", "w:gz", compresslevel=1) as tar:
-        for run in sorted(path.parent for path in out.glob(f"runs/{BASELINE}/*/*/*/result.json")):
-            for path in sorted(run.iterdir()):
-                if path.is_file() and path.name not in ("ranks.jsonl", "README.md"):
-                    tar.add(path, path.relative_to(out))
 
 
 def main() -> None:

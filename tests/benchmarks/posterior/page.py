@@ -402,6 +402,7 @@ def main() -> None:
     parser.add_argument("--numbers", type=Path)
     typed = parser.parse_args()
     read = {name: read_lines(getattr(typed, name)) for name in parts}
+    read["baselines"] += [line for line in read["judge"] if "method" in line]
     if typed.write_chosen:
         write_chosen(choose(read["search"]), typed.write_chosen)
     page = Page()

@@ -7,6 +7,7 @@ what is under way; the lines of earlier calls are given by `--measured`, and are
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import multiprocessing
 import os
@@ -17,7 +18,8 @@ import tarfile
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ ENVIRONMENT = {
 }  # fmt: skip
 PRELOADED = [
     "transformers.models.bert.modeling_bert", "peft", "bayeslora_cli.training.loop",
-    "bayeslora_cli.evaluation.run_evaluation", "tests.benchmarks.posterior.cut",
+    "bayeslora_cli.evaluation.run_evaluation", "tests.benchmarks.posterior.cut", "laplace",
 ]  # fmt: skip
 """Modules that every job imports."""
 
@@ -124,7 +126,11 @@ def started(count: int, places: Sequence[Mapping[str, str]], method: str) -> Any
     context = multiprocessing.get_context(method)
     if isinstance(context, multiprocessing.context.ForkServerContext):
         context.set_forkserver_preload(PRELOADED)
-    return context.Pool(count, _begin, (places, context.Value("i", 0)))
+    pool = context.Pool(count, _begin, (places, context.Value("i", 0)))
+    if method == "spawn" or pool.apply(_computes):
+        return pool
+    pool.terminate()  # an import has begun CUDA in the process that was forked
+    return started(count, places, "spawn")
 
 
 def _begin(places: Sequence[Mapping[str, str]], begun: Any) -> None:
@@ -132,6 +138,41 @@ def _begin(places: Sequence[Mapping[str, str]], begun: Any) -> None:
     with begun.get_lock():
         os.environ |= places[begun.value % len(places)]
         begun.value += 1
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        _sleep_while_waiting()
+
+
+def _sleep_while_waiting() -> None:
+    """Have CUDA's waits leave the core to other processes: without it each of them keeps one busy
+    for as long as its steps take on the GPU."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    driver.cuInit(0)
+    driver.cuDevicePrimaryCtxSetFlags_v2(0, 4)  # CU_CTX_SCHED_BLOCKING_SYNC
+
+
+def _computes() -> bool:
+    """Return whether this process can compute on its device."""
+    if "CUDA_VISIBLE_DEVICES" not in os.environ:
+        return True
+    try:
+        return float(torch.ones(1, device="cuda").sum()) == 1
+    except RuntimeError:
+        return False
+
+
+_pace = [60.0]
+"""Steps per second of this process's last run, evaluations and all."""
+
+
+@contextmanager
+def paced(steps: float, typed: argparse.Namespace) -> Iterator[bool]:
+    """Tell whether a run of so many steps is likely to end before the time is up, by the pace of
+    the last one of this process: a shorter one may still do. Note the pace of this one."""
+    began = time.time()
+    fits = began + steps / _pace[0] < typed.until
+    yield fits
+    if fits:
+        _pace[0] = steps / (time.time() - began)
 
 
 def _guarded(work: Callable[[Any], Iterable[Line]], out: Path, job: Any) -> str:
@@ -166,6 +207,7 @@ def run_all(
         work: does a job and yields what it measures.
     """
     began = time.time()
+    typed.until = began + typed.limit
     typed.out.mkdir(parents=True, exist_ok=True)
 
     def say(text: str) -> None:
@@ -194,8 +236,11 @@ def run_all(
     say("done")
 
 
-SMALL = ("config.toml", "environment.json", "metrics.jsonl", "ranks.json", "result.json")
-"""Files of a finished run that are taken along."""
+SMALL = (
+    "checksums.json", "config.toml", "environment.json", "metrics.jsonl", "ranks.json",
+    "result.json", "task.json",
+)  # fmt: skip
+"""Files of a finished run that are taken along: `table`, `inspect-ranks` and `report` read them."""
 
 
 def pack(out: Path) -> None:

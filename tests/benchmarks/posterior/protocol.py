@@ -16,6 +16,9 @@ PROTOCOL: dict[str, Any] = tomllib.loads(
     (Path(__file__).parent / "protocol.toml").read_text(encoding="utf-8")
 )
 
+BASELINE = "lora"
+"""The row that other ways to better probabilities start from (`baselines.py`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:

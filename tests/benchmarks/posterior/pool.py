@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +127,9 @@ def started(count: int, places: Sequence[Mapping[str, str]], method: str) -> Any
     if isinstance(context, multiprocessing.context.ForkServerContext):
         context.set_forkserver_preload(PRELOADED)
     pool = context.Pool(count, _begin, (places, context.Value("i", 0)))
-    if method == "spawn" or pool.apply(_computes):
-        return pool
+    with suppress(multiprocessing.TimeoutError):
+        if method == "spawn" or pool.apply_async(_computes).get(60):
+            return pool
     pool.terminate()  # an import has begun CUDA in the process that was forked
     return started(count, places, "spawn")
 
@@ -145,9 +146,10 @@ def _begin(places: Sequence[Mapping[str, str]], begun: Any) -> None:
 def _sleep_while_waiting() -> None:
     """Have CUDA's waits leave the core to other processes: without it each of them keeps one busy
     for as long as its steps take on the GPU."""
-    driver = ctypes.CDLL("libcuda.so.1")
-    driver.cuInit(0)
-    driver.cuDevicePrimaryCtxSetFlags_v2(0, 4)  # CU_CTX_SCHED_BLOCKING_SYNC
+    with suppress(OSError, AttributeError):
+        driver = ctypes.CDLL("libcuda.so.1")
+        driver.cuInit(0)
+        driver.cuDevicePrimaryCtxSetFlags_v2(0, 4)  # CU_CTX_SCHED_BLOCKING_SYNC
 
 
 def _computes() -> bool:

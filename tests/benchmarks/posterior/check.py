@@ -228,10 +228,55 @@ def of_primary(files: Files, number: int, what: str) -> str:
     return f"{max(steps):.3f}"
 
 
+CUT_PAIRS = (
+    "learned-snr snr 1 - learned-snr magnitude 1", "learned-snr snr 1 - learned-snr precision 1",
+    "learned-snr snr 1 - learned-snr singular-values 1",
+    "learned-snr snr 0.5 - learned-snr magnitude 0.5",
+    "learned-snr snr 0.5 - learned-snr precision 0.5",
+    "learned-snr snr 0.5 - learned-snr singular-values 0.5",
+    "adamw sensitivity 1 - adamw singular-values 1",
+    "adamw sensitivity 0.5 - adamw singular-values 0.5",
+    "learned-snr-r4 snr 2 - learned-snr", "learned-snr-r4 singular-values 2 - learned-snr",
+    "learned-snr snr 1 - learned-snr-r1", "learned-snr singular-values 1 - learned-snr-r1",
+    "adamw-r4 sensitivity 2 - adamw", "adamw-r4 singular-values 2 - adamw",
+    "adamw sensitivity 1 - adamw-r1", "adamw singular-values 1 - adamw-r1",
+)  # fmt: skip
+
+
+def of_cut_pairs(files: Files, number: int, what: str) -> str:
+    sides: list[dict[tuple[str, int], float]] = []
+    for text in CUT_PAIRS[number].split(" - "):
+        row, *cut = text.split()
+        side = {}
+        for x in files.lines:
+            if x.get("row") != row or x.get("kind") != ("cut" if cut else "dev"):
+                continue
+            if cut and (x["by"] != cut[0] or x["rank"] != float(cut[1])):
+                continue
+            m = x["metrics"]["validation_matched" if x["task"] == "mnli" else "validation"]
+            is_score = x["task"] == "stsb"
+            side[x["task"], x["seed"]] = (
+                50 * (m["pearson"] + m["spearman"]) if is_score else 100 * m["accuracy"]
+            )
+        sides.append(side)
+    d = [value - sides[1][key] for key, value in sides[0].items() if key in sides[1]]
+    centre = mean(d)
+    if what == "pairs":
+        return str(len(d))
+    if what == "difference":
+        return f"{centre:+.2f}"
+    reach = student(len(d) - 1) * math.sqrt(
+        sum((x - centre) ** 2 for x in d) / (len(d) - 1) / len(d)
+    )
+    return f"{centre - reach:+.2f} to {centre + reach:+.2f}"
+
+
 def of_judge(files: Files, parts: Sequence[str]) -> str:
     kind, seeds = parts[0], PROTOCOL["judge"]["seeds"]
     if kind == "primary":
         return of_primary(files, int(parts[1]), parts[2])
+    if kind == "cut-pairs":
+        return of_cut_pairs(files, int(parts[1]), parts[2])
     if kind == "learnt":
         _, row, task, title = parts[0], parts[1], parts[2], "/".join(parts[3:])
         pick: dict[str, Callable[[Any], float]] = {
@@ -328,7 +373,7 @@ def of_causal(files: Files, job: str, at: str, metric: str, *rest: str) -> str:
 
 def of_baselines(files: Files, method: str, task: str, metric: str) -> str:
     rows = [x[metric] for x in files.lines if (x.get("method"), x.get("task")) == (method, task)]
-    return with_deviation(rows, {"seconds": 1, "megabytes": 0}.get(metric, 3))
+    return with_deviation(rows, {"seconds": 1, "megabytes": 1}.get(metric, 3))
 
 
 def again(files: Files, name: str) -> str:

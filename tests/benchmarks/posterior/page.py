@@ -146,7 +146,9 @@ def judged(page: Page, lines: Sequence[Line]) -> None:
             for at in ("mean", "sampled"):
                 if at == "sampled" and not any("sampled" in x for t in tasks.values() for x in t):
                     continue
-                line = [row if at == "mean" else f"{row}, samples"]
+                counts = sorted({len(found) for found in tasks.values()})
+                seeds = " to ".join(map(str, sorted({counts[0], counts[-1]})))
+                line = [row if at == "mean" else f"{row}, samples", seeds]
                 for task in JUDGE["tasks"]:
                     own_lines = tasks.get(task, [])
                     absent = task == "stsb" and (
@@ -160,7 +162,7 @@ def judged(page: Page, lines: Sequence[Line]) -> None:
                         )
                     )  # fmt: skip
                 cells.append(line)
-        page.table([title, *(TITLES[task] for task in JUDGE["tasks"])], cells)
+        page.table([title, "seeds", *(TITLES[task] for task in JUDGE["tasks"])], cells)
     page.write("\\* A subsample; MiniLM's contrastive training saw NLI and question pairs.")
 
 
@@ -311,6 +313,49 @@ def cuts(page: Page, lines: Sequence[Line]) -> None:
     )  # fmt: skip
 
 
+Measured = tuple[str, str, float]
+"""A row, what it was cut by (`TRAINED`: not at all) and the rank that is kept."""
+TRAINED = "trained"
+COMPARED: list[tuple[Measured, Measured]] = [
+    *((("learned-snr", "snr", rank), ("learned-snr", by, rank))
+      for rank in (1, 0.5) for by in ("magnitude", "precision", "singular-values")),
+    *((("adamw", "sensitivity", rank), ("adamw", "singular-values", rank)) for rank in (1, 0.5)),
+    *(((row, by, rank), (trained, TRAINED, rank))
+      for row, trained, rank, criterion in (
+          ("learned-snr-r4", "learned-snr", 2, "snr"), ("learned-snr", "learned-snr-r1", 1, "snr"),
+          ("adamw-r4", "adamw", 2, "sensitivity"), ("adamw", "adamw-r1", 1, "sensitivity"))
+      for by in (criterion, "singular-values")),
+]  # fmt: skip
+
+
+def cut_pairs(page: Page, lines: Sequence[Line]) -> None:
+    """Write differences between orders, and between cut runs and runs trained at that rank."""
+    found: dict[Measured, dict[tuple[str, int], float]] = defaultdict(dict)
+    for line in lines:
+        if line.get("kind") not in ("cut", "dev"):
+            continue
+        cut = (line["by"], line["rank"]) if line["kind"] == "cut" else (TRAINED, 0)
+        value_of = 100 * own(line["task"], line["metrics"])
+        found[line["row"], *cut][line["task"], line["seed"]] = value_of
+    cells = []
+    for number, (a, b) in enumerate(COMPARED):
+        first = found.get(a, {})
+        second = found.get((b[0], TRAINED, 0) if b[1] == TRAINED else b, {})
+        d = [first[key] - second[key] for key in first if key in second]
+        if len(d) < 2:
+            continue
+        against = f"{b[0]} trained at {b[2]:g}" if b[1] == TRAINED else f"by {b[1]}"
+        t, name = stats.ttest_1samp(d, 0.0).confidence_interval(0.95), f"judge/cut-pairs/{number}"
+        cells.append([
+            f"{a[0]} cut to {a[2]:g} by {a[1]}, minus {against}",
+            page.number(f"{name}/pairs", str(len(d))),
+            page.number(f"{name}/difference", f"{fmean(d):+.2f}"),
+            page.number(f"{name}/interval", f"{t.low:+.2f} to {t.high:+.2f}"),
+        ])  # fmt: skip
+    page.write("Pairs by task and seed, in points (secondary, not corrected):")
+    page.table(["", "pairs", "difference", "95%"], cells)
+
+
 def causal(page: Page, lines: Sequence[Line]) -> None:
     """Write ACC, ECE and NLL of the causal runs on their test rows, and IVON minus AdamW."""
     groups: dict[str, list[Line]] = defaultdict(list)
@@ -384,7 +429,7 @@ def baselines(page: Page, lines: Sequence[Line]) -> None:
         name = f"baselines/{method}/{task}"
         cells.append([method, TITLES[task], str(len(group)), *(
             page.number(f"{name}/{metric}", spread([x[metric] for x in group], digits))
-            for metric, digits in (("nll", 3), ("ece", 3), ("seconds", 1), ("megabytes", 0))
+            for metric, digits in (("nll", 3), ("ece", 3), ("seconds", 1), ("megabytes", 1))
         )])  # fmt: skip
     page.write("### Baselines")
     page.table(["method", "task", "of", "NLL", "ECE", "seconds", "MB more"], cells)
@@ -409,7 +454,9 @@ def main() -> None:
     for name, lines in read.items():
         failed = len({line["job"] for line in lines if "failed" in line})
         for write in (
-            (judged, primary, learnt, agreement, cuts) if name == "judge" else (parts[name],)
+            (judged, primary, learnt, agreement, cuts, cut_pairs)
+            if name == "judge"
+            else (parts[name],)
         ):
             if lines and write is not None:
                 write(page, [x for x in lines if "failed" not in x or name == "search"])

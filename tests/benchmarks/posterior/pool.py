@@ -88,7 +88,10 @@ def places_of(typed: argparse.Namespace) -> list[dict[str, str]]:
     """Return, for each GPU, the environment of a process that computes on it, beside others where
     MPS runs; of a CPU an empty one."""
     gpus = 0 if typed.device == "cpu" else torch.cuda.device_count()  # by NVML: no CUDA is begun
-    return [_place(gpu, typed.share) for gpu in range(gpus)] or [{}]
+    found = [_place(gpu, typed.share) for gpu in range(gpus)]
+    if gpus > 1 and not all(map(_can_compute, found)):
+        return [{"CUDA_VISIBLE_DEVICES": str(gpu)} for gpu in range(gpus)]
+    return found or [{}]
 
 
 def _place(gpu: int, share: int | None) -> dict[str, str]:
@@ -104,12 +107,17 @@ def _place(gpu: int, share: int | None) -> dict[str, str]:
     place["CUDA_VISIBLE_DEVICES"] = "0"
     if share is not None:
         place["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = str(share)
+    return place
+
+
+def _can_compute(place: Mapping[str, str]) -> bool:
+    """Return whether a process in this environment finds its GPU."""
     begun = [sys.executable, "-c", "import torch; torch.ones(1).cuda().sum().item()"]
     try:
         subprocess.run(begun, env=os.environ | place, check=True, timeout=60)
     except subprocess.SubprocessError:
-        return alone
-    return place
+        return False
+    return True
 
 
 def stop_mps(place: Mapping[str, str]) -> None:

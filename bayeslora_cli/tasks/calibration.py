@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy, one_hot
 OBSERVATION_VARIANCE = 0.5
 """Variance of a score's noise, in its squared units: it belongs to the likelihood whose negative
 logarithm is the mean squared error, and IVON treats ess times the loss as that of the data."""
-
-
+TINY = torch.finfo(torch.float64).tiny
+"""What a probability of 0 counts as: 0 has no logarithm."""
 ECE_BINS = 15
 """Number of bins of the expected calibration error and of reliability diagrams."""
 
@@ -27,6 +27,17 @@ def nll(logits: Tensor, labels: Tensor) -> float:
         labels: (n,) class indices.
     """
     return float(cross_entropy(to_float64(logits), labels.detach().cpu().long()))
+
+
+def surprise(shares: Tensor, labels: Tensor) -> Tensor:
+    """Return the negative logarithm of each label's probability (n,), in nats.
+
+    Args:
+        shares: (n, classes) probabilities in float64.
+        labels: (n,) class indices.
+    """
+    own = shares.gather(-1, labels[:, None].long())[:, 0]
+    return -own.clamp(min=TINY).log()
 
 
 def gaussian_nll(

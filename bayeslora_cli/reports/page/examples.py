@@ -22,26 +22,29 @@ def summarise(found: Evaluation, objective: Objective) -> RunPredictions:
         for at, by_split in (("mean", found.metrics), ("sampled", found.sampled or {}))
         if by_split
     }
-    measures: dict[str, str] = {}
+    measures = {"wrong": objective.error}
     unsure: list[Example] = []
     wrong: list[Example] = []
-    sign = 1
     for split, kinds in found.uncertainty.items():
         if kinds:
-            name, values = next(iter(kinds.items()))
-            measures["unsure"] = name
+            measures["unsure"], values = next(iter(kinds.items()))
             unsure += _largest(found, objective, split, values)
-    for split in found.predictions:
-        if (measured := _mistakes(found, objective, split)) is not None:
-            measures["wrong"], values, sign = measured
-            wrong += _largest(found, objective, split, values, sign)
+    for split, predictions in found.predictions.items():
+        labels = found.labels.get(split)
+        errors = None if labels is None else objective.errors(predictions, labels)
+        if errors is not None:
+            wrong += _largest(found, objective, split, errors, wrong=True)
     return RunPredictions(
         metrics=metrics,
         bins=found.facts.get("reliability", {}),
-        least_sure=tuple(sorted(unsure, key=lambda e: -e.measure)[:SHOWN]),
-        most_wrong=tuple(sorted(wrong, key=lambda e: -sign * e.measure)[:SHOWN]),
+        least_sure=_first(unsure),
+        most_wrong=_first(wrong),
         measures=measures,
     )
+
+
+def _first(examples: list[Example]) -> tuple[Example, ...]:
+    return tuple(sorted(examples, key=lambda e: -e.measure)[:SHOWN])
 
 
 def _outside(found: Evaluation, at: str, split: str) -> dict[str, float]:
@@ -51,52 +54,52 @@ def _outside(found: Evaluation, at: str, split: str) -> dict[str, float]:
     return {f"AUROC of {kind} against {ood['source']}": v for kind, v in of_split.items()}
 
 
-def _mistakes(found: Evaluation, objective: Objective, split: str) -> tuple[str, Any, int] | None:
-    """Return what measures a row's error, the measure of each row (n,), and its sign.
-
-    None: predictions and labels of this kind have a form of their own, or there are no labels.
-    """
-    values, labels = found.predictions[split], found.labels.get(split)
-    if not objective.has_labels:
-        decided = objective.decide(values)
-        return ("mean log-likelihood of a token", decided, -1) if decided.ndim == 1 else None
-    if labels is None or labels.ndim != 1 or len(labels) != len(values):
-        return None
-    if values.ndim == 2 and not labels.is_floating_point():
-        return "probability of the label", values.gather(1, labels[:, None].long())[:, 0], -1
-    if values.ndim == 1:
-        return "absolute error", (values - labels).abs(), 1
-    return None
-
-
 def _largest(
-    found: Evaluation, objective: Objective, split: str, values: Any, sign: int = 1
+    found: Evaluation, objective: Objective, split: str, values: Any, *, wrong: bool = False
 ) -> list[Example]:
-    """Return the rows of the largest values, or with a sign of -1 of the smallest."""
-    order = (sign * values).argsort(descending=True, stable=True)[:SHOWN]
-    predictions, labels = found.predictions[split][order], found.labels.get(split)
-    decided = objective.spell(objective.decide(predictions))
-    known = None
-    if objective.has_labels and labels is not None:
-        known = objective.spell(labels[order])
-    rows = found.examples.get(split)
-    examples = []
-    for place, row in enumerate(order.tolist()):
-        texts = []
-        if rows is not None and row < len(rows):
-            texts = [rows.first[row], *([] if rows.second is None else [rows.second[row]])]
+    """Return the rows of the largest values (n,); of a row with several predictions the largest.
+
+    Args:
+        wrong: only those whose prediction is not the label.
+    """
+    predictions, labels, rows = (
+        found.predictions[split],
+        found.labels.get(split),
+        found.examples[split],
+    )
+    owners = None if labels is None else objective.rows_of(labels)
+    decided = objective.decide(predictions)
+    known = labels if objective.has_labels or objective.has_confidence else None
+    order = values.argsort(descending=True, stable=True)
+    if wrong and known is not None:
+        right = decided == objective.truth(known)
+        order = order[~right.view(len(right), -1).all(-1)[order]]
+    examples: list[Example] = []
+    seen = set()
+    for place in order.tolist():
+        row = place if owners is None else int(owners[place])
+        if row in seen:
+            continue
+        seen.add(row)
+        item = 0 if owners is None else place - int((owners < row).sum())
+        texts = objective.readable(rows, row, item)
+        one = slice(place, place + 1)
         examples.append(
             Example(
                 split=split,
                 row=row,
                 texts=tuple(shortened(text, LETTERS) for text in texts),
-                label=None if known is None else _spelled(known[place]),
-                predicted=_spelled(decided[place]),
-                measure=float(values[row]),
+                label=None if known is None else _spelled(objective.spell(known[one])[0]),
+                predicted=None if known is None else _spelled(objective.spell(decided[one])[0]),
+                measure=float(values[place]),
             )
         )
+        if len(examples) == SHOWN:
+            break
     return examples
 
 
 def _spelled(value: Any) -> str:
+    if isinstance(value, list):
+        return shortened(", ".join(map(str, value)) or "none", 200)
     return shortened(f"{value:.4g}" if isinstance(value, float) else value, 200)

@@ -18,7 +18,8 @@ class Example:
     texts: tuple[str, ...]
     label: str | None
     """None: it has none."""
-    predicted: str
+    predicted: str | None
+    """None: nothing is decided, as of texts that a language model only reads."""
     measure: float
 
 

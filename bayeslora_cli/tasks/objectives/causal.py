@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from bayeslora_cli.tasks.dialogue import from_text
 from bayeslora_cli.tasks.objectives.objective import Objective
 from bayeslora_cli.tasks.sources.label_column import LabelColumn
+from bayeslora_cli.tasks.task import Examples
 
 PADDING = -100
 """The target of places in `targets` that only fill a batch; torch's losses ignore it as well."""
@@ -30,6 +32,7 @@ class Causal(Objective):
     problem_type = ""
     probabilistic = False
     has_labels = False
+    error = "loss per token, nats"
     metric_facts: ClassVar[Mapping[str, Any]] = {"nll_unit": "nats per counted token"}
 
     @classmethod
@@ -101,6 +104,15 @@ class Causal(Objective):
         total, count = expected.double().sum(0).tolist()
         nll = -total / max(1.0, count)
         return {"nll": nll, "perplexity": math.exp(min(nll, 700.0))}  # exp(710) is no float
+
+    def errors(self, shown: Tensor, labels: Tensor) -> Tensor:
+        """Return each row's mean of -log p of a counted token (n,)."""
+        return -Causal.decide(self, shown)
+
+    def readable(self, examples: Examples, row: int, item: int = 0) -> list[str]:
+        """Return what each speaker says, behind its role."""
+        turns = from_text(examples.first[row])
+        return [f"{turn.role}: {turn.text}" if turn.role else turn.text for turn in turns]
 
     def decide(self, expected: Tensor) -> Tensor:
         """Return each row's mean log-likelihood of a token (n,)."""

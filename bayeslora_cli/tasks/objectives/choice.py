@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bayeslora_cli.errors import DataError
-from bayeslora_cli.tasks.calibration import ECE_BINS, auroc, brier, ece
+from bayeslora_cli.tasks.calibration import ECE_BINS, auroc, brier, ece, surprise
 from bayeslora_cli.tasks.dialogue import RAW, Turn, from_text, to_text
 from bayeslora_cli.tasks.metrics import metrics_by_name
 from bayeslora_cli.tasks.objectives.causal import Causal, rows_of_targets, sums
@@ -23,7 +23,6 @@ from bayeslora_cli.tasks.task import Examples
 
 MOST = len(LETTERS)
 """Most choices of a row: each has a letter."""
-_TINY = torch.finfo(torch.float64).tiny  # a probability of 0 has no logarithm
 
 
 class Choice(Causal):
@@ -146,8 +145,17 @@ class Choice(Causal):
         found = {name: _accuracy(known[name], labels) for name in names if name in known}
         others = [name for name in names if name not in known]
         found |= metrics_by_name(others, plain.argmax(-1), labels, plain)
-        own = plain.gather(-1, labels[:, None]).clamp(min=_TINY)
-        return {**found, "nll": float(-own.log().mean())}
+        return {**found, "nll": float(surprise(plain, labels).mean())}
+
+    def errors(self, shown: Tensor, labels: Tensor) -> Tensor:
+        """Return -log of the probability of each label (n,)."""
+        return surprise(shown, self.truth(labels))
+
+    def readable(self, examples: Examples, row: int, item: int = 0) -> list[str]:
+        """Return the prompt, and each choice behind its letter."""
+        choices = [] if examples.second is None else choices_from_text(examples.second[row])
+        listed = zip(LETTERS, (choice.text.strip() for choice in choices), strict=False)
+        return [*super().readable(examples, row), *(f"{a}: {text}" for a, text in listed)]
 
     def decide(self, expected: Tensor) -> Tensor:
         """Return the index of the likeliest choice (n,), the first of several.

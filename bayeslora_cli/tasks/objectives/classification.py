@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bayeslora_cli.errors import DataError
-from bayeslora_cli.tasks.calibration import ECE_BINS, brier, ece, nll
+from bayeslora_cli.tasks.calibration import ECE_BINS, TINY, brier, ece, nll, surprise
 from bayeslora_cli.tasks.metrics import class_scores, confusions, metrics_by_name
 from bayeslora_cli.tasks.objectives.objective import Objective
 from bayeslora_cli.tasks.sources.label_column import LabelColumn, number_in, spelling
@@ -19,7 +19,6 @@ from bayeslora_cli.tasks.sources.label_lists import SEPARATORS
 from bayeslora_cli.tasks.sources.tables.table import shown
 
 _FEW = 20  # with fewer rows, a new class in every other row may be chance
-_TINY = torch.finfo(torch.float64).tiny  # a probability of 0 has no logarithm
 
 
 class Classification(Objective):
@@ -120,7 +119,7 @@ class Classification(Objective):
         self, names: Sequence[str], expected: Tensor, labels: Tensor, variance: Tensor | None = None
     ) -> dict[str, float]:
         """Return the task's metrics, `nll`, `ece` and `brier`."""
-        found = self.training_metrics(names, expected.clamp(min=_TINY).log(), labels)
+        found = self.training_metrics(names, expected.clamp(min=TINY).log(), labels)
         return {**found, "ece": ece(expected, labels), "brier": brier(expected, labels)}
 
     def training_metrics(
@@ -138,6 +137,10 @@ class Classification(Objective):
             "classes": class_scores(decided, labels, self.classes),
             **confusions(decided, labels, self.classes),
         }
+
+    def errors(self, shown: Tensor, labels: Tensor) -> Tensor:
+        """Return -log of the probability of each label (n,)."""
+        return surprise(shown, self.truth(labels))
 
     def decide(self, expected: Tensor) -> Tensor:
         """Return the index of the likeliest class (n,)."""

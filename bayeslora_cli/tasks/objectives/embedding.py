@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bayeslora_cli.tasks.calibration import ECE_BINS, brier, ece
+from bayeslora_cli.tasks.calibration import ECE_BINS, brier, ece, surprise
 from bayeslora_cli.tasks.objectives.objective import Objective
 from bayeslora_cli.tasks.sources.label_column import LabelColumn
+from bayeslora_cli.tasks.task import Examples
 
 TEMPERATURE = 0.05
 """Similarities are divided by it: sentence-transformers' scale of 20."""
 CANDIDATES = 100
 """An evaluation looks for each anchor's positive among those of this many neighbouring rows."""
-_TINY = torch.finfo(torch.float64).tiny  # a probability of 0 has no logarithm
 _LIBRARY = "sentence_transformers.models"
 
 
@@ -117,8 +117,17 @@ class Embedding(Objective):
             "ece": ece(expected, labels),
             "brier": brier(expected, labels),
         }
-        nll = float(-own.clamp(min=_TINY).log().mean())
+        nll = float(surprise(expected, labels).mean())
         return {**{n: known[n] for n in (*names, "ece", "brier") if n in known}, "nll": nll}
+
+    def errors(self, shown: Tensor, labels: Tensor) -> Tensor:
+        """Return -log of the probability of each own positive (n,)."""
+        return surprise(shown, self.truth(labels))
+
+    def readable(self, examples: Examples, row: int, item: int = 0) -> list[str]:
+        """Return the anchor, its positive and possibly its negative."""
+        assert examples.second is not None
+        return [examples.first[row], *json.loads(examples.second[row])]
 
     def decide(self, expected: Tensor) -> Tensor:
         """Return the place of the likeliest candidate (n,)."""

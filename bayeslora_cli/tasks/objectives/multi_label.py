@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks import calibration
-from bayeslora_cli.tasks.calibration import ECE_BINS, ece, to_float64
+from bayeslora_cli.tasks.calibration import ECE_BINS, TINY, ece, to_float64
 from bayeslora_cli.tasks.objectives.objective import Objective
 from bayeslora_cli.tasks.sources.label_column import LabelColumn
 from bayeslora_cli.tasks.sources.label_lists import label_lists, names_of, sorted_names
@@ -141,6 +141,11 @@ class MultiLabel(Objective):
                 for k, name in enumerate(self.classes)
             ]
         }
+
+    def errors(self, shown: Tensor, labels: Tensor) -> Tensor:
+        """Return the sum of the classes' cross entropies (n,)."""
+        right = torch.where(labels > 0, shown, 1 - shown)
+        return -right.clamp(min=TINY).log().sum(-1)
 
     def decide(self, expected: Tensor) -> Tensor:
         """Return 1 for each class of probability `THRESHOLD` or more, else 0: (n, classes)."""

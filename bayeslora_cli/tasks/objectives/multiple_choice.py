@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from bayeslora_cli.tasks.objectives.classification import Classification
 from bayeslora_cli.tasks.sources.label_column import LabelColumn
+from bayeslora_cli.tasks.task import Examples
 
 MISSING = -1e9
 """The logit of a choice that a row does not have: its probability is 0."""
@@ -41,3 +43,9 @@ class MultipleChoice(Classification):
     def predict(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the logits (b, k), filled up to the number of choices that a row may have."""
         return F.pad(logits, (0, self.outputs - logits.shape[1]), value=MISSING)
+
+    def readable(self, examples: Examples, row: int, item: int = 0) -> list[str]:
+        """Return the question, and each choice behind its letter."""
+        assert examples.second is not None
+        choices = zip(self.classes, json.loads(examples.second[row]), strict=False)
+        return [examples.first[row], *(f"{letter}: {text}" for letter, text in choices)]

@@ -78,6 +78,8 @@ class Objective(ABC):
     sequences: ClassVar[int] = 1
     """Number of sequences of an example that is made at random, to check an export; 1: its batches
     are (b, w), else (b, sequences, w)."""
+    error: ClassVar[str] = "loss, nats"
+    """What `errors` measures."""
     metric_facts: ClassVar[Mapping[str, Any]] = {}
     """Facts that readers of the metrics need, for `eval --json`, such as the bins of the ECE."""
 
@@ -284,6 +286,28 @@ class Objective(ABC):
     def truth(self, labels: Tensor) -> Tensor:
         """Return the class index of each prediction, where labels hold more than that."""
         return labels
+
+    def errors(self, shown: Tensor, labels: Tensor) -> Tensor | None:
+        """Return how wrong each prediction is (n,), the largest the worst; None: it is not known.
+
+        Args:
+            shown: what `shown` returned.
+            labels: (n, ...).
+        """
+        return None
+
+    def rows_of(self, labels: Tensor) -> Tensor | None:
+        """Return the row of each prediction (n,); None: each row has one prediction."""
+        return None
+
+    def readable(self, examples: Examples, row: int, item: int = 0) -> list[str]:
+        """Return the texts of a row as people read them.
+
+        Args:
+            item: which of the row's predictions they belong to.
+        """
+        second = examples.second
+        return [examples.first[row], *([] if second is None else [second[row]])]
 
     def write_beside(self, directory: Path, max_length: int) -> None:  # noqa: B027  # few have any
         """Write further files into the directory of a whole exported model."""

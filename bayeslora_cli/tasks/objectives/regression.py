@@ -26,6 +26,7 @@ class Regression(Objective):
     selectable = ("pearson", "spearman", "pearson_spearman", "mae", "rmse", "nll")
     problem_type = "regression"
     probabilistic = False
+    error = "absolute error"
     metric_facts: ClassVar[Mapping[str, Any]] = {"observation_variance": OBSERVATION_VARIANCE}
 
     @classmethod
@@ -98,6 +99,10 @@ class Regression(Objective):
         """Return the task's metrics and `nll`."""
         found = self.metrics(names, self.expected(logits.double()), labels)
         return {name: found[name] for name in found if name in names or name not in _ERRORS}
+
+    def errors(self, shown: Tensor, labels: Tensor) -> Tensor:
+        """Return absolute errors (n,)."""
+        return (shown - labels).abs()
 
     def decide(self, expected: Tensor) -> Tensor:
         """Return the scores."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from bayeslora_cli.tasks.objectives.causal import PADDING
 from bayeslora_cli.tasks.objectives.classification import Classification
 from bayeslora_cli.tasks.sources.label_column import LabelColumn
+from bayeslora_cli.tasks.task import Examples
 
 _OF_ENTITIES = ("entity_f1", "entity_precision", "entity_recall")
 
@@ -139,6 +141,15 @@ class Tagging(Classification):
                 if not name.endswith(" avg")
             ]
         }
+
+    def rows_of(self, labels: Tensor) -> Tensor:
+        """Return the row of each word (words,)."""
+        return labels[:, 1]
+
+    def readable(self, examples: Examples, row: int, item: int = 0) -> list[str]:
+        """Return a word, and the words of its row."""
+        words = json.loads(examples.first[row])
+        return [words[item], " ".join(words)]
 
     def spell(self, labels: Tensor) -> list[Any]:
         """Return the names of tags: of labels (words, 2), or of decisions (words,)."""

@@ -28,7 +28,7 @@ ALL_PAIRS = 5
 
 
 def comparison(results: Results) -> Section | None:
-    """Draw scores and differences; None if there is only one group."""
+    """Draw scores and differences; None if there are no two groups with a data set in common."""
     if len(results.rows) < 2:
         return None
     figures: dict[str, Figure] = {}
@@ -54,6 +54,8 @@ def comparison(results: Results) -> Section | None:
         spec, section = _differences(tests)
         figures["differences"] = spec
         parts += section
+    if not figures:
+        return None
     return Section(anchor="comparison", title="Side by side", body=join(parts), figures=figures)
 
 

@@ -207,20 +207,26 @@ def examples(found: Found, notes: Mapping[str, str]) -> Section | None:
 
 
 def _examples(caption: str, measure: str, rows: Sequence[Example]) -> Html:
-    labelled = any(row.label is not None for row in rows)
-    heads = ["row", *(["label"] if labelled else []), "predicted", measure, "text"]
+    columns = [
+        (head, values)
+        for head, values in (
+            ("label", [row.label for row in rows]),
+            ("predicted", [row.predicted for row in rows]),
+        )
+        if any(value is not None for value in values)
+    ]
+    heads = ["row", *(head for head, _ in columns), measure, "text"]
     return table(
         caption,
         heads,
         (
             [
                 f"{row.split} {row.row}",
-                *(["" if row.label is None else row.label] if labelled else []),
-                row.predicted,
+                *("" if values[i] is None else values[i] for _, values in columns),
                 number(row.measure, ".4f"),
                 element("div", *(element("p", text, dir="auto") for text in row.texts),
                         class_="texts"),
             ]
-            for row in rows
+            for i, row in enumerate(rows)
         ),
     )  # fmt: skip

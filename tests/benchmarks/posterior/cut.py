@@ -1,8 +1,7 @@
 """Cuts a finished run to fewer triplets by each criterion, without training, and evaluates it.
 
-The criteria are those of the package at the run's posterior; `sensitivity` takes gradients of
-training batches at the mean; `singular-values` (PARA, arXiv 2604.27796) first writes each B E A by
-its singular value decomposition and then keeps the largest values of all matrices.
+The criteria are those of the package at the run's posterior, beside the largest singular values of
+the products (`methods.cutting`); `sensitivity` takes gradients of training batches at the mean.
 """
 
 from __future__ import annotations
@@ -28,16 +27,17 @@ from bayeslora_cli.evaluation.forward_passes import (
     predict_at_mean,
     predict_over_samples,
 )
+from bayeslora_cli.methods import cutting
 from bayeslora_cli.methods.adalora.rank_allocator import largest
+from bayeslora_cli.methods.cutting import SINGULAR_VALUES, Cut
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.tasks.rank_correlation import spearman
 from bayeslora_cli.tasks.sources.loading import load_examples
 
-RANKS = (1.5, 1.0, 0.5, 0.25)
-"""Mean ranks of a matrix that are kept; a run of rank 4 is also cut to 2."""
+RANKS = (2.0, 1.5, 1.0, 0.5, 0.25)
+"""Mean ranks of a matrix to cut to, of those below the run's own."""
 GRADIENT_BATCHES = 50
 """Training batches over which gradients are averaged."""
-SVD = "singular-values"
 BATCH = 512
 """Rows in a forward pass of an evaluation."""
 
@@ -47,6 +47,7 @@ class CutRun:
 
     def __init__(self, run: bl.Run, data: Path) -> None:
         """`data`: GLUE's folders with the dev files."""
+        self.run = run
         self.config, self.task = replace(run.config, data=str(data)), run.task
         self.network, tokenizer, self.posterior = run.load()
         own = load_examples(run.config, ("train",), task=self.task)[1]
@@ -130,34 +131,6 @@ def _gradients(
     return mean, (stacked - mean).abs().mean(0), squared
 
 
-def decompose(network: Network, mean: Tensor) -> Tensor:
-    """Rewrite each update in `mean` (N,) by its singular values; return these, (n, r)."""
-    values = []
-    for matrix in network.bank.matrices:
-        parts = {
-            part: network.bank.segments[f"{matrix.name}.lora_{part}"].view(mean)
-            for part in ("A", "B", *(("E",) if matrix.e is not None else ()))
-        }
-        (qb, rb), (qa, ra) = torch.linalg.qr(parts["B"]), torch.linalg.qr(parts["A"].T)
-        core = (rb * parts["E"].view(-1) if "E" in parts else rb) @ ra.T
-        u, s, vh = torch.linalg.svd(core)
-        share = torch.ones_like(s) if "E" in parts else s.sqrt()
-        parts["B"].copy_(qb @ u * share)
-        parts["A"].copy_((qa @ vh.T * share).T)
-        if "E" in parts:
-            parts["E"].copy_(s[:, None])
-        values.append(s)
-    return torch.stack(values)
-
-
-def _without(network: Network, mean: Tensor, mask: Tensor) -> Tensor:
-    """Return `mean` (N,) without the components of LoRA's matrices that `mask` (n, r) omits."""
-    cut = mean.clone()
-    for matrix, row in zip(network.bank.matrices, mask, strict=True):
-        network.bank.segments[f"{matrix.name}.lora_A"].view(cut).mul_(row[:, None])
-    return cut
-
-
 def _agreement(scores: Mapping[str, Tensor], kept: Tensor) -> dict[str, dict[str, float]]:
     """Return, for each pair of criteria, the rank correlation of the kept triplets' scores, and
     the share that the better halves by both have in common (by chance a half)."""
@@ -182,29 +155,23 @@ def cut(held: CutRun, batches: int = GRADIENT_BATCHES) -> Iterator[Mapping[str, 
         batches: training batches over which gradients are averaged.
     """
     bank, posterior = held.network.bank, held.posterior
-    mask, mean = posterior.mask.clone(), posterior.mean.clone()
-    kept, n = int(mask.sum()), len(mask)
-    by_criterion, learnt = held.scores(batches) if bank.has_singular_values else ({}, None)
-    chosen = mask.bool()
+    whole = Cut(mean=posterior.mean.clone(), mask=posterior.mask.clone())
+    kept, n = int(whole.mask.sum()), len(whole.mask)
+    scores, learnt = held.scores(batches) if bank.has_singular_values else ({}, None)
+    chosen = whole.mask.bool()
     about = {"precision_and_squared_gradient": learnt}
-    yield {"kind": "agreement", **_agreement(by_criterion, chosen), **about}
-    decomposed = mean.clone()
-    ways = [(name, mean, scores) for name, scores in by_criterion.items()]
-    ways.append((SVD, decomposed, decompose(held.network, decomposed)))
-    for rank in (2.0, *RANKS):
-        wanted = round(rank * n)
-        if wanted >= kept:
-            continue
-        for name, at, scores in ways:
-            # a decomposition brings new components; those of value 0 fall out by themselves
-            counted = scores if name == SVD else scores.masked_fill(~chosen, -torch.inf)
-            remaining = largest(counted, wanted)
-            bank.mask.copy_(remaining)
-            if bank.has_singular_values:
-                bank.mean.copy_(at)
-            else:
-                bank.mean.copy_(_without(held.network, at, remaining))
+    yield {"kind": "agreement", **_agreement(scores, chosen), **about}
+    for rank in (rank for rank in RANKS if round(rank * n) < kept):
+        cuts = {
+            name: Cut(mean=whole.mean, mask=largest(own.masked_fill(~chosen, -torch.inf),
+                                                    round(rank * n)))
+            for name, own in scores.items()
+        }  # fmt: skip
+        cuts[SINGULAR_VALUES] = cutting.cut(
+            held.run.directory, held.config, held.network, posterior, rank, SINGULAR_VALUES
+        )
+        for name, found in cuts.items():
+            found.apply(held.network)
             yield {"kind": "cut", "by": name, "rank": rank, "metrics": held.evaluate()}
-    bank.mask.copy_(mask)
-    bank.mean.copy_(mean)
+        whole.apply(held.network)
     yield {"kind": "cut", "by": "none", "rank": kept / n, "metrics": held.evaluate()}

@@ -34,7 +34,7 @@ from pathlib import Path
 
 import torch
 from against import add_option, compared
-from peers import Step, peft_adalora_adamw, peft_adalora_ivon
+from peers import Step, peft_adalora_adamw, peft_adalora_ivon, peft_adalora_ivon_snr
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
 
@@ -186,6 +186,10 @@ ROWS: dict[str, tuple[str, Make]] = {
     "peft-ivon": (
         "PEFT AdaLoRA + ivon-opt, sensitivity",
         lambda model, total: peft_adalora_ivon(model, TARGETS, total, T_INIT, "cpu"),
+    ),
+    "peft-ivon-snr": (
+        "PEFT AdaLoRA + ivon-opt, snr",
+        lambda model, total: peft_adalora_ivon_snr(model, TARGETS, total, T_INIT, "cpu"),
     ),
     "adamw": ("bayeslora AdaLoRA + AdamW, sensitivity", mine("adamw", "sensitivity")),
     "ivon": ("bayeslora AdaLoRA + IVON, sensitivity", mine("ivon", "sensitivity")),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -106,12 +107,39 @@ def compile_blocks(module: nn.Module, *, dynamic: bool | None = False) -> None:
     if hasattr(functorch, "ban_recompute_materialized_backward"):
         functorch.ban_recompute_materialized_backward = dynamic is not None
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * VARIANTS)
+    # a `SharedCall` holds nothing between two calls of its layers
+    if hasattr(config, "skip_fwd_side_effects_in_bwd_under_checkpoint"):
+        config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
     for owner in list(module.modules()):
         for blocks in owner.children():
             if isinstance(blocks, nn.ModuleList) and len({type(block) for block in blocks}) == 1:
                 for block in blocks:
                     block.compile(dynamic=dynamic)
+                    _compile_recomputation(block, dynamic)
                 owner.register_forward_pre_hook(_with_gradient, with_kwargs=True)
+
+
+def _compile_recomputation(block: nn.Module, dynamic: bool | None) -> None:
+    """Compile a block that is recomputed with its recomputation, where that is around its call.
+
+    The compiler then leaves out of the second forward pass what no gradient needs. Newer releases
+    of transformers recompute inside of `forward`, which is compiled already.
+    """
+    checkpoint = getattr(block, "_gradient_checkpointing_func", None)
+    if type(block).__call__ is nn.Module.__call__ or checkpoint is None:
+        return
+    call = torch.compile(_recomputed, dynamic=dynamic)
+
+    def through(run: partial[Any], *args: Any) -> Any:
+        return call(block, checkpoint, args, run.keywords)
+
+    block._gradient_checkpointing_func = through  # type: ignore[assignment]
+
+
+def _recomputed(
+    block: nn.Module, checkpoint: Callable[..., Any], args: Any, keywords: dict[str, Any]
+) -> Any:
+    return checkpoint(partial(block._call_impl, **keywords), *args)
 
 
 def _with_gradient(

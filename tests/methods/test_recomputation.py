@@ -41,7 +41,10 @@ def test_selective_recomputes_attention_and_norms_but_no_products(what, backbone
         network.objective.loss(network.logits(batch), batch).backward()
     found, blocks = counting.found, network.module.config.num_hidden_layers
     twice = {"off": 1, "blocks": 2, "selective": 1}[what]
-    assert found["bayeslora::gated_mlp"] == twice * blocks
+    assert found["bayeslora::gated_mlp_wide"] == twice * blocks
+    # what is between the products is cheap; nothing needs the result of the second one again
+    assert found["bayeslora::gated_mlp_middle"] == (1 if what == "off" else 2) * blocks
+    assert found["bayeslora::gated_mlp_narrow"] == blocks
     assert found["bayeslora::low_rank_linear"] == twice * 2 * blocks  # q, k and v together, and o
     norms = 2 * blocks + 1  # the last one is in no block
     assert found["aten::rsqrt"] == norms + (what != "off") * 2 * blocks

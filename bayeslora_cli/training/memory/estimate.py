@@ -90,8 +90,14 @@ def estimate(
             loss, frozen = network.objective.loss, [*own, *frozen]
             activations = saved_bytes(logits, loss, [*frozen, *factors], inputs)
             if whole_step:
+
+                def then(found: Tensor) -> None:
+                    value = loss(found, inputs)
+                    del found  # as in a step
+                    value.backward()  # type: ignore[no-untyped-call]
+
                 # blocks that are recomputed look for their weights in the backward pass
-                step = partial(logits, inputs, lambda found: _back(loss(found, inputs)))
+                step = partial(logits, inputs, then)
                 passing = peak_bytes(step, [*frozen, *inputs.values()], factors)
         # an operation that needs a value, or has no fake kernel
         except (RuntimeError, ModelError) as error:
@@ -188,10 +194,6 @@ def peak_bytes(step: Callable[[], Any], own: Iterable[Tensor], made: Iterable[Te
     return found
 
 
-def _back(loss: Tensor) -> None:
-    loss.backward()  # type: ignore[no-untyped-call]
-
-
 def _factors(network: Network, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
     """Give a meta network's layers the factors of a training step; call under a FakeTensorMode.
 
@@ -231,8 +233,7 @@ class _Pass(nn.Module):
         self.run = network.logits
 
     def forward(self, batch: dict[str, Tensor], then: Callable[[Tensor], Any] | None) -> Any:
-        found = self.run(batch)
-        return found if then is None else then(found)
+        return self.run(batch) if then is None else then(self.run(batch))
 
 
 def _fake(

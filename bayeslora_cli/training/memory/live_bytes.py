@@ -69,40 +69,35 @@ def _product(count: int, heights: Sequence[int], width: int, itemsize: int, kind
     return ARITHMETICS[kind].scratch(count, sum(heights), width, itemsize)
 
 
-def _gated_mlp(
-    rows: Tensor, stored: Any, heights: Sequence[int], kind: str, bias: Any, down: Any, up: Any,
-    stored_2: Any, heights_2: Sequence[int], kind_2: str, *_: Any,
-) -> int:  # fmt: skip
-    """One of the products, and beside the second one silu(g) u, (n, f)."""
-    (count, width), inner, size = rows.shape, sum(heights) // 2, rows.itemsize
-    first = _product(count, heights, width, size, kind)
-    second = _product(count, heights_2, inner, size, kind_2) + count * inner * size
-    return max(first, second)
-
-
-def _gated_mlp_backward(
-    grad: Tensor, rows: Tensor, stored: Any, heights: Sequence[int], kind: str, down: Any, up: Any,
-    stored_2: Any, heights_2: Sequence[int], kind_2: str, *_: Any,
-) -> int:  # fmt: skip
-    """The gradients of silu(g) u, (n, f), and of [g, u], (n, 2 f), and a product beside them."""
-    (count, width), inner, size = rows.shape, sum(heights) // 2, rows.itemsize
-    first = _product(count, heights_2, inner, size, kind_2) - 2 * count * inner * size
-    second = _product(count, heights, width, size, kind)
-    return 3 * count * inner * size + max(0, first, second)
-
-
-def _frozen_product(rows: Tensor, stored: Any, heights: Sequence[int], kind: str, *_: Any) -> int:
+def _wide(rows: Tensor, stored: Any, heights: Sequence[int], kind: str, *_: Any) -> int:
     return _product(rows.shape[0], heights, rows.shape[1], rows.itemsize, kind)
 
 
-def _frozen_product_backward(grad: Tensor, rows: Tensor, *operands: Any) -> int:
-    return _frozen_product(rows, *operands)
+def _later(first: Tensor, *operands: Any) -> int:
+    """What an operator needs whose second argument is the input of its product."""
+    return _wide(*operands)
+
+
+def _middle_backward(
+    grad: Tensor, kept: Tensor, h: Tensor, up: Tensor, stored: Any, heights: Sequence[int],
+    kind: str, *_: Any,
+) -> int:  # fmt: skip
+    """The gradient of silu(g) u, (n, f), and before the result, (n, 2 f), is there a product."""
+    (count, both), size = kept.shape, kept.itemsize
+    product = _product(count, heights, both // 2, size, kind)
+    return count * both // 2 * size + max(0, product - count * both * size)
+
+
+def _narrow(slot: Tensor, product: Tensor, h: Tensor, *operands: Any) -> int:
+    return _wide(product, *operands)
 
 
 WORKING: Mapping[str, Callable[..., int]] = {
-    "bayeslora::gated_mlp": _gated_mlp,
-    "bayeslora::gated_mlp_backward": _gated_mlp_backward,
-    "bayeslora::frozen_product": _frozen_product,
-    "bayeslora::frozen_product_backward": _frozen_product_backward,
+    "bayeslora::gated_mlp_wide": _wide,
+    "bayeslora::gated_mlp_wide_backward": _later,
+    "bayeslora::gated_mlp_middle_backward": _middle_backward,
+    "bayeslora::gated_mlp_narrow": _narrow,
+    "bayeslora::frozen_product": _wide,
+    "bayeslora::frozen_product_backward": _later,
 }
 """Bytes that an operator needs while it runs besides its results, from its arguments."""

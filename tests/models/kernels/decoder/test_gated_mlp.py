@@ -78,7 +78,11 @@ def test_what_is_kept_is_the_input_the_wide_product_and_the_narrow_ones():
     rows, wide, narrow = operands(SIZES[1], biases=False)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
-        gated_mlp(rows, wide, narrow._replace(down=narrow.down.requires_grad_()))
+        gated_mlp(
+            rows,
+            wide._replace(down=wide.down.requires_grad_()),
+            narrow._replace(down=narrow.down.requires_grad_()),
+        )
     inner, rank, rank_2 = SIZES[1][2:]
     layers = wide, narrow
     own = {x.data_ptr() for one in layers for x in (*one.frozen.stored, one.down, one.up)}

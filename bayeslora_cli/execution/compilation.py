@@ -123,10 +123,11 @@ def _compile_recomputation(block: nn.Module, dynamic: bool | None) -> None:
     """Compile a block that is recomputed with its recomputation, where that is around its call.
 
     The compiler then leaves out of the second forward pass what no gradient needs. Newer releases
-    of transformers recompute inside of `forward`, which is compiled already.
+    of transformers recompute inside of `forward`, which is compiled already. Blocks with dropout
+    stay as they are: the second pass draws the same numbers by a state that is set outside.
     """
     checkpoint = getattr(block, "_gradient_checkpointing_func", None)
-    if type(block).__call__ is nn.Module.__call__ or checkpoint is None:
+    if type(block).__call__ is nn.Module.__call__ or checkpoint is None or _has_dropout(block):
         return
     call = torch.compile(_recomputed, dynamic=dynamic)
 
@@ -134,6 +135,12 @@ def _compile_recomputation(block: nn.Module, dynamic: bool | None) -> None:
         return call(block, checkpoint, args, run.keywords)
 
     block._gradient_checkpointing_func = through  # type: ignore[assignment]
+
+
+def _has_dropout(block: nn.Module) -> bool:
+    shares = [m.p for m in block.modules() if isinstance(m, nn.Dropout)]
+    shares += [getattr(m, "attention_dropout", 0.0) for m in block.modules()]
+    return any(isinstance(share, float) and share > 0 for share in shares)
 
 
 def _recomputed(

@@ -20,14 +20,14 @@ from bayeslora_cli.models.kernels.cpu_dropout import cpu_dropout
 PRODUCTS = frozenset(
     {
         "aten::mm", "aten::addmm", "aten::_scaled_mm",
-        "bayeslora::low_rank_linear", "bayeslora::gated_mlp_wide", "bayeslora::gated_mlp_narrow",
+        "bayeslora::low_rank_linear", "bayeslora::gated_mlp_wide",
         "bayeslora::gated_product", "bayeslora::frozen_product",
     }
 )  # fmt: skip
 """Operators whose results are kept with `selective`; attention's own products are others."""
-BETWEEN = "bayeslora::gated_mlp_middle"
-"""An operator of whose results torch's compiler keeps only the narrow one, which is all that is
-needed; kept without the compiler, the other one would be as large as the gate."""
+IF_NEEDED = frozenset({"bayeslora::gated_mlp_middle", "bayeslora::gated_mlp_narrow"})
+"""Operators of whose results torch's compiler keeps those that are needed: h_2 in nearly all
+models. Without the compiler all results or none can be kept; the large ones would be in vain."""
 
 
 def recompute_blocks(module: Any, what: str, device: torch.device) -> None:
@@ -70,5 +70,5 @@ def _both(one: AbstractContextManager[Any], other: AbstractContextManager[Any]) 
 
 def _policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     name = operator.name().partition(".")[0]
-    kept = name in PRODUCTS or (name == BETWEEN and torch.compiler.is_compiling())
+    kept = name in PRODUCTS or (name in IF_NEEDED and torch.compiler.is_compiling())
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

@@ -18,6 +18,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from bayeslora_cli.cli.app import main
 from bayeslora_cli.config.catalogue import FORMATS
+from bayeslora_cli.data.packing import token_batch
+from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.errors import BayesloraError, DataError, ModelError, RunDirError, UserError
 from bayeslora_cli.evaluation.run_loading import load_run
 from bayeslora_cli.export import exporter
@@ -27,6 +29,7 @@ from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.rank_report import RankReport
 from bayeslora_cli.tasks.objectives.objective import objective_of
+from bayeslora_cli.tasks.task import Examples
 from tests.conftest import save_backbone
 from tests.support.evaluation import evaluated
 from tests.support.finished_runs import make_old, reseal
@@ -194,6 +197,37 @@ def test_minilm_as_lora_in_plain_peft(minilm, rte, backbone, tmp_path):
     with torch.no_grad(), network.bank.at_mean():
         expected, found = network.logits(batch), model(**batch).logits
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_packed_minilm_as_lora_in_plain_peft(minilm, rte, backbone, tmp_path):
+    """The same of a run on packed rows; in float64, as two ways to attend round otherwise."""
+    run = run_of(
+        backbone, rte, tmp_path, model=minilm, max_steps=4, target_modules=("all-linear",), seed=3
+    )
+    grow(run)
+    directory, _ = exported(run, "lora")
+    base = AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=2)
+    model = PeftModel.from_pretrained(base, str(directory)).eval().double()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    config, task = run.read_config(), run.read_task()
+    objective = objective_of(task)
+    network, _, _ = load_run(run, config, objective, "cpu")
+    assert network.packed
+    pairs = ["It rains.", "No."], ["It is wet.", "Yes!"]
+    padded = tokenizer(*pairs, padding=True, return_tensors="pt")
+    split = tokenise(Examples(*pairs, None), tokenizer, 64, objective, packed=True)
+    packed = token_batch(split, torch.arange(2), 0, torch.device("cpu"))
+    network.module.eval()
+    with torch.no_grad(), network.bank.at_mean():
+        in_fp32 = network.logits(packed)
+        network.module.double()
+        for layer in network.adapters.values():
+            layer.down, layer.up = layer.down.double(), layer.up.double()
+        network.module.classifier.register_forward_pre_hook(lambda _, inputs: inputs[0].double())
+        found, expected = network.logits(packed), model(**padded).logits
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=5e-6)
+    torch.testing.assert_close(in_fp32.double(), expected, rtol=0, atol=5e-5)
 
 
 def test_a_base_model_in_a_package(backbone, rte, tmp_path, monkeypatch, caplog):

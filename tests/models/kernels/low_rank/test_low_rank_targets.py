@@ -2,42 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from importlib.util import find_spec
-
 import pytest
 
 from bayeslora_cli.models.kernels.low_rank.tiles import LARGE, SMALL, extent
+from tests.support.kernel_targets import MARKS, SHARED, compiled
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not find_spec("triton") or os.environ.get("TRITON_INTERPRET") == "1",
-        reason="needs Triton, not interpreted",
-    ),
-    pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION is unset"),  # Triton 3.9's
-]
-SHARED = {80: 163, 86: 99, 89: 99, 90: 227}
-"""KiB of shared memory that a program may use."""
-
-
-def compiled(kernel, target, signature, constants, *, warps, stages):
-    """Compile a kernel for operands in bf16, all sizes multiples of 16."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    names = kernel.arg_names
-    whole = [["tt.divisibility", 16]]
-    even = [n for n in names if str(signature.get(n)).startswith("*") or n in ("width", "height")]
-    source = ASTSource(
-        fn=kernel,
-        signature={n: "constexpr" if n in constants else signature.get(n, "i32") for n in names},
-        constexprs={(names.index(n),): value for n, value in constants.items()},
-        attrs={(names.index(n),): whole for n in even},
-    )
-    options = {"num_warps": warps, "num_stages": stages}
-    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+pytestmark = MARKS
 
 
 @pytest.mark.parametrize("target", SHARED)

@@ -7,6 +7,7 @@ are padded to what the matrix units take.
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -33,7 +34,11 @@ class Tiles(NamedTuple):
 # the fastest of those in tests/benchmarks/decoder_block.py on an H200
 AHEAD, BACK = Tiles(64, 64, 4, 2), Tiles(32, 32, 2, 1, 128)
 PROGRAMS = 1024
-"""Programs that fill a GPU, several per multiprocessor; more leave more parts to add up."""
+"""Programs of the forward kernel that fill a GPU; more leave more parts to add up."""
+TOGETHER = 8
+"""Programs of the backward kernel that a multiprocessor runs at the same time, by its registers."""
+A_PART = 0.25
+"""Time of adding up one more part of its sums, relative to that of a block of rows."""
 PIECE = 512
 """Elements of a sum that one program adds up."""
 NARROWEST = 16  # the matrix units' least extent
@@ -246,7 +251,7 @@ def backward(
     (rows, both), (rank_2, inner), rank = kept.shape, down.shape, separate or h.shape[1]
     to_kept = torch.empty_like(kept)
     blocks, columns = triton.cdiv(rows, BACK.rows), triton.cdiv(inner, BACK.columns)
-    each = max(1, min(blocks, blocks * columns // PROGRAMS))
+    each = _each(blocks, columns, TOGETHER * _multiprocessors(kept.device))
     chunks = triton.cdiv(blocks, each)
     parts = torch.empty(chunks, 2, rank, inner, device=kept.device, dtype=torch.float32)
     parts_2 = torch.empty(chunks, rank_2, inner, device=kept.device, dtype=torch.float32)
@@ -262,6 +267,29 @@ def backward(
         parts, to_up, inner, chunks, separate, rank, PIECE
     )
     return to_kept, to_up.t(), _sum(parts_2, kept.dtype)
+
+
+@cache
+def _each(blocks: int, columns: int, slots: int) -> int:
+    """Return how many blocks of rows a program of the backward kernel takes.
+
+    A GPU runs `slots` programs at the same time: a few more than that take as long as twice as
+    many.
+    """
+
+    def time(each: int) -> float:
+        chunks = triton.cdiv(blocks, each)
+        waves = triton.cdiv(columns * chunks, slots)
+        return float(waves * each + A_PART * chunks)
+
+    return min(range(1, blocks + 1), key=time)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":  # an interpreter
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def _sum(parts: Tensor, dtype: torch.dtype) -> Tensor:

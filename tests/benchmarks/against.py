@@ -248,6 +248,11 @@ def compare(script: str, build: str, words: list[str]) -> None:
     with files_of(build) as other, tempfile.TemporaryDirectory() as made:
         directory, name = Path(made), Path(script).name
         roots = {"this build": ROOT, "the other": other}
+        if not (other / "tests" / "benchmarks" / name).is_file():
+            raise SystemExit(
+                f"--against {build}: there is no tests/benchmarks/{name}; name a commit, or a "
+                "directory with the other build's package and tests/benchmarks"
+            )
         sides = [start(*side, name, words, directory) for side in roots.items()]
         while True:
             standing = [side for side in sides if side.waits()]

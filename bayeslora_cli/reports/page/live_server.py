@@ -9,8 +9,10 @@ import errno
 import hashlib
 import json
 import logging
+import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -228,16 +230,27 @@ def make_server(paths: Sequence[Path], at: str, port: int) -> _Server:
 
 
 def serve(paths: Sequence[Path], at: str, port: int, started: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C.
+    """Serve until Ctrl-C or SIGTERM.
 
     Args:
         started: called with the page's address once it answers.
     Raises:
         UserError: raised by `make_server`.
     """
-    with make_server(paths, at, port) as server:
-        try:
-            started(f"http://{HOST}:{server.server_address[1]}/")
-            server.serve_forever()
-        except KeyboardInterrupt:
-            logger.info("ended")
+    with make_server(paths, at, port) as server, suppress(KeyboardInterrupt), _as_ctrl_c():
+        started(f"http://{HOST}:{server.server_address[1]}/")
+        server.serve_forever()
+    logger.info("ended")
+
+
+@contextmanager
+def _as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

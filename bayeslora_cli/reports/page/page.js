@@ -289,6 +289,9 @@
       seen.unobserve(target);
       draw(target);
     }
+    // where plotly measures texts: nothing for screen readers
+    const tester = document.getElementById("js-plotly-tester");
+    if (tester) tester.setAttribute("aria-hidden", "true");
   }, { rootMargin: "400px" });
   const drawn = () => [...document.querySelectorAll(".plot.js-plotly-plot")];
   const watch = () => document.querySelectorAll(".plot:not(.js-plotly-plot)").forEach((p) => seen.observe(p));

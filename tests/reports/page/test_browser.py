@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -151,6 +152,63 @@ def test_the_slider_moves_and_every_part_has_the_keyboard(browser, written):
     assert unreachable == 0
     assert slider.value_of_css_property("outline-style") == "solid"
     assert browser.said() == []
+
+
+def test_screen_readers_find_their_way(browser, written):
+    """What chromium tells them: names of all that takes the focus, landmarks, headings in order."""
+    path, _ = written
+    if browser.run("return location.href") != path.as_uri():
+        browser.show(path.as_uri())
+    nodes = browser.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    found = [
+        (
+            node["role"]["value"],
+            node.get("name", {}).get("value", ""),
+            {p["name"]: p["value"].get("value") for p in node.get("properties", ())},
+        )
+        for node in nodes
+        if not node["ignored"]
+    ]
+    roles = {role for role, _, _ in found}
+    assert roles >= {"main", "navigation", "banner", "heading", "table", "slider", "status"}
+    nameless = [
+        role for role, name, properties in found
+        if not name.strip() and (properties.get("focusable") or role in ("image", "table"))
+    ]  # fmt: skip
+    assert set(nameless) <= {"RootWebArea"}
+    levels = [properties["level"] for role, _, properties in found if role == "heading"]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    ids = browser.run("return [...document.querySelectorAll('[id]')].map((e) => e.id)")
+    ids = [name for name in ids if not name.startswith(("topdefs", "clip", "legend"))]  # plotly's
+    assert len(ids) == len(set(ids))
+
+
+def test_the_table_is_of_the_run_that_is_chosen(browser, written):
+    path, records = written
+    if browser.run("return location.href") != path.as_uri():
+        browser.show(path.as_uri())
+    options = browser.run(
+        "return [...document.getElementById('ranks-run').options].map(o => o.text)"
+    )
+    for number, name in enumerate(options):
+        browser.run(
+            "const s = document.getElementById('ranks-run'); s.value = arguments[0]; "
+            "s.dispatchEvent(new Event('change', {bubbles: true}))", number,
+        )  # fmt: skip
+        caption = browser.run("return document.querySelector('#ranks-table caption').textContent")
+        assert caption == f"Ranks of {name}"
+        rows = browser.run(
+            "return [...document.querySelectorAll('#ranks-table tbody tr')]"
+            ".map((row) => [...row.cells].map((c) => c.textContent))"
+        )
+        heads = browser.run("return document.querySelectorAll('#ranks-table thead th').length")
+        assert {len(row) for row in rows} == {heads}
+        record = next((r for r in records if r.name == name), None)
+        if record is not None:
+            assert [int(row[5]) for row in rows] == [m.rank for m in record.report.matrices]
+            assert [row[0] for row in rows] == [m.name for m in record.report.matrices]
 
 
 def test_a_live_page_follows(browser, tmp_path):

@@ -146,11 +146,14 @@ def test_what_cannot_be_served(tmp_path, unfinished):
             make_server([unfinished], "last", taken.getsockname()[1])
 
 
-def test_ctrl_c_ends_it(unfinished):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it(unfinished, sent):
     command = [sys.executable, "-m", "bayeslora_cli", "report", "--live", str(unfinished)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as it:
         address = it.stdout.readline()
         assert address.startswith(f"http://{HOST}:")
-        it.send_signal(signal.SIGINT)
+        it.send_signal(sent)
         assert it.wait(20) == 0
-        assert "Traceback" not in it.stderr.read()
+        said = it.stderr.read()
+        assert "Traceback" not in said
+        assert said.endswith("ended\n")

@@ -215,17 +215,17 @@ def _examples(caption: str, measure: str, rows: Sequence[Example]) -> Html:
         )
         if any(value is not None for value in values)
     ]
-    heads = ["row", *(head for head, _ in columns), measure, "text"]
+    heads = ["text", *(head for head, _ in columns), measure, "row"]
     return table(
         caption,
         heads,
         (
             [
-                f"{row.split} {row.row}",
-                *("" if values[i] is None else values[i] for _, values in columns),
-                number(row.measure, ".4f"),
                 element("div", *(element("p", text, dir="auto") for text in row.texts),
                         class_="texts"),
+                *("" if values[i] is None else values[i] for _, values in columns),
+                number(row.measure, ".4f"),
+                f"{row.split} {row.row}",
             ]
             for i, row in enumerate(rows)
         ),

@@ -33,7 +33,7 @@ def repeat(records: Sequence[RunRecord]) -> Section:
     for i, record in enumerate(records):
         own = [
             None if alone else element("p", introduction(record)),
-            element("h4", "Command"),
+            element("h3" if alone else "h4", "Command"),
             element("pre", element("code", command(record)), tabindex="0", aria_label="Command"),
             _facts(record),
             details("All settings" if alone else "Other settings", settings.table(SETTINGS, i),

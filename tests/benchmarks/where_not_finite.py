@@ -1,4 +1,4 @@
-"""Finds the first block whose output or gradient is not finite, with weights drawn at random.
+"""Finds what is not finite in a first step of AdaLoRA + IVON, with weights drawn at random.
 
 python tests/benchmarks/where_not_finite.py --size llama70b --base-precision nf4 [--layers 8]
 """
@@ -17,10 +17,13 @@ from decoder_sizes import SIZES
 from drawn_weights import drawn_backbone
 from torch import Tensor, nn
 
+from bayeslora_cli.bayes.optimizer import build_optimizer
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import Feed
 from bayeslora_cli.methods import building
+from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.tasks.objectives.objective import build_objective
+from bayeslora_cli.training.step import TrainStep
 from tests.support.decoders import token_rows
 
 
@@ -63,24 +66,31 @@ def main() -> None:
             config, build_objective("causal", ()), SimpleNamespace(pad_token_id=0),
             posterior=True, device=device,
         )  # fmt: skip
+    noise = torch.Generator(device).manual_seed(0)
+    step = TrainStep(
+        network, build_optimizer(config, network.bank, 50_000, noise),
+        find_method(config.method).allocator(config, network, noise),
+        learning_rate=lambda t: 1e-3, orth_reg=0.1, samples=1,
+    )  # fmt: skip
     bank, seen = network.bank, list[str]()
     network.module.train()
-    bank.publish()
     for name, child in network.module.named_modules():
         if ".layers." in name and name.count(".") <= 3:
             watched(child, name, seen)
     batch = Feed(token_rows((size.tokens,) * size.rows), device).batch(torch.arange(size.rows))
-    batch.pop("count", None)
-    bank.zero_local()
-    loss = network.objective.loss(network.logits(batch), batch)
-    print(f"loss {float(loss.detach()):.4f}")
-    loss.backward()  # type: ignore[no-untyped-call]
-    bank.collect()
+    step(0, [batch])
+    print(f"loss and penalty {bank.losses.tolist()}, bad step: {step.bad_step()}")
     for segment in bank.segments.values():
-        found = segment.view(bank.local)
-        if not bool(found.isfinite().all()):
-            seen.append(f"{segment.name}: {int((~found.isfinite()).sum())} gradients")
+        for what, values in zip(("gradient", "noise times gradient"), bank.grad, strict=True):
+            found = segment.view(values)
+            if not bool(found.isfinite().all()):
+                seen.append(f"{segment.name}: {what}, {int((~found.isfinite()).sum())} elements")
+    print(f"sum of all gradients {float(bank.grad.sum()):.4g}, largest {largest(bank.grad):.4g}")
     print("\n".join(seen[:40]) or "everything is finite")
+
+
+def largest(x: Tensor) -> float:
+    return float(x.abs().amax())
 
 
 if __name__ == "__main__":

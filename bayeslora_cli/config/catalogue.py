@@ -24,6 +24,7 @@ CHOICE_TASKS = (
     "mmlu", "arc-easy", "arc-challenge", "openbookqa", "boolq", "winogrande", "piqa", "siqa",
 )  # fmt: skip
 ANSWERS, LETTERS = CHOICES = ("answers", "letters")  # what of a choice is scored
+MEAN, CLS = POOLINGS = ("mean", "cls")  # of the states of a text's tokens
 TASK_NAMES = (*GLUE_TASKS, *CHOICE_TASKS, "demo", "custom")  # custom: a user's own files
 AUTO, ON, OFF = SWITCH = ("auto", "on", "off")  # of --compile and --packing
 # of a block's activations, in the backward pass: time of a step relative to "off"

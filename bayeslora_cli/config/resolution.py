@@ -75,7 +75,7 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
     typed = {name: value for name, value in typed.items() if name not in idle}
 
     start = (from_presets | typed).get("start_from")
-    if start is not None and "model" not in typed and (model := model_of(start)) is not None:
+    if start is not None and (model := model_of(start, typed.get("model"))) is not None:
         from_presets["model"] = model
     values = from_presets | typed | row
     target_rank = values.get("target_rank", OPTIONS["target_rank"].default)

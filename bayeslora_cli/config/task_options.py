@@ -69,6 +69,16 @@ class TaskOptions:
         None, OWN, "Weights of the classes in the loss: balanced, or LABEL=WEIGHT,…",
         default_text="all alike", checks=(values.parse_weights,),
     )
+    temperature: float = option(
+        0.05, OWN, "Embeddings: what similarities are divided by in the loss, or a comma list",
+        checks=(values.positive_and_finite,), idle_when=(unless("task", "custom"),),
+        sweep=values.parse_reals, varies=1, source=True,
+    )
+    pooling: str = option(
+        catalogue.MEAN, OWN,
+        "Embeddings: mean of the states of a text's tokens, or cls, the state of the first one",
+        choices=catalogue.POOLINGS, idle_when=(unless("task", "custom"),), source=True,
+    )
     model: str = option(
         "microsoft/deberta-v3-base", WHAT,
         "Backbone: hub name, directory, GGUF file, or package:NAME/PATH, one within a package",

@@ -56,8 +56,9 @@ def collate(
         places = torch.arange(more) % batch["input_ids"].numel()
         batch["predicting"] = torch.cat((batch["predicting"], places))
         batch["targets"] = F.pad(batch["targets"], (0, more), value=PADDING)
-        if "columns" in batch:
-            batch["columns"] = F.pad(batch["columns"], (0, more))
+        for name in ("columns", "weights"):
+            if name in batch:
+                batch[name] = F.pad(batch[name], (0, more))
     return batch
 
 
@@ -67,13 +68,15 @@ def pack(
     """Lay rows one after the other; see `token_batch`.
 
     Rows of which one thing is predicted lie in order of length, the longest first: attention then
-    meets rows of one length side by side.
+    meets rows of one length side by side. Rows whose next tokens are predicted are those of
+    decoders, all others those of encoders.
 
     Args:
         fixed: round all sizes up.
-        even: tell, by the shape of `longest`, whether all rows have one length, where a row's
-            tokens are predicted: encoders attend alike in both cases.
+        even: tell, by the shape of `longest`, whether all rows have one length, of
+            decoders: encoders attend alike in both cases.
     """
+    decoder = split.counted is not None and split.tags is None
     picked, lengths = indices, split.lengths[indices]
     if split.counted is None:
         order = torch.argsort(lengths, descending=True, stable=True)
@@ -95,8 +98,8 @@ def pack(
             batch["labels"] = split.labels[picked]
         if split.weights is not None:
             batch["weights"] = split.weights[picked]
-        if split.token_types is not None:
-            inputs["token_type_ids"] = split.token_types.index_select(0, places).long()
+    if split.token_types is not None and not decoder:
+        inputs["token_type_ids"] = split.token_types.index_select(0, places).long()
     if fixed:
         size = bucket(tokens, least=64, per_octave=8)
         more = size - tokens
@@ -105,7 +108,7 @@ def pack(
                 inputs[name] = F.pad(inputs[name], (0, more), value=pad)
         # no position that no row has: tables of positions end, and some rotary angles change there
         position = torch.cat((position, torch.arange(more) % lengths.max()))
-        if split.counted is not None:
+        if decoder:
             rows = bucket(len(indices), least=1, per_octave=4) + 1 - len(indices)
             ends = offsets.new_full((rows,), size)
             longest = bucket(max(int(lengths.max()), more), least=64, per_octave=1)
@@ -115,7 +118,7 @@ def pack(
             ends = (tokens + longest * torch.arange(1, rows + 1)).clamp(max=size)
         offsets = torch.cat((offsets, ends))
         batch["longest"] = torch.empty(0, longest)
-        if even and split.counted is not None and not more and bool((lengths == lengths[0]).all()):
+        if even and decoder and not more and bool((lengths == lengths[0]).all()):
             batch["longest"] = torch.zeros(1, int(lengths[0]))
     inputs["position_ids"] = position
     batch |= {name: value[None] for name, value in inputs.items()}

@@ -52,7 +52,8 @@ class TokenisedSplit:
     most_parts: int = 1
     """Largest of `parts`."""
     weights: Tensor | None = None
-    """(n,) fp32: factor of each row's loss; None: 1 each."""
+    """fp32: factor of each row's loss (n,), or of its terms (n, ...); if `tags` are predicted, of
+    that of each token (t,); None: 1 each."""
     left_out: int = 0
     """Number of rows that were left out, as nothing of them counts in the loss."""
 
@@ -96,7 +97,10 @@ class TokenisedSplit:
         `places` and `aims` (c,) are where they stand in `tokens` and in the flattened batch.
         """
         if self.tags is not None:
-            return {"predicting": aims, "targets": self.tags.index_select(0, places)}
+            found = {"predicting": aims, "targets": self.tags.index_select(0, places)}
+            if self.weights is not None:
+                found["weights"] = self.weights.index_select(0, places)
+            return found
         # not `x[places]`, which starts all threads from 3,000 places on
         targets = self.tokens.index_select(0, places).long()
         if self.scored is None:
@@ -152,7 +156,8 @@ class TokenisedSplit:
         if self.counted is not None:
             aims = (inside & self.counted[places]).flatten().nonzero().squeeze(1)
             batch |= self.aims(places.flatten()[aims], aims)
-        elif self.labels is not None:
+            return batch
+        if self.labels is not None:
             batch["labels"] = self.labels[indices]
         if self.weights is not None:
             batch["weights"] = self.weights[indices]

@@ -161,7 +161,7 @@ def write_files(
             values=found.values.float(),
             labels=rows[name].labels,
             items=rows[name].items,
-            extra={k: v.float() for k, v in found.uncertainty(sampled=at == "sampled").items()},
+            extra={k: v.float() for k, v in found.measures(sampled=at == "sampled").items()},
         )
         for name, found in predictives[at].items()
         if name != OUTSIDE

@@ -64,6 +64,11 @@ class Predictive:
         # the entropy of a mean is never below the mean entropy, except by rounding
         return {"entropy": entropy, "mutual_information": (entropy - self._within).clamp(min=0)}
 
+    def measures(self, *, sampled: bool) -> dict[str, Tensor]:
+        """Return what files of predictions have beside them, by name, each (n,): the kind's own
+        measures, and those of `uncertainty`."""
+        return {**self.objective.measures(self._mean), **self.uncertainty(sampled=sampled)}
+
     def _variance(self) -> Tensor:
         """Return the unbiased variance of the samples' scores (n,)."""
         return self._within * (self.samples / max(1, self.samples - 1))

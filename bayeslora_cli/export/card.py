@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bayeslora_cli.config.catalogue import FORMATS, OBJECTIVES
+from bayeslora_cli.config.entries.objectives import WHOLE
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.export.findings import Findings
 from bayeslora_cli.export.formats.format import Format, Snippet
 from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.runs import model_card
+from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.tasks.task import Task
 
 
@@ -29,13 +31,15 @@ def export_card(
         commands: what serves the export, run in its directory.
     """
     library = FORMATS[options.format].library
+    # what users of hubs open a whole model of this kind with
+    shown = OBJECTIVES[task.objective].library if library == WHOLE else library
     rank = options.target_rank
     pruned = "" if rank is None else f" Pruned to rank {rank} after training."
     reopened = "Read back" if library == "bayeslora" else "Reopened without bayeslora"
     losses = [str(found) for found in _effects(findings)]
     return "\n".join(
         [
-            model_card.front_matter(config, task, library, findings.metrics, options.format),
+            model_card.front_matter(config, task, shown, findings.metrics, options.format),
             model_card.heading(config, task),
             model_card.introduction(config, task, steps) + pruned + "\n",
             f"{form.description(options)}\n{reopened}, {findings.check}.\n",
@@ -89,4 +93,4 @@ def statements(snippet: Snippet, config: RunConfig, task: Task) -> list[str]:
         inputs = model_card.inputs(task, config, snippet.tensors)
     entry = OBJECTIVES[task.objective]
     predict = [line.replace(".logits", f".{entry.output}") for line in snippet.predict]
-    return [*inputs, *snippet.load, *predict, *entry.reading]
+    return [*inputs, *snippet.load, *predict, *objective_of(task).reading]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
@@ -42,6 +42,8 @@ class Task:
     (`tasks.validation_share`); () if it has one of its own."""
     objective: str = ""
     """Its kind, a key of `config.catalogue.OBJECTIVES`; "" becomes `usual_objective`."""
+    settings: Mapping[str, float | str] = field(default_factory=dict, hash=False)
+    """Fields of its `Objective` that differ from their defaults (`ObjectiveEntry.settings`)."""
 
     def __post_init__(self) -> None:
         if not self.objective:
@@ -59,13 +61,11 @@ class Task:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object of the fields; `objective` only if it differs from the usual one,
-        `held_out` only if there are any."""
+        `held_out` and `settings` only if there are any."""
         found = {name: getattr(self, name) for name in Task.__dataclass_fields__}
         if self.objective == usual_objective(self.classes):
             del found["objective"]
-        if not self.held_out:
-            del found["held_out"]
-        return found
+        return {k: v for k, v in found.items() if v or k not in ("held_out", "settings")}
 
     @staticmethod
     def from_json(value: dict[str, Any], name: str) -> Task:
@@ -83,9 +83,10 @@ class Task:
             task = Task(**fields)
         except TypeError as error:
             raise RunDirError(f"{name} is corrupt: {error}") from error
-        for key, field in Task.__dataclass_fields__.items():
+        kinds = {"tuple": tuple, "Mapping": dict}
+        for key, declared in Task.__dataclass_fields__.items():
             found = getattr(task, key)
-            kind = tuple if str(field.type).startswith("tuple") else str
+            kind = kinds.get(str(declared.type).partition("[")[0], str)
             if not isinstance(found, kind) or not all(isinstance(part, str) for part in found):
                 raise RunDirError(f"{name} is corrupt: {key} is {found!r}")
         return task

@@ -35,7 +35,7 @@ from bayeslora_cli.models.backbones.loading import (
 from bayeslora_cli.models.backbones.packing import packing_that_pays
 from bayeslora_cli.runs.directory import RunDir, run_name, runs_elsewhere
 from bayeslora_cli.runs.trackers import check_trackers
-from bayeslora_cli.tasks.class_balance import advice, class_weights, weights_text
+from bayeslora_cli.tasks.class_balance import advice, weights_text
 from bayeslora_cli.tasks.objectives.objective import Objective, objective_of
 from bayeslora_cli.tasks.selecting import selected_by
 from bayeslora_cli.tasks.sources.tables.table import listed
@@ -73,11 +73,13 @@ class PreparedRun:
         if not (weights := self.class_weights()):
             return found
         train = found["train"]
-        of_rows = torch.tensor(list(weights.values()))[train.labels]
-        return {**found, "train": replace(train, weights=of_rows)}
+        truth = train.labels if train.tags is None else train.tags
+        assert truth is not None
+        own = objective_of(self.task).loss_weights(torch.tensor(list(weights.values())), truth)
+        return {**found, "train": replace(train, weights=own)}
 
     def class_weights(self) -> dict[str, float]:
-        """Return the weight of each class in the loss; {}: all rows count the same.
+        """Return the weight of each class in the loss; {}: all count the same.
 
         Raises:
             ConfigError: the kind of task has no classes to weigh, or there is no such class.
@@ -90,9 +92,8 @@ class PreparedRun:
                 [f"--class-weights: {self.task.name} predicts {objective.entry.predicts}, and no "
                  "class of a row to weigh; leave it out"]
             )  # fmt: skip
-        classes = self.task.classes
-        weights = class_weights(asked, classes, self.examples["train"].labels or ())
-        return dict(zip(classes, weights, strict=True))
+        weights = objective.class_weights(asked, self.examples["train"].labels or ())
+        return dict(zip(self.task.classes, weights, strict=True))
 
 
 def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRun:
@@ -120,6 +121,7 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
         task.name, len(examples["train"]), kinds, listed(task.text_columns),
     )  # fmt: skip
     advised = resolved.config.train_file is not None and resolved.config.select is None
+    advised = advised and objective_of(task).weighs_classes
     if advised and (line := advice(task, examples["train"].labels or ())) is not None:
         logger.info("%s", line)
     trust = resolved.config.trust_remote_code

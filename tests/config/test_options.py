@@ -68,8 +68,8 @@ def test_sweeps_vary_in_this_order():
     """Arrays of printed commands are numbered by it."""
     assert AXES == (
         "task", "target_rank", "method", "optimizer", "criterion", "blora_mode", "base_precision",
-        "lr", "lr_schedule", "boost_lr", "warmup_ratio", "max_grad_norm", "lambda_quant",
-        "lambda_rank", "seed",
+        "temperature", "lr", "lr_schedule", "boost_lr", "warmup_ratio", "max_grad_norm",
+        "lambda_quant", "lambda_rank", "seed",
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from bayeslora_cli.training.loop import train
 from bayeslora_cli.training.step import TrainStep
 from tests.support.evaluation import evaluated
 from tests.support.faults import contents, differences
+from tests.support.task_files import tagged, write_lines
 from tests.support.warm_process import ROOT
 
 pytestmark = [
@@ -47,6 +48,25 @@ def test_a_run_and_its_evaluation(precision, optimizer, backbone, rte, tmp_path)
     assert found == pytest.approx(expected, abs=1e-5 if precision == "fp32" else 2e-2)
     on_cpu = evaluated(run.path, device="cpu")["metrics"]["validation"]["nll"]
     assert on_cpu == pytest.approx(expected, abs=1e-4 if precision == "fp32" else 5e-2)
+
+
+@pytest.mark.parametrize("packing", ["on", "off"])
+def test_words_and_their_class_weights(packing, backbone, tmp_path):
+    rows = [{"tokens": words, "ner_tags": tags} for words, tags in tagged(60)]
+    run = train(
+        resolve(
+            {
+                "train_file": write_lines(tmp_path / "rows.jsonl", rows),
+                "model": backbone("bert", 0.1), "output": str(tmp_path / "runs"), "max_steps": 13,
+                "batch_size": 8, "max_length": 32, "device": "cuda", "optimizer": "ivon",
+                "packing": packing, "class_weights": "balanced",
+            }
+        )
+    )  # fmt: skip
+    expected = run.read_json(run.result)["best_at_budget"]["metrics"]["validation"]["nll"]
+    for device in ("cuda", "cpu"):
+        found = evaluated(run.path, device=device)["metrics"]["validation"]["nll"]
+        assert found == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.1])

@@ -96,6 +96,8 @@ FREE = {
     "loss_on": st.sampled_from(["completions", "all"]),
     "validation": st.floats(0.01, 0.99),
     "class_weights": st.none() | st.sampled_from(["balanced", "a=2,b=0.5"]),
+    "temperature": st.floats(1e-3, 10),
+    "pooling": st.sampled_from(["mean", "cls"]),
     "select": st.none() | st.sampled_from(["accuracy", "macro_f1", "nll"]),
     "patience": st.none() | count,
     "checkpoint_every": st.sampled_from(["auto", "1", "500", "30s", "10m", "2h"]),

@@ -10,6 +10,9 @@ ENCODE = "bayeslora_cli.data.tokenization:encode"
 FORWARD = "bayeslora_cli.models.encoders.logits:logits"
 """Place of the forward pass of a model for sequence classification."""
 
+WHOLE = "transformers"
+"""Name on model hubs of the library that opens whole models."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectiveEntry:
@@ -27,6 +30,8 @@ class ObjectiveEntry:
     """A name in PEFT's `TaskType`."""
     pipeline_tag: str
     """Name of such models on model hubs."""
+    library: str = WHOLE
+    """Name on model hubs of the library that opens a whole exported model."""
     inputs: tuple[str, ...] = ()
     """Statements of a model card that set `inputs` by `tokenizer`, with {length} for --max-length
     and {tensors} for the kind of tensors; (): the tokenizer gets the task's texts."""
@@ -48,6 +53,8 @@ class ObjectiveEntry:
     """A kind that another architecture learns from the same rows; empty: there is none."""
     preset: str = ""
     """The preset that such files get; empty: custom."""
+    settings: tuple[str, ...] = ()
+    """Options of `RunConfig` that its `Objective` has as fields; others give a notice there."""
     by_label: bool = False
     """Whether each label keeps its share among rows that are held out to evaluate on."""
 
@@ -97,6 +104,7 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         columns=tuple(product(("tokens", "words"), ("ner_tags", "tags", "labels", "pos_tags"))),
         encode="bayeslora_cli.data.encodings.words:encode",
         forward="bayeslora_cli.models.encoders.tags:tag_logits",
+        packed=True,
         inputs=(_PLAIN_INPUT,),
         reading=("print(logits.argmax(-1))  # a word's tag is that of its first token",),
     ),
@@ -126,7 +134,7 @@ OBJECTIVES["choice"] = replace(
     encode="bayeslora_cli.data.encodings.choices:encode",
 )
 OBJECTIVES["multiple-choice"] = ObjectiveEntry(
-    implementation="bayeslora_cli.tasks.objectives.multiple_choice:MultipleChoice",
+    implementation="bayeslora_cli.tasks.objectives.choice:MultipleChoice",
     predicts="one of the choices of a row",
     auto_class="AutoModelForMultipleChoice",
     # PEFT has no type of its own for it; one that knows the head's names
@@ -153,8 +161,10 @@ OBJECTIVES["embedding"] = ObjectiveEntry(
     head=False,
     peft_task="FEATURE_EXTRACTION",
     pipeline_tag="sentence-similarity",
+    library="sentence-transformers",
     rows="bayeslora_cli.tasks.sources.rows.pairs:PAIRS",
     columns=(("anchor", "positive"), ("query", "positive"), ("query", "passage")),
+    settings=("temperature", "pooling"),
     encode="bayeslora_cli.data.encodings.parts:encode_pairs",
     forward="bayeslora_cli.models.encoders.embeddings:embeddings",
     inputs=(
@@ -164,10 +174,4 @@ OBJECTIVES["embedding"] = ObjectiveEntry(
         ")",
     ),
     output="last_hidden_state",
-    reading=(
-        'mask = inputs["attention_mask"][..., None]',
-        "embeddings = (logits * mask).sum(1) / mask.sum(1)",
-        "embeddings = embeddings / (embeddings**2).sum(1)[:, None] ** 0.5",
-        "print(embeddings @ embeddings.T)  # the similarities of the texts",
-    ),
 )

@@ -21,15 +21,24 @@ def kind_of_source(source: str) -> str | None:
     return MERGED if (path / "config.json").is_file() else None
 
 
-def model_of(source: str) -> str | None:
-    """Return the pretrained model that a source was trained on; None: it is not told.
+def model_of(source: str, typed: str | None = None) -> str | None:
+    """Return the pretrained model that a source was trained on; None: it is not told, or the user
+    has typed one.
 
     A merged model is its own.
 
     Raises:
-        ConfigError: the source is nothing that a run can begin with.
+        ConfigError: the source is nothing that a run can begin with, or is another whole model than
+            the typed one.
     """
-    if kind_of_source(source) is None:
+    kind, path = kind_of_source(source), Path(source)
+    if kind == MERGED and typed is not None and Path(typed).resolve() != path.resolve():
+        raise ConfigError(
+            [f"--from {source}: is a whole model, and --model {typed} is another; leave one out"]
+        )
+    if typed is not None:
+        return None
+    if kind is None:
         what = "is no run, adapter or model" if Path(source).exists() else "no such directory"
         raise ConfigError(
             [
@@ -37,7 +46,6 @@ def model_of(source: str) -> str | None:
                 "or one with config.json and a whole model"
             ]
         )
-    kind, path = kind_of_source(source), Path(source)
     found: object = None
     with suppress(OSError, ValueError):
         if kind == RUN:

@@ -22,8 +22,8 @@ def predicted_columns(
     """Return the columns of n predictions, as files and `Run.predict_rows` show them.
 
     `prediction` is what `Objective.decide` and `spell` make of it. Classes have probabilities:
-    `p(CLASS)` each, or with `top` the likeliest: `top1`, `p(top1)`, `top2` and so on. Then come the
-    measures of `Predictive.uncertainty`. Columns have the names of `eval --predictions`.
+    `p(CLASS)` each, or with `top` the likeliest: `top1`, `p(top1)`, `top2` and so on. Then come
+    `Predictive.measures`. Columns have the names of `eval --predictions`.
 
     Args:
         sampled: whether the predictions are averages over samples.
@@ -49,7 +49,7 @@ def predicted_columns(
             named = [classes[index] for index in best.indices[:, place].tolist()]
             columns[f"top{place + 1}"] = named
             columns[f"p(top{place + 1})"] = shortest_numbers(best.values[:, place])
-    for name, measure in found.uncertainty(sampled=sampled).items():
+    for name, measure in found.measures(sampled=sampled).items():
         columns[name] = shortest_numbers(measure.float())
     if items is None:
         return columns

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bayeslora_cli.tasks.objectives.multiple_choice import MISSING
+from bayeslora_cli.tasks.objectives.choice import MISSING
 
 
 def choice_logits(module: Any, batch: Mapping[str, Tensor]) -> Tensor:

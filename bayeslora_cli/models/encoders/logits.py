@@ -25,10 +25,20 @@ def logits(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
     Returns:
         (b, outputs)
     """
-    found: Tensor
-    if "row_offsets" not in batch:
-        found = module(**batch).logits
-        return found
+    if "row_offsets" in batch:
+        return packed_logits(module, batch)
+    found: Tensor = module(**batch).logits
+    return found
+
+
+def packed_logits(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Compute the logits of packed rows.
+
+    Args:
+        module, batch: as for `logits`; without `first_tokens` in the batch nothing is pooled.
+    Returns:
+        (b, outputs), or without `first_tokens` those of each token, (1, t, outputs).
+    """
     inputs = {name: value for name, value in batch.items() if name not in ASIDE}
     inputs["position_ids"] = _positions(module.config, batch["input_ids"], batch["position_ids"])
     if not _takes_the_mean(module.config):
@@ -36,8 +46,8 @@ def logits(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
         # whether there is padding
         inputs["attention_mask"] = torch.ones_like(batch["input_ids"])
     rows = batch["row_offsets"], batch.get("longest")
-    with packed_rows(PackedBatch(rows=rows, first_tokens=batch["first_tokens"])):
-        found = module(**inputs).logits
+    with packed_rows(PackedBatch(rows=rows, first_tokens=batch.get("first_tokens"))):
+        found: Tensor = module(**inputs).logits
     return found
 
 
@@ -73,7 +83,7 @@ def pool_packed_rows(module: Any) -> None:
 
     def pool(_: nn.Module, __: Any, output: Any) -> Any:
         batch = present_batch()
-        if batch is None:
+        if batch is None or batch.first_tokens is None:
             return None
         if isinstance(output, tuple):
             return take(output[0], batch), *output[1:]
@@ -89,11 +99,13 @@ def _takes_the_mean(config: Any) -> bool:
 
 def _first_states(states: Tensor, batch: PackedBatch) -> Tensor:
     """Select the state of each row's first token: (1, t, width) -> (b, 1, width)."""
+    assert batch.first_tokens is not None
     return states.squeeze(0).index_select(0, batch.first_tokens).unsqueeze(1)
 
 
 def _means(states: Tensor, batch: PackedBatch) -> Tensor:
     """Average the states of each row: (1, t, width) -> (b, 1, width)."""
+    assert batch.first_tokens is not None
     offsets, first = _offsets(batch), batch.first_tokens[:, None]
     stop = offsets[torch.searchsorted(offsets, first, right=True)]
     token = torch.arange(states.shape[1], device=states.device)

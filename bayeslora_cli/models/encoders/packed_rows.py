@@ -18,8 +18,9 @@ class PackedBatch:
     """What of a packed batch is no input of the backbone."""
 
     rows: Rows
-    first_tokens: Tensor
-    """(b,) int64: place of each row's first token; further rows only fill the batch."""
+    first_tokens: Tensor | None
+    """(b,) int64: place of each row's first token; further rows only fill the batch. None: the head
+    reads every token, so nothing is pooled."""
 
 
 _present: PackedBatch | None = None  # no context variable: torch's compiler cannot read one

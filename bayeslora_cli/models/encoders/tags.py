@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from bayeslora_cli.models.encoders.logits import logits
+
 _ASIDE = ("predicting", "targets")
 
 
@@ -15,11 +17,12 @@ def tag_logits(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
     Args:
         module: the model, with its head.
-        batch: padded rows, such as `input_ids` (b, w), and `predicting` (c,): places in the
-            flattened rows.
+        batch: padded rows, such as `input_ids` (b, w), or packed ones, as
+            `data.packing.token_batch` makes them, and `predicting` (c,): places in the flattened
+            rows.
     Returns:
         (c, outputs)
     """
     inputs = {name: value for name, value in batch.items() if name not in _ASIDE}
-    found: Tensor = module(**inputs).logits.flatten(0, 1)
-    return found.index_select(0, batch["predicting"])
+    found = logits(module, inputs)  # (b, w, outputs)
+    return found.flatten(0, 1).index_select(0, batch["predicting"])

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.calibration import ECE_BINS, TINY, brier, ece, nll, surprise
+from bayeslora_cli.tasks.class_balance import class_weights
 from bayeslora_cli.tasks.metrics import class_scores, confusions, metrics_by_name
 from bayeslora_cli.tasks.objectives.objective import Objective
 from bayeslora_cli.tasks.sources.label_column import LabelColumn, number_in, spelling
@@ -94,6 +95,14 @@ class Classification(Objective):
     def label_tensor(self, labels: Sequence[Any]) -> Tensor:
         """Return class indices (n,) int64."""
         return torch.tensor(labels, dtype=torch.int64)
+
+    def class_weights(self, asked: str, labels: Sequence[Any]) -> tuple[float, ...]:
+        """Return each class's weight, whose mean over the training rows is 1."""
+        return class_weights(asked, self.classes, labels)
+
+    def loss_weights(self, weights: Tensor, truth: Tensor) -> Tensor:
+        """Return the weight of each label's class (n,)."""
+        return weights[truth.clamp(min=0)]  # `PADDING` is no index
 
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the mean cross entropy in nats, each row times its weight if it has one.

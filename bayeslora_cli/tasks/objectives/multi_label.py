@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks import calibration
 from bayeslora_cli.tasks.calibration import ECE_BINS, TINY, ece, to_float64
+from bayeslora_cli.tasks.class_balance import presence_weights
 from bayeslora_cli.tasks.objectives.objective import Objective
 from bayeslora_cli.tasks.sources.label_column import LabelColumn
 from bayeslora_cli.tasks.sources.label_lists import label_lists, names_of, sorted_names
@@ -31,6 +32,7 @@ class MultiLabel(Objective):
     selectable = (*table_metrics, "nll", "ece", "brier")
     problem_type = "multi_label_classification"
     blank_is_label = True
+    weighs_classes = True
     metric_facts: ClassVar[Mapping[str, Any]] = {"ece_bins": ECE_BINS, "threshold": THRESHOLD}
 
     @classmethod
@@ -88,13 +90,26 @@ class MultiLabel(Objective):
             found[row, list(indices)] = 1
         return found
 
+    def class_weights(self, asked: str, labels: Sequence[Any]) -> tuple[float, ...]:
+        """Return each class's weight where a row has it."""
+        return presence_weights(asked, self.classes, labels)
+
+    def loss_weights(self, weights: Tensor, truth: Tensor) -> Tensor:
+        """Return (n, classes): the weight of a class where the row has it; where the row lacks it
+        another, so that the class's mean over all rows is 1."""
+        rows, having = len(truth), truth.sum(0)
+        others = (rows - having * weights) / (rows - having).clamp(min=1)
+        return torch.where(truth > 0, weights, others)
+
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the mean over rows of the binary cross entropies' sum over classes, in nats.
 
         That is the negative log-likelihood of a row, as IVON needs it; transformers' own loss is
-        the mean over classes.
+        the mean over classes. With --class-weights each term is multiplied by its weight.
         """
         terms = F.binary_cross_entropy_with_logits(logits, batch["labels"], reduction="none")
+        if "weights" in batch:
+            terms = terms * batch["weights"]
         return terms.sum(-1).mean()
 
     def expected(self, logits: Tensor) -> Tensor:

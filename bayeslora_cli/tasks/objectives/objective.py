@@ -29,13 +29,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from bayeslora_cli.config.catalogue import OBJECTIVES, ObjectiveEntry, implementation
+from bayeslora_cli.config.catalogue import OBJECTIVES, implementation
 from bayeslora_cli.errors import UserError
+from bayeslora_cli.tasks.objectives.presentation import Presentation
 from bayeslora_cli.tasks.sources.label_column import LabelColumn
 from bayeslora_cli.tasks.task import Examples, Task
 
@@ -44,13 +44,8 @@ BESIDE_INPUTS = ("labels", "count", "columns", "weights")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective(ABC):
-    """A kind of task, applied to the classes of one task."""
-
-    name: str
-    """Its key in `OBJECTIVES`."""
-    classes: tuple[str, ...]
-    """Names of the classes, in the order of their indices; () if the kind has none."""
+class Objective(Presentation, ABC):
+    """A kind of task, applied to the classes of one task; `Presentation` is its further part."""
 
     table_metrics: ClassVar[tuple[str, ...]]
     """Metrics of a task that is made from a user's table, by names that `metrics` knows."""
@@ -68,8 +63,8 @@ class Objective(ABC):
     has_labels: ClassVar[bool] = True
     """Whether labels tell what is right; otherwise the rows themselves do, and labels are blank."""
     weighs_classes: ClassVar[bool] = False
-    """Whether labels are class indices (n,) and `loss` heeds `weights` (b,), the factors of rows
-    that --class-weights gives."""
+    """Whether --class-weights applies: `class_weights` and `loss_weights` say how, and `loss` heeds
+    the batch's `weights`."""
     has_confidence: ClassVar[bool] = False
     """Whether exactly one class is predicted, so that its probability is a confidence, as
     reliability diagrams need."""
@@ -78,16 +73,6 @@ class Objective(ABC):
     sequences: ClassVar[int] = 1
     """Number of sequences of an example that is made at random, to check an export; 1: its batches
     are (b, w), else (b, sequences, w)."""
-    error: ClassVar[str] = "loss, nats"
-    """What `errors` measures."""
-    metric_facts: ClassVar[Mapping[str, Any]] = {}
-    """Facts that readers of the metrics need, for `eval --json`, such as the bins of the ECE."""
-
-    @property
-    def entry(self) -> ObjectiveEntry:
-        """The catalogue's facts, which are known without torch."""
-        return OBJECTIVES[self.name]
-
     # ---- reading a table
 
     @classmethod
@@ -158,6 +143,11 @@ class Objective(ABC):
         """Return rows as training reads them, one sequence each; by default as evaluation does."""
         return examples
 
+    def metric_of(self, rows: Examples) -> str | None:
+        """Return the metric that selects by rows to evaluate on which hold more than the rows that
+        a task is made from; None: that of the task does."""
+        return None
+
     @abstractmethod
     def label_tensor(self, labels: Sequence[Any]) -> Tensor:
         """Return the labels of n rows, n >= 0, as one tensor (n, ...) on the CPU."""
@@ -192,6 +182,29 @@ class Objective(ABC):
         found: Tensor = implementation(self.entry.forward)(module, batch)
         return found
 
+    def class_weights(self, asked: str, labels: Sequence[Any]) -> tuple[float, ...]:
+        """Return each class's weight in the loss; called only if `weighs_classes`.
+
+        Args:
+            asked: the value of --class-weights.
+            labels: those of the training rows, as `parse` returns them.
+        Raises:
+            ConfigError: there is no such class.
+        """
+        raise NotImplementedError
+
+    def loss_weights(self, weights: Tensor, truth: Tensor) -> Tensor:
+        """Return the factors in the loss that follow from classes; only if `weighs_classes`.
+
+        Args:
+            weights: (classes,) fp32, what `class_weights` returned.
+            truth: all training labels (n, ...), or the classes of tokens (t,), `PADDING` where none
+                is predicted.
+        Returns:
+            (n,) or (t,), one for each label, or (n, classes).
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the mean loss of a batch, () fp32, without reading a value from the device.
@@ -199,7 +212,7 @@ class Objective(ABC):
         Args:
             logits: (b, outputs) fp32, what `forward` returned.
             batch: the backbone's inputs, such as `input_ids` and `attention_mask` (b, w), and
-                `labels` (b, ...); with --class-weights also `weights` (b,).
+                `labels` (b, ...); with --class-weights also `weights` (b, ...).
         """
 
     # ---- evaluation
@@ -234,16 +247,6 @@ class Objective(ABC):
             (n, outputs) probabilities, or (n,) scores.
         """
 
-    def shown(self, expected: Tensor) -> Tensor:
-        """Return the predictions that files and figures show, by default all of `expected`.
-
-        Args:
-            expected: what `expected` returned, averaged over samples.
-        Returns:
-            (n, classes) probabilities, or (n,) scores.
-        """
-        return expected
-
     def entropy(self, expected: Tensor) -> Tensor:
         """Return the entropy of each prediction (n,), in nats; called only if `probabilistic`."""
         raise NotImplementedError
@@ -272,45 +275,9 @@ class Objective(ABC):
         """
         return self.metrics(names, self.expected(logits.double()), labels)
 
-    def details(self, expected: Tensor, labels: Tensor) -> dict[str, Any]:
-        """Return what `eval` tells of a split besides its metrics, as JSON: by default nothing.
-
-        A list of records with a `label` becomes a table on the terminal, a line for each.
-
-        Args:
-            expected: what `expected` returned for n rows, averaged over samples, in float64.
-            labels: (n, ...).
-        """
-        return {}
-
     def truth(self, labels: Tensor) -> Tensor:
         """Return the class index of each prediction, where labels hold more than that."""
         return labels
-
-    def errors(self, shown: Tensor, labels: Tensor) -> Tensor | None:
-        """Return how wrong each prediction is (n,), the largest the worst; None: it is not known.
-
-        Args:
-            shown: what `shown` returned.
-            labels: (n, ...).
-        """
-        return None
-
-    def rows_of(self, labels: Tensor) -> Tensor | None:
-        """Return the row of each prediction (n,); None: each row has one prediction."""
-        return None
-
-    def readable(self, examples: Examples, row: int, item: int = 0) -> list[str]:
-        """Return the texts of a row as people read them.
-
-        Args:
-            item: which of the row's predictions they belong to.
-        """
-        second = examples.second
-        return [examples.first[row], *([] if second is None else [second[row]])]
-
-    def write_beside(self, directory: Path, max_length: int) -> None:  # noqa: B027  # few have any
-        """Write further files into the directory of a whole exported model."""
 
     # ---- writing predictions
 
@@ -323,19 +290,26 @@ class Objective(ABC):
         """Return n labels or decisions as files show them: text, numbers, or lists of texts."""
 
 
-def build_objective(name: str, classes: Sequence[str]) -> Objective:
+def build_objective(
+    name: str, classes: Sequence[str], settings: Mapping[str, Any] | None = None
+) -> Objective:
     """Return the object of the kind of task `name`, for these classes.
 
+    Args:
+        settings: values of further fields (`ObjectiveEntry.settings`); others have their defaults.
     Raises:
-        UserError: there is no such kind.
+        UserError: there is no such kind, or it has no such fields.
     """
     if name not in OBJECTIVES:
         raise UserError(
             f"there is no kind of task named {name!r}, only {', '.join(OBJECTIVES)}; import what "
             "enters it into OBJECTIVES first"
         )
+    settings = settings or {}
+    if unknown := settings.keys() - set(OBJECTIVES[name].settings):
+        raise UserError(f"the kind of task {name!r} has no setting {min(unknown)!r}")
     found: type[Objective] = implementation(OBJECTIVES[name].implementation)
-    return found(name=name, classes=tuple(classes))
+    return found(name=name, classes=tuple(classes), **settings)
 
 
 def objective_of(task: Task) -> Objective:
@@ -344,4 +318,4 @@ def objective_of(task: Task) -> Objective:
     Raises:
         UserError: raised by `build_objective`.
     """
-    return build_objective(task.objective, task.classes)
+    return build_objective(task.objective, task.classes, task.settings)

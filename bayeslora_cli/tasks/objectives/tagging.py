@@ -29,7 +29,6 @@ class Tagging(Classification):
     table_selecting = "entity_f1"
     selectable = (*_OF_ENTITIES, "accuracy", "macro_f1", "nll", "ece", "brier")
     problem_type = ""
-    weighs_classes = False
 
     @classmethod
     def claims(cls, column: LabelColumn) -> bool:
@@ -54,14 +53,23 @@ class Tagging(Classification):
         """Return the number of words of each row, (n,)."""
         return counted
 
+    def class_weights(self, asked: str, labels: Sequence[Any]) -> tuple[float, ...]:
+        """Return each tag's weight, whose mean over all words is 1."""
+        return super().class_weights(asked, [tag for row in labels for tag in row])
+
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the mean cross entropy of a word in nats.
+        """Return the mean cross entropy of a word in nats, times its weight if it has one.
 
         Args:
             logits: (c, classes) at the first tokens of words.
-            batch: holds `targets` (c,), the tags, or `PADDING`.
+            batch: holds `targets` (c,), the tags, or `PADDING`; with --class-weights also `weights`
+                (c,).
         """
-        return F.cross_entropy(logits, batch["targets"], ignore_index=PADDING)
+        targets = batch["targets"]
+        if "weights" not in batch:
+            return F.cross_entropy(logits, targets, ignore_index=PADDING)
+        losses = F.cross_entropy(logits, targets, ignore_index=PADDING, reduction="none")
+        return (losses * batch["weights"]).sum() / (targets != PADDING).sum().clamp(min=1)
 
     def arranged(self, found: Tensor, cells: Tensor) -> Tensor:
         """Return the outputs as they are: words of divided rows lie one after the other."""

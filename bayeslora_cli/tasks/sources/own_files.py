@@ -6,9 +6,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bayeslora_cli.config.catalogue import COMPLETIONS, OBJECTIVES
-from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.config.run_config import OPTIONS, RunConfig, flag
 from bayeslora_cli.errors import DataError, MissingSplitError
 from bayeslora_cli.tasks.sources.table_reader import read_table
 from bayeslora_cli.tasks.sources.tables.arrow import has_saved_splits
@@ -34,6 +35,7 @@ def own_examples(
     assert config.train_file is not None
     wanted = splits or ("train", "validation")
     training: Table | None = None
+    fresh = task is None
     if task is None or "train" in wanted or task.held_out:
         training = read_table(config.train_file, "--train-file", split="train")
     if task is None:
@@ -45,6 +47,7 @@ def own_examples(
             task_type=config.task_type,
             loss_on=config.loss_on,
         )
+        task = replace(task, settings=_settings(config, task.objective))
         if config.loss_on != COMPLETIONS and reader_of(task.objective) is None:
             logger.warning("--loss-on %s has no effect: the rows have labels", config.loss_on)
     evaluated = None
@@ -56,9 +59,32 @@ def own_examples(
         for split, table in tables.items()
         if table is not None
     }
+    if fresh and "validation" in found:
+        task = _selecting(task, found["validation"])
     if task.held_out or ("validation" in wanted and evaluated is None):
         task, found = hold_out(task, found["train"], config.validation)
     return task, {split: found[split] for split in wanted}
+
+
+def _settings(config: RunConfig, objective: str) -> dict[str, Any]:
+    """Return the options that this kind of task reads and that differ from their defaults; say so
+    of those that only other kinds read."""
+    own, found = OBJECTIVES[objective], {}
+    for name in dict.fromkeys(name for kind in OBJECTIVES.values() for name in kind.settings):
+        value = getattr(config, name)
+        if name in own.settings and value != OPTIONS[name].default:
+            found[name] = value
+        elif value != OPTIONS[name].default:
+            logger.warning("%s %s has no effect: %s is predicted", flag(name), value, own.predicts)
+    return found
+
+
+def _selecting(task: Task, rows: Examples) -> Task:
+    """Have the best evaluation selected by the metric that these rows are for, if there is one."""
+    from bayeslora_cli.tasks.objectives.objective import objective_of  # imports torch
+
+    name = objective_of(task).metric_of(rows)
+    return task if name is None else replace(task, metrics=(*task.metrics, name), selecting=name)
 
 
 def _evaluation_table(config: RunConfig) -> Table | None:

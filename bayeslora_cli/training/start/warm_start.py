@@ -98,6 +98,9 @@ def begin_from(
     if wanted:
         assert isinstance(optimizer, BankIVON)
         optimizer.set_prior(mean, sigma)
+    if not source.factors and not source.others:
+        logger.info("%s: the model's weights are those of there, and its adapters begin anew", name)
+        return source.checksum
     logger.info(
         "%s: %d of %d matrices and %d other tensors begin as there%s", name, used,
         len(network.adapters), heads, ", which is also the prior" if wanted else "",

@@ -13,7 +13,7 @@ from bayeslora_cli.config.run_config import OPTIONS
 FLAGS = {
     "What to train": "--task --preset --list-presets --data --choices --model --trust-remote-code",
     "Your own data": "--train-file --eval-file --text-columns --label-column --task-type "
-    "--loss-on --validation --class-weights",
+    "--loss-on --validation --class-weights --temperature --pooling",
     "Method": "--method --optimizer --criterion --from",
     "Ranks": "--target-rank --init-rank --target-modules --alpha --orth-reg --t-init --t-final "
     "--delta-t --from-ranks",

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from bayeslora_cli.data.packing import collate, token_batch
 from bayeslora_cli.data.tokenised_split import TokenisedSplit
@@ -22,6 +27,7 @@ from bayeslora_cli.models.backbones.packing import (
 from bayeslora_cli.models.encoders import relative_attention
 from bayeslora_cli.models.encoders.logits import _means, logits
 from bayeslora_cli.models.encoders.packed_rows import PackedBatch
+from bayeslora_cli.models.encoders.tags import tag_logits
 from tests.support.tiny_models import SPECIAL, WORDS, tiny_config
 
 CPU = torch.device("cpu")
@@ -42,7 +48,7 @@ VARIANTS = {  # what differs from the configuration of the tiny models
 NAMES = sorted(ENCODERS | VARIANTS.keys())
 
 
-def build(name, **changes):
+def build(name, made=AutoModelForSequenceClassification, **changes):
     kind = name.partition(",")[0]
     if kind not in CONFIG_MAPPING:
         pytest.skip(f"this version of transformers has no {kind}")
@@ -54,7 +60,7 @@ def build(name, **changes):
             setattr(config, field, 0.0)
     config.pad_token_id, config.num_labels = PAD, 3
     torch.manual_seed(1)
-    model = AutoModelForSequenceClassification.from_config(config)
+    model = made.from_config(config)
     for parameter in model.parameters():  # usual ones are too small to tell rows apart
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -132,6 +138,33 @@ def test_packed_rows_are_padded_rows(name):
         torch.testing.assert_close(logits(ours, inputs(filled)), want, rtol=1e-6, atol=1e-6)
         # padded rows, as exports are compared on
         torch.testing.assert_close(logits(ours, inputs(padded)), want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["bert", "deberta-v2", "distilbert", "modernbert", "mpnet", "roberta"]
+)
+def test_packed_words_are_padded_words(name):
+    """Of rows whose words have tags, every token is read."""
+    model = build(name, AutoModelForTokenClassification).double()
+    rows = rows_of_text(types=takes_types(model), blank=False)
+    places = torch.arange(len(rows.tokens))
+    words = replace(rows, labels=None, counted=places % 3 > 0, tags=places % 3)
+    order = torch.tensor([3, 0, 5, 1])
+    padded = replace(words, packed=False).batch(order)
+    want = tag_logits(model, padded)
+    expected = gradients(model, want)
+    prepare_for_packing(model, head=True)
+    for fixed in (False, True):
+        batch = collate(words, order, 0, fixed=fixed)
+        if fixed:
+            del batch["longest"]
+        got = tag_logits(model, batch)
+        count = len(padded["targets"])
+        assert batch["targets"][:count].equal(padded["targets"])
+        torch.testing.assert_close(got[:count], want, rtol=1e-6, atol=1e-6)
+        for parameter, gradient in gradients(model, got[:count]).items():
+            torch.testing.assert_close(gradient, expected[parameter], rtol=1e-6, atol=1e-6,
+                                       msg=parameter)  # fmt: skip
 
 
 @pytest.mark.parametrize("joined", [0, 200])

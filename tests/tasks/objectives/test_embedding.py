@@ -7,17 +7,21 @@ import math
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
 from bayeslora_cli.config.files.own_columns import kind_of
 from bayeslora_cli.config.resolution import resolve
+from bayeslora_cli.errors import DataError
 from bayeslora_cli.evaluation.forward_passes import Sampling
 from bayeslora_cli.evaluation.run_loading import load_run
 from bayeslora_cli.export.exporter import ExportOptions, export_run
-from bayeslora_cli.tasks.objectives.embedding import CANDIDATES, TEMPERATURE
+from bayeslora_cli.tasks.objectives.embedding import CANDIDATES
 from bayeslora_cli.tasks.objectives.objective import build_objective, objective_of
+from bayeslora_cli.tasks.sources.loading import load_examples
 from bayeslora_cli.tasks.sources.table_reader import read_table
 from bayeslora_cli.tasks.sources.tabular import custom_task, table_examples
+from bayeslora_cli.tasks.task import Task
 from bayeslora_cli.training.loop import train
 from tests.support.evaluation import evaluated
 from tests.support.task_files import paraphrases, write_lines
@@ -41,7 +45,7 @@ def test_the_loss_is_that_of_finding_the_own_positive():
     found = torch.nn.functional.normalize(torch.randn(5, 3, 8, generator=torch.Generator()), dim=-1)
     expected = 0.0
     for row in range(5):
-        scores = [float(found[row, 0] @ found[other, place]) / TEMPERATURE
+        scores = [float(found[row, 0] @ found[other, place]) / PAIRS.temperature
                   for place in (1, 2) for other in range(5)]  # fmt: skip
         expected -= scores[row] - math.log(sum(map(math.exp, scores)))
     assert float(PAIRS.loss(found, {})) == pytest.approx(expected / 5, rel=1e-5)
@@ -51,14 +55,47 @@ def test_retrieval_among_neighbouring_rows():
     anchors = torch.nn.functional.normalize(torch.randn(CANDIDATES + 7, 16), dim=-1).double()
     positives = anchors.clone()
     positives[[0, 1]] = positives[[1, 0]]  # the first two rows find each other's
-    shares = PAIRS.expected(torch.cat((anchors, positives), 1))
+    expected = PAIRS.expected(torch.cat((anchors, positives), 1))
+    shares = PAIRS.shown(expected)
     assert shares.shape == (CANDIDATES + 7, CANDIDATES)
     assert torch.allclose(shares.sum(1), torch.ones(CANDIDATES + 7).double())
     labels = PAIRS.label_tensor([0] * (CANDIDATES + 7))
-    found = PAIRS.metrics(PAIRS.table_metrics, shares, labels)
+    found = PAIRS.metrics(PAIRS.table_metrics, expected, labels)
     assert found["accuracy"] == pytest.approx(1 - 2 / (CANDIDATES + 7))
     assert found["accuracy"] < found["mrr"] < 1
     assert found.keys() == {*PAIRS.table_metrics, "nll", "ece", "brier"}
+
+
+def test_rows_with_scores():
+    """Pairs from the middle of the scores on count in retrieval, all in Spearman's correlation."""
+    found = torch.nn.functional.normalize(torch.randn(2, 6, 16), dim=-1).double()
+    scores = [5.0, 0.0, 2.5, 1.0, 4.0, 3.0]
+    labels = PAIRS.label_tensor(scores)
+    assert labels.tolist() == [[row, score] for row, score in enumerate(scores)]
+    expected = PAIRS.expected(torch.cat((found[0], found[1]), 1))
+    metrics = PAIRS.metrics(PAIRS.table_metrics, expected, labels)
+    cosines = (found[0] * found[1]).sum(-1)
+    assert metrics["spearman"] == pytest.approx(spearmanr(cosines, scores).statistic)
+    pairs = [0, 2, 4, 5]
+    right = (found[0] @ found[1].T).argmax(-1) == torch.arange(6)
+    assert metrics["accuracy"] == pytest.approx(right[pairs].double().mean())
+    assert "spearman" not in PAIRS.metrics(
+        PAIRS.table_metrics, expected, PAIRS.label_tensor([0] * 6)
+    )
+
+
+def test_scores_are_to_be_evaluated_on(tmp_path):
+    rows = [{"sentence1": "a", "sentence2": "b", "score": s} for s in (1.5, 4)]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    named = {"text_columns": None, "label_column": None, "task_type": "embedding"}
+    with pytest.raises(DataError, match="has the column 'score'; the texts of each row to train"):
+        custom_task(read_table(path, "--train-file", split="train"), **named)
+    write_lines(tmp_path / "rows.jsonl", [*rows, {**rows[0], "score": "high"}])
+    table = read_table(path, "--eval-file", split="validation")
+    task = Task(name="custom", text_columns=("anchor", "positive"), label_column="", classes=(),
+                metrics=("mrr",), selecting="mrr", objective="embedding")  # fmt: skip
+    with pytest.raises(DataError, match=r"line 3: found 'high' in the column 'score'"):
+        table_examples(table, task, labelled=True)
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +125,45 @@ def test_it_is_trained_and_sentence_transformers_reads_it(backbone, files, tmp_p
     with path.open() as file:
         rows = [json.loads(line) for line in file]
     assert all(row["entropy"] >= row["mutual_information"] >= 0 for row in rows)
+    assert all(-1 <= row["similarity"] <= 1 for row in rows)
     for kind in ("lora", "merged"):
         out, manifest = export_run(run.path, ExportOptions(format=kind, device="cpu"))
         assert manifest["check"]["max_difference"] <= manifest["check"]["allowed"]
     card = (out / "README.md").read_text()
-    assert "pipeline_tag: sentence-similarity" in card
+    assert "library_name: sentence-transformers\npipeline_tag: sentence-similarity" in card
     assert "model(**inputs).last_hidden_state" in card
+    read_alike(run, out)
+
+
+def test_temperature_pooling_and_scores(backbone, files, tmp_path):
+    scored = [{"sentence1": a, "sentence2": b, "score": len(a)} for a, b, _ in paraphrases(12, 3)]
+    dev = write_lines(tmp_path / "scored.jsonl", scored)
+    own = {"temperature": 0.5, "pooling": "cls"}
+    run = run_of(backbone("bert"), tmp_path / "runs", files | {"eval_file": dev}, max_steps=2,
+                 **own)  # fmt: skip
+    task = run.read_task()
+    assert task.settings == own
+    assert (task.selecting, task.metrics[-1]) == ("spearman", "spearman")
+    assert json.loads(run.task.read_text())["settings"] == own
+    found = evaluated(run.path, device="cpu")
+    best = run.read_result()["best_at_budget"]["metrics"]["validation"]
+    assert found["metrics"]["validation"]["spearman"] == pytest.approx(best["spearman"])
+    assert found["temperature_of_similarities"] == 0.5
+    out, _ = export_run(run.path, ExportOptions(format="merged", device="cpu"))
+    assert "embeddings = logits[:, 0]" in (out / "README.md").read_text()
+    read_alike(run, out)
+
+
+def test_settings_of_other_kinds_have_no_effect(tmp_path, caplog):
+    rows = write_lines(tmp_path / "rows.jsonl", [{"text": t, "label": t} for t in "aabb"])
+    config = resolve({"train_file": rows, "eval_file": rows, "pooling": "cls"}).config
+    task, _ = load_examples(config)
+    assert task.settings == {}
+    assert "--pooling cls has no effect: a class is predicted" in caplog.text
+
+
+def read_alike(run, out):
+    """Check that sentence-transformers reads an export as the run's own forward pass."""
     texts = ["w1 w2 w3", "w4"]
     theirs = torch.tensor(SentenceTransformer(str(out), device="cpu").encode(texts))
     loaded = load_run(run, run.read_config(), objective_of(run.read_task()), "cpu")

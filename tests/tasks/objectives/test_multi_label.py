@@ -9,10 +9,11 @@ import math
 import pytest
 import torch
 from sklearn.metrics import f1_score, log_loss, roc_auc_score
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from bayeslora_cli.config.files.own_columns import kind_of
 from bayeslora_cli.config.resolution import resolve
-from bayeslora_cli.errors import DataError
+from bayeslora_cli.errors import ConfigError, DataError
 from bayeslora_cli.evaluation.forward_passes import Sampling
 from bayeslora_cli.export.exporter import ExportOptions, export_run
 from bayeslora_cli.tasks.objectives.objective import build_objective
@@ -81,6 +82,24 @@ def test_a_class_that_no_row_has():
 def test_entropy_is_that_of_all_classes():
     expected = torch.tensor([[0.5, 0.5, 0.5], [0.0, 1.0, 0.0]], dtype=torch.float64)
     assert ABC.entropy(expected).tolist() == pytest.approx([3 * math.log(2), 0])
+
+
+@pytest.mark.parametrize(("asked", "ratios"), [("balanced", None), ("a=3,b=0", (3, 0, 1))])
+def test_class_weights_are_of_having_a_class_against_lacking_it(asked, ratios):
+    labels = [(0,), (0, 1), (), (0,)]
+    truth = ABC.label_tensor(labels)
+    found = ABC.loss_weights(torch.tensor(ABC.class_weights(asked, labels)), truth)
+    assert found.mean(0).tolist() == pytest.approx([1, 1, 1])  # no row has c
+    for k, rows in enumerate((3, 1)):
+        having, lacking = found[truth[:, k] > 0, k], found[truth[:, k] == 0, k]
+        ratio = (4 - rows) / rows if ratios is None else ratios[k]
+        assert (having.unique() / lacking.unique()).tolist() == pytest.approx([ratio])
+    logits = torch.randn(4, 3)
+    terms = binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    loss = ABC.loss(logits, {"labels": truth, "weights": found})
+    assert float(loss) == pytest.approx(float((found * terms).sum() / 4))
+    with pytest.raises(ConfigError, match="--class-weights: no class 'q'"):
+        ABC.class_weights("q=2", labels)
 
 
 # ---- files

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForTokenClassification
 
 from bayeslora_cli.config.files.own_columns import kind_of
 from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.data.encodings.words import encode
+from bayeslora_cli.data.packing import collate
 from bayeslora_cli.data.splits import Batches
 from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.errors import DataError, UserError
@@ -116,7 +119,7 @@ def test_bad_lines_of_a_conll_file(tmp_path):
     with pytest.raises(DataError, match="line 2: found 'b'; expected a word and its tag"):
         read(path)
     path.write_text("a\nb\n")
-    with pytest.raises(DataError, match="none of tags beside 'tokens'"):
+    with pytest.raises(DataError, match="has no column of tags beside tokens"):
         read(path, task_type="token-classification")
     path.write_text("a O\nb O\n")
     with pytest.raises(DataError, match="found 1 tag in the column 'tags'"):
@@ -156,6 +159,24 @@ def test_rows_that_are_too_long_are_divided(backbone):
     assert sum(batches.sizes) == 11
     with pytest.raises(UserError, match="--max-length 2: leaves no room for a word"):
         encode(rows, tokenizer, 2)
+
+
+def test_class_weights_have_the_mean_1_over_words(backbone):
+    labels = [(1, 0, 0), (0,), (0, 3)]
+    rows = Examples(first=['["w1", "w2 w3", "w4"]', '["w4"]', '["w5", "w6"]'], second=None,
+                    labels=labels)  # fmt: skip
+    split = tokenise(rows, load_tokenizer(backbone("bert")), 16, BIO)
+    weights = torch.tensor(BIO.class_weights("balanced", labels))
+    assert weights.tolist() == pytest.approx([0.5, 2, 0, 2])
+    split = replace(split, weights=BIO.loss_weights(weights, split.tags))
+    picked = torch.tensor([2, 0])
+    for fixed in (False, True):  # sizes are rounded up on a GPU
+        batch = collate(split, picked, 8, fixed=fixed)
+        assert batch["weights"][:5].tolist() == pytest.approx([0.5, 2, 2, 0.5, 0.5])
+        logits = torch.randn(len(batch["targets"]), 4)
+        losses = cross_entropy(logits[:5], batch["targets"][:5], reduction="none")
+        wanted = (losses * batch["weights"][:5]).mean()
+        torch.testing.assert_close(BIO.loss(logits, batch), wanted)
 
 
 # ---- scores
@@ -217,7 +238,7 @@ def run_of(model, output, files, **changes):
 
 def test_it_is_trained_evaluated_and_exported(backbone, files, tmp_path):
     run = run_of(backbone("bert"), tmp_path / "runs", files, max_steps=6, eval_every=3,
-                 grad_accum=2)  # fmt: skip
+                 grad_accum=2, packing="on")  # fmt: skip
     task = run.read_task()
     assert task.classes == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
     assert json.loads((run.adapter / "adapter_config.json").read_text())["task_type"] == "TOKEN_CLS"

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import bayeslora_cli as bl
+from bayeslora_cli.config.files.start_sources import model_of
 from tests.api.test_training import options
 
 PAIRS = [("w1 w2", "w1"), ("w3", "w4 w5 w6"), ("w7 w8", "w9")]
@@ -98,6 +99,12 @@ def test_refused(source, following, tmp_path):
         following(tmp_path / "none")
     with pytest.raises(bl.errors.UserError, match="is no run, adapter or model"):
         following(tmp_path)
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    (merged / "config.json").write_text("{}")
+    with pytest.raises(bl.errors.UserError, match="is a whole model, and --model roberta is anoth"):
+        model_of(str(merged), "roberta")
+    assert model_of(str(merged)) == str(merged)
     exported = source.export("lora", overwrite=True)
     with pytest.raises(bl.errors.UserError, match="has no posterior"):
         following(exported.path, prior="from", max_steps=2)

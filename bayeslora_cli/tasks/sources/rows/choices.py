@@ -16,7 +16,7 @@ from bayeslora_cli.tasks.sources.choice_tasks.questions import (
     letters,
 )
 from bayeslora_cli.tasks.sources.label_column import number_in, short
-from bayeslora_cli.tasks.sources.rows.reader import RowReader, check_column, read_texts
+from bayeslora_cli.tasks.sources.rows.reader import RowReader, label_column, read_texts
 from bayeslora_cli.tasks.sources.tables.table import Table
 from bayeslora_cli.tasks.task import Examples
 
@@ -34,14 +34,8 @@ class Choices(RowReader):
     def expected(self) -> str:
         return "question, choices and answer"
 
-    def columns(
-        self, table: Table, asked: tuple[str, ...] | None, *, sure: bool = False
-    ) -> tuple[str, ...] | None:
+    def usual_columns(self, table: Table, *, sure: bool = False) -> tuple[str, ...] | None:
         """Return the columns of question and choices; `answer` is found beside them."""
-        if asked is not None:
-            for name in asked:
-                check_column(table, name, "--text-columns")
-            return asked
         question = next((name for name in _QUESTIONS if name in table.names), None)
         choices = next((name for name in _CHOICES if name in table.names), None)
         if question is None:
@@ -71,14 +65,9 @@ class Choices(RowReader):
         """Read all rows; labels are the places of the right choices."""
         questions = read_texts(table, columns[0])
         found = _all_choices(table, columns)
-        answer = next((name for name in _ANSWERS if name in table.names), None)
-        if answer is None and labelled:
-            raise DataError(
-                f"{table.title}: has no column of answers beside {', '.join(columns)}; expected "
-                f"one of {', '.join(_ANSWERS)}"
-            )
+        answer = label_column(table, _ANSWERS, labelled, what="answers", beside=columns)
         labels: list[int] | list[None] = [None] * table.rows
-        if answer is not None and labelled is not False:
+        if answer is not None:
             labels = _labels(table, answer, found)
         group = next((name for name in _GROUPS if name in table.names), None)
         groups = [""] * table.rows if group is None else map(str, table.read_column(group))
@@ -98,16 +87,14 @@ class PlainChoices(Choices):
     def expected(self) -> str:
         return "question, choices and answer, or SWAG's sent1, sent2, ending0, ending1, … and label"
 
-    def columns(
-        self, table: Table, asked: tuple[str, ...] | None, *, sure: bool = False
-    ) -> tuple[str, ...] | None:
+    def usual_columns(self, table: Table, *, sure: bool = False) -> tuple[str, ...] | None:
         """Return the columns of the question and of the choices."""
         endings = _endings(table)
-        if asked is None and "sent1" in table.names and len(endings) > 1:
+        if "sent1" in table.names and len(endings) > 1:
             return ("sent1", *(name for name in ("sent2",) if name in table.names), *endings)
-        if asked is None and {"ctx", "endings"} <= set(table.names):
+        if {"ctx", "endings"} <= set(table.names):
             return "ctx", "endings"
-        return super().columns(table, asked)
+        return super().usual_columns(table)
 
     def told(self, columns: tuple[str, ...], loss_on: str) -> str:
         """Write a clause on the columns."""

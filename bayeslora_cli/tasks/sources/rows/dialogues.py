@@ -24,7 +24,7 @@ from bayeslora_cli.tasks.dialogue import (
     to_text,
 )
 from bayeslora_cli.tasks.sources.label_column import short
-from bayeslora_cli.tasks.sources.rows.reader import RowReader, check_column, read_texts
+from bayeslora_cli.tasks.sources.rows.reader import RowReader, read_texts
 from bayeslora_cli.tasks.sources.tables.table import Table, listed
 from bayeslora_cli.tasks.task import Examples
 
@@ -59,15 +59,9 @@ class Dialogues(RowReader):
     def expected(self) -> str:
         return f"{_FORMS} (or --text-columns PROMPT,COMPLETION or --text-columns TEXT)"
 
-    def columns(
-        self, table: Table, asked: tuple[str, ...] | None, *, sure: bool = False
-    ) -> tuple[str, ...] | None:
-        """Return the columns of the first form that the table has; two that were asked for are a
-        prompt and its completion, one is a chat or a text."""
-        if asked is not None:
-            for name in asked:
-                check_column(table, name, "--text-columns")
-            return asked
+    def usual_columns(self, table: Table, *, sure: bool = False) -> tuple[str, ...] | None:
+        """Return the columns of the first form that the table has; of those that a user names, two
+        are a prompt and its completion, and one is a chat or a text."""
         tools = (TOOLS,) if TOOLS in table.names else ()
         for names in (*((name,) for name in _CHATS), *_COMPLETIONS):
             if set(names) <= set(table.names):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from typing import ClassVar
 
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.sources.label_column import short
@@ -17,7 +19,9 @@ from bayeslora_cli.tasks.task import Examples
 class RowReader(ABC):
     """Makes rows of a kind of task from a table."""
 
-    @abstractmethod
+    numbers: ClassVar[Collection[int] | None] = None
+    """Numbers of columns that users may name; None: any."""
+
     def columns(
         self, table: Table, asked: tuple[str, ...] | None, *, sure: bool = False
     ) -> tuple[str, ...] | None:
@@ -27,11 +31,28 @@ class RowReader(ABC):
             asked: the columns that the user named; None: none.
             sure: whether the user named the kind of task, so that no other column casts doubt.
         Raises:
-            DataError: a named column is missing.
+            DataError: a named column is missing, or more or fewer are named than such rows have.
         """
+        if asked is None:
+            return self.usual_columns(table, sure=sure)
+        for name in asked:
+            check_column(table, name, "--text-columns")
+        if self.numbers is not None and len(asked) not in self.numbers:
+            raise DataError(
+                f"{table.title}: asked for the columns {shown(asked)}; expected {self.expected}"
+            )
+        return asked
+
+    @abstractmethod
+    def usual_columns(self, table: Table, *, sure: bool = False) -> tuple[str, ...] | None:
+        """Return the columns of usual names that hold such rows; see `columns`."""
 
     def classes(self, table: Table, columns: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the names of the classes of a training table's rows; (): they have none."""
+        """Return the names of the classes of a training table's rows; (): they have none.
+
+        Raises:
+            DataError: nothing can be learned from these rows.
+        """
         return ()
 
     @abstractmethod
@@ -79,6 +100,30 @@ def check_column(table: Table, name: str, what: str) -> None:
             f"{table.title}: has no column {name!r} ({what})"
             f"{f', but {near[0]!r}' if near else ''}; found {shown(table.names)}"
         )
+
+
+def label_column(
+    table: Table, names: Sequence[str], labelled: bool | None, *, what: str, beside: Sequence[str]
+) -> str | None:
+    """Return the first column of these names, which holds what is to be predicted; None: there is
+    none, or it is not to be read.
+
+    Args:
+        labelled: as for `RowReader.read`.
+        what: what it holds, for the message.
+        beside: the columns of what it is predicted from, for the message.
+    Raises:
+        DataError: rows must have labels, and there is no such column.
+    """
+    if labelled is False:
+        return None
+    found = next((name for name in names if name in table.names), None)
+    if found is None and labelled:
+        raise DataError(
+            f"{table.title}: has no column of {what} beside {', '.join(beside)}; found "
+            f"{shown(table.names)}, expected one of {', '.join(names)}"
+        )
+    return found
 
 
 def read_texts(table: Table, name: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.sources.label_column import short, spelling
-from bayeslora_cli.tasks.sources.rows.reader import RowReader, check_column
+from bayeslora_cli.tasks.sources.rows.reader import RowReader, label_column
 from bayeslora_cli.tasks.sources.tables.table import Table, shown
 from bayeslora_cli.tasks.task import Examples
 
@@ -18,20 +18,16 @@ _TAGS = ("ner_tags", "tags", "labels", "pos_tags")
 class Tags(RowReader):
     """Rows of a list of words and a list of as many tags."""
 
+    numbers = (1, 2)
+
     @property
     def expected(self) -> str:
         return "tokens and tags (or --text-columns TOKENS,TAGS)"
 
-    def columns(
-        self, table: Table, asked: tuple[str, ...] | None, *, sure: bool = False
-    ) -> tuple[str, ...] | None:
-        """Return the column of the words, and that of the tags if it was asked for."""
-        if asked is not None:
-            for name in asked:
-                check_column(table, name, "--text-columns")
-            return asked
+    def usual_columns(self, table: Table, *, sure: bool = False) -> tuple[str, ...] | None:
+        """Return the column of the words; that of the tags stands behind it only if it is named."""
         words = next((name for name in _WORDS if name in table.names), None)
-        if words is None or not (sure or _tags_beside(table)):
+        if words is None or not (sure or set(_TAGS) & set(table.names)):
             return None
         return (words,)
 
@@ -41,7 +37,8 @@ class Tags(RowReader):
 
     def classes(self, table: Table, columns: tuple[str, ...]) -> tuple[str, ...]:
         """Return the tags, O before all others, those of one kind of entity together."""
-        name = _tags_of(table, columns)
+        name = _tags_of(table, columns, labelled=True)
+        assert name is not None
         if (known := table.class_names.get(name)) is not None:
             return known
         found = {tag for _, tags in _rows(table, columns[0], name) for tag in tags or ()}
@@ -62,9 +59,7 @@ class Tags(RowReader):
         classes: tuple[str, ...] = (),
     ) -> Examples:
         """Read all rows; labels are the indices of each word's tag."""
-        name = _tags_of(table, columns) if labelled or _tags_beside(table, columns) else None
-        if labelled is False:
-            name = None
+        name = _tags_of(table, columns, labelled=labelled)
         index_of = {tag: index for index, tag in enumerate(classes)}
         texts: list[str] = []
         labels: list[tuple[int, ...]] = []
@@ -90,21 +85,10 @@ def _order(tag: str) -> tuple[bool, str, str]:
     return tag != "O", tag[2:] if tag[1:2] == "-" else tag, tag
 
 
-def _tags_beside(table: Table, columns: tuple[str, ...] = ()) -> str | None:
-    """Return the column of the tags; None: there is none."""
-    if len(columns) > 1:
-        return columns[1] if columns[1] in table.names else None
-    return next((name for name in _TAGS if name in table.names), None)
-
-
-def _tags_of(table: Table, columns: tuple[str, ...]) -> str:
-    found = _tags_beside(table, columns)
-    if found is None or len(columns) > 2:
-        raise DataError(
-            f"{table.title}: found the columns {shown(table.names)}, and none of tags beside "
-            f"{columns[0]!r}; expected one of {', '.join(_TAGS)}, or --text-columns TOKENS,TAGS"
-        )
-    return found
+def _tags_of(table: Table, columns: tuple[str, ...], *, labelled: bool | None) -> str | None:
+    """Return the column of the tags; None: there is none, or it is not to be read."""
+    words, *named = columns
+    return label_column(table, named or _TAGS, labelled, what="tags", beside=[words])
 
 
 def _rows(table: Table, words: str, tags: str | None) -> list[tuple[list[str], list[str] | None]]:

@@ -137,7 +137,7 @@ class Embedding(Objective):
 
     def measures(self, expected: Tensor) -> dict[str, Tensor]:
         """Return `similarity`, the cosine of anchor and positive."""
-        return {"similarity": expected[:, -1]}
+        return {"similarity": expected[:, -1].clamp(-1, 1)}  # above 1 only by rounding
 
     def entropy(self, expected: Tensor) -> Tensor:
         """Return entropies over the candidates (n,) in nats; 0 log 0 is 0."""

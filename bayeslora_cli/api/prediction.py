@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bayeslora_cli.api.arguments import sampling_of
 from bayeslora_cli.config.catalogue import OBJECTIVES
-from bayeslora_cli.errors import StorageError, UserError
+from bayeslora_cli.errors import BayesloraError, StorageError, UserError
 from bayeslora_cli.tasks.sources.tables.windows import FORMS as FORMS
 from bayeslora_cli.tasks.sources.tables.windows import STDIN as STDIN
 from bayeslora_cli.tasks.sources.tables.windows import object_windows, table_windows
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from bayeslora_cli.evaluation.run_loading import LoadedRun
     from bayeslora_cli.tasks.task import Task
 
+logger = logging.getLogger("bayeslora")
 OUTPUT_FORMS = ("csv", "tsv", "jsonl")
 """What standard output may be written in."""
 
@@ -67,7 +70,11 @@ def predicted_windows(
         UserError: options do not fit the run, or a row is not as expected.
     """
     from bayeslora_cli.evaluation.request import check_sampling
-    from bayeslora_cli.evaluation.streaming.stream import PredictionRequest, predict_windows
+    from bayeslora_cli.evaluation.streaming.stream import (
+        PredictionRequest,
+        predict_windows,
+        read_windows,
+    )
 
     if input_format is not None and input_format not in FORMS:
         raise UserError(f"--input-format {input_format}: give one of {', '.join(FORMS)}")
@@ -89,10 +96,16 @@ def predicted_windows(
         ("text",) if OBJECTIVES[task.objective].rows else asked.text_columns or task.text_columns
     )
     if isinstance(source, str | Path):
-        windows = table_windows(str(source), "FILE", plain, input_format)
+        tables = table_windows(str(source), "FILE", plain, input_format)
     else:
-        windows = object_windows(source, "rows", plain)
-    return predict_windows(run.loaded, config, task, windows, asked)
+        tables = object_windows(source, "rows", plain)
+    windows = read_windows(tables, config, task, asked)
+    if source != STDIN:  # a pipe's first row may come late, when the model should be ready
+        first = next(windows, None)
+        if first is None:
+            raise UserError(f"{source}: found no rows")
+        windows = chain((first,), windows)
+    return predict_windows(run.loaded, config, windows, asked)
 
 
 def predicted_rows(
@@ -115,7 +128,8 @@ def predict_file(
 ) -> int:
     """Write the rows of a file, with their predictions, to another; return their number.
 
-    What is written is always whole rows, also if the process is interrupted or a later row is bad.
+    What is written is always whole rows, also if the process is interrupted, a later row is bad or
+    the disk is full; a warning then says how many they are.
 
     Args:
         source: a file, or `-` for standard input.
@@ -164,11 +178,13 @@ def predict_file(
                     name = output or Path("standard output")
                     descriptor = _opened(output)
                     writer = LineWriter(form, to_descriptor(descriptor, name))
-                writer = writer
             with deferred():
                 writer.write(columns, ours=len(columns) - list(columns).index("prediction"))
             written += len(columns["prediction"])
             progress(written)
+    except (BayesloraError, KeyboardInterrupt):
+        logger.warning("%s rows are written to %s", f"{written:,}", output or "standard output")
+        raise
     finally:
         if writer is not None:
             writer.close()

@@ -22,6 +22,9 @@ from bayeslora_cli.errors import RunDirError
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.bank_layout import BankLayout
 
+FACTOR = ".lora_A"
+"""Ending of the parameter that each adapted layer has."""
+
 
 class Posterior(ABC):
     """A distribution over the parameters theta (N,) of a bank, or a point.
@@ -105,6 +108,20 @@ def save(path: Path, network: BankedNetwork, posterior: Posterior) -> None:
     tensors = posterior.tensors()
     tensors |= {f"drawn/{name}": value.cpu().contiguous() for name, value in network.drawn.items()}
     save_file(tensors, path, metadata={"format": posterior.kind})
+
+
+def adapted_layers(path: Path) -> list[str]:
+    """Return the names of the layers whose factors a posterior file has.
+
+    Returns:
+        []: there are none, or the file cannot be read, which `load` reports.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            names = [name.partition("/")[2] for name in file.keys()]  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return []
+    return [*dict.fromkeys(n.removesuffix(FACTOR) for n in names if n.endswith(FACTOR))]
 
 
 def load(path: Path, network: BankedNetwork) -> Posterior:

@@ -13,9 +13,13 @@ from bayeslora_cli.api.models import evaluate as evaluate_model
 from bayeslora_cli.api.reading.results import holds_runs
 from bayeslora_cli.api.run import Run
 from bayeslora_cli.cli.help.shared_options import (
+    NEW_PLACE,
     AsJson,
     BasePrecision,
+    BatchSize,
     Device,
+    SampleSeed,
+    Temperature,
     TrustRemoteCode,
     Verify,
 )
@@ -94,16 +98,8 @@ def evaluate(
             "the samples' variance and the observation's, 1/2, which the squared error stands for.",
         ),
     ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Factor of the posterior's variance, with --samples (default: 1)."),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0, max=2**63 - 1, help="Seed of the samples, with --samples (default: 0)."
-        ),
-    ] = None,
+    temperature: Temperature = None,
+    seed: SampleSeed = None,
     ood: Annotated[
         str | None,
         typer.Option(
@@ -149,14 +145,11 @@ def evaluate(
         ),
     ] = None,
     device: Device = "auto",
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Examples per forward pass (default: as in training).")
-    ] = None,
+    batch_size: BatchSize = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="New place of the pretrained model, which must hold what the run was trained on "
-            "(default: where it was). Without a run: the model to evaluate.",
+            help=f"{NEW_PLACE} Without a run: the model to evaluate.",
         ),
     ] = None,
     precision: Annotated[

@@ -10,6 +10,7 @@ import typer
 
 from bayeslora_cli.api.cuts import cut_adapter, is_adapter
 from bayeslora_cli.api.run import Run
+from bayeslora_cli.cli.help.shared_options import NEW_PLACE
 from bayeslora_cli.cli.progress import set_up_logging
 from bayeslora_cli.config.catalogue_text import described_formats
 from bayeslora_cli.errors import UserError
@@ -100,11 +101,7 @@ def export(
     ] = "auto",
     model: Annotated[
         str | None,
-        typer.Option(
-            help="New place of the pretrained model, which must hold what the run was trained on "
-            "(default: where it was).",
-            rich_help_panel=_CHECK,
-        ),
+        typer.Option(help=NEW_PLACE, rich_help_panel=_CHECK),
     ] = None,
     verify: Annotated[
         bool,

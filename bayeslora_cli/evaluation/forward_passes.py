@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -91,8 +91,19 @@ def predict_at_mean(network: Network, splits: Mapping[str, Batches]) -> dict[str
     return found
 
 
+def draw(at: Posterior, sampling: Sampling) -> Iterator[Tensor]:
+    """Yield samples theta (N,) of a posterior, pruned triplets at 0: always the same ones."""
+    generator = torch.Generator().manual_seed(sampling.seed)
+    for _ in range(sampling.samples):
+        yield at.sample(generator, sampling.temperature)
+
+
 def predict_over_samples(
-    network: Network, at: Posterior, splits: Mapping[str, Batches], sampling: Sampling
+    network: Network,
+    at: Posterior,
+    splits: Mapping[str, Batches],
+    sampling: Sampling,
+    drawn: Iterable[Tensor] | None = None,
 ) -> dict[str, Predictive]:
     """Predict each split, averaged over samples of the posterior.
 
@@ -100,13 +111,12 @@ def predict_over_samples(
 
     Args:
         at: a posterior of this network with sigma, on its device.
+        drawn: what `draw` yields for `at` and `sampling`, if it is kept; None: it is drawn.
     Raises:
         NonFiniteError: a sample's logit is not finite.
     """
-    generator = torch.Generator().manual_seed(sampling.seed)
     found = {name: Predictive(network.objective) for name in splits}
-    for _ in range(sampling.samples):
-        theta = at.sample(generator, sampling.temperature)
+    for theta in draw(at, sampling) if drawn is None else drawn:
         with network.bank.showing(theta):
             for name, batches in splits.items():
                 try:

@@ -74,8 +74,9 @@ def load_run(
         _check_identity(run, config, backbone)
         tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
         network = build_network(
-            config, objective, tokenizer, posterior=False, device=pick_device(device)
-        )
+            config, objective, tokenizer, posterior=False, device=pick_device(device),
+            recorded=posterior.adapted_layers(run.posterior),
+        )  # fmt: skip
     _check_backbone(run, config, network)
     kept = posterior.load(run.posterior, network)
     run.verify(run.posterior)

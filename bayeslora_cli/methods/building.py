@@ -24,7 +24,7 @@ from bayeslora_cli.models.adapters.published_factors import PublishedFactors
 from bayeslora_cli.models.backbones.deberta_attention import replace_attention
 from bayeslora_cli.models.backbones.loading import load_backbone
 from bayeslora_cli.models.backbones.packing import packs, prepare_for_packing
-from bayeslora_cli.models.backbones.targets import inside, match_targets
+from bayeslora_cli.models.backbones.targets import inside, match_targets, recorded_targets
 from bayeslora_cli.models.base_weights.selection import BaseWeights
 from bayeslora_cli.models.encoders.fused.feed_forward import join_feed_forward
 from bayeslora_cli.models.encoders.fused.residual_norms import fuse_residual_norms, share_seeds
@@ -45,6 +45,7 @@ def build_network(
     device: torch.device,
     form: Callable[[nn.Module], AdaptedLinear] | None = None,
     adapted: bool = True,
+    recorded: Sequence[str] = (),
     mesh: DeviceMesh | None = None,
 ) -> Network:
     """Load the backbone, adapt it, move it to the device and build its bank.
@@ -55,6 +56,8 @@ def build_network(
         form: constructor that gets the layer to replace; it decides how the frozen weight lies in
             memory. None: as --base-precision says.
         adapted: False: the backbone as it is, whose layers need not be ones that can be adapted.
+        recorded: names of the layers that a finished run has adapted; (): those that
+            --target-modules matches.
         mesh: the processes that the blocks' frozen weights are divided among; None: they are not.
     Raises:
         ModelError: raised by `load_backbone` or `match_targets`, or the rank is larger than every
@@ -103,7 +106,9 @@ def build_network(
     base.choose(module, head)
     if make_layer is not None and adapted:
         generator = torch.Generator().manual_seed(config.seed)
-        targets = match_targets(module, head, config.target_modules)
+        targets = recorded_targets(module, recorded) or match_targets(
+            module, head, config.target_modules
+        )
         _check_rank(config.init_rank, [module.get_submodule(name) for name in targets])
         for name in targets:
             found = module.get_submodule(name)

@@ -22,3 +22,21 @@ BasePrecision = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+# of commands that predict with a run
+Temperature = Annotated[
+    float | None,
+    typer.Option(help="Factor of the posterior's variance, with --samples (default: 1)."),
+]
+SampleSeed = Annotated[
+    int | None,
+    typer.Option(min=0, max=2**63 - 1, help="Seed of the samples, with --samples (default: 0)."),
+]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Examples per forward pass (default: as in training).")
+]
+NEW_PLACE = (
+    "New place of the pretrained model, which must hold what the run was trained on (default: "
+    "where it was)."
+)
+ModelPlace = Annotated[str | None, typer.Option(help=NEW_PLACE)]

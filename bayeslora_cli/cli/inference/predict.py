@@ -14,7 +14,15 @@ import typer
 
 from bayeslora_cli.api.prediction import FORMS, OUTPUT_FORMS, STDIN, predict_file
 from bayeslora_cli.api.run import Run
-from bayeslora_cli.cli.help.shared_options import Device, TrustRemoteCode, Verify
+from bayeslora_cli.cli.help.shared_options import (
+    BatchSize,
+    Device,
+    ModelPlace,
+    SampleSeed,
+    Temperature,
+    TrustRemoteCode,
+    Verify,
+)
 from bayeslora_cli.cli.progress import logger, set_up_logging
 from bayeslora_cli.execution.signals import EXIT_INTERRUPTED
 from bayeslora_cli.reports.terminal_text import say_path
@@ -82,26 +90,10 @@ def predict(
             metavar="COLUMNS", help="Columns of the texts (default: as the training's were named)."
         ),
     ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Factor of the posterior's variance, with --samples (default: 1)."),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0, max=2**63 - 1, help="Seed of the samples, with --samples (default: 0)."
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows per forward pass (default: as in training).")
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="New place of the pretrained model, which must hold what the run was trained on "
-            "(default: where it was)."
-        ),
-    ] = None,
+    temperature: Temperature = None,
+    seed: SampleSeed = None,
+    batch_size: BatchSize = None,
+    model: ModelPlace = None,
     device: Device = "auto",
     verify: Verify = False,
     trust_remote_code: TrustRemoteCode = False,

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
 from bayeslora_cli.config.files.own_columns import TEXT_COLUMNS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.counted_rows import check_counts
@@ -17,10 +15,10 @@ from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.evaluation.forward_passes import (
     Sampling,
+    draw,
     predict_at_mean,
     predict_over_samples,
 )
-from bayeslora_cli.evaluation.predictive import Predictive
 from bayeslora_cli.evaluation.run_loading import LoadedRun
 from bayeslora_cli.evaluation.streaming.columns import beside, predicted_columns
 from bayeslora_cli.tasks.sources.tables.table import Table, shown
@@ -28,6 +26,8 @@ from bayeslora_cli.tasks.sources.tabular import reader_of, table_examples
 from bayeslora_cli.tasks.task import Examples, Task
 
 logger = logging.getLogger("bayeslora")
+KEPT_BYTES = 2**28
+"""Most bytes of samples that are kept; more are drawn for each window anew."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,43 +63,74 @@ class PredictionRequest:
             )
 
 
-def predict_windows(
-    loaded: LoadedRun,
-    config: RunConfig,
-    task: Task,
-    windows: Iterable[Table],
-    asked: PredictionRequest,
-) -> Iterator[dict[str, Sequence[Any]]]:
-    """Predict tables of rows, one after the other.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """Consecutive rows, before anything is computed."""
 
-    Within a window rows of one length share batches; the results are in the order of the rows.
+    kept: dict[str, Sequence[Any]]
+    """The columns of the input that are kept."""
+    examples: Examples
+    """What is predicted, without labels."""
+
+
+def read_windows(
+    tables: Iterable[Table], config: RunConfig, task: Task, asked: PredictionRequest
+) -> Iterator[Window]:
+    """Read the rows of tables; labels, if there are any, are not read. No model is needed.
+
+    Raises:
+        UserError: a table lacks a column, or a value is not as expected.
+    """
+    for table in tables:
+        names = table.names if asked.keep is None else asked.keep
+        for name in names:
+            if name not in table.names:
+                raise UserError(
+                    f"--keep {name}: {table.title} has no such column, only {shown(table.names)}"
+                )
+        own = replace(task, text_columns=asked.text_columns or _given(table, task))
+        examples = table_examples(table, own, labelled=False, loss_on=config.loss_on)
+        yield Window(kept={name: table.read_column(name) for name in names}, examples=examples)
+
+
+def predict_windows(
+    loaded: LoadedRun, config: RunConfig, windows: Iterable[Window], asked: PredictionRequest
+) -> Iterator[dict[str, Sequence[Any]]]:
+    """Predict windows of rows, one after the other.
+
+    Within a window rows of similar length share batches; the results are in the order of the rows.
 
     Yields:
         Columns by name, kept ones of the input and those of `predicted_columns`, of one window.
     Raises:
-        UserError: a table lacks a column, or a value is not as expected.
+        UserError: a row cannot be predicted, or a kept column has the name of a prediction's.
     """
     network, tokenizer, posterior = loaded
-    if asked.sampling is not None and not posterior.can_sample:
+    sampling, drawn = asked.sampling, None
+    if sampling is not None and not posterior.can_sample:
         raise RunDirError("the run's posterior is corrupt: it has no sigma to sample with")
+    if sampling is not None and sampling.samples * posterior.mean.nbytes <= KEPT_BYTES:
+        drawn = list(draw(posterior, sampling))
     device = network.bank.theta.device
     size = asked.batch_size or config.eval_batch_size
     cut = longest = 0
-    for table in windows:
-        examples = _examples(table, task, config, asked)
+    for window in windows:
         rows = tokenise(
-            examples, tokenizer, config.max_length, network.objective, packed=network.packed
+            window.examples, tokenizer, config.max_length, network.objective, packed=network.packed
         )
-        check_counts(rows, examples, config.max_length)
+        check_counts(rows, window.examples, config.max_length)
         check_tokens(network.module, config.model, [rows])
         batches = {"rows": Batches(rows, size, device)}
-        if asked.sampling is None:
+        if sampling is None:
             found = predict_at_mean(network, batches)["rows"]
         else:
-            found = predict_over_samples(network, posterior, batches, asked.sampling)["rows"]
+            found = predict_over_samples(network, posterior, batches, sampling, drawn)["rows"]
         more, most = rows.truncated()
         cut, longest = cut + more, max(longest, most)
-        yield _columns(table, found, asked, getattr(rows, "items", None))
+        predicted = predicted_columns(
+            found, sampled=sampling is not None, top=asked.top, items=rows.items
+        )
+        yield beside(window.kept, predicted)
     if cut:
         logger.warning(
             "%s rows are longer than the run's --max-length %d and were cut there; the longest has "
@@ -107,19 +138,13 @@ def predict_windows(
         )  # fmt: skip
 
 
-def _examples(table: Table, task: Task, config: RunConfig, asked: PredictionRequest) -> Examples:
-    """Read the rows of a window; labels, if it has any, are not read."""
-    if reader_of(task.objective) is not None:
-        own = task if asked.text_columns is None else replace(task, text_columns=asked.text_columns)
-        return table_examples(table, own, labelled=False, loss_on=config.loss_on)
-    given = asked.text_columns or _given(table, task)
-    return table_examples(table, replace(task, text_columns=given), labelled=False)
-
-
 def _given(table: Table, task: Task) -> tuple[str, ...]:
-    """Return the columns of the texts: the task's own, or others of usual names."""
+    """Return the columns of the texts: the task's own, or others of usual names.
+
+    Readers of rows of other forms know the usual names themselves.
+    """
     wanted = task.text_columns
-    if set(wanted) <= set(table.names):
+    if reader_of(task.objective) is not None or set(wanted) <= set(table.names):
         return wanted
     for guess in TEXT_COLUMNS:
         if len(guess) == len(wanted) and set(guess) <= set(table.names):
@@ -128,19 +153,3 @@ def _given(table: Table, task: Task) -> tuple[str, ...]:
         f"{table.title}: found the columns {shown(table.names)}; the run reads "
         f"{' and '.join(wanted)}: name others by --text-columns"
     )
-
-
-def _columns(
-    table: Table, found: Predictive, asked: PredictionRequest, items: Tensor | None
-) -> dict[str, Sequence[Any]]:
-    names = table.names if asked.keep is None else asked.keep
-    for name in names:
-        if name not in table.names:
-            raise UserError(
-                f"--keep {name}: {table.title} has no such column, only {shown(table.names)}"
-            )
-    kept = {name: table.read_column(name) for name in names}
-    predicted = predicted_columns(
-        found, sampled=asked.sampling is not None, top=asked.top, items=items
-    )
-    return beside(kept, predicted)

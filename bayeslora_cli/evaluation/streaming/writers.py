@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -148,7 +149,7 @@ def form_of(path: Path) -> str:
 
 
 def to_descriptor(descriptor: int, name: Path) -> Callable[[bytes], None]:
-    """Return a function that writes all bytes to a file or pipe.
+    """Return a function that writes all bytes to a file or pipe; to a file all of them or none.
 
     Raises:
         BrokenPipeError: by that function: nobody reads any more.
@@ -163,6 +164,9 @@ def to_descriptor(descriptor: int, name: Path) -> Callable[[bytes], None]:
             except BrokenPipeError:
                 raise
             except OSError as error:
+                found = os.fstat(descriptor)
+                if stat.S_ISREG(found.st_mode):  # take back the beginning of a row
+                    os.ftruncate(descriptor, found.st_size - (len(content) - len(left)))
                 raise StorageError(name, error) from error
 
     return put

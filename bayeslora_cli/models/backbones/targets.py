@@ -1,6 +1,7 @@
 """Finds the layers of a backbone to adapt, and the modules of its head.
 
-PEFT's rules match the layers, so that a name means the same here as in PEFT.
+PEFT's rules match the layers, so that a name means the same here as in PEFT. It is imported only
+where they are needed, since that takes seconds: a finished run names its layers.
 """
 
 from __future__ import annotations
@@ -11,9 +12,6 @@ from copy import copy
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig
-from peft.tuners.tuners_utils import check_target_module_exists
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_ADALORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
@@ -86,6 +84,17 @@ def is_adaptable(layer: Any) -> bool:
     return all(isinstance(y, Tensor) and torch.allclose(y, right, atol=1e-5) for y in found)
 
 
+def recorded_targets(module: Any, recorded: Sequence[str]) -> list[str] | None:
+    """Return the layers that a finished run has adapted, in the model's order.
+
+    Returns:
+        None: there are none, or the model lacks one of them.
+    """
+    known = set(recorded)
+    found = [n for n, layer in module.named_modules() if n in known and is_adaptable(layer)]
+    return found if found and len(found) == len(known) else None
+
+
 def match_targets(module: Any, head: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
     """Return the names of the layers to adapt, in the model's order; none lies in the head.
 
@@ -107,6 +116,8 @@ def match_targets(module: Any, head: Sequence[str], wanted: Sequence[str] | None
         within = _of_the_blocks(module, within)
         wanted = ("all-linear",)
     elif wanted is None:
+        from peft.utils.constants import TRANSFORMERS_MODELS_TO_ADALORA_TARGET_MODULES_MAPPING
+
         wanted = TRANSFORMERS_MODELS_TO_ADALORA_TARGET_MODULES_MAPPING.get(kind)
         if wanted is None:
             logger.info("PEFT knows no AdaLoRA targets for %s: adapting all linear layers", kind)
@@ -116,6 +127,9 @@ def match_targets(module: Any, head: Sequence[str], wanted: Sequence[str] | None
     if list(wanted) == ["all-linear"]:
         names = within
     else:
+        from peft import AdaLoraConfig
+        from peft.tuners.tuners_utils import check_target_module_exists
+
         config = AdaLoraConfig(target_modules=list(wanted), total_step=1)
         names = [
             n for n, _ in module.named_modules() if n and check_target_module_exists(config, n)

@@ -56,8 +56,8 @@ def table_windows(
         form: one of `FORMS`; None: by the file's ending; standard input holds JSON Lines if its
             first line is a JSON object, otherwise text.
     Raises:
-        DataError: the source cannot be read, or a row is malformed; the rows before have been
-            yielded, as far as they filled windows.
+        DataError: the source cannot be read, or a row is malformed; the rows before it have been
+            yielded.
     """
     if source != STDIN:
         form = form or _form_of(source)
@@ -230,17 +230,23 @@ def _texts(
 def _windows(
     records: Iterator[_Record], waiting: Callable[[], bool], size: Callable[[_Record], int]
 ) -> Iterator[list[_Record]]:
-    """Gather records to windows."""
+    """Gather records to windows; those before a malformed one make a window of their own."""
     window: list[_Record] = []
     characters = 0
-    for record in records:
-        window.append(record)
-        characters += size(record)
-        if len(window) >= ROWS or characters >= CHARACTERS or not waiting():
-            yield window
-            window, characters = [], 0
+    malformed: DataError | None = None
+    try:
+        for record in records:
+            window.append(record)
+            characters += size(record)
+            if len(window) >= ROWS or characters >= CHARACTERS or not waiting():
+                yield window
+                window, characters = [], 0
+    except DataError as error:
+        malformed = error
     if window:
         yield window
+    if malformed is not None:
+        raise malformed
 
 
 def _size_of_fields(record: tuple[int, list[str]]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import bayeslora_cli as bl
+from bayeslora_cli.evaluation.streaming import stream
 from bayeslora_cli.tasks.sources.tables import windows
 from tests.api.test_training import options
 from tests.conftest import WORDS
@@ -90,15 +92,57 @@ def test_a_file_keeps_its_columns(run, pairs, tmp_path):
     assert list(first)[:2] == ["id", "prediction"]
 
 
-def test_rows_before_a_bad_one_are_written_whole(run, pairs, tmp_path):
+@pytest.mark.parametrize(
+    ("bad", "message"), [("x,only two", "found 2 fields"), ("x,,w1,?", "found an empty field")]
+)
+def test_rows_before_a_bad_one_are_written_whole(run, pairs, tmp_path, caplog, bad, message):
     source = table(tmp_path / "in.csv", pairs)
     with source.open("a") as file:
-        file.write("x,only two\n")
+        file.write(f"{bad}\nx,w1,w2,?\n")
     output = tmp_path / "out.csv"
-    with pytest.raises(bl.errors.UserError, match="line 25: found 2 fields"):
+    with pytest.raises(bl.errors.UserError, match=f"line 25: {message}"):
         run.predict_file(source, output)
-    assert output.read_text().count("\n") == 21  # the header and two windows
-    assert output.read_text().endswith("\n")
+    with output.open(newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == [f"n{i}" for i in range(len(pairs))]
+    assert f"23 rows are written to {output}" in caplog.text
+
+
+def test_a_full_disk_leaves_whole_rows(run, pairs, tmp_path, monkeypatch):
+    output, room, write = tmp_path / "out.csv", [1500], os.write
+
+    def full(descriptor, content):
+        if not room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = write(descriptor, content[: room[0]])
+        room[0] -= written
+        return written
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(bl.errors.StorageError, match="No space left"):
+        run.predict_file(table(tmp_path / "in.csv", pairs), output)
+    with output.open(newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == [f"n{i}" for i in range(10)]
+
+
+def test_mistakes_are_found_before_the_model_is_loaded(run, pairs, tmp_path):
+    source, again = table(tmp_path / "in.csv", pairs), bl.Run(run.path)
+    with pytest.raises(bl.errors.UserError, match=r"--keep no: .* no such column"):
+        again.predict_file(source, None, keep=["no"])
+    source.write_text(source.read_text().split("\n")[0])
+    with pytest.raises(bl.errors.UserError, match="found no rows"):
+        again.predict_file(source, tmp_path / "out.csv")
+    assert "loaded" not in vars(again)
+
+
+def test_samples_are_drawn_once_for_all_windows(run, pairs, monkeypatch):
+    posterior, drawn = run.loaded.posterior, []
+    draw = type(posterior).sample
+    monkeypatch.setattr(type(posterior), "sample", lambda *given: drawn.append(1) or draw(*given))
+    found = list(run.predict_rows(pairs, samples=2))
+    assert len(drawn) == 2
+    monkeypatch.setattr(stream, "KEPT_BYTES", 0)
+    assert list(run.predict_rows(pairs, samples=2)) == found
+    assert len(drawn) == 2 + 3 * 2
 
 
 def test_from_a_pipe_to_a_pipe(run, monkeypatch):

@@ -12,7 +12,7 @@ from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.counted_rows import check_counts
 from bayeslora_cli.data.splits import Batches, check_tokens
 from bayeslora_cli.data.tokenization import tokenise
-from bayeslora_cli.errors import RunDirError, UserError
+from bayeslora_cli.errors import DataError, RunDirError, UserError
 from bayeslora_cli.evaluation.forward_passes import (
     Sampling,
     draw,
@@ -89,8 +89,8 @@ def read_windows(
                     f"--keep {name}: {table.title} has no such column, only {shown(table.names)}"
                 )
         own = replace(task, text_columns=asked.text_columns or _given(table, task))
-        examples = table_examples(table, own, labelled=False, loss_on=config.loss_on)
-        yield Window(kept={name: table.read_column(name) for name in names}, examples=examples)
+        for part, examples in _examples(table, own, config.loss_on):
+            yield Window(kept={name: part.read_column(name) for name in names}, examples=examples)
 
 
 def predict_windows(
@@ -136,6 +136,20 @@ def predict_windows(
             "%s rows are longer than the run's --max-length %d and were cut there; the longest has "
             "%s tokens", f"{cut:,}", config.max_length, f"{longest:,}",
         )  # fmt: skip
+
+
+def _examples(table: Table, task: Task, loss_on: str) -> Iterator[tuple[Table, Examples]]:
+    """Read a table; one with a bad row in parts, down to the row before it."""
+    try:
+        found = table_examples(table, task, labelled=False, loss_on=loss_on)
+    except DataError:
+        if table.rows == 1:
+            raise
+        half = table.rows // 2
+        yield from _examples(table.part(slice(0, half)), task, loss_on)
+        yield from _examples(table.part(slice(half, table.rows)), task, loss_on)
+    else:
+        yield table, found
 
 
 def _given(table: Table, task: Task) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bayeslora_cli.errors import DataError
@@ -50,6 +50,17 @@ class Table:
         if self.lines is None:
             return f"{self.source}, row {self.first + row}"
         return f"{self.source}, line {self.lines[row]}"
+
+    def part(self, rows: slice) -> Table:
+        """Return the table of some consecutive rows."""
+        places = range(self.rows)[rows]
+        return replace(
+            self,
+            rows=len(places),
+            read_column=lambda name: self.read_column(name)[rows],
+            lines=None if self.lines is None else self.lines[rows],
+            first=self.first + places.start,
+        )
 
 
 def check_names(names: Sequence[str], where: str) -> None:

@@ -95,25 +95,21 @@ def _delimited(
 ) -> Table:
     number, header = next(records)
     check_names(header, f"{source}, line {number}")
-    rows = list(records)
+    rows = list(checked_fields(source, header, records, separator))
     if not rows:
         raise DataError(f"{source}: found no rows below the header; expected at least one")
-    return table_of_fields(source, option, header, rows, separator)
+    return table_of_fields(source, option, header, rows)
 
 
-def table_of_fields(
-    source: str,
-    option: str,
-    header: list[str],
-    records: Sequence[tuple[int, list[str]]],
-    separator: str,
-) -> Table:
-    """Make a table of records, each behind its line.
+def checked_fields(
+    source: str, header: list[str], records: Iterable[tuple[int, list[str]]], separator: str
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield records, each behind its line, that have as many fields as the header.
 
     Args:
         separator: what separates fields, for messages.
     Raises:
-        DataError: a record has more or fewer fields than the header.
+        DataError: a record has more or fewer.
     """
     for number, fields in records:
         if len(fields) != len(header):
@@ -121,6 +117,13 @@ def table_of_fields(
                 f"{source}, line {number}: found {len(fields)} fields; expected {len(header)}, "
                 f"separated by {separator}: {shown(header)}"
             )
+        yield number, fields
+
+
+def table_of_fields(
+    source: str, option: str, header: list[str], records: Sequence[tuple[int, list[str]]]
+) -> Table:
+    """Make a table of records, each behind its line, with as many fields as the header."""
     columns = map(list, zip(*(fields for _, fields in records), strict=True))
     return Table(
         option=option,

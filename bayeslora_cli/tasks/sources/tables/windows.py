@@ -13,7 +13,6 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +21,12 @@ from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.sources.tables.arrow import parquet_windows
 from bayeslora_cli.tasks.sources.tables.json_rows import json_lines, read_json, table_of_objects
 from bayeslora_cli.tasks.sources.tables.table import Table, check_names
-from bayeslora_cli.tasks.sources.tables.text_files import csv_records, table_of_fields, tsv_records
+from bayeslora_cli.tasks.sources.tables.text_files import (
+    checked_fields,
+    csv_records,
+    table_of_fields,
+    tsv_records,
+)
 
 ROWS = 8192
 """Most rows of a window: enough that rows of one length share batches."""
@@ -196,9 +200,8 @@ def _of_lines(
     if form == TEXT:
         records = _texts(name, lines, text_columns)
         for texts in _windows(records, waiting, _size_of_fields):
-            yield replace(
-                table_of_fields(name, option, list(text_columns), texts, ""), spelled=False
-            )
+            table = table_of_fields(name, option, list(text_columns), texts)
+            yield replace(table, spelled=False)
         return
     if form == "csv":
         fields = csv_records(name, chain.from_iterable(io.StringIO(x, newline="") for x in lines))
@@ -207,8 +210,9 @@ def _of_lines(
     number, header = next(fields, (1, []))
     check_names(header, f"{name}, line {number}")
     separator = "commas" if form == "csv" else "tabs"
-    for part in _windows(fields, waiting, _size_of_fields):
-        yield table_of_fields(name, option, header, part, separator)
+    whole = checked_fields(name, header, fields, separator)
+    for part in _windows(whole, waiting, _size_of_fields):
+        yield table_of_fields(name, option, header, part)
 
 
 def _texts(
@@ -294,14 +298,4 @@ def _found(lines: _Lines) -> tuple[str, list[str]]:
 def _parts(table: Table) -> Iterator[Table]:
     """Divide a table into windows."""
     for start in range(0, table.rows, ROWS):
-        part = slice(start, start + ROWS)
-        yield replace(
-            table,
-            rows=len(range(table.rows)[part]),
-            read_column=partial(_part, table, part),
-            first=start,
-        )
-
-
-def _part(table: Table, part: slice, name: str) -> list[Any]:
-    return table.read_column(name)[part]
+        yield table.part(slice(start, start + ROWS))

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,7 +171,7 @@ def unknown_flags(text):
             yield from sorted(flags - known[command[1]])
         elif code.startswith("--"):
             yield from sorted(flags - anywhere)
-        elif script := re.match(r"python (\S+\.py)", code):
+        elif flags and (script := re.match(r"python (\S+\.py)", code)):
             source = (ROOT / script[1]).read_text(encoding="utf-8")
             yield from sorted(flag for flag in flags if f'"{flag}"' not in source)
 
@@ -262,13 +263,18 @@ def test_commands_of_a_page_run(page, inputs, tmp_path, monkeypatch):
     for block in blocks(text, "toml"):
         if file := re.match(r"# ([\w-]+\.toml)\n", block):
             Path(file[1]).write_text(block)
+    for block in blocks(text, "python"):
+        if file := re.match(r"# ([\w-]+\.py)\n", block):
+            Path(file[1]).write_text(block)
     commands = words_of("\n".join(blocks(text, "console")), tmp_path)
     assert commands
     if any("RUN" in words for words in commands):
         put_run(name, tmp_path / "RUN", inputs)
     for words in commands:
-        if words[0] == "python":  # benchmarks take minutes; their options are checked above
-            assert (ROOT / words[1]).is_file()
+        if words[0] == "python" and (ROOT / words[1]).is_file():
+            continue  # benchmarks take minutes; their options are checked above
+        if words[0] == "python":  # a script of the page
+            subprocess.run([sys.executable, *words[1:]], check=True)
             continue
         said = kept.bayeslora(*offline(words)[1:])
         assert said.code == 0, f"{shlex.join(words)}\n{said.err}"

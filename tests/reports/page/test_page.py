@@ -21,6 +21,7 @@ from bayeslora_cli.reports.page.page import (
 )
 from bayeslora_cli.reports.page.predictions import Example, RunPredictions
 from bayeslora_cli.reports.page.records import load_records
+from bayeslora_cli.reports.page.sections import ranks as sections_ranks
 from bayeslora_cli.reports.results.paired_test import compare
 from tests.support.page_runs import frozen, write_shown
 from tests.support.pages import HOSTILE, Page
@@ -119,6 +120,31 @@ def test_the_differences_are_those_of_the_table(sweep):
     cells = {abs(float(c)) for c in shown(sweep).cells}
     assert abs(test["difference"]) in cells
     assert test["t"] in cells or test["wilcoxon"] in cells
+
+
+def test_many_runs_are_thinned(sweep, monkeypatch):
+    """First and last step stay, scores stay with each group's first seed; the page says so."""
+    whole = shown(sweep).figures["ranks"]["runs"]
+    monkeypatch.setattr(sections_ranks, "LETTERS", 3 * 17 * 2 * len(whole))
+    monkeypatch.setattr(sections_ranks, "SCORES", 10)
+    found = shown(sweep)
+    assert any("the first seed of each method" in text for text in found.texts)
+    runs = found.figures["ranks"]["runs"]
+    assert [run["name"] for run in runs] == [run["name"] for run in whole]
+    assert max(len(run["steps"]) for run in runs) < max(len(run["steps"]) for run in whole)
+    for run, before in zip(runs, whole, strict=True):
+        assert (run["steps"][0], run["steps"][-1]) == (before["steps"][0], before["steps"][-1])
+        assert len(run["ranks"]) == len(run["steps"])
+        assert run["ranks"][-1] == before["ranks"][-1]
+    scored = [run["name"] for run in runs if run["scores"] and "snr-r2" in run["name"]]
+    assert len(scored) < len([run for run in whole if run["scores"] and "snr-r2" in run["name"]])
+
+
+def test_kinds_that_have_nothing_in_common_are_not_compared(tmp_path):
+    write_shown(tmp_path, "rte", criterion="snr")
+    write_shown(tmp_path, "mrpc", criterion="sensitivity")
+    records, results = load_records([tmp_path])
+    assert "comparison" not in [part.anchor for part in sections(records, results)]
 
 
 def test_the_page_is_one_file_that_runs_only_its_own_scripts(sweep):

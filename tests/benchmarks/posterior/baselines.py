@@ -150,7 +150,7 @@ class LastLayer:
         self.layer = next(module for key, module in modules.items() if key.endswith(name))
 
     def features(self, split: Any) -> Tensor:
-        """Return what the last layer sees of each row: (n, width)."""
+        """Return what the last layer sees of each row: (n, width), on the CPU."""
         network, seen = self.held.network, []
         batches = Batches(split, BATCH, network.bank.theta.device)
         handle = self.layer.register_forward_pre_hook(lambda _, x: seen.append(x[0].detach()))
@@ -160,8 +160,8 @@ class LastLayer:
                 network.logits(batch)
         handle.remove()
         found = torch.cat([x[:size].float() for x, size in zip(seen, batches.sizes, strict=True)])
-        ordered = torch.empty_like(found)
-        ordered[batches.rows.to(found.device)] = found
+        ordered = torch.empty_like(found, device="cpu")
+        ordered[batches.rows] = found.cpu()
         return ordered
 
     def head(self) -> nn.Linear:
@@ -191,14 +191,14 @@ def laplace(last: LastLayer, split: Any) -> tuple[Tensor, float]:
     from laplace import Laplace
 
     training = last.held.training
-    features, labels = last.features(training), training.labels.long()
-    rows = torch.utils.data.TensorDataset(features, labels.to(features.device))
+    rows = torch.utils.data.TensorDataset(last.features(training), training.labels.long())
+    # on the CPU: the library multiplies its operator of a GPU's parameters by a matrix there
     approximation = Laplace(
-        last.head(), "classification", subset_of_weights="all", hessian_structure="full"
+        last.head().cpu(), "classification", subset_of_weights="all", hessian_structure="full"
     )
     approximation.fit(torch.utils.data.DataLoader(rows, batch_size=512))
     approximation.optimize_prior_precision(method="marglik")
-    found = approximation(last.features(split), link_approx="probit").detach().cpu()
+    found = approximation(last.features(split), link_approx="probit").detach()
     return found, approximation.H.numel() * 4 / 1e6
 
 

@@ -151,6 +151,8 @@ class Files:
                 row, task, seed_text = path.stem.rsplit("-", 2)
                 self.predictions[row, task, int(seed_text)] = path
         self.lines = [json.loads(line) for path in lines for line in path.read_text().splitlines()]
+        again = {x["job"]: i for i, x in enumerate(self.lines) if x.get("kind") == "run"}
+        self.lines = [x for i, x in enumerate(self.lines) if i >= again.get(x.get("job", ""), 0)]
 
     def of(self, row: str, task: str) -> list[int]:
         """Return the seeds of a row's runs on a task that have predictions."""
@@ -202,24 +204,36 @@ def differences(files: Files, rule: Any) -> list[float]:
                     files.metric(rule[side], task, seed, rule["metric"], at)
                     for side, at in zip(("a", "b"), rule["at"], strict=True)
                 )
-                found.append(a - b)
+                found.append(round(a - b, 6))
     return found
+
+
+SECONDARY = (
+    "own paper-snr mean adamw mean", "own adamw mean lora mean",
+    "nll paper-snr sampled adamw mean", "ece paper-snr sampled adamw mean",
+    "nll paper-snr sampled paper-snr mean", "nll learned-snr sampled paper-snr sampled",
+    "ece learned-snr sampled paper-snr sampled", "ece learned-snr sampled learned-snr mean",
+)  # fmt: skip
+
+
+def summary(d: Sequence[float], digits: int, what: str) -> str:
+    """Write differences' number, mean or interval."""
+    centre = mean(d)
+    if what == "pairs":
+        return str(len(d))
+    if what == "difference":
+        return f"{centre:+.{digits}f}"
+    error = math.sqrt(sum((x - centre) ** 2 for x in d) / (len(d) - 1) / len(d))
+    reach = student(len(d) - 1) * error
+    return f"{centre - reach:+.{digits}f} to {centre + reach:+.{digits}f}"
 
 
 def of_primary(files: Files, number: int, what: str) -> str:
     rules = PROTOCOL["judge"]["primary"]
     all_of_them = [d for d in (differences(files, rule) for rule in rules) if len(d) > 1]
     tested = [rule for rule in rules if len(differences(files, rule)) > 1]
-    d, digits = all_of_them[number], 2 if tested[number]["metric"] == "own" else 4
-    centre = mean(d)
-    if what == "pairs":
-        return str(len(d))
-    if what == "difference":
-        return f"{centre:+.{digits}f}"
-    if what == "interval":
-        error = math.sqrt(sum((x - centre) ** 2 for x in d) / (len(d) - 1) / len(d))
-        reach = student(len(d) - 1) * error
-        return f"{centre - reach:+.{digits}f} to {centre + reach:+.{digits}f}"
+    if what in ("pairs", "difference", "interval"):
+        return summary(all_of_them[number], 2 if tested[number]["metric"] == "own" else 4, what)
     p = [wilcoxon(x) for x in all_of_them]
     if what == "p":
         return f"{p[number]:.3f}"
@@ -231,9 +245,11 @@ def of_primary(files: Files, number: int, what: str) -> str:
 CUT_PAIRS = (
     "learned-snr snr 1 - learned-snr magnitude 1", "learned-snr snr 1 - learned-snr precision 1",
     "learned-snr snr 1 - learned-snr singular-values 1",
+    "learned-snr snr 1 - learned-snr sensitivity 1",
     "learned-snr snr 0.5 - learned-snr magnitude 0.5",
     "learned-snr snr 0.5 - learned-snr precision 0.5",
     "learned-snr snr 0.5 - learned-snr singular-values 0.5",
+    "learned-snr snr 0.5 - learned-snr sensitivity 0.5",
     "adamw sensitivity 1 - adamw singular-values 1",
     "adamw sensitivity 0.5 - adamw singular-values 0.5",
     "learned-snr-r4 snr 2 - learned-snr", "learned-snr-r4 singular-values 2 - learned-snr",
@@ -260,21 +276,22 @@ def of_cut_pairs(files: Files, number: int, what: str) -> str:
             )
         sides.append(side)
     d = [value - sides[1][key] for key, value in sides[0].items() if key in sides[1]]
-    centre = mean(d)
-    if what == "pairs":
-        return str(len(d))
-    if what == "difference":
-        return f"{centre:+.2f}"
-    reach = student(len(d) - 1) * math.sqrt(
-        sum((x - centre) ** 2 for x in d) / (len(d) - 1) / len(d)
-    )
-    return f"{centre - reach:+.2f} to {centre + reach:+.2f}"
+    return summary(d, 2, what)
 
 
 def of_judge(files: Files, parts: Sequence[str]) -> str:
     kind, seeds = parts[0], PROTOCOL["judge"]["seeds"]
     if kind == "primary":
         return of_primary(files, int(parts[1]), parts[2])
+    if kind == "secondary":
+        metric, a, at_a, b, at_b = SECONDARY[int(parts[1])].split()
+        d = differences(files, {"metric": metric, "a": a, "b": b, "at": [at_a, at_b]})
+        return summary(d, 2 if metric == "own" else 4, parts[2])
+    if kind == "between":
+        a, b, task = parts[1:]
+        both = [(files.kept[a, task, s], files.kept[b, task, s]) for s in seeds
+                if (a, task, s) in files.kept and (b, task, s) in files.kept]  # fmt: skip
+        return f"{mean([spearman(*([sum(m) for m in x] for x in xy)) for xy in both]):.2f}"
     if kind == "cut-pairs":
         return of_cut_pairs(files, int(parts[1]), parts[2])
     if kind == "learnt":
@@ -349,13 +366,7 @@ def causal_difference(files: Files, pair: str, at: str, metric: str, what: str) 
                 value = line["metrics" if side else at]["test"][metric]
                 found.setdefault(key, {})[str(side)] = value * (100 if metric == "accuracy" else 1)
     d = [sides["0"] - sides["1"] for sides in found.values() if len(sides) == 2]
-    centre, digits = mean(d), 1 if metric == "accuracy" else 3
-    if what == "difference":
-        return f"{centre:+.{digits}f}"
-    reach = student(len(d) - 1) * math.sqrt(
-        sum((x - centre) ** 2 for x in d) / (len(d) - 1) / len(d)
-    )
-    return f"{centre - reach:+.{digits}f} to {centre + reach:+.{digits}f}"
+    return summary(d, 1 if metric == "accuracy" else 3, what)
 
 
 def of_causal(files: Files, job: str, at: str, metric: str, *rest: str) -> str:
@@ -372,6 +383,14 @@ def of_causal(files: Files, job: str, at: str, metric: str, *rest: str) -> str:
 
 
 def of_baselines(files: Files, method: str, task: str, metric: str) -> str:
+    if method.endswith(" - point"):  # then `task` is the metric, and `metric` what is asked of it
+        sides: list[dict[tuple[str, int], float]] = [{}, {}]
+        for x in files.lines:
+            for side, name in zip(sides, method.split(" - "), strict=True):
+                if x.get("method") == name:
+                    side[x["task"], x["seed"]] = x[task]
+        d = [value - sides[1][key] for key, value in sides[0].items() if key in sides[1]]
+        return summary(d, 4, metric)
     rows = [x[metric] for x in files.lines if (x.get("method"), x.get("task")) == (method, task)]
     return with_deviation(rows, {"seconds": 1, "megabytes": 1}.get(metric, 3))
 

@@ -128,7 +128,13 @@ def jobs_left(typed: argparse.Namespace) -> list[Job]:
     """Return the jobs whose runs no line of an earlier call has: those of the rows that the primary
     comparisons need first, then the baseline, then all others; of these one seed after the other,
     and of a seed the longest tasks first."""
-    done = pool.done(line for line in pool.read_lines(typed.measured) if line.get("kind") != "run")
+    lines = pool.read_lines(typed.measured)
+    done = pool.done(line for line in lines if line.get("kind") != "run")
+    measured = {line["job"] for line in lines if line.get("method") == "laplace"}
+    done = {
+        name for name in done
+        if name in measured or not name.startswith(f"{BASELINE}-") or "-stsb-" in name
+    }  # fmt: skip
     needed = {row for pair in JUDGE["primary"] for row in (pair["a"], pair["b"])}
     blocks = (
         [row for row in JUDGE["rows"] if row in needed],

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 
 from scipy import stats
 
-from tests.benchmarks.posterior.pool import read_lines
+from tests.benchmarks.posterior.pool import last_runs, read_lines
 from tests.benchmarks.posterior.protocol import PROTOCOL
 from tests.benchmarks.posterior.search import RULE, choose, score, write_chosen
 
@@ -143,6 +143,8 @@ def judged(page: Page, lines: Sequence[Line]) -> None:
                                   ("ood", "AUROC, other rows", 3)):  # fmt: skip
         cells = []
         for row, tasks in rows.items():
+            if metric != "own" and len(tasks) < len(JUDGE["tasks"]):
+                continue
             for at in ("mean", "sampled"):
                 if at == "sampled" and not any("sampled" in x for t in tasks.values() for x in t):
                     continue
@@ -163,7 +165,10 @@ def judged(page: Page, lines: Sequence[Line]) -> None:
                     )  # fmt: skip
                 cells.append(line)
         page.table([title, "seeds", *(TITLES[task] for task in JUDGE["tasks"])], cells)
-    page.write("\\* A subsample; MiniLM's contrastive training saw NLI and question pairs.")
+    page.write(
+        "\\* A subsample; MiniLM's contrastive training saw NLI and question pairs. Rows that have",
+        "not been run on all tasks are in the first of these tables only.",
+    )
 
 
 def pairs(rows: Mapping[str, Mapping[str, list[Line]]], rule: Line) -> list[float]:
@@ -177,7 +182,7 @@ def pairs(rows: Mapping[str, Mapping[str, list[Line]]], rule: Line) -> list[floa
             if line["seed"] in theirs:
                 a, b = (value(x, rule["metric"], at) for x, at in
                         zip((line, theirs[line["seed"]]), rule["at"], strict=True))  # fmt: skip
-                found.append(a - b)
+                found.append(round(a - b, 6))  # equal differences are ties
     return found
 
 
@@ -204,12 +209,12 @@ def primary(page: Page, lines: Sequence[Line]) -> None:
     cells = []
     for number, ((rule, d, p), fair) in enumerate(zip(tested, corrected, strict=True)):
         name, digits = f"judge/primary/{number}", 2 if rule["metric"] == "own" else 4
-        t = stats.ttest_1samp(d, 0.0).confidence_interval(0.95)
+        centre, reach = interval(d, digits)
         cells.append([
             rule["question"],
             page.number(f"{name}/pairs", str(len(d))),
-            page.number(f"{name}/difference", f"{fmean(d):+.{digits}f}"),
-            page.number(f"{name}/interval", f"{t.low:+.{digits}f} to {t.high:+.{digits}f}"),
+            page.number(f"{name}/difference", centre),
+            page.number(f"{name}/interval", reach),
             page.number(f"{name}/p", f"{p:.3f}"),
             page.number(f"{name}/holm", f"{fair:.3f}"),
         ])  # fmt: skip
@@ -217,11 +222,52 @@ def primary(page: Page, lines: Sequence[Line]) -> None:
     page.table(["question", "pairs", "difference", "95%", "Wilcoxon's p", "Holm's"], cells)
 
 
+SECONDARY: list[tuple[str, str, str, str, str]] = [
+    ("paper-snr", "mean", "adamw", "mean", "own"),
+    ("adamw", "mean", "lora", "mean", "own"),
+    ("paper-snr", "sampled", "adamw", "mean", "nll"),
+    ("paper-snr", "sampled", "adamw", "mean", "ece"),
+    ("paper-snr", "sampled", "paper-snr", "mean", "nll"),
+    ("learned-snr", "sampled", "paper-snr", "sampled", "nll"),
+    ("learned-snr", "sampled", "paper-snr", "sampled", "ece"),
+    ("learned-snr", "sampled", "learned-snr", "mean", "ece"),
+]
+"""Row, where it is evaluated, the same of another row, and the metric."""
+
+
+def interval(d: Sequence[float], digits: int) -> tuple[str, str]:
+    """Write the mean of differences and Student's interval at 95%."""
+    t = stats.ttest_1samp(d, 0.0).confidence_interval(0.95)
+    return f"{fmean(d):+.{digits}f}", f"{t.low:+.{digits}f} to {t.high:+.{digits}f}"
+
+
+def secondary(page: Page, lines: Sequence[Line]) -> None:
+    """Write further comparisons."""
+    rows, cells = rows_of(lines), []
+    for number, (a, at_a, b, at_b, metric) in enumerate(SECONDARY):
+        d = pairs(rows, {"a": a, "b": b, "at": [at_a, at_b], "metric": metric})
+        if len(d) < 2:
+            continue
+        name = f"judge/secondary/{number}"
+        sides = [row if at == "mean" else f"{row}, samples" for row, at in ((a, at_a), (b, at_b))]
+        centre, reach = interval(d, 2 if metric == "own" else 4)
+        cells.append([
+            {"own": "own metric, points", "nll": "NLL", "ece": "ECE"}[metric],
+            " minus ".join(sides),
+            page.number(f"{name}/pairs", str(len(d))),
+            page.number(f"{name}/difference", centre),
+            page.number(f"{name}/interval", reach),
+        ])  # fmt: skip
+    page.write("Secondary, not named before the runs and not corrected:")
+    page.table(["metric", "", "pairs", "difference", "95%"], cells)
+
+
 def learnt(page: Page, lines: Sequence[Line]) -> None:
     """Write how far h moved, sigma's spread, and which triplets the criteria keep."""
     runs = [line for line in lines if line.get("kind") == "run"]
     by = {(x["row"], x["task"], x["seed"]): x for x in runs}
-    page.write("### What the posterior has learnt")
+    page.write("### What the posterior has learned")
+    page.write("IVON keeps h + delta above 0, not h; the learned setting's delta is its h0.")
     facts: dict[str, Callable[[Line], float]] = {
         "h/h0, 5%": lambda p: p["hessian_over_h0"]["q05"],
         "h/h0, 95%": lambda p: p["hessian_over_h0"]["q95"],
@@ -260,6 +306,19 @@ def learnt(page: Page, lines: Sequence[Line]) -> None:
             line.append(page.number(name, f"{fmean(found):.2f}") if found else "–")
         if set(line[1:]) != {"–"}:
             cells.append(line)
+    for a, b in (("learned-snr", "adamw"), ("learned-magnitude", "adamw"), ("paper-snr", "adamw"),
+                 ("learned-snr", "learned-magnitude"), ("learned-snr", "paper-snr")):  # fmt: skip
+        line = [f"rank correlation of {a} and {b}, seed by seed"]
+        for task in JUDGE["tasks"]:
+            both = [
+                [[sum(matrix) for matrix in by[row, task, seed]["kept"]] for row in (a, b)]
+                for seed in JUDGE["seeds"]
+                if (a, task, seed) in by and (b, task, seed) in by
+            ]
+            found = [float(stats.spearmanr(x, y).statistic) for x, y in both]
+            name = f"judge/between/{a}/{b}/{task}"
+            line.append(page.number(name, f"{fmean(found):.2f}") if found else "–")
+        cells.append(line)
     page.table(["", *(TITLES[task] for task in JUDGE["tasks"])], cells)
 
 
@@ -318,7 +377,8 @@ Measured = tuple[str, str, float]
 TRAINED = "trained"
 COMPARED: list[tuple[Measured, Measured]] = [
     *((("learned-snr", "snr", rank), ("learned-snr", by, rank))
-      for rank in (1, 0.5) for by in ("magnitude", "precision", "singular-values")),
+      for rank in (1, 0.5)
+      for by in ("magnitude", "precision", "singular-values", "sensitivity")),
     *((("adamw", "sensitivity", rank), ("adamw", "singular-values", rank)) for rank in (1, 0.5)),
     *(((row, by, rank), (trained, TRAINED, rank))
       for row, trained, rank, criterion in (
@@ -345,12 +405,12 @@ def cut_pairs(page: Page, lines: Sequence[Line]) -> None:
         if len(d) < 2:
             continue
         against = f"{b[0]} trained at {b[2]:g}" if b[1] == TRAINED else f"by {b[1]}"
-        t, name = stats.ttest_1samp(d, 0.0).confidence_interval(0.95), f"judge/cut-pairs/{number}"
+        (centre, reach), name = interval(d, 2), f"judge/cut-pairs/{number}"
         cells.append([
             f"{a[0]} cut to {a[2]:g} by {a[1]}, minus {against}",
             page.number(f"{name}/pairs", str(len(d))),
-            page.number(f"{name}/difference", f"{fmean(d):+.2f}"),
-            page.number(f"{name}/interval", f"{t.low:+.2f} to {t.high:+.2f}"),
+            page.number(f"{name}/difference", centre),
+            page.number(f"{name}/interval", reach),
         ])  # fmt: skip
     page.write("Pairs by task and seed, in points (secondary, not corrected):")
     page.table(["", "pairs", "difference", "95%"], cells)
@@ -393,16 +453,12 @@ def causal(page: Page, lines: Sequence[Line]) -> None:
                     for task in tasks
                     for a, b in by_seed(groups[f"{task}-{ivon}"], groups[f"{task}-{adamw}"])
                 ]
-                t = stats.ttest_1samp(d, 0.0).confidence_interval(0.95)
+                centre, reach = interval(d, digits)
                 name = f"causal/{ivon} - {adamw}/{at}/{metric}"
                 numbers.append(
-                    page.number(f"{name}/difference", f"{fmean(d):+.{digits}f}")
-                    + " ("
-                    + page.number(
-                        f"{name}/interval", f"{t.low:+.{digits}f} to {t.high:+.{digits}f}"
-                    )
-                    + ")"
-                )
+                    page.number(f"{name}/difference", centre)
+                    + " (" + page.number(f"{name}/interval", reach) + ")"
+                )  # fmt: skip
             samples = "" if at == "metrics" else ", samples"
             compared.append([f"{ivon}{samples} minus {adamw}", str(len(d)), *numbers])
     page.write(
@@ -433,6 +489,26 @@ def baselines(page: Page, lines: Sequence[Line]) -> None:
         )])  # fmt: skip
     page.write("### Baselines")
     page.table(["method", "task", "of", "NLL", "ECE", "seconds", "MB more"], cells)
+    points = {(x["task"], x["seed"]): x for x in lines if x["method"] == "point"}
+    cells = []
+    for method in sorted({x["method"] for x in lines} - {"point", "ensemble"}):
+        cell = [f"{method} minus point"]
+        for metric in ("nll", "ece"):
+            d = [
+                x[metric] - points[x["task"], x["seed"]][metric]
+                for x in lines
+                if x["method"] == method and (x["task"], x["seed"]) in points
+            ]
+            centre, reach = interval(d, 4)
+            name = f"baselines/{method} - point/{metric}"
+            cell += [
+                page.number(f"{name}/pairs", str(len(d))),
+                page.number(f"{name}/difference", centre)
+                + " (" + page.number(f"{name}/interval", reach) + ")",
+            ]  # fmt: skip
+        cells.append(cell)
+    page.write("Paired by task and seed (secondary, not corrected):")
+    page.table(["", "pairs", "NLL", "pairs", "ECE"], cells)
 
 
 def main() -> None:
@@ -447,21 +523,24 @@ def main() -> None:
     parser.add_argument("--numbers", type=Path)
     typed = parser.parse_args()
     read = {name: read_lines(getattr(typed, name)) for name in parts}
+    read["judge"] = last_runs(read["judge"])
     read["baselines"] += [line for line in read["judge"] if "method" in line]
     if typed.write_chosen:
         write_chosen(choose(read["search"]), typed.write_chosen)
     page = Page()
     for name, lines in read.items():
-        failed = len({line["job"] for line in lines if "failed" in line})
+        failed = {line["job"]: line["failed"] for line in lines if "failed" in line}
         for write in (
-            (judged, primary, learnt, agreement, cuts, cut_pairs)
+            (judged, primary, secondary, learnt, agreement, cuts, cut_pairs)
             if name == "judge"
             else (parts[name],)
         ):
             if lines and write is not None:
                 write(page, [x for x in lines if "failed" not in x or name == "search"])
         if failed:
-            page.write(f"Failed runs: {page.number(f'{name}/failed', str(failed))}.")
+            reasons = Counter(text.strip().splitlines()[-1] for text in failed.values())
+            page.write(f"Jobs that failed: {page.number(f'{name}/failed', str(len(failed)))}.")
+            page.write(*(f"- {count} times: `{text}`" for text, count in reasons.items()))
     if typed.numbers:
         typed.numbers.write_text(json.dumps(page.numbers, indent=1) + "\n", encoding="utf-8")
     text = "\n".join(page.text)

@@ -70,6 +70,16 @@ def read_lines(paths: Iterable[Path]) -> list[dict[str, Any]]:
     return found
 
 
+def last_runs(lines: Iterable[Line]) -> list[Line]:
+    """Return the lines without those of runs that were done again later."""
+    kept: dict[str, list[Line]] = {}
+    for line in lines:
+        if line.get("kind") == "run":
+            kept[line["job"]] = []
+        kept.setdefault(line["job"], []).append(line)
+    return [line for own in kept.values() for line in own]
+
+
 def done(lines: Iterable[Line]) -> set[str]:
     """Return the names of jobs that need not be run again: measured, or diverged."""
     return {

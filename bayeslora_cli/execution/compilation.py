@@ -107,15 +107,17 @@ def compile_blocks(module: nn.Module, *, dynamic: bool | None = False) -> None:
     if hasattr(functorch, "ban_recompute_materialized_backward"):
         functorch.ban_recompute_materialized_backward = dynamic is not None
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * VARIANTS)
-    # a `SharedCall` holds nothing between two calls of its layers
-    if hasattr(config, "skip_fwd_side_effects_in_bwd_under_checkpoint"):
+    # a `SharedCall` holds nothing from one pass to the other; an older torch compiles no such block
+    recomputes = hasattr(config, "skip_fwd_side_effects_in_bwd_under_checkpoint")
+    if recomputes:
         config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
     for owner in list(module.modules()):
         for blocks in owner.children():
             if isinstance(blocks, nn.ModuleList) and len({type(block) for block in blocks}) == 1:
                 for block in blocks:
                     block.compile(dynamic=dynamic)
-                    _compile_recomputation(block, dynamic)
+                    if recomputes:
+                        _compile_recomputation(block, dynamic)
                 owner.register_forward_pre_hook(_with_gradient, with_kwargs=True)
 
 

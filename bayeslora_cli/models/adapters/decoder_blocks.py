@@ -1,4 +1,4 @@
-"""Makes the adapted blocks of decoders faster: joint projections, the gated MLP as one operator.
+"""Makes the adapted blocks of decoders faster: joint projections, the gated MLP by own operators.
 
 Modules, names and parameters stay; only how the products are computed changes.
 """
@@ -23,7 +23,7 @@ NARROW = "down_proj"
 
 
 class GatedMlp(nn.Module):
-    """A gated MLP, V (silu(g) * u) with [g; u] = W x, as one operator.
+    """A gated MLP, V (silu(g) * u) with [g; u] = W x, by the operators of `kernels.decoder`.
 
     It has the children of the module that it replaces, under their names. Where others take the
     place of its adapted layers, such as PEFT's, the replaced module computes it.

@@ -21,7 +21,7 @@ from bayeslora_cli.models.base_weights.quantized_linear import (
 from bayeslora_cli.models.sharding.divide import blocks_of
 from bayeslora_cli.training.memory.estimate import distinct_bytes, estimate
 
-REPRESENTATIVE = "fp8"
+REPRESENTATIVE = next(n for n, e in BASE_PRECISIONS.items() if e.quantized and not e.packages)
 """A base precision that needs no further package; the others have the same operators."""
 SHARDED = 1.1
 """Time of a step on divided weights, relative to one on whole ones."""

@@ -79,7 +79,12 @@ def tiles(rows: Tensor, grad: Tensor, codes: Tensor, scale: Tensor) -> dict[str,
         "rows read twice": so(lambda: quantize_rows(rows), MOST=0),
         "gradients read twice": so(lambda: quantize_rows(grad, scale), MOST=0),
         "gradients, 64 each": so(lambda: quantize_rows(grad, scale), EACH=64),
+        "gradients, 16 each": so(lambda: quantize_rows(grad, scale), EACH=16),
     }
+    for block in (4096, 8192):
+        found[f"gradients read twice, {block}"] = so(
+            lambda: quantize_rows(grad, scale), MOST=0, BLOCK=block
+        )
     for tile, warps in ((32, 4), (64, 8), (128, 4), (128, 8)):
         found[f"transpose {tile}, {warps}"] = so(lambda: transposed(codes), TILE=tile, WARPS=warps)
     return found

@@ -183,7 +183,9 @@ def predict_file(
             written += len(columns["prediction"])
             progress(written)
     except (BayesloraError, KeyboardInterrupt):
-        logger.warning("%s rows are written to %s", f"{written:,}", output or "standard output")
+        if written:
+            place = output or "standard output"
+            logger.warning("%s rows are written to %s", f"{written:,}", place)
         raise
     finally:
         if writer is not None:

@@ -29,6 +29,7 @@ from bayeslora_cli.training.evaluations import evaluations_of
 from bayeslora_cli.training.memory.alternatives import Alternative, alternatives, cheapest
 from bayeslora_cli.training.memory.estimate import estimate
 from bayeslora_cli.training.preparation import PreparedRun, learning_rate
+from bayeslora_cli.training.start.warm_start import find_start
 
 RESERVED = 2**29
 """Bytes of a GPU that CUDA itself takes."""
@@ -68,6 +69,7 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
     )
     network = build(config)
     check_tokens(network.module, config.model, prepared.tokens().values())
+    start = find_start(config, network).describe() if config.start_from is not None else None
     batch = largest_batch(train, largest, device)
     on_gpu = device.type == "cuda"
     needed = estimate(network, config, batch=batch, device=device, whole_step=on_gpu)
@@ -102,6 +104,7 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
         **({} if course.phases is None else {"phases": phases}),
         **({} if operations is None else {"bit_operations": dict(operations)}),
         "matrices": [dict(zip(("name", "in", "out"), m, strict=True)) for m in needed.matrices],
+        **({} if start is None else {"start": start}),
         "parameters": {
             "backbone": needed.parameters,
             "trained_at_first": needed.trainable,
@@ -176,6 +179,7 @@ def describe_plan(found: dict[str, Any]) -> str:
         _data_text(found, width),
         example_text(found),
         _matrices_text(found["matrices"]),
+        [found["start"]] if "start" in found else [],
         _parameters_text(found["parameters"]),
         _schedule_text(found),
         _stopping_text(found.get("early_stopping")),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bayeslora_cli.config.catalogue import OBJECTIVES
 from bayeslora_cli.config.files.own_columns import TEXT_COLUMNS
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.counted_rows import check_counts
@@ -21,6 +22,7 @@ from bayeslora_cli.evaluation.forward_passes import (
 )
 from bayeslora_cli.evaluation.run_loading import LoadedRun
 from bayeslora_cli.evaluation.streaming.columns import beside, predicted_columns
+from bayeslora_cli.tasks.sources.rows.reader import check_column
 from bayeslora_cli.tasks.sources.tables.table import Table, shown
 from bayeslora_cli.tasks.sources.tabular import reader_of, table_examples
 from bayeslora_cli.tasks.task import Examples, Task
@@ -52,7 +54,11 @@ class PredictionRequest:
             UserError: options do not fit the task.
         """
         if self.top is not None and not task.classes:
-            raise UserError(f"--top-k {self.top}: {task.name} has no classes to choose among")
+            predicts = OBJECTIVES[task.objective].predicts
+            raise UserError(
+                f"--top-k {self.top}: the run predicts {predicts}, which has no classes to choose "
+                "among"
+            )
         expected = task.text_columns
         if self.text_columns is None:
             return
@@ -88,6 +94,8 @@ def read_windows(
                 raise UserError(
                     f"--keep {name}: {table.title} has no such column, only {shown(table.names)}"
                 )
+        for name in asked.text_columns or ():
+            check_column(table, name, "--text-columns")
         own = replace(task, text_columns=asked.text_columns or _given(table, task))
         for part, examples in _examples(table, own, config.loss_on):
             yield Window(kept={name: part.read_column(name) for name in names}, examples=examples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,6 +24,84 @@ from bayeslora_cli.training.start.source import Source, read_source
 logger = logging.getLogger("bayeslora")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """What a network begins with, found to fit it."""
+
+    name: str
+    """The option with its value, for messages."""
+    source: Source
+    is_prior: bool
+    """Whether the source's posterior is the prior."""
+    factors: dict[str, dict[str, Tensor]]
+    """By matrix the factors of its first ranks."""
+    others: dict[str, Tensor]
+    """Other trained weights by name, such as the head's."""
+    matrices: int
+    """Number of adapted matrices of the network."""
+
+    def describe(self) -> str:
+        """Say in one line what begins as there."""
+        if not self.source.factors and not self.source.others:
+            return (
+                f"{self.name}: the model's weights are those of there, and its adapters begin anew"
+            )
+        ranks = [len(own["A"]) for own in self.factors.values()]
+        shown = f", ranks {min(ranks)} to {max(ranks)}," if ranks else ""
+        return (
+            f"{self.name}: {len(ranks)} of {self.matrices} matrices{shown} and {len(self.others)} "
+            f"other tensors begin as there{', which is also the prior' if self.is_prior else ''}"
+        )
+
+
+def find_start(config: RunConfig, network: Network) -> Start:
+    """Read what --from names, and fit it to a network, which may be on the device meta.
+
+    Raises:
+        UserError: there is nothing of the kind, or it does not fit the network.
+    """
+    name = f"--from {config.start_from}"
+    source = read_source(str(config.start_from), name)
+    is_prior = config.prior == FROM
+    if is_prior and not source.sigma:
+        raise UserError(f"{name} --prior from: it has no posterior; name a run trained with ivon")
+    factors = {}
+    for matrix, layer in network.adapters.items():
+        own = source.factors.get(matrix)
+        if own is None:
+            continue
+        into = _views(network, matrix, network.bank.mean)
+        found, exact = _fitted(
+            own, source.scales[matrix], into, layer.scale, f"{name}: the matrix {matrix}"
+        )
+        if is_prior and not exact:
+            raise UserError(
+                f"{name} --prior from: {matrix} has other parameters there; train with the method "
+                "of that run, and with --init-rank of at least its ranks"
+            )
+        factors[matrix] = found
+    if config.from_ranks == KEPT and not any(len(own["A"]) for own in factors.values()):
+        raise UserError(f"{name} --from-ranks kept: no matrix has a rank there")
+    others = {}
+    for other, place in network.bank.segments.items():
+        known = source.others.get(other)
+        if place.role == "adapter" or known is None:
+            continue
+        if tuple(known.shape) != place.shape:
+            logger.info("%s: %s has another shape there; it begins anew", name, other)
+            continue
+        others[other] = known
+    if source.factors and not any(len(own["A"]) for own in factors.values()) and not others:
+        raise UserError(
+            f"{name}: none of its {len(source.factors)} matrices is adapted here; is it of this "
+            "--model, and are --target-modules as they were?"
+        )
+    return Start(
+        name=name, source=source, is_prior=is_prior, factors=factors, others=others,
+        matrices=len(network.adapters),
+    )  # fmt: skip
+
+
 def begin_from(
     config: RunConfig, network: Network, optimizer: BankOptimizer, allocator: Allocator | None
 ) -> str:
@@ -34,78 +113,46 @@ def begin_from(
     --prior from the posterior of the source is the prior (`BankIVON.set_prior`).
 
     Raises:
-        UserError: there is nothing of the kind, or it does not fit the network.
+        UserError: raised by `find_start`.
     """
-    name = f"--from {config.start_from}"
-    source = read_source(str(config.start_from), name)
-    bank, mean = network.bank, network.bank.mean
+    start = find_start(config, network)
+    source, bank, mean = start.source, network.bank, network.bank.mean
     sigma = torch.zeros_like(mean)
-    wanted = _with_prior(config, source, name)
-    for tensor_name, value in source.drawn.items():
-        if tensor_name in network.drawn and network.drawn[tensor_name].shape == value.shape:
-            network.set_drawn(tensor_name, value)
-    ranks = []
-    for matrix, layer in network.adapters.items():
-        own = source.factors.get(matrix)
-        if own is None:
-            ranks.append(0)
-            continue
-        segments = {p: bank.segments.get(f"{matrix}.lora_{p}") for p in "AEB"}
-        into = {p: s.view(mean) for p, s in segments.items() if s is not None}
-        found, exact = _fitted(
-            own, source.scales[matrix], into, layer.scale, f"{name}: the matrix {matrix}"
-        )
+    for name, value in source.drawn.items():
+        if name in network.drawn and network.drawn[name].shape == value.shape:
+            network.set_drawn(name, value)
+    for matrix, found in start.factors.items():
+        into, spreads = (_views(network, matrix, flat) for flat in (mean, sigma))
         rank = len(found["A"])
-        ranks.append(rank)
         for part, value in found.items():
             _first(into[part], part, rank).copy_(value)
-        if not wanted:
-            continue
-        if not exact:
-            raise UserError(
-                f"{name} --prior from: {matrix} has other parameters there; train with the method "
-                "of that run, and with --init-rank of at least its ranks"
-            )
-        for part in found:
-            segment = segments[part]
-            assert segment is not None
-            factor = source.scales[matrix] / layer.scale if part == scaled_part(into) else 1.0
-            spread = source.sigma[f"{matrix}.lora_{part}"] * factor
-            _first(segment.view(sigma), part, rank).copy_(spread)
-    heads = 0
-    for other, place in bank.segments.items():
-        known = source.others.get(other)
-        if place.role == "adapter" or known is None:
-            continue
-        if tuple(known.shape) != place.shape:
-            logger.info("%s: %s has another shape there; it begins anew", name, other)
-            continue
-        place.view(mean).copy_(known)
-        heads += 1
-        if wanted:
-            place.view(sigma).copy_(source.sigma[other])
-    used = sum(rank > 0 for rank in ranks)
-    if source.factors and not used and not heads:
-        raise UserError(
-            f"{name}: none of its {len(source.factors)} matrices is adapted here; is it of this "
-            "--model, and are --target-modules as they were?"
-        )
+            if start.is_prior:
+                spread = source.sigma[f"{matrix}.lora_{part}"]
+                if part == scaled_part(into):
+                    spread = spread * (source.scales[matrix] / network.adapters[matrix].scale)
+                _first(spreads[part], part, rank).copy_(spread)
+    for other, value in start.others.items():
+        bank.segments[other].view(mean).copy_(value)
+        if start.is_prior:
+            bank.segments[other].view(sigma).copy_(source.sigma[other])
     if bank.theta is not mean:
         bank.theta.copy_(mean)
     bank.publish()
     if config.from_ranks == KEPT and allocator is not None:
-        _keep(network, allocator, ranks, name)
-    if wanted:
+        factors = start.factors
+        _keep(network, allocator, [len(factors[m]["A"]) if m in factors else 0
+                                   for m in network.adapters])  # fmt: skip
+    if start.is_prior:
         assert isinstance(optimizer, BankIVON)
         optimizer.set_prior(mean, sigma)
-    if not source.factors and not source.others:
-        logger.info("%s: the model's weights are those of there, and its adapters begin anew", name)
-        return source.checksum
-    logger.info(
-        "%s: %d of %d matrices and %d other tensors begin as there%s", name, used,
-        len(network.adapters), heads, ", which is also the prior" if wanted else "",
-    )  # fmt: skip
+    logger.info("%s", start.describe())
     return source.checksum
+
+
+def _views(network: Network, matrix: str, flat: Tensor) -> dict[str, Tensor]:
+    """View the factors of a matrix in a flat tensor (N,), by part."""
+    segments = {part: network.bank.segments.get(f"{matrix}.lora_{part}") for part in "AEB"}
+    return {part: s.view(flat) for part, s in segments.items() if s is not None}
 
 
 def scaled_part(into: Mapping[str, Tensor]) -> str:
@@ -147,12 +194,10 @@ def _first(view: Tensor, part: str, rank: int) -> Tensor:
     return view[:, :rank] if part == "B" else view[:rank]
 
 
-def _keep(network: Network, allocator: Allocator, ranks: list[int], name: str) -> None:
+def _keep(network: Network, allocator: Allocator, ranks: list[int]) -> None:
     """Fix the ranks: the first of each matrix are kept, all others pruned."""
     assert isinstance(allocator, RankAllocator)
     bank, total = network.bank, sum(ranks)
-    if not total:
-        raise UserError(f"{name} --from-ranks kept: no matrix has a rank there")
     places = torch.arange(bank.rank, device=bank.mask.device)
     bank.mask.copy_(places < torch.tensor(ranks, device=bank.mask.device)[:, None])
     before = allocator.budget
@@ -162,12 +207,3 @@ def _keep(network: Network, allocator: Allocator, ranks: list[int], name: str) -
     )  # fmt: skip
     allocator.final_step = allocator.budget.final_step
     bank.singular_values(bank.mean).mul_(bank.mask)
-
-
-def _with_prior(config: RunConfig, source: Source, name: str) -> bool:
-    """Return whether the source's posterior is the prior."""
-    if config.prior != FROM:
-        return False
-    if not source.sigma:
-        raise UserError(f"{name} --prior from: it has no posterior; name a run trained with ivon")
-    return True

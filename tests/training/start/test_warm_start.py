@@ -94,6 +94,17 @@ def test_the_posterior_as_prior(source, following):
     torch.testing.assert_close(ours - old, torch.full_like(old, ess), rtol=0.02, atol=0)
 
 
+def test_a_dry_run_says_what_begins_and_refuses_what_does_not_fit(source, backbone, rte, tmp_path):
+    given = options(backbone, rte, tmp_path / "next") | {"start_from": str(source.path)}
+    del given["model"]
+    ranks = [m.rank for m in source.ranks.matrices]
+    shown = f"{len(ranks)} of {len(ranks)} matrices, ranks {min(ranks)} to {max(ranks)}, and"
+    assert shown in bl.plan(**given, init_rank=6).describe()
+    with pytest.raises(bl.errors.UserError, match="has other parameters there"):
+        bl.plan(**given, prior="from", init_rank=1, target_rank=1)
+    assert not (tmp_path / "next").exists()
+
+
 def test_refused(source, following, tmp_path):
     with pytest.raises(bl.errors.UserError, match=r"--from .*: no such directory"):
         following(tmp_path / "none")

@@ -35,7 +35,8 @@ class Adapter:
 
     config: dict[str, Any]
     factors: dict[str, tuple[Tensor, Tensor]]
-    """For each matrix `up` (out, k), which has the scale, and `down` (k, in)."""
+    """For each matrix `up` (out, k), which has the scale, and `down` (k, in), of the k ranks that
+    are neither padding nor pruned."""
     others: dict[str, Tensor]
     """Further tensors, such as a classifier's head."""
 
@@ -74,10 +75,9 @@ def read_adapter(directory: Path) -> Adapter:
         if a is None or b is None or a.dim() != 2 or b.dim() != 2 or len(a) != b.shape[1]:
             raise UserError(f"{directory}: the factors of {matrix} do not fit each other")
         e = own.get("E")
-        factors[matrix] = (
-            b * scale_of(config, matrix, len(a)),
-            a if e is None else a * e.view(-1, 1),
-        )
+        down = a if e is None else a * e.view(-1, 1)
+        used = (down != 0).any(1)  # others are padding, or pruned
+        factors[matrix] = (b[:, used] * scale_of(config, matrix, len(a)), down[used])
     if not factors:
         raise UserError(f"{directory}: {WEIGHTS} has no factors lora_A and lora_B")
     return Adapter(config=config, factors=factors, others=others)

@@ -73,6 +73,14 @@ def test_kept_ranks(source, following):
     assert [m.rank for m in run.ranks.matrices] == ranks
 
 
+def test_kept_ranks_of_a_padded_adapter(source, following):
+    ranks = [m.rank for m in source.ranks.matrices]
+    exported = source.export("lora", overwrite=True)
+    given = {"max_steps": 3, "t_final": 1}
+    run = following(exported.path, from_ranks="kept", init_rank=max(ranks), **given)
+    assert [m.rank for m in run.ranks.matrices] == ranks
+
+
 @pytest.mark.parametrize("form", ["lora", "adalora", "merged"])
 def test_from_an_export(source, following, form):
     exported = source.export(form, overwrite=True)

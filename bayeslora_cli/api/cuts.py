@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora_cli.api.arguments import sampling_of
+from bayeslora_cli.config.files.start_sources import ADAPTER, kind_of_source
 from bayeslora_cli.errors import UserError
 
 
@@ -41,7 +42,7 @@ def cut_table(
 
 def is_adapter(path: Path) -> bool:
     """Return whether a directory is an adapter of PEFT's, and no run."""
-    return (path / "adapter_config.json").is_file() and not (path / "config.toml").is_file()
+    return kind_of_source(str(path)) == ADAPTER
 
 
 def cut_adapter(

@@ -22,6 +22,7 @@ from bayeslora_cli.cli.help.shared_options import (
     Temperature,
     TrustRemoteCode,
     Verify,
+    typed_names,
 )
 from bayeslora_cli.cli.progress import logger, set_up_logging
 from bayeslora_cli.cli.reading.table import (
@@ -177,7 +178,7 @@ def evaluate(
     Of several runs it prints what `bayeslora table` prints, and takes that command's options.
     """
     set_up_logging(quiet=False, verbose=False)
-    typed = _typed(ctx)
+    typed = typed_names(ctx)
     if not runs and model is None:
         raise UserError("RUN: name a run's directory, or a pretrained model by --model")
     if runs and precision is not None:
@@ -272,7 +273,7 @@ def _print_cuts(
     ctx: typer.Context, runs: list[Path] | None, cut: str | None, by: str | None, *, as_json: bool
 ) -> None:
     """Print the table of metrics against kept rank."""
-    idle = sorted(_typed(ctx) - _OF_CUTS)
+    idle = sorted(typed_names(ctx) - _OF_CUTS)
     if idle:
         raise UserError(f"--{idle[0].replace('_', '-')}: it has no effect on --cut; leave it out")
     if cut is None or not runs:
@@ -288,9 +289,3 @@ def _print_cuts(
     given = {name: ctx.params[name] for name in _OF_CUTS - {"runs", "cut", "by", "as_json"}}
     found = cut_table(runs[0], ranks, orders, file=given.pop("eval_file"), **given)
     say(json.dumps(found, allow_nan=False) if as_json else cut_text(found))
-
-
-def _typed(ctx: typer.Context) -> set[str]:
-    """Return the names of the parameters that were given on the command line."""
-    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
-    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands have, and which of a command's options were typed."""
 
 from __future__ import annotations
 
@@ -40,3 +40,9 @@ NEW_PLACE = (
     "where it was)."
 )
 ModelPlace = Annotated[str | None, typer.Option(help=NEW_PLACE)]
+
+
+def typed_names(ctx: typer.Context) -> set[str]:
+    """Return the names of the parameters that were given on the command line."""
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}

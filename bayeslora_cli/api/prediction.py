@@ -95,15 +95,16 @@ def predicted_windows(
     plain = (
         ("text",) if OBJECTIVES[task.objective].rows else asked.text_columns or task.text_columns
     )
+    name = str(source) if isinstance(source, str | Path) else "rows"
     if isinstance(source, str | Path):
-        tables = table_windows(str(source), "FILE", plain, input_format)
+        tables = table_windows(name, "FILE", plain, input_format)
     else:
-        tables = object_windows(source, "rows", plain)
+        tables = object_windows(source, name, plain)
     windows = read_windows(tables, config, task, asked)
-    if source != STDIN:  # a pipe's first row may come late, when the model should be ready
+    if name != STDIN:  # a pipe's first row may come late, when the model should be ready
         first = next(windows, None)
         if first is None:
-            raise UserError(f"{source}: found no rows")
+            raise UserError(f"{name}: found no rows")
         windows = chain((first,), windows)
     return predict_windows(run.loaded, config, windows, asked)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from bayeslora_cli.errors import StorageError, UserError
 from bayeslora_cli.evaluation.prediction_files import flat, no_formula, tsv_field
+from bayeslora_cli.runs.atomic_write import named
 
 SUFFIXES = {
     ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
@@ -39,7 +40,11 @@ class RowWriter(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Write what the form needs behind the last row."""
+        """Write what the form needs behind the last row.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
 
 
 class LineWriter(RowWriter):
@@ -126,7 +131,8 @@ class ParquetWriter(RowWriter):
     def close(self) -> None:
         """Write the footer, without which no reader opens the file."""
         if self._file is not None:
-            self._file.close()
+            with named(self._path):
+                self._file.close()
 
 
 def form_of(path: Path) -> str:

@@ -6,16 +6,20 @@ import itertools
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from threading import Thread
 
 import pytest
 
+import bayeslora_cli as bl
 from bayeslora_cli.reports.page.live_server import HOST, make_server
 from bayeslora_cli.reports.page.page import page, sections
 from bayeslora_cli.reports.page.records import load_records
 from tests.reports.page.test_page import predictions
+from tests.support.chat_runs import chat_run
 from tests.support.page_runs import frozen, write_shown
 from tests.support.pages import ATTACKS
+from tests.support.task_files import complaints, paraphrases, questions, tagged, write_lines
 
 pytestmark = [
     pytest.mark.browser,
@@ -45,7 +49,7 @@ class Browser:
     def show(self, address, *, width=1280, scheme="light"):
         """Open a page in a tall window, so that all figures are drawn at once."""
         media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        sizes = {"width": width, "height": 20_000, "deviceScaleFactor": 1, "mobile": False}
+        sizes = {"width": width, "height": 40_000, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sizes)
         self.driver.get(address)
@@ -102,6 +106,60 @@ def written(tmp_path_factory):
     path = root / "page.html"
     path.write_text(page(records, sections(records, results, predicted)), encoding="utf-8")
     return path, records
+
+
+KINDS = {
+    "multi-label": (complaints, ("text", "labels")),
+    "token-classification": (tagged, ("tokens", "ner_tags")),
+    "multiple-choice": (questions, ("question", "choices", "answer")),
+    "embedding": (paraphrases, ("anchor", "positive", "negative")),
+}
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory, backbone):
+    """A page of a trained run of each other kind of task, and the runs' results by data set."""
+    root = tmp_path_factory.mktemp("kinds")
+    runs = [chat_run(root)]
+    for kind, (made, names) in KINDS.items():
+        rows = [dict(zip(names, row, strict=True)) for row in made(40)]
+        runs.append(bl.train(
+            model=backbone("bert"), train_file=write_lines(root / f"{kind}.jsonl", rows),
+            task_type=kind, device="cpu", batch_size=8, max_steps=4, output=str(root / "runs"),
+        ))  # fmt: skip
+    path = bl.report(root / "runs", output=root / "kinds.html", samples=2, device="cpu")
+    found = [json.loads((Path(run.path) / "result.json").read_text()) for run in runs]
+    return path, found
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1280, "dark")])
+def test_every_kind_of_task_has_its_examples(browser, kinds, width, scheme):
+    path, results = kinds
+    browser.asked()
+    browser.show(path.as_uri(), width=width, scheme=scheme)
+    assert browser.said() == []
+    assert browser.asked() == {path.as_uri()}
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+    cells = browser.run(
+        "return [...document.querySelectorAll('td[data-value]')].map((c) => c.dataset.value)"
+    )
+    for result in results:
+        assert set(result["last"]["metrics"]["validation"].values()) <= set(map(float, cells))
+    tables = browser.run(
+        "return [...document.querySelectorAll('#examples table')].map((t) => "
+        "[t.caption.textContent, [...t.rows].map((r) => [...r.cells].map((c) => c.textContent))])"
+    )
+    for name in ("chats", *KINDS):
+        own = [rows for caption, rows in tables if f" {name}," in caption]
+        assert own, name
+        for heads, *rows in own:
+            assert rows
+            assert all(row[0] for row in rows)  # the texts
+            assert not any(text.startswith("[") for row in rows for text in row)
+            assert ("label" in heads) == (name != "chats")
+    # with everything unfolded nothing sticks out
+    browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    assert browser.run("return document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1280, "light")])

@@ -68,9 +68,8 @@ def _tiles(record: RunRecord, at: str) -> Html:
         facts.append((str(result.get("selecting", "score")).replace("_", " "), score, where))
     if record.report is not None:
         initial = sum(m.init_rank for m in record.report.matrices)
-        share = f"{record.report.budget / initial:.0%} of {initial} at first" if initial else ""
-        facts.append(("ranks in use", Number(record.report.budget, f"{record.report.budget:,}"),
-                      share))  # fmt: skip
+        budget = record.report.budget
+        facts.append(("ranks in use", number(budget, ",d"), f"of {initial:,} at first"))
     if result is not None:
         kept, trained = result.get("kept_parameters"), result.get("trainable_parameters")
         first = f"of {trained:,} at first" if isinstance(trained, int) else ""

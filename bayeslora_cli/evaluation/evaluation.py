@@ -102,7 +102,7 @@ def scores(
                 result.setdefault("details", {}).setdefault(at, {})[name] = details
         if asked.reliability:
             result.setdefault("reliability", {})[at] = {
-                name: reliability_bins(predictive.values, predictive.objective.truth(labels))
+                name: reliability_bins(*predictive.objective.answers(predictive.values, labels))
                 for name, (predictive, labels) in labelled.items()
             }
         if OUTSIDE in by_split:

@@ -38,12 +38,12 @@ def details_text(result: Mapping[str, Any]) -> list[str]:
 
 
 def _table(title: str, records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Write a line per class or label, and a column for each of its other values.
+    """Write a line per record, which its first value names, and a column for each of the others.
 
     Of more than `LINES` classes those with the lowest F1 are shown, where they have one. A heading
     of two words takes two lines.
     """
-    columns = [key for key in records[0] if key != "label"]
+    first_key, *columns = records[0]
     shown, note = list(records), []
     if len(records) > LINES:
         by = "f1" if "f1" in columns else columns[0]
@@ -56,7 +56,7 @@ def _table(title: str, records: Sequence[Mapping[str, Any]]) -> list[str]:
         for place, head in enumerate(heads)
     ]
     room = max(_LEAST, min(_LABEL, WIDTH - sum(widths)))
-    names = [_name(record["label"], room) for record in shown]
+    names = [_name(record[first_key], room) for record in shown]
     first = max(map(cell_len, (_name(title, room), *names)))
     above = ["".join(f"{head[0]:>{w}}" for head, w in zip(heads, widths, strict=True))]
     lines = [" " * first + line for line in above if line.strip()]

@@ -190,7 +190,7 @@ class Embedding(Objective):
 
     def spell(self, labels: Tensor) -> list[Any]:
         """Return places among the candidates."""
-        found: list[Any] = labels.tolist()
+        found: list[Any] = self.truth(labels).tolist()
         return found
 
     @property

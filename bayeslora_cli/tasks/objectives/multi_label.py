@@ -33,6 +33,7 @@ class MultiLabel(Objective):
     problem_type = "multi_label_classification"
     blank_is_label = True
     weighs_classes = True
+    has_confidence = True
     metric_facts: ClassVar[Mapping[str, Any]] = {"ece_bins": ECE_BINS, "threshold": THRESHOLD}
 
     @classmethod
@@ -147,6 +148,10 @@ class MultiLabel(Objective):
         terms = F.binary_cross_entropy(expected.clamp(0, 1), truth, reduction="none")
         return {**found, "nll": float(terms.sum(-1).mean())}
 
+    def answers(self, shown: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return no and yes of each row and class, (n classes, 2), and which is right."""
+        return _answers(shown, labels)
+
     def details(self, expected: Tensor, labels: Tensor) -> dict[str, Any]:
         """Return `labels`: a line of each class, with the threshold that gives its best F1."""
         decided, truth = self.decide(expected), to_float64(labels)
@@ -203,8 +208,12 @@ def auroc(expected: Tensor, decided: Tensor, labels: Tensor) -> float:
 
 
 def _ece(expected: Tensor, decided: Tensor, labels: Tensor) -> float:
+    return ece(*_answers(expected, labels))
+
+
+def _answers(expected: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     yes = expected.flatten()
-    return ece(torch.stack((1 - yes, yes), -1), labels.flatten().long())
+    return torch.stack((1 - yes, yes), -1), labels.flatten().long()
 
 
 def _brier(expected: Tensor, decided: Tensor, labels: Tensor) -> float:

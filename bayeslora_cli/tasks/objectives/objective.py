@@ -66,8 +66,8 @@ class Objective(Presentation, ABC):
     """Whether --class-weights applies: `class_weights` and `loss_weights` say how, and `loss` heeds
     the batch's `weights`."""
     has_confidence: ClassVar[bool] = False
-    """Whether exactly one class is predicted, so that its probability is a confidence, as
-    reliability diagrams need."""
+    """Whether a prediction is one answer of several, whose probability is a confidence, or consists
+    of such answers, as reliability diagrams need (`answers`)."""
     blank_is_label: ClassVar[bool] = False
     """Whether an empty field in a column of texts is a label: a row of no class."""
     sequences: ClassVar[int] = 1
@@ -278,6 +278,16 @@ class Objective(Presentation, ABC):
     def truth(self, labels: Tensor) -> Tensor:
         """Return the class index of each prediction, where labels hold more than that."""
         return labels
+
+    def answers(self, shown: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the probabilities (m, k) of answers and the right ones (m,), of which reliability
+        diagrams are drawn; by default each prediction is one; called only if `has_confidence`.
+
+        Args:
+            shown: what `shown` returned.
+            labels: (n, ...).
+        """
+        return shown, self.truth(labels)
 
     # ---- writing predictions
 

@@ -56,7 +56,7 @@ class Presentation:
     def details(self, expected: Tensor, labels: Tensor) -> dict[str, Any]:
         """Return what `eval` tells of a split besides its metrics, as JSON: by default nothing.
 
-        A list of records with a `label` becomes a table on the terminal, a line for each.
+        A list of records becomes a table on the terminal; a line's first value is its name.
 
         Args:
             expected: what `expected` returned for n rows, averaged over samples, in float64.

@@ -217,7 +217,12 @@ def test_it_is_trained_evaluated_and_exported(backbone, files, tmp_path, monkeyp
     task = run.read_task()
     assert (task.objective, task.classes) == ("multi-label", ("food", "price", "service"))
     path = tmp_path / "found.jsonl"
-    found = evaluated(run.path, device="cpu", sampling=Sampling(2), predictions=path)
+    found = evaluated(run.path, device="cpu", sampling=Sampling(2), predictions=path,
+                      reliability=True)  # fmt: skip
+    bins = found["reliability"]["mean"]["validation"]
+    assert sum(b["rows"] for b in bins) == 48 * 3  # a yes or no for each row and class
+    gaps = sum(b["rows"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / (48 * 3)
+    assert found["metrics"]["validation"]["ece"] == pytest.approx(gaps, abs=1e-6)
     assert found["sampled"]["validation"].keys() == found["metrics"]["validation"].keys()
     assert [line["label"] for line in found["details"]["mean"]["validation"]["labels"]] == [
         "food", "price", "service",

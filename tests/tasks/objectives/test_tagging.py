@@ -21,6 +21,7 @@ from bayeslora_cli.errors import DataError, UserError
 from bayeslora_cli.evaluation.forward_passes import Sampling
 from bayeslora_cli.export.exporter import ExportOptions, export_run
 from bayeslora_cli.models.backbones.loading import load_tokenizer
+from bayeslora_cli.reports.details_text import details_text
 from bayeslora_cli.tasks.objectives.objective import build_objective
 from bayeslora_cli.tasks.sources.table_reader import read_table
 from bayeslora_cli.tasks.sources.tabular import custom_task, table_examples
@@ -252,6 +253,9 @@ def test_it_is_trained_evaluated_and_exported(backbone, files, tmp_path):
         rows = [json.loads(line) for line in file]
     words = sum(len(row["tokens"]) for row in rows)
     assert sum(b["rows"] for b in found["reliability"]["mean"]["validation"]) == words
+    _, head, *table = details_text(found)
+    assert head.split()[:1] == ["entities,"]
+    assert {line.split()[0] for line in table if line.split()} >= {"LOC", "PER"}
     with path.open() as file:
         lines = [json.loads(line) for line in file]
     assert [line["label"] for line in lines] == [row["ner_tags"] for row in rows]

@@ -19,7 +19,9 @@ from typing import Any, TypeVar
 
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.sources.tables.arrow import parquet_windows
+from bayeslora_cli.tasks.sources.tables.conll import Sentence, sentences, table_of_sentences
 from bayeslora_cli.tasks.sources.tables.json_rows import json_lines, read_json, table_of_objects
+from bayeslora_cli.tasks.sources.tables.table import CONLL as CONLL_SUFFIXES
 from bayeslora_cli.tasks.sources.tables.table import Table, check_names
 from bayeslora_cli.tasks.sources.tables.text_files import (
     checked_fields,
@@ -34,12 +36,12 @@ CHARACTERS = 8_000_000
 """About the most characters of a window."""
 STDIN = "-"
 """The name of standard input."""
-TEXT, JSON_LINES = "text", "jsonl"
-FORMS = (TEXT, "csv", "tsv", JSON_LINES, "parquet")
+TEXT, JSON_LINES, CONLL = "text", "jsonl", "conll"
+FORMS = (TEXT, "csv", "tsv", JSON_LINES, "parquet", CONLL)
 """How rows may be written."""
 _BY_SUFFIX = {
     ".txt": TEXT, ".csv": "csv", ".tsv": "tsv", ".jsonl": JSON_LINES, ".ndjson": JSON_LINES,
-    ".json": JSON_LINES, ".parquet": "parquet",
+    ".json": JSON_LINES, ".parquet": "parquet", **dict.fromkeys(CONLL_SUFFIXES, CONLL),
 }  # fmt: skip
 _BYTES = 2**20  # read at a time
 _PATIENCE = 0.05  # seconds in which a pipe's writer may go on before a window ends
@@ -197,6 +199,10 @@ def _of_lines(
         for rows in _windows(json_lines(name, lines), waiting, _size_of_object):
             yield table_of_objects(name, option, rows, unit="line", tell=False)
         return
+    if form == CONLL:
+        for found in _windows(sentences(name, lines), waiting, _size_of_sentence):
+            yield table_of_sentences(name, option, found)
+        return
     if form == TEXT:
         records = _texts(name, lines, text_columns)
         for texts in _windows(records, waiting, _size_of_fields):
@@ -255,6 +261,10 @@ def _windows(
 
 def _size_of_fields(record: tuple[int, list[str]]) -> int:
     return sum(map(len, record[1]))
+
+
+def _size_of_sentence(sentence: Sentence) -> int:
+    return sum(sum(map(len, cells)) for cells in sentence[1])
 
 
 def _size_of_object(record: tuple[int, dict[str, Any]]) -> int:

@@ -50,6 +50,22 @@ def columns(tables, name):
     return [value for table in tables for value in table.read_column(name)]
 
 
+def test_windows_of_sentences(tmp_path):
+    path = tmp_path / "rows.conll"
+    path.write_text("-DOCSTART- O\n\n" + "EU B-ORG\nrejects O\n\n\n" * 11 + "Oslo\tB-LOC")
+    whole = read_table(str(path), "FILE", split="train")
+    parts = list(table_windows(str(path), "FILE", ("text",)))
+    assert [part.rows for part in parts] == [5, 5, 2]
+    for name in ("tokens", "tags"):
+        assert columns(parts, name) == whole.read_column(name)
+    assert parts[1].where(0) == whole.where(5)
+    path.write_text("EU B-ORG\n\nrejects\n")
+    with pytest.raises(
+        DataError, match=r"rows.conll, line 3: found 'rejects'; expected a word and"
+    ):
+        list(table_windows(str(path), "FILE", ("text",)))
+
+
 @pytest.mark.parametrize("form", ["csv", "jsonl", "json", "parquet"])
 def test_windows_hold_what_the_whole_table_holds(form, tmp_path):
     source = write(tmp_path / f"rows.{form}", form)

@@ -140,6 +140,24 @@ def test_many_runs_are_thinned(sweep, monkeypatch):
     assert len(scored) < len([run for run in whole if run["scores"] and "snr-r2" in run["name"]])
 
 
+def test_scores_of_both_directions_are_compared_apart(tmp_path):
+    for seed in (1, 2, 3):
+        for i, criterion in enumerate(("snr", "sensitivity")):
+            write_shown(tmp_path, "rte", 0.6 + 0.1 * i, seed=seed, criterion=criterion)
+            write_shown(
+                tmp_path, "mrpc", 0.6 - 0.1 * i, seed=seed, criterion=criterion, metric="nll"
+            )
+    records, results = load_records([tmp_path])
+    part = next(p for p in sections(records, results) if p.anchor == "comparison")
+    (more,), (less,) = (
+        [trace["x"][0] for trace in part.figures[name]["data"]]
+        for name in ("differences", "differences-less")
+    )
+    assert more == pytest.approx(10)  # sensitivity minus snr
+    assert less == pytest.approx(-0.1)
+    assert "of scores of which less is better" in part.body
+
+
 def test_kinds_that_have_nothing_in_common_are_not_compared(tmp_path):
     write_shown(tmp_path, "rte", criterion="snr")
     write_shown(tmp_path, "mrpc", criterion="sensitivity")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -50,9 +51,10 @@ def comparison(results: Results) -> Section | None:
             figure(name, f"Every seed on {column}", text, _seeds(rows, column), height=height)
         )
     parts: list[object] = [element("div", *panels, class_="panels wide")]
-    if tests := _tests(results):
-        spec, section = _differences(tests)
-        figures["differences"] = spec
+    found = [(smaller, tests) for smaller in (False, True) if (tests := _tests(results, smaller))]
+    for smaller, tests in found:
+        name = "differences-less" if smaller else "differences"
+        figures[name], section = _differences(name, tests, smaller)
         parts += section
     if not figures:
         return None
@@ -70,7 +72,7 @@ def _points(rows: Sequence[tuple[int, Row]], column: str) -> Iterator[dict[str, 
             "customdata": list(cell.scores),
             "marker": {"color": colour(series), "symbol": symbol(series), "size": 9,
                        "opacity": 0.75},
-            "hovertemplate": "seed %{customdata}: %{x:.2f}<extra></extra>",
+            "hovertemplate": "seed %{customdata}: %{x:.4g}<extra></extra>",
         }  # fmt: skip
         yield {
             "type": "scatter",
@@ -79,18 +81,19 @@ def _points(rows: Sequence[tuple[int, Row]], column: str) -> Iterator[dict[str, 
             "y": [place],
             "marker": {"color": "@text", "symbol": "line-ns-open", "size": 22,
                        "line": {"width": 2, "color": "@text"}},
-            "hovertemplate": "mean %{x:.2f}<extra></extra>",
+            "hovertemplate": "mean %{x:.4g}<extra></extra>",
         }  # fmt: skip
 
 
 def _seeds(rows: Sequence[tuple[int, Row]], column: str) -> Any:
+    form = ".4f" if rows[0][1].cells[column].smaller_is_better else ".2f"
     seeds = sorted({seed for _, row in rows for seed in row.cells[column].scores})
     cells = (
         [
             row.name,
-            *(number(row.cells[column].scores.get(seed), ".2f") for seed in seeds),
-            number(row.cells[column].mean, ".2f"),
-            number(row.cells[column].std, ".2f"),
+            *(number(row.cells[column].scores.get(seed), form) for seed in seeds),
+            number(row.cells[column].mean, form),
+            number(row.cells[column].std, form),
         ]
         for _, row in rows
     )
@@ -98,15 +101,22 @@ def _seeds(rows: Sequence[tuple[int, Row]], column: str) -> Any:
     return table(f"Scores of each seed on {column}", heads, cells)
 
 
-def _tests(results: Results) -> list[dict[str, Any]]:
-    """Test the pairs of groups that have a data set and a seed in common."""
-    rows = list(results.rows)
+def _tests(results: Results, smaller: bool) -> list[dict[str, Any]]:
+    """Test the pairs of groups that have a data set and a seed in common.
+
+    Args:
+        smaller: over the data sets of which the smallest score is the best, or over the others.
+    """
+    rows = [
+        replace(row, outcomes=own)
+        for row in results.rows
+        if (own := tuple(o for o in row.outcomes if o.smaller_is_better is smaller))
+    ]
     pairs = list(combinations(rows, 2))
     if len(rows) > ALL_PAIRS:
-        column = results.columns[0]
+        column = next(c for c in results.columns if any(c in row.cells for row in rows))
         there = [row for row in rows if column in row.cells]
-        sign = -1 if column in results.smaller_is_better else 1
-        best = max(there, key=lambda row: sign * row.cells[column].mean)
+        best = max(there, key=lambda row: (-1 if smaller else 1) * row.cells[column].mean)
         pairs = [(best, row) for row in rows if row is not best]
     found = []
     for a, b in pairs:
@@ -119,7 +129,16 @@ def _tests(results: Results) -> list[dict[str, Any]]:
     return found
 
 
-def _differences(tests: Sequence[dict[str, Any]]) -> tuple[Figure, list[object]]:
+def _differences(
+    name: str, tests: Sequence[dict[str, Any]], smaller: bool
+) -> tuple[Figure, list[object]]:
+    """Return the figure called `name`, and its part of the page.
+
+    Args:
+        smaller: whether the smallest scores are the best.
+    """
+    of = ", of scores of which less is better" if smaller else ""
+    form = "+.4f" if smaller else "+.2f"
     pairs = [f"{t['a']} − {t['b']}" for t in tests]
     height = rows_height(pairs)
     traces = []
@@ -138,7 +157,7 @@ def _differences(tests: Sequence[dict[str, Any]]) -> tuple[Figure, list[object]]
                 "marker": {"color": tone, "size": 10,
                            "symbol": "circle" if test["significant"] else "circle-open"},
                 "customdata": [[low, high, test["pairs"]]],
-                "hovertemplate": "%{x:+.2f}, 95% %{customdata[0]:+.2f} to %{customdata[1]:+.2f}, "
+                "hovertemplate": "%{x:+.4g}, 95% %{customdata[0]:+.4g} to %{customdata[1]:+.4g}, "
                 "%{customdata[2]} pairs<extra></extra>",
             }
         )  # fmt: skip
@@ -151,8 +170,8 @@ def _differences(tests: Sequence[dict[str, Any]]) -> tuple[Figure, list[object]]
         [
             f"{test['a']} minus {test['b']}" if part == "together" else part,
             found["pairs"],
-            number(found["difference"], "+.2f"),
-            "–" if found["interval"] is None else "{:+.2f} to {:+.2f}".format(*found["interval"]),
+            number(found["difference"], form),
+            " to ".join(format(end, form) for end in found["interval"] or ()) or "–",
             number(found["wilcoxon"]),
             number(found["t"]),
             verdict(found),
@@ -164,9 +183,9 @@ def _differences(tests: Sequence[dict[str, Any]]) -> tuple[Figure, list[object]]
               if len(test["tasks"]) > 1 else ()),
         )
     ]  # fmt: skip
-    spoken = "; ".join(f"{t['a']} minus {t['b']}: {t['difference']:+.2f}" for t in tests[:10])
+    spoken = "; ".join(f"{t['a']} minus {t['b']}: {t['difference']:{form}}" for t in tests[:10])
     numbers = table(
-        "Paired differences, over the data sets and seeds that both have",
+        f"Paired differences, over the data sets and seeds that both have{of}",
         ["pair", "pairs", "difference", "95% interval", "Wilcoxon p", "t-test p", "verdict"],
         rows,
     )
@@ -175,9 +194,9 @@ def _differences(tests: Sequence[dict[str, Any]]) -> tuple[Figure, list[object]]
         f"{LEVEL:.0%} say so by chance alone; tests here: {len(tests)}."
     )
     return spec, [
-        element("h3", "Paired differences"),
+        element("h3", f"Paired differences{of}"),
         figure(
-            "differences", "Differences between methods, seed by seed, with 95% intervals",
+            name, "Differences between methods, seed by seed, with 95% intervals",
             f"Differences with 95% intervals: {spoken}.", numbers, height=height,
         ),
         element("p", note, class_="note"),

@@ -24,6 +24,7 @@ from hypothesis import settings
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
+from bayeslora_cli.tasks.sources import demo
 from bayeslora_cli.training.step import TrainStep
 from tests.support.warm_process import WarmProcess
 
@@ -201,6 +202,13 @@ def warm_process(backbone, rte, tmp_path_factory):
     found = WarmProcess(directory, train.split())
     yield found
     found.close()
+
+
+@pytest.fixture
+def few_demo_rows(monkeypatch):
+    """The task `demo` with a fifteenth of its rows, for runs that learn nothing anyway."""
+    few = {split: triplets // 15 for split, triplets in demo.TRIPLETS.items()}
+    monkeypatch.setattr(demo, "TRIPLETS", few)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import pytest
 
 import bayeslora_cli as bl
 from bayeslora_cli.config import catalogue
-from bayeslora_cli.tasks.sources import demo
 from tests.test_readme import DOCS, blocks
 
 
@@ -18,11 +17,9 @@ def criteria_stay():
         del catalogue.CRITERIA[name]
 
 
-@pytest.mark.usefixtures("minilm", "criteria_stay")
+@pytest.mark.usefixtures("minilm", "criteria_stay", "few_demo_rows")
 def test_the_blocks_of_the_page_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    # a sixth of the rows: the page's runs learn nothing anyway
-    monkeypatch.setattr(demo, "TRIPLETS", {name: n // 6 for name, n in demo.TRIPLETS.items()})
     names = {}
     cells = blocks((DOCS / "python.md").read_text(encoding="utf-8"), "python")
     assert len(cells) > 8

@@ -255,6 +255,7 @@ def offline(words):
     "page", [p for p in PAGES if blocks(p.read_text(encoding="utf-8"), "console")],
     ids=lambda page: str(page.relative_to(ROOT)),
 )  # fmt: skip
+@pytest.mark.usefixtures("few_demo_rows")
 def test_commands_of_a_page_run(page, inputs, tmp_path, monkeypatch):
     text = page.read_text(encoding="utf-8")
     name = RUN_OF.get(page.name, RUN)

@@ -279,8 +279,6 @@ def _print_cuts(
     if cut is None or not runs:
         missing = "a finished RUN" if cut is not None else "--cut RANKS, such as --cut 2,1,0.5"
         raise UserError(f"--by and --cut cut a run's ranks; give {missing}")
-    if len(runs) > 1:
-        raise UserError("--cut: give one run; its table has a line per rank")
     try:
         ranks = [float(part) for part in cut.split(",") if part.strip()]
     except ValueError as error:

@@ -54,6 +54,11 @@ class Cell:
     """Whether the smallest score is the best, as of an nll."""
 
     @property
+    def form(self) -> str:
+        """How its numbers are written: percents with two decimals, losses with four."""
+        return ".4f" if self.smaller_is_better else ".2f"
+
+    @property
     def std(self) -> float | None:
         """Standard deviation over the seeds (n - 1); None with fewer than two seeds."""
         return stdev(self.scores.values()) if len(self.scores) > 1 else None

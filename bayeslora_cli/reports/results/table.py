@@ -100,7 +100,8 @@ class Table:
         """Return (row's name, column) -> "best" or "second", by the means as printed."""
         found: dict[tuple[str, str], str] = {}
         for column in self.results.columns:
-            means = {r.name: f"{r.cells[column].mean:.2f}" for r in self._with(column)}
+            cells = {r.name: r.cells[column] for r in self._with(column)}
+            means = {name: format(cell.mean, cell.form) for name, cell in cells.items()}
             smaller = column in self.results.smaller_is_better
             ranked = sorted(set(means.values()), key=float, reverse=not smaller)
             marked = dict(zip(ranked[:2], ("best", "second"), strict=False))
@@ -161,8 +162,8 @@ class Table:
         if cell is None:
             return Entry()
         return Entry(
-            value=f"{cell.mean:.2f}",
-            spread="" if cell.std is None else f"{cell.std:.2f}",
+            value=format(cell.mean, cell.form),
+            spread="" if cell.std is None else format(cell.std, cell.form),
             mark=self.marks.get((row.name, column), ""),
         )
 

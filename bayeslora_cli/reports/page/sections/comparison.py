@@ -45,7 +45,7 @@ def comparison(results: Results) -> Section | None:
         height = rows_height(names)
         axes = layout(height, unit, "", yaxis=name_axis(names))
         figures[name] = {"data": list(_points(rows, column)), "layout": axes}
-        means = [f"{row.name} {row.cells[column].mean:.2f}" for _, row in rows]
+        means = [f"{row.name} {row.cells[column].mean:{row.cells[column].form}}" for _, row in rows]
         text = f"The score of each seed on {column}, and the mean by method: {', '.join(means)}."
         panels.append(
             figure(name, f"Every seed on {column}", text, _seeds(rows, column), height=height)
@@ -86,7 +86,7 @@ def _points(rows: Sequence[tuple[int, Row]], column: str) -> Iterator[dict[str, 
 
 
 def _seeds(rows: Sequence[tuple[int, Row]], column: str) -> Any:
-    form = ".4f" if rows[0][1].cells[column].smaller_is_better else ".2f"
+    form = rows[0][1].cells[column].form
     seeds = sorted({seed for _, row in rows for seed in row.cells[column].scores})
     cells = (
         [

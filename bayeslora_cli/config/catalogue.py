@@ -28,7 +28,7 @@ MEAN, CLS = POOLINGS = ("mean", "cls")  # of the states of a text's tokens
 TASK_NAMES = (*GLUE_TASKS, *CHOICE_TASKS, "demo", "custom")  # custom: a user's own files
 AUTO, ON, OFF = SWITCH = ("auto", "on", "off")  # of --compile and --packing
 # of a block's activations, in the backward pass: time of a step relative to "off"
-RECOMPUTED = {"off": 1.0, "blocks": 1.4, "selective": 1.08}
+RECOMPUTED = {"off": 1.0, "blocks": 1.33, "selective": 1.05}
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 PRECISIONS = ("fp32", "tf32", "bf16")
 LR_SCHEDULES = ("linear", "cosine", "constant", "boost")

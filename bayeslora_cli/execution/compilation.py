@@ -107,6 +107,8 @@ def compile_blocks(module: nn.Module, *, dynamic: bool | None = False) -> None:
     if hasattr(functorch, "ban_recompute_materialized_backward"):
         functorch.ban_recompute_materialized_backward = dynamic is not None
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * VARIANTS)
+    # told to all users who recompute selectively: no operator of a block works in place
+    logging.getLogger("torch._higher_order_ops.wrap").addFilter(_concerns_users)
     # a `SharedCall` holds nothing from one pass to the other; an older torch compiles no such block
     recomputes = hasattr(config, "skip_fwd_side_effects_in_bwd_under_checkpoint")
     if recomputes:
@@ -119,6 +121,10 @@ def compile_blocks(module: nn.Module, *, dynamic: bool | None = False) -> None:
                     if recomputes:
                         _compile_recomputation(block, dynamic)
                 owner.register_forward_pre_hook(_with_gradient, with_kwargs=True)
+
+
+def _concerns_users(record: logging.LogRecord) -> bool:
+    return "context_fn is passed" not in record.getMessage()
 
 
 def _compile_recomputation(block: nn.Module, dynamic: bool | None) -> None:

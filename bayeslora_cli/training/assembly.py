@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 
 import torch
+from torch import Tensor
 
 from bayeslora_cli.bayes.optimizer import build_optimizer
 from bayeslora_cli.config.catalogue import ON, OPTIMIZERS
@@ -25,6 +27,7 @@ from bayeslora_cli.execution.compilation import (
     compiled_once,
     is_worth_compiling,
     start_compilers,
+    uncompiled,
 )
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
 from bayeslora_cli.execution.device import pick_device, set_precision
@@ -146,6 +149,7 @@ class TrainingSetup:
         config, maker = prepared.config, OPTIMIZERS[prepared.config.optimizer]
         method = find_method(config.method)
         self.kind, self.task = kind(config), prepared.task
+        self._compiled = False  # whether `compile_kernels` was called
         self.data, self.device, self.processes = data, device, processes
         self.network = build_network(
             config,
@@ -201,6 +205,25 @@ class TrainingSetup:
                 runner.around_first = partial(compiled_once, config, block)
             compile_blocks(self.network.module, dynamic=None if self.network.packed else False)
             self.step.compile()
+
+    def compile_kernels(self, batches: Callable[[], Sequence[dict[str, Tensor]]]) -> None:
+        """Compile our kernels that a pass of the backbone launches side by side, once.
+
+        A first step compiles each where it is first launched. The pass counts for nothing; torch's
+        compiler is left out of it.
+
+        Args:
+            batches: returns the micro-batches of a step.
+        """
+        if self._compiled or self.device.type != "cuda" or self.network.divided:
+            return
+        self._compiled = True
+        if find_spec("triton"):
+            from bayeslora_cli.models.kernels.side_by_side_triton import compiled_side_by_side
+
+            for batch in batches()[:1]:
+                with uncompiled(), compiled_side_by_side():
+                    self.step.take_part(batch)
 
     def reset(self, prepared: PreparedRun, processes: Processes) -> bool:
         """Reset to the initial state of another run; return whether this setup fits that run.

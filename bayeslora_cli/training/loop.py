@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -155,6 +156,7 @@ class TrainingLoop:
         with gathering, self._saved_when_stopped():
             if self._evaluation_is_due():  # the process was killed before the evaluation was over
                 self._evaluate()
+            self.setup.compile_kernels(partial(self._micro_batches, state.step))
             while state.step < self.total and not self.evaluations.over(state.waited):
                 self.generators.note(state.step)
                 self.setup.step(state.step, self._micro_batches(state.step))

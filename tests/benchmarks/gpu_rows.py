@@ -21,7 +21,7 @@ from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.data.batching import padded_width
 from bayeslora_cli.data.packing import token_batch
 from bayeslora_cli.data.tokenised_split import TokenisedSplit
-from bayeslora_cli.execution.compilation import compile_blocks
+from bayeslora_cli.execution.compilation import compile_blocks, uncompiled
 from bayeslora_cli.execution.cuda_graphs import GraphRunner, run_eagerly
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
 from bayeslora_cli.methods.allocation import Allocator
@@ -36,6 +36,8 @@ TARGETS = ["query_proj", "key_proj", "value_proj", "query", "key", "value", "den
 T_INIT = 1  # the first step without an allocation
 LONGEST = 256  # tokens of an example
 EXAMPLES = 392_702  # MNLI's, IVON's effective sample size
+SIDE_BY_SIDE = True
+"""Whether kernels are compiled side by side before the first step."""
 BASE, LORA = "peft-adalora-adamw", "lora-adamw"  # what the ratios are to
 
 Batch = dict[str, Tensor]
@@ -113,10 +115,21 @@ def engine(
         if compiled and (on_gpu or force):
             compile_blocks(network.module, dynamic=None if network.packed else False)
             step.compile()
-        if network.packed:
-            laid = Packed(s.device)
-            return lambda t, batch: step(t, [laid(batch)])
-        return lambda t, batch: step(t, [widened(batch) if on_gpu else batch])
+        laid: Callable[[Batch], Batch] = Packed(s.device) if network.packed else widened
+        ahead = on_gpu and SIDE_BY_SIDE
+
+        def run(t: int, batch: Batch) -> None:
+            nonlocal ahead
+            batch = laid(batch) if on_gpu or network.packed else batch
+            if ahead:  # as a run does
+                from bayeslora_cli.models.kernels.side_by_side_triton import compiled_side_by_side
+
+                with uncompiled(), compiled_side_by_side():
+                    step.take_part(batch)
+                ahead = False
+            step(t, [batch])
+
+        return run
 
     return build
 

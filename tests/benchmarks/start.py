@@ -44,6 +44,7 @@ def child(options: argparse.Namespace) -> None:
     precision = "bf16" if device.type == "cuda" else "fp32"
     set_precision(precision)
     dynamic = VARIANTS[options.variants]
+    gpu_rows.SIDE_BY_SIDE = not options.one_by_one
     gpu_rows.compile_blocks = lambda module, **_: compilation.compile_blocks(  # type: ignore[attr-defined]
         module, dynamic=dynamic
     )
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--states", default="empty,warm", help="of the cache, one after the other")
     parser.add_argument("--packing", default="off", choices=("off", "on"))
     parser.add_argument("--uncompiled", action="store_true", help="captured only")
+    parser.add_argument("--one-by-one", action="store_true", help="kernels of ours, compiled")
     parser.add_argument("--kernels", type=int, default=0, help="kernels of a step to list")
     parser.add_argument("--top", type=int, default=14, help="phases to print")
     parser.add_argument("--wait", action="store_true", help=argparse.SUPPRESS)

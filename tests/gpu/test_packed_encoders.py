@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -32,7 +34,7 @@ def batches(count, *, packed):
     return found
 
 
-def trained(model, *, packed, runner=lambda noise: run_eagerly, steps=12, **options):
+def trained(model, *, packed, runner=lambda noise: run_eagerly, steps=12, ahead=False, **options):
     step = make_step(
         model, "ivon", "snr", device="cuda", packing="on" if packed else "off", runner=runner,
         **options,
@@ -40,6 +42,9 @@ def trained(model, *, packed, runner=lambda noise: run_eagerly, steps=12, **opti
     assert step.network.packed == packed
     step.network.module.train()
     torch.manual_seed(0)
+    if ahead:
+        with compiled_ahead():
+            step.take_part(batches(1, packed=packed)[0])
     for t, batch in enumerate(batches(steps, packed=packed)):
         step(t, [batch])
     assert step.bad_step() is None
@@ -63,6 +68,31 @@ def test_captured_steps_are_eager_steps(kind, precision, backbone):
     torch.cuda.set_stream(torch.cuda.Stream())
     captured = trained(model, runner=lambda noise: GraphRunner([noise]), **options)
     assert torch.equal(captured, eager)
+
+
+@contextmanager
+def compiled_ahead():
+    """Compile kernels side by side, those of attention anew, which must all be there at the end."""
+    from bayeslora_cli.models.kernels.row_attention import backward_triton, forward_triton
+    from bayeslora_cli.models.kernels.side_by_side_triton import compiled_side_by_side
+
+    kernels = forward_triton.attend, backward_triton.to_queries, backward_triton.to_keys
+    for kernel in kernels:
+        kernel.device_caches.clear()
+    with compiled_side_by_side():
+        yield
+    for kernel in kernels:
+        (caches,) = kernel.device_caches.values()
+        assert len(caches[0]) == 1
+        assert not any(hasattr(found, "result") for found in caches[0].values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_compiled_side_by_side(kind, backbone):
+    """The pass draws and changes nothing; with dropout."""
+    model = backbone(kind, dropout=0.1)
+    usual, ahead = (trained(model, packed=True, ahead=both) for both in (False, True))
+    assert torch.equal(usual, ahead)
 
 
 @pytest.mark.parametrize("kind", KINDS)

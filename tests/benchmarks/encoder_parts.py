@@ -1,10 +1,10 @@
 """What each fused kernel of an encoder brings: whole steps with and without it, in one process.
 
     python tests/benchmarks/encoder_parts.py [--lengths mnli,64,256] [--variants NAME,NAME]
-        [--kernels 20]
+        [--kernels 20] [--precision fp32]
     python tests/benchmarks/encoder_parts.py --device cpu --tiny        # does it run at all?
 
-DeBERTaV3-base's shape, AdaLoRA + IVON + snr, batch 32, bf16, packed rows, captured. Each variant is
+DeBERTaV3-base's shape, AdaLoRA + IVON + snr, batch 32, packed rows, captured. Each variant is
 built, runs two steps and then 50 of each length, one after the other; the figures are milliseconds
 per step. A line is printed as soon as it is known.
 """
@@ -55,8 +55,7 @@ def attend_by_parts(joint: Tensor, row_offsets: Tensor, reach: int, **options: A
 def measured(name: str, model: str, device: torch.device, options: argparse.Namespace) -> None:
     """Build a variant and print its times."""
     feed_forward, norms, joint, compiled = VARIANTS[name]
-    precision = "bf16" if device.type == "cuda" else "fp32"
-    setting = gpu_rows.Setting(model=model, device=device, precision=precision, total=2000)
+    setting = gpu_rows.Setting(model=model, device=device, precision=options.precision, total=2000)
     vocabulary = (gpu_step.TINY if options.tiny else gpu_step.ARCHITECTURE)["vocab_size"]
     torch.manual_seed(0)
     begun = time.perf_counter()
@@ -110,6 +109,7 @@ def main() -> None:
     )
     parser.add_argument("--lengths", default="mnli,64,256")
     parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a tiny backbone")
     parser.add_argument("--kernels", type=int, default=0, help="kernels of a step to list")
@@ -117,7 +117,8 @@ def main() -> None:
     device = torch.device(options.device)
     if device.type == "cuda":  # graphs are not captured on the default stream
         torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
-    set_precision("bf16" if device.type == "cuda" else "fp32")
+    options.precision = options.precision if device.type == "cuda" else "fp32"
+    set_precision(options.precision)
     architecture = gpu_step.ARCHITECTURE | (gpu_step.TINY if options.tiny else {})
     with tempfile.TemporaryDirectory() as model:
         torch.manual_seed(0)

@@ -7,7 +7,11 @@ from torch import Tensor
 
 from bayeslora_cli.models.adapters.bank import AdapterBank
 
-PIECE = 64  # elements summed at a time in a product of few, long rows
+PIECE = 64
+"""Elements summed at a time in a product of few, long rows; more if there are too many products."""
+MOST = 2**16 - 1
+"""Products of a batch that all GPUs compute: some of cuBLAS's kernels leave out those behind
+(pytorch's issue 25241). Llama-3.3-70B's gate and up projections would make 71,680."""
 
 
 def orthogonality(bank: AdapterBank, weight: float) -> Tensor:
@@ -41,7 +45,10 @@ def _gram(rows: Tensor) -> Tensor:
     Without pieces, a GPU would compute each matrix by a single block of threads.
     """
     count, rank, length = rows.shape
-    if length % PIECE:
+    piece = PIECE
+    while count * length > MOST * piece:
+        piece *= 2
+    if length % piece:
         return rows @ rows.mT
-    pieces = rows.reshape(count, rank, -1, PIECE).transpose(1, 2)  # (G, n / PIECE, r, PIECE)
+    pieces = rows.reshape(count, rank, -1, piece).transpose(1, 2)  # (G, n / piece, r, piece)
     return (pieces @ pieces.mT).sum(1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bayeslora_cli.methods.adalora.orthogonality import orthogonality
+from bayeslora_cli.methods.adalora.orthogonality import _gram, orthogonality
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.bank_layout import Matrix
 
@@ -71,3 +71,23 @@ def test_orthonormal_factors_have_no_gradient():
         m.b.data.copy_(torch.eye(*m.b.shape))
     assert orthogonality(bank, 0.3).item() == 0
     assert bool((bank.local == 0).all())
+
+
+def test_no_batch_has_more_products_than_gpus_compute(monkeypatch):
+    """Also of 160 matrices with 28,672 outputs, and where the pieces would not fit a row."""
+    found = []
+    product = torch.Tensor.__matmul__
+
+    def counted(left, right):
+        found.append(left.shape[:-2].numel())
+        return product(left, right)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", counted)
+    for count, length in ((160, 28672), (160, 28736), (3, 128), (3, 65)):
+        assert _gram(torch.empty(count, 12, length, device="meta")).shape == (count, 12, 12)
+    assert found == [160 * 224, 160, 6, 3]
+    rows = torch.randn(4, 3, 256, generator=torch.Generator().manual_seed(0))
+    whole = _gram(rows)
+    monkeypatch.setattr("bayeslora_cli.methods.adalora.orthogonality.MOST", 8)
+    torch.testing.assert_close(_gram(rows), whole)
+    assert found[-2:] == [16, 8]

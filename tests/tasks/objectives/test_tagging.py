@@ -79,6 +79,18 @@ def test_forms_of_rows(tmp_path, name, text, named):
         assert kind_of(str(tmp_path / name)) == "token-classification"
 
 
+def test_sentences_to_predict_are_divided_at_spaces(tmp_path):
+    task, _ = read(
+        write_lines(tmp_path / "a.jsonl", [{"tokens": ["a", "b"], "tags": ["O", "B-X"]}])
+    )
+    rows = [{"text": "we ate pie ."}, {"text": "[sic] so"}]
+    table = read_table(write_lines(tmp_path / "b.jsonl", rows), "FILE", split="train")
+    found = table_examples(table, replace(task, text_columns=("text",)), labelled=False)
+    assert list(map(json.loads, found.first)) == [["we", "ate", "pie", "."], ["[sic]", "so"]]
+    with pytest.raises(DataError, match="expected a list of words"):
+        table_examples(table, replace(task, text_columns=("text", "text")), labelled=True)
+
+
 def test_a_saved_set_has_names_of_tags(tmp_path):
     import datasets
 

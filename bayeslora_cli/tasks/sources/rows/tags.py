@@ -12,6 +12,8 @@ from bayeslora_cli.tasks.sources.tables.table import Table, shown
 from bayeslora_cli.tasks.task import Examples
 
 _WORDS = ("tokens", "words")
+_TEXTS = ("text", "sentence")
+"""Columns of sentences, if the kind of task is known: those of rows to predict."""
 _TAGS = ("ner_tags", "tags", "labels", "pos_tags")
 
 
@@ -26,7 +28,8 @@ class Tags(RowReader):
 
     def usual_columns(self, table: Table, *, sure: bool = False) -> tuple[str, ...] | None:
         """Return the column of the words; that of the tags stands behind it only if it is named."""
-        words = next((name for name in _WORDS if name in table.names), None)
+        known = (*_WORDS, *(_TEXTS if sure else ()))
+        words = next((name for name in known if name in table.names), None)
         if words is None or not (sure or set(_TAGS) & set(table.names)):
             return None
         return (words,)
@@ -99,6 +102,8 @@ def _rows(table: Table, words: str, tags: str | None) -> list[tuple[list[str], l
     for row, (own, beside) in enumerate(zip(table.read_column(words), others, strict=True)):
         where = table.where(row)
         texts = _list(own)
+        if texts is None and tags is None and isinstance(own, str):
+            texts = own.split()  # a sentence to predict
         if not texts or not all(isinstance(word, str) and word for word in texts):
             raise DataError(
                 f"{where}: found {short(own)} in the column {words!r}; expected a list of words, "

@@ -138,6 +138,11 @@ WORKER = (
     "    time.sleep(seconds)\n"
     "    first and made.touch()\n"
 )
+# says sooner that it waits
+TALKATIVE = WORKER.replace(
+    "logging.basic",
+    "from bayeslora_cli.runs import file_lock\nfile_lock.SILENCE = 0.3\nlogging.basic",
+)
 
 
 @pytest.fixture
@@ -188,7 +193,7 @@ def test_those_who_have_waited_in_vain_all_make_it(tmp_path, start, how):
     made = tmp_path / "thing"
     first = start(made, 600)
     assert says(first) == "True"
-    others = [start(made, 600) for _ in range(3)]
+    others = [start(made, 600, script=TALKATIVE) for _ in range(3)]
     assert all(says(other).startswith("waiting for") for other in others)
     first.send_signal(how)
     assert [says(other) for other in others] == ["True"] * 3
@@ -199,7 +204,7 @@ def test_a_long_wait_is_said_and_has_an_end(tmp_path, start):
     first = start(made, 600)
     assert says(first) == "True"
     first.send_signal(signal.SIGSTOP)
-    second = start(made, 0, patience=7)
+    second = start(made, 0, patience=2, script=TALKATIVE)
     said = says(second)
     assert said.startswith(f"waiting for process {first.pid} on ")
     assert said.endswith(" to make it")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bayeslora_cli.tasks.dialogue import from_text
 from bayeslora_cli.tasks.objectives.objective import Objective
+from bayeslora_cli.tasks.shortest_numbers import shortest_numbers
 from bayeslora_cli.tasks.sources.label_column import LabelColumn
 from bayeslora_cli.tasks.task import Examples
 
@@ -119,9 +120,8 @@ class Causal(Objective):
         return expected[:, 0] / expected[:, 1].clamp(min=1)
 
     def spell(self, labels: Tensor) -> list[Any]:
-        """Return numbers."""
-        found: list[Any] = labels.tolist()
-        return found
+        """Return numbers with the fewest digits that give the same value back."""
+        return shortest_numbers(labels)
 
 
 def rows_of_targets(batch: Mapping[str, Tensor]) -> tuple[int, Tensor]:

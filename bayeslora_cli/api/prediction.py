@@ -186,7 +186,7 @@ def predict_file(
     except (BayesloraError, KeyboardInterrupt):
         if written:
             place = output or "standard output"
-            logger.warning("%s rows are written to %s", f"{written:,}", place)
+            logger.warning("rows written to %s: %s", place, f"{written:,}")
         raise
     finally:
         if writer is not None:

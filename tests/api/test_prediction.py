@@ -104,7 +104,7 @@ def test_rows_before_a_bad_one_are_written_whole(run, pairs, tmp_path, caplog, b
         run.predict_file(source, output)
     with output.open(newline="") as file:
         assert [row["id"] for row in csv.DictReader(file)] == [f"n{i}" for i in range(len(pairs))]
-    assert f"23 rows are written to {output}" in caplog.text
+    assert f"rows written to {output}: 23" in caplog.text
 
 
 def test_a_full_disk_leaves_whole_rows(run, pairs, tmp_path, monkeypatch):

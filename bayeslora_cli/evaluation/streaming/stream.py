@@ -87,7 +87,11 @@ def read_windows(
     Raises:
         UserError: a table lacks a column, or a value is not as expected.
     """
-    for table in tables:
+    reader = reader_of(task.objective)
+    for given in tables:
+        table = given
+        if reader is not None and given.names == ("text",):
+            table = reader.of_texts(given, task.text_columns)
         names = table.names if asked.keep is None else asked.keep
         for name in names:
             if name not in table.names:

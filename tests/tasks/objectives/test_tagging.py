@@ -23,7 +23,9 @@ from bayeslora_cli.export.exporter import ExportOptions, export_run
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.reports.details_text import details_text
 from bayeslora_cli.tasks.objectives.objective import build_objective
+from bayeslora_cli.tasks.sources.rows.tags import TAGS
 from bayeslora_cli.tasks.sources.table_reader import read_table
+from bayeslora_cli.tasks.sources.tables.windows import table_windows
 from bayeslora_cli.tasks.sources.tabular import custom_task, table_examples
 from bayeslora_cli.tasks.task import Examples
 from bayeslora_cli.training.loop import train
@@ -42,6 +44,18 @@ def read(path, **named):
 
 
 # ---- files
+
+
+def test_a_line_of_text_is_a_row_of_its_words(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("Peter Blackburn  won\nw1\n")
+    (table,) = table_windows(str(path), "FILE", ("text",))
+    found = TAGS.of_texts(table, ("tokens",))
+    rows = [{"tokens": words, "tags": tags} for words, tags in tagged(4)]
+    task, _ = read(write_lines(tmp_path / "t.jsonl", rows))
+    texts = table_examples(found, task, labelled=False).first
+    assert [json.loads(text) for text in texts] == [["Peter", "Blackburn", "won"], ["w1"]]
+
 
 CONLL = """-DOCSTART- -X- -X- O
 

@@ -47,6 +47,15 @@ class RowReader(ABC):
     def usual_columns(self, table: Table, *, sure: bool = False) -> tuple[str, ...] | None:
         """Return the columns of usual names that hold such rows; see `columns`."""
 
+    def of_texts(self, table: Table, columns: tuple[str, ...]) -> Table:
+        """Return rows to predict of a table of plain texts, whose one column is `text`; as it is if
+        texts cannot be such rows.
+
+        Args:
+            columns: those of the task.
+        """
+        return table
+
     def classes(self, table: Table, columns: tuple[str, ...]) -> tuple[str, ...]:
         """Return the names of the classes of a training table's rows; (): they have none.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from bayeslora_cli.errors import DataError
@@ -33,6 +34,12 @@ class Tags(RowReader):
         if words is None or not (sure or set(_TAGS) & set(table.names)):
             return None
         return (words,)
+
+    def of_texts(self, table: Table, columns: tuple[str, ...]) -> Table:
+        """Return rows of the words of each text, with spaces between."""
+        texts: list[str] = table.read_column("text")
+        words = {columns[0]: [text.split() for text in texts]}
+        return replace(table, names=tuple(words), read_column=words.__getitem__)
 
     def told(self, columns: tuple[str, ...], loss_on: str) -> str:
         """Write a clause on the columns."""

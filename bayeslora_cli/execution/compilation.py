@@ -109,10 +109,12 @@ def compile_blocks(module: nn.Module, *, dynamic: bool | None = False) -> None:
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * VARIANTS)
     # told to all users who recompute selectively: no operator of a block works in place
     logging.getLogger("torch._higher_order_ops.wrap").addFilter(_concerns_users)
-    # a `SharedCall` holds nothing from one pass to the other; an older torch compiles no such block
+    # for a `SharedCall`, which holds nothing from one pass to the other; torch before 2.10 compiles
+    # no such block. With dropout the second pass draws the same numbers by a state set outside
     recomputes = hasattr(config, "skip_fwd_side_effects_in_bwd_under_checkpoint")
     if recomputes:
-        config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
+        recomputes = not _has_dropout(module)
+        config.skip_fwd_side_effects_in_bwd_under_checkpoint = recomputes
     for owner in list(module.modules()):
         for blocks in owner.children():
             if isinstance(blocks, nn.ModuleList) and len({type(block) for block in blocks}) == 1:
@@ -131,11 +133,10 @@ def _compile_recomputation(block: nn.Module, dynamic: bool | None) -> None:
     """Compile a block that is recomputed with its recomputation, where that is around its call.
 
     The compiler then leaves out of the second forward pass what no gradient needs. Newer releases
-    of transformers recompute inside of `forward`, which is compiled already. Blocks with dropout
-    stay as they are: the second pass draws the same numbers by a state that is set outside.
+    of transformers recompute inside of `forward`, which is compiled already.
     """
     checkpoint = getattr(block, "_gradient_checkpointing_func", None)
-    if type(block).__call__ is nn.Module.__call__ or checkpoint is None or _has_dropout(block):
+    if type(block).__call__ is nn.Module.__call__ or checkpoint is None:
         return
     call = torch.compile(_recomputed, dynamic=dynamic)
 
@@ -145,9 +146,9 @@ def _compile_recomputation(block: nn.Module, dynamic: bool | None) -> None:
     block._gradient_checkpointing_func = through  # type: ignore[assignment]
 
 
-def _has_dropout(block: nn.Module) -> bool:
-    shares = [m.p for m in block.modules() if isinstance(m, nn.Dropout)]
-    shares += [getattr(m, "attention_dropout", 0.0) for m in block.modules()]
+def _has_dropout(module: nn.Module) -> bool:
+    shares = [m.p for m in module.modules() if isinstance(m, nn.Dropout)]
+    shares += [getattr(m, "attention_dropout", 0.0) for m in module.modules()]
     return any(isinstance(share, float) and share > 0 for share in shares)
 
 

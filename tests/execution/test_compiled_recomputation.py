@@ -115,3 +115,15 @@ def test_the_last_product_is_left_out(kind, what, monkeypatch):
     again = {name.removeprefix("gated_mlp_"): n for name, n in backward.items() if "mlp" in name}
     assert again.pop("wide_backward.default") == again.pop("middle_backward.default") == 1
     assert again == ({"wide.default": 1, "middle.default": 1} if what == "blocks" else {})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["dropout", "attention_dropout"])
+def test_blocks_with_dropout_are_recomputed_outside_of_the_compiled_code(name):
+    model = Model(Older)
+    setattr(model.layers[0], name, nn.Dropout(0.1) if name == "dropout" else 0.1)
+    recompute_blocks(model, "blocks", torch.device("cuda"))
+    before = [layer._gradient_checkpointing_func for layer in model.layers]
+    compile_blocks(model, dynamic=None)
+    assert [layer._gradient_checkpointing_func for layer in model.layers] == before
+    assert not torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint

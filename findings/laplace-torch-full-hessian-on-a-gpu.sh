@@ -36,7 +36,10 @@ print(f"the model is on {device}; torch.eye is called with device={made[0]}, whi
 PYTHON
 
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet torch==2.13.0 laplace-torch==0.3 curvlinops-for-pytorch==3.0.1
+# without torchvision, which it does not need here and which has to fit the build of torch
+"$folder/venv/bin/pip" install --quiet torch==2.13.0 torchmetrics opt_einsum einops einconv scipy tqdm
+"$folder/venv/bin/pip" install --quiet --no-deps laplace-torch==0.3 curvlinops-for-pytorch==3.0.1 \
+    asdfghjkl==0.1a4 backpack-for-pytorch==1.7.1 unfoldNd==0.2.3 linear_operator==0.6.1
 seen=$("$folder/venv/bin/python" -W ignore "$folder/try.py")
 python3 --version
 "$folder/venv/bin/pip" list 2>/dev/null | grep -E '^(torch|laplace-torch|curvlinops-for-pytorch) '

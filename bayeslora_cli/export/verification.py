@@ -43,14 +43,18 @@ def beginnings(split: TokenisedSplit, objective: Objective) -> TokenisedSplit:
         return replace(split, parts=None, whole=None)
     if split.counted is None:
         return split
-    rows = [row[:TOKEN_ROW] for row in torch.split(split.tokens, split.lengths.tolist())]
-    lengths = torch.tensor([len(row) for row in rows])
+
+    def cut(values: Tensor) -> Tensor:
+        return torch.cat([row[:TOKEN_ROW] for row in torch.split(values, split.lengths.tolist())])
+
+    lengths = split.lengths.clamp(max=TOKEN_ROW)
     return TokenisedSplit(
-        tokens=torch.cat(rows),
+        tokens=cut(split.tokens),
         offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
-        token_types=None,
+        token_types=None if split.token_types is None else cut(split.token_types),
         labels=None,
         pad_id=split.pad_id,
+        pad_type_id=split.pad_type_id,
     )
 
 

@@ -270,6 +270,12 @@ def _unclaimed(column: LabelColumn) -> DataError:
     where, values, kinds = column.table.where, column.numbers(), column.kinds()
     if None in kinds:
         row = kinds[None]
+        alone = next((first for name, first in kinds.items() if name is not None), None)
+        if isinstance(values[row], list) and alone is not None and row < alone:
+            return DataError(
+                f"{where(alone)}: found the label {short(values[alone])}, and a list at "
+                f"{where(row)}; expected a list of labels in each row, or in none"
+            )
         return DataError(
             f"{where(row)}: found the label {short(values[row])}; "
             "expected text, a finite number, or true or false"

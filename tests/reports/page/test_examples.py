@@ -74,6 +74,16 @@ def test_pairs():
     assert lines(found.most_wrong) == [(1, "1", "0", "b", "p1", "n1")]
 
 
+def test_pairs_with_scores():
+    """Texts of a low score need not find each other."""
+    second = [json.dumps([f"p{i}"]) for i in range(3)]
+    whole = [[0.2, 0.7, 0.1, 0.5], [0.6, 0.3, 0.1, 0.1], [0.1, 0.2, 0.7, 0.9]]
+    uncertainty = {"entropy": torch.tensor([0.8, 0.9, 0.7])}
+    found = shown("embedding", (), [row[:3] for row in whole], [1.0, 0.0, 0.9], list("abc"),
+                  second, uncertainty)  # fmt: skip
+    assert lines(found.most_wrong) == [(0, "0", "1", "a", "p0")]
+
+
 @pytest.mark.parametrize("kind", ["choice", "multiple-choice"])
 def test_choices(kind):
     first, second = "which?", json.dumps(["one", "two"])

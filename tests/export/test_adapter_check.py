@@ -71,6 +71,8 @@ def test_few_tokens_are_compared():
     packed = {"input_ids": ids.view(1, -1), "offsets": torch.arange(9)}
     assert adapter_check._beginnings(packed).keys() == packed.keys()
     assert torch.equal(adapter_check._beginnings(packed)["offsets"], torch.arange(9))
+    square = {"input_ids": torch.zeros(8, 8), "predicting": torch.arange(8)}  # a place in each row
+    assert adapter_check._beginnings(square).keys() == square.keys()
 
 
 def test_an_adapter_that_peft_does_not_open(backbone, tmp_path, monkeypatch):

@@ -4,8 +4,9 @@
 
 The tasks are SST-2 (is a film praised?) and CoLA (is a sentence grammatical?), each with the
 answers yes and no, so that both share the classifier. The second one is learned from the first run
-(`--from`), and the same with its posterior as the prior (`--prior from`). With `--all` also from
-the pretrained model, and from both tasks' rows at once, which needs the first rows again.
+(`--from`), and the same with its posterior as the prior (`--prior from`), which a smaller --ess of
+the second run makes stronger. With `--all` also from the pretrained model, and from both tasks'
+rows at once, which needs the first rows again.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ import bayeslora_cli as bl
 Rows = list[tuple[str, str]]
 WAYS: dict[str, dict[str, Any]] = {
     "--from": {"start": True},
-    "--from --prior from": {"start": True, "prior": "from"},
+    "--prior from": {"start": True, "prior": "from"},
+    "--prior from --ess 1e6": {"start": True, "prior": "from", "ess": 1e6},
+    "--prior from --ess 1e5": {"start": True, "prior": "from", "ess": 1e5},
 }
 OTHER_WAYS: dict[str, dict[str, Any]] = {
     "second task only": {},
@@ -105,8 +108,7 @@ def main() -> None:
                     given["start_from"] = str(before.path)
                 else:
                     given["model"] = asked.model
-                if "prior" in way:
-                    given["prior"] = way["prior"]
+                given |= {option: way[option] for option in ("prior", "ess") if option in way}
                 run = bl.train(
                     eval_file=second_dev, output=str(place / str(number)), **given, **common
                 )
@@ -114,13 +116,13 @@ def main() -> None:
                 print(seed, name, *found[name][-1], flush=True)
     print(", ".join(f"{k} {v}" for k, v in environment(torch.device(asked.device)).items()))
     print(f"{asked.rows} rows of each task, {asked.epochs:g} epochs, preset {asked.preset}")
-    print(f"{'learned':22}{'first task':>20}{'second task':>20}")
+    print(f"{'learned':24}{'first task':>20}{'second task':>20}")
     for name, values in found.items():
         cells = []
         for column in zip(*values, strict=True):
             spread = statistics.stdev(column) if len(column) > 1 else 0.0
             cells.append(f"{statistics.mean(column):.3f} ± {spread:.3f}")
-        print(f"{name:22}{cells[0]:>20}{cells[1]:>20}")
+        print(f"{name:24}{cells[0]:>20}{cells[1]:>20}")
 
 
 if __name__ == "__main__":

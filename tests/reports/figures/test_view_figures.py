@@ -86,16 +86,16 @@ def overlaps(figure):
 
     with mock.patch.object(Text, "draw", note):  # a tick beyond its axis has a text, not drawn
         FigureCanvasAgg(figure).draw()
-    boxes = [(text.get_text(), text.get_window_extent()) for text in drawn]
-    edges = figure.bbox
-    for i, (name, box) in enumerate(boxes):
-        if box.x0 < edges.x0 - 1 or box.x1 > edges.x1 + 1:
+    boxes = [(text.get_text(), text.get_window_extent().extents.tolist()) for text in drawn]
+    left, bottom, right, top = figure.bbox.extents
+    for i, (name, (x0, y0, x1, y1)) in enumerate(boxes):
+        if x0 < left - 1 or x1 > right + 1:
             yield name, "left or right edge"
-        if box.y0 < edges.y0 - 1 or box.y1 > edges.y1 + 1:
+        if y0 < bottom - 1 or y1 > top + 1:
             yield name, "upper or lower edge"
-        for other, its_box in boxes[:i]:
-            width = min(box.x1, its_box.x1) - max(box.x0, its_box.x0)
-            height = min(box.y1, its_box.y1) - max(box.y0, its_box.y0)
+        for other, (its_x0, its_y0, its_x1, its_y1) in boxes[:i]:
+            width = min(x1, its_x1) - max(x0, its_x0)
+            height = min(y1, its_y1) - max(y0, its_y0)
             if width > 1 and height > 2 and name != other:
                 yield name, other
 

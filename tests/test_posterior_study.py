@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 from scipy import stats
-from torch import nn
 
-from bayeslora_cli.models.adapters.bank import AdapterBank
-from bayeslora_cli.models.adapters.bank_layout import Matrix
 from bayeslora_cli.tasks.sources.glue import TASKS, read_tsv
 from bayeslora_cli.tasks.sources.own_files import hold_out
-from tests.benchmarks.posterior import check, page
-from tests.benchmarks.posterior.cut import decompose
+from tests.benchmarks.posterior import check, judged_tables
 from tests.benchmarks.posterior.protocol import PROTOCOL, options_of, trials, write_parts
 from tests.benchmarks.posterior.search import choose
 
@@ -71,32 +65,12 @@ def test_the_parts_are_what_validation_holds_out(tmp_path):
         assert (found.first, found.labels) == (expected[split].first, expected[split].labels)
 
 
-def test_a_decomposition_leaves_the_product_as_it_is():
-    generator = torch.Generator().manual_seed(0)
-
-    def parameter(*shape):
-        return nn.Parameter(torch.randn(*shape, generator=generator))
-
-    matrices = [
-        Matrix(name=f"m{i}", a=parameter(3, 8), e=parameter(3, 1), b=parameter(5, 3))
-        for i in range(2)
-    ]
-    bank = AdapterBank(matrices, [], posterior=False)
-    before = [m.b @ torch.diag(m.e[:, 0]) @ m.a for m in matrices]
-    mean = bank.mean.clone()
-    values = decompose(SimpleNamespace(bank=bank), mean)
-    for i, product in enumerate(before):
-        a, e, b = (bank.segments[f"m{i}.lora_{part}"].view(mean) for part in "AEB")
-        torch.testing.assert_close(b @ torch.diag(e[:, 0]) @ a, product)
-        torch.testing.assert_close(values[i], torch.linalg.svdvals(product)[:3])
-
-
 def test_both_scripts_agree_on_tests_and_corrections():
     differences = [0.3, -0.1, 0.2, 0.0, 0.25, 0.3, -0.3, 0.5, 0.6, 0.2]
     expected = float(stats.wilcoxon(differences, method="approx").pvalue)
     assert check.wilcoxon(differences) == pytest.approx(expected)
     assert check.student(24) == pytest.approx(stats.t.ppf(0.975, 24), abs=2e-4)
-    assert page.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert judged_tables.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert check.spearman([1, 2, 2, 4], [1, 3, 2, 4]) == pytest.approx(
         float(stats.spearmanr([1, 2, 2, 4], [1, 3, 2, 4]).statistic)
     )

@@ -7,8 +7,17 @@ import sys
 import warnings
 
 import pytest
+import torch
 
 from tests.support.warm_process import ROOT
+
+
+@pytest.fixture(autouse=True)
+def threads_stay():
+    """Scripts set torch's threads; two of them make what follows on a shared core much slower."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -198,8 +198,12 @@ def laplace(last: LastLayer, split: Any) -> tuple[Tensor, float]:
     )
     approximation.fit(torch.utils.data.DataLoader(rows, batch_size=512))
     approximation.optimize_prior_precision(method="marglik")
-    found = approximation(last.features(split), link_approx="probit").detach()
-    return found, approximation.H.numel() * 4 / 1e6
+    # in parts: the library keeps each row's Jacobian
+    found = [
+        approximation(part, link_approx="probit").detach()
+        for part in last.features(split).split(BATCH)
+    ]
+    return torch.cat(found), approximation.H.numel() * 4 / 1e6
 
 
 def of_run(held: CutRun) -> Iterator[dict[str, Any]]:

@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,10 @@ def places_of(typed: argparse.Namespace) -> list[dict[str, str]]:
     MPS runs; of a CPU an empty one."""
     gpus = 0 if typed.device == "cpu" else torch.cuda.device_count()  # by NVML: no CUDA is begun
     found = [_place(gpu, typed.share) for gpu in range(gpus)]
-    if gpus > 1 and not all(map(_can_compute, found)):
-        return [{"CUDA_VISIBLE_DEVICES": str(gpu)} for gpu in range(gpus)]
+    if gpus > 1:
+        with ThreadPoolExecutor() as threads:
+            if not all(threads.map(_can_compute, found)):
+                return [{"CUDA_VISIBLE_DEVICES": str(gpu)} for gpu in range(gpus)]
     return found or [{}]
 
 

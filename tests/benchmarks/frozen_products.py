@@ -81,9 +81,9 @@ def tiles(rows: Tensor, grad: Tensor, codes: Tensor, scale: Tensor) -> dict[str,
         "gradients, 64 each": so(lambda: quantize_rows(grad, scale), EACH=64),
         "gradients, 16 each": so(lambda: quantize_rows(grad, scale), EACH=16),
     }
-    for block in (4096, 8192):
-        found[f"gradients read twice, {block}"] = so(
-            lambda: quantize_rows(grad, scale), MOST=0, BLOCK=block
+    for block, warps in ((2048, 16), (4096, 8), (4096, 16), (8192, 8), (8192, 16), (8192, 32)):
+        found[f"gradients read twice, {block}, {warps}"] = so(
+            lambda: quantize_rows(grad, scale), MOST=0, BLOCK=block, LONG_WARPS=warps
         )
     for tile, warps in ((32, 4), (64, 8), (128, 4), (128, 8)):
         found[f"transpose {tile}, {warps}"] = so(lambda: transposed(codes), TILE=tile, WARPS=warps)

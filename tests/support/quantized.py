@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bayeslora_cli.config.run_config import RunConfig
@@ -83,3 +83,17 @@ def gradient_of(network, batch):
     loss.backward()
     bank.collect()
     return loss.detach(), bank.local.clone().flatten()
+
+
+def as_near(codes: Tensor, others: Tensor, x: Tensor, scale: Tensor) -> bool:
+    """Tell whether codes are as near to x / scale as others are, to fp32's rounding.
+
+    Halfway between two codes either is the nearest one.
+
+    Args:
+        codes, others, x: (n, k).
+        scale: (n, 1).
+    """
+    wanted = x.double() / scale.double()
+    far, most = ((found.double() - wanted).abs() for found in (codes, others))
+    return bool((far <= most + 1e-6 * wanted.abs()).all())

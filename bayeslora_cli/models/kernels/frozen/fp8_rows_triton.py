@@ -9,8 +9,8 @@ from torch import Tensor
 
 LARGEST = tl.constexpr(448.0)
 LEAST_SCALE = tl.constexpr(1e-12)
-BLOCK = 2048
-"""Columns that a program reads at once, of rows that it reads twice."""
+BLOCK, LONG_WARPS = 2048, 8
+"""Columns that a program reads at once of rows that it reads twice, and its warps."""
 MOST = 65536
 """Columns of a row that a program keeps in its registers, at most: it reads them once."""
 EACH = 32
@@ -30,7 +30,8 @@ def _quantize(x, columns, codes, scale, width, stride, SCALED: tl.constexpr, BLO
         value *= tl.load(columns + at, mask=inside, other=0.0)
     step = tl.maximum(tl.max(tl.abs(value), 0) / LARGEST, LEAST_SCALE)
     tl.store(scale + row, step)
-    tl.store(codes + row * width + at, (value / step).to(codes.dtype.element_ty), mask=inside)
+    value *= 1.0 / step  # a division for each number would take longer than the memory
+    tl.store(codes + row * width + at, value.to(codes.dtype.element_ty), mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -43,20 +44,24 @@ def _quantize_long(  # type: ignore[no-untyped-def]  # noqa: ANN202
     largest = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, width, BLOCK):
         at = start + places
-        value = tl.load(x + row * stride + at, mask=at < width, other=0.0).to(tl.float32)
+        value = tl.load(
+            x + row * stride + at, mask=at < width, other=0.0, eviction_policy="evict_last"
+        ).to(tl.float32)
         if SCALED:
             value *= tl.load(columns + at, mask=at < width, other=0.0)
         largest = tl.maximum(largest, tl.abs(value))
     step = tl.maximum(tl.max(largest, 0) / LARGEST, LEAST_SCALE)
     tl.store(scale + row, step)
+    inverse = 1.0 / step
     for start in range(0, width, BLOCK):
         at = start + places
-        value = tl.load(x + row * stride + at, mask=at < width, other=0.0).to(tl.float32)
+        value = tl.load(
+            x + row * stride + at, mask=at < width, other=0.0, eviction_policy="evict_first"
+        ).to(tl.float32)
         if SCALED:
             value *= tl.load(columns + at, mask=at < width, other=0.0)
-        tl.store(
-            codes + row * width + at, (value / step).to(codes.dtype.element_ty), mask=at < width
-        )
+        value *= inverse
+        tl.store(codes + row * width + at, value.to(codes.dtype.element_ty), mask=at < width)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -86,7 +91,7 @@ def quantize_rows(x: Tensor, columns: Tensor | None, dtype: torch.dtype) -> tupl
         warps = min(32, max(4, block // (32 * EACH)))
         _quantize[(count,)](*given, columns is not None, block, num_warps=warps)
     elif count:
-        _quantize_long[(count,)](*given, columns is not None, BLOCK, num_warps=8)
+        _quantize_long[(count,)](*given, columns is not None, BLOCK, num_warps=LONG_WARPS)
     return codes, scale
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bayeslora_cli.config.catalogue import OBJECTIVES
 from bayeslora_cli.errors import UserError
+from bayeslora_cli.tasks.sources.tabular import reader_of
 from bayeslora_cli.tasks.task import Examples, Task
 
 if TYPE_CHECKING:
@@ -40,16 +40,18 @@ def rows_of(texts: Sequence[str | tuple[str, str]], task: Task) -> Examples:
         UserError: there is no text, a row has more or fewer texts than the task has columns, or the
             task's rows are of another form.
     """
-    if OBJECTIVES[task.objective].rows is not None:
+    reader = reader_of(task.objective)
+    if reader is not None and not reader.single_texts:
         raise UserError(
             f"predict: the rows of {task.name} are more than texts; evaluate(file=..., "
             "predictions=...) predicts rows of a file, and generate continues prompts"
         )
-    columns = len(task.text_columns)
+    columns = 1 if reader is not None else len(task.text_columns)
     rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
     if isinstance(texts, str) or not rows or any(len(row) != columns for row in rows):
         form = "a list of texts" if columns == 1 else "a list of pairs of texts"
-        raise UserError(f"predict: give {form}: {task.name} has {' and '.join(task.text_columns)}")
+        has = "" if reader else f": {task.name} has {' and '.join(task.text_columns)}"
+        raise UserError(f"predict: give {form}{has}")
     first, *rest = (list(column) for column in zip(*rows, strict=True))
     return Examples(first=first, second=rest[0] if rest else None, labels=None)
 

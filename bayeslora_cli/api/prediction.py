@@ -20,6 +20,7 @@ from bayeslora_cli.tasks.sources.tables.windows import object_windows, table_win
 if TYPE_CHECKING:
     from bayeslora_cli.config.run_config import RunConfig
     from bayeslora_cli.evaluation.run_loading import LoadedRun
+    from bayeslora_cli.evaluation.streaming.columns import PredictedRows
     from bayeslora_cli.tasks.task import Task
 
 logger = logging.getLogger("bayeslora")
@@ -55,7 +56,7 @@ def predicted_windows(
     text_columns: Sequence[str] | None = None,
     input_format: str | None = None,
     batch_size: int | None = None,
-) -> Iterator[dict[str, Sequence[Any]]]:
+) -> Iterator[PredictedRows]:
     """Yield the columns of some thousand rows at a time: those of the input, and the predictions.
 
     Args:
@@ -113,7 +114,7 @@ def predicted_rows(
     run: Predicting, source: str | Path | Iterable[Any], **options: Any
 ) -> Iterator[dict[str, Any]]:
     """Yield a dictionary for each row; the arguments are those of `predicted_windows`."""
-    for columns in predicted_windows(run, source, **options):
+    for columns, _ in predicted_windows(run, source, **options):
         for row in zip(*columns.values(), strict=True):
             yield dict(zip(columns, row, strict=True))
 
@@ -170,7 +171,7 @@ def predict_file(
     descriptor: int | None = None
     writer: RowWriter | None = None
     try:
-        for columns in windows:
+        for found in windows:
             if writer is None:  # a file is replaced only when there is something to write
                 if form == "parquet":
                     assert output is not None
@@ -180,8 +181,8 @@ def predict_file(
                     descriptor = _opened(output)
                     writer = LineWriter(form, to_descriptor(descriptor, name))
             with deferred():
-                writer.write(columns, ours=len(columns) - list(columns).index("prediction"))
-            written += len(columns["prediction"])
+                writer.write(found.columns, ours=found.ours)
+            written += found.rows
             progress(written)
     except (BayesloraError, KeyboardInterrupt):
         if written:

@@ -224,7 +224,8 @@ class Run:
             samples, temperature, seed, batch_size: as for `evaluate`.
         Returns:
             fp64 on the CPU: class probabilities (n, classes), in the order of `task.classes`, or
-            scores (n,); the mean over the samples, if there are any.
+            scores (n,), or embeddings of length 1 (n, d); the mean over the samples, if there are
+            any.
         Raises:
             UserError: the texts have another form, there is no posterior to sample, or `load`
                 raises it.
@@ -235,7 +236,8 @@ class Run:
         sampling = sampling_of(samples, temperature, seed)
         check_sampling(self.config, sampling)
         rows = {"texts": rows_of(texts, self.task)}
-        found = predict(*self.loaded, self.config, rows, sampling, batch_size)[1]
+        loaded = self.loaded.predicting(rows["texts"])
+        found = predict(*loaded, self.config, rows, sampling, batch_size)[1]
         return found["mean" if sampling is None else "sampled"]["texts"].values
 
     def predict_rows(self, source: str | Path | Iterable[Any], **options: Any) -> Iterator[Any]:

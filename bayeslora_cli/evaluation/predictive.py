@@ -24,7 +24,7 @@ class Predictive:
         """Mean of `Objective.expected`."""
         self._within = torch.zeros((), dtype=torch.float64)
         """(n,): for probabilities, the samples' mean entropy; for scores, the mean squared distance
-        of `Objective.decide` from that of the mean."""
+        of `Objective.decide` from that of the mean, summed over the numbers of a vector."""
 
     @property
     def values(self) -> Tensor:
@@ -43,6 +43,7 @@ class Predictive:
         else:
             score, old, new = map(self.objective.decide, (found, before, self._mean))
             within = (score - old) * (score - new)
+            within = within.flatten(1).sum(1) if within.ndim > 1 else within
         self._within = self._within + (within - self._within) / self.samples
 
     def uncertainty(self, *, sampled: bool) -> dict[str, Tensor]:

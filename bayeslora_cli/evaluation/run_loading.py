@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from bayeslora_cli.bayes import posterior
@@ -17,7 +18,7 @@ from bayeslora_cli.models.backbones.identity import differences, model_identity
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.tasks.objectives.objective import Objective
-from bayeslora_cli.tasks.task import Task
+from bayeslora_cli.tasks.task import Examples, Task
 
 
 def split_names(task: Task, split: str) -> tuple[str, ...]:
@@ -53,6 +54,11 @@ class LoadedRun(NamedTuple):
     """The backbone's tokenizer from transformers."""
     posterior: Posterior
     """The posterior, on the network's device."""
+
+    def predicting(self, rows: Examples) -> LoadedRun:
+        """Return the run as it predicts rows without labels (`Objective.predicting`)."""
+        kind = self.network.objective.predicting(rows)
+        return self._replace(network=replace(self.network, objective=kind))
 
 
 def load_run(

@@ -18,6 +18,7 @@ from bayeslora_cli.data.splits import Batches, check_tokens
 from bayeslora_cli.data.tokenised_split import TokenisedSplit
 from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.errors import RunDirError, UserError
+from bayeslora_cli.evaluation.cutting.gradients import gradient_averages, training_rows
 from bayeslora_cli.evaluation.forward_passes import Metrics, describe, evaluate_splits
 from bayeslora_cli.evaluation.run_loading import load_run, of_the_training, split_names
 from bayeslora_cli.export.card import export_card
@@ -29,7 +30,7 @@ from bayeslora_cli.export.findings import (
     RoundingLoss,
 )
 from bayeslora_cli.export.formats.format import Format
-from bayeslora_cli.export.hub_upload import upload
+from bayeslora_cli.export.hub_upload import upload, warn_of_base
 from bayeslora_cli.export.independent_reader import open_tokenizer
 from bayeslora_cli.export.request import MANIFEST, ExportOptions, check_options, check_output
 from bayeslora_cli.export.verification import (
@@ -47,11 +48,10 @@ from bayeslora_cli.export.verification import (
 )
 from bayeslora_cli.methods.cutting import Cut, check_order, cut
 from bayeslora_cli.methods.network import Network
-from bayeslora_cli.models.backbones.places import backbone_path
 from bayeslora_cli.runs.atomic_write import replacing, write_json
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.environment import now, versions
-from bayeslora_cli.runs.model_card import measured_in, on_the_hub
+from bayeslora_cli.runs.model_card import measured_in
 from bayeslora_cli.tasks.objectives.objective import Objective, objective_of
 from bayeslora_cli.tasks.sources.comparison_rows import check_data_is_read, load_file
 from bayeslora_cli.tasks.sources.loading import load_examples
@@ -96,11 +96,13 @@ def export_run(
         check_order(options.by, config)
     if FORMATS[options.format].needs_base:  # such files are opened on the checkpoint itself
         config = replace(config, base_precision=None)
-    if push_to_hub is not None:
-        _warn_of_base(options, config, push_to_hub)
+    if push_to_hub is not None and FORMATS[options.format].needs_base:
+        warn_of_base(config.model, push_to_hub)
     output = run.exports / options.directory if output is None else output
     check_output(output, overwrite=overwrite)
     examples = _examples(run, options, config, task)
+    its_data = replace(config, data=options.data or config.data)
+    training = training_rows(run, its_data, task, filter(None, [options.by]))
     entry = FORMATS[options.format]
     form: Format = implementation(entry.implementation)
 
@@ -109,7 +111,8 @@ def export_run(
     pruned = None
     if options.target_rank is not None:
         by = options.by or str(config.criterion)
-        found = cut(run, config, network, kept, options.target_rank, by)
+        gradients = gradient_averages(network, tokenizer, config, training)
+        found = cut(run, config, network, kept, options.target_rank, by, gradients=gradients)
         pruned = _prune(network, tokenizer, config, task, examples, found)
     inputs, first, rows = _inputs(options, config, task, tokenizer, examples)
     check_tokens(network.module, config.model, [rows])
@@ -233,17 +236,6 @@ def _inputs(
 
 
 # ---- the parts of an export
-
-
-def _warn_of_base(options: ExportOptions, config: RunConfig, repository: str) -> None:
-    """Warn if others will not find the base model that the export needs."""
-    if FORMATS[options.format].needs_base and not on_the_hub(config.model):
-        logger.warning(
-            "--push-to-hub %s: the adapter's base model, %s, is not on the hub, and "
-            "adapter_config.json will name it by its path on this machine, %s; others need a copy "
-            "of it, or --format merged",
-            repository, config.model, backbone_path(config.model),
-        )  # fmt: skip
 
 
 def _on_trained_weights(

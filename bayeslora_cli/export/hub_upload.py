@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 
 from bayeslora_cli.errors import BayesloraError, UserError
+from bayeslora_cli.models.backbones.places import backbone_path
+from bayeslora_cli.runs.model_card import on_the_hub
 
 logger = logging.getLogger("bayeslora")
 
@@ -23,6 +25,17 @@ def check_name(repository: str) -> None:
         validate_repo_id(repository)
     except HFValidationError as error:
         raise UserError(f"--push-to-hub {repository}: {error}") from error
+
+
+def warn_of_base(model: str, repository: str) -> None:
+    """Warn if others will not find the base model that an adapter needs."""
+    if not on_the_hub(model):
+        logger.warning(
+            "--push-to-hub %s: the adapter's base model, %s, is not on the hub, and "
+            "adapter_config.json will name it by its path on this machine, %s; others need a copy "
+            "of it, or --format merged",
+            repository, model, backbone_path(model),
+        )  # fmt: skip
 
 
 def upload(directory: Path, repository: str) -> None:

@@ -22,6 +22,16 @@ SINGULAR_VALUES = "singular-values"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class GradientAverages:
+    """What criteria that need gradients read, of a run that has not kept it."""
+
+    sensitivity: Tensor
+    """(adapters,) mean of I = |theta * gradient| over batches."""
+    uncertainty: Tensor
+    """(adapters,) mean of |I - its mean|."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Cut:
     """A network's parameters at fewer ranks."""
 
@@ -61,20 +71,20 @@ def check_order(by: str, config: RunConfig) -> None:
     entry = CRITERIA[by]
     if by == config.criterion:
         return
-    if entry.needs_gradient:
-        raise UserError(
-            f"--by {by}: it needs averages of gradients, which only runs trained with --criterion "
-            f"{by} keep; this run's is {config.criterion}"
-        )
     if entry.needs_posterior and not OPTIMIZERS[config.optimizer].posterior:
         raise UserError(
             f"--by {by}: it needs sigma, and --optimizer {config.optimizer} finds a point without"
         )
 
 
+def needs_gradients(by: str, config: RunConfig) -> bool:
+    """Return whether an order needs averages of gradients that the run has not kept."""
+    return by in CRITERIA and by != config.criterion and CRITERIA[by].needs_gradient
+
+
 def cut(
     run: RunDir, config: RunConfig, network: Network, posterior: Posterior, rank: float, by: str,
-    *, option: str = "--target-rank",
+    *, gradients: GradientAverages | None = None, option: str = "--target-rank",
 ) -> Cut:  # fmt: skip
     """Cut a run's network to a mean rank per matrix; the network itself is not changed.
 
@@ -87,6 +97,7 @@ def cut(
 
     Args:
         rank: mean number of ranks that a matrix keeps; it need not be whole.
+        gradients: averages at the posterior's mean, if `needs_gradients`.
         option: the option that named it, for messages.
     Raises:
         UserError: the run has fewer ranks, or raised by `check_order`.
@@ -107,6 +118,8 @@ def cut(
     statistics = ElementStatistics(
         mean=bank.adapters(posterior.mean),
         sigma=None if (s := getattr(posterior, "sigma", None)) is None else bank.adapters(s),
+        sensitivity=None if gradients is None else gradients.sensitivity,
+        uncertainty=None if gradients is None else gradients.uncertainty,
     )
     scores = bank.triplet_scores(load_criterion(by).score(statistics))
     scores = scores.masked_fill(bank.mask == 0, -torch.inf)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 import bayeslora_cli as bl
+from bayeslora_cli.data.tokenization import tokenise
+from bayeslora_cli.evaluation.cutting import gradients as module
+from bayeslora_cli.evaluation.cutting.gradients import gradient_averages, training_rows
 from bayeslora_cli.methods.adalora.pruning import prune
 from bayeslora_cli.methods.cutting import SINGULAR_VALUES, cut, singular_factors
 from bayeslora_cli.reports.run_summary import cut_text
@@ -103,9 +108,44 @@ def test_criteria(run, loaded):
     point = dataclasses.replace(run.config, optimizer="adamw", criterion="magnitude")
     with pytest.raises(bl.errors.UserError, match="finds a point"):
         cut(run.directory, point, network, posterior, 1, "snr")
-    for by, message in (("sensitivity", "averages of gradients"), ("best", "choose one of")):
-        with pytest.raises(bl.errors.UserError, match=message):
-            cut(run.directory, run.config, network, posterior, 1, by)
+    with pytest.raises(bl.errors.UserError, match="choose one of"):
+        cut(run.directory, run.config, network, posterior, 1, "best")
+
+
+def test_gradients_are_computed_where_the_run_kept_none(
+    run, loaded, rte, monkeypatch, caplog, tmp_path
+):
+    if run.config.method == "lora":
+        return
+    network, posterior = loaded
+    tokenizer, config, bank = run.loaded.tokenizer, run.config, network.bank
+    rows = training_rows(run.directory, config, run.task, ["sensitivity"])
+    monkeypatch.setattr(module, "BATCHES", 3)
+    caplog.set_level("INFO", "bayeslora")
+    found = gradient_averages(network, tokenizer, config, rows)
+    # by hand: |theta g| of each batch
+    split = tokenise(rows, tokenizer, config.max_length, network.objective, packed=network.packed)
+    observed = [
+        (posterior.mean * gradient)[: bank.adapter_end].abs()
+        for gradient in module.gradients(network, split, config.batch_size, 3)
+    ]
+    mean = sum(observed) / 3
+    torch.testing.assert_close(found.sensitivity, mean)
+    torch.testing.assert_close(found.uncertainty, sum((o - mean).abs() for o in observed) / 3)
+    kept = cut(run.directory, config, network, posterior, 1, "sensitivity", gradients=found)
+    scores = bank.triplet_scores(found.sensitivity * found.uncertainty)
+    assert kept.mask.sum() == len(kept.mask)
+    assert scores[kept.mask == 1].min() >= scores[(kept.mask == 0) & (bank.mask == 1)].max()
+
+    table = bl.cut_table(run.path, [1], ["sensitivity", "magnitude"])
+    assert [row["by"] for row in table["cuts"]] == ["sensitivity", "magnitude"]
+    export = run.export("lora", target_rank=1, by="sensitivity", overwrite=True)
+    assert export.path.name == "lora-r1-sensitivity"
+    assert "gradients of 3 batches of" in caplog.text
+    (tmp_path / "RTE").mkdir()
+    shutil.copy(Path(rte, "RTE", "dev.tsv"), tmp_path / "RTE")
+    with pytest.raises(bl.errors.UserError, match="--by sensitivity: it needs gradients of train"):
+        bl.cut_table(run.path, [1], ["sensitivity"], data=str(tmp_path))
 
 
 def test_too_many(run, loaded):

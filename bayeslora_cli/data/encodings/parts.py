@@ -37,16 +37,17 @@ def encode_pairs(examples: Examples, tokenizer: Any, max_length: int) -> dict[st
     """Tokenise each text of a row by itself, the first one in front.
 
     Args:
-        examples: n rows; `second` holds their other texts, as JSON.
+        examples: n rows; `second` holds their other texts, as JSON; None: they have none.
         tokenizer, max_length: as for `encode_choices`.
     Returns:
         What `encode_choices` returns.
     """
-    assert examples.second is not None
-    texts = [
-        [first, *json.loads(others)]
-        for first, others in zip(examples.first, examples.second, strict=True)
-    ]
+    others = (
+        [[] for _ in examples.first]
+        if examples.second is None
+        else map(json.loads, examples.second)
+    )
+    texts = [[first, *own] for first, own in zip(examples.first, others, strict=True)]
     sequences = replace(examples, first=[text for own in texts for text in own], second=None)
     found = tokenization.encode(sequences, tokenizer, max_length)
     return {**found, "parts": torch.tensor(list(map(len, texts)))}

@@ -13,6 +13,7 @@ from bayeslora_cli.config.catalogue import METHODS
 from bayeslora_cli.data.splits import Batches, check_tokens
 from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.errors import DataError
+from bayeslora_cli.evaluation.cutting.gradients import gradient_averages, training_rows
 from bayeslora_cli.evaluation.forward_passes import (
     Sampling,
     predict_at_mean,
@@ -74,6 +75,7 @@ def evaluate_cuts(asked: CutRequest) -> dict[str, Any]:
     )  # fmt: skip
     examples = collect(request)
     objective = objective_of(task)
+    training = training_rows(run, config, task, orders)
     network, tokenizer, posterior = load_run(
         run, config, objective, asked.device, verify=asked.verify
     )
@@ -106,11 +108,14 @@ def evaluate_cuts(asked: CutRequest) -> dict[str, Any]:
             found["sampled"] = metrics_of(sampled)
         return found
 
+    gradients = gradient_averages(network, tokenizer, config, training)
     whole = {"rank": float(mask.sum() / len(mask)), **measured(mask)}
     cuts = []
     for by in orders:
         for rank in asked.ranks:
-            found = cut(run, config, network, posterior, rank, by, option="--cut")
+            found = cut(
+                run, config, network, posterior, rank, by, gradients=gradients, option="--cut"
+            )
             found.apply(network)
             own_triplets = None if by == SINGULAR_VALUES else found.mask
             cuts.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -16,14 +16,28 @@ MOST_CLASSES = 20
 USUAL_TOP = 5
 
 
+class PredictedRows(NamedTuple):
+    """Rows with their predictions."""
+
+    columns: dict[str, Sequence[Any]]
+    """By name, all of one length: the kept ones of the input, then the predictions."""
+    ours: int
+    """Number of columns, the last ones, that hold predictions."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(next(reversed(self.columns.values())))
+
+
 def predicted_columns(
     found: Predictive, *, sampled: bool, top: int | None = None, items: Tensor | None = None
 ) -> dict[str, list[Any]]:
     """Return the columns of n predictions, as files and `Run.predict_rows` show them.
 
-    `prediction` is what `Objective.decide` and `spell` make of it. Classes have probabilities:
-    `p(CLASS)` each, or with `top` the likeliest: `top1`, `p(top1)`, `top2` and so on. Then come
-    `Predictive.measures`. Columns have the names of `eval --predictions`.
+    The first, `Objective.column`, is what `Objective.decide` and `spell` make of them. Classes have
+    probabilities: `p(CLASS)` each, or with `top` the likeliest: `top1`, `p(top1)`, `top2` and so
+    on. Then come `Predictive.measures`. Columns have the names of `eval --predictions`.
 
     Args:
         sampled: whether the predictions are averages over samples.
@@ -33,7 +47,7 @@ def predicted_columns(
             then has a list for each row; None: one.
     """
     objective, values = found.objective, found.values.float()
-    columns: dict[str, list[Any]] = {"prediction": objective.spell(objective.decide(values))}
+    columns: dict[str, list[Any]] = {objective.column: objective.spell(objective.decide(values))}
     classes = objective.classes
     shares = bool(classes) and values.ndim == 2 and values.shape[1] == len(classes)
     if shares and top is None and len(classes) > MOST_CLASSES:
@@ -63,7 +77,7 @@ def predicted_columns(
 
 def beside(
     kept: Mapping[str, Sequence[Any]], predicted: Mapping[str, Sequence[Any]]
-) -> dict[str, Sequence[Any]]:
+) -> PredictedRows:
     """Put predictions behind the kept columns of the input.
 
     Raises:
@@ -75,4 +89,4 @@ def beside(
             f"the input has a column {both[0]!r}, as the predictions have; name the columns to "
             "keep by --keep, or none by --keep ''"
         )
-    return {**kept, **predicted}
+    return PredictedRows(columns={**kept, **predicted}, ours=len(predicted))

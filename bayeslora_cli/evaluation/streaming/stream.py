@@ -21,7 +21,7 @@ from bayeslora_cli.evaluation.forward_passes import (
     predict_over_samples,
 )
 from bayeslora_cli.evaluation.run_loading import LoadedRun
-from bayeslora_cli.evaluation.streaming.columns import beside, predicted_columns
+from bayeslora_cli.evaluation.streaming.columns import PredictedRows, beside, predicted_columns
 from bayeslora_cli.tasks.sources.rows.reader import check_column
 from bayeslora_cli.tasks.sources.tables.table import Table, shown
 from bayeslora_cli.tasks.sources.tabular import reader_of, table_examples
@@ -62,10 +62,19 @@ class PredictionRequest:
         expected = task.text_columns
         if self.text_columns is None:
             return
-        if reader_of(task.objective) is None and len(self.text_columns) != len(expected):
+        named, reader = ",".join(self.text_columns), reader_of(task.objective)
+        if reader is None and len(self.text_columns) != len(expected):
             raise UserError(
-                f"--text-columns {','.join(self.text_columns)}: the run reads {len(expected)} "
+                f"--text-columns {named}: the run reads {len(expected)} "
                 f"column{'s' * (len(expected) > 1)}, {' and '.join(expected)}"
+            )
+        if reader is None or reader.numbers is None:
+            return
+        numbers = [*reader.numbers, *([1] if reader.single_texts else [])]
+        if len(self.text_columns) not in numbers:
+            raise UserError(
+                f"--text-columns {named}: a row has {' or '.join(map(str, sorted(numbers)))} "
+                "columns of texts"
             )
 
 
@@ -107,7 +116,7 @@ def read_windows(
 
 def predict_windows(
     loaded: LoadedRun, config: RunConfig, windows: Iterable[Window], asked: PredictionRequest
-) -> Iterator[dict[str, Sequence[Any]]]:
+) -> Iterator[PredictedRows]:
     """Predict windows of rows, one after the other.
 
     Within a window rows of similar length share batches; the results are in the order of the rows.
@@ -127,6 +136,7 @@ def predict_windows(
     size = asked.batch_size or config.eval_batch_size
     cut = longest = 0
     for window in windows:
+        network = loaded.predicting(window.examples).network
         rows = tokenise(
             window.examples, tokenizer, config.max_length, network.objective, packed=network.packed
         )

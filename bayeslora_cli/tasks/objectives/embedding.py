@@ -16,6 +16,7 @@ from bayeslora_cli.config.catalogue import CLS, MEAN, implementation
 from bayeslora_cli.tasks.calibration import ECE_BINS, brier, ece, surprise
 from bayeslora_cli.tasks.metrics import spearman
 from bayeslora_cli.tasks.objectives.objective import Objective
+from bayeslora_cli.tasks.shortest_numbers import shortest_numbers
 from bayeslora_cli.tasks.sources.label_column import LabelColumn
 from bayeslora_cli.tasks.task import Examples
 
@@ -181,6 +182,12 @@ class Embedding(Objective):
         assert examples.second is not None
         return [examples.first[row], *json.loads(examples.second[row])]
 
+    def predicting(self, rows: Examples) -> Objective:
+        """Return the kind whose predictions are vectors, if each row is one text."""
+        if rows.second is not None:
+            return self
+        return TextEmbedding(name=self.name, classes=(), pooling=self.pooling)
+
     def decide(self, expected: Tensor) -> Tensor:
         """Return the place of the likeliest candidate (n,).
 
@@ -230,6 +237,46 @@ class Embedding(Objective):
             (directory / name).parent.mkdir(exist_ok=True)
             (directory / name).write_text(json.dumps(content, indent=2) + "\n")
         (directory / "2_Normalize").mkdir(exist_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEmbedding(Embedding):
+    """A row is a text, as `predict` reads it; its prediction is its embedding, of length 1.
+
+    Over samples of the weights it is the mean of the samples' embeddings, scaled to length 1, and
+    the variance is their mean squared distance from that mean.
+    """
+
+    probabilistic = False
+    column = "embedding"
+
+    def width(self, module: Any) -> int:
+        """Return the length of an embedding."""
+        return int(module.config.hidden_size)
+
+    def predict(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the embeddings (b, d) of (b, 1, d)."""
+        return logits[:, 0]
+
+    def expected(self, logits: Tensor) -> Tensor:
+        """Return the embeddings (n, d)."""
+        return logits
+
+    def shown(self, expected: Tensor) -> Tensor:
+        """Return embeddings of length 1 (n, d)."""
+        return F.normalize(expected, dim=-1)
+
+    def measures(self, expected: Tensor) -> dict[str, Tensor]:
+        """Return {}."""
+        return {}
+
+    def decide(self, expected: Tensor) -> Tensor:
+        """Return the embeddings as they are (n, d)."""
+        return expected
+
+    def spell(self, labels: Tensor) -> list[Any]:
+        """Return each embedding as a list of numbers."""
+        return shortest_numbers(labels)
 
 
 def has_scores(labels: Sequence[Any]) -> bool:

@@ -291,6 +291,10 @@ class Objective(Presentation, ABC):
 
     # ---- writing predictions
 
+    def predicting(self, rows: Examples) -> Objective:
+        """Return the kind that predicts rows without labels; by default this one."""
+        return self
+
     @abstractmethod
     def decide(self, expected: Tensor) -> Tensor:
         """Return predictions (n, ...) in the form of labels, such as the likeliest class index."""

@@ -24,6 +24,8 @@ class Presentation:
 
     error: ClassVar[str] = "loss, nats"
     """What `errors` measures."""
+    column: ClassVar[str] = "prediction"
+    """Name of the column of predictions in the files of `predict`."""
 
     @property
     def entry(self) -> ObjectiveEntry:

@@ -107,8 +107,12 @@ def table_examples(
 
     reader = reader_of(task.objective)
     if reader is not None:
-        same = set(task.text_columns) <= set(table.names)
-        columns = task.text_columns if same else reader.columns(table, None, sure=True)
+        columns: tuple[str, ...] | None = task.text_columns
+        if not set(task.text_columns) <= set(table.names):
+            if labelled is False:
+                columns = reader.columns_to_predict(table, task.text_columns)
+            else:
+                columns = reader.columns(table, None, sure=True)
         if columns is None:
             raise _no_form(table, task.objective, reader)
         return reader.read(table, columns, loss_on=loss_on, labelled=labelled, classes=task.classes)

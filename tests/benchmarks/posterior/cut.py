@@ -19,9 +19,9 @@ from torch import Tensor
 import bayeslora_cli as bl
 from bayeslora_cli.bayes.criteria import ElementStatistics, load_criterion
 from bayeslora_cli.config.catalogue import CRITERIA
-from bayeslora_cli.data.batching import Feed
 from bayeslora_cli.data.splits import Batches
 from bayeslora_cli.data.tokenization import tokenise
+from bayeslora_cli.evaluation.cutting.gradients import BATCHES, averages, gradients
 from bayeslora_cli.evaluation.forward_passes import (
     Sampling,
     predict_at_mean,
@@ -29,15 +29,13 @@ from bayeslora_cli.evaluation.forward_passes import (
 )
 from bayeslora_cli.methods import cutting
 from bayeslora_cli.methods.adalora.rank_allocator import largest
-from bayeslora_cli.methods.cutting import SINGULAR_VALUES, Cut
+from bayeslora_cli.methods.cutting import SINGULAR_VALUES, Cut, GradientAverages
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.tasks.rank_correlation import spearman
 from bayeslora_cli.tasks.sources.loading import load_examples
 
 RANKS = (2.0, 1.5, 1.0, 0.5, 0.25)
 """Mean ranks of a matrix to cut to, of those below the run's own."""
-GRADIENT_BATCHES = 50
-"""Training batches over which gradients are averaged."""
 BATCH = 512
 """Rows in a forward pass of an evaluation."""
 
@@ -86,14 +84,12 @@ class CutRun:
         without sigma."""
         bank = self.network.bank
         sigma = getattr(self.posterior, "sigma", None)
-        observed, uncertainty, squared = _gradients(
-            self.network, self.training, self.config.batch_size, batches
-        )
+        observed, squared = _gradients(self.network, self.training, self.config.batch_size, batches)
         statistics = ElementStatistics(
             mean=bank.adapters(self.posterior.mean),
             sigma=None if sigma is None else bank.adapters(sigma),
-            sensitivity=bank.adapters(observed),
-            uncertainty=bank.adapters(uncertainty),
+            sensitivity=observed.sensitivity,
+            uncertainty=observed.uncertainty,
         )
         names = [
             n for n, entry in CRITERIA.items() if sigma is not None or not entry.needs_posterior
@@ -113,22 +109,14 @@ class CutRun:
 
 def _gradients(
     network: Network, split: Any, size: int, batches: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return means over training batches of I = |theta g|, |I - mean I| and g^2, each (N,)."""
-    bank, feed = network.bank, Feed(split, network.bank.theta.device)
-    generator = torch.Generator().manual_seed(0)
+) -> tuple[GradientAverages, Tensor]:
+    """Return means over training batches of I = |theta g| and |I - mean I|; and of g^2, (N,)."""
+    bank = network.bank
     found, squared = [], torch.zeros_like(bank.theta)
-    with bank.at_mean():
-        for _ in range(batches):
-            batch = feed.batch(torch.randint(len(split), (size,), generator=generator))
-            bank.zero_local()
-            network.objective.loss(network.logits(batch), batch).backward()
-            bank.collect()
-            found.append((bank.theta * bank.local).abs())
-            squared += bank.local.square() / batches
-    stacked = torch.stack(found)
-    mean = stacked.mean(0)
-    return mean, (stacked - mean).abs().mean(0), squared
+    for gradient in gradients(network, split, size, batches):
+        found.append(bank.adapters(bank.mean * gradient).abs())
+        squared += gradient.square() / batches
+    return averages(found), squared
 
 
 def _agreement(scores: Mapping[str, Tensor], kept: Tensor) -> dict[str, dict[str, float]]:
@@ -148,7 +136,7 @@ def _agreement(scores: Mapping[str, Tensor], kept: Tensor) -> dict[str, dict[str
     }
 
 
-def cut(held: CutRun, batches: int = GRADIENT_BATCHES) -> Iterator[Mapping[str, Any]]:
+def cut(held: CutRun, batches: int = BATCHES) -> Iterator[Mapping[str, Any]]:
     """Yield the rank correlations between criteria, and the metrics at each kept rank.
 
     Args:

@@ -10,10 +10,12 @@ import torch
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
+import bayeslora_cli as bl
 from bayeslora_cli.config.files.own_columns import kind_of
 from bayeslora_cli.config.resolution import resolve
-from bayeslora_cli.errors import DataError
+from bayeslora_cli.errors import DataError, UserError
 from bayeslora_cli.evaluation.forward_passes import Sampling
+from bayeslora_cli.evaluation.predictive import Predictive
 from bayeslora_cli.evaluation.run_loading import load_run
 from bayeslora_cli.export.exporter import ExportOptions, export_run
 from bayeslora_cli.tasks.objectives.embedding import CANDIDATES
@@ -21,7 +23,7 @@ from bayeslora_cli.tasks.objectives.objective import build_objective, objective_
 from bayeslora_cli.tasks.sources.loading import load_examples
 from bayeslora_cli.tasks.sources.table_reader import read_table
 from bayeslora_cli.tasks.sources.tabular import custom_task, table_examples
-from bayeslora_cli.tasks.task import Task
+from bayeslora_cli.tasks.task import Examples, Task
 from bayeslora_cli.training.loop import train
 from tests.support.evaluation import evaluated
 from tests.support.task_files import paraphrases, write_lines
@@ -64,6 +66,17 @@ def test_retrieval_among_neighbouring_rows():
     assert found["accuracy"] == pytest.approx(1 - 2 / (CANDIDATES + 7))
     assert found["accuracy"] < found["mrr"] < 1
     assert found.keys() == {*PAIRS.table_metrics, "nll", "ece", "brier"}
+
+
+def test_the_variance_of_sampled_vectors():
+    """It is the mean squared distance of the samples' embeddings from their mean, unbiased."""
+    kind = PAIRS.predicting(Examples(first=["a"], second=None, labels=None))
+    samples = torch.nn.functional.normalize(torch.randn(5, 3, 8).double(), dim=-1)
+    found = Predictive(kind)
+    for sample in samples:
+        found.add(sample)
+    assert torch.allclose(found.uncertainty(sampled=True)["variance"], samples.var(0).sum(-1))
+    assert torch.allclose(found.values, torch.nn.functional.normalize(samples.mean(0), dim=-1))
 
 
 def test_rows_with_scores():
@@ -133,6 +146,7 @@ def test_it_is_trained_and_sentence_transformers_reads_it(backbone, files, tmp_p
     assert "library_name: sentence-transformers\npipeline_tag: sentence-similarity" in card
     assert "model(**inputs).last_hidden_state" in card
     read_alike(run, out)
+    predicted_alike(run, out, tmp_path)
 
 
 def test_temperature_pooling_and_scores(backbone, files, tmp_path):
@@ -173,6 +187,29 @@ def read_alike(run, out):
     with torch.no_grad(), loaded.network.bank.at_mean():
         ours = loaded.network.logits(batch)[:, 0]
     assert torch.allclose(theirs, ours, atol=1e-5)
+
+
+def predicted_alike(run, out, tmp_path):
+    """Check that `predict` writes the vectors of single texts that sentence-transformers makes."""
+    texts = ["w1 w2 w3", "w4", "w5 w6"]
+    theirs = torch.tensor(SentenceTransformer(str(out), device="cpu").encode(texts))
+    opened = bl.Run(run.path, device="cpu")
+    assert torch.allclose(opened.predict(texts).float(), theirs, atol=1e-5)
+    pairs = write_lines(
+        tmp_path / "pairs.jsonl",
+        [{"id": i, "anchor": t, "positive": "w9"} for i, t in enumerate(texts)],
+    )
+    for source, options in ((texts, {}), (pairs, {"text_columns": ["anchor"]})):
+        rows = list(opened.predict_rows(source, keep=[], **options))
+        assert [list(row) for row in rows] == [["embedding"]] * 3
+        assert torch.allclose(torch.tensor([row["embedding"] for row in rows]), theirs, atol=1e-5)
+    sampled = list(opened.predict_rows([{"id": 7, "anchor": texts[0]}], samples=4))
+    assert list(sampled[0]) == ["id", "anchor", "embedding", "variance"]
+    assert math.hypot(*sampled[0]["embedding"]) == pytest.approx(1, abs=1e-5)
+    one = list(opened.predict_rows(pairs, keep=["id"]))
+    assert list(one[0]) == ["id", "prediction", "similarity", "entropy"]
+    with pytest.raises(UserError, match="a row has 1 or 2 or 3 columns of texts"):
+        next(opened.predict_rows(pairs, text_columns=["anchor", "positive", "id", "id"]))
 
 
 @pytest.mark.slow

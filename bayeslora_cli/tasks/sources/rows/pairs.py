@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from bayeslora_cli.config.files.own_columns import TEXT_COLUMNS
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.tasks.sources.label_column import finite, number_in, short
 from bayeslora_cli.tasks.sources.rows.reader import RowReader, read_texts
@@ -21,6 +22,7 @@ class Pairs(RowReader):
     tells how similar they are."""
 
     numbers = (2, 3)
+    single_texts = True
 
     @property
     def expected(self) -> str:
@@ -33,6 +35,12 @@ class Pairs(RowReader):
         if found is None:
             return None
         return (*found, _NEGATIVE) if _NEGATIVE in table.names else found
+
+    def columns_to_predict(self, table: Table, columns: tuple[str, ...]) -> tuple[str, ...] | None:
+        """Return the columns of a pair, or else the one of the anchor or of a usual name."""
+        single = [names[0] for names in TEXT_COLUMNS if len(names) == 1]
+        found = next(((name,) for name in (columns[0], *single) if name in table.names), None)
+        return super().columns_to_predict(table, columns) or found
 
     def told(self, columns: tuple[str, ...], loss_on: str) -> str:
         """Write a clause on the columns."""
@@ -57,14 +65,16 @@ class Pairs(RowReader):
         labelled: bool | None,
         classes: tuple[str, ...] = (),
     ) -> Examples:
-        """Read all rows: anchors as first texts, lists of the others, as JSON, as second ones.
+        """Read all rows: anchors as first texts, lists of the others, as JSON, as second ones; None
+        if there are no others.
 
         Labels are scores, or 0 where there are none.
         """
         anchors, *others = (read_texts(table, name) for name in columns)
         return Examples(
             first=anchors,
-            second=[json.dumps(own, ensure_ascii=False) for own in zip(*others, strict=True)],
+            second=[json.dumps(own, ensure_ascii=False) for own in zip(*others, strict=True)]
+            or None,
             labels=None if labelled is False else _scores(table),
             place=table.where,
         )

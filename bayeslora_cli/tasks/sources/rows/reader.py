@@ -21,6 +21,8 @@ class RowReader(ABC):
 
     numbers: ClassVar[Collection[int] | None] = None
     """Numbers of columns that users may name; None: any."""
+    single_texts: ClassVar[bool] = False
+    """Whether one text is a row to predict."""
 
     def columns(
         self, table: Table, asked: tuple[str, ...] | None, *, sure: bool = False
@@ -46,6 +48,14 @@ class RowReader(ABC):
     @abstractmethod
     def usual_columns(self, table: Table, *, sure: bool = False) -> tuple[str, ...] | None:
         """Return the columns of usual names that hold such rows; see `columns`."""
+
+    def columns_to_predict(self, table: Table, columns: tuple[str, ...]) -> tuple[str, ...] | None:
+        """Return the columns of rows to predict, which may be fewer than those to train on.
+
+        Args:
+            columns: those of the task, of which the table lacks one.
+        """
+        return self.columns(table, None, sure=True)
 
     def of_texts(self, table: Table, columns: tuple[str, ...]) -> Table:
         """Return rows to predict of a table of plain texts, whose one column is `text`; as it is if

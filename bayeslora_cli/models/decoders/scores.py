@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bayeslora_cli.models.backbones.packing import ATTENTION, takes_packed_rows
 from bayeslora_cli.models.decoders.packed_attention import without_masks
-from bayeslora_cli.models.kernels.token_log_likelihood import (
+from bayeslora_cli.models.kernels.decoder.token_log_likelihood import (
     CHUNK,
     PADDING,
     token_log_likelihood,

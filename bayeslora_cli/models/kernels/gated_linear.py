@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import Library, register_autograd, register_fake
 from torch.nn import functional as F
 
+from bayeslora_cli.models.kernels.operators import register
 from bayeslora_cli.models.kernels.quantize import Quantizers
 
 
@@ -43,21 +43,6 @@ def gated_product(
         rows, weight, bias, a, e, b, *of_input, *of_a, *of_h, heights
     )[0]
     return out
-
-
-_LIBRARY: Any = Library("bayeslora", "FRAGMENT")  # type: ignore[no-untyped-call]
-_FORWARD, _BACKWARD = "gated_product", "gated_product_backward"
-_QUANTIZERS = ", ".join(f"Tensor learned_{n}, Tensor constants_{n}" for n in "xah")
-_LIBRARY.define(
-    f"{_FORWARD}(Tensor rows, Tensor weight, Tensor? bias, Tensor a, Tensor e, Tensor b, "
-    f"{_QUANTIZERS}, int[] heights) -> (Tensor, Tensor, Tensor)"
-)
-_LIBRARY.define(
-    f"{_BACKWARD}(Tensor grad, bool needed, Tensor rows, Tensor weight, Tensor a, Tensor e, "
-    "Tensor b, Tensor learned_x, Tensor constants_x, Tensor learned_a, Tensor constants_a, "
-    "Tensor constants_h, Tensor p, Tensor h, int[] heights)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
 
 
 def _forward(
@@ -147,10 +132,18 @@ def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...
     )  # fmt: skip
 
 
-for name, kernel, shapes in (
-    (_FORWARD, _forward, _forward_shapes),
-    (_BACKWARD, _backward, _backward_shapes),
-):
-    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    register_fake(f"bayeslora::{name}", shapes, lib=_LIBRARY)
-register_autograd(f"bayeslora::{_FORWARD}", _differentiate, setup_context=_keep, lib=_LIBRARY)
+_QUANTIZERS = ", ".join(f"Tensor learned_{n}, Tensor constants_{n}" for n in "xah")
+register(
+    "gated_product",
+    "(Tensor rows, Tensor weight, Tensor? bias, Tensor a, Tensor e, Tensor b,"
+    f" {_QUANTIZERS}, int[] heights) -> (Tensor, Tensor, Tensor)",
+    _forward, _forward_shapes, keep=_keep, differentiate=_differentiate,
+)  # fmt: skip
+register(
+    "gated_product_backward",
+    "(Tensor grad, bool needed, Tensor rows, Tensor weight, Tensor a, Tensor e,"
+    " Tensor b, Tensor learned_x, Tensor constants_x, Tensor learned_a, Tensor constants_a,"
+    " Tensor constants_h, Tensor p, Tensor h, int[] heights)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward, _backward_shapes,
+)  # fmt: skip

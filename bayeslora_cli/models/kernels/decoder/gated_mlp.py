@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import Library, register_autograd, register_fake
 from torch.nn import functional as F
 
 from bayeslora_cli.models.kernels.frozen.arithmetic import ARITHMETICS, Frozen
+from bayeslora_cli.models.kernels.operators import register
 
 HAS_TRITON = find_spec("triton") is not None
 
@@ -61,30 +61,6 @@ def gated_mlp(rows: Tensor, wide: Adapted, narrow: Adapted, separate: int = 0) -
     )
     out: Tensor = operators.gated_mlp_narrow(slot, product, h_2, *given, bias, narrow.up)
     return out
-
-
-_LIBRARY: Any = Library("bayeslora", "FRAGMENT")  # type: ignore[no-untyped-call]
-_WIDE, _MIDDLE, _NARROW = "gated_mlp_wide", "gated_mlp_middle", "gated_mlp_narrow"
-_STORED = "Tensor[] stored, int[] heights, str arithmetic"
-_LIBRARY.define(
-    f"{_WIDE}(Tensor rows, {_STORED}, Tensor? bias, Tensor down, Tensor up) -> (Tensor, Tensor)"
-)
-_LIBRARY.define(
-    f"{_WIDE}_backward(Tensor grad, Tensor rows, {_STORED}, Tensor down, Tensor up, bool needed)"
-    " -> (Tensor, Tensor)"
-)
-_LIBRARY.define(
-    f"{_MIDDLE}(Tensor kept, Tensor h, Tensor up, {_STORED}, Tensor down_2, Tensor up_2,"
-    " int separate) -> (Tensor, Tensor, Tensor)"
-)
-_LIBRARY.define(
-    f"{_MIDDLE}_backward(Tensor grad, Tensor kept, Tensor h, Tensor up, {_STORED}, Tensor down_2,"
-    " Tensor up_2, Tensor h_2, int separate) -> (Tensor, Tensor, Tensor, Tensor)"
-)
-_LIBRARY.define(
-    f"{_NARROW}(Tensor slot, Tensor product, Tensor h_2, {_STORED}, Tensor? bias, Tensor up_2)"
-    " -> Tensor"
-)
 
 
 def _wide(
@@ -177,7 +153,7 @@ def _is_fused(kept: Tensor) -> bool:
 
 def _fake_wide(
     rows: Tensor, stored: list[Tensor], heights: list[int], arithmetic: str, bias: Tensor | None,
-    down: Tensor, up: Tensor,
+    down: Tensor, _: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     count = rows.shape[0]
     return rows.new_empty(count, sum(heights)), rows.new_empty(count, down.shape[0])
@@ -192,7 +168,7 @@ def _fake_wide_backward(
 
 def _fake_middle(
     kept: Tensor, h: Tensor, up: Tensor, stored: list[Tensor], heights: list[int], arithmetic: str,
-    down_2: Tensor, up_2: Tensor, separate: int,
+    down_2: Tensor, *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     rows, both = kept.shape
     return (
@@ -209,10 +185,7 @@ def _fake_middle_backward(
     return kept.new_empty(kept.shape), to_up, down_2.new_empty(down_2.shape), to_up_2
 
 
-def _fake_narrow(
-    slot: Tensor, product: Tensor, h_2: Tensor, stored: list[Tensor], heights: list[int],
-    arithmetic: str, bias: Tensor | None, up_2: Tensor,
-) -> Tensor:  # fmt: skip
+def _fake_narrow(slot: Tensor, product: Tensor, *_: Any) -> Tensor:
     return product.new_empty(slot.shape)
 
 
@@ -255,17 +228,32 @@ def _differentiate_narrow(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad, None, None, [None] * ctx.stored, None, None, None, None
 
 
-for name, kernel, fake in (
-    (_WIDE, _wide, _fake_wide), (f"{_WIDE}_backward", _wide_backward, _fake_wide_backward),
-    (_MIDDLE, _middle, _fake_middle),
-    (f"{_MIDDLE}_backward", _middle_backward, _fake_middle_backward),
-    (_NARROW, _narrow, _fake_narrow),
-):  # fmt: skip
-    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    register_fake(f"bayeslora::{name}", fake, lib=_LIBRARY)
-for name, backward, keep in (
-    (_WIDE, _differentiate_wide, _keep_wide),
-    (_MIDDLE, _differentiate_middle, _keep_middle),
-    (_NARROW, _differentiate_narrow, _keep_narrow),
-):
-    register_autograd(f"bayeslora::{name}", backward, setup_context=keep, lib=_LIBRARY)
+_STORED = "Tensor[] stored, int[] heights, str arithmetic"
+register(
+    "gated_mlp_wide",
+    f"(Tensor rows, {_STORED}, Tensor? bias, Tensor down, Tensor up) -> (Tensor, Tensor)",
+    _wide, _fake_wide, keep=_keep_wide, differentiate=_differentiate_wide,
+)  # fmt: skip
+register(
+    "gated_mlp_wide_backward",
+    f"(Tensor grad, Tensor rows, {_STORED}, Tensor down, Tensor up, bool needed)"
+    " -> (Tensor, Tensor)",
+    _wide_backward, _fake_wide_backward,
+)  # fmt: skip
+register(
+    "gated_mlp_middle",
+    f"(Tensor kept, Tensor h, Tensor up, {_STORED}, Tensor down_2, Tensor up_2, int separate)"
+    " -> (Tensor, Tensor, Tensor)",
+    _middle, _fake_middle, keep=_keep_middle, differentiate=_differentiate_middle,
+)  # fmt: skip
+register(
+    "gated_mlp_middle_backward",
+    f"(Tensor grad, Tensor kept, Tensor h, Tensor up, {_STORED}, Tensor down_2, Tensor up_2,"
+    " Tensor h_2, int separate) -> (Tensor, Tensor, Tensor, Tensor)",
+    _middle_backward, _fake_middle_backward,
+)  # fmt: skip
+register(
+    "gated_mlp_narrow",
+    f"(Tensor slot, Tensor product, Tensor h_2, {_STORED}, Tensor? bias, Tensor up_2) -> Tensor",
+    _narrow, _fake_narrow, keep=_keep_narrow, differentiate=_differentiate_narrow,
+)  # fmt: skip

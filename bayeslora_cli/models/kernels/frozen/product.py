@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import Library, register_autograd, register_fake
 from torch.nn import functional as F
 
 from bayeslora_cli.models.kernels.frozen.arithmetic import ARITHMETICS, Frozen
+from bayeslora_cli.models.kernels.operators import register
 
 
 def frozen_product(
@@ -33,19 +33,6 @@ def frozen_product(
         down, up = rows.new_empty(0, rows.shape[1]), rows.new_empty(sum(frozen.heights), 0)
     out: Tensor = torch.ops.bayeslora.frozen_product(rows, *frozen, down, up)[0]
     return out
-
-
-# not `custom_op`: its first call imports the compiler, which takes a second and is unused on a CPU
-_LIBRARY: Any = Library("bayeslora", "FRAGMENT")  # type: ignore[no-untyped-call]
-_FORWARD, _BACKWARD = "frozen_product", "frozen_product_backward"
-_LIBRARY.define(
-    f"{_FORWARD}(Tensor rows, Tensor[] stored, int[] heights, str arithmetic, Tensor? bias,"
-    " Tensor down, Tensor up) -> (Tensor, Tensor)"
-)
-_LIBRARY.define(
-    f"{_BACKWARD}(Tensor grad, Tensor rows, Tensor[] stored, int[] heights, str arithmetic,"
-    " Tensor down, Tensor up, Tensor h, bool needed) -> (Tensor, Tensor, Tensor)"
-)
 
 
 def _forward(
@@ -102,9 +89,15 @@ def _differentiate(ctx: Any, grad: Tensor, _: None) -> tuple[Any, ...]:
     return to_rows if needed else None, frozen, None, None, None, to_down, to_up
 
 
-for name, kernel, fake in (
-    (_FORWARD, _forward, _fake_forward), (_BACKWARD, _backward, _fake_backward)
-):  # fmt: skip
-    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    register_fake(f"bayeslora::{name}", fake, lib=_LIBRARY)
-register_autograd(f"bayeslora::{_FORWARD}", _differentiate, setup_context=_keep, lib=_LIBRARY)
+register(
+    "frozen_product",
+    "(Tensor rows, Tensor[] stored, int[] heights, str arithmetic, Tensor? bias,"
+    " Tensor down, Tensor up) -> (Tensor, Tensor)",
+    _forward, _fake_forward, keep=_keep, differentiate=_differentiate,
+)  # fmt: skip
+register(
+    "frozen_product_backward",
+    "(Tensor grad, Tensor rows, Tensor[] stored, int[] heights, str arithmetic,"
+    " Tensor down, Tensor up, Tensor h, bool needed) -> (Tensor, Tensor, Tensor)",
+    _backward, _fake_backward,
+)  # fmt: skip

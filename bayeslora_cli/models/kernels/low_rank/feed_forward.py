@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import Library, register_autograd, register_fake
 from torch.nn import functional as F
 
 from bayeslora_cli.models.kernels.low_rank import low_rank_linear as layer
+from bayeslora_cli.models.kernels.operators import register
 
 
 class Adapted(NamedTuple):
@@ -43,20 +43,6 @@ def feed_forward(rows: Tensor, first: Adapted, second: Adapted) -> Tensor:
     """
     out: Tensor = torch.ops.bayeslora.feed_forward(rows, *first, *second)[0]
     return out
-
-
-_LIBRARY: Any = Library("bayeslora", "FRAGMENT")  # type: ignore[no-untyped-call]
-_FORWARD, _BACKWARD = "feed_forward", "feed_forward_backward"
-_LIBRARY.define(
-    f"{_FORWARD}(Tensor rows, Tensor weight, Tensor? bias, Tensor down, Tensor up,"
-    " Tensor weight_2, Tensor? bias_2, Tensor down_2, Tensor up_2)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-_LIBRARY.define(
-    f"{_BACKWARD}(Tensor grad, Tensor rows, Tensor weight, Tensor down, Tensor up,"
-    " Tensor weight_2, Tensor down_2, Tensor up_2, Tensor u, Tensor inner, Tensor h, Tensor h_2,"
-    " bool needed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
 
 
 def _forward(
@@ -129,9 +115,17 @@ def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...
     return found, None, None, to_down, to_up, None, None, to_down_2, to_up_2
 
 
-for name, kernel, fake in (
-    (_FORWARD, _forward, _fake_forward), (_BACKWARD, _backward, _fake_backward)
-):  # fmt: skip
-    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    register_fake(f"bayeslora::{name}", fake, lib=_LIBRARY)
-register_autograd(f"bayeslora::{_FORWARD}", _differentiate, setup_context=_keep, lib=_LIBRARY)
+register(
+    "feed_forward",
+    "(Tensor rows, Tensor weight, Tensor? bias, Tensor down, Tensor up,"
+    " Tensor weight_2, Tensor? bias_2, Tensor down_2, Tensor up_2)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _forward, _fake_forward, keep=_keep, differentiate=_differentiate,
+)  # fmt: skip
+register(
+    "feed_forward_backward",
+    "(Tensor grad, Tensor rows, Tensor weight, Tensor down, Tensor up,"
+    " Tensor weight_2, Tensor down_2, Tensor up_2, Tensor u, Tensor inner, Tensor h, Tensor h_2,"
+    " bool needed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward, _fake_backward,
+)  # fmt: skip

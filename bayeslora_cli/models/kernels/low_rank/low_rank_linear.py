@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import Library, register_autograd, register_fake
 from torch.nn import functional as F
 
 from bayeslora_cli.models.kernels.low_rank import tiles
+from bayeslora_cli.models.kernels.operators import register
 
 
 def low_rank_linear(
@@ -35,19 +35,6 @@ def low_rank_linear(
     """
     out: Tensor = torch.ops.bayeslora.low_rank_linear(rows, weight, bias, down, up)[0]
     return out
-
-
-# not `custom_op`: its first call imports the compiler, which takes a second and is unused on a CPU
-_LIBRARY: Any = Library("bayeslora", "FRAGMENT")  # type: ignore[no-untyped-call]
-_FORWARD, _BACKWARD = "low_rank_linear", "low_rank_linear_backward"
-_LIBRARY.define(
-    f"{_FORWARD}(Tensor rows, Tensor weight, Tensor? bias, Tensor down, Tensor up)"
-    " -> (Tensor, Tensor)"
-)
-_LIBRARY.define(
-    f"{_BACKWARD}(Tensor grad, Tensor rows, Tensor weight, Tensor down, Tensor up, Tensor h,"
-    " bool needed) -> (Tensor, Tensor, Tensor)"
-)
 
 
 def forward(
@@ -139,10 +126,15 @@ def _differentiate(
     return to_rows if needed else None, None, None, *rest
 
 
-for name, kernel, fake in (
-    (_FORWARD, forward, separate_forward), (_BACKWARD, backward, separate_backward)
-):  # fmt: skip
-    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    # on fake tensors torch's own products give the shapes
-    register_fake(f"bayeslora::{name}", fake, lib=_LIBRARY)
-register_autograd(f"bayeslora::{_FORWARD}", _differentiate, setup_context=_keep, lib=_LIBRARY)
+# on fake tensors torch's own products give the shapes
+register(
+    "low_rank_linear",
+    "(Tensor rows, Tensor weight, Tensor? bias, Tensor down, Tensor up) -> (Tensor, Tensor)",
+    forward, separate_forward, keep=_keep, differentiate=_differentiate,
+)  # fmt: skip
+register(
+    "low_rank_linear_backward",
+    "(Tensor grad, Tensor rows, Tensor weight, Tensor down, Tensor up, Tensor h,"
+    " bool needed) -> (Tensor, Tensor, Tensor)",
+    backward, separate_backward,
+)  # fmt: skip

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import Library, register_autograd, register_fake
+
+from bayeslora_cli.models.kernels.operators import register
 
 WIDEST = 4096
 """Largest width that a program holds."""
@@ -43,18 +44,6 @@ def residual_norm(
         x, residual, weight, bias, seed if dropout else None, dropout, eps
     )[0]
     return out
-
-
-_LIBRARY: Any = Library("bayeslora", "FRAGMENT")  # type: ignore[no-untyped-call]
-_FORWARD, _BACKWARD = "residual_norm", "residual_norm_backward"
-_LIBRARY.define(
-    f"{_FORWARD}(Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor? seed,"
-    " float dropout, float eps) -> (Tensor, Tensor)"
-)
-_LIBRARY.define(
-    f"{_BACKWARD}(Tensor grad, Tensor sum, Tensor weight, Tensor? seed, float dropout, float eps)"
-    " -> (Tensor, Tensor)"
-)
 
 
 def _forward(
@@ -101,9 +90,15 @@ def _differentiate(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]
     return to_x if ctx.dropout else to_residual, to_residual, *(None,) * 5
 
 
-for name, kernel, fake in (
-    (_FORWARD, _forward, _fake_forward), (_BACKWARD, _backward, _fake_backward)
-):  # fmt: skip
-    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    register_fake(f"bayeslora::{name}", fake, lib=_LIBRARY)
-register_autograd(f"bayeslora::{_FORWARD}", _differentiate, setup_context=_keep, lib=_LIBRARY)
+register(
+    "residual_norm",
+    "(Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor? seed,"
+    " float dropout, float eps) -> (Tensor, Tensor)",
+    _forward, _fake_forward, keep=_keep, differentiate=_differentiate,
+)  # fmt: skip
+register(
+    "residual_norm_backward",
+    "(Tensor grad, Tensor sum, Tensor weight, Tensor? seed, float dropout, float eps)"
+    " -> (Tensor, Tensor)",
+    _backward, _fake_backward,
+)  # fmt: skip

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import Library, register_autograd, register_fake
 
+from bayeslora_cli.models.kernels.operators import register
 from bayeslora_cli.models.kernels.row_attention import row_attention as separate
 
 
@@ -33,25 +33,11 @@ def joint_row_attention(
     Returns:
         (t, h, d), contiguous
     """
-    if dropout and seed is None:
-        seed = torch.randint(2**62, (1,), device=joint.device)
+    seed = separate.seed_of(dropout, seed, joint.device)
     out: Tensor = torch.ops.bayeslora.joint_row_attention(
-        joint, row_offsets, seed if dropout else None, reach, scaling, dropout
+        joint, row_offsets, seed, reach, scaling, dropout
     )[0]
     return out
-
-
-_LIBRARY: Any = Library("bayeslora", "FRAGMENT")  # type: ignore[no-untyped-call]
-_FORWARD, _BACKWARD = "joint_row_attention", "joint_row_attention_backward"
-_SIZES = "SymInt reach, float scaling, float dropout"
-_LIBRARY.define(
-    f"{_FORWARD}(Tensor joint, Tensor row_offsets, Tensor? seed, {_SIZES})"
-    " -> (Tensor, Tensor, Tensor, Tensor)"
-)
-_LIBRARY.define(
-    f"{_BACKWARD}(Tensor grad, Tensor joint, Tensor row_offsets, Tensor out, Tensor norm,"
-    f" Tensor bias, Tensor kept, {_SIZES}) -> Tensor"
-)
 
 
 def _parts(joint: Tensor, reach: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,14 +46,17 @@ def _parts(joint: Tensor, reach: int) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value[: len(joint) - 2 * reach]
 
 
-def _forward(
+def _given(
     joint: Tensor, row_offsets: Tensor, seed: Tensor | None, reach: int, scaling: float,
     dropout: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Any, ...]:  # fmt: skip
+    """Return the arguments of `row_attention`'s operator."""
+    return *_parts(joint, reach), row_offsets, seed, reach, reach, scaling, dropout, 0
+
+
+def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return what `row_attention` returns."""
-    return separate.forward(
-        *_parts(joint, reach), row_offsets, seed, reach, reach, scaling, dropout, 0
-    )
+    return separate.forward(*_given(*given))
 
 
 def _backward(
@@ -84,13 +73,8 @@ def _backward(
     return found
 
 
-def _fake_forward(
-    joint: Tensor, row_offsets: Tensor, seed: Tensor | None, reach: int, scaling: float,
-    dropout: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return separate.outputs(
-        *_parts(joint, reach), row_offsets, seed, reach, reach, scaling, dropout, 0
-    )
+def _fake_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return separate.outputs(*_given(*given))
 
 
 def _fake_backward(grad: Tensor, joint: Tensor, *_: Any) -> Tensor:
@@ -108,9 +92,16 @@ def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...
     return found, *(None,) * 5
 
 
-for name, kernel, fake in (
-    (_FORWARD, _forward, _fake_forward), (_BACKWARD, _backward, _fake_backward)
-):  # fmt: skip
-    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    register_fake(f"bayeslora::{name}", fake, lib=_LIBRARY)
-register_autograd(f"bayeslora::{_FORWARD}", _differentiate, setup_context=_keep, lib=_LIBRARY)
+_SIZES = "SymInt reach, float scaling, float dropout"
+register(
+    "joint_row_attention",
+    f"(Tensor joint, Tensor row_offsets, Tensor? seed, {_SIZES})"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _forward, _fake_forward, keep=_keep, differentiate=_differentiate,
+)  # fmt: skip
+register(
+    "joint_row_attention_backward",
+    "(Tensor grad, Tensor joint, Tensor row_offsets, Tensor out, Tensor norm,"
+    f" Tensor bias, Tensor kept, {_SIZES}) -> Tensor",
+    _backward, _fake_backward,
+)  # fmt: skip

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import Library, register_autograd, register_fake
 
 from bayeslora_cli.models.kernels.low_rank.tiles import extent, gpu_of
+from bayeslora_cli.models.kernels.operators import register
 from bayeslora_cli.models.kernels.row_attention import tiles
 
 WIDTH = 64
@@ -104,27 +104,18 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, row_offsets: Tensor, longest: int, reach: int,
     scaling: float, dropout: float, window: int, seed: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    if not dropout:
-        seed = None
-    elif seed is None:
-        seed = torch.randint(2**62, (1,), device=query.device)
+    seed = seed_of(dropout, seed, query.device)
     out: Tensor = torch.ops.bayeslora.row_attention(
         query, key, value, row_offsets, seed, longest, reach, scaling, dropout, window
     )[0]
     return out
 
 
-_LIBRARY: Any = Library("bayeslora", "FRAGMENT")  # type: ignore[no-untyped-call]
-_FORWARD, _BACKWARD = "row_attention", "row_attention_backward"
-_SIZES = "SymInt longest, SymInt reach, float scaling, float dropout, SymInt window"
-_LIBRARY.define(
-    f"{_FORWARD}(Tensor query, Tensor key, Tensor value, Tensor row_offsets, Tensor? seed,"
-    f" {_SIZES}) -> (Tensor, Tensor, Tensor, Tensor)"
-)
-_LIBRARY.define(
-    f"{_BACKWARD}(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor row_offsets,"
-    f" Tensor out, Tensor norm, Tensor bias, Tensor kept, {_SIZES}) -> (Tensor, Tensor, Tensor)"
-)
+def seed_of(dropout: float, given: Tensor | None, device: torch.device) -> Tensor | None:
+    """Return the seed of the bits of dropout, drawn unless one is given; None without dropout."""
+    if not dropout:
+        return None
+    return torch.randint(2**62, (1,), device=device) if given is None else given
 
 
 def forward(
@@ -290,9 +281,16 @@ def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...
     return *found, *(None,) * 7
 
 
-for name, kernel, fake in (
-    (_FORWARD, forward, outputs), (_BACKWARD, backward, _fake_backward)
-):  # fmt: skip
-    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    register_fake(f"bayeslora::{name}", fake, lib=_LIBRARY)
-register_autograd(f"bayeslora::{_FORWARD}", _differentiate, setup_context=_keep, lib=_LIBRARY)
+_SIZES = "SymInt longest, SymInt reach, float scaling, float dropout, SymInt window"
+register(
+    "row_attention",
+    "(Tensor query, Tensor key, Tensor value, Tensor row_offsets, Tensor? seed,"
+    f" {_SIZES}) -> (Tensor, Tensor, Tensor, Tensor)",
+    forward, outputs, keep=_keep, differentiate=_differentiate,
+)  # fmt: skip
+register(
+    "row_attention_backward",
+    "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor row_offsets,"
+    f" Tensor out, Tensor norm, Tensor bias, Tensor kept, {_SIZES}) -> (Tensor, Tensor, Tensor)",
+    backward, _fake_backward,
+)  # fmt: skip

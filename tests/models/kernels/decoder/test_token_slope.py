@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-from bayeslora_cli.models.kernels import token_log_likelihood as module
-from bayeslora_cli.models.kernels.token_log_likelihood import PADDING, token_log_likelihood
+from bayeslora_cli.models.kernels.decoder import token_log_likelihood as module
+from bayeslora_cli.models.kernels.decoder.token_log_likelihood import PADDING, token_log_likelihood
 
 CASES = [(1.0, None), (0.3, None), (0.7, 1.5)]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bayeslora_cli.models.kernels import token_log_likelihood as module
-from bayeslora_cli.models.kernels.token_log_likelihood import PADDING, token_log_likelihood
+from bayeslora_cli.models.kernels.decoder import token_log_likelihood as module
+from bayeslora_cli.models.kernels.decoder.token_log_likelihood import PADDING, token_log_likelihood
 from bayeslora_cli.tasks.objectives import causal
 
 N, D, V = 11, 6, 37

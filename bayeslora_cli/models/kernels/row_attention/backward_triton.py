@@ -15,13 +15,14 @@ from bayeslora_cli.models.kernels.row_attention.places_triton import (
     kept_of,
     own_tile,
     put_vectors,
+    seen_by,
     vectors,
     words_of,
 )
 from bayeslora_cli.models.kernels.row_attention.positions_triton import (
-    by_place,
+    add_positions,
     clear,
-    positions_of,
+    put_by_place,
 )
 
 
@@ -54,10 +55,7 @@ def to_queries(  # type: ignore[no-untyped-def]
         found = tl.zeros((OWN, DEPTH), tl.float32)
         if RELATIVE:
             clear(to_c2p, line, own, first, length, width, WIDTH)
-        begin, end = 0, length
-        if WINDOWED:
-            begin = tl.maximum(0, first - window + 1) // OTHER * OTHER
-            end = tl.minimum(length, first + OWN - 1 + window)
+        begin, end = seen_by(first, length, window, OWN, OTHER, WINDOWED)
         for at in range(begin, end, OTHER):
             other = at + tl.arange(0, OTHER)
             inside = other < length
@@ -79,16 +77,13 @@ def to_queries(  # type: ignore[no-untyped-def]
             change = (weight * (change - mean[:, None])).to(key.dtype)
             found = tl.dot(change, key, found, input_precision=PRECISION)
             if RELATIVE:
-                places = (line + own)[:, None] * (2 * width) + width - own[:, None] + other[None, :]
-                tl.store(to_c2p + places, change, there[:, None])
+                put_by_place(to_c2p, change, line, own, other, there, width)
         if RELATIVE:
             tl.debug_barrier()  # all threads have written before one of them reads
-            for at in range(width - first - OWN, width - first + length, OWN):
-                change = by_place(to_c2p, line, own, at, length, width, OWN)
-                places = at + tl.arange(0, OWN)
-                row = tokens + positions_of(places, width, True)
-                y = vectors(k, row, head, places >= 0, k_token, k_head, D, DEPTH)
-                found = tl.dot(change, y, found, input_precision=PRECISION)
+            found = add_positions(
+                found, to_c2p, k, line, own, first, length, tokens, head, k_token, k_head,
+                width, True, D, DEPTH, OWN, PRECISION,
+            )  # fmt: skip
         put_vectors(to_q, found * factor, start + own, head, there, to_token, D, DEPTH)
 
 
@@ -114,10 +109,7 @@ def to_keys(  # type: ignore[no-untyped-def]
         of_value = tl.zeros((OWN, DEPTH), tl.float32)
         if RELATIVE:
             clear(to_p2c, line, own, first, length, width, WIDTH)
-        begin, end = 0, length
-        if WINDOWED:
-            begin = tl.maximum(0, first - window + 1) // OTHER * OTHER
-            end = tl.minimum(length, first + OWN - 1 + window)
+        begin, end = seen_by(first, length, window, OWN, OTHER, WINDOWED)
         for at in range(begin, end, OTHER):
             other = at + tl.arange(0, OTHER)
             inside = other < length
@@ -147,15 +139,12 @@ def to_keys(  # type: ignore[no-untyped-def]
             change = tl.trans((weight * (change - mean[:, None])).to(query.dtype))
             found = tl.dot(change, query, found, input_precision=PRECISION)
             if RELATIVE:
-                places = (line + own)[:, None] * (2 * width) + width - own[:, None] + other[None, :]
-                tl.store(to_p2c + places, change, there[:, None])
+                put_by_place(to_p2c, change, line, own, other, there, width)
         put_vectors(to_v, of_value * gain, start + own, head, there, to_token, D, DEPTH)
         if RELATIVE:
             tl.debug_barrier()  # all threads have written before one of them reads
-            for at in range(width - first - OWN, width - first + length, OWN):
-                change = by_place(to_p2c, line, own, at, length, width, OWN)
-                places = at + tl.arange(0, OWN)
-                row = tokens + positions_of(places, width, False)
-                y = vectors(q, row, head, places >= 0, q_token, q_head, D, DEPTH)
-                found = tl.dot(change, y, found, input_precision=PRECISION)
+            found = add_positions(
+                found, to_p2c, q, line, own, first, length, tokens, head, q_token, q_head,
+                width, False, D, DEPTH, OWN, PRECISION,
+            )  # fmt: skip
         put_vectors(to_k, found * factor, start + own, head, there, to_token, D, DEPTH)

@@ -13,6 +13,7 @@ from bayeslora_cli.models.kernels.row_attention.places_triton import (
     kept_of,
     own_tile,
     put_vectors,
+    seen_by,
     vectors,
     words_of,
 )
@@ -43,10 +44,7 @@ def attend(  # type: ignore[no-untyped-def]
         most = tl.full((OWN,), float("-inf"), tl.float32)
         total = tl.zeros((OWN,), tl.float32)
         found = tl.zeros((OWN, DEPTH), tl.float32)
-        begin, end = 0, length
-        if WINDOWED:
-            begin = tl.maximum(0, first - window + 1) // OTHER * OTHER
-            end = tl.minimum(length, first + OWN - 1 + window)
+        begin, end = seen_by(first, length, window, OWN, OTHER, WINDOWED)
         for at in range(begin, end, OTHER):
             other = at + tl.arange(0, OTHER)
             inside = other < length

@@ -38,6 +38,18 @@ def own_tile(  # type: ignore[no-untyped-def]  # noqa: ANN201
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def seen_by(  # type: ignore[no-untyped-def]  # noqa: ANN201
+    first, length, window, OWN: tl.constexpr, OTHER: tl.constexpr, WINDOWED: tl.constexpr,  # noqa: ANN001
+):  # fmt: skip
+    """Return the first place, of a tile of OTHER tokens, and the last that a tile meets."""
+    begin, end = 0, length
+    if WINDOWED:
+        begin = tl.maximum(0, first - window + 1) // OTHER * OTHER
+        end = tl.minimum(length, first + OWN - 1 + window)
+    return begin, end
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def vectors(x, token, head, there, stride, of_head, D: tl.constexpr, DEPTH: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     """Return a head's vectors of some tokens, (tokens, DEPTH); zeros where there is none."""
     lane = tl.arange(0, DEPTH)

@@ -39,6 +39,29 @@ def by_place(change, line, own, at, length, width, TILE: tl.constexpr):  # type:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def put_by_place(to, change, line, own, other, there, width) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """Write a tile of gradients (own, other) to its places."""
+    places = (line + own)[:, None] * (2 * width) + width - own[:, None] + other[None, :]
+    tl.store(to + places, change, there[:, None])
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def add_positions(  # type: ignore[no-untyped-def]  # noqa: ANN201
+    found, gradients, y, line, own, first, length, tokens, head, y_token, y_head, width,  # noqa: ANN001
+    QUERIES: tl.constexpr, D: tl.constexpr, DEPTH: tl.constexpr, TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add the products of a tile's gradients by place with the positions behind the tokens of y."""
+    for at in range(width - first - TILE, width - first + length, TILE):
+        change = by_place(gradients, line, own, at, length, width, TILE)
+        places = at + tl.arange(0, TILE)
+        row = tokens + positions_of(places, width, QUERIES)
+        other = vectors(y, row, head, places >= 0, y_token, y_head, D, DEPTH)
+        found = tl.dot(change, other, found, input_precision=PRECISION)
+    return found
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def clear(change, line, own, first, length, width, WIDTH: tl.constexpr) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
     """Fill the outer blocks of a tile's lines with zeros.
 

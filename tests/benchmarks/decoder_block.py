@@ -182,23 +182,30 @@ def products_alone(size: Size, device: torch.device) -> float:
 
 
 def kernels_of(call: Run, count: int, most: int) -> str:
-    """The dearest kernels of a call, in microseconds per block, and how often each runs."""
+    """The dearest kernels of a call, in microseconds per block, and how often each runs.
+
+    The first line has their sum, their number, and the time from the first one to the last.
+    """
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         call()
         torch.cuda.synchronize()
     us: Counter[str] = Counter()
     calls: Counter[str] = Counter()
+    ends: list[float] = []
     for event in seen.events():
         if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
             us[event.name] += event.time_range.elapsed_us()
             calls[event.name] += 1
+            ends += (event.time_range.start, event.time_range.end)
     lines = [
         f"  {value / count:8.1f} us  {calls[name] / count:5.1f}  {name[:110]}"
         for name, value in us.most_common(most)
     ]
     total = sum(us.values()) / count
-    return "\n".join([f"  {total:8.1f} us, {sum(calls.values()) / count:.1f} kernels", *lines])
+    span = (max(ends) - min(ends)) / count
+    head = f"  {total:8.1f} us, {sum(calls.values()) / count:.1f} kernels, {span:.1f} us in all"
+    return "\n".join([head, *lines])
 
 
 def tune(size: Size, device: torch.device) -> None:

@@ -8,6 +8,7 @@ import torch
 from bayeslora_cli.config.catalogue import BASE_PRECISIONS
 from bayeslora_cli.data.batching import Feed
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
+from bayeslora_cli.models.kernels.frozen.arithmetic import ARITHMETICS
 from bayeslora_cli.models.kernels.frozen.fp8_rows import (
     FP8,
     quantize_rows,
@@ -43,7 +44,8 @@ def capable():
 
 @pytest.mark.parametrize("shape", [(7, 32, 48), (129, 4112, 64), (1, 16, 16)])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_rows_in_fp8_and_their_product(shape, scaled):
+@pytest.mark.parametrize("biased", [False, True])
+def test_rows_in_fp8_and_their_product(shape, scaled, biased):
     """Codes, scales and products of a CPU; halfway between two codes either is right."""
     rows, width, height = shape
     draws = torch.Generator().manual_seed(0)
@@ -54,12 +56,26 @@ def test_rows_in_fp8_and_their_product(shape, scaled):
     codes, scale = quantize_rows(x.to(GPU), None if columns is None else columns.to(GPU))
     torch.testing.assert_close(scale.cpu(), of_right)
     assert as_near(codes.cpu(), right, x if columns is None else x.float() * columns, of_right)
-    assert torch.equal(transposed(weight.to(GPU)).cpu().float(), weight.float().t())
+    other, ones = transposed(weight.to(GPU))
+    assert torch.equal(other.cpu().float(), weight.float().t())
+    assert torch.equal(ones.cpu(), torch.ones(width))
     given = weight.to(GPU), of_weight[:, 0].to(GPU)
-    found = scaled_product(codes, scale, *given, torch.bfloat16).cpu().double()
-    wanted = scaled_product(codes.cpu(), scale.cpu(), weight, of_weight[:, 0], torch.float32)
+    bias = torch.randn(height, generator=draws).bfloat16() if biased else None
+    found = scaled_product(
+        codes, scale, *given, torch.bfloat16, None if bias is None else bias.to(GPU)
+    ).cpu().double()  # fmt: skip
+    wanted = scaled_product(codes.cpu(), scale.cpu(), weight, of_weight[:, 0], torch.float32, bias)
     assert codes.dtype == FP8
     assert (found - wanted).norm() <= 4e-3 * wanted.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dense_weights_of_integer_codes(dtype):
+    """To the bit those of torch's own kernel."""
+    codes = torch.randint(-127, 128, (129, 4112), dtype=torch.int8, device=GPU)
+    scale, out = torch.rand(129, device=GPU), torch.empty(129, 4112, device=GPU, dtype=dtype)
+    ARITHMETICS["int8"].dequantize([codes, scale], out)
+    assert torch.equal(out, (codes * scale[:, None]).to(dtype))
 
 
 @pytest.mark.parametrize("base", BASES)

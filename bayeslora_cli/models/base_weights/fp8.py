@@ -58,12 +58,12 @@ class _Fp8(Arithmetic):
         self, rows: Tensor, stored: Sequence[Tensor], heights: Sequence[int], bias: Tensor | None
     ) -> Tensor:
         codes, scale = quantize_rows(rows)
+        biases = [None] * len(heights) if bias is None else torch.split(bias, list(heights))
         found = [
-            scaled_product(codes, scale, weight, of_weight, rows.dtype)
-            for weight, of_weight in _layers(stored)
+            scaled_product(codes, scale, *weight, rows.dtype, own)
+            for weight, own in zip(_layers(stored), biases, strict=True)
         ]
-        out = found[0] if len(found) == 1 else torch.cat(found, 1)
-        return out if bias is None else out.add_(bias)
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
 
     def multiply_back(
         self, grad: Tensor, stored: Sequence[Tensor], heights: Sequence[int], width: int
@@ -78,8 +78,7 @@ class _Fp8(Arithmetic):
             torch.split(grad, list(heights), 1), _layers(stored), strict=True
         ):
             codes, scale = quantize_rows(part, of_weight)
-            ones = torch.ones(width, device=grad.device)
-            one = scaled_product(codes, scale, transposed(weight), ones, grad.dtype)
+            one = scaled_product(codes, scale, *transposed(weight), grad.dtype)
             found = one if found is None else found.add_(one)
         assert found is not None
         return found

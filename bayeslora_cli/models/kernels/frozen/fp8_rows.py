@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -34,9 +35,10 @@ def quantize_rows(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Ten
 
 
 def scaled_product(
-    codes: Tensor, scale: Tensor, weight: Tensor, of_weight: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """Compute (scale codes) (of_weight weight)', summed in fp32.
+    codes: Tensor, scale: Tensor, weight: Tensor, of_weight: Tensor, dtype: torch.dtype,
+    bias: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Compute (scale codes) (of_weight weight)' + bias, summed in fp32.
 
     Args:
         codes: (n, k), fp8.
@@ -44,23 +46,48 @@ def scaled_product(
         weight: (m, k), fp8, contiguous.
         of_weight: (m,), fp32.
         dtype: type of the result; a GPU rounds it to bf16 first.
+        bias: (m,).
     Returns:
-        (n, m)
+        (n, m), a tensor of its own.
     """
     if codes.is_cuda:
+        within = bias if bias is not None and _takes(bias) else None
         out = torch._scaled_mm(
-            codes, weight.t(), scale_a=scale, scale_b=of_weight[None], out_dtype=torch.bfloat16,
-            use_fast_accum=True,
+            codes, weight.t(), scale_a=scale, scale_b=of_weight[None], bias=within,
+            out_dtype=torch.bfloat16, use_fast_accum=True,
+        ).to(dtype)  # fmt: skip
+        bias = bias if within is None else None
+    else:
+        wide = torch.promote_types(dtype, torch.float32)
+        left, right = codes.to(wide) * scale, weight.to(wide) * of_weight[:, None]
+        out = (left @ right.t()).to(dtype)
+    return out if bias is None else out.add_(bias)
+
+
+def _takes(bias: Tensor) -> bool:
+    """Tell whether a scaled product on a bias's device can add it."""
+    return bias.dtype == torch.bfloat16 and _takes_bias(bias.device)
+
+
+@cache
+def _takes_bias(device: torch.device) -> bool:
+    """Try: which products have a bias differs between releases of cuBLAS."""
+    codes = torch.zeros(16, 16, device=device).to(FP8)
+    ones, bias = (torch.ones(16, device=device, dtype=t) for t in (torch.float32, torch.bfloat16))
+    try:
+        out = torch._scaled_mm(
+            codes, codes.t(), scale_a=ones[:, None], scale_b=ones[None], bias=bias,
+            out_dtype=torch.bfloat16, use_fast_accum=True,
         )  # fmt: skip
-        return out.to(dtype)
-    wide = torch.promote_types(dtype, torch.float32)
-    return ((codes.to(wide) * scale) @ (weight.to(wide) * of_weight[:, None]).t()).to(dtype)
+    except RuntimeError:
+        return False
+    return bool((out == 1).all())
 
 
-def transposed(codes: Tensor) -> Tensor:
-    """Return a transposed copy of codes: (m, k) -> (k, m)."""
+def transposed(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a transposed copy of codes, (m, k) -> (k, m), and scales of 1 for it, (k,), fp32."""
     if HAS_TRITON and codes.is_cuda and codes.is_contiguous():
         from bayeslora_cli.models.kernels.frozen import fp8_rows_triton
 
         return fp8_rows_triton.transposed(codes)
-    return codes.t().contiguous()
+    return codes.t().contiguous(), torch.ones(codes.shape[1], device=codes.device)

@@ -11,11 +11,11 @@ LARGEST = tl.constexpr(448.0)
 LEAST_SCALE = tl.constexpr(1e-12)
 BLOCK, LONG_WARPS = 2048, 8
 """Columns that a program reads at once of rows that it reads twice, and its warps."""
-MOST = 65536
+MOST = 32768
 """Columns of a row that a program keeps in its registers, at most: it reads them once."""
 EACH = 32
 """Columns of such a row that a thread keeps, at most."""
-TILE, WARPS = 64, 4
+TILE, WARPS = 128, 4
 """Rows and columns of a tile of codes, and warps that transpose it."""
 
 
@@ -65,14 +65,16 @@ def _quantize_long(  # type: ignore[no-untyped-def]  # noqa: ANN202
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _transpose(codes, out, height, width, TILE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Transpose one tile of bytes."""
+def _transpose(codes, out, ones, height, width, TILE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Transpose one tile of bytes; the programs of the first rows write the scales of 1 too."""
     rows = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     columns = tl.program_id(1).to(tl.int64) * TILE + tl.arange(0, TILE)
     inside = (rows < height)[:, None] & (columns < width)[None, :]
     tile = tl.load(codes + rows[:, None] * width + columns[None, :], mask=inside, other=0)
     inside = (columns < width)[:, None] & (rows < height)[None, :]
     tl.store(out + columns[:, None] * height + rows[None, :], tl.trans(tile), mask=inside)
+    if tl.program_id(0) == 0:
+        tl.store(ones + columns, tl.full((TILE,), 1.0, tl.float32), mask=columns < width)
 
 
 def quantize_rows(x: Tensor, columns: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -95,12 +97,13 @@ def quantize_rows(x: Tensor, columns: Tensor | None, dtype: torch.dtype) -> tupl
     return codes, scale
 
 
-def transposed(codes: Tensor) -> Tensor:
-    """Return a transposed copy of codes of one byte: (m, k) -> (k, m)."""
+def transposed(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Transpose codes of one byte; see `fp8_rows.transposed`."""
     height, width = codes.shape
     out = torch.empty(width, height, dtype=codes.dtype, device=codes.device)
+    ones = torch.empty(width, dtype=torch.float32, device=codes.device)
     grid = (triton.cdiv(height, TILE), triton.cdiv(width, TILE))
     _transpose[grid](
-        codes.view(torch.uint8), out.view(torch.uint8), height, width, TILE, num_warps=WARPS
+        codes.view(torch.uint8), out.view(torch.uint8), ones, height, width, TILE, num_warps=WARPS
     )
-    return out
+    return out, ones

@@ -6,7 +6,7 @@
 
 Random weights by configuration (Qwen2.5-32B), bf16, four rows of 1,024 tokens on each process,
 AdaLoRA + IVON + snr, kernel by kernel. `--profile`: how much of the time in which weights are
-gathered other kernels run too.
+gathered other kernels run too. `--estimate 1,2,4`: the dry run's peak on so many processes too.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from bayeslora_cli.bayes.optimizer import build_optimizer
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.data.batching import Feed
+from bayeslora_cli.data.batching import Feed, largest_batch
 from bayeslora_cli.execution.launch_environment import joined, place
 from bayeslora_cli.execution.processes import Processes
 from bayeslora_cli.execution.signals import Stop
 from bayeslora_cli.methods import building
 from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.tasks.objectives.objective import build_objective
+from bayeslora_cli.training.memory.alternatives import _with_shards
+from bayeslora_cli.training.memory.estimate import estimate
 from bayeslora_cli.training.step import TrainStep
 from tests.support.decoders import token_rows
 
@@ -90,6 +92,24 @@ def build(config: RunConfig, processes: Processes, device: torch.device) -> Trai
     )  # fmt: skip
 
 
+def estimated(config: RunConfig, rows: int, device: torch.device, among: list[int]) -> str:
+    """Return the dry run's peak on each number of processes, with `rows` rows on each."""
+    network = building.build_network(
+        replace(config, shard=False), build_objective("causal", ()),
+        SimpleNamespace(pad_token_id=0), posterior=True, device=torch.device("meta"),
+    )  # fmt: skip
+    assert config.max_length is not None
+    batch = largest_batch(token_rows((config.max_length,) * rows), rows, device)
+    batch.pop("count", None)
+    whole = estimate(network, config, batch=batch, device=device, whole_step=True).peak
+    assert whole is not None
+    cells = []
+    for processes in among:
+        both = _with_shards(network, "off", None, whole, 0, processes)
+        cells.append(f"{both[processes > 1].bytes / 2**30:.2f} GiB on {processes}")
+    return f"; the dry run: {', '.join(cells)}"
+
+
 def overlap(found: torch.profiler.profile) -> str:
     """Tell for how long the exchange ran, and for how much of it other kernels ran as well."""
     exchange, others = [], []
@@ -115,6 +135,10 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--profile", action="store_true", help="of one step more")
+    parser.add_argument(
+        "--estimate", type=lambda text: list(map(int, text.split(","))), default=[],
+        help="numbers of processes",
+    )  # fmt: skip
     parser.add_argument("--size", choices=tuple(SIZES), default="qwen32b")
     parser.add_argument("--layers", type=int, help="fewer blocks")
     parser.add_argument("--base-precision", help="of the frozen weights")
@@ -166,6 +190,8 @@ def main() -> None:
                 one(WARM_UP)
                 synchronize(device)
             seen = f"; {overlap(found)}"
+        if given.estimate:
+            seen += estimated(config, size.rows, device, given.estimate)
         if processes.first:
             tokens = world * size.rows * size.tokens / seconds
             peak = (held + (memory["peak"] or 0)) / 2**30

@@ -104,7 +104,8 @@ def inputs(batch):
 def gradients(model, values):
     """All gradients of a loss, on one scale: by each largest one of the model."""
     model.zero_grad()
-    loss = (values * torch.linspace(-1, 1, values.numel()).view_as(values)).sum()
+    slopes = torch.linspace(-1, 1, values.numel(), device=values.device)
+    loss = (values * slopes.view_as(values)).sum()
     loss.backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     largest = max(float(gradient.abs().max()) for gradient in found.values())

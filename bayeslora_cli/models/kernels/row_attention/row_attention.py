@@ -36,9 +36,9 @@ def is_able(gpu: torch.device) -> bool:
     return HAVE_TRITON and torch.version.cuda is not None and _matrix_units(gpu) >= ABLE
 
 
-@cache
 def _matrix_units(device: torch.device) -> tuple[int, int]:
-    # torch's compiler takes these for constants, `get_device_capability` it does not
+    # torch's compiler takes these for constants, `get_device_capability` it does not, and it warns
+    # of functions that keep their results; torch keeps these itself
     found = torch.cuda.get_device_properties(device)
     return found.major, found.minor
 

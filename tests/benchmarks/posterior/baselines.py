@@ -18,7 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,7 +68,7 @@ def tempered(held: Mapping[str, Tensor], dev: Tensor) -> Tensor:
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.frozen import FrozenEstimator
 
-    class Logits(ClassifierMixin, BaseEstimator):
+    class Logits(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Its rows are log-probabilities already."""
 
         def fit(self, x: Any, y: Any) -> Any:
@@ -87,7 +88,7 @@ def tempered(held: Mapping[str, Tensor], dev: Tensor) -> Tensor:
     return torch.from_numpy(fitted.predict_proba(dev.clamp_min(1e-30).log().numpy()))
 
 
-def from_predictions(folder: Path, lines: list[Line]) -> Iterator[dict[str, Any]]:
+def from_predictions(folder: Path, lines: Sequence[Line]) -> Iterator[dict[str, Any]]:
     """Yield the methods that need predictions only."""
     paces = {line["job"]: line for line in lines if line.get("kind") == "pace"}
 
@@ -104,7 +105,7 @@ def from_predictions(folder: Path, lines: list[Line]) -> Iterator[dict[str, Any]
             about = {"task": task, "seed": int(path.stem.rsplit("-", 1)[1])}
             yield {**about, "method": "point", **scored(mean, labels),
                    "seconds": paces[path.stem]["mean"], "megabytes": 0.0}  # fmt: skip
-            probabilities, seconds = timed(lambda h=held, m=mean: tempered(h, m))
+            probabilities, seconds = timed(partial(tempered, held, mean))
             yield {**about, "method": "temperature", **scored(probabilities, labels),
                    "seconds": seconds, "megabytes": 0.0}  # fmt: skip
             members.append(mean.double())
@@ -168,7 +169,7 @@ class LastLayer:
         """Return a copy of the last layer."""
         with self.held.network.bank.at_mean():
             weight, bias = self.layer.weight.detach(), self.layer.bias.detach()
-            copied = nn.Linear(*reversed(weight.shape), device=weight.device)
+            copied = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
             copied.load_state_dict({"weight": weight.float(), "bias": bias.float()})
         return copied
 
@@ -188,12 +189,13 @@ class LastLayer:
 
 def laplace(last: LastLayer, split: Any) -> tuple[Tensor, float]:
     """Return last-layer Laplace's probabilities of dev rows, and the megabytes that it keeps."""
-    from laplace import Laplace
+    from laplace import Laplace  # type: ignore[import-not-found,unused-ignore]
 
     training = last.held.training
+    assert training.labels is not None
     rows = torch.utils.data.TensorDataset(last.features(training), training.labels.long())
     # on the CPU: the library multiplies its operator of a GPU's parameters by a matrix there
-    approximation = Laplace(
+    approximation: Any = Laplace(
         last.head().cpu(), "classification", subset_of_weights="all", hessian_structure="full"
     )
     approximation.fit(torch.utils.data.DataLoader(rows, batch_size=512))
@@ -201,7 +203,7 @@ def laplace(last: LastLayer, split: Any) -> tuple[Tensor, float]:
     # in parts: the library keeps each row's Jacobian
     found = [
         approximation(part, link_approx="probit").detach()
-        for part in last.features(split).split(BATCH)
+        for part in torch.split(last.features(split), BATCH)
     ]
     return torch.cat(found), approximation.H.numel() * 4 / 1e6
 
@@ -209,7 +211,7 @@ def laplace(last: LastLayer, split: Any) -> tuple[Tensor, float]:
 def of_run(held: CutRun) -> Iterator[dict[str, Any]]:
     """Yield the methods that need a LoRA run itself: mc-dropout and laplace."""
     last, split = LastLayer(held), dev_split(held.task.name)
-    labels = held.batches[split].labels
+    labels = held.labels(split)
     found, seconds = timed(lambda: last.dropped(split))
     yield {"method": "mc-dropout", **scored(found, labels), "seconds": seconds, "megabytes": 0.0}
     (found, megabytes), seconds = timed(lambda: laplace(last, held.rows[split]))

@@ -213,6 +213,12 @@ SECONDARY = (
     "nll paper-snr sampled adamw mean", "ece paper-snr sampled adamw mean",
     "nll paper-snr sampled paper-snr mean", "nll learned-snr sampled paper-snr sampled",
     "ece learned-snr sampled paper-snr sampled", "ece learned-snr sampled learned-snr mean",
+    "own learned-sensitivity mean learned-snr mean", "own learned-precision mean learned-snr mean",
+    "own learned-snr-abs mean learned-snr mean", "own paper-sensitivity mean paper-snr mean",
+    "own paper-precision mean paper-snr mean", "own paper-snr-abs mean paper-snr mean",
+    "own paper-magnitude mean paper-snr mean", "own learned-sensitivity mean adamw mean",
+    "own learned-snr-r4 mean adamw-r4 mean", "own learned-snr-r4 mean learned-snr mean",
+    "own adamw-r4 mean adamw mean", "own learned-snr-r1 mean adamw-r1 mean",
 )  # fmt: skip
 
 
@@ -256,6 +262,7 @@ CUT_PAIRS = (
     "learned-snr snr 1 - learned-snr-r1", "learned-snr singular-values 1 - learned-snr-r1",
     "adamw-r4 sensitivity 2 - adamw", "adamw-r4 singular-values 2 - adamw",
     "adamw sensitivity 1 - adamw-r1", "adamw singular-values 1 - adamw-r1",
+    "learned-snr-r4 sensitivity 2 - learned-snr", "learned-snr sensitivity 1 - learned-snr-r1",
 )  # fmt: skip
 
 
@@ -314,9 +321,11 @@ def of_judge(files: Files, parts: Sequence[str]) -> str:
         for s in seeds:
             keys = [(f"{family}-{c}", task, s) for c in ("snr", "magnitude")]
             if all(key in files.kept for key in keys):
-                a, b = ({(i, j) for i, m in enumerate(files.kept[k]) for j, x in enumerate(m) if x}
-                        for k in keys)  # fmt: skip
-                shares.append(2 * len(a & b) / (len(a) + len(b)))
+                one, other = (
+                    {(i, j) for i, m in enumerate(files.kept[k]) for j, x in enumerate(m) if x}
+                    for k in keys
+                )
+                shares.append(2 * len(one & other) / (len(one) + len(other)))
         return f"{100 * mean(shares):.0f}%"
     if kind == "seeds":
         row, task = parts[1:]
@@ -343,15 +352,23 @@ def of_judge(files: Files, parts: Sequence[str]) -> str:
         if pair.startswith("1/sigma"):
             gradients = [x["precision_and_squared_gradient"] for x in rows]
             return f"{mean([x for x in gradients if x is not None]):.2f}"
-        return f"{mean([x['spearman'][pair] for x in rows if pair in x['spearman']]):.2f}"
+        found = [x["spearman"].get(pair) for x in rows]
+        return f"{mean([rho for rho in found if rho is not None]):.2f}"
     row, task, at, metric = parts
-    if metric == "ood":  # the other rows' predictions are not kept
+    if task == "all":
+        by_task = [
+            mean([files.metric(row, t, s, "own", at) for s in files.of(row, t)])
+            for t in PROTOCOL["judge"]["tasks"]
+        ]
+        return f"{mean(by_task):.2f}"
+    if metric in ("ood", "mutual"):  # the other rows' predictions are not kept
         aurocs = []
         for x in files.lines:
             if (x.get("kind"), x.get("row"), x.get("task")) == ("dev", row, task):
                 split = "validation_matched" if task == "mnli" else "validation"
                 by = x["ood"][at][split]
-                aurocs.append(by["variance" if task == "stsb" else "entropy"])
+                name = "mutual_information" if metric == "mutual" else "entropy"
+                aurocs.append(by["variance" if task == "stsb" else name])
         return with_deviation(aurocs, 3)
     values = [files.metric(row, task, s, metric, at) for s in files.of(row, task)]
     return with_deviation(values, 1 if metric == "own" else 3)

@@ -59,11 +59,17 @@ class CutRun:
         self.training, self.rows = rows.pop("train"), rows
         self.batches = {name: Batches(split, BATCH, device) for name, split in self.rows.items()}
 
+    def labels(self, split: str) -> Tensor:
+        """Return the labels of a dev split."""
+        found = self.batches[split].labels
+        assert found is not None
+        return found
+
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Return the dev splits' metrics at the bank's present mean and mask."""
         found = predict_at_mean(self.network, self.batches)
         return {
-            name: predictive.metrics(self.task.metrics, self.batches[name].labels)
+            name: predictive.metrics(self.task.metrics, self.labels(name))
             for name, predictive in found.items()
         }
 
@@ -104,7 +110,7 @@ class CutRun:
         vectors = slice(bank.singular_values(sigma).numel(), bank.adapter_end)
         kept = sigma[vectors] > 0
         precision, gradient = sigma[vectors][kept].pow(-2), squared[vectors][kept]
-        return found, spearman(precision.cpu(), gradient.cpu())
+        return found, _correlation(precision, gradient)
 
 
 def _gradients(
@@ -119,14 +125,18 @@ def _gradients(
     return averages(found), squared
 
 
-def _agreement(scores: Mapping[str, Tensor], kept: Tensor) -> dict[str, dict[str, float]]:
+def _correlation(a: Tensor, b: Tensor) -> float | None:
+    return spearman(a.cpu().double().numpy(), b.cpu().double().numpy())
+
+
+def _agreement(scores: Mapping[str, Tensor], kept: Tensor) -> dict[str, dict[str, float | None]]:
     """Return, for each pair of criteria, the rank correlation of the kept triplets' scores, and
     the share that the better halves by both have in common (by chance a half)."""
     half = int(kept.sum()) // 2
     better = {name: largest(s.masked_fill(~kept, -torch.inf), half) for name, s in scores.items()}
     return {
         "spearman": {
-            f"{a}, {b}": spearman(scores[a][kept].cpu(), scores[b][kept].cpu())
+            f"{a}, {b}": _correlation(scores[a][kept], scores[b][kept])
             for a, b in combinations(scores, 2)
         },
         "halves_in_common": {

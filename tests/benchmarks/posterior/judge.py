@@ -80,16 +80,14 @@ def steps_of(task: str, typed: argparse.Namespace) -> float:
     if typed.steps is not None:
         return float(typed.steps)
     rows = (typed.out / "parts" / TASKS[task].folder / "train.tsv").read_bytes().count(b"\n")
-    return epochs_of(task) * rows / 32
+    return epochs_of(task) * float(rows) / 32
 
 
 def measure(job: Job | search.Job, typed: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Do a job, if there is time."""
     with pool.paced(steps_of(job.task, typed), typed) as fits:
-        if fits and isinstance(job, search.Job):
-            yield from search.train(job, typed)
-        elif fits:
-            yield from judge(job, typed)
+        if fits:
+            yield from judge(job, typed) if isinstance(job, Job) else search.train(job, typed)
 
 
 def judge(job: Job, typed: argparse.Namespace) -> Iterator[dict[str, Any]]:

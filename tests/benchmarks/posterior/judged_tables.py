@@ -12,13 +12,13 @@ from scipy import stats
 from tests.benchmarks.posterior.page_text import (
     JUDGE,
     TITLES,
-    Line,
     Page,
     interval,
     own,
     spread,
     value,
 )
+from tests.benchmarks.posterior.pool import Line
 
 
 def rows_of(lines: Sequence[Line]) -> dict[str, dict[str, list[Line]]]:
@@ -35,7 +35,8 @@ def judged(page: Page, lines: Sequence[Line]) -> None:
     page.write("### Five seeds on tasks that the search did not see")
     for metric, title, digits in (("own", "the task's own metric", 1), ("nll", "NLL", 3),
                                   ("ece", "ECE", 3), ("brier", "Brier score", 3),
-                                  ("ood", "AUROC, other rows", 3)):  # fmt: skip
+                                  ("ood", "AUROC, other rows", 3),
+                                  ("mutual", "the same by mutual information", 3)):  # fmt: skip
         cells = []
         for row, tasks in rows.items():
             if metric != "own" and len(tasks) < len(JUDGE["tasks"]):
@@ -43,13 +44,15 @@ def judged(page: Page, lines: Sequence[Line]) -> None:
             for at in ("mean", "sampled"):
                 if at == "sampled" and not any("sampled" in x for t in tasks.values() for x in t):
                     continue
+                if (metric, at) == ("mutual", "mean"):
+                    continue
                 counts = sorted({len(found) for found in tasks.values()})
                 seeds = " to ".join(map(str, sorted({counts[0], counts[-1]})))
                 line = [row if at == "mean" else f"{row}, samples", seeds]
                 for task in JUDGE["tasks"]:
                     own_lines = tasks.get(task, [])
                     absent = task == "stsb" and (
-                        metric in ("ece", "brier") or (metric, at) == ("ood", "mean")
+                        metric in ("ece", "brier", "mutual") or (metric, at) == ("ood", "mean")
                     )
                     line.append(
                         "–" if absent or not own_lines
@@ -58,8 +61,14 @@ def judged(page: Page, lines: Sequence[Line]) -> None:
                             spread([value(x, metric, at) for x in own_lines], digits),
                         )
                     )  # fmt: skip
+                if metric == "own":
+                    means = [fmean(value(x, metric, at) for x in own) for own in tasks.values()]
+                    whole = len(tasks) == len(JUDGE["tasks"])
+                    mean = f"{fmean(means):.2f}"
+                    line.append(page.number(f"judge/{row}/all/{at}/own", mean) if whole else "–")
                 cells.append(line)
-        page.table([title, "seeds", *(TITLES[task] for task in JUDGE["tasks"])], cells)
+        titles = [title, "seeds", *(TITLES[task] for task in JUDGE["tasks"])]
+        page.table([*titles, *(["mean"] if metric == "own" else [])], cells)
     page.write(
         "\\* A subsample; MiniLM's contrastive training saw NLI and question pairs. Rows that have",
         "not been run on all tasks are in the first of these tables only.",
@@ -126,6 +135,22 @@ SECONDARY: list[tuple[str, str, str, str, str]] = [
     ("learned-snr", "sampled", "paper-snr", "sampled", "nll"),
     ("learned-snr", "sampled", "paper-snr", "sampled", "ece"),
     ("learned-snr", "sampled", "learned-snr", "mean", "ece"),
+    *(
+        (a, "mean", b, "mean", "own")
+        for a, b in (
+            *(
+                (f"{family}-{criterion}", f"{family}-snr")
+                for family in ("learned", "paper")
+                for criterion in ("sensitivity", "precision", "snr-abs")
+            ),
+            ("paper-magnitude", "paper-snr"),
+            ("learned-sensitivity", "adamw"),
+            ("learned-snr-r4", "adamw-r4"),
+            ("learned-snr-r4", "learned-snr"),
+            ("adamw-r4", "adamw"),
+            ("learned-snr-r1", "adamw-r1"),
+        )
+    ),
 ]
 """Row, where it is evaluated, the same of another row, and the metric."""
 
@@ -223,7 +248,8 @@ def agreement(page: Page, lines: Sequence[Line]) -> None:
     for line in lines:
         if line.get("kind") == "agreement":
             for pair, rho in line["spearman"].items():
-                found[line["row"], pair].append(rho)
+                if rho is not None:  # None: a criterion's scores are all equal
+                    found[line["row"], pair].append(rho)
             if line.get("precision_and_squared_gradient") is not None:
                 name = "1/sigma², squared gradients of A and B"
                 found[line["row"], name].append(line["precision_and_squared_gradient"])
@@ -274,6 +300,8 @@ COMPARED: list[tuple[Measured, Measured]] = [
           ("learned-snr-r4", "learned-snr", 2, "snr"), ("learned-snr", "learned-snr-r1", 1, "snr"),
           ("adamw-r4", "adamw", 2, "sensitivity"), ("adamw", "adamw-r1", 1, "sensitivity"))
       for by in (criterion, "singular-values")),
+    (("learned-snr-r4", "sensitivity", 2), ("learned-snr", TRAINED, 2)),
+    (("learned-snr", "sensitivity", 1), ("learned-snr-r1", TRAINED, 1)),
 ]  # fmt: skip
 
 

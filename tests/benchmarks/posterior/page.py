@@ -25,8 +25,8 @@ from tests.benchmarks.posterior.judged_tables import (
     primary,
     secondary,
 )
-from tests.benchmarks.posterior.page_text import TITLES, Line, Page, interval, spread
-from tests.benchmarks.posterior.pool import last_runs, read_lines
+from tests.benchmarks.posterior.page_text import TITLES, Page, interval, spread
+from tests.benchmarks.posterior.pool import Line, last_runs, read_lines
 from tests.benchmarks.posterior.search import RULE, choose, score, write_chosen
 
 BEGIN, END = "<!-- the posterior: begin -->", "<!-- the posterior: end -->"
@@ -44,11 +44,11 @@ def search(page: Page, lines: Sequence[Line]) -> None:
         whole = {line["task"]: line for line in found if "failed" not in line}
         cells = []
         for task in RULE["tasks"]:
-            line = whole.get(task)
-            if line is None:
+            if task not in whole:
                 failed = any(x["job"] == f"{trial}-{task}" for x in found)
                 cells += ["failed" if failed else "not run", "", ""]
                 continue
+            line = whole[task]
             name, posterior = f"search/{trial}/{task}", line["posterior"]
             cells += [
                 page.number(f"{name}/own", f"{100 * line['best_at_budget']['value']:.1f}"),
@@ -57,7 +57,7 @@ def search(page: Page, lines: Sequence[Line]) -> None:
                 else page.number(f"{name}/sigma", f"{posterior['sigma_ratio']:.2f}") + "; "
                 + page.number(f"{name}/rho", f"{posterior['snr_magnitude_correlation']:.2f}"),
             ]  # fmt: skip
-        options = next(iter(whole.values()), {"options": {}})["options"]
+        options: Line = next((line["options"] for line in whole.values()), {})
         rows.append([trial, ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
                                       for k, v in options.items()), *cells])  # fmt: skip
     titles = [f"{TITLES[t]}{c}" for t in RULE["tasks"] for c in ("", ", NLL", ", sigma; ρ")]
@@ -67,11 +67,11 @@ def search(page: Page, lines: Sequence[Line]) -> None:
         "of kept triplets.",
     )
     page.write("Chosen by the rule:")
-    for family, found in choose(lines).items():
+    for family, chosen in choose(lines).items():
         page.text.append(
             f"- `{family}`: trial "
-            + page.number(f"search/chosen/{family}", f"{found['number']:02d}")
-            + f"; {found['of']} trials count."
+            + page.number(f"search/chosen/{family}", f"{chosen['number']:02d}")
+            + f"; {chosen['of']} trials count."
         )
     page.write()
 
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="the page that holds the two marks")
     parser.add_argument("--numbers", type=Path)
     typed = parser.parse_args()
-    read = {name: read_lines(getattr(typed, name)) for name in parts}
+    read: dict[str, list[Line]] = {name: [*read_lines(getattr(typed, name))] for name in parts}
     read["judge"] = last_runs(read["judge"])
     read["baselines"] += [line for line in read["judge"] if "method" in line]
     if typed.write_chosen:

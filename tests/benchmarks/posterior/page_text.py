@@ -48,10 +48,12 @@ def own(task: str, metrics: Line) -> float:
 
 def value(line: Line, metric: str, at: str) -> float:
     """Return a number of a `dev` line, of MNLI the matched split's; `own` in percent; `ood`: AUROC
-    by entropy, of scores by their variance."""
-    if metric == "ood":
+    by entropy, of scores by their variance; `mutual`: by mutual information."""
+    if metric in ("ood", "mutual"):
         found = line["ood"][at]
         auroc = found.get("validation_matched") or found["validation"]
+        if metric == "mutual":
+            return float(auroc["mutual_information"])
         return float(auroc["entropy" if "entropy" in auroc else "variance"])
     metrics = line["metrics" if at == "mean" else "sampled"]
     if metric == "own":

@@ -41,7 +41,9 @@ def measured(way: str, typed: argparse.Namespace) -> float:
     with pool.started(len(seeds), places, typed.start) as processes:
         processes.map(partial(train, steps=5, typed=typed), seeds, chunksize=1)
         ready = time.perf_counter()
-        rates = processes.map(partial(train, steps=typed.steps, typed=typed), seeds, chunksize=1)
+        rates: list[float] = processes.map(
+            partial(train, steps=typed.steps, typed=typed), seeds, chunksize=1
+        )
     now = time.perf_counter()
     pool.stop_mps(places[0])
     whole = len(seeds) * typed.steps / (now - ready)

@@ -69,10 +69,9 @@ def judged(page: Page, lines: Sequence[Line]) -> None:
                 cells.append(line)
         titles = [title, "seeds", *(TITLES[task] for task in JUDGE["tasks"])]
         page.table([*titles, *(["mean"] if metric == "own" else [])], cells)
-    page.write(
-        "\\* A subsample; MiniLM's contrastive training saw NLI and question pairs. Rows that have",
-        "not been run on all tasks are in the first of these tables only.",
-    )
+    page.write("\\* A subsample; MiniLM's contrastive training saw NLI and question pairs.")
+    if any(len(tasks) < len(JUDGE["tasks"]) for tasks in rows.values()):
+        page.write("Rows that have not been run on all tasks are in the first table only.")
 
 
 def pairs(rows: Mapping[str, Mapping[str, list[Line]]], rule: Line) -> list[float]:

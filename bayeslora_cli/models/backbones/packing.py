@@ -12,7 +12,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from bayeslora_cli.config.catalogue import AUTO, OFF, ON
-from bayeslora_cli.config.entries.objectives import FORWARD
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.models.backbones.loading import load_configuration
 from bayeslora_cli.models.decoders.packed_attention import (
@@ -198,7 +197,5 @@ def packing_that_pays(config: RunConfig, objective: Objective, *, on_cpu: bool) 
     entry = objective.entry
     if not (entry.packed and entry.head):
         return AUTO  # the architecture decides
-    if not on_cpu and entry.forward != FORWARD:
-        return AUTO  # packed words have not been measured on a GPU
     found = load_configuration(config.model, trust_remote_code=config.trust_remote_code)
     return ON if pays(found, on_cpu=on_cpu) else AUTO

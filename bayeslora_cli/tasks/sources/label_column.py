@@ -89,10 +89,11 @@ class LabelColumn:
         """
         return any(isinstance(value, float) for value in set(self.numbers()))
 
-    def missing(self, row: int) -> DataError:
-        """Make the error about a row without a label."""
+    def missing(self, row: int, other: str = "") -> DataError:
+        """Make the error about a row without a label; `other`: what else may be meant."""
         return DataError(
             f"{self.table.where(row)}: found no label in the column {self.name!r}; expected one"
+            f"{other}"
         )
 
     def unexpected(self, row: int, expected: str) -> DataError:

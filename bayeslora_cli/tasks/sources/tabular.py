@@ -266,7 +266,9 @@ def _check_present(
         return
     for row, value in enumerate(values):
         if value is None:
-            raise column.missing(row)
+            several = kind is None and any(isinstance(v, str) and "|" in v for v in values)
+            other = ", or --task-type multi-label if rows may have none or several"
+            raise column.missing(row, other if several else "")
 
 
 def _unclaimed(column: LabelColumn) -> DataError:

@@ -6,7 +6,9 @@
 
 Random weights by configuration (Qwen2.5-32B), bf16, four rows of 1,024 tokens on each process,
 AdaLoRA + IVON + snr, kernel by kernel. `--profile`: how much of the time in which weights are
-gathered other kernels run too. `--estimate 1,2,4`: the dry run's peak on so many processes too.
+gathered other kernels run too, and the dearest kernels. `--estimate 1,2,4`: the dry run's peak on
+so many processes too. `--symmetric`: gather through NCCL's symmetric memory; with NCCL_CTA_POLICY=2
+the copy engines do it, and no multiprocessor.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +33,7 @@ from gpu_step import peak_memory_of
 from measure import synchronize
 from torch import Tensor
 from torch.autograd import DeviceType
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoConfig, AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -129,12 +133,27 @@ def overlap(found: torch.profiler.profile) -> str:
     return f"the exchange took {total / 1e3:.0f} ms, and other kernels ran in {share:.0%} of it"
 
 
+def dearest(found: torch.profiler.profile, most: int = 14) -> str:
+    """List the kernels and copies that take the most time in a step."""
+    ms: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for event in found.events():
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            ms[event.name] += event.time_range.elapsed_us() / 1e3
+            calls[event.name] += 1
+    return "".join(
+        f"\n  {value:7.1f} ms  {calls[name]:5}  {name[:100]}"
+        for name, value in ms.most_common(most)
+    )
+
+
 def parse_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--profile", action="store_true", help="of one step more")
+    parser.add_argument("--symmetric", action="store_true")
     parser.add_argument(
         "--estimate", type=lambda text: list(map(int, text.split(","))), default=[],
         help="numbers of processes",
@@ -167,6 +186,10 @@ def main() -> None:
         begun = time.perf_counter()
         step = build(config, processes, device)
         ready = time.perf_counter() - begun
+        if given.symmetric:
+            for module in step.network.module.modules():
+                if isinstance(module, FSDPModule):
+                    module.set_symm_mem_for_comm()
         held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         feed = Feed(token_rows((size.tokens,) * size.rows * world), device)
 
@@ -183,13 +206,13 @@ def main() -> None:
             one(t)
         synchronize(device)
         seconds = (time.perf_counter() - start) / TIMED
-        seen = ""
+        seen = kernels = ""
         if given.profile:  # all processes: the first one waits for the others' weights
             kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
             with torch.profiler.profile(activities=kinds) as found:
                 one(WARM_UP)
                 synchronize(device)
-            seen = f"; {overlap(found)}"
+            seen, kernels = f"; {overlap(found)}", dearest(found)
         if given.estimate:
             seen += estimated(config, size.rows, device, given.estimate)
         if processes.first:
@@ -198,7 +221,7 @@ def main() -> None:
             print(
                 f"{size.name}, {world} processes: {1e3 * seconds:.0f} ms, {tokens:,.0f} tokens/s; "
                 f"each {held / 2**30:.1f} GiB held, {peak:.1f} at the peak; ready in "
-                f"{ready:.0f} s{seen}", flush=True,
+                f"{ready:.0f} s{seen}{kernels}", flush=True,
             )  # fmt: skip
     at.exit(0)
 

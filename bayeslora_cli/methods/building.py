@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.bank_layout import Matrix
 from bayeslora_cli.models.adapters.decoder_blocks import join_blocks
+from bayeslora_cli.models.adapters.dense import DenseLinear
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear, join
 from bayeslora_cli.models.adapters.published_factors import PublishedFactors
 from bayeslora_cli.models.backbones.deberta_attention import replace_attention
@@ -152,8 +153,9 @@ def build_network(
     others += method.parameters(config, adapters)
     joints = _joints(module, decoder=not objective.entry.head) if adapters else []
     if device.type == "cuda" and adapters and mesh is None:
+        split = config.precision == "fp32" and _keep_halves(adapters.values(), joints) > 0
         # the operator keeps what --gradient-checkpointing selective computes again
-        if config.gradient_checkpointing != "selective":
+        if config.gradient_checkpointing != "selective" and not split:
             join_feed_forward(module)
         fuse_residual_norms(module)
         share_seeds(module, device)
@@ -213,6 +215,15 @@ def _joints(module: nn.Module, *, decoder: bool) -> list[JointLinear]:
         attention.joint = join(plain) if len(plain) == len(projections) else None
     found = [attention.joint for attention in attentions if attention.joint is not None]
     return [*found, *(join_blocks(module) if decoder else ())]
+
+
+def _keep_halves(layers: Iterable[LowRankLinear], joints: Sequence[JointLinear]) -> int:
+    """Have products of fp32 computed by halves, where a GPU is fast that way; count them."""
+    joined = {id(layer) for joint in joints for layer in joint.layers}
+    forms = [joint.base_layer for joint in joints]
+    # layers of other classes compute their products themselves
+    forms += [m.base_layer for m in layers if type(m) is LowRankLinear and id(m) not in joined]
+    return sum(form.keep_halves() for form in forms if type(form) is DenseLinear)
 
 
 def _inputs_to_float(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -1,13 +1,15 @@
 """An adapted layer's products, by separate products and by the kernels that join them.
 
     python tests/benchmarks/joint_products.py [--models deberta,llama] [--tokens 1312] [--tune]
+    python tests/benchmarks/joint_products.py --models deberta --precision fp32 --tune
     python tests/benchmarks/joint_products.py --models tiny --device cpu     # does it run at all?
 
 Times are microseconds per product, in CUDA graphs, over several sets of operands that together do
 not fit into the GPU's cache. "frozen" is x W' and dY W by themselves, "separate" are the products
 of the dense form without the kernels. "appended" are cuBLAS's products with the factor of one side
-beside the weight, without the kernels that this would need before or after them. `--tune` adds the
-fused kernel by its tiles, the fastest first.
+beside the weight, without the kernels that this would need before or after them. In fp32 "split"
+are products of halves in fp16, those of rows and factors made anew. `--tune` adds the fused or
+split kernel by its tiles, the fastest first.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bayeslora_cli.models.kernels.low_rank import low_rank_linear as kernel
-from bayeslora_cli.models.kernels.low_rank.tiles import Tiles
+from bayeslora_cli.models.kernels.low_rank.split_linear import halves_of
+from bayeslora_cli.models.kernels.low_rank.tiles import SPLIT, Tiles
 
 Run = Callable[[], Any]
+TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CACHE = 100 << 20
 """Bytes of operands that no GPU's cache holds."""
 
@@ -68,12 +72,12 @@ MODELS: dict[str, tuple[list[int], list[Product]]] = {
 class Operands:
     """A product's operands, with what its backward pass has."""
 
-    def __init__(self, n: int, product: Product, device: torch.device) -> None:
+    def __init__(self, n: int, product: Product, device: torch.device, dtype: torch.dtype) -> None:
         _, width, height, rank = product
 
         def drawn(*shape: int) -> Tensor:
             scale = 1.0 if shape[0] == n else shape[-1] ** -0.5
-            return (torch.randn(*shape, device=device) * scale).to(torch.bfloat16)
+            return (torch.randn(*shape, device=device) * scale).to(dtype)
 
         self.x, self.grad, self.bias = drawn(n, width), drawn(n, height), drawn(1, height)[0]
         self.weight, self.down = drawn(height, width), drawn(rank, width)
@@ -81,6 +85,7 @@ class Operands:
         self.with_up = torch.cat((self.weight, self.up), 1)
         self.with_down = torch.cat((self.weight, self.down))
         self.h, self.to_h = self.x @ self.down.t(), self.grad @ self.up
+        self.halves = halves_of(self.weight) if dtype == torch.float32 else None
 
 
 def ways(s: Operands) -> Iterator[tuple[str, str, Run]]:
@@ -96,9 +101,28 @@ def ways(s: Operands) -> Iterator[tuple[str, str, Run]]:
         return
     from bayeslora_cli.models.kernels.low_rank import gradients_triton
 
+    if s.halves is not None:
+        from bayeslora_cli.models.kernels.low_rank import split_triton
+
+        yield "y", "split", lambda: by_halves(s, SPLIT, transposed=True)
+        yield "dx", "split", lambda: by_halves(s, SPLIT, transposed=False)
+        yield "y", "the rows' halves", lambda: split_triton.split(s.x)
+        yield "dx", "the rows' halves", lambda: split_triton.split(s.grad)
+        yield "dA, dB", "split", lambda: gradients_triton.gradients(s.to_h, s.x, s.h, s.grad)
+        return
     yield "y", "fused", lambda: kernel.fused(s.x, s.weight.t(), s.down, s.up.t(), s.bias)
     yield "dx", "fused", lambda: kernel.fused(s.grad, s.weight, s.up.t(), s.down, None)
     yield "dA, dB", "fused", lambda: gradients_triton.gradients(s.to_h, s.x, s.h, s.grad)
+
+
+def by_halves(s: Operands, tiles: Tiles, *, transposed: bool) -> Tensor:
+    """Compute y (`transposed`) or dx by products of halves."""
+    from bayeslora_cli.models.kernels.low_rank.split_triton import product
+
+    assert s.halves is not None
+    if transposed:
+        return product(s.x, *s.halves, s.down, s.up.t(), s.bias, tiles, transposed=True)[0]
+    return product(s.grad, *s.halves, s.up.t(), s.down, None, tiles, transposed=False)[0]
 
 
 TILES = [
@@ -106,10 +130,24 @@ TILES = [
     Tiles(64, 256, 64, 4, 3), Tiles(64, 128, 64, 4, 4), Tiles(64, 128, 64, 4, 3),
     Tiles(64, 64, 128, 4, 3), Tiles(128, 64, 64, 4, 4),
 ]  # fmt: skip
+SPLIT_TILES = [
+    SPLIT, Tiles(64, 128, 32, 4, 2), Tiles(64, 128, 32, 4, 3), Tiles(128, 128, 64, 8, 3),
+    Tiles(128, 128, 32, 8, 3), Tiles(64, 64, 64, 4, 3), Tiles(64, 64, 64, 4, 2),
+    Tiles(128, 64, 64, 4, 2), Tiles(64, 256, 32, 8, 3),
+]  # fmt: skip
 
 
 def choices(s: Operands) -> Iterator[tuple[str, str, Run]]:
-    """Yield the same of the fused kernel's tiles."""
+    """Yield the same of the kernel's tiles."""
+    for tiles in SPLIT_TILES if s.halves is not None else ():
+        for what, transposed in (("y", True), ("dx", False)):
+
+            def run(tiles: Tiles = tiles, transposed: bool = transposed) -> Tensor:
+                return by_halves(s, tiles, transposed=transposed)
+
+            yield what, f"{tuple(tiles)}", run
+    if s.halves is not None:
+        return
     from bayeslora_cli.models.kernels.low_rank.fused_triton import fused
 
     for tiles in TILES:
@@ -152,10 +190,13 @@ def replayed(calls: list[Run], device: torch.device, repeats: int = 9) -> float:
     return 1e3 * statistics.median(times) / rounds / len(calls)
 
 
-def measure(n: int, product: Product, device: torch.device, *, tune: bool) -> None:
+def measure(
+    n: int, product: Product, device: torch.device, dtype: torch.dtype, *, tune: bool
+) -> None:
     """Print the times of one product."""
     of_one = 4 * n * (product.width + product.height) + 6 * product.width * product.height
-    sets = [Operands(n, product, device) for _ in range(max(1, min(4, CACHE // of_one + 1)))]
+    count = max(1, min(4, CACHE // of_one + 1))
+    sets = [Operands(n, product, device, dtype) for _ in range(count)]
     print(f"\n{n} tokens, {product.name}: {product.width} -> {product.height}, {product.rank}")
     cells: dict[str, list[str]] = {}
     for found in zip(*(ways(s) for s in sets), strict=True):
@@ -180,6 +221,7 @@ def main() -> None:
     parser.add_argument("--models", default="deberta,smollm2,llama,qwen")
     parser.add_argument("--tokens", help="instead of each model's own numbers")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--precision", choices=tuple(TYPES), default="bf16")
     parser.add_argument("--tune", action="store_true")
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -191,7 +233,7 @@ def main() -> None:
         for n in map(int, args.tokens.split(",")) if args.tokens else tokens:
             print(f"\n## {model}")
             for product in products:
-                measure(n, product, device, tune=args.tune)
+                measure(n, product, device, TYPES[args.precision], tune=args.tune)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
 from bayeslora_cli.models.kernels.frozen.arithmetic import DENSE, Frozen
+from bayeslora_cli.models.kernels.low_rank import split_linear as split
 from bayeslora_cli.models.kernels.low_rank.low_rank_linear import low_rank_linear
 
 FROZEN = ("weight", "bias")
@@ -30,10 +31,26 @@ class DenseLinear(AdaptedLinear):
         self.out_features, self.in_features = self.oriented(weight).shape
         # in a tuple, which hides it from torch: its parameters are listed once
         self._layer = (layer,)
+        self._stacked: tuple[DenseLinear, ...] = ()  # hidden likewise
+        self.halves: split.Halves | None = None
+        """W in two halves of fp16, which a GPU multiplies fast; None: they are not used."""
 
     def product(self, rows: Tensor, down: Tensor, up: Tensor) -> Tensor:
         """Compute y by one operator forward and one backward, which add into the large products."""
-        return low_rank_linear(rows, *self.weight_and_bias(), down, up)
+        weight, bias = self.weight_and_bias()
+        if self.halves is not None:
+            return split.split_linear(rows, weight, self.halves, bias, down, up)
+        return low_rank_linear(rows, weight, bias, down, up)
+
+    def keep_halves(self) -> bool:
+        """Compute products of fp32 by halves, if a GPU is fast that way; return whether it is.
+
+        Call it on the device where the layer stays, when layers have been joined.
+        """
+        weight = self.dense()
+        if split.is_able(weight):
+            self.halves = split.halves_of(weight)
+        return self.halves is not None
 
     def forward(self, rows: Tensor) -> Tensor:
         """Compute x W' + bias: (n, in) -> (n, out)."""
@@ -46,6 +63,9 @@ class DenseLinear(AdaptedLinear):
     @torch.no_grad()
     def replace_dense(self, weight: Tensor) -> None:
         self.dense().copy_(weight)
+        for form in (self, *self._stacked):
+            if form.halves is not None:
+                form.keep_halves()
 
     def plain(self) -> nn.Module:
         """Return the replaced layer itself: it shares weight and bias with this form."""
@@ -75,7 +95,10 @@ class DenseLinear(AdaptedLinear):
         height, width = weight.shape
         layer = nn.Linear(width, height, bias=bias is not None, device="meta")
         layer.weight, layer.bias = weight, bias  # type: ignore[assignment]
-        return cls(layer)
+        stack = cls(layer)
+        for form in forms:
+            form._stacked = (stack,)
+        return stack
 
 
 def joined(parameters: Sequence[nn.Parameter | None]) -> nn.Parameter | None:

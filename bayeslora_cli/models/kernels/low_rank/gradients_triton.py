@@ -18,7 +18,7 @@ from bayeslora_cli.models.kernels.low_rank.tiles import extent
 
 # the fastest of those measured on an H200 for layers of 768 to 3,072 columns
 ROWS, COLUMNS, WARPS, STAGES = 128, 64, 4, 3
-"""Rows that a program adds at a time, columns of a tile, warps, and steps loaded ahead."""
+"""Rows that a program adds at a time (half in fp32), columns, warps, and steps loaded ahead."""
 PROGRAMS = 264
 """Programs that fill a GPU: two per multiprocessor of an H200."""
 MOST_TILES = 1024
@@ -29,7 +29,7 @@ UNROLLED = 8
 @triton.jit  # type: ignore[untyped-decorator]
 def _share(  # type: ignore[no-untyped-def]  # noqa: ANN202
     left, right, width, first, last, tile, R: tl.constexpr, RANK: tl.constexpr,  # noqa: ANN001
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Return left' right of some rows and one tile of columns: (RANK, COLUMNS)."""
     column = tile * COLUMNS + tl.arange(0, COLUMNS)
@@ -40,7 +40,7 @@ def _share(  # type: ignore[no-untyped-def]  # noqa: ANN202
         there, far = row[:, None] < last, row[:, None].to(tl.int64)
         value = tl.load(right + far * width + column[None, :], there & (column[None, :] < width), 0)
         by = tl.load(left + far * R + rank[None, :], there & (rank[None, :] < R), 0)
-        found = tl.dot(tl.trans(by), value, found, input_precision="ieee")
+        found = tl.dot(tl.trans(by), value, found, input_precision=PRECISION)
     return found
 
 
@@ -48,16 +48,17 @@ def _share(  # type: ignore[no-untyped-def]  # noqa: ANN202
 def _gradients(  # type: ignore[no-untyped-def]
     to_h, x, h, grad, to_down, to_up, parts, done, rows, width, height, tiles, each, shares,  # noqa: ANN001
     R: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    UNROLLED: tl.constexpr,
+    UNROLLED: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
     """Add one share of the rows of one tile: the first `tiles` are x's, the others grad's."""
     tile, share = tl.program_id(0), tl.program_id(1)
     first = share * each
     last = tl.minimum(rows, first + each)
     if tile < tiles:
-        found = _share(to_h, x, width, first, last, tile, R, RANK, ROWS, COLUMNS)
+        found = _share(to_h, x, width, first, last, tile, R, RANK, ROWS, COLUMNS, PRECISION)
     else:
-        found = _share(h, grad, height, first, last, tile - tiles, R, RANK, ROWS, COLUMNS)
+        own_tile = tile - tiles
+        found = _share(h, grad, height, first, last, own_tile, R, RANK, ROWS, COLUMNS, PRECISION)
     rank, own = tl.arange(0, RANK), tl.arange(0, COLUMNS)
     place = rank[:, None] * COLUMNS + own[None, :]
     parts += tile * shares * (RANK * COLUMNS)
@@ -99,7 +100,8 @@ def gradients(to_h: Tensor, x: Tensor, h: Tensor, grad: Tensor) -> tuple[Tensor,
     parts = torch.empty(size, device=x.device, dtype=torch.float32)
     _gradients[(tiles + others, shares)](
         to_h, x, h, grad, to_down, to_up, parts, _done(x.device), rows, width, height, tiles, each,
-        shares, rank, extent(rank), ROWS, COLUMNS, UNROLLED, num_warps=WARPS, num_stages=STAGES,
+        shares, rank, extent(rank), ROWS * 2 // x.itemsize, COLUMNS, UNROLLED,
+        "tf32x3" if x.itemsize == 4 else "ieee", num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     return to_down, to_up.t()
 

@@ -50,6 +50,10 @@ SMALLEST = 99 * 1024
 """Bytes of shared memory of a program on the GPUs that have the least."""
 RESERVED = 1024
 """Bytes of shared memory that a program needs besides its operands, at most."""
+SPLIT = Tiles(64, 128, 64, 4, 2)
+"""Tiles of products of halves, of which each operand has two."""
+LARGEST_HALF = 13
+"""Exponent of the largest number of a scaled row: sums of two halves stay below fp16's 2^16."""
 
 
 def fused_tiles(rows: int, columns: int, rank: int, itemsize: int, gpu: Gpu) -> Tiles:

@@ -19,7 +19,7 @@ def test_gradients(target, rank):
     found = compiled(
         kernels._gradients, target, {**signature, "parts": "*fp32", "done": "*i32"},
         {"R": rank, "RANK": extent(rank), "ROWS": kernels.ROWS, "COLUMNS": kernels.COLUMNS,
-         "UNROLLED": kernels.UNROLLED},
+         "UNROLLED": kernels.UNROLLED, "PRECISION": "ieee"},
         warps=kernels.WARPS, stages=kernels.STAGES,
     )  # fmt: skip
     assert found.metadata.shared <= SHARED[target] * 1024

@@ -1,0 +1,158 @@
+"""`low_rank_linear` in fp32 by the matrix units, whose weight is kept in two halves of fp16.
+
+On GPUs of sm_90 and later; `split_triton` says how exact it is.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.library import Library, register_autograd, register_fake
+
+from bayeslora_cli.models.kernels.low_rank import low_rank_linear as layer
+from bayeslora_cli.models.kernels.low_rank import tiles
+
+
+class Halves(NamedTuple):
+    """A frozen weight W (out, in) as unit (upper + lower)."""
+
+    values: Tensor
+    """(2, out, in) fp16: upper, then lower halves."""
+    unit: float
+    """A power of two."""
+
+
+def halves_of(weight: Tensor) -> Halves:
+    """Split a weight (out, in) of finite numbers in fp32; reads it on the host."""
+    unit = 2.0 ** (math.frexp(weight.abs().max().item())[1] - 1 - tiles.LARGEST_HALF)
+    scaled = weight.contiguous() / unit
+    upper = scaled.half()
+    return Halves(torch.stack((upper, (scaled - upper.float()).half())), unit)
+
+
+def is_able(weight: Tensor) -> bool:
+    """Return whether the kernels compute products with a weight (out, in), and pay."""
+    narrow, wide = sorted(weight.shape)
+    return (
+        weight.is_cuda
+        and weight.dtype == torch.float32
+        and tiles.gpu_of(weight.device).copies_tiles
+        and narrow <= tiles.NARROW
+        and wide <= tiles.WIDE
+        and not any(size % 8 for size in weight.shape)
+    )
+
+
+def split_linear(
+    rows: Tensor, weight: Tensor, halves: Halves, bias: Tensor | None, down: Tensor, up: Tensor
+) -> Tensor:
+    """Compute x W' + bias + (x down') up', differentiable in x, down and up; W, bias are frozen.
+
+    Args:
+        rows: (n, in).
+        weight: (out, in), for ranks and memory that the kernels do not take.
+        halves: the weight's.
+        bias: (out,).
+        down: (r, in).
+        up: (out, r), a transposed view of contiguous (r, out).
+    Returns:
+        (n, out)
+    """
+    out: Tensor = torch.ops.bayeslora.split_linear(rows, weight, *halves, bias, down, up)[0]
+    return out
+
+
+_LIBRARY: Any = Library("bayeslora", "FRAGMENT")  # type: ignore[no-untyped-call]
+_FORWARD, _BACKWARD = "split_linear", "split_linear_backward"
+_LIBRARY.define(
+    f"{_FORWARD}(Tensor rows, Tensor weight, Tensor halves, float unit, Tensor? bias, Tensor down,"
+    " Tensor up) -> (Tensor, Tensor)"
+)
+_LIBRARY.define(
+    f"{_BACKWARD}(Tensor grad, Tensor rows, Tensor weight, Tensor halves, float unit, Tensor down,"
+    " Tensor up, Tensor h, bool needed) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _is_split(rows: Tensor, down: Tensor, up: Tensor) -> bool:
+    """Return whether the kernels compute a layer of these operands."""
+    operands = rows, down, up.t()
+    return (
+        len(rows) > 0
+        and len(down) <= tiles.MOST_RANKS
+        and not len(down) % 8
+        and all(x.dtype == torch.float32 and x.is_contiguous() for x in operands)
+    )
+
+
+def _forward(
+    rows: Tensor, weight: Tensor, halves: Tensor, unit: float, bias: Tensor | None, down: Tensor,
+    up: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return y (n, out) and h (n, r)."""
+    if not _is_split(rows, down, up):
+        return layer.separate_forward(rows, weight, bias, down, up)
+    from bayeslora_cli.models.kernels.low_rank import split_triton
+
+    return split_triton.product(
+        rows, halves, unit, down, up.t(), bias, tiles.SPLIT, transposed=True
+    )
+
+
+def _backward(
+    grad: Tensor, rows: Tensor, weight: Tensor, halves: Tensor, unit: float, down: Tensor,
+    up: Tensor, h: Tensor, needed: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of rows (empty unless `needed`), of down and of up."""
+    if not _is_split(rows, down, up):
+        return layer.separate_backward(grad, rows, weight, down, up, h, needed)
+    from bayeslora_cli.models.kernels.low_rank import gradients_triton, split_triton
+
+    grad = layer.in_order(grad)
+    if needed:
+        to_rows, to_h = split_triton.product(
+            grad, halves, unit, up.t(), down, None, tiles.SPLIT, transposed=False
+        )
+    else:
+        to_rows, to_h = grad.new_empty(0), grad @ up
+    return to_rows, *gradients_triton.gradients(to_h, rows, h, grad)
+
+
+def _fake_forward(
+    rows: Tensor, weight: Tensor, halves: Tensor, unit: float, bias: Tensor | None, down: Tensor,
+    up: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return layer.separate_forward(rows, weight, bias, down, up)
+
+
+def _fake_backward(
+    grad: Tensor, rows: Tensor, weight: Tensor, halves: Tensor, unit: float, down: Tensor,
+    up: Tensor, h: Tensor, needed: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return layer.separate_backward(grad, rows, weight, down, up, h, needed)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    rows, weight, halves, ctx.unit, _, down, up = inputs
+    ctx.save_for_backward(rows, weight, halves, down, up, output[1])
+    ctx.set_materialize_grads(False)  # h has no gradient of its own
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    needed = ctx.needs_input_grad[0]
+    rows, weight, halves, down, up, h = ctx.saved_tensors
+    to_rows, to_down, to_up = torch.ops.bayeslora.split_linear_backward(
+        grad, rows, weight, halves, ctx.unit, down, up, h, needed
+    )
+    return to_rows if needed else None, None, None, None, None, to_down, to_up
+
+
+for name, kernel, fake in (
+    (_FORWARD, _forward, _fake_forward), (_BACKWARD, _backward, _fake_backward)
+):  # fmt: skip
+    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    register_fake(f"bayeslora::{name}", fake, lib=_LIBRARY)
+register_autograd(f"bayeslora::{_FORWARD}", _differentiate, setup_context=_keep, lib=_LIBRARY)

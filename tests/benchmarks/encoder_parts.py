@@ -1,7 +1,8 @@
 """What each fused kernel of an encoder brings: whole steps with and without it, in one process.
 
     python tests/benchmarks/encoder_parts.py [--lengths mnli,64,256] [--variants NAME,NAME]
-        [--kernels 20] [--precision fp32]
+        [--kernels 20]
+    python tests/benchmarks/encoder_parts.py --precision fp32 --variants all,all-but-halves
     python tests/benchmarks/encoder_parts.py --device cpu --tiny        # does it run at all?
 
 DeBERTaV3-base's shape, AdaLoRA + IVON + snr, batch 32, packed rows, captured. Each variant is
@@ -32,16 +33,17 @@ from bayeslora_cli.methods import building
 from bayeslora_cli.models.encoders import relative_attention
 from bayeslora_cli.models.kernels.row_attention import row_attention
 
-VARIANTS: dict[str, tuple[bool, bool, bool, bool]] = {
-    # feed-forward operator, norms, joint attention, compiled
-    "separate": (False, False, False, False),
-    "all": (True, True, True, False),
-    "all-compiled": (True, True, True, True),
-    "all-but-joint": (True, True, False, False),
-    "feed-forward": (True, False, False, False),
-    "norms": (False, True, False, False),
-    "joint": (False, False, True, False),
-    "separate-compiled": (False, False, False, True),
+VARIANTS: dict[str, tuple[bool, bool, bool, bool, bool]] = {
+    # feed-forward operator (bf16), norms, joint attention, halves (fp32), compiled
+    "separate": (False, False, False, False, False),
+    "all": (True, True, True, True, False),
+    "all-compiled": (True, True, True, True, True),
+    "all-but-joint": (True, True, False, True, False),
+    "all-but-halves": (True, True, True, False, False),
+    "feed-forward": (True, False, False, False, False),
+    "norms": (False, True, False, False, False),
+    "joint": (False, False, True, False, False),
+    "separate-compiled": (False, False, False, False, True),
 }
 
 
@@ -54,7 +56,7 @@ def attend_by_parts(joint: Tensor, row_offsets: Tensor, reach: int, **options: A
 
 def measured(name: str, model: str, device: torch.device, options: argparse.Namespace) -> None:
     """Build a variant and print its times."""
-    feed_forward, norms, joint, compiled = VARIANTS[name]
+    feed_forward, norms, joint, halves, compiled = VARIANTS[name]
     setting = gpu_rows.Setting(model=model, device=device, precision=options.precision, total=2000)
     vocabulary = (gpu_step.TINY if options.tiny else gpu_step.ARCHITECTURE)["vocab_size"]
     torch.manual_seed(0)
@@ -65,6 +67,8 @@ def measured(name: str, model: str, device: torch.device, options: argparse.Name
         if not norms:
             stack.enter_context(patch.object(building, "fuse_residual_norms", lambda _: 0))
             stack.enter_context(patch.object(building, "share_seeds", lambda *_: None))
+        if not halves:
+            stack.enter_context(patch.object(building, "_keep_halves", lambda *_: 0))
         if not joint:
             stack.enter_context(
                 patch.object(relative_attention, "joint_row_attention", attend_by_parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bayeslora_cli.models.kernels.low_rank.tiles import LARGE, SMALL, extent
+from bayeslora_cli.models.kernels.low_rank.tiles import LARGE, SMALL, SPLIT, extent
 from tests.support.kernel_targets import MARKS, SHARED, compiled
 
 pytestmark = MARKS
@@ -48,5 +48,29 @@ def test_fused(tiles, transposed, gelu):
         warps=tiles.warps, stages=tiles.stages,
     )  # fmt: skip
     assert found.metadata.shared <= tiles.shared_memory(8, 2) + 1024
+    assert "wgmma.mma_async" in found.asm["ptx"]
+    assert "cp.async.bulk.tensor" in found.asm["ptx"]
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_split(transposed):
+    """For sm_90, likewise."""
+    from bayeslora_cli.models.kernels.low_rank import split_triton as kernels
+
+    block = [SPLIT.columns, SPLIT.depth] if transposed else [SPLIT.depth, SPLIT.columns]
+    floats = ("left_scale", "narrow_scale", "factor", "bias", "out", "tail")
+    signature = {
+        "left": f"tensordesc<fp16[{SPLIT.rows}, {SPLIT.depth}]>",
+        "matrix": f"tensordesc<fp16[{block[0]}, {block[1]}]>",
+        "narrow": f"tensordesc<fp16[16, {SPLIT.depth}]>",
+        **dict.fromkeys(floats, "*fp32"), "unit": "fp32",
+    }  # fmt: skip
+    found = compiled(
+        kernels._product, 90, signature,
+        {"R": 8, "RANK": 16, "BIAS": True, "TRANSPOSED": transposed, "ROWS": SPLIT.rows,
+         "COLUMNS": SPLIT.columns, "DEPTH": SPLIT.depth, "GROUP": kernels.GROUP},
+        warps=SPLIT.warps, stages=SPLIT.stages,
+    )  # fmt: skip
+    assert found.metadata.shared <= SPLIT.shared_memory(8, 4) + 1024
     assert "wgmma.mma_async" in found.asm["ptx"]
     assert "cp.async.bulk.tensor" in found.asm["ptx"]

@@ -48,7 +48,7 @@ class DenseLinear(AdaptedLinear):
         Call it on the device where the layer stays, when layers have been joined.
         """
         weight = self.dense()
-        if split.is_able(weight):
+        if self.halves is None and split.is_able(weight):
             self.halves = split.halves_of(weight)
         return self.halves is not None
 
@@ -65,7 +65,7 @@ class DenseLinear(AdaptedLinear):
         self.dense().copy_(weight)
         for form in (self, *self._stacked):
             if form.halves is not None:
-                form.keep_halves()
+                form.halves.take(split.halves_of(form.dense()))
 
     def plain(self) -> nn.Module:
         """Return the replaced layer itself: it shares weight and bias with this form."""

@@ -5,7 +5,6 @@ On GPUs of sm_90 and later; `split_triton` says how exact it is.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -21,13 +20,19 @@ class Halves(NamedTuple):
 
     values: Tensor
     """(2, out, in) fp16: upper, then lower halves."""
-    unit: float
-    """A power of two."""
+    unit: Tensor
+    """A power of two, ()."""
+
+    def take(self, other: Halves) -> None:
+        """Copy others into these: captured steps read them where they lie."""
+        for own, found in zip(self, other, strict=True):
+            own.copy_(found)
 
 
 def halves_of(weight: Tensor) -> Halves:
-    """Split a weight (out, in) of finite numbers in fp32; reads it on the host."""
-    unit = 2.0 ** (math.frexp(weight.abs().max().item())[1] - 1 - tiles.LARGEST_HALF)
+    """Split a weight (out, in) of finite numbers in fp32."""
+    exponent = weight.abs().max().frexp().exponent - 1
+    unit = torch.ones_like(weight[0, 0]).ldexp(exponent - tiles.LARGEST_HALF)
     scaled = weight.contiguous() / unit
     upper = scaled.half()
     return Halves(torch.stack((upper, (scaled - upper.float()).half())), unit)
@@ -68,11 +73,11 @@ def split_linear(
 _LIBRARY: Any = Library("bayeslora", "FRAGMENT")  # type: ignore[no-untyped-call]
 _FORWARD, _BACKWARD = "split_linear", "split_linear_backward"
 _LIBRARY.define(
-    f"{_FORWARD}(Tensor rows, Tensor weight, Tensor halves, float unit, Tensor? bias, Tensor down,"
+    f"{_FORWARD}(Tensor rows, Tensor weight, Tensor halves, Tensor unit, Tensor? bias, Tensor down,"
     " Tensor up) -> (Tensor, Tensor)"
 )
 _LIBRARY.define(
-    f"{_BACKWARD}(Tensor grad, Tensor rows, Tensor weight, Tensor halves, float unit, Tensor down,"
+    f"{_BACKWARD}(Tensor grad, Tensor rows, Tensor weight, Tensor halves, Tensor unit, Tensor down,"
     " Tensor up, Tensor h, bool needed) -> (Tensor, Tensor, Tensor)"
 )
 
@@ -89,7 +94,7 @@ def _is_split(rows: Tensor, down: Tensor, up: Tensor) -> bool:
 
 
 def _forward(
-    rows: Tensor, weight: Tensor, halves: Tensor, unit: float, bias: Tensor | None, down: Tensor,
+    rows: Tensor, weight: Tensor, halves: Tensor, unit: Tensor, bias: Tensor | None, down: Tensor,
     up: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return y (n, out) and h (n, r)."""
@@ -103,7 +108,7 @@ def _forward(
 
 
 def _backward(
-    grad: Tensor, rows: Tensor, weight: Tensor, halves: Tensor, unit: float, down: Tensor,
+    grad: Tensor, rows: Tensor, weight: Tensor, halves: Tensor, unit: Tensor, down: Tensor,
     up: Tensor, h: Tensor, needed: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of rows (empty unless `needed`), of down and of up."""
@@ -122,30 +127,29 @@ def _backward(
 
 
 def _fake_forward(
-    rows: Tensor, weight: Tensor, halves: Tensor, unit: float, bias: Tensor | None, down: Tensor,
+    rows: Tensor, weight: Tensor, halves: Tensor, unit: Tensor, bias: Tensor | None, down: Tensor,
     up: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     return layer.separate_forward(rows, weight, bias, down, up)
 
 
 def _fake_backward(
-    grad: Tensor, rows: Tensor, weight: Tensor, halves: Tensor, unit: float, down: Tensor,
+    grad: Tensor, rows: Tensor, weight: Tensor, halves: Tensor, unit: Tensor, down: Tensor,
     up: Tensor, h: Tensor, needed: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return layer.separate_backward(grad, rows, weight, down, up, h, needed)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    rows, weight, halves, ctx.unit, _, down, up = inputs
-    ctx.save_for_backward(rows, weight, halves, down, up, output[1])
+    rows, weight, halves, unit, _, down, up = inputs
+    ctx.save_for_backward(rows, weight, halves, unit, down, up, output[1])
     ctx.set_materialize_grads(False)  # h has no gradient of its own
 
 
 def _differentiate(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     needed = ctx.needs_input_grad[0]
-    rows, weight, halves, down, up, h = ctx.saved_tensors
     to_rows, to_down, to_up = torch.ops.bayeslora.split_linear_backward(
-        grad, rows, weight, halves, ctx.unit, down, up, h, needed
+        grad, *ctx.saved_tensors, needed
     )
     return to_rows if needed else None, None, None, None, None, to_down, to_up
 

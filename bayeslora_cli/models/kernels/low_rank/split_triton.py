@@ -89,7 +89,7 @@ def _product(  # type: ignore[no-untyped-def]
     factors = tl.load(
         factor + rank[:, None] * width + column[None, :], few_ranks[:, None] & known, 0.0
     )
-    found = tl.dot(h, factors, found * (own * unit), input_precision="tf32x3")
+    found = tl.dot(h, factors, found * (own * tl.load(unit)), input_precision="tf32x3")
     if BIAS:
         found += tl.load(bias + column, column < width, 0.0)[None, :]
     far = row[:, None].to(tl.int64)
@@ -99,7 +99,7 @@ def _product(  # type: ignore[no-untyped-def]
 
 
 def product(
-    left: Tensor, halves: Tensor, unit: float, narrow: Tensor, factor: Tensor,
+    left: Tensor, halves: Tensor, unit: Tensor, narrow: Tensor, factor: Tensor,
     bias: Tensor | None, tiles: Tiles, *, transposed: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Compute a frozen product and its low-rank product; sizes are multiples of 8.
@@ -107,7 +107,7 @@ def product(
     Args:
         left: L, (n, k), contiguous.
         halves: those of M (k, m), (2, k, m), or of M' (2, m, k), contiguous.
-        unit: M is the sum of its halves times it.
+        unit: M is the sum of its halves times it, ().
         narrow: N', (r, k), contiguous.
         factor: F, (r, m), contiguous.
         bias: (m,).

@@ -58,12 +58,12 @@ def test_split(transposed):
     from bayeslora_cli.models.kernels.low_rank import split_triton as kernels
 
     block = [SPLIT.columns, SPLIT.depth] if transposed else [SPLIT.depth, SPLIT.columns]
-    floats = ("left_scale", "narrow_scale", "factor", "bias", "out", "tail")
+    floats = ("left_scale", "narrow_scale", "unit", "factor", "bias", "out", "tail")
     signature = {
         "left": f"tensordesc<fp16[{SPLIT.rows}, {SPLIT.depth}]>",
         "matrix": f"tensordesc<fp16[{block[0]}, {block[1]}]>",
         "narrow": f"tensordesc<fp16[16, {SPLIT.depth}]>",
-        **dict.fromkeys(floats, "*fp32"), "unit": "fp32",
+        **dict.fromkeys(floats, "*fp32"),
     }  # fmt: skip
     found = compiled(
         kernels._product, 90, signature,

@@ -24,9 +24,11 @@ from bayeslora_cli.errors import ModelError
 from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
+from bayeslora_cli.models.adapters.dense import DenseLinear
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
 from bayeslora_cli.models.adapters.published_factors import padded_rank
 from bayeslora_cli.models.base_weights.quantized_linear import QuantizedLinear
+from bayeslora_cli.models.kernels.low_rank import split_linear
 from bayeslora_cli.training.memory.live_bytes import LiveBytes
 
 WORKSPACE = 2**25
@@ -106,7 +108,7 @@ def estimate(
         state = _state(config, network, device)
     banked = [t for t in vars(bank).values() if isinstance(t, Tensor)]
     adapters = sum(s.stop - s.offset for s in bank.segments.values() if s.role == "adapter")
-    held = distinct_bytes(weights, but=banked)
+    held = distinct_bytes(weights, but=banked) + _halves(network, config, device)
     trained = distinct_bytes([*banked, *state])
     peak: int | None = None
     if passing is not None:
@@ -131,6 +133,16 @@ def estimate(
             for tensor in form.stored()
         ),
     )
+
+
+def _halves(network: Network, config: RunConfig, device: torch.device) -> int:
+    """Return the bytes of the halves that a GPU keeps beside weights of fp32."""
+    if config.precision != "fp32" or network.divided:
+        return 0
+    layers = (m for m in network.adapters.values() if type(m) is LowRankLinear)
+    forms = (m.base_layer for m in layers if type(m.base_layer) is DenseLinear)
+    weights = (form.dense() for form in forms)
+    return sum(4 * w.numel() for w in weights if split_linear.is_able(w, device))
 
 
 def _weights(module: nn.Module) -> int:

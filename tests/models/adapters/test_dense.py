@@ -11,7 +11,7 @@ from bayeslora_cli.models.kernels.low_rank import split_linear
 
 def test_halves_follow_the_weight(monkeypatch):
     """Also those of the stack that a layer is a part of."""
-    monkeypatch.setattr(split_linear, "is_able", lambda _: True)
+    monkeypatch.setattr(split_linear, "is_able", lambda *_: True)
     torch.manual_seed(0)
     forms = [DenseLinear(nn.Linear(6, 4)) for _ in range(2)]
     stack = DenseLinear.join(forms)

@@ -38,13 +38,19 @@ def halves_of(weight: Tensor) -> Halves:
     return Halves(torch.stack((upper, (scaled - upper.float()).half())), unit)
 
 
-def is_able(weight: Tensor) -> bool:
-    """Return whether the kernels compute products with a weight (out, in), and pay."""
+def is_able(weight: Tensor, device: torch.device | None = None) -> bool:
+    """Return whether the kernels compute products with a weight (out, in), and pay.
+
+    Args:
+        device: where they would; None: where the weight is.
+    """
+    gpu = device or weight.device
     narrow, wide = sorted(weight.shape)
     return (
-        weight.is_cuda
+        gpu.type == "cuda"
+        and torch.cuda.is_available()
         and weight.dtype == torch.float32
-        and tiles.gpu_of(weight.device).copies_tiles
+        and tiles.gpu_of(gpu).copies_tiles
         and narrow <= tiles.NARROW
         and wide <= tiles.WIDE
         and not any(size % 8 for size in weight.shape)

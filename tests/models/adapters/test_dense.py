@@ -22,10 +22,10 @@ def test_halves_follow_the_weight(monkeypatch):
         (upper, lower), unit = form.halves
         torch.testing.assert_close((upper.float() + lower.float()) * unit, form.dense())
     assert places == [x.data_ptr() for form in (stack, *forms) for x in form.halves]
-    rows, down, up = torch.randn(3, 6), torch.randn(3, 6), torch.randn(8, 3)
+    rows, down, up = torch.randn(3, 6), torch.randn(40, 6), torch.randn(8, 40)
     with_halves = stack.product(rows, down, up)
     stack.halves = None
-    assert torch.equal(with_halves, stack.product(rows, down, up))  # of 3 ranks, without kernels
+    assert torch.equal(with_halves, stack.product(rows, down, up))  # ranks beyond the kernels
 
 
 def test_a_cpu_keeps_no_halves():

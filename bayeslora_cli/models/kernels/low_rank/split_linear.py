@@ -94,7 +94,6 @@ def _is_split(rows: Tensor, down: Tensor, up: Tensor) -> bool:
     return (
         len(rows) > 0
         and len(down) <= tiles.MOST_RANKS
-        and not len(down) % 8
         and all(x.dtype == torch.float32 and x.is_contiguous() for x in operands)
     )
 

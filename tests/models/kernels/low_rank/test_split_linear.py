@@ -20,9 +20,9 @@ needs_interpreter = pytest.mark.skipif(
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 CASES = [
     # rows, inputs, outputs, rank
-    (5, 64, 64, 8), (1, 72, 200, 16), (150, 136, 264, 24), (70, 264, 72, 8),
+    (5, 64, 64, 4), (1, 72, 200, 16), (150, 136, 264, 12), (70, 264, 72, 3),
 ]  # fmt: skip
-LARGER = [*CASES, (1312, 768, 2304, 24), (2049, 768, 3072, 8), (1312, 3072, 768, 8)]
+LARGER = [*CASES, (1312, 768, 2304, 12), (2049, 768, 3072, 4), (1312, 3072, 768, 8)]
 
 
 def drawn(sizes, device, *, spread=1.0):
@@ -80,14 +80,14 @@ def test_halves():
 
 def test_as_an_operator():
     """What torch asks of an operator: schema, shapes without data, gradients under a compiler."""
-    rows, weight, bias, down, up = drawn((5, 7, 4, 3), "cpu")
+    rows, weight, bias, down, up = drawn((5, 7, 4, 40), "cpu")
     given = rows.requires_grad_(), weight, *halves_of(weight), bias, down.requires_grad_(), up.t()
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(torch.ops.bayeslora.split_linear.default, given, test_utils=tests)
 
 
 def test_ranks_that_the_kernels_do_not_take():
-    tensors = drawn((5, 16, 8, 3), "cpu")
+    tensors = drawn((5, 16, 8, 40), "cpu")
     found, expected = (results(c, tensors, torch.float32) for c in (by_halves, low_rank_linear))
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
@@ -104,8 +104,8 @@ def check_kernels(sizes, device, bound, **options):
 @needs_interpreter
 @pytest.mark.parametrize("sizes", CASES)
 def test_the_kernels_interpreted(sizes):
-    check_kernels(sizes, "cpu", 5e-7)
-    check_kernels(sizes, "cpu", 5e-7, needed=False, spread=1e4)
+    check_kernels(sizes, "cpu", 1e-6)
+    check_kernels(sizes, "cpu", 1e-6, needed=False, spread=1e4)
 
 
 @needs_interpreter

@@ -18,7 +18,7 @@ from bayeslora_cli.methods.recomputation import recompute_blocks
 from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
 from bayeslora_cli.models.adapters.bank import AdapterBank
 from bayeslora_cli.models.adapters.bank_layout import Matrix
-from bayeslora_cli.models.adapters.decoder_blocks import join_blocks
+from bayeslora_cli.models.adapters.decoder_blocks import inside_mlps, join_blocks
 from bayeslora_cli.models.adapters.dense import DenseLinear
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear, join
 from bayeslora_cli.models.adapters.published_factors import PublishedFactors
@@ -153,7 +153,7 @@ def build_network(
     others += method.parameters(config, adapters)
     joints = _joints(module, decoder=not objective.entry.head) if adapters else []
     if device.type == "cuda" and adapters and mesh is None:
-        split = config.precision == "fp32" and _keep_halves(adapters.values(), joints) > 0
+        split = config.precision == "fp32" and _keep_halves(module, adapters.values(), joints) > 0
         # the operator keeps what --gradient-checkpointing selective computes again
         if config.gradient_checkpointing != "selective" and not split:
             join_feed_forward(module)
@@ -217,12 +217,16 @@ def _joints(module: nn.Module, *, decoder: bool) -> list[JointLinear]:
     return [*found, *(join_blocks(module) if decoder else ())]
 
 
-def _keep_halves(layers: Iterable[LowRankLinear], joints: Sequence[JointLinear]) -> int:
+def _keep_halves(
+    module: nn.Module, layers: Iterable[LowRankLinear], joints: Sequence[JointLinear]
+) -> int:
     """Have products of fp32 computed by halves, where a GPU is fast that way; count them."""
-    joined = {id(layer) for joint in joints for layer in joint.layers}
-    forms = [joint.base_layer for joint in joints]
-    # layers of other classes compute their products themselves
-    forms += [m.base_layer for m in layers if type(m) is LowRankLinear and id(m) not in joined]
+    # layers of other classes, and MLPs of decoders, compute their products themselves
+    own = inside_mlps(module)
+    known = [m for m in layers if type(m) is LowRankLinear and id(m) not in own]
+    together = [joint for joint in joints if all(m in known for m in joint.layers)]
+    apart = [m for m in known if not any(m in joint.layers for joint in joints)]
+    forms = [*(joint.base_layer for joint in together), *(layer.base_layer for layer in apart)]
     return sum(form.keep_halves() for form in forms if type(form) is DenseLinear)
 
 

@@ -27,7 +27,13 @@ from torch.nn import functional as F
 
 from bayeslora_cli.models.kernels.low_rank import low_rank_linear as kernel
 from bayeslora_cli.models.kernels.low_rank.split_linear import halves_of
-from bayeslora_cli.models.kernels.low_rank.tiles import SPLIT, Tiles
+from bayeslora_cli.models.kernels.low_rank.tiles import (
+    LARGE_SPLIT,
+    SPLIT,
+    Tiles,
+    gpu_of,
+    split_tiles,
+)
 
 Run = Callable[[], Any]
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -104,8 +110,8 @@ def ways(s: Operands) -> Iterator[tuple[str, str, Run]]:
     if s.halves is not None:
         from bayeslora_cli.models.kernels.low_rank import split_triton
 
-        yield "y", "split", lambda: by_halves(s, SPLIT, transposed=True)
-        yield "dx", "split", lambda: by_halves(s, SPLIT, transposed=False)
+        yield "y", "split", lambda: by_halves(s, None, transposed=True)
+        yield "dx", "split", lambda: by_halves(s, None, transposed=False)
         yield "y", "the rows' halves", lambda: split_triton.split(s.x)
         yield "dx", "the rows' halves", lambda: split_triton.split(s.grad)
         yield "dA, dB", "split", lambda: gradients_triton.gradients(s.to_h, s.x, s.h, s.grad)
@@ -115,11 +121,14 @@ def ways(s: Operands) -> Iterator[tuple[str, str, Run]]:
     yield "dA, dB", "fused", lambda: gradients_triton.gradients(s.to_h, s.x, s.h, s.grad)
 
 
-def by_halves(s: Operands, tiles: Tiles, *, transposed: bool) -> Tensor:
-    """Compute y (`transposed`) or dx by products of halves."""
+def by_halves(s: Operands, tiles: Tiles | None, *, transposed: bool) -> Tensor:
+    """Compute y (`transposed`) or dx by products of halves; `tiles`: None: the usual ones."""
     from bayeslora_cli.models.kernels.low_rank.split_triton import product
 
     assert s.halves is not None
+    if tiles is None:
+        columns = len(s.weight) if transposed else s.weight.shape[1]
+        tiles = split_tiles(len(s.x), columns, len(s.down), gpu_of(s.x.device))
     if transposed:
         return product(s.x, *s.halves, s.down, s.up.t(), s.bias, tiles, transposed=True)[0]
     return product(s.grad, *s.halves, s.up.t(), s.down, None, tiles, transposed=False)[0]
@@ -131,8 +140,8 @@ TILES = [
     Tiles(64, 64, 128, 4, 3), Tiles(128, 64, 64, 4, 4),
 ]  # fmt: skip
 SPLIT_TILES = [
-    SPLIT, Tiles(64, 128, 32, 4, 2), Tiles(64, 128, 32, 4, 3), Tiles(128, 128, 64, 8, 3),
-    Tiles(128, 128, 32, 8, 3), Tiles(64, 64, 64, 4, 3), Tiles(64, 64, 64, 4, 2),
+    SPLIT, LARGE_SPLIT, Tiles(64, 128, 64, 4, 2), Tiles(64, 128, 32, 4, 2),
+    Tiles(64, 128, 32, 4, 3), Tiles(128, 128, 32, 8, 3), Tiles(64, 64, 64, 4, 3),
     Tiles(128, 64, 64, 4, 2), Tiles(64, 256, 32, 8, 3),
 ]  # fmt: skip
 

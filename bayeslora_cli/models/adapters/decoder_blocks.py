@@ -71,6 +71,12 @@ def join_blocks(module: nn.Module) -> list[JointLinear]:
     return joints
 
 
+def inside_mlps(module: nn.Module) -> set[int]:
+    """Return the ids of the adapted layers that a `GatedMlp` computes."""
+    mlps = [found for found in module.modules() if isinstance(found, GatedMlp)]
+    return {id(layer) for mlp in mlps for layer in mlp.children()}
+
+
 def is_gated_silu(module: nn.Module) -> bool:
     """Return whether a module computes what a `GatedMlp` does; it is tried on small numbers."""
     names = [JOINED] if hasattr(module, JOINED) else list(GATED)

@@ -24,6 +24,7 @@ from bayeslora_cli.errors import ModelError
 from bayeslora_cli.methods.method import find_method
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
+from bayeslora_cli.models.adapters.decoder_blocks import inside_mlps
 from bayeslora_cli.models.adapters.dense import DenseLinear
 from bayeslora_cli.models.adapters.layer import JointLinear, LowRankLinear
 from bayeslora_cli.models.adapters.published_factors import padded_rank
@@ -139,7 +140,8 @@ def _halves(network: Network, config: RunConfig, device: torch.device) -> int:
     """Return the bytes of the halves that a GPU keeps beside weights of fp32."""
     if config.precision != "fp32" or network.divided:
         return 0
-    layers = (m for m in network.adapters.values() if type(m) is LowRankLinear)
+    own = inside_mlps(network.module)
+    layers = (m for m in network.adapters.values() if type(m) is LowRankLinear and id(m) not in own)
     forms = (m.base_layer for m in layers if type(m.base_layer) is DenseLinear)
     weights = (form.dense() for form in forms)
     return sum(4 * w.numel() for w in weights if split_linear.is_able(w, device))

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import Library, register_autograd, register_fake
 
 from bayeslora_cli.models.kernels.low_rank import low_rank_linear as layer
 from bayeslora_cli.models.kernels.low_rank import tiles
+from bayeslora_cli.models.kernels.operators import register
 
 
 class Halves(NamedTuple):
@@ -76,18 +76,6 @@ def split_linear(
     return out
 
 
-_LIBRARY: Any = Library("bayeslora", "FRAGMENT")  # type: ignore[no-untyped-call]
-_FORWARD, _BACKWARD = "split_linear", "split_linear_backward"
-_LIBRARY.define(
-    f"{_FORWARD}(Tensor rows, Tensor weight, Tensor halves, Tensor unit, Tensor? bias, Tensor down,"
-    " Tensor up) -> (Tensor, Tensor)"
-)
-_LIBRARY.define(
-    f"{_BACKWARD}(Tensor grad, Tensor rows, Tensor weight, Tensor halves, Tensor unit, Tensor down,"
-    " Tensor up, Tensor h, bool needed) -> (Tensor, Tensor, Tensor)"
-)
-
-
 def _is_split(rows: Tensor, down: Tensor, up: Tensor) -> bool:
     """Return whether the kernels compute a layer of these operands."""
     operands = rows, down, up.t()
@@ -107,9 +95,8 @@ def _forward(
         return layer.separate_forward(rows, weight, bias, down, up)
     from bayeslora_cli.models.kernels.low_rank import split_triton
 
-    return split_triton.product(
-        rows, halves, unit, down, up.t(), bias, tiles.SPLIT, transposed=True
-    )
+    cut = tiles.split_tiles(len(rows), len(weight), len(down), tiles.gpu_of(rows.device))
+    return split_triton.product(rows, halves, unit, down, up.t(), bias, cut, transposed=True)
 
 
 def _backward(
@@ -123,8 +110,9 @@ def _backward(
 
     grad = layer.in_order(grad)
     if needed:
+        cut = tiles.split_tiles(len(grad), rows.shape[1], len(down), tiles.gpu_of(rows.device))
         to_rows, to_h = split_triton.product(
-            grad, halves, unit, up.t(), down, None, tiles.SPLIT, transposed=False
+            grad, halves, unit, up.t(), down, None, cut, transposed=False
         )
     else:
         to_rows, to_h = grad.new_empty(0), grad @ up
@@ -159,9 +147,19 @@ def _differentiate(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]
     return to_rows if needed else None, None, None, None, None, to_down, to_up
 
 
-for name, kernel, fake in (
-    (_FORWARD, _forward, _fake_forward), (_BACKWARD, _backward, _fake_backward)
-):  # fmt: skip
-    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    register_fake(f"bayeslora::{name}", fake, lib=_LIBRARY)
-register_autograd(f"bayeslora::{_FORWARD}", _differentiate, setup_context=_keep, lib=_LIBRARY)
+register(
+    "split_linear",
+    "(Tensor rows, Tensor weight, Tensor halves, Tensor unit, Tensor? bias, Tensor down, Tensor up)"
+    " -> (Tensor, Tensor)",
+    _forward,
+    _fake_forward,
+    keep=_keep,
+    differentiate=_differentiate,
+)
+register(
+    "split_linear_backward",
+    "(Tensor grad, Tensor rows, Tensor weight, Tensor halves, Tensor unit, Tensor down, Tensor up,"
+    " Tensor h, bool needed) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bayeslora_cli.models.kernels.low_rank.tiles import LARGE, SMALL, SPLIT, extent
+from bayeslora_cli.models.kernels.low_rank.tiles import LARGE, LARGE_SPLIT, SMALL, SPLIT, extent
 from tests.support.kernel_targets import MARKS, SHARED, compiled
 
 pytestmark = MARKS
@@ -52,25 +52,26 @@ def test_fused(tiles, transposed, gelu):
     assert "cp.async.bulk.tensor" in found.asm["ptx"]
 
 
+@pytest.mark.parametrize("cut", [SPLIT, LARGE_SPLIT])
 @pytest.mark.parametrize("transposed", [True, False])
-def test_split(transposed):
+def test_split(cut, transposed):
     """For sm_90, likewise."""
     from bayeslora_cli.models.kernels.low_rank import split_triton as kernels
 
-    block = [SPLIT.columns, SPLIT.depth] if transposed else [SPLIT.depth, SPLIT.columns]
+    block = [cut.columns, cut.depth] if transposed else [cut.depth, cut.columns]
     floats = ("left_scale", "narrow_scale", "unit", "factor", "bias", "out", "tail")
     signature = {
-        "left": f"tensordesc<fp16[{SPLIT.rows}, {SPLIT.depth}]>",
+        "left": f"tensordesc<fp16[{cut.rows}, {cut.depth}]>",
         "matrix": f"tensordesc<fp16[{block[0]}, {block[1]}]>",
-        "narrow": f"tensordesc<fp16[16, {SPLIT.depth}]>",
+        "narrow": f"tensordesc<fp16[16, {cut.depth}]>",
         **dict.fromkeys(floats, "*fp32"),
     }  # fmt: skip
     found = compiled(
         kernels._product, 90, signature,
-        {"R": 8, "RANK": 16, "BIAS": True, "TRANSPOSED": transposed, "ROWS": SPLIT.rows,
-         "COLUMNS": SPLIT.columns, "DEPTH": SPLIT.depth, "GROUP": kernels.GROUP},
-        warps=SPLIT.warps, stages=SPLIT.stages,
+        {"R": 8, "RANK": 16, "BIAS": True, "TRANSPOSED": transposed, "ROWS": cut.rows,
+         "COLUMNS": cut.columns, "DEPTH": cut.depth, "GROUP": kernels.GROUP},
+        warps=cut.warps, stages=cut.stages,
     )  # fmt: skip
-    assert found.metadata.shared <= SPLIT.shared_memory(8, 4) + 1024
+    assert found.metadata.shared <= cut.shared_memory(8, 4) + 1024
     assert "wgmma.mma_async" in found.asm["ptx"]
     assert "cp.async.bulk.tensor" in found.asm["ptx"]

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from bayeslora_cli.models.kernels.low_rank import split_linear as operator
+from bayeslora_cli.models.kernels.low_rank import tiles
 from bayeslora_cli.models.kernels.low_rank.low_rank_linear import low_rank_linear
 from bayeslora_cli.models.kernels.low_rank.split_linear import halves_of, split_linear
 
@@ -18,6 +19,7 @@ needs_interpreter = pytest.mark.skipif(
 )
 # of ranks beyond a layer's, whose memory nothing has written
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+H200 = tiles.Gpu(multiprocessors=132, shared_memory=227 * 1024, copies_tiles=True)
 CASES = [
     # rows, inputs, outputs, rank
     (5, 64, 64, 4), (1, 72, 200, 16), (150, 136, 264, 12), (70, 264, 72, 3),
@@ -102,8 +104,10 @@ def check_kernels(sizes, device, bound, **options):
 
 
 @needs_interpreter
-@pytest.mark.parametrize("sizes", CASES)
-def test_the_kernels_interpreted(sizes):
+@pytest.mark.parametrize(("sizes", "large"), [(sizes, sizes in CASES[1:3]) for sizes in CASES])
+def test_the_kernels_interpreted(sizes, large, monkeypatch):
+    monkeypatch.setattr(tiles, "gpu_of", lambda _: H200)
+    monkeypatch.setattr(tiles, "ROUNDS_SPLIT", 0 if large else 2.5)
     check_kernels(sizes, "cpu", 1e-6)
     check_kernels(sizes, "cpu", 1e-6, needed=False, spread=1e4)
 
@@ -143,6 +147,15 @@ def test_the_kernels(sizes):
     assert all(a <= 2 * b + 1e-7 for a, b in zip(mine, plain, strict=True))
     check_kernels(sizes, "cuda", 1e-6, spread=1e4)
     check_kernels(sizes, "cuda", 1e-6, needed=False)
+
+
+def test_which_tiles():
+    """What was measured on an H200; and a GPU with less shared memory has room for them."""
+    small = H200._replace(shared_memory=tiles.SMALLEST)
+    for columns, expected in ((768, tiles.SPLIT), (2304, tiles.SPLIT), (3072, tiles.LARGE_SPLIT)):
+        assert tiles.split_tiles(2048, columns, 8, H200) == expected
+        found = tiles.split_tiles(2048, columns, tiles.MOST_RANKS, small)
+        assert found.shared_memory(tiles.MOST_RANKS, 4) + tiles.RESERVED <= small.shared_memory
 
 
 def test_which_weights():

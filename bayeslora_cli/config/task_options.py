@@ -72,12 +72,13 @@ class TaskOptions:
     temperature: float = option(
         0.05, OWN, "Embeddings: what similarities are divided by in the loss, or a comma list",
         checks=(values.positive_and_finite,), idle_when=(unless("task", "custom"),),
-        sweep=values.parse_reals, varies=1, source=True,
+        sweep=values.parse_reals, varies=1, source=True, always_told=True,
     )
     pooling: str = option(
         catalogue.MEAN, OWN,
         "Embeddings: mean of the states of a text's tokens, or cls, the state of the first one",
         choices=catalogue.POOLINGS, idle_when=(unless("task", "custom"),), source=True,
+        always_told=True,
     )
     model: str = option(
         "microsoft/deberta-v3-base", WHAT,

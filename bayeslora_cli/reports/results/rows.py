@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from bayeslora_cli.config.catalogue import CRITERIA, METHODS, OPTIMIZERS
+from bayeslora_cli.config.catalogue import CRITERIA, METHODS, OBJECTIVES, OPTIMIZERS
 from bayeslora_cli.config.effects import affecting
 from bayeslora_cli.config.resolution import resolve, scale_schedule
 from bayeslora_cli.config.run_config import OPTIONS, RunConfig
@@ -224,8 +224,11 @@ def _settings(outcome: Outcome) -> dict[str, Any]:
     typed = tuple((n, v) for n, v in known.items() if v is not None)
     usual = _usual(typed, config.schedule_steps)
     mine = affecting(config)
+    kind = OBJECTIVES.get(outcome.kind or "")
+    told = () if kind is None else kind.settings  # read with the rows, but they change no row
     for name in (*known, *_SOURCE, _TOTAL, "seed", "model"):
-        mine.pop(name, None)
+        if name not in told:
+            mine.pop(name, None)
     found = {
         n: v
         for n, v in mine.items()

@@ -126,6 +126,19 @@ def test_a_files_preset_is_known_without_the_file(tmp_path):
     assert list(rows[0].cells) == ["arc-easy", "chats"]
 
 
+def test_settings_of_a_kind_tell_its_rows_apart(tmp_path, caplog):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"anchor": "a", "positive": "b"}\n' * 4)
+    for value in (0.02, 0.05):
+        more = {"train_file": str(pairs), "temperature": value}
+        same = {"data_sha256": "aa"}
+        write_scored(tmp_path / "runs", "custom", 0.5, kind="embedding", more_result=same, **more)
+    assert names(load_results([tmp_path / "runs"])) == [
+        "adalora-ivon-snr-r2 temperature=0.02", "adalora-ivon-snr-r2 temperature=0.05",
+    ]  # fmt: skip
+    assert not caplog.text
+
+
 def test_the_same_seed_on_other_data_is_another_row(tmp_path):
     write_scored(tmp_path, "rte", 0.8)
     write_scored(tmp_path, "rte", 0.6, data="/")

@@ -5,9 +5,9 @@
     python tests/benchmarks/encoder_parts.py --precision fp32 --variants all,all-but-halves
     python tests/benchmarks/encoder_parts.py --device cpu --tiny        # does it run at all?
 
-DeBERTaV3-base's shape, AdaLoRA + IVON + snr, batch 32, packed rows, captured. Each variant is
-built, runs two steps and then 50 of each length, one after the other; the figures are milliseconds
-per step. A line is printed as soon as it is known.
+DeBERTaV3-base's shape, AdaLoRA + IVON + snr or `--method`, batch 32, packed rows, captured. Each
+variant is built, runs two steps and then 50 of each length, one after the other; the figures are
+milliseconds per step. A line is printed as soon as it is known.
 """
 
 from __future__ import annotations
@@ -47,6 +47,15 @@ VARIANTS: dict[str, tuple[bool, bool, bool, bool, bool]] = {
 }
 
 
+METHODS: dict[str, tuple[str, str, str | None, dict[str, Any]]] = {
+    "adalora": ("adalora", "ivon", "snr", {}),
+    "adalora-adamw": ("adalora", "adamw", "sensitivity", {}),
+    "blora": ("blora", "adamw", None, {}),
+    "blora-base": ("blora", "adamw", None, {"quantize_base": True}),
+}
+"""Method, optimizer, criterion and other options of the run."""
+
+
 def attend_by_parts(joint: Tensor, row_offsets: Tensor, reach: int, **options: Any) -> Tensor:
     """In place of `joint_row_attention`."""
     query, key, value = joint.unbind(1)
@@ -73,7 +82,8 @@ def measured(name: str, model: str, device: torch.device, options: argparse.Name
             stack.enter_context(
                 patch.object(relative_attention, "joint_row_attention", attend_by_parts)
             )
-        step = gpu_rows.engine("adalora", "ivon", "snr", compiled=compiled, packing="on")(setting)
+        method, *rest, more = METHODS[options.method]
+        step = gpu_rows.engine(method, *rest, compiled=compiled, packing="on", **more)(setting)
         run(name, step, vocabulary, device, options)
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**30
@@ -113,6 +123,7 @@ def main() -> None:
     )
     parser.add_argument("--lengths", default="mnli,64,256")
     parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--method", choices=tuple(METHODS), default="adalora")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a tiny backbone")

@@ -272,6 +272,10 @@ ROWS: dict[str, tuple[str, Callable[[Setting], Step]]] = {
         "the same, not compiled",
         engine("adalora", "adamw", "sensitivity", compiled=False),
     ),
+    "adalora-adamw-packed": (
+        "the same, packed, compiled",
+        engine("adalora", "adamw", "sensitivity", packing="on"),
+    ),
     "adalora-adamw-packed-uncompiled": (
         "the same, packed, not compiled",
         engine("adalora", "adamw", "sensitivity", compiled=False, packing="on"),
@@ -281,6 +285,14 @@ ROWS: dict[str, tuple[str, Callable[[Setting], Step]]] = {
     "blora-adamw-graphs": (
         "the same, not compiled",
         engine("blora", "adamw", None, compiled=False),
+    ),
+    "blora-adamw-packed": (
+        "the same, packed, compiled",
+        engine("blora", "adamw", None, packing="on"),
+    ),
+    "blora-adamw-base-packed": (
+        "the same, packed, compiled, --quantize-base",
+        engine("blora", "adamw", None, packing="on", quantize_base=True),
     ),
     "blora-adamw-packed-uncompiled": (
         "the same, packed, not compiled",

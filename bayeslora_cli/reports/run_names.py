@@ -10,6 +10,7 @@ from typing import Any
 
 from bayeslora_cli.config.catalogue import CRITERIA, METHODS, OPTIMIZERS
 from bayeslora_cli.config.run_config import OPTIONS
+from bayeslora_cli.reports.telling_settings import telling
 from bayeslora_cli.tasks.sources.glue import TASKS
 
 _WORDS = {"target_rank": "rank", "init_rank": "initial rank"}
@@ -91,16 +92,15 @@ def _differing(
 
     An initial rank that follows from the target rank does not count as a setting.
     """
-    found: dict[str, None] = {}
-    for task in dict.fromkeys(task for task, _ in bases):
-        alike = [s for base, s in zip(bases, settings, strict=True) if base == (task, method)]
-        for name in dict.fromkeys(name for values in alike for name in values):
-            if len({str(values.get(name)) for values in alike}) > 1:
-                found[name] = None
-    if "target_rank" in found:
-        found.pop("init_rank", None)
-    final = tuple(name for name in found if name not in OPTIONS or OPTIONS[name].is_final)
-    return final or tuple(found)
+    tasks = [
+        [s for base, s in zip(bases, settings, strict=True) if base == (task, method)]
+        for task in dict.fromkeys(task for task, _ in bases)
+    ]
+    names = dict.fromkeys(name for alike in tasks for values in alike for name in values)
+    if telling(["target_rank"], tasks):
+        names.pop("init_rank", None)
+    final = [name for name in names if name not in OPTIONS or OPTIONS[name].is_final]
+    return telling(final, tasks) or telling([*names], tasks)
 
 
 def _told(names: Sequence[str], found: Mapping[str, Any]) -> list[str]:

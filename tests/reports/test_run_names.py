@@ -42,6 +42,11 @@ def test_settings_are_told_where_they_tell_runs_apart():
     assert methods({"lr": 1.0}, {"lr": 2.0}, {"task": "cola", "lr": 2.0}) == [
         f"{name}, lr 1", f"{name}, lr 2", f"{name}, lr 2"
     ]  # fmt: skip
+    # nor where other settings tell the runs of each task apart
+    known = [f"{name}, weight decay 0.1", f"{name}, weight decay 0.2"]
+    rows = [{"lr": 1.0, "weight_decay": 0.1}, {"lr": 2.0, "weight_decay": 0.2}]
+    assert methods(*rows, {"task": "cola", "lr": 3.0, "weight_decay": 0.1}) == [*known, known[0]]
+    assert methods(*rows)[0] == f"{name}, lr 1, weight decay 0.1"
 
 
 def test_the_order_is_that_of_the_table_of_results():

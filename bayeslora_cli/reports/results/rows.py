@@ -30,6 +30,7 @@ from bayeslora_cli.reports.results.outcomes import (
     nested,
     tasks_of,
 )
+from bayeslora_cli.reports.telling_settings import telling
 from bayeslora_cli.tasks.task import DATA_CHECKSUM
 
 logger = logging.getLogger("bayeslora")
@@ -252,14 +253,10 @@ def _usual(typed: tuple[tuple[str, Any], ...], steps: int | None) -> RunConfig |
 def _differing(
     outcomes: Sequence[Outcome], settings: Mapping[Path, Mapping[str, Any]]
 ) -> tuple[str, ...]:
-    """Return the settings that differ between runs of one data set."""
+    """Return the settings that differ between runs of one data set, but for what presets add."""
     names = dict.fromkeys(name for found in settings.values() for name in found)
-    tasks = grouped(outcomes, lambda o: o.column).values()
-    return tuple(
-        name
-        for name in names
-        if any(len({settings[o.run.path].get(name) for o in alike}) > 1 for alike in tasks)
-    )
+    data = grouped(outcomes, lambda o: o.column).values()
+    return telling([*names], [[settings[o.run.path] for o in alike] for alike in data])
 
 
 def _mixed(row: Sequence[Outcome]) -> bool:

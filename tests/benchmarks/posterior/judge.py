@@ -123,9 +123,11 @@ def judge(job: Job, typed: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def jobs_left(typed: argparse.Namespace) -> list[Job]:
-    """Return the jobs whose runs no line of an earlier call has: those of the rows that the primary
-    comparisons need first, then the baseline, then all others; of these one seed after the other,
-    and of a seed the longest tasks first."""
+    """Return the jobs that no earlier call has measured, of the baseline with its Laplace.
+
+    First the rows that the primary comparisons need, then the baseline, then all others; of these
+    one seed after the other, and of a seed the longest tasks first.
+    """
     lines = pool.read_lines(typed.measured)
     done = pool.done(line for line in lines if line.get("kind") != "run")
     measured = {line["job"] for line in lines if line.get("method") == "laplace"}

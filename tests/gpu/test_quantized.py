@@ -8,6 +8,7 @@ import torch
 from bayeslora_cli.config.catalogue import BASE_PRECISIONS
 from bayeslora_cli.data.batching import Feed
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
+from bayeslora_cli.models.base_weights.bitsandbytes_codes import to_nf4
 from bayeslora_cli.models.kernels.frozen.arithmetic import ARITHMETICS
 from bayeslora_cli.models.kernels.frozen.fp8_rows import (
     FP8,
@@ -67,6 +68,19 @@ def test_rows_in_fp8_and_their_product(shape, scaled, biased):
     wanted = scaled_product(codes.cpu(), scale.cpu(), weight, of_weight[:, 0], torch.float32, bias)
     assert codes.dtype == FP8
     assert (found - wanted).norm() <= 4e-3 * wanted.norm()
+
+
+def test_codes_wait_for_the_weight():
+    """bitsandbytes quantizes on the default stream, which waits for no other."""
+    weight = torch.randn(512, 512, device=GPU).bfloat16()
+    wanted = to_nf4(weight)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        late = torch.zeros_like(weight)
+        torch.cuda._sleep(200_000_000)
+        late.copy_(weight)
+        found = to_nf4(late)
+        assert all(map(torch.equal, found, wanted))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,6 +6,8 @@ is evaluated, and passes no gradient from then on.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -47,10 +49,32 @@ def _table(device: torch.device) -> Tensor:
 
 def to_nf4(weight: Tensor) -> Codes:
     """Quantize a weight of any shape."""
-    codes, state = _functions().quantize_4bit(
-        weight, blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
-    )
-    return Codes(codes.flatten(), state.absmax, state.state2.absmax, state.offset)
+    with _default_stream(weight.device) as here:
+        codes, state = _functions().quantize_4bit(
+            weight, blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
+        )
+        found = Codes(codes.flatten(), state.absmax, state.state2.absmax, state.offset)
+    if here is not None:  # the allocator knows only the stream that they were made on
+        for tensor in found:
+            tensor.record_stream(here)
+    return found
+
+
+@contextmanager
+def _default_stream(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
+    """Compute on a GPU's default stream, behind what the present one, which is yielded, has to do.
+
+    bitsandbytes' functions that quantize blocks start their kernels there, whatever the present
+    stream is (0.50.2): on another one they read a weight before it is written.
+    """
+    if device.type != "cuda":
+        yield None
+        return
+    here, default = torch.cuda.current_stream(device), torch.cuda.default_stream(device)
+    default.wait_stream(here)
+    with torch.cuda.stream(default):
+        yield here
+    here.wait_stream(default)
 
 
 def from_nf4(given: Codes, out: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import io
 import logging
 import os
 import random
@@ -24,6 +25,7 @@ from hypothesis import settings
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
+from bayeslora_cli.cli.app import main
 from bayeslora_cli.tasks.sources import demo
 from bayeslora_cli.training.step import TrainStep
 from tests.support.warm_process import WarmProcess
@@ -230,6 +232,21 @@ def quiet_machine(monkeypatch):
     yield
     logger.handlers = handlers
     logger.setLevel(level)
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys, quiet_machine):
+    """Type `bayeslora ...` in this process: (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run_it(*words, stdin=""):
+        monkeypatch.setattr(sys, "argv", ["bayeslora", *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return stopped.value.code or 0, *capsys.readouterr()
+
+    return run_it
 
 
 class Killed(BaseException):

@@ -83,19 +83,6 @@ def test_the_same_command_again_does_nothing(run, backbone, rte, warm_process):
     assert done.stdout.splitlines()[-1] == str(directory)
 
 
-@pytest.fixture
-def typed(monkeypatch, capsys):
-    """Type a command in this process: (exit code, stdout, stderr)."""
-
-    def run_it(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bayeslora", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return stopped.value.code, *capsys.readouterr()
-
-    return run_it
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
-import sys
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bayeslora_cli.cli.app import main
 from tests.support.chats import STRICT, byte_tokenizer
 
 
@@ -28,20 +25,6 @@ def model(tmp_path_factory):
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
-
-
-@pytest.fixture
-def typed(monkeypatch, capsys, quiet_machine):
-    """Type a command in this process: (exit code, stdout, stderr)."""
-
-    def run_it(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bayeslora", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return stopped.value.code, *capsys.readouterr()
-
-    yield run_it
-    logging.getLogger("bayeslora").handlers.clear()
 
 
 def chat(question, answer):

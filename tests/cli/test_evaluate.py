@@ -7,11 +7,11 @@ import io
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from bayeslora_cli.cli.app import main
 from tests.support.scored_runs import write_sweep
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "sklearn", "scipy", "numpy", "matplotlib")
@@ -23,17 +23,9 @@ def sweep(tmp_path_factory):
 
 
 @pytest.fixture
-def typed(monkeypatch, capsys):
-    """Type a command in this process: (exit code, stdout, stderr)."""
-
-    def run_it(*arguments):
-        monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setattr(sys, "argv", ["bayeslora", "eval", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return stopped.value.code or 0, *capsys.readouterr()
-
-    return run_it
+def typed(typed):
+    """Type `bayeslora eval ...`."""
+    return partial(typed, "eval")
 
 
 def test_a_directory_of_runs_or_several_runs(sweep, typed):

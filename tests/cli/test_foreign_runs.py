@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 
 import pytest
 
-from bayeslora_cli.cli.app import main
 from tests.support.finished_runs import reseal
 from tests.training.test_loop import run_of
 
@@ -24,19 +22,6 @@ def run(backbone, rte, tmp_path_factory):
 def foreign(run, tmp_path):
     """A copy of it that a test may change."""
     return shutil.copytree(run, tmp_path / "run")
-
-
-@pytest.fixture
-def typed(monkeypatch, capsys):
-    """Type a command in this process: (exit code, stdout, stderr)."""
-
-    def run_it(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bayeslora", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return stopped.value.code, *capsys.readouterr()
-
-    return run_it
 
 
 LONG = "x" * 5000

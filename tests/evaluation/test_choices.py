@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import bayeslora_cli as bl
-from bayeslora_cli.cli.app import main
 from bayeslora_cli.errors import NonFiniteError, UserError
 from bayeslora_cli.tasks.dialogue import from_text
 from bayeslora_cli.tasks.sources.choice_tasks.choice_task import TASKS, load_choices
@@ -100,7 +98,7 @@ def test_a_model_without_a_run(model, data, name, form, shots):
     assert (found.facts["task"], found.facts["shots"]) == (name, shots)
 
 
-def test_a_broken_model_is_no_guess(model, data, tmp_path, monkeypatch, capsys):
+def test_a_broken_model_is_no_guess(model, data, tmp_path, typed):
     """Log-likelihoods that are no numbers would make the first choice the likeliest."""
     broken = AutoModelForCausalLM.from_pretrained(model)
     broken.lm_head.weight.data.fill_(torch.nan)
@@ -109,8 +107,7 @@ def test_a_broken_model_is_no_guess(model, data, tmp_path, monkeypatch, capsys):
     with pytest.raises(NonFiniteError, match="its weights are damaged"):
         bl.evaluate(tmp_path, task="mmlu", data=data, device="cpu")
     code, _, err = typed(
-        monkeypatch,
-        capsys,
+        "eval",
         "--model",
         tmp_path,
         "--task",
@@ -215,17 +212,9 @@ def test_rows_of_ones_own(model, tmp_path):
     assert bl.evaluate(model, file=path, device="cpu").predictions["file"].shape == (6, 3)
 
 
-def typed(monkeypatch, capsys, *arguments):
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr(sys, "argv", ["bayeslora", "eval", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    return stopped.value.code or 0, *capsys.readouterr()
-
-
-def test_the_command(model, data, monkeypatch, capsys):
+def test_the_command(model, data, typed):
     code, out, err = typed(
-        monkeypatch, capsys, "--model", model, "--task", "mmlu", "--data", data, "--device", "cpu"
+        "eval", "--model", model, "--task", "mmlu", "--data", data, "--device", "cpu"
     )
     assert code == 0, err
     lines = out.splitlines()
@@ -243,7 +232,7 @@ def test_the_command(model, data, monkeypatch, capsys):
         (["--model", "m", "--task", "mmlu", "--samples", "2"], "--samples: it is for a run"),
     ],
 )
-def test_options_that_do_not_fit(options, message, monkeypatch, capsys):
-    code, _, err = typed(monkeypatch, capsys, *options)
+def test_options_that_do_not_fit(options, message, typed):
+    code, _, err = typed("eval", *options)
     assert code
     assert message in " ".join(err.split())

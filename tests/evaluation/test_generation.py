@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
+from functools import partial
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import bayeslora_cli as bl
-from bayeslora_cli.cli.app import main
 from bayeslora_cli.errors import UserError
 from tests.support.chat_runs import chat_run
 from tests.support.smollm import SMOLLM, needs_smollm
@@ -117,17 +115,9 @@ def test_a_classifier_says_no_text(backbone, rte, tmp_path):
 
 
 @pytest.fixture
-def typed(monkeypatch, capsys):
-    """Type the command in this process: (exit code, stdout, stderr)."""
-
-    def run_it(*arguments, stdin=""):
-        monkeypatch.setattr(sys, "argv", ["bayeslora", "generate", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return stopped.value.code or 0, *capsys.readouterr()
-
-    return run_it
+def typed(typed):
+    """Type `bayeslora generate ...`."""
+    return partial(typed, "generate")
 
 
 def test_the_command(run, typed):

@@ -16,7 +16,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from bayeslora_cli.cli.app import main
 from bayeslora_cli.config.catalogue import FORMATS
 from bayeslora_cli.data.packing import token_batch
 from bayeslora_cli.data.tokenization import tokenise
@@ -552,17 +551,9 @@ def test_a_refused_upload_keeps_the_export(run, monkeypatch):
 # ---- the command line
 
 
-def typed(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr("sys.argv", ["bayeslora", *map(str, arguments)])
-    with pytest.raises(SystemExit) as left:
-        main()
-    out, err = capsys.readouterr()
-    return left.value.code or 0, out, err
-
-
-def test_the_command(run, monkeypatch, capsys):
+def test_the_command(run, typed):
     arguments = ["export", run.path, "--format", "lora", "--uniform-rank", "--device", "cpu"]
-    code, out, err = typed(monkeypatch, capsys, *arguments, "--target-rank", 1)
+    code, out, err = typed(*arguments, "--target-rank", 1)
     assert code == 0, err
     first, second, check, path = out.splitlines()
     assert first.startswith("before pruning, in fp32: validation accuracy")
@@ -570,12 +561,12 @@ def test_the_command(run, monkeypatch, capsys):
     assert check.startswith("logits on 32 rows of validation: largest difference from the run ")
     assert Path(path) == run.exports / "lora-uniform-r1"
 
-    code, out, err = typed(monkeypatch, capsys, *arguments, "--target-rank", 1)
+    code, out, err = typed(*arguments, "--target-rank", 1)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert "--overwrite" in err
 
-    code, out, err = typed(monkeypatch, capsys, *arguments, "--json", "--check-rows", 5)
+    code, out, err = typed(*arguments, "--json", "--check-rows", 5)
     assert code == 0, err
     found = json.loads(out)
     written = json.loads((run.exports / "lora-uniform" / "manifest.json").read_text())
@@ -584,9 +575,8 @@ def test_the_command(run, monkeypatch, capsys):
     assert load_tokenizer(str(run.exports / "lora-uniform")).pad_token == "[PAD]"
 
 
-def test_the_help_names_every_option_and_its_unit(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "200")
-    _, out, _ = typed(monkeypatch, capsys, "export", "--help-all")
+def test_the_help_names_every_option_and_its_unit(typed):
+    _, out, _ = typed("export", "--help-all")
     for text in (
         "What to write",
         "How to check it",

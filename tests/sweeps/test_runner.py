@@ -5,31 +5,15 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from bayeslora_cli.cli.app import main
 from bayeslora_cli.errors import NonFiniteError, Preempted
 from bayeslora_cli.models.backbones import identity
 from bayeslora_cli.sweeps import worker_pool
 from bayeslora_cli.training import loop
 from tests.support.faults import contents
-
-
-@pytest.fixture
-def typed(monkeypatch, capsys):
-    """Type `bayeslora train ...` in this process: (exit code, stdout, stderr)."""
-
-    def run_it(*arguments):
-        monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setattr(sys, "argv", ["bayeslora", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return stopped.value.code or 0, *capsys.readouterr()
-
-    return run_it
 
 
 @pytest.fixture

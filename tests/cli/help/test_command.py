@@ -10,7 +10,7 @@ import sys
 import pytest
 import typer
 
-from bayeslora_cli.cli.app import app, main
+from bayeslora_cli.cli.app import app
 from bayeslora_cli.config.options import PANELS
 from bayeslora_cli.config.run_config import OPTIONS
 
@@ -19,17 +19,9 @@ each_command = pytest.mark.parametrize("name", COMMANDS)
 
 
 @pytest.fixture
-def typed(monkeypatch, capsys):
-    """Type a command in this process: (exit code, stdout, stderr)."""
-
-    def run_it(*arguments):
-        monkeypatch.setenv("COLUMNS", "300")  # a line an option
-        monkeypatch.setattr(sys, "argv", ["bayeslora", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return stopped.value.code or 0, *capsys.readouterr()
-
-    return run_it
+def typed(typed, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # a line per option
+    return typed
 
 
 @each_command

@@ -9,11 +9,11 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from bayeslora_cli.cli.app import main
 from bayeslora_cli.cli.reading.inspect_ranks import _print_csv
 from bayeslora_cli.reports.ranks.run_groups import load_group
 from bayeslora_cli.reports.ranks.views import Ranks
@@ -34,16 +34,9 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture
-def typed(monkeypatch, capsys):
-    """Type a command in this process: (exit code, stdout, stderr)."""
-
-    def run_it(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bayeslora", "inspect-ranks", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return stopped.value.code, *capsys.readouterr()
-
-    return run_it
+def typed(typed):
+    """Type `bayeslora inspect-ranks ...`."""
+    return partial(typed, "inspect-ranks")
 
 
 def other_process(*arguments, **environ):

@@ -3,27 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 
-from bayeslora_cli.cli.app import main
 from tests.support.page_runs import frozen, write_shown
 from tests.support.pages import Page
-
-
-@pytest.fixture
-def typed(monkeypatch, capsys):
-    """Type a command in this process: (exit code, stdout, stderr)."""
-
-    def run_it(*arguments):
-        monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setattr(sys, "argv", ["bayeslora", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return stopped.value.code or 0, *capsys.readouterr()
-
-    return run_it
 
 
 @pytest.mark.parametrize("name", ["lora-ivon", "regression"])

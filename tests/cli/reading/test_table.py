@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 import tomllib
 
 import pytest
 
-from bayeslora_cli.cli.app import main
 from bayeslora_cli.config.files.presets import list_presets
 from tests.support.scored_runs import write_sweep
 
@@ -16,20 +14,6 @@ from tests.support.scored_runs import write_sweep
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     return write_sweep(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture
-def typed(monkeypatch, capsys):
-    """Type a command in this process: (exit code, stdout, stderr)."""
-
-    def run_it(*arguments):
-        monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setattr(sys, "argv", ["bayeslora", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return stopped.value.code or 0, *capsys.readouterr()
-
-    return run_it
 
 
 @pytest.mark.parametrize("options", [[], ["--json"], ["--latex", "--at", "best"], ["--csv"]])

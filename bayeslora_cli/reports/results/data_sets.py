@@ -9,8 +9,11 @@ from typing import Any
 
 from bayeslora_cli.config.catalogue import TASK_NAMES
 from bayeslora_cli.config.run_config import OPTIONS, RunConfig
+from bayeslora_cli.reports.results.outcomes import GROUPS
 from bayeslora_cli.tasks.task import DATA_CHECKSUM
 
+_TAKEN = {*TASK_NAMES, *GROUPS}
+"""Names of columns that no file of a user gets."""
 _SOURCE = tuple(name for name, option in OPTIONS.items() if option.source)
 
 
@@ -89,10 +92,9 @@ def _names(task: str, config: RunConfig, whole: str) -> Iterator[str]:
         return
     train = Path(config.train_file)
     own = Path(config.eval_file).name if config.eval_file else ""
-    # a file may have the name of a task, whose column it must not take
-    if train.stem and train.stem not in TASK_NAMES:
+    if train.stem and train.stem not in _TAKEN:
         yield train.stem
-    yield train.name if train.name not in TASK_NAMES else f"{train.name} (file)"
+    yield train.name if train.name not in _TAKEN else f"{train.name} (file)"
     yield f"{train.parent.name}/{train.name}"
     yield f"{train.parent.name}/{train.name} {own}".rstrip()
     yield f"{train} {own}".rstrip()

@@ -48,11 +48,11 @@ def compare(a: Row, b: Row) -> dict[str, Any]:
     the smallest p of Wilcoxon's test is 0.0625.
 
     Returns:
-        {"a", "b", "pairs", "difference", "interval", "wilcoxon", "t", "significant", "by", "tasks":
-        {task: the same for it only}}. `difference` and `interval` (the t-test's, at 95%) are in
-        percent, or as the scores are where the smallest is the best. `wilcoxon` and `t` are
-        p-values, null where there are too few pairs. `by` is the test that decides: wilcoxon where
-        it can reach 5%, else t.
+        {"a", "b", "smaller_is_better", "pairs", "difference", "interval", "wilcoxon", "t",
+        "significant", "by", "tasks": {task: the last seven for it only}}. `difference` and
+        `interval` (the t-test's, at 95%) are in percent, or as the scores are where the smallest is
+        the best. `wilcoxon` and `t` are p-values, null where there are too few pairs. `by` is the
+        test that decides: wilcoxon where it can reach 5%, else t.
     Raises:
         UserError: the rows have no pair, or their scores cannot be put together.
     """
@@ -77,6 +77,7 @@ def compare(a: Row, b: Row) -> dict[str, Any]:
     return {
         "a": a.name,
         "b": b.name,
+        "smaller_is_better": any(smaller.values()),
         **_tested(together),
         "tasks": {task: _tested(pairs) for task, pairs in tasks.items()},
     }
@@ -138,15 +139,20 @@ def describe(found: dict[str, Any]) -> str:
     """Write the outcome: one line per task, one for all together, and a sentence."""
     parts = {**found["tasks"], "together": found} if len(found["tasks"]) > 1 else found["tasks"]
     width = max(map(len, parts))
-    lines = [f"{found['a']} minus {found['b']}"]
+    smaller = found["smaller_is_better"]
+    decimals = 4 if smaller else 2
+    of = ", of scores of which less is better" if smaller else ""
+    lines = [f"{found['a']} minus {found['b']}{of}"]
     lines.append(f"{'':{width}}  pairs  difference  95% interval       Wilcoxon p  t-test p")
     for name, test in parts.items():
         low_high = (
-            "-" if test["interval"] is None else "{:+.2f} to {:+.2f}".format(*test["interval"])
+            "-"
+            if test["interval"] is None
+            else " to ".join(f"{end:+.{decimals}f}" for end in test["interval"])
         )
         lines.append(
-            f"{name:{width}}  {test['pairs']:5}  {test['difference']:+10.2f}  {low_high:17}  "
-            f"{_p(test['wilcoxon']):>10}  {_p(test['t']):>8}"
+            f"{name:{width}}  {test['pairs']:5}  {test['difference']:+10.{decimals}f}  "
+            f"{low_high:17}  {_p(test['wilcoxon']):>10}  {_p(test['t']):>8}"
         )
     lines.append(verdict(found))
     return "\n".join(lines)

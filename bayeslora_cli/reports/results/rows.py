@@ -204,11 +204,7 @@ def _rows(
             path: {name: own[name] for name in (*plain, *more) if name in own}
             for path, own in settings.items()
         }
-        differing = _differing(outcomes, found)
-        rows: dict[Any, list[Outcome]] = {}
-        for outcome in outcomes:
-            of_run = found[outcome.run.path]
-            rows.setdefault(tuple(of_run.get(n) for n in differing), []).append(outcome)
+        differing, rows = _divided(outcomes, found)
         if not any(_mixed(row) for row in rows.values()):
             break
     for values, alike in rows.items():
@@ -250,13 +246,20 @@ def _usual(typed: tuple[tuple[str, Any], ...], steps: int | None) -> RunConfig |
         return None
 
 
-def _differing(
+def _divided(
     outcomes: Sequence[Outcome], settings: Mapping[Path, Mapping[str, Any]]
-) -> tuple[str, ...]:
-    """Return the settings that differ between runs of one data set, but for what presets add."""
+) -> tuple[tuple[str, ...], dict[Any, list[Outcome]]]:
+    """Return the settings that differ between runs of one data set, and the rows by their values.
+
+    The values are those of `settings`, which leave out what presets add, or those of the runs if
+    they make fewer rows, as in a grid one of whose values is a task's preset.
+    """
     names = dict.fromkeys(name for found in settings.values() for name in found)
     data = grouped(outcomes, lambda o: o.column).values()
-    return telling([*names], [[settings[o.run.path] for o in alike] for alike in data])
+    differing = telling([*names], [[settings[o.run.path] for o in alike] for alike in data])
+    typed = grouped(outcomes, lambda o: tuple(settings[o.run.path].get(n) for n in differing))
+    whole = grouped(outcomes, lambda o: tuple(getattr(o.config, n) for n in differing))
+    return differing, min(typed, whole, key=len)
 
 
 def _mixed(row: Sequence[Outcome]) -> bool:

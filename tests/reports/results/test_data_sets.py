@@ -67,6 +67,11 @@ def test_a_file_called_as_a_task_does_not_take_its_column(tmp_path):
     assert columns(tmp_path)[0] == ("rte", "rte.csv")
 
 
+def test_a_file_called_as_a_group_of_tasks_has_one_column(tmp_path):
+    own(tmp_path, "/a/all.csv", 0.4, checksum="aa")
+    assert columns(tmp_path)[0] == ("all.csv",)
+
+
 def test_a_run_without_a_checksum_joins_the_one_of_its_place(tmp_path):
     own(tmp_path, "/a/news.csv", 0.4, seed=1, checksum="aa", rows=24)
     own(tmp_path, "/a/news.csv", 0.6, seed=2, rows=24)

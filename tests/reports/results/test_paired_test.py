@@ -106,6 +106,16 @@ def test_it_is_described():
     assert lines[4].split()[1:3] == ["4", "+3.00"]
 
 
+def test_small_differences_of_losses_are_written():
+    cells = ({"rte": Cell(scores=dict(enumerate(s)), mean=0.6, smaller_is_better=True)}
+             for s in ([0.601, 0.6012], [0.6, 0.6]))  # fmt: skip
+    lines = describe(
+        compare(*(SimpleNamespace(name=n, cells=c) for n, c in zip("ab", cells, strict=True)))
+    )
+    assert lines.splitlines()[0] == "a minus b, of scores of which less is better"
+    assert lines.splitlines()[2].split()[2] == "+0.0011"
+
+
 def test_rows_are_named_by_their_words(tmp_path):
     write_sweep(tmp_path, tasks=("rte",), seeds=(1,))
     write_scored(tmp_path, "rte", 0.5, seed=1, criterion="snr-abs")

@@ -112,6 +112,16 @@ def test_other_settings_on_one_task_are_another_row(tmp_path, other, name):
     assert {task: cell.mean for task, cell in found.cells.items()} == {"rte": 60}
 
 
+def test_a_grid_has_a_row_for_each_of_its_values(tmp_path):
+    """Though 0.5 is RTE's preset and 0.4 is CoLA's."""
+    for task in ("rte", "cola"):
+        for lr in (0.4, 0.5):
+            write_scored(tmp_path, task, 0.7, lr=lr)
+    results = load_results([tmp_path])
+    assert names(results) == ["adalora-ivon-snr-r2 lr=0.4", "adalora-ivon-snr-r2 lr=0.5"]
+    assert [set(tasks_of(row.outcomes)) for row in results.rows] == [{"rte", "cola"}] * 2
+
+
 def test_a_files_preset_is_known_without_the_file(tmp_path):
     """The run says what kind its rows are of, so that its own preset's values name no row."""
     chats = tmp_path / "chats.jsonl"

@@ -22,6 +22,8 @@ from bayeslora_cli.reports.page.page import (
 from bayeslora_cli.reports.page.predictions import Example, RunPredictions
 from bayeslora_cli.reports.page.records import load_records
 from bayeslora_cli.reports.page.sections import ranks as sections_ranks
+from bayeslora_cli.reports.page.sections.curves import _range_of
+from bayeslora_cli.reports.page.sections.summary import title
 from bayeslora_cli.reports.results.paired_test import compare
 from tests.support.page_runs import frozen, write_shown
 from tests.support.pages import HOSTILE, Page
@@ -138,6 +140,21 @@ def test_many_runs_are_thinned(sweep, monkeypatch):
         assert run["ranks"][-1] == before["ranks"][-1]
     scored = [run["name"] for run in runs if run["scores"] and "snr-r2" in run["name"]]
     assert len(scored) < len([run for run in whole if run["scores"] and "snr-r2" in run["name"]])
+
+
+def test_methods_and_their_settings_are_counted_apart(tmp_path):
+    for rate in (1.0, 2.0):
+        write_shown(tmp_path, lr=rate)
+    records, _ = load_records([tmp_path])
+    assert title(records) == "2 runs of 1 method, in 2 settings, on rte"
+
+
+def test_curves_that_do_not_move_have_an_axis_near_them(tmp_path):
+    write_shown(tmp_path)
+    (record,), _ = load_records([tmp_path])
+    assert _range_of([(record, ([1, 2], [0.5, 0.5]))])["range"] == pytest.approx([0.475, 0.525])
+    assert _range_of([(record, ([1], [0.0]))])["range"] == pytest.approx([-0.05, 0.05])
+    assert _range_of([(record, ([1, 2], [0.5, 0.6]))]) == {}
 
 
 def test_scores_of_both_directions_are_compared_apart(tmp_path):

@@ -58,7 +58,7 @@ def curves(records: Sequence[RunRecord]) -> Section | None:
             thin = [(run, _thinned(curve, most)) for run, curve in found]
             figures[name] = {
                 "data": _traces(thin),
-                "layout": layout(HEIGHT, "step", "", xaxis=whole),
+                "layout": layout(HEIGHT, "step", "", xaxis=whole, yaxis=_range_of(thin)),
             }
             numbers = table(
                 f"{title} by step", ["step", *(run.name for run, _ in thin)], _rows(thin)
@@ -113,6 +113,16 @@ def _thinned(curve: Curve, most: int) -> Curve:
     stride = max(1, -(-len(steps) // most))
     kept = [i for i in range(len(steps)) if (len(steps) - 1 - i) % stride == 0]
     return [steps[i] for i in kept], [values[i] for i in kept]
+
+
+def _range_of(found: Sequence[tuple[RunRecord, Curve]]) -> dict[str, Any]:
+    """Return the axis of curves that do not move, near their value; otherwise it is fitted."""
+    values = {value for _, (_, own) in found for value in own}
+    if len(values) > 1:
+        return {}
+    (value,) = values
+    away = abs(value) / 20 or 0.05
+    return {"range": [value - away, value + away]}
 
 
 def _traces(found: Sequence[tuple[RunRecord, Curve]]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from bayeslora_cli.reports.page.html import Html, Number, details, element, join
 from bayeslora_cli.reports.page.records import FINISHED, RunRecord
 from bayeslora_cli.reports.page.sections.repeat import introduction
 from bayeslora_cli.reports.page.sections.section import COLOURS, Section
-from bayeslora_cli.reports.results.outcomes import AT
+from bayeslora_cli.reports.results.outcomes import AT, ROW
 from bayeslora_cli.reports.results.rows import Results
 from bayeslora_cli.reports.results.table import COUNTED, Table
 
@@ -40,10 +40,11 @@ def title(records: Sequence[RunRecord]) -> str:
     if len(records) == 1:
         return f"{records[0].column}: {records[0].group}, seed {records[0].config.seed}"
     columns = dict.fromkeys(r.column for r in records)
-    groups = dict.fromkeys(r.group for r in records)
+    groups = len({r.group for r in records})
+    methods = len({tuple(getattr(r.config, name) for name in ROW) for r in records})
     return (
-        f"{len(records)} runs of {len(groups)} {'methods' if len(groups) > 1 else 'method'} on "
-        f"{', '.join(columns)}"
+        f"{len(records)} runs of {methods} {'methods' if methods > 1 else 'method'}"
+        f"{f', in {groups} settings,' if groups > methods else ''} on {', '.join(columns)}"
     )
 
 

@@ -150,15 +150,18 @@ class Embedding(Objective):
     ) -> dict[str, float]:
         """Return the task's metrics, `nll`, `ece` and `brier`, among the candidates of a row.
 
-        Equal texts in other rows count as wrong ones. Of rows with scores, those from the middle of
-        the scores on count as pairs, and `spearman` is the correlation of cosine and score.
+        Equal texts in other rows count as wrong ones: of candidates with one probability the own
+        one has the mean place, and is right only if it is by itself. Of rows with scores, those
+        from the middle of the scores on count as pairs, and `spearman` is the correlation of cosine
+        and score.
         """
         shares, labels, scores = self.shown(expected), self.truth(labels), _scores(labels)
         if scores is not None:
             pairs = _pairs(scores)
             shares, labels = shares[pairs], labels[pairs]
         own = shares.gather(-1, labels[:, None])
-        ranks = 1 + (shares > own).sum(-1).double()
+        # of candidates that are as likely as the own one half come first
+        ranks = ((shares > own).sum(-1) + (shares >= own).sum(-1) + 1).double() / 2
         known = {
             "accuracy": float((ranks == 1).double().mean()),
             "mrr": float((1 / ranks).mean()),

@@ -68,6 +68,14 @@ def test_retrieval_among_neighbouring_rows():
     assert found.keys() == {*PAIRS.table_metrics, "nll", "ece", "brier"}
 
 
+def test_embeddings_that_are_all_alike_find_nothing():
+    alike = torch.ones(10, 8).double() / 8**0.5
+    expected = PAIRS.expected(torch.cat((alike, alike), 1))
+    found = PAIRS.metrics(PAIRS.table_metrics, expected, PAIRS.label_tensor([0] * 10))
+    assert found["accuracy"] == 0
+    assert found["mrr"] == pytest.approx(1 / 5.5)
+
+
 def test_the_variance_of_sampled_vectors():
     """It is the mean squared distance of the samples' embeddings from their mean, unbiased."""
     kind = PAIRS.predicting(Examples(first=["a"], second=None, labels=None))

@@ -19,6 +19,7 @@ from bayeslora_cli.methods import building
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.models.backbones.targets import match_targets
 from bayeslora_cli.models.encoders.relative_attention import RelativeAttention
+from bayeslora_cli.models.kernels.low_rank import split_linear
 from tests.conftest import KINDS, tiny_tokenizer
 from tests.support.decoders import CAUSAL, save_decoder
 from tests.support.networks import batch_of, build, logits, randomise
@@ -241,3 +242,16 @@ def test_full_fine_tuning_keeps_fp32_weights_of_a_language_model(tied, tmp_path)
         assert torch.equal(value, read.state_dict()[name]), name
     if tied:
         assert network.module.lm_head.weight is network.module.model.embed_tokens.weight
+
+
+def test_which_layers_keep_halves(backbone, tmp_path, monkeypatch):
+    """All that compute a product by themselves, joints as one; the MLPs of decoders do not."""
+    monkeypatch.setattr(split_linear, "is_able", lambda *_: True)
+    encoder, _ = build(backbone("deberta-v2"))
+    decoder, _ = build(save_decoder(tmp_path), CAUSAL)
+    for network, count in ((encoder, 2 * 4 + 1), (decoder, 2 * 2)):
+        found = building._keep_halves(network.module, network.adapters.values(), network.joints)
+        assert found == count
+        kept = [x for x in network.module.modules() if getattr(x, "halves", None) is not None]
+        joined = sum(joint.base_layer.halves is not None for joint in network.joints)
+        assert len(kept) == count - joined

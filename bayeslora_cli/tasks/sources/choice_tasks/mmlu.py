@@ -84,19 +84,22 @@ def _read_csv(path: Path, group: str) -> list[Question]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as text in UTF-8: {error}") from error
     questions, reader, line = [], csv.reader(io.StringIO(text, newline="")), 1
-    for row in reader:
-        if len(row) != _CHOICES + 2 or row[-1] not in LETTERS[:_CHOICES]:
-            raise DataError(
-                f"{path}, line {line}: found {len(row)} fields, the last {row[-1:]}; expected "
-                f"a question, {_CHOICES} choices and one of {', '.join(LETTERS[:_CHOICES])}"
+    try:
+        for row in reader:
+            if len(row) != _CHOICES + 2 or row[-1] not in LETTERS[:_CHOICES]:
+                raise DataError(
+                    f"{path}, line {line}: found {len(row)} fields, the last {row[-1:]}; expected "
+                    f"a question, {_CHOICES} choices and one of {', '.join(LETTERS[:_CHOICES])}"
+                )
+            questions.append(
+                Question(
+                    text=row[0].strip(),
+                    choices=tuple(row[1:-1]),
+                    answer=LETTERS.index(row[-1]),
+                    group=group,
+                )
             )
-        questions.append(
-            Question(
-                text=row[0].strip(),
-                choices=tuple(row[1:-1]),
-                answer=LETTERS.index(row[-1]),
-                group=group,
-            )
-        )
-        line = reader.line_num + 1
+            line = reader.line_num + 1
+    except csv.Error as error:  # such as a quotation mark that nothing closes
+        raise DataError(f"{path}, line {line}: {error}") from error
     return questions

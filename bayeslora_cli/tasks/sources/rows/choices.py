@@ -17,7 +17,7 @@ from bayeslora_cli.tasks.sources.choice_tasks.questions import (
 )
 from bayeslora_cli.tasks.sources.label_column import number_in, short
 from bayeslora_cli.tasks.sources.rows.reader import RowReader, label_column, read_texts
-from bayeslora_cli.tasks.sources.tables.table import Table
+from bayeslora_cli.tasks.sources.tables.table import Table, shown
 from bayeslora_cli.tasks.task import Examples
 
 _QUESTIONS = ("question",)
@@ -30,9 +30,23 @@ _PROMPT = letters("Question: {text}")
 class Choices(RowReader):
     """Rows of a question, its choices and the answer."""
 
+    numbers = range(2, len(LETTERS) + 2)
+
     @property
     def expected(self) -> str:
         return "question, choices and answer"
+
+    def columns(
+        self, table: Table, asked: tuple[str, ...] | None, *, sure: bool = False
+    ) -> tuple[str, ...] | None:
+        """Return the columns of question and choices; refuse that of the answer among them."""
+        answers = [name for name in asked or () if name in _ANSWERS]
+        if answers:
+            raise DataError(
+                f"{table.title}: asked for the columns {shown(asked or ())}, of which "
+                f"{answers[0]!r} holds the answer; name only those of question and choices"
+            )
+        return super().columns(table, asked, sure=sure)
 
     def usual_columns(self, table: Table, *, sure: bool = False) -> tuple[str, ...] | None:
         """Return the columns of question and choices; `answer` is found beside them."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import pytest
 
 from bayeslora_cli.errors import DataError
@@ -34,6 +36,17 @@ def test_a_wrong_line_is_named(tmp_path, line):
     (tmp_path / "test" / "x_test.csv").write_text(f'"two\nlines",1,2,3,4,A\n{line}\n')
     with pytest.raises(DataError, match=r"x_test\.csv, line 3: found"):
         read_split(tmp_path, "test")
+
+
+def test_a_quotation_mark_that_nothing_closes(tmp_path):
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "x_test.csv").write_text(f'q,1,2,3,4,A\n"{"x" * 200}\n')
+    before = csv.field_size_limit(100)
+    try:
+        with pytest.raises(DataError, match=r"x_test\.csv, line 2: field larger than"):
+            read_split(tmp_path, "test")
+    finally:
+        csv.field_size_limit(before)
 
 
 def test_no_folder(tmp_path):

@@ -84,3 +84,18 @@ def test_other_tables_are_not_taken(tmp_path, columns):
 def test_rows_that_are_none(tmp_path, change, message):
     with pytest.raises(DataError, match=rf"rows\.jsonl, line 2: .*{message}"):
         read(lines(tmp_path, ROW, {**ROW, **change}))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("question",), "asked for the columns 'question'; expected question, choices and answer"),
+        (("question", "choices", "answer"), "of which 'answer' holds the answer; name only those"),
+    ],
+)
+def test_columns_that_are_no_question_with_choices(tmp_path, asked, message):
+    """Of a csv file, whose lists are texts, the answer would be the last choice of each row."""
+    path = tmp_path / "rows.csv"
+    path.write_text('question,choices,answer\nq,"[""a"", ""b""]",a\n')
+    with pytest.raises(DataError, match=message):
+        CHOICES.columns(read_table(str(path), "--train-file", split="train"), asked, sure=True)

@@ -70,12 +70,12 @@ class PredictionRequest:
             )
         if reader is None or reader.numbers is None:
             return
-        numbers = [*reader.numbers, *([1] if reader.single_texts else [])]
+        numbers = sorted([*reader.numbers, *([1] if reader.single_texts else [])])
         if len(self.text_columns) not in numbers:
-            raise UserError(
-                f"--text-columns {named}: a row has {' or '.join(map(str, sorted(numbers)))} "
-                "columns of texts"
-            )
+            known = " or ".join(map(str, numbers))
+            if len(numbers) > 3:
+                known = f"{numbers[0]} to {numbers[-1]}"
+            raise UserError(f"--text-columns {named}: a row has {known} columns of texts")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

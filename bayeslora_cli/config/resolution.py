@@ -191,7 +191,8 @@ def _checked_paths(given: Mapping[str, Any]) -> dict[str, Any]:
     data = given.get("data")
     if data is not None and not (path := _absolute("data", data)).is_dir():
         what = "is no directory" if path.exists() else "no such directory"
-        raise ConfigError([f"--data {data}: {what}; give GLUE's TSV layout or a saved data set"])
+        layouts = "docs/training.md (GLUE) and docs/choices.md list the layouts"
+        raise ConfigError([f"--data {data}: {what}; {layouts}"])
     for key, value in given.items():
         option = OPTIONS[key]
         if option.path and value is not None and (path := _absolute(key, value)).exists():

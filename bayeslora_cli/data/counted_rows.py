@@ -143,7 +143,7 @@ def counted_text(found: Mapping[str, Any], width: int) -> list[str]:
     packing = (
         f"no padding: {share} fewer tokens than in padded batches"
         if found["packed"]
-        else f"none, as the backbone mixes packed rows: {share} is padding"
+        else f"none: rows are padded to one length, {share} is padding"
     )
     return [
         *(

@@ -120,14 +120,16 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
         "%s: %d training rows, %s predicted from %s",
         task.name, len(examples["train"]), kinds, listed(task.text_columns),
     )  # fmt: skip
-    advised = resolved.config.train_file is not None and resolved.config.select is None
-    advised = advised and objective_of(task).weighs_classes
+    own_rows = resolved.config.train_file is not None
+    advised = own_rows and resolved.config.select is None and objective_of(task).weighs_classes
     if advised and (line := advice(task, examples["train"].labels or ())) is not None:
         logger.info("%s", line)
     trust = resolved.config.trust_remote_code
     kind = OBJECTIVES[task.objective]
+    # of a task by name --task-type changes nothing
+    instead = kind.instead if own_rows else ""
     check_architecture(
-        resolved.config.model, kind.auto_class, trust_remote_code=trust, instead=kind.instead
+        resolved.config.model, kind.auto_class, trust_remote_code=trust, instead=instead
     )
     tokenizer = load_tokenizer(resolved.config.model, trust_remote_code=trust)
     limit = usable_length(resolved.config.model, tokenizer, trust_remote_code=trust)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import bayeslora_cli as bl
-from bayeslora_cli.errors import NonFiniteError, UserError
+from bayeslora_cli.errors import ModelError, NonFiniteError, UserError
 from bayeslora_cli.tasks.dialogue import from_text
 from bayeslora_cli.tasks.sources.choice_tasks.choice_task import TASKS, load_choices
 from bayeslora_cli.tasks.sources.choice_tasks.questions import choices_from_text
@@ -236,3 +236,9 @@ def test_options_that_do_not_fit(options, message, typed):
     code, _, err = typed("eval", *options)
     assert code
     assert message in " ".join(err.split())
+
+
+def test_an_encoder_is_not_told_of_an_option_without_effect(backbone, data, tmp_path):
+    with pytest.raises(ModelError, match=r"choose a causal language model$"):
+        bl.train(task="arc-easy", data=data, model=backbone("bert"), output=str(tmp_path),
+                 **SETTINGS)  # fmt: skip

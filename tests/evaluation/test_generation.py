@@ -123,7 +123,7 @@ def typed(typed):
 def test_the_command(run, typed):
     common = (run.path, "--max-new-tokens", 8, "--device", "cpu")
     answers = [g.texts[0] for g in run.generate(PROMPTS, max_new_tokens=8)]
-    code, out, err = typed(*common, "--prompt", "-", "--json", stdin="say a")
+    code, out, err = typed(*common, "--prompt", "-", "--json", stdin="say a\n")
     assert code == 0
     found = json.loads(out)
     assert found["generations"][0]["prompt"] == "say a"

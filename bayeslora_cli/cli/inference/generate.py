@@ -102,7 +102,8 @@ def generate(
         raise UserError("--prompt TEXT is missing; --prompt - reads it from standard input")
     if prompt.count("-") > 1:
         raise UserError("--prompt -: standard input can be read only once")
-    prompts = [sys.stdin.read() if text == "-" else text for text in prompt]
+    # without the newline that `echo` ends with: the model would answer it too
+    prompts = [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in prompt]
     common: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,

@@ -58,7 +58,7 @@ def check_ids(
     largest = max(pad_id, int(tokens.max()) if len(tokens) else 0)
     rows = _rows(_input_embeddings(module))
     if rows is not None and largest >= rows:
-        what = "its padding token" if largest == pad_id else "one of them"
+        what = "its padding token" if largest == pad_id else "a token of the rows"
         raise ModelError(
             f"--model {name}: the tokenizer has ids up to {largest} ({what}), the backbone's "
             f"embeddings {rows} rows; take the tokenizer that the backbone was trained with, or "

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -36,6 +37,7 @@ WORKSPACE = 2**25
 """Bytes that cuBLAS works with on a GPU."""
 
 logger = logging.getLogger("bayeslora")
+fake_log = logging.getLogger("torch._subclasses.fake_tensor")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +84,7 @@ def estimate(
     bank = network.bank
     weights = [*network.module.parameters(), *network.module.buffers()]
     network.module.train()
-    with FakeTensorMode():
+    with FakeTensorMode(), _one_message():
         factors, frozen = _factors(network, device)
         if network.operands is not None:
             network.operands.publish_shapes(device)
@@ -248,6 +250,19 @@ class _Pass(nn.Module):
 
     def forward(self, batch: dict[str, Tensor], then: Callable[[Tensor], Any] | None) -> Any:
         return self.run(batch) if then is None else then(self.run(batch))
+
+
+@contextmanager
+def _one_message() -> Iterator[None]:
+    """Keep torch from printing the traceback of an operation that has no fake kernel.
+
+    The experts of a Mixtral in fp32 are one: the line about the missing estimate says it.
+    """
+    before, fake_log.disabled = fake_log.disabled, True
+    try:
+        yield
+    finally:
+        fake_log.disabled = before
 
 
 def _fake(

@@ -45,7 +45,9 @@ def model_of(kind, **options):
         return AutoModelForSequenceClassification.from_config(config)
 
 
-@pytest.mark.parametrize(("rows", "largest"), [(63, "one of them"), (64, "its padding token")])
+@pytest.mark.parametrize(
+    ("rows", "largest"), [(63, "a token of the rows"), (64, "its padding token")]
+)
 def test_ids_without_a_row(rows, largest):
     module = model_of("llama", vocab_size=rows, num_key_value_heads=1)
     pad = 64 if largest == "its padding token" else 0

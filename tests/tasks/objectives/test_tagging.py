@@ -140,6 +140,13 @@ def test_bad_rows_are_named(tmp_path, row, message):
         table_examples(table, task, labelled=True)
 
 
+def test_a_word_may_be_the_mark_of_remarks(tmp_path):
+    path = tmp_path / "rows.conll"
+    path.write_text("# a remark\npays B-X\n# O\n12 O\n\n# another\nb O\n")
+    _, rows = read(path)
+    assert [json.loads(words) for words in rows.first] == [["pays", "#", "12"], ["b"]]
+
+
 def test_bad_lines_of_a_conll_file(tmp_path):
     path = tmp_path / "rows.conll"
     path.write_text("a O\nb\n")

@@ -16,7 +16,7 @@ def read_conll(source: str, option: str) -> Table:
     """Read a table of the columns `tokens` and `tags`.
 
     Of several columns, separated by tabs or by blanks, the first is the word and the last its tag.
-    Lines that begin with "# " are remarks.
+    Lines before a sentence that begin with "# " are remarks.
 
     Raises:
         DataError: a line has only one column while others have more; its number is told.
@@ -47,7 +47,7 @@ def sentences(source: str, lines: Iterable[str]) -> Iterator[Sentence]:
                 yield begun
             begun = None
             continue
-        if line.startswith("# "):
+        if begun is None and line.startswith("# "):
             continue
         if not cells[0] or not cells[-1]:
             raise DataError(f"{source}, line {number}: found an empty field; expected word and tag")

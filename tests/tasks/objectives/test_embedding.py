@@ -221,6 +221,7 @@ def predicted_alike(run, out, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # minutes of one core, which may be a shared one
 @pytest.mark.parametrize("options", [
     {"optimizer": "adamw", "lr": 0.003},
     {"method": "full", "optimizer": "adamw", "lr": 1e-4},

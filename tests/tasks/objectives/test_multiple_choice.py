@@ -132,6 +132,7 @@ def test_an_encoder_is_told_of_this_kind(backbone, files, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # minutes of one core, which may be a shared one
 @pytest.mark.parametrize("options", [
     {"optimizer": "adamw", "lr": 0.01},
     {"method": "full", "optimizer": "adamw", "lr": 2e-4},

@@ -55,6 +55,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # minutes of one core, which may be a shared one
 @pytest.mark.parametrize("kind", ROWS)
 def test_an_onnx_export_has_the_runs_logits(backbone, tmp_path, kind):
     pytest.importorskip("onnxscript")

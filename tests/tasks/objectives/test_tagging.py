@@ -314,6 +314,7 @@ def test_it_is_trained_evaluated_and_exported(backbone, files, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # minutes of one core, which may be a shared one
 @pytest.mark.parametrize("options", [
     {"optimizer": "adamw", "lr": 0.01},
     {"method": "lora", "optimizer": "adamw", "lr": 0.01},

@@ -78,9 +78,8 @@ def test_what_auto_begins_with(kind, device, able, expected, tmp_path, monkeypat
     config = resolve({"task": "rte", "device": device}).config
     config = replace(config, model=saved(tmp_path / "model", kind))
     assert with_packing(config, RunDir(tmp_path / "run"), TWO_CLASSES).packing == expected
-    words = build_objective("token-classification", ("O", "B-X"))  # not measured on a GPU
-    of_words = expected if device == "cpu" else "auto"
-    assert with_packing(config, RunDir(tmp_path / "run"), words).packing == of_words
+    words = build_objective("token-classification", ("O", "B-X"))
+    assert with_packing(config, RunDir(tmp_path / "run"), words).packing == expected
 
 
 def test_narrow_models_are_padded(tmp_path):

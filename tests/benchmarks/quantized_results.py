@@ -47,7 +47,7 @@ def lines_of(out: Path) -> dict[Key, dict[str, Any]]:
 
 
 def work(base: str, seed: int, options: argparse.Namespace) -> None:
-    """Train and measure one run; write its lines."""
+    """Train one run, or find it trained, and write the lines that are not there yet."""
     steps = {} if options.max_steps is None else {"max_steps": options.max_steps}
     start = time.perf_counter()
     run = bl.train(
@@ -56,7 +56,7 @@ def work(base: str, seed: int, options: argparse.Namespace) -> None:
         device=options.device, **steps,
     )  # fmt: skip
     seconds = time.perf_counter() - start
-    for trained, on, _ in keys(base, seed):
+    for trained, on, _ in [key for key in keys(base, seed) if key not in lines_of(options.out)]:
         found = run.evaluate("test", base_precision=on)
         line = {
             "trained": trained, "on": on, "seed": seed, "seconds": round(seconds, 1),

@@ -17,8 +17,8 @@ class Export:
     manifest: Mapping[str, Any]
     """Its manifest.json: format, source, result of the check, metrics, checksums of the files."""
 
-    def describe(self) -> str:
-        """Return the measurements as text, one line each."""
+    def describe(self, *, warned: bool = True) -> str:
+        """Return the measurements as text, one line each; `warned`: also what it warned of."""
         from bayeslora_cli.export.exporter import describe_export
 
-        return "\n".join(describe_export(dict(self.manifest)))
+        return "\n".join(describe_export(dict(self.manifest), warned=warned))

@@ -175,7 +175,7 @@ def export(
     if as_json:
         print(json.dumps({"export": str(found.path), **found.manifest}, allow_nan=False))
         return
-    say(found.describe())
+    say(found.describe(warned=False))
     say_path(found.path)
 
 

@@ -173,8 +173,8 @@ def export_run(
     return output, manifest
 
 
-def describe_export(manifest: dict[str, Any]) -> list[str]:
-    """Say what was measured, one line each."""
+def describe_export(manifest: dict[str, Any], *, warned: bool = True) -> list[str]:
+    """Say what was measured, one line each; `warned`: also what `export_run` warned of."""
     metrics, precision = manifest["metrics"], manifest["precision"]["export"]
     lines = []
     if metrics["before_pruning"] is not None:
@@ -183,9 +183,9 @@ def describe_export(manifest: dict[str, Any]) -> list[str]:
             f"after pruning to rank {manifest['options']['target_rank']}, in {precision}: "
             f"{describe(metrics['after_pruning'])}",
         ]
-    if manifest["lost"] is not None:
+    if warned and manifest["lost"] is not None:
         lines.append(str(QuantizationLoss(**manifest["lost"])))
-    if "base" in manifest:
+    if warned and "base" in manifest:
         lines.append(str(BaseChange(**manifest["base"])))
     if "rounding" in manifest:
         lines.append(str(RoundingLoss.from_json(manifest["rounding"])))

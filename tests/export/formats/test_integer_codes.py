@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from bayeslora_cli.errors import BayesloraError, RunDirError, UserError
 from bayeslora_cli.evaluation.run_loading import load_run
-from bayeslora_cli.export.exporter import export_run
+from bayeslora_cli.export.exporter import describe_export, export_run
 from bayeslora_cli.export.formats import integer_codes
 from bayeslora_cli.export.formats.integer_codes import CODES, FACTS, load_quantized
 from bayeslora_cli.export.request import ExportOptions
@@ -138,6 +138,8 @@ def test_other_formats_say_what_they_lose(form, kind, base, runs, tmp_path, capl
     assert 0 <= manifest["lost"]["changed"] <= manifest["lost"]["rows"]
     assert "neither rounded nor cut off at their ranges" in caplog.text
     assert f"not quantized in this format: {' and '.join(lost)}" in caplog.text
+    both, new = (describe_export(manifest, warned=warned) for warned in (True, False))
+    assert [line for line in both if "not quantized" not in line] == new != both
     assert "Not quantized in this format: activations" in (directory / "README.md").read_text()
     if form == "lora-patterns":
         config = json.loads((directory / "adapter_config.json").read_text())

@@ -118,6 +118,7 @@ class ParquetWriter(RowWriter):
             schema = None if self._file is None else self._file.schema
             table = pyarrow.table({name: list(x) for name, x in columns.items()}, schema=schema)
             if self._file is None:
+                table = _in_fp32(table, ours)
                 self._file = pyarrow.parquet.ParquetWriter(self._path, table.schema)
             self._file.write_table(table)
         except OSError as error:
@@ -176,6 +177,18 @@ def to_descriptor(descriptor: int, name: Path) -> Callable[[bytes], None]:
                 raise StorageError(name, error) from error
 
     return put
+
+
+def _in_fp32(table: Any, ours: int) -> Any:
+    """Cast predicted lists of numbers to fp32, in which they were computed."""
+    import pyarrow
+
+    double, single = (pyarrow.list_(kind()) for kind in (pyarrow.float64, pyarrow.float32))
+    kinds = table.schema
+    for place in range(len(kinds) - ours, len(kinds)):
+        if kinds.field(place).type == double:
+            kinds = kinds.set(place, kinds.field(place).with_type(single))
+    return table.cast(kinds)
 
 
 def _cell(value: Any) -> Any:

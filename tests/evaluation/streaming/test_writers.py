@@ -71,6 +71,17 @@ def test_parquet(tmp_path):
     assert found == {name: [*WINDOWS[0][name], *WINDOWS[1][name]] for name in found}
 
 
+def test_predicted_vectors_are_fp32_in_parquet(tmp_path):
+    writer = ParquetWriter(tmp_path / "x.parquet")
+    for numbers in ([0.5, 0.1], [0.25, 3.0]):
+        writer.write({"own": [numbers], "embedding": [numbers], "p": [0.5]}, ours=2)
+    writer.close()
+    found = pyarrow.parquet.read_table(tmp_path / "x.parquet")
+    kinds = [str(kind.type) for kind in found.schema]
+    assert kinds == ["list<element: double>", "list<element: float>", "double"]
+    assert found["embedding"].to_pylist()[1] == [0.25, 3.0]
+
+
 def test_a_pipe_that_nobody_reads():
     read, write = os.pipe()
     os.close(read)

@@ -64,7 +64,10 @@ def read_split(
     questions = []
     for number, row in enumerate(tables[split]):
         try:
-            questions.append(read(row))
+            question = read(row)
+            if question.answer is not None and question.answer not in range(len(question.choices)):
+                raise ValueError(f"the answer is none of {len(question.choices)} choices")
+            questions.append(question)
         except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{where}, {split}, row {number}: not as expected: {type(error).__name__} {error}; "

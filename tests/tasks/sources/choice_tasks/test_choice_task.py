@@ -114,6 +114,14 @@ def test_columns_of_the_hub(tmp_path, name):
         load_to_score(TASKS[name], tmp_path / "less", None)
 
 
+@pytest.mark.parametrize(("name", "answer"), [("siqa", {"label": "0"}), ("mmlu", {"answer": 3})])
+def test_an_answer_that_is_no_choice(tmp_path, name, answer):
+    table = datasets.Dataset.from_list([HUB_ROWS[name] | answer])
+    datasets.DatasetDict({"test": table}).save_to_disk(tmp_path / name)
+    with pytest.raises(DataError, match=r"row 0: not as expected: .* none of 3 choices"):
+        load_to_score(TASKS[name], tmp_path, None)
+
+
 def test_a_test_split_without_answers_is_not_scored(tmp_path):
     row = {"goal": "q", "sol1": "a", "sol2": "b"}
     datasets.DatasetDict({

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bayeslora_cli.config.catalogue import BASE_PRECISIONS
+from bayeslora_cli.config.catalogue import BASE_PRECISIONS, implementation
 from bayeslora_cli.data.batching import Feed
 from bayeslora_cli.execution.cuda_graphs import GraphRunner
 from bayeslora_cli.models.base_weights.bitsandbytes_codes import to_nf4
@@ -86,6 +86,7 @@ def test_codes_wait_for_the_weight():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dense_weights_of_integer_codes(dtype):
     """To the bit those of torch's own kernel."""
+    implementation(BASE_PRECISIONS["int8"].implementation)  # enters its arithmetic
     codes = torch.randint(-127, 128, (129, 4112), dtype=torch.int8, device=GPU)
     scale, out = torch.rand(129, device=GPU), torch.empty(129, 4112, device=GPU, dtype=dtype)
     ARITHMETICS["int8"].dequantize([codes, scale], out)

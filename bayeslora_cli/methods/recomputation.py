@@ -20,7 +20,7 @@ from bayeslora_cli.models.kernels.cpu_dropout import cpu_dropout
 PRODUCTS = frozenset(
     {
         "aten::mm", "aten::addmm", "aten::_scaled_mm",
-        "bayeslora::low_rank_linear", "bayeslora::gated_mlp_wide",
+        "bayeslora::low_rank_linear", "bayeslora::split_linear", "bayeslora::gated_mlp_wide",
         "bayeslora::gated_product", "bayeslora::frozen_product",
     }
 )  # fmt: skip
@@ -50,6 +50,9 @@ def recompute_blocks(module: Any, what: str, device: torch.device) -> None:
     except ValueError as error:
         kind = type(module).__name__
         raise ModelError(f"--gradient-checkpointing: {kind} does not support it") from error
+    # transformers has embeddings ask for a gradient, which only reentrant checkpoints need: the
+    # first block would compute one for nothing, and its others by another kernel than without
+    module.disable_input_require_grads()
 
 
 def _contexts(

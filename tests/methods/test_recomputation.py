@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bayeslora_cli.data.batching import Feed
 from tests.support.decoders import CAUSAL, token_rows
-from tests.support.networks import build
+from tests.support.networks import LABELS, batch_of, build
 
 CPU = torch.device("cpu")
 
@@ -48,3 +48,24 @@ def test_selective_recomputes_attention_and_norms_but_no_products(what, backbone
     assert found["bayeslora::low_rank_linear"] == twice * 2 * blocks  # q, k and v together, and o
     norms = 2 * blocks + 1  # the last one is in no block
     assert found["aten::rsqrt"] == norms + (what != "off") * 2 * blocks
+
+
+@pytest.mark.parametrize("what", ["blocks", "selective"])
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_the_first_block_computes_no_gradient_of_its_input(kind, what, backbone):
+    """As without recomputation: nothing before it is trained, and the kernels are the same."""
+    causal = kind == "llama"
+    network, _ = build(
+        backbone(kind), CAUSAL if causal else LABELS, gradient_checkpointing=what
+    )  # fmt: skip
+    name = "model.layers.0" if causal else "bert.encoder.layer.0"
+    asked = []
+    network.module.get_submodule(name).register_forward_pre_hook(
+        lambda _, args: asked.append(args[0].requires_grad)
+    )
+    batch = Feed(token_rows(), CPU).batch(torch.arange(4)) if causal else batch_of()
+    batch.pop("count", None)
+    network.bank.zero_local()
+    network.module.train()
+    network.logits(batch).float().sum().backward()
+    assert set(asked) == {False}

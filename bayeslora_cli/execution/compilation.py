@@ -101,20 +101,13 @@ def compile_blocks(module: nn.Module, *, dynamic: bool | None = False) -> None:
     """
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, VARIANTS)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * VARIANTS)
     # an operator that is not looked into, such as an adapted layer's, keeps its input; a norm's
     # result is 2 of the 16 to 20 such sizes that a decoder's block keeps, and cheap to compute
     functorch: Any = torch._functorch.config
     if hasattr(functorch, "ban_recompute_materialized_backward"):
         functorch.ban_recompute_materialized_backward = dynamic is not None
-    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * VARIANTS)
-    # told to all users who recompute selectively: no operator of a block works in place
-    logging.getLogger("torch._higher_order_ops.wrap").addFilter(_concerns_users)
-    # for a `SharedCall`, which holds nothing from one pass to the other; torch before 2.10 compiles
-    # no such block. With dropout the second pass draws the same numbers by a state set outside
-    recomputes = hasattr(config, "skip_fwd_side_effects_in_bwd_under_checkpoint")
-    if recomputes:
-        recomputes = not _has_dropout(module)
-        config.skip_fwd_side_effects_in_bwd_under_checkpoint = recomputes
+    recomputes = _allow_compiled_recomputation(module)
     for owner in list(module.modules()):
         for blocks in owner.children():
             if isinstance(blocks, nn.ModuleList) and len({type(block) for block in blocks}) == 1:
@@ -125,7 +118,24 @@ def compile_blocks(module: nn.Module, *, dynamic: bool | None = False) -> None:
                 owner.register_forward_pre_hook(_with_gradient, with_kwargs=True)
 
 
-def _concerns_users(record: logging.LogRecord) -> bool:
+def _allow_compiled_recomputation(module: nn.Module) -> bool:
+    """Return whether blocks may be compiled with their recomputation; if so, set torch to do it.
+
+    Torch before 2.10 compiles no block with a `SharedCall`. With dropout the second pass has to
+    draw the first one's numbers, from a state that is set outside of what is compiled.
+    """
+    # torch warns all who recompute selectively of operators in place, of which a block has none
+    logging.getLogger("torch._higher_order_ops.wrap").addFilter(_is_not_about_contexts)
+    config: Any = torch._dynamo.config
+    if not hasattr(config, "skip_fwd_side_effects_in_bwd_under_checkpoint"):
+        return False
+    allowed = not _has_dropout(module)
+    # right for a `SharedCall`, which keeps nothing from one pass to the other
+    config.skip_fwd_side_effects_in_bwd_under_checkpoint = allowed
+    return allowed
+
+
+def _is_not_about_contexts(record: logging.LogRecord) -> bool:
     return "context_fn is passed" not in record.getMessage()
 
 

@@ -65,7 +65,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _product(count: int, heights: Sequence[int], width: int, itemsize: int, kind: str) -> int:
-    """What a product of (count, width) with frozen weights needs."""
+    """What a product of rows, (count, width), and frozen weights, (heights, width), needs."""
     return ARITHMETICS[kind].scratch(count, sum(heights), width, itemsize)
 
 
@@ -74,7 +74,7 @@ def _wide(rows: Tensor, stored: Any, heights: Sequence[int], kind: str, *_: Any)
 
 
 def _later(first: Tensor, *operands: Any) -> int:
-    """What an operator needs whose second argument is the input of its product."""
+    """What an operator needs that multiplies its second argument by frozen weights."""
     return _wide(*operands)
 
 
@@ -82,7 +82,10 @@ def _middle_backward(
     grad: Tensor, kept: Tensor, h: Tensor, up: Tensor, stored: Any, heights: Sequence[int],
     kind: str, *_: Any,
 ) -> int:  # fmt: skip
-    """The gradient of silu(g) u, (n, f), and before the result, (n, 2 f), is there a product."""
+    """The gradient of silu(g) u, (n, f), and what its product needs beyond the result, (n, 2 f).
+
+    The product is over before the result is made.
+    """
     (count, both), size = kept.shape, kept.itemsize
     product = _product(count, heights, both // 2, size, kind)
     return count * both // 2 * size + max(0, product - count * both * size)

@@ -34,11 +34,15 @@ class Start:
     is_prior: bool
     """Whether the source's posterior is the prior."""
     factors: dict[str, dict[str, Tensor]]
-    """By matrix the factors of its first ranks."""
+    """By matrix the factors of its first ranks, of matrices that are adapted there too."""
     others: dict[str, Tensor]
     """Other trained weights by name, such as the head's."""
     matrices: int
     """Number of adapted matrices of the network."""
+
+    def rank(self, matrix: str) -> int:
+        """Return how many ranks of a matrix begin as there."""
+        return len(self.factors[matrix]["A"]) if matrix in self.factors else 0
 
     def describe(self) -> str:
         """Say in one line what begins as there."""
@@ -46,7 +50,7 @@ class Start:
             return (
                 f"{self.name}: the model's weights are those of there, and its adapters begin anew"
             )
-        ranks = [len(own["A"]) for own in self.factors.values()]
+        ranks = [self.rank(matrix) for matrix in self.factors]
         shown = f", ranks {min(ranks)} to {max(ranks)}," if ranks else ""
         return (
             f"{self.name}: {len(ranks)} of {self.matrices} matrices{shown} and {len(self.others)} "
@@ -65,13 +69,32 @@ def find_start(config: RunConfig, network: Network) -> Start:
     is_prior = config.prior == FROM
     if is_prior and not source.sigma:
         raise UserError(f"{name} --prior from: it has no posterior; name a run trained with ivon")
+    start = Start(
+        name=name, source=source, is_prior=is_prior,
+        factors=_fitting_factors(source, network, name, is_prior=is_prior),
+        others=_fitting_others(source, network, name), matrices=len(network.adapters),
+    )  # fmt: skip
+    if not any(start.rank(matrix) for matrix in start.factors):
+        if config.from_ranks == KEPT:
+            raise UserError(f"{name} --from-ranks kept: no matrix has a rank there")
+        if source.factors and not start.others:
+            raise UserError(
+                f"{name}: none of its {len(source.factors)} matrices is adapted here; is it of "
+                "this --model, and are --target-modules as they were?"
+            )
+    return start
+
+
+def _fitting_factors(
+    source: Source, network: Network, name: str, *, is_prior: bool
+) -> dict[str, dict[str, Tensor]]:
+    """Return the source's factors in the network's form, by matrix."""
     factors = {}
     for matrix, layer in network.adapters.items():
-        own = source.factors.get(matrix)
-        if own is None:
+        if (own := source.factors.get(matrix)) is None:
             continue
         into = _views(network, matrix, network.bank.mean)
-        found, exact = _fitted(
+        factors[matrix], exact = _fitted(
             own, source.scales[matrix], into, layer.scale, f"{name}: the matrix {matrix}"
         )
         if is_prior and not exact:
@@ -79,27 +102,21 @@ def find_start(config: RunConfig, network: Network) -> Start:
                 f"{name} --prior from: {matrix} has other parameters there; train with the method "
                 "of that run, and with --init-rank of at least its ranks"
             )
-        factors[matrix] = found
-    if config.from_ranks == KEPT and not any(len(own["A"]) for own in factors.values()):
-        raise UserError(f"{name} --from-ranks kept: no matrix has a rank there")
+    return factors
+
+
+def _fitting_others(source: Source, network: Network, name: str) -> dict[str, Tensor]:
+    """Return the source's other weights that the network trains too, in the same shape."""
     others = {}
     for other, place in network.bank.segments.items():
         known = source.others.get(other)
         if place.role == "adapter" or known is None:
             continue
-        if tuple(known.shape) != place.shape:
+        if tuple(known.shape) == place.shape:
+            others[other] = known
+        else:
             logger.info("%s: %s has another shape there; it begins anew", name, other)
-            continue
-        others[other] = known
-    if source.factors and not any(len(own["A"]) for own in factors.values()) and not others:
-        raise UserError(
-            f"{name}: none of its {len(source.factors)} matrices is adapted here; is it of this "
-            "--model, and are --target-modules as they were?"
-        )
-    return Start(
-        name=name, source=source, is_prior=is_prior, factors=factors, others=others,
-        matrices=len(network.adapters),
-    )  # fmt: skip
+    return others
 
 
 def begin_from(
@@ -117,36 +134,38 @@ def begin_from(
     """
     start = find_start(config, network)
     source, bank, mean = start.source, network.bank, network.bank.mean
-    sigma = torch.zeros_like(mean)
     for name, value in source.drawn.items():
         if name in network.drawn and network.drawn[name].shape == value.shape:
             network.set_drawn(name, value)
     for matrix, found in start.factors.items():
-        into, spreads = (_views(network, matrix, flat) for flat in (mean, sigma))
-        rank = len(found["A"])
-        for part, value in found.items():
-            _first(into[part], part, rank).copy_(value)
-            if start.is_prior:
-                spread = source.sigma[f"{matrix}.lora_{part}"]
-                if part == scaled_part(into):
-                    spread = spread * (source.scales[matrix] / network.adapters[matrix].scale)
-                _first(spreads[part], part, rank).copy_(spread)
+        _copy_first(found, _views(network, matrix, mean))
     for other, value in start.others.items():
         bank.segments[other].view(mean).copy_(value)
-        if start.is_prior:
-            bank.segments[other].view(sigma).copy_(source.sigma[other])
     if bank.theta is not mean:
         bank.theta.copy_(mean)
     bank.publish()
     if config.from_ranks == KEPT and allocator is not None:
-        factors = start.factors
-        _keep(network, allocator, [len(factors[m]["A"]) if m in factors else 0
-                                   for m in network.adapters])  # fmt: skip
+        _keep(network, allocator, [start.rank(matrix) for matrix in network.adapters])
     if start.is_prior:
         assert isinstance(optimizer, BankIVON)
-        optimizer.set_prior(mean, sigma)
+        optimizer.set_prior(mean, _sigma(start, network))
     logger.info("%s", start.describe())
     return source.checksum
+
+
+def _sigma(start: Start, network: Network) -> Tensor:
+    """Return the standard deviations (N,) of the source's posterior; 0: what begins anew."""
+    source = start.source
+    sigma = torch.zeros_like(network.bank.mean)
+    for matrix, factors in start.factors.items():
+        into = _views(network, matrix, sigma)
+        spreads = {part: source.sigma[f"{matrix}.lora_{part}"] for part in factors}
+        part = scaled_part(into)
+        spreads[part] = spreads[part] * (source.scales[matrix] / network.adapters[matrix].scale)
+        _copy_first(spreads, into)
+    for other in start.others:
+        network.bank.segments[other].view(sigma).copy_(source.sigma[other])
+    return sigma
 
 
 def _views(network: Network, matrix: str, flat: Tensor) -> dict[str, Tensor]:
@@ -184,14 +203,17 @@ def _fitted(
     u, values, v = u[:, :rank].float(), values[:rank].float() * (scale / new), v[:rank].float()
     if "E" in into:
         return {"A": v, "E": values[:, None], "B": u}, False
-    # a scale may be negative in no method
+    # no method has a negative scale
     root = values.clamp(min=0).sqrt()
     return {"A": root[:, None] * v, "B": u * root}, False
 
 
-def _first(view: Tensor, part: str, rank: int) -> Tensor:
-    """View the part of a factor that belongs to its first ranks."""
-    return view[:, :rank] if part == "B" else view[:rank]
+def _copy_first(factors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+    """Copy the factors of a matrix, by part, into those of its first ranks."""
+    for part, value in factors.items():
+        rank = value.shape[1] if part == "B" else len(value)
+        first = into[part][:, :rank] if part == "B" else into[part][:rank]
+        first.copy_(value)
 
 
 def _keep(network: Network, allocator: Allocator, ranks: list[int]) -> None:

@@ -10,7 +10,7 @@ from scipy import stats
 
 from bayeslora_cli.tasks.sources.glue import TASKS, read_tsv
 from bayeslora_cli.tasks.sources.own_files import hold_out
-from tests.benchmarks.posterior import check, judged_tables
+from tests.benchmarks.posterior import check, compared_tables
 from tests.benchmarks.posterior.protocol import PROTOCOL, options_of, trials, write_parts
 from tests.benchmarks.posterior.search import choose
 
@@ -70,7 +70,7 @@ def test_both_scripts_agree_on_tests_and_corrections():
     expected = float(stats.wilcoxon(differences, method="approx").pvalue)
     assert check.wilcoxon(differences) == pytest.approx(expected)
     assert check.student(24) == pytest.approx(stats.t.ppf(0.975, 24), abs=2e-4)
-    assert judged_tables.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert compared_tables.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert check.spearman([1, 2, 2, 4], [1, 3, 2, 4]) == pytest.approx(
         float(stats.spearmanr([1, 2, 2, 4], [1, 3, 2, 4]).statistic)
     )

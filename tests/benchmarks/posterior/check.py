@@ -1,6 +1,7 @@
 """Computes every number of the study's page anew, from the runs' files, and compares.
 
-    python tests/benchmarks/posterior/check.py numbers.json --runs DIR... --lines LINES...
+    python tests/benchmarks/posterior/check.py numbers.json --runs DIR... --lines LINES... \\
+        --speed FILE
 
 DIR is where `runs.tar.xz` and `predictions.tar` of a call were unpacked. Search, ranks, posteriors
 are read from the runs' own files, metrics computed from the predictions; only cuts, other rows,
@@ -11,6 +12,7 @@ the package or of the study. Exit code 1: a number differs, or could not be comp
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import re
@@ -135,7 +137,8 @@ def student(degrees: int) -> float:
 class Files:
     """The runs, predictions and lines of all calls."""
 
-    def __init__(self, folders: Sequence[Path], lines: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path], lines: Sequence[Path], speed: Path | None) -> None:
+        self.speed = "" if speed is None else speed.read_text()
         self.results: dict[tuple[str, str, int], Any] = {}
         self.kept: dict[tuple[str, str, int], Any] = {}
         self.predictions: dict[tuple[str, str, int], Path] = {}
@@ -193,8 +196,8 @@ def chosen(files: Files, family: str) -> str:
     return f"{min(near)[1]:02d}"
 
 
-def differences(files: Files, rule: Any) -> list[float]:
-    found = []
+def differences(files: Files, rule: Any) -> dict[tuple[str, int], float]:
+    found = {}
     for task in PROTOCOL["judge"]["tasks"]:
         if task == "stsb" and rule["metric"] == "ece":
             continue
@@ -204,7 +207,7 @@ def differences(files: Files, rule: Any) -> list[float]:
                     files.metric(rule[side], task, seed, rule["metric"], at)
                     for side, at in zip(("a", "b"), rule["at"], strict=True)
                 )
-                found.append(round(a - b, 6))
+                found[task, seed] = round(a - b, 6)
     return found
 
 
@@ -234,18 +237,50 @@ def summary(d: Sequence[float], digits: int, what: str) -> str:
     return f"{centre - reach:+.{digits}f} to {centre + reach:+.{digits}f}"
 
 
-def of_primary(files: Files, number: int, what: str) -> str:
-    rules = PROTOCOL["judge"]["primary"]
-    all_of_them = [d for d in (differences(files, rule) for rule in rules) if len(d) > 1]
-    tested = [rule for rule in rules if len(differences(files, rule)) > 1]
-    if what in ("pairs", "difference", "interval"):
-        return summary(all_of_them[number], 2 if tested[number]["metric"] == "own" else 4, what)
-    p = [wilcoxon(x) for x in all_of_them]
-    if what == "p":
-        return f"{p[number]:.3f}"
-    smaller = [x for x in sorted(p) if x <= p[number]]
-    steps = [min(1.0, (len(p) - place) * x) for place, x in enumerate(smaller)]
-    return f"{max(steps):.3f}"
+def p_text(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+@functools.cache
+def corrected(files: Files, family: str) -> list[tuple[float, float]]:
+    """Return the p of each comparison of a table, and the p corrected by Holm's method."""
+    p = [wilcoxon([*d.values()]) for d in FAMILIES[family](files)]
+    fair = []
+    for own in p:
+        smaller = [x for x in sorted(p) if x <= own]
+        fair.append(max(min(1.0, (len(p) - place) * x) for place, x in enumerate(smaller)))
+    return [*zip(p, fair, strict=True)]
+
+
+@functools.cache
+def compared(files: Files, family: str) -> list[dict[tuple[str, int], float]]:
+    return FAMILIES[family](files)
+
+
+def of_compared(files: Files, family: str, number: int, digits: int, what: str) -> str:
+    """Compute a cell of a table of differences."""
+    if what in ("p", "holm"):
+        return p_text(corrected(files, family)[number][what == "holm"])
+    d = compared(files, family)[number]
+    if what in ("tasks", "over-tasks"):
+        tasks = {task for task, _ in d}
+        means = [mean([x for (task, _), x in d.items() if task == one]) for one in tasks]
+        if what == "tasks":
+            return f"{min(means):+.{digits}f} to {max(means):+.{digits}f}"
+        return summary(means, digits, "interval")
+    return summary([*d.values()], digits, what)
+
+
+def of_primary(files: Files) -> list[dict[tuple[str, int], float]]:
+    return [differences(files, rule) for rule in PROTOCOL["judge"]["primary"]]
+
+
+def of_secondary(files: Files) -> list[dict[tuple[str, int], float]]:
+    found = []
+    for text in SECONDARY:
+        metric, a, at_a, b, at_b = text.split()
+        found.append(differences(files, {"metric": metric, "a": a, "b": b, "at": [at_a, at_b]}))
+    return found
 
 
 CUT_PAIRS = (
@@ -266,10 +301,10 @@ CUT_PAIRS = (
 )  # fmt: skip
 
 
-def of_cut_pairs(files: Files, number: int, what: str) -> str:
+def of_cut_pair(files: Files, text: str) -> dict[tuple[str, int], float]:
     sides: list[dict[tuple[str, int], float]] = []
-    for text in CUT_PAIRS[number].split(" - "):
-        row, *cut = text.split()
+    for part in text.split(" - "):
+        row, *cut = part.split()
         side = {}
         for x in files.lines:
             if x.get("row") != row or x.get("kind") != ("cut" if cut else "dev"):
@@ -282,25 +317,51 @@ def of_cut_pairs(files: Files, number: int, what: str) -> str:
                 50 * (m["pearson"] + m["spearman"]) if is_score else 100 * m["accuracy"]
             )
         sides.append(side)
-    d = [value - sides[1][key] for key, value in sides[0].items() if key in sides[1]]
-    return summary(d, 2, what)
+    return {k: round(x - sides[1][k], 6) for k, x in sides[0].items() if k in sides[1]}
+
+
+def of_cut_pairs(files: Files) -> list[dict[tuple[str, int], float]]:
+    return [of_cut_pair(files, text) for text in CUT_PAIRS]
+
+
+BASELINES = [
+    (m, x) for m in ("ivon", "laplace", "mc-dropout", "temperature") for x in ("nll", "ece")
+]
+
+
+def of_points(files: Files) -> list[dict[tuple[str, int], float]]:
+    found = []
+    for method, metric in BASELINES:
+        sides: list[dict[tuple[str, int], float]] = [{}, {}]
+        for x in files.lines:
+            for side, name in zip(sides, (method, "point"), strict=True):
+                if x.get("method") == name:
+                    side[x["task"], x["seed"]] = x[metric]
+        found.append({k: value - sides[1][k] for k, value in sides[0].items() if k in sides[1]})
+    return found
+
+
+FAMILIES = {
+    "primary": of_primary, "secondary": of_secondary, "cut-pairs": of_cut_pairs,
+    "baselines": of_points,
+}  # fmt: skip
+"""A table of differences -> its comparisons."""
 
 
 def of_judge(files: Files, parts: Sequence[str]) -> str:
     kind, seeds = parts[0], PROTOCOL["judge"]["seeds"]
-    if kind == "primary":
-        return of_primary(files, int(parts[1]), parts[2])
-    if kind == "secondary":
-        metric, a, at_a, b, at_b = SECONDARY[int(parts[1])].split()
-        d = differences(files, {"metric": metric, "a": a, "b": b, "at": [at_a, at_b]})
-        return summary(d, 2 if metric == "own" else 4, parts[2])
+    if kind in FAMILIES:
+        metric = "own"
+        if kind == "primary":
+            metric = PROTOCOL["judge"]["primary"][int(parts[1])]["metric"]
+        elif kind == "secondary":
+            metric = SECONDARY[int(parts[1])].split()[0]
+        return of_compared(files, kind, int(parts[1]), 2 if metric == "own" else 4, parts[2])
     if kind == "between":
         a, b, task = parts[1:]
         both = [(files.kept[a, task, s], files.kept[b, task, s]) for s in seeds
                 if (a, task, s) in files.kept and (b, task, s) in files.kept]  # fmt: skip
         return f"{mean([spearman(*([sum(m) for m in x] for x in xy)) for xy in both]):.2f}"
-    if kind == "cut-pairs":
-        return of_cut_pairs(files, int(parts[1]), parts[2])
     if kind == "learnt":
         _, row, task, title = parts[0], parts[1], parts[2], "/".join(parts[3:])
         pick: dict[str, Callable[[Any], float]] = {
@@ -383,6 +444,8 @@ def causal_difference(files: Files, pair: str, at: str, metric: str, what: str) 
                 value = line["metrics" if side else at]["test"][metric]
                 found.setdefault(key, {})[str(side)] = value * (100 if metric == "accuracy" else 1)
     d = [sides["0"] - sides["1"] for sides in found.values() if len(sides) == 2]
+    if what == "above":
+        return f"{sum(x > 0 for x in d)} of {len(d)}"
     return summary(d, 1 if metric == "accuracy" else 3, what)
 
 
@@ -401,15 +464,27 @@ def of_causal(files: Files, job: str, at: str, metric: str, *rest: str) -> str:
 
 def of_baselines(files: Files, method: str, task: str, metric: str) -> str:
     if method.endswith(" - point"):  # then `task` is the metric, and `metric` what is asked of it
-        sides: list[dict[tuple[str, int], float]] = [{}, {}]
-        for x in files.lines:
-            for side, name in zip(sides, method.split(" - "), strict=True):
-                if x.get("method") == name:
-                    side[x["task"], x["seed"]] = x[task]
-        d = [value - sides[1][key] for key, value in sides[0].items() if key in sides[1]]
-        return summary(d, 4, metric)
+        number = BASELINES.index((method.removesuffix(" - point"), task))
+        return of_compared(files, "baselines", number, 4, metric)
     rows = [x[metric] for x in files.lines if (x.get("method"), x.get("task")) == (method, task)]
     return with_deviation(rows, {"seconds": 1, "megabytes": 1}.get(metric, 3))
+
+
+def of_speed(files: Files, when: str, *rest: str) -> str:
+    """Compute a number of the step's time from what was printed."""
+    endings = {"at each step": "", "every 100 steps": ", allocated every 100 steps"}
+    names = {"adamw": "AdamW, sensitivity", "snr": "ivon-opt, snr"}
+    rows = {}
+    for side, name in names.items():
+        start = f"| PEFT AdaLoRA + {name}{endings[when]} |"
+        (line,) = (x for x in files.speed.splitlines() if x.startswith(start))
+        rows[side] = [cell.strip() for cell in line.split("|")[2:-1]]
+    if rest == ("ratio",):
+        return f"{float(rows['snr'][0]) / float(rows['adamw'][0]):.2f}"
+    side, what = rest
+    if what == "turns":
+        return " to ".join(f"{float(x):.0f}" for x in rows[side][1].split("–"))
+    return f"{float(rows[side][0]):.0f}" if what == "ms" else rows[side][5]
 
 
 def again(files: Files, name: str) -> str:
@@ -423,7 +498,8 @@ def again(files: Files, name: str) -> str:
         return chosen(files, rest[1]) if rest[0] == "chosen" else of_search(files, *rest)
     if part == "judge":
         return of_judge(files, rest)
-    return (of_causal if part == "causal" else of_baselines)(files, *rest)
+    of_part = {"causal": of_causal, "baselines": of_baselines, "speed": of_speed}[part]
+    return of_part(files, *rest)
 
 
 def same(printed: str, found: str) -> bool:
@@ -447,8 +523,9 @@ def main() -> None:
     parser.add_argument("numbers", type=Path)
     parser.add_argument("--runs", type=Path, nargs="*", default=[])
     parser.add_argument("--lines", type=Path, nargs="*", default=[])
+    parser.add_argument("--speed", type=Path)
     typed = parser.parse_args()
-    files, differ, rounded = Files(typed.runs, typed.lines), 0, 0
+    files, differ, rounded = Files(typed.runs, typed.lines, typed.speed), 0, 0
     numbers: dict[str, str] = json.loads(typed.numbers.read_text())
     for name, printed in numbers.items():
         try:

@@ -1,11 +1,13 @@
 """Writes the study's part of docs/results.md from the lines that its calls have left.
 
     python -m tests.benchmarks.posterior.page --search LINES... --write-chosen chosen.toml
-    python -m tests.benchmarks.posterior.page --search LINES... --judge LINES... \
-        [--causal LINES...] [--baselines LINES...] --page docs/results.md --numbers numbers.json
+    python -m tests.benchmarks.posterior.page --search LINES... --judge LINES... \\
+        [--causal LINES...] [--baselines LINES...] [--speed FILE] \\
+        --page docs/results.md --numbers numbers.json
 
-It replaces what stands between the two marks in the page. `--numbers` names each number of the page
-as it is printed there; `check.py`, which shares no code with this script, computes each anew.
+It replaces what stands between the marks in the page: the study's, and those of the table that
+`--speed` gives. `--numbers` names each number of the page as it is printed there; `check.py`, which
+shares no code with this script, computes each anew.
 """
 
 from __future__ import annotations
@@ -16,20 +18,20 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.benchmarks.posterior.judged_tables import (
-    agreement,
+from tests.benchmarks.posterior.compared_tables import (
+    against_the_point,
     cut_pairs,
-    cuts,
-    judged,
-    learnt,
     primary,
     secondary,
 )
+from tests.benchmarks.posterior.judged_tables import agreement, cuts, judged, learnt
 from tests.benchmarks.posterior.page_text import TITLES, Page, interval, spread
 from tests.benchmarks.posterior.pool import Line, last_runs, read_lines
 from tests.benchmarks.posterior.search import RULE, choose, score, write_chosen
+from tests.benchmarks.posterior.speed import speed
 
-BEGIN, END = "<!-- the posterior: begin -->", "<!-- the posterior: end -->"
+MARKS = "<!-- {}: begin -->", "<!-- {}: end -->"
+"""Around a part of the page; what stands between them is written by this script."""
 
 
 def search(page: Page, lines: Sequence[Line]) -> None:
@@ -117,13 +119,14 @@ def causal(page: Page, lines: Sequence[Line]) -> None:
                 name = f"causal/{ivon} - {adamw}/{at}/{metric}"
                 numbers.append(
                     page.number(f"{name}/difference", centre)
-                    + " (" + page.number(f"{name}/interval", reach) + ")"
+                    + " (" + page.number(f"{name}/interval", reach) + "; "
+                    + page.number(f"{name}/above", f"{sum(x > 0 for x in d)} of {len(d)}") + ")"
                 )  # fmt: skip
             samples = "" if at == "metrics" else ", samples"
             compared.append([f"{ivon}{samples} minus {adamw}", str(len(d)), *numbers])
     page.write(
-        "Both tasks together, paired by task and seed (secondary: intervals of Student's t at 95%,",
-        "not corrected):",
+        "Both tasks together, paired by task and seed (secondary: Student's intervals at 95%, not",
+        "corrected; behind them how many of the differences are above 0):",
     )
     page.table(["", "pairs", "ACC, points", "ECE", "NLL"], compared)
 
@@ -149,26 +152,7 @@ def baselines(page: Page, lines: Sequence[Line]) -> None:
         )])  # fmt: skip
     page.write("### Baselines")
     page.table(["method", "task", "of", "NLL", "ECE", "seconds", "MB more"], cells)
-    points = {(x["task"], x["seed"]): x for x in lines if x["method"] == "point"}
-    cells = []
-    for method in sorted({x["method"] for x in lines} - {"point", "ensemble"}):
-        cell = [f"{method} minus point"]
-        for metric in ("nll", "ece"):
-            d = [
-                x[metric] - points[x["task"], x["seed"]][metric]
-                for x in lines
-                if x["method"] == method and (x["task"], x["seed"]) in points
-            ]
-            centre, reach = interval(d, 4)
-            name = f"baselines/{method} - point/{metric}"
-            cell += [
-                page.number(f"{name}/pairs", str(len(d))),
-                page.number(f"{name}/difference", centre)
-                + " (" + page.number(f"{name}/interval", reach) + ")",
-            ]  # fmt: skip
-        cells.append(cell)
-    page.write("Paired by task and seed (secondary, not corrected):")
-    page.table(["", "pairs", "NLL", "pairs", "ECE"], cells)
+    against_the_point(page, lines)
 
 
 def main() -> None:
@@ -178,8 +162,9 @@ def main() -> None:
     parts = {"search": search, "judge": None, "causal": causal, "baselines": baselines}
     for name in parts:
         parser.add_argument(f"--{name}", type=Path, nargs="*", default=[])
+    parser.add_argument("--speed", type=Path, help="what gpu_step.py has printed")
     parser.add_argument("--write-chosen", type=Path)
-    parser.add_argument("--page", type=Path, help="the page that holds the two marks")
+    parser.add_argument("--page", type=Path, help="the page that holds the marks")
     parser.add_argument("--numbers", type=Path)
     typed = parser.parse_args()
     read: dict[str, list[Line]] = {name: [*read_lines(getattr(typed, name))] for name in parts}
@@ -201,15 +186,23 @@ def main() -> None:
             reasons = Counter(text.strip().splitlines()[-1] for text in failed.values())
             page.write(f"Jobs that failed: {page.number(f'{name}/failed', str(len(failed)))}.")
             page.write(*(f"- {count} times: `{text}`" for text, count in reasons.items()))
+    parts_of_page = {"the posterior": "\n".join(page.text)}
+    if typed.speed:
+        page.text = []
+        speed(page, typed.speed.read_text(encoding="utf-8"))
+        parts_of_page["speed"] = "\n".join(page.text)
     if typed.numbers:
         typed.numbers.write_text(json.dumps(page.numbers, indent=1) + "\n", encoding="utf-8")
-    text = "\n".join(page.text)
     if typed.page is None:
-        print(text)
+        print("\n".join(parts_of_page.values()))
         return
-    before, _, rest = typed.page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    typed.page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+    text = typed.page.read_text(encoding="utf-8")
+    for name, part in parts_of_page.items():
+        begin, end = (mark.format(name) for mark in MARKS)
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n\n{part}\n{end}{after}"
+    typed.page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

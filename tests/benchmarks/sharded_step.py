@@ -8,7 +8,8 @@ Random weights by configuration (Qwen2.5-32B), bf16, four rows of 1,024 tokens o
 AdaLoRA + IVON + snr, kernel by kernel. `--profile`: how much of the time in which weights are
 gathered other kernels run too, and the dearest kernels. `--estimate 1,2,4`: the dry run's peak on
 so many processes too. `--symmetric`: gather through NCCL's symmetric memory; with NCCL_CTA_POLICY=2
-the copy engines do it, and no multiprocessor.
+the copy engines do it, and no multiprocessor. `--pull`: without FSDP2 and NCCL, by copies from the
+other processes' memory (`pulled_weights.py`). `--slots 3`: two blocks ahead in place of one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -31,6 +33,7 @@ from decoder_sizes import SIZES
 from drawn_weights import drawn_backbone
 from gpu_step import peak_memory_of
 from measure import synchronize
+from pulled_weights import pull_blocks
 from torch import Tensor
 from torch.autograd import DeviceType
 from torch.distributed.fsdp import FSDPModule
@@ -46,6 +49,7 @@ from bayeslora_cli.execution.processes import Processes
 from bayeslora_cli.execution.signals import Stop
 from bayeslora_cli.methods import building
 from bayeslora_cli.methods.method import find_method
+from bayeslora_cli.models.sharding.divide import blocks_of, divide_blocks
 from bayeslora_cli.tasks.objectives.objective import build_objective
 from bayeslora_cli.training.memory.alternatives import _with_shards
 from bayeslora_cli.training.memory.estimate import estimate
@@ -70,7 +74,9 @@ class DrawnWeights:
         return found.normal_(std=0.02) if len(shape) > 1 else found.fill_(1)
 
 
-def build(config: RunConfig, processes: Processes, device: torch.device) -> TrainStep:
+def build(
+    config: RunConfig, processes: Processes, device: torch.device, divide: Any = divide_blocks
+) -> TrainStep:
     architecture = AutoConfig.from_pretrained(config.model)
 
     def divided(*_: Any) -> Any:
@@ -81,6 +87,7 @@ def build(config: RunConfig, processes: Processes, device: torch.device) -> Trai
     with (
         patch.object(building, "load_backbone", drawn_backbone),
         patch.object(building, "load_to_divide", divided),
+        patch.object(building, "divide_blocks", divide),
     ):
         network = building.build_network(
             config, build_objective("causal", ()), SimpleNamespace(pad_token_id=0),
@@ -112,6 +119,14 @@ def estimated(config: RunConfig, rows: int, device: torch.device, among: list[in
         both = _with_shards(network, "off", None, whole, 0, processes)
         cells.append(f"{both[processes > 1].bytes / 2**30:.2f} GiB on {processes}")
     return f"; the dry run: {', '.join(cells)}"
+
+
+def fetch_ahead(module: Any, number: int) -> None:
+    """Have FSDP2 gather so many blocks ahead, forward and backward."""
+    blocks = list(blocks_of(module))
+    for index, block in enumerate(blocks):
+        block.set_modules_to_forward_prefetch(blocks[index + 1 : index + 1 + number])
+        block.set_modules_to_backward_prefetch(blocks[max(0, index - number) : index][::-1])
 
 
 def overlap(found: torch.profiler.profile) -> str:
@@ -154,6 +169,8 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--profile", action="store_true", help="of one step more")
     parser.add_argument("--symmetric", action="store_true")
+    parser.add_argument("--pull", action="store_true")
+    parser.add_argument("--slots", type=int, default=2)
     parser.add_argument(
         "--estimate", type=lambda text: list(map(int, text.split(","))), default=[],
         help="numbers of processes",
@@ -184,7 +201,10 @@ def main() -> None:
         )  # fmt: skip
         memory: dict[str, int | None] = {}
         begun = time.perf_counter()
-        step = build(config, processes, device)
+        divide = partial(pull_blocks, slots=given.slots) if given.pull else divide_blocks
+        step = build(config, processes, device, divide)
+        if given.slots > 2 and not given.pull:
+            fetch_ahead(step.network.module, given.slots - 1)
         ready = time.perf_counter() - begun
         if given.symmetric:
             for module in step.network.module.modules():

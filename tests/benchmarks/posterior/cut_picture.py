@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.posterior.cut_picture --judge LINES... --output FILE.png
 
-A line for each order of the triplets, its points the means that the table on the page has; crosses
-are runs of the same tasks and seeds that were trained at that rank.
+A line for each order of the triplets, its points the means that the table on the page has, with a
+bar from the lowest to the highest seed (each the mean of the tasks); crosses are runs of the same
+tasks and seeds that were trained at that rank.
 """
 
 from __future__ import annotations
@@ -38,17 +39,35 @@ ORDERS = {
 """Order of the triplets -> colour and marker. snr-abs is not drawn: it lies upon snr."""
 
 
+class Seeds:
+    """The tasks' own metrics of a row's runs, by seed."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, list[float]] = defaultdict(list)
+
+    def add(self, line: Line) -> None:
+        self.found[line["seed"]].append(100 * own(line["task"], line["metrics"]))
+
+    def means(self) -> list[float]:
+        """Return each seed's mean over the tasks."""
+        return [fmean(values) for values in self.found.values()]
+
+
 def draw(axes: Axes, lines: Sequence[Line], row: str) -> None:
     """Draw a row's orders, and the rows that were trained at a rank."""
-    found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[float, Seeds]] = defaultdict(lambda: defaultdict(Seeds))
     for line in lines:
         if (line.get("kind"), line["row"]) == ("cut", row):
-            found[line["by"]][line["rank"]].append(100 * own(line["task"], line["metrics"]))
+            found[line["by"]][line["rank"]].add(line)
     whole = found.pop("none")
     for by, (colour, marker) in ORDERS.items():
         if by in found:
-            values = {rank: fmean(own_) for rank, own_ in sorted((found[by] | whole).items())}
-            axes.plot([*values], [*values.values()], color=colour, marker=marker, label=by)
+            means = {rank: seeds.means() for rank, seeds in sorted((found[by] | whole).items())}
+            values = [fmean(x) for x in means.values()]
+            below = [y - min(x) for y, x in zip(values, means.values(), strict=True)]
+            above = [max(x) - y for y, x in zip(values, means.values(), strict=True)]
+            axes.errorbar([*means], values, yerr=(below, above), color=colour, marker=marker,
+                          elinewidth=0.8, capsize=2, label=by)  # fmt: skip
     cut_runs = {(x["task"], x["seed"]) for x in lines if x.get("by") == "none" and x["row"] == row}
     points = {}
     for rank, name in TRAINED.get(row, {}).items():
@@ -58,7 +77,7 @@ def draw(axes: Axes, lines: Sequence[Line], row: str) -> None:
     if points:
         axes.plot([*points], [*points.values()], "kx", label="trained at that rank")
     axes.set_xscale("log", base=2)
-    ranks = sorted({rank for own_ in found.values() for rank in own_} | set(whole))
+    ranks = sorted({rank for by_rank in found.values() for rank in by_rank} | set(whole))
     axes.set_xticks(ranks, [f"{rank:g}" for rank in ranks])
     axes.set_title(PANELS[row])
     axes.set_xlabel("mean rank that is kept")
@@ -77,7 +96,7 @@ def main() -> None:
 
     lines = [x for x in last_runs(read_lines(typed.judge)) if "row" in x]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
         panels = figure.subplots(1, len(PANELS), sharey=True)
         for axes, row in zip(panels, PANELS, strict=True):
             draw(axes, lines, row)

@@ -11,6 +11,7 @@ from scipy import stats
 from bayeslora_cli.tasks.sources.glue import TASKS, read_tsv
 from bayeslora_cli.tasks.sources.own_files import hold_out
 from tests.benchmarks.posterior import check, compared_tables
+from tests.benchmarks.posterior.page_text import Page
 from tests.benchmarks.posterior.protocol import PROTOCOL, options_of, trials, write_parts
 from tests.benchmarks.posterior.search import choose
 
@@ -74,6 +75,19 @@ def test_both_scripts_agree_on_tests_and_corrections():
     assert check.spearman([1, 2, 2, 4], [1, 3, 2, 4]) == pytest.approx(
         float(stats.spearmanr([1, 2, 2, 4], [1, 3, 2, 4]).statistic)
     )
+
+
+def test_a_table_of_differences_has_tasks_and_corrected_p():
+    page = Page()
+    low = {("a", seed): -0.5 - seed for seed in range(6)} | {("b", seed): -7.0 for seed in range(6)}
+    none = {(task, seed): (-1.0) ** seed * (seed + 1) for task in "ab" for seed in range(6)}
+    compared_tables.table_of(page, [""], [(["low"], "x", low, 1), (["none"], "y", none, 1)])
+    assert (page.numbers["x/pairs"], page.numbers["x/difference"]) == ("12", "-5.0")
+    assert page.numbers["x/tasks"] == "-7.0 to -3.0"
+    assert page.numbers["x/over-tasks"] == check.summary([-3.0, -7.0], 1, "interval")
+    assert page.numbers["x/p"] == compared_tables.p_text(check.wilcoxon([*low.values()]))
+    assert float(page.numbers["x/holm"]) == pytest.approx(2 * float(page.numbers["x/p"]), abs=1e-3)
+    assert float(page.numbers["y/holm"]) == float(page.numbers["y/p"]) > 0.5
 
 
 @pytest.mark.parametrize(

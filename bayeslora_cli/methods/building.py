@@ -151,7 +151,7 @@ def build_network(
         if parameter.requires_grad and id(parameter) not in low_rank
     ]
     others += method.parameters(config, adapters)
-    joints = _joints(module, decoder=not objective.entry.head) if adapters else []
+    joints = _joints(module, device, decoder=not objective.entry.head) if adapters else []
     if device.type == "cuda" and adapters and mesh is None:
         split = config.precision == "fp32" and _keep_halves(module, adapters.values(), joints) > 0
         # the operator keeps what --gradient-checkpointing selective computes again
@@ -200,19 +200,22 @@ def _check_rank(rank: int, layers: Sequence[nn.Module]) -> None:
         )
 
 
-def _joints(module: nn.Module, *, decoder: bool) -> list[JointLinear]:
+def _joints(module: nn.Module, device: torch.device, *, decoder: bool) -> list[JointLinear]:
     """Join the projections that see the same input, where their form can be joined.
 
     Args:
+        device: where the module is.
         decoder: whether the blocks of decoders are among them. A classifier on a decoder keeps
             separate products: joint ones round otherwise.
     """
     attentions = [found for found in module.modules() if isinstance(found, RelativeAttention)]
     for attention in attentions:
         projections = (attention.query_proj, attention.key_proj, attention.value_proj)
-        # layers of other classes, such as those that quantize their own input, stay separate
-        plain = [layer for layer in projections if type(layer) is LowRankLinear]
-        attention.joint = join(plain) if len(plain) == len(projections) else None
+        # a CPU has no operator for several layers of other classes, such as those that quantize
+        # their own input, and they would compute values of the positions too
+        known = [layer for layer in projections if isinstance(layer, LowRankLinear)]
+        layers = [x for x in known if type(x) is LowRankLinear or device.type == "cuda"]
+        attention.joint = join(layers) if len(layers) == len(projections) else None
     found = [attention.joint for attention in attentions if attention.joint is not None]
     return [*found, *(join_blocks(module) if decoder else ())]
 

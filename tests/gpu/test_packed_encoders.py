@@ -9,6 +9,7 @@ import torch
 
 from bayeslora_cli.data.packing import collate, token_batch
 from bayeslora_cli.execution.cuda_graphs import GraphRunner, run_eagerly
+from bayeslora_cli.methods import building
 from tests.methods.test_packed_rows import text_rows
 from tests.support.objectives import TWO_CLASSES
 from tests.training.test_step import T_FINAL, T_INIT, TOTAL, make_step
@@ -57,6 +58,25 @@ def test_packed_steps_are_padded_steps(kind, backbone):
     model = backbone(kind)
     packed, padded = (trained(model, packed=both) for both in (True, False))
     torch.testing.assert_close(packed, padded, rtol=1e-3, atol=1e-4)
+
+
+def test_blora_joins_what_it_computes_apart(backbone, monkeypatch):
+    """DeBERTa's queries, keys and values, in the learning phase, without dropout."""
+    model, means = backbone("deberta-v2"), []
+    options = {"device": "cuda", "method": "blora", "packing": "on"}
+    joints = building._joints
+    for place in (GPU, torch.device("cpu")):
+        monkeypatch.setattr(
+            building, "_joints", lambda module, _, p=place, **more: joints(module, p, **more)
+        )
+        step = make_step(model, "adamw", None, **options)
+        assert len(step.network.joints) == 2 * (place == GPU)
+        step.network.module.train()
+        for t, batch in enumerate(batches(T_INIT + 6, packed=True)):
+            step(t, [batch])
+        assert step.bad_step() is None
+        means.append(step.network.bank.mean.clone())
+    torch.testing.assert_close(*means, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -205,7 +205,7 @@ def load_quantized(
             own = {o: tensors[f"{name}.{o}.range"] for o in operands.plan.operands}
             values = {o: tensors[f"{name}.{o}"].float() * own[o][2] for o in own if o in WEIGHTS}
             layer.operands = _operands(layer, operands.computed_rank, own, values)
-        Joints(operands.layers, device).stack()
+        Joints(operands.layers, network.joints, device).stack()
     except (KeyError, RuntimeError) as error:
         raise RunDirError(f"{directory / CODES} is corrupt: {error}") from error
     network.operands = None  # the layers now hold all their operands

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -58,17 +58,36 @@ class GatedJoint(JointLinear):
     operands: JointOperands | None = None
     """Those of the next pass, stacked; None: the layers are computed one by one."""
 
+    @property
+    def computes_all(self) -> bool:
+        first = self.layers[0]
+        if first.observed_extremes is not None:  # each layer measures the input that is its own
+            return False
+        return first.operands is None or self.operands is not None
+
     def __call__(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Compute all layers: (n, in) -> (n, out) for each."""
-        if self.layers[0].operands is None:
+        if self.layers[0].operands is None or self._has_operator(rows):
             return super().__call__(rows)
-        frozen = self.base_layer.weight_and_bias()
-        by = self.operands
-        if by is None or frozen is None or not is_fused(rows):
-            return tuple(layer.gated(rows) for layer in self.layers)
+        return tuple(layer.gated(rows) for layer in self.layers)
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """Compute all layers, their outputs side by side: (n, in) -> (n, all outputs)."""
+        if self.layers[0].operands is None:
+            return super().whole(rows)
+        if not self._has_operator(rows):
+            return torch.cat([layer.gated(rows) for layer in self.layers], -1)
+        by, frozen = self.operands, self.base_layer.weight_and_bias()
+        assert by is not None
+        assert frozen is not None
         heights = [layer.out_features for layer in self.layers]
-        out = gated_product(rows, *frozen, by.a, by.e, by.b, by.of_input, by.of_a, by.of_h, heights)
-        return torch.split(out, heights, -1)
+        return gated_product(
+            rows, *frozen, by.a, by.e, by.b, by.of_input, by.of_a, by.of_h, heights
+        )
+
+    def _has_operator(self, rows: Tensor) -> bool:
+        stored = self.base_layer.weight_and_bias() is not None
+        return self.operands is not None and stored and is_fused(rows)
 
 
 class GatedLinear(LowRankLinear):
@@ -150,10 +169,11 @@ class GatedLinear(LowRankLinear):
 class Joints:
     """The joints among a network's gated layers, and the stacking of their operands."""
 
-    def __init__(self, layers: Sequence[GatedLinear], device: torch.device) -> None:
+    def __init__(
+        self, layers: Sequence[GatedLinear], joints: Iterable[JointLinear], device: torch.device
+    ) -> None:
         number = {id(layer): index for index, layer in enumerate(layers)}
-        found = {id(x.shared.joint): x.shared.joint for x in layers if x.shared is not None}
-        self._joints = [joint for joint in found.values() if isinstance(joint, GatedJoint)]
+        self._joints = [joint for joint in joints if isinstance(joint, GatedJoint)]
         self._members = [[number[id(layer)] for layer in x.layers] for x in self._joints]
         """Indices of each joint's layers."""
         self._order = torch.tensor(

@@ -26,7 +26,7 @@ from bayeslora_cli.methods.blora.gates import (
 from bayeslora_cli.methods.blora.layer import GatedLinear, Joints, Operands
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.models.adapters.bank import AdapterBank
-from bayeslora_cli.models.adapters.published_factors import padded_rank
+from bayeslora_cli.models.adapters.published_factors import PublishedFactors, padded_rank
 from bayeslora_cli.models.kernels.quantize import Quantizers, intervals, quantize, quantizers
 
 FLOAT, LEARNING, FIXED = "float", "learning", "fixed"
@@ -60,7 +60,7 @@ class OperandPublisher:
         """Draws the gates in the learning phase."""
         self.quantized = frozenset(self.plan.operands)
         """Operands whose quantizers are in use; an export may drop some."""
-        assert bank.factors is not None
+        assert isinstance(bank.factors, PublishedFactors)
         self._plain, bank.factors = bank.factors, self
         self.buffers = self._plain.buffers
         device = bank.theta.device
@@ -83,7 +83,7 @@ class OperandPublisher:
         members = [index for group in bank.groups for index in group.members]
         self._order = torch.tensor(members, dtype=torch.long, device=device)
         self._members, self._sizes = members, [len(group.members) for group in bank.groups]
-        self._joints = Joints(self.layers, device)
+        self._joints = Joints(self.layers, self._plain.joints, device)
         self._divisors = torch.tensor(
             intervals(self.plan.ladder), dtype=torch.float32, device=device
         )

@@ -26,6 +26,11 @@ class JointLinear:
         self.up: Tensor | None = None
         """Up factors of the m layers, block-diagonal: (all outputs, m r), likewise."""
 
+    @property
+    def computes_all(self) -> bool:
+        """Whether one product computes all layers in the next pass; False: one for each does."""
+        return True
+
     def __call__(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Compute all layers: (n, in) -> (n, out) for each, views of one tensor."""
         return torch.split(self.whole(rows), [layer.out_features for layer in self.layers], -1)

@@ -86,7 +86,7 @@ class PublishedFactors:
         joints: Sequence[JointLinear] = (),
     ) -> None:
         """`layers`: one per matrix of the bank, in its order; each layer or joint gets factors."""
-        self.bank, self.dtype = bank, dtype
+        self.bank, self.dtype, self.joints = bank, dtype, tuple(joints)
         self.buffers: list[Tensor] = []
         """All tensors kept between steps; gradients live from one backward pass to the next."""
         number = {id(layer): index for index, layer in enumerate(layers)}

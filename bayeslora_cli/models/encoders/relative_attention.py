@@ -80,7 +80,7 @@ class RelativeAttention(nn.Module):
         )  # fmt: skip
         self.register_buffer("rows", torch.empty(0, dtype=torch.long), persistent=False)
         self.joint: JointLinear | None = None
-        """Computes queries, keys and values in one product; None: three products."""
+        """Computes queries, keys and values in one product; None: three products do."""
         self.seed: Tensor | None = None
         """Of the kernel's dropout, (1,), drawn for each pass; None: the kernel draws one."""
         self._reach(kernel.reach_of(max_length or original.max_relative_positions))
@@ -205,7 +205,7 @@ class RelativeAttention(nn.Module):
         drop = self.dropout.p if self.training else 0.0
         options: dict[str, Any] = {"scaling": self.scale, "dropout": drop, "seed": self.seed}
         embeddings = self._embeddings(rel_embeddings, reach)
-        if self.shared and self.joint is not None:
+        if self.shared and self.joint is not None and self.joint.computes_all:
             joint = self.joint.whole(torch.cat((content, embeddings)))
             joint = joint.view(len(joint), 3, self.heads, -1)
             return joint_row_attention(joint, offsets, reach, **options).flatten(1)
@@ -272,7 +272,7 @@ class RelativeAttention(nn.Module):
         """
         # one call for both: an adapter's kernels run once, and its gradients need not be added
         rows = torch.cat((content, embeddings)) if self.shared else content
-        if self.joint is not None:
+        if self.joint is not None and self.joint.computes_all:
             query, key, value = self.joint(rows)
         else:
             query, key = self.query_proj(rows), self.key_proj(rows)

@@ -15,8 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bayeslora_cli.models.kernels.low_rank import tiles
 from bayeslora_cli.models.kernels.operators import register
 from bayeslora_cli.models.kernels.quantize import Quantizers
+
+WHOLE = 64
+"""Of which the heights of several layers are multiples, where a kernel adds h b'."""
 
 
 def gated_product(
@@ -59,6 +63,13 @@ def _forward(
         rows, a, e, Quantizers(learned_x, constants_x), Quantizers(learned_a, constants_a),
         Quantizers(learned_h, constants_h),
     )  # fmt: skip
+    if is_added(rows, weight, b, heights):
+        from bayeslora_cli.models.kernels.low_rank import added_triton
+
+        cut = tiles.fused_tiles(
+            len(rows), len(weight), e.shape[1], rows.itemsize, tiles.gpu_of(rows.device)
+        )
+        return added_triton.added(rows, weight, h, b, bias, heights, cut), p, h
     out = F.linear(rows, weight, bias)
     for own, h_of, b_of in zip(_columns(heights), h, torch.split(b, [*heights]), strict=True):
         out[:, own].addmm_(h_of, b_of.t())
@@ -79,10 +90,27 @@ def _backward(
         Quantizers(learned_x, constants_x), Quantizers(learned_a, constants_a), constants_h,
     )  # fmt: skip
     of_rows = of_rows.addmm_(grad, weight) if needed else grad.new_empty(0)
+    if is_added(grad, weight, b, heights):
+        from bayeslora_cli.models.kernels.low_rank import gradients_triton
+
+        return of_rows, of_x, of_a, gradients_triton.up_gradient(h, grad, heights), rest
     of_b = b.new_empty(b.shape[1], b.shape[0])
     for own, h_of in zip(_columns(heights), h, strict=True):
         torch.mm(h_of.t(), grad[:, own], out=of_b[:, own])
     return of_rows, of_x, of_a, of_b.t(), rest
+
+
+def is_added(rows: Tensor, weight: Tensor, b: Tensor, heights: Sequence[int]) -> bool:
+    """Return whether one kernel adds all of h b' while it computes the frozen product."""
+    (outputs, inputs), rank = weight.shape, b.shape[1]
+    return (
+        rows.is_cuda
+        and rows.dtype.itemsize == 2
+        and tiles.pays(len(rows), inputs, outputs, rank, tiles.gpu_of(rows.device))
+        and all(x.is_contiguous() and tiles.is_aligned(x) for x in (rows, weight, b))
+        and not any(size % 8 for size in (rank, inputs, outputs))
+        and (len(heights) == 1 or not any(height % WHOLE for height in heights))
+    )
 
 
 def _columns(heights: Sequence[int]) -> list[slice]:

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from bayeslora_cli.data.batching import Feed
+from bayeslora_cli.methods import building
 from bayeslora_cli.methods.blora import layer
 from bayeslora_cli.methods.blora.layer import GatedJoint
+from bayeslora_cli.methods.blora.range_calibration import measure
+from tests.methods.test_packed_rows import text_rows
 from tests.models.kernels.test_gated_linear import plain
 from tests.support.decoders import CAUSAL, save_decoder, token_rows
 from tests.training.test_step import make_step
@@ -68,3 +71,38 @@ def test_layers_that_no_operator_takes_together(changes, model, monkeypatch):
     assert all(joint.operands is None for joint in network.joints)
     assert torch.equal(other, loss)
     assert torch.equal(found, gradient)
+
+
+def encoder_outcome(model, mode, **changes):
+    """Extremes of the layers' inputs, loss and gradients of a pass of padded rows."""
+    step = make_step(model, "adamw", None, method="blora", init_rank=3, **changes)
+    bank, operands = step.network.bank, step.network.operands
+    draws = torch.Generator().manual_seed(0)
+    bank.mean.add_(torch.empty(bank.size).normal_(std=0.3, generator=draws))
+    operands.mode, operands.generator = mode, torch.Generator().manual_seed(1)
+    batch = text_rows().batch(torch.arange(5))
+    batch["labels"] = batch["labels"] % 2
+    extremes = measure(step.network, [batch])
+    step.network.module.train()
+    loss = step._backward(batch)
+    bank.collect()
+    return extremes, loss, bank.local.clone(), step.network
+
+
+@pytest.mark.parametrize("mode", ["float", "learning", "fixed"])
+@pytest.mark.parametrize("changes", [{}, {"quantize_base": True}, {"blora_mode": "rank"}])
+def test_the_joints_of_deberta_are_their_layers(mode, changes, backbone, monkeypatch):
+    """On a GPU; a CPU keeps them apart. Ranges are of what each layer reads by itself."""
+    model = backbone("deberta-v2")
+    extremes, loss, gradient, network = encoder_outcome(model, mode, **changes)
+    assert network.joints == ()
+    joints, calls = building._joints, together(monkeypatch)
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(building, "_joints", lambda module, _, **more: joints(module, gpu, **more))
+    measured, other, found, network = encoder_outcome(model, mode, **changes)
+    assert [len(joint.layers) for joint in network.joints] == [3, 3]
+    taken = mode != "float" and not changes
+    assert calls.count(3) == 2 * taken
+    assert torch.equal(measured, extremes)
+    assert float(other) == pytest.approx(float(loss), rel=1e-5)
+    torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-5)

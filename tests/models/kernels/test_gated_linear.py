@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from bayeslora_cli.models.kernels import gated_linear
 from bayeslora_cli.models.kernels.gated_linear import gated_product
+from bayeslora_cli.models.kernels.low_rank import tiles
 from bayeslora_cli.models.kernels.quantize import Quantizers, intervals, quantize, quantizers
 
+H200 = tiles.Gpu(multiprocessors=132, shared_memory=227 * 1024, copies_tiles=True)
 LADDER = (2, 4, 8, 16)
 CASES = [([40], 24), ([24, 8, 8], 24), ([40, 40], 130)]
 """Outputs of each layer, and inputs."""
@@ -25,7 +28,7 @@ def quantizers_of(layers, widths, generator, *, signed, beta):
     return quantizers(ranges, signs, divisors.expand(shares.shape), shares)
 
 
-def operands(heights, width, dtype, widths, rows=37, rank=5):
+def operands(heights, width, dtype, widths, *, rows=37, rank=5):
     """A few rows more than whole tiles, a rank that fills none; some values are clipped."""
     g, m = torch.Generator().manual_seed(0), len(heights)
 
@@ -69,11 +72,11 @@ def outcome(function, given, heights):
     return {"out": out.detach(), **dict(zip(names, found, strict=True))}
 
 
-def check(dtype, heights, width, widths, device):
+def check(dtype, heights, width, widths, device, **sizes):
     """No further from torch's operators than two orders of a sum are, or a code's step."""
     given = [
         Quantizers(*(part.to(device) for part in x)) if isinstance(x, Quantizers) else x.to(device)
-        for x in operands(heights, width, dtype, widths)
+        for x in operands(heights, width, dtype, widths, **sizes)
     ]
     found, expected = (outcome(f, given, heights) for f in (gated_product, plain))
     for name, value in found.items():
@@ -92,6 +95,50 @@ def check(dtype, heights, width, widths, device):
 def test_the_fused_layers_are_torchs_operators(dtype, heights, width, widths):
     """As far as rounding goes."""
     check(dtype, heights, width, widths, "cuda")
+
+
+ADDED = [([40], 24), ([128, 128, 128], 72), ([192, 64, 64], 64), ([64, 192], 64)]
+"""Such as are added in the frozen product's kernel: whole 16 bytes, joints of multiples of 64."""
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("a_gpu")
+@pytest.mark.parametrize(("heights", "width"), ADDED)
+@pytest.mark.parametrize("rows", [1, 150, 2050])
+def test_in_the_frozen_products_kernel(heights, width, rows):
+    weight = torch.empty(sum(heights), width, device="cuda", dtype=torch.bfloat16)
+    if not gated_linear.is_added(weight[:1], weight, weight[:, :8].contiguous(), heights):
+        pytest.skip("this GPU is not given the kernels")
+    check(torch.bfloat16, heights, width, 4, "cuda", rows=rows, rank=8)
+
+
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton and TRITON_INTERPRET=1"
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of places that nothing is read from
+@pytest.mark.parametrize(("heights", "width"), ADDED)
+@pytest.mark.parametrize("rows", [1, 150])
+def test_in_the_frozen_products_kernel_interpreted(heights, width, rows, monkeypatch):
+    monkeypatch.setattr(gated_linear, "is_added", lambda *_: True)
+    monkeypatch.setattr(tiles, "gpu_of", lambda _: H200)
+    check(torch.float16, heights, width, 4, "cpu", rows=rows, rank=8)
+
+
+@pytest.mark.parametrize(
+    ("heights", "rank", "added"),
+    [([768], 8, True), ([768, 768, 768], 8, True), ([576, 192, 192], 8, True),
+     ([100, 100], 8, False),
+     ([40, 40], 8, False), ([768], 5, False), ([768], 64, False)],
+)  # fmt: skip
+def test_what_is_added_in_the_frozen_product(heights, rank, added, monkeypatch):
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    monkeypatch.setattr(tiles, "gpu_of", lambda _: H200)
+    rows, weight = (torch.empty(n, 768, dtype=torch.bfloat16) for n in (64, sum(heights)))
+    b = torch.empty(sum(heights), rank, dtype=torch.bfloat16)
+    assert not gated_linear.is_added(rows, weight, b, heights)  # on a CPU
+    assert gated_linear.is_added(rows.as_subclass(OnGpu), weight, b, heights) == added
 
 
 @pytest.mark.skipif(

@@ -7,6 +7,7 @@ them, always in the same order, so that a repetition gives the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -44,6 +45,18 @@ def _share(  # type: ignore[no-untyped-def]  # noqa: ANN202
     return found
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _total(  # type: ignore[no-untyped-def]  # noqa: ANN202
+    parts, place, shares, RANK: tl.constexpr, COLUMNS: tl.constexpr, UNROLLED: tl.constexpr,  # noqa: ANN001
+):  # fmt: skip
+    """Add a tile's partial sums, (RANK, COLUMNS) each."""
+    total = tl.zeros((RANK, COLUMNS), tl.float32)
+    for part in tl.range(0, shares, loop_unroll_factor=UNROLLED):
+        # other programs wrote them: not from this multiprocessor's own cache
+        total += tl.load(parts + part * (RANK * COLUMNS) + place, cache_modifier=".cg")
+    return total
+
+
 @triton.jit(do_not_specialize=["rows", "each", "shares"])  # type: ignore[untyped-decorator]
 def _gradients(  # type: ignore[no-untyped-def]
     to_h, x, h, grad, to_down, to_up, parts, done, rows, width, height, tiles, each, shares,  # noqa: ANN001
@@ -65,10 +78,7 @@ def _gradients(  # type: ignore[no-untyped-def]
     tl.store(parts + share * (RANK * COLUMNS) + place, found)
     tl.debug_barrier()  # all threads have written before one of them says so
     if tl.atomic_add(done + tile, 1, sem="acq_rel") == shares - 1:
-        total = tl.zeros((RANK, COLUMNS), tl.float32)
-        for part in tl.range(0, shares, loop_unroll_factor=UNROLLED):
-            # other programs wrote them: not from this multiprocessor's own cache
-            total += tl.load(parts + part * (RANK * COLUMNS) + place, cache_modifier=".cg")
+        total = _total(parts, place, shares, RANK, COLUMNS, UNROLLED)
         tl.store(done + tile, 0)
         value = total.to(to_down.dtype.element_ty)
         if tile < tiles:
@@ -104,6 +114,59 @@ def gradients(to_h: Tensor, x: Tensor, h: Tensor, grad: Tensor) -> tuple[Tensor,
         "tf32x3" if x.itemsize == 4 else "ieee", num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     return to_down, to_up.t()
+
+
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=["rows", "end_0", "end_1", "each", "shares"]
+)
+def _up_gradient(  # type: ignore[no-untyped-def]
+    h, grad, to_up, parts, done, rows, width, end_0, end_1, each, shares,  # noqa: ANN001
+    R: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    UNROLLED: tl.constexpr,
+) -> None:  # fmt: skip
+    """Add one share of the rows of one tile of columns, which lies in one layer."""
+    tile, share = tl.program_id(0), tl.program_id(1)
+    first = share * each
+    last = tl.minimum(rows, first + each)
+    layer = (tile * COLUMNS >= end_0).to(tl.int64) + (tile * COLUMNS >= end_1).to(tl.int64)
+    h += layer * rows * R
+    found = _share(h, grad, width, first, last, tile, R, RANK, ROWS, COLUMNS)
+    rank, own = tl.arange(0, RANK), tl.arange(0, COLUMNS)
+    place = rank[:, None] * COLUMNS + own[None, :]
+    parts += tile * shares * (RANK * COLUMNS)
+    tl.store(parts + share * (RANK * COLUMNS) + place, found)
+    tl.debug_barrier()  # all threads have written before one of them says so
+    if tl.atomic_add(done + tile, 1, sem="acq_rel") == shares - 1:
+        total = _total(parts, place, shares, RANK, COLUMNS, UNROLLED)
+        tl.store(done + tile, 0)
+        column = tile * COLUMNS + own
+        inside = (rank[:, None] < R) & (column[None, :] < width)
+        value = total.to(to_up.dtype.element_ty)
+        tl.store(to_up + rank[:, None] * width + column[None, :], value, inside)
+
+
+def up_gradient(h: Tensor, grad: Tensor, heights: Sequence[int]) -> Tensor:
+    """Compute the gradient of each layer's up factor; all operands are contiguous.
+
+    Args:
+        h: of each of the layers, at most three: (layers, n, r).
+        grad: gradient of the layers' outputs, side by side: (n, outputs).
+        heights: outputs of each layer; of several, whole tiles of `COLUMNS`.
+    Returns:
+        grad' h of each layer, stacked: (outputs, r), as a transposed view of contiguous
+        (r, outputs).
+    """
+    (_, rows, rank), width = h.shape, grad.shape[1]
+    to_up, tiles = h.new_empty(rank, width), triton.cdiv(width, COLUMNS)
+    each, shares = shares_of(rows, tiles)
+    ends = heights[0], sum(heights[:2])
+    size = tiles * shares * extent(rank) * COLUMNS
+    parts = torch.empty(size, device=h.device, dtype=torch.float32)
+    _up_gradient[(tiles, shares)](
+        h, grad, to_up, parts, _done(h.device), rows, width, *ends, each, shares,
+        rank, extent(rank), ROWS, COLUMNS, UNROLLED, num_warps=WARPS, num_stages=STAGES,
+    )  # fmt: skip
+    return to_up.t()
 
 
 def shares_of(rows: int, tiles: int) -> tuple[int, int]:

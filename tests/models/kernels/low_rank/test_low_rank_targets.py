@@ -26,6 +26,42 @@ def test_gradients(target, rank):
     assert "ld.global.b16" not in found.asm["ptx"], "it reads two bytes at a time"
 
 
+@pytest.mark.parametrize("target", SHARED)
+def test_up_gradient(target):
+    from bayeslora_cli.models.kernels.low_rank import gradients_triton as kernels
+
+    found = compiled(
+        kernels._up_gradient, target,
+        {**dict.fromkeys(("h", "grad", "to_up"), "*bf16"), "parts": "*fp32", "done": "*i32"},
+        {"R": 8, "RANK": 16, "ROWS": kernels.ROWS, "COLUMNS": kernels.COLUMNS,
+         "UNROLLED": kernels.UNROLLED},
+        warps=kernels.WARPS, stages=kernels.STAGES,
+    )  # fmt: skip
+    assert found.metadata.shared <= SHARED[target] * 1024
+    assert "ld.global.b16" not in found.asm["ptx"], "it reads two bytes at a time"
+
+
+@pytest.mark.parametrize("tiles", [SMALL, LARGE])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_added(tiles, layers):
+    """For sm_90, whose engine copies tiles; no other GPU is given it."""
+    from bayeslora_cli.models.kernels.low_rank import added_triton as kernels
+
+    signature = {
+        "left": f"tensordesc<bf16[{tiles.rows}, {tiles.depth}]>",
+        "matrix": f"tensordesc<bf16[{tiles.columns}, {tiles.depth}]>",
+        **dict.fromkeys(("h", "b", "bias", "out"), "*bf16"),
+    }
+    found = compiled(
+        kernels._added, 90, signature,
+        {"R": 8, "RANK": 16, "BIAS": True, "LAYERS": layers, "ROWS": tiles.rows,
+         "COLUMNS": tiles.columns, "DEPTH": tiles.depth, "GROUP": kernels.GROUP},
+        warps=tiles.warps, stages=tiles.stages,
+    )  # fmt: skip
+    assert found.metadata.shared <= tiles.shared_memory(8, 2) + 1024
+    assert "wgmma.mma_async" in found.asm["ptx"]
+
+
 @pytest.mark.parametrize("tiles", [SMALL, LARGE])
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize("gelu", [None, "GELU", "SLOPE"])

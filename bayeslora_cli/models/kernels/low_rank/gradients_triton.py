@@ -130,7 +130,7 @@ def _up_gradient(  # type: ignore[no-untyped-def]
     last = tl.minimum(rows, first + each)
     layer = (tile * COLUMNS >= end_0).to(tl.int64) + (tile * COLUMNS >= end_1).to(tl.int64)
     h += layer * rows * R
-    found = _share(h, grad, width, first, last, tile, R, RANK, ROWS, COLUMNS)
+    found = _share(h, grad, width, first, last, tile, R, RANK, ROWS, COLUMNS, "ieee")
     rank, own = tl.arange(0, RANK), tl.arange(0, COLUMNS)
     place = rank[:, None] * COLUMNS + own[None, :]
     parts += tile * shares * (RANK * COLUMNS)

@@ -104,7 +104,8 @@ class LowRankLinear(nn.Module):
         down, up = self.down, self.up
         if down is None or up is None:
             down = self.lora_A * (self.scale if self.lora_E is None else self.lora_E * self.scale)
-            up = self.lora_B
+            # both are fp32; layers of a joint come here where each is computed by itself
+            down, up = down.to(x.dtype), self.lora_B.to(x.dtype)
         out = self.base_layer.product(x.flatten(0, -2), down, up)
         return out.view(*x.shape[:-1], -1)
 

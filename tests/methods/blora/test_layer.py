@@ -89,6 +89,21 @@ def encoder_outcome(model, mode, **changes):
     return extremes, loss, bank.local.clone(), step.network
 
 
+def on_a_gpu(monkeypatch):
+    """Join layers as on a GPU."""
+    joints, gpu = building._joints, torch.device("cuda")
+    monkeypatch.setattr(building, "_joints", lambda module, _, **more: joints(module, gpu, **more))
+
+
+def test_ranges_are_measured_in_bf16(backbone, monkeypatch):
+    """There the layers of a joint are computed by themselves, by factors that are not published."""
+    on_a_gpu(monkeypatch)
+    extremes, loss, _, network = encoder_outcome(backbone("deberta-v2"), "float", precision="bf16")
+    assert len(network.joints) == 2
+    assert extremes.isfinite().all()
+    assert loss.isfinite()
+
+
 @pytest.mark.parametrize("mode", ["float", "learning", "fixed"])
 @pytest.mark.parametrize("changes", [{}, {"quantize_base": True}, {"blora_mode": "rank"}])
 def test_the_joints_of_deberta_are_their_layers(mode, changes, backbone, monkeypatch):
@@ -96,9 +111,8 @@ def test_the_joints_of_deberta_are_their_layers(mode, changes, backbone, monkeyp
     model = backbone("deberta-v2")
     extremes, loss, gradient, network = encoder_outcome(model, mode, **changes)
     assert network.joints == ()
-    joints, calls = building._joints, together(monkeypatch)
-    gpu = torch.device("cuda")
-    monkeypatch.setattr(building, "_joints", lambda module, _, **more: joints(module, gpu, **more))
+    calls = together(monkeypatch)
+    on_a_gpu(monkeypatch)
     measured, other, found, network = encoder_outcome(model, mode, **changes)
     assert [len(joint.layers) for joint in network.joints] == [3, 3]
     taken = mode != "float" and not changes

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from bayeslora_cli.models.kernels.low_rank.fused_triton import GROUP
+from bayeslora_cli.models.kernels.low_rank.tile_order_triton import GROUP, corner
 from bayeslora_cli.models.kernels.low_rank.tiles import Tiles, extent
 
 LAYERS = 3
@@ -27,12 +27,7 @@ def _added(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ) -> None:  # fmt: skip
     """Left and matrix are descriptors; beyond their tensors they read zeros."""
-    across, down = tl.cdiv(width, COLUMNS), tl.cdiv(rows, ROWS)
-    program = tl.program_id(0)
-    first = program // (GROUP * across) * GROUP
-    high = tl.minimum(down - first, GROUP)
-    place = program % (GROUP * across)
-    top, start = (first + place % high) * ROWS, place // high * COLUMNS
+    top, start = corner(rows, width, ROWS, COLUMNS, GROUP)
     found = tl.zeros((ROWS, COLUMNS), tl.float32)
     for k in range(0, depth, DEPTH):
         by = tl.trans(matrix.load([start, k]))

@@ -2,20 +2,57 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bayeslora_cli.bayes.posterior import Posterior
-from bayeslora_cli.data.splits import Batches
+from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.data.counted_rows import check_counts
+from bayeslora_cli.data.splits import Batches, check_tokens, truncation_notice
+from bayeslora_cli.data.tokenised_split import TokenisedSplit
+from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.errors import NonFiniteError
 from bayeslora_cli.evaluation.predictive import Predictive
 from bayeslora_cli.execution.compilation import uncompiled
 from bayeslora_cli.execution.cuda_graphs import Inputs, Runner, run_eagerly
 from bayeslora_cli.methods.network import Network
-from bayeslora_cli.tasks.task import Task
+from bayeslora_cli.tasks.task import Examples, Task
+
+logger = logging.getLogger("bayeslora")
+
+
+def batches_of(
+    network: Network,
+    tokenizer: Any,
+    config: RunConfig,
+    examples: Mapping[str, Examples],
+    batch_size: int | None,
+) -> tuple[dict[str, TokenisedSplit], dict[str, Batches]]:
+    """Tokenise rows, and lay them out in batches on the network's device; both by split.
+
+    Args:
+        batch_size: examples per forward pass; None: as in training.
+    Raises:
+        UserError: the network does not take a row, or nothing of a split counts in the loss.
+    """
+    rows = {
+        name: tokenise(
+            found, tokenizer, config.max_length, network.objective, packed=network.packed
+        )
+        for name, found in examples.items()
+    }
+    for name, split in rows.items():
+        check_counts(split, examples[name], config.max_length)
+    if notice := truncation_notice(rows, config.max_length):
+        logger.warning("%s", notice)
+    check_tokens(network.module, config.model, rows.values())
+    size = batch_size or config.eval_batch_size
+    return rows, {n: Batches(split, size, network.bank.theta.device) for n, split in rows.items()}
 
 
 def logits_of(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,14 +10,12 @@ from typing import Any
 from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.catalogue import OBJECTIVES
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.data.counted_rows import check_counts
-from bayeslora_cli.data.splits import Batches, check_tokens, truncation_notice
 from bayeslora_cli.data.tokenised_split import TokenisedSplit
-from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.errors import NonFiniteError, RunDirError, UserError
 from bayeslora_cli.evaluation.evaluation import Evaluation, scores, scores_by_group
 from bayeslora_cli.evaluation.forward_passes import (
     Sampling,
+    batches_of,
     predict_at_mean,
     predict_over_samples,
 )
@@ -44,7 +41,6 @@ from bayeslora_cli.tasks.sources.table_reader import read_table
 from bayeslora_cli.tasks.sources.tabular import custom_task
 from bayeslora_cli.tasks.task import Examples, Task
 
-logger = logging.getLogger("bayeslora")
 _NO_LIMIT = 2**30  # tokens, for a backbone whose limit is not known
 
 
@@ -321,19 +317,7 @@ def predict(
     Raises:
         RunDirError: samples of a run whose file has no sigma.
     """
-    rows = {
-        name: tokenise(
-            found, tokenizer, config.max_length, network.objective, packed=network.packed
-        )
-        for name, found in examples.items()
-    }
-    for name, split in rows.items():
-        check_counts(split, examples[name], config.max_length)
-    if notice := truncation_notice(rows, config.max_length):
-        logger.warning("%s", notice)
-    check_tokens(network.module, config.model, rows.values())
-    size = batch_size or config.eval_batch_size
-    batches = {name: Batches(r, size, network.bank.theta.device) for name, r in rows.items()}
+    rows, batches = batches_of(network, tokenizer, config, examples, batch_size)
     found = {"mean": predict_at_mean(network, batches)}
     if sampling is not None:
         if kept is None or not kept.can_sample:

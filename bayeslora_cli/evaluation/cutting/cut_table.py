@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from bayeslora_cli.bayes.posterior import Posterior
 from bayeslora_cli.config.catalogue import METHODS
-from bayeslora_cli.data.splits import Batches, check_tokens
-from bayeslora_cli.data.tokenization import tokenise
+from bayeslora_cli.data.splits import Batches
 from bayeslora_cli.errors import DataError
 from bayeslora_cli.evaluation.cutting.gradients import gradient_averages, training_rows
 from bayeslora_cli.evaluation.forward_passes import (
     Sampling,
+    batches_of,
     predict_at_mean,
     predict_over_samples,
 )
@@ -23,6 +25,7 @@ from bayeslora_cli.evaluation.predictive import Predictive
 from bayeslora_cli.evaluation.request import EvaluationRequest, check_sampling, collect
 from bayeslora_cli.evaluation.run_loading import load_run
 from bayeslora_cli.methods.cutting import SINGULAR_VALUES, check_order, cut
+from bayeslora_cli.methods.network import Network
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.tasks.objectives.objective import objective_of
 
@@ -47,6 +50,37 @@ class CutRequest:
     model: str | None = None
     trust_remote_code: bool = False
     verify: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Measurement:
+    """Measures a network at its present parameters, always on the same rows."""
+
+    network: Network
+    posterior: Posterior
+    names: Sequence[str]
+    """Metrics."""
+    labels: Mapping[str, Tensor]
+    """By split."""
+    batches: Mapping[str, Batches]
+    """By split."""
+    sampling: Sampling | None
+
+    def __call__(self, kept: Tensor | None) -> dict[str, Any]:
+        """Return the `metrics` at the mean and, if `kept` (n, r) are the posterior's triplets to
+        sample, those that are `sampled`."""
+        found = {"metrics": self._metrics(predict_at_mean(self.network, self.batches))}
+        if self.sampling is not None and kept is not None:
+            mask = self.posterior.mask.clone()
+            self.posterior.mask.copy_(kept)
+            found["sampled"] = self._metrics(
+                predict_over_samples(self.network, self.posterior, self.batches, self.sampling)
+            )
+            self.posterior.mask.copy_(mask)
+        return found
+
+    def _metrics(self, found: Mapping[str, Predictive]) -> dict[str, dict[str, float]]:
+        return {name: found[name].metrics(self.names, own) for name, own in self.labels.items()}
 
 
 def evaluate_cuts(asked: CutRequest) -> dict[str, Any]:
@@ -79,50 +113,25 @@ def evaluate_cuts(asked: CutRequest) -> dict[str, Any]:
     network, tokenizer, posterior = load_run(
         run, config, objective, asked.device, verify=asked.verify
     )
-    rows = {
-        name: tokenise(found, tokenizer, config.max_length, objective, packed=network.packed)
-        for name, found in examples.items()
-    }
-    if any(split.labels is None for split in rows.values()):
+    rows, batches = batches_of(network, tokenizer, config, examples, asked.batch_size)
+    labels = {name: split.labels for name, split in rows.items() if split.labels is not None}
+    if len(labels) < len(rows):
         raise DataError("--cut: the rows have no labels to measure on")
-    check_tokens(network.module, config.model, rows.values())
-    size = asked.batch_size or config.eval_batch_size
-    batches = {name: Batches(r, size, network.bank.theta.device) for name, r in rows.items()}
-
-    mean, mask = posterior.mean.clone(), network.bank.mask.clone()
-
-    def metrics_of(found: Mapping[str, Predictive]) -> dict[str, dict[str, float]]:
-        return {
-            name: found[name].metrics(task.metrics, split.labels)
-            for name, split in rows.items()
-            if split.labels is not None
-        }
-
-    def measured(kept: Tensor | None) -> dict[str, Any]:
-        """Measure the network; over samples too, if `kept` (n, r) are triplets of the posterior."""
-        found = {"metrics": metrics_of(predict_at_mean(network, batches))}
-        if asked.sampling is not None and kept is not None:
-            posterior.mask.copy_(kept)
-            sampled = predict_over_samples(network, posterior, batches, asked.sampling)
-            posterior.mask.copy_(mask)
-            found["sampled"] = metrics_of(sampled)
-        return found
-
+    measure = _Measurement(
+        network=network, posterior=posterior, names=task.metrics, labels=labels, batches=batches,
+        sampling=asked.sampling,
+    )  # fmt: skip
     gradients = gradient_averages(network, tokenizer, config, training)
-    whole = {"rank": float(mask.sum() / len(mask)), **measured(mask)}
+    mean, mask = posterior.mean.clone(), network.bank.mask.clone()
+    whole = {"rank": float(mask.sum() / len(mask)), **measure(mask)}
     cuts = []
-    for by in orders:
-        for rank in asked.ranks:
-            found = cut(
-                run, config, network, posterior, rank, by, gradients=gradients, option="--cut"
-            )
-            found.apply(network)
-            own_triplets = None if by == SINGULAR_VALUES else found.mask
-            cuts.append(
-                {"by": by, "rank": rank, "kept": int(found.mask.sum()), **measured(own_triplets)}
-            )
-            network.bank.mean.copy_(mean)
-            network.bank.mask.copy_(mask)
+    for by, rank in product(orders, asked.ranks):
+        found = cut(run, config, network, posterior, rank, by, gradients=gradients, option="--cut")
+        found.apply(network)
+        measured = measure(None if by == SINGULAR_VALUES else found.mask)
+        cuts.append({"by": by, "rank": rank, "kept": int(found.mask.sum()), **measured})
+        network.bank.mean.copy_(mean)
+        network.bank.mask.copy_(mask)
     return {
         "run": str(asked.path),
         "task": task.name,

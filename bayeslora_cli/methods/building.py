@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from bayeslora_cli.config.catalogue import OFF
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import ModelError
-from bayeslora_cli.methods.method import find_method
+from bayeslora_cli.methods.method import LayerMaker, find_method
 from bayeslora_cli.methods.network import Network
 from bayeslora_cli.methods.recomputation import recompute_blocks
 from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
@@ -106,38 +106,17 @@ def build_network(
     adapters: dict[str, LowRankLinear] = {}
     base.choose(module, head)
     if make_layer is not None and adapted:
-        generator = torch.Generator().manual_seed(config.seed)
         targets = recorded_targets(module, recorded) or match_targets(
             module, head, config.target_modules
         )
-        _check_rank(config.init_rank, [module.get_submodule(name) for name in targets])
-        for name in targets:
-            found = module.get_submodule(name)
-            layer = make_layer(
-                base.make(name, found) if form is None else form(found),
-                config.init_rank,
-                config.alpha,
-                generator,
-            )
-            parent, _, last = name.rpartition(".")
-            setattr(module.get_submodule(parent), last, layer)
-            adapters[name] = layer
+        adapters = _adapt(module, targets, config, make_layer, form or base)
     base.freeze(module, adapters)
 
     if mesh is None:
         module.to(device)
     matrices = [Matrix(name=n, a=m.lora_A, b=m.lora_B, e=m.lora_E) for n, m in adapters.items()]
     low_rank = {id(p) for m in matrices for p in (m.a, m.b, m.e)}
-    stored = _stored(module)
-    # buffers are not cast: rotary angles need fp32
-    for name, parameter in module.named_parameters():
-        if id(parameter) in stored:
-            continue
-        # logits need fp32: a bf16 regression output has three digits
-        exact = inside(name, head) or id(parameter) in low_rank
-        # weights that are trained are fp32 in the bank; those under a head were always rounded
-        exact |= not head and parameter.requires_grad
-        parameter.data = parameter.data.to(torch.float32 if exact else dtype)
+    _cast(module, head, low_rank, dtype)
     for name in head:
         module.get_submodule(name).register_forward_pre_hook(_inputs_to_float)
     if config.gradient_checkpointing != OFF:
@@ -153,12 +132,7 @@ def build_network(
     others += method.parameters(config, adapters)
     joints = _joints(module, device, decoder=not objective.entry.head) if adapters else []
     if device.type == "cuda" and adapters and mesh is None:
-        split = config.precision == "fp32" and _keep_halves(module, adapters.values(), joints) > 0
-        # the operator keeps what --gradient-checkpointing selective computes again
-        if config.gradient_checkpointing != "selective" and not split:
-            join_feed_forward(module)
-        fuse_residual_norms(module)
-        share_seeds(module, device)
+        _fuse(module, config, adapters.values(), joints, device)
     if mesh is not None:
         divide_blocks(module, mesh, device, weights)
     bank = AdapterBank(matrices, others, posterior=posterior, device=device, compute_dtype=dtype)
@@ -180,10 +154,49 @@ def build_network(
     )
 
 
-def _stored(module: nn.Module) -> set[int]:
-    """Return the ids of the parameters that keep their types."""
+def _adapt(
+    module: nn.Module, targets: Sequence[str], config: RunConfig, make_layer: LayerMaker,
+    form: BaseWeights | Callable[[nn.Module], AdaptedLinear],
+) -> dict[str, LowRankLinear]:  # fmt: skip
+    """Put adapted layers in the places of the targets; return them by name.
+
+    Args:
+        make_layer: the method's constructor.
+        form: makes of a layer the form in which its frozen weight lies in memory.
+    """
+    _check_rank(config.init_rank, [module.get_submodule(name) for name in targets])
+    generator = torch.Generator().manual_seed(config.seed)
+    adapters = {}
+    for name in targets:
+        layer = module.get_submodule(name)
+        base = form.make(name, layer) if isinstance(form, BaseWeights) else form(layer)
+        adapters[name] = make_layer(base, config.init_rank, config.alpha, generator)
+        parent, _, last = name.rpartition(".")
+        setattr(module.get_submodule(parent), last, adapters[name])
+    return adapters
+
+
+def _cast(
+    module: nn.Module, head: Sequence[str], low_rank: Collection[int], dtype: torch.dtype
+) -> None:
+    """Cast the parameters, but not those that a form of frozen weights stores in its own types.
+
+    Buffers are not cast: rotary angles need fp32.
+
+    Args:
+        low_rank: ids of the adapters' factors, which stay fp32.
+        dtype: that of the frozen weights.
+    """
     forms = [m for m in module.modules() if isinstance(m, AdaptedLinear)]
-    return {id(tensor) for form in forms for tensor in form.stored()}
+    stored = {id(tensor) for form in forms for tensor in form.stored()}
+    for name, parameter in module.named_parameters():
+        if id(parameter) in stored:
+            continue
+        # logits need fp32: a bf16 regression output has three digits
+        exact = inside(name, head) or id(parameter) in low_rank
+        # weights that are trained are fp32 in the bank; those under a head were always rounded
+        exact |= not head and parameter.requires_grad
+        parameter.data = parameter.data.to(torch.float32 if exact else dtype)
 
 
 def _check_rank(rank: int, layers: Sequence[nn.Module]) -> None:
@@ -218,6 +231,19 @@ def _joints(module: nn.Module, device: torch.device, *, decoder: bool) -> list[J
         attention.joint = join(layers) if len(layers) == len(projections) else None
     found = [attention.joint for attention in attentions if attention.joint is not None]
     return [*found, *(join_blocks(module) if decoder else ())]
+
+
+def _fuse(
+    module: nn.Module, config: RunConfig, layers: Iterable[LowRankLinear],
+    joints: Sequence[JointLinear], device: torch.device,
+) -> None:  # fmt: skip
+    """Have a GPU compute products by halves, feed-forward layers and norms by our operators."""
+    split = config.precision == "fp32" and _keep_halves(module, layers, joints) > 0
+    # the operator keeps what --gradient-checkpointing selective computes again
+    if config.gradient_checkpointing != "selective" and not split:
+        join_feed_forward(module)
+    fuse_residual_norms(module)
+    share_seeds(module, device)
 
 
 def _keep_halves(

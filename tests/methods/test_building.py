@@ -153,7 +153,7 @@ def test_joined_projections(method, shared, backbone, tmp_path, monkeypatch):
     AutoModel.from_config(config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     found = []
-    for joints in (building._joints, lambda module, decoder: []):
+    for joints in (building._joints, lambda *_, decoder: []):
         monkeypatch.setattr(building, "_joints", joints)
         network, _ = build(str(tmp_path), **METHODS_JOINED[method])
         joined = [m.joint for m in network.module.modules() if isinstance(m, RelativeAttention)]

@@ -471,20 +471,22 @@ def of_baselines(files: Files, method: str, task: str, metric: str) -> str:
 
 
 def of_speed(files: Files, when: str, *rest: str) -> str:
-    """Compute a number of the step's time from what was printed."""
-    endings = {"at each step": "", "every 100 steps": ", allocated every 100 steps"}
-    names = {"adamw": "AdamW, sensitivity", "snr": "ivon-opt, snr"}
-    rows = {}
-    for side, name in names.items():
-        start = f"| PEFT AdaLoRA + {name}{endings[when]} |"
-        (line,) = (x for x in files.speed.splitlines() if x.startswith(start))
-        rows[side] = [cell.strip() for cell in line.split("|")[2:-1]]
-    if rest == ("ratio",):
-        return f"{float(rows['snr'][0]) / float(rows['adamw'][0]):.2f}"
-    side, what = rest
-    if what == "turns":
-        return " to ".join(f"{float(x):.0f}" for x in rows[side][1].split("–"))
-    return f"{float(rows[side][0]):.0f}" if what == "ms" else rows[side][5]
+    """Compute a number of the step's time from the times of the turns."""
+    ending = {"at each step": "", "every 100 steps": "-seldom"}[when]
+    rows = {x["row"]: x for x in json.loads(files.speed)["results"]}
+
+    def turns(side: str) -> list[float]:
+        return rows[f"peft-adalora-{side}{ending}"]["ms"]
+
+    side, *what = rest
+    if what == ["kernels"]:
+        return str(rows[f"peft-adalora-{side}{ending}"]["work"]["kernels"])
+    values, digits = turns("adamw" if side == "ratio" else side), 0
+    if side == "ratio":
+        values, digits = [b / a for a, b in zip(values, turns("ivon-snr"), strict=True)], 2
+    if what == ["turns"]:
+        return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+    return f"{np.median(values):.{digits}f}"
 
 
 def again(files: Files, name: str) -> str:

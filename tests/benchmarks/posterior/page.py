@@ -112,7 +112,8 @@ def causal(page: Page, lines: Sequence[Line]) -> None:
     )
     page.table(["task", "run", "seeds", "ACC", "ECE", "NLL"], cells)
     tasks, compared = ("arc-easy", "openbookqa"), []
-    for ivon, adamw in (("lora-ivon", "lora-adamw"), ("adalora-ivon-snr", "adalora-adamw")):
+    for ivon, adamw in (("lora-ivon", "lora-adamw"), ("lora-ivon", "lora-adamw-1e-3"),
+                        ("adalora-ivon-snr", "adalora-adamw")):  # fmt: skip
         for at in ("metrics", "sampled"):
             numbers = []
             for metric, factor, digits in kinds:
@@ -168,7 +169,7 @@ def main() -> None:
     parts = {"search": search, "judge": None, "causal": causal, "baselines": baselines}
     for name in parts:
         parser.add_argument(f"--{name}", type=Path, nargs="*", default=[])
-    parser.add_argument("--speed", type=Path, help="what gpu_step.py has printed")
+    parser.add_argument("--speed", type=Path, help="what gpu_step.py --json has written")
     parser.add_argument("--write-chosen", type=Path)
     parser.add_argument("--page", type=Path, help="the page that holds the marks")
     parser.add_argument("--numbers", type=Path)
@@ -195,7 +196,7 @@ def main() -> None:
     parts_of_page = {"the posterior": "\n".join(page.text)} if page.text else {}
     if typed.speed:
         page.text = []
-        speed(page, typed.speed.read_text(encoding="utf-8"))
+        speed(page, json.loads(typed.speed.read_text(encoding="utf-8")))
         parts_of_page["speed"] = "\n".join(page.text)
     if typed.numbers:
         typed.numbers.write_text(json.dumps(page.numbers, indent=1) + "\n", encoding="utf-8")

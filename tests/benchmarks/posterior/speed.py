@@ -1,36 +1,41 @@
-"""The page's sentence about a step's time in PEFT's world, from what `gpu_step.py` has printed.
+"""The page's table of a step's time in PEFT's world, from what `gpu_step.py --json` has written.
 
-The file is that of `python tests/benchmarks/gpu_step.py --precision bf16 --lengths 64 --rows
-peft-adalora-adamw,peft-adalora-ivon-snr,peft-adalora-adamw-seldom,peft-adalora-ivon-snr-seldom`.
+Its rows are peft-adalora-adamw and peft-adalora-ivon-snr, and the same with the ending -seldom.
+They took turns, so that a ratio is one of two turns side by side.
 """
 
 from __future__ import annotations
 
+from statistics import median
+from typing import Any
+
 from tests.benchmarks.posterior.page_text import Page
 
-SIDES = {"AdamW, sensitivity": "adamw", "ivon-opt, snr": "snr"}
-EVERY = {"": "at each step", ", allocated every 100 steps": "every 100 steps"}
+EVERY = {"": "at each step", "-seldom": "every 100 steps"}
 
 
-def speed(page: Page, printed: str) -> None:
+def speed(page: Page, measured: dict[str, Any]) -> None:
     """Write the table of IVON with snr beside AdamW with sensitivity, both in PEFT."""
-    found = {}
-    for line in printed.splitlines():
-        if line.startswith("| PEFT AdaLoRA + "):
-            label, ms, turns, _, _, _, kernels, _ = line.strip("| ").split(" | ")
-            found[label.removeprefix("PEFT AdaLoRA + ")] = float(ms), turns, kernels
+    rows = {row["row"]: row for row in measured["results"]}
     cells = []
     for ending, when in EVERY.items():
-        cell = [f"an allocation {when}"]
-        for side, short in SIDES.items():
-            (ms, turns, kernels), name = found[side + ending], f"speed/{when}/{short}"
-            low, high = map(float, turns.split(" – "))
+        cell, sides = [f"an allocation {when}"], []
+        for row in ("adamw", "ivon-snr"):
+            found, name = rows[f"peft-adalora-{row}{ending}"], f"speed/{when}/{row}"
+            sides.append(found["ms"])
             cell += [
-                page.number(f"{name}/ms", f"{ms:.0f}")
-                + " (" + page.number(f"{name}/turns", f"{low:.0f} to {high:.0f}") + ")",
-                page.number(f"{name}/kernels", kernels),
+                page.number(f"{name}/ms", f"{median(found['ms']):.0f}")
+                + " (" + page.number(f"{name}/turns", spread(found["ms"], 0)) + ")",
+                page.number(f"{name}/kernels", str(found["work"]["kernels"])),
             ]  # fmt: skip
-        adamw, snr = (found[side + ending][0] for side in SIDES)
-        cells.append([*cell, page.number(f"speed/{when}/ratio", f"{snr / adamw:.2f}")])
+        ratios = [ivon / adamw for adamw, ivon in zip(*sides, strict=True)]
+        name = f"speed/{when}/ratio"
+        cell.append(page.number(name, f"{median(ratios):.2f}")
+                    + " (" + page.number(f"{name}/turns", spread(ratios, 2)) + ")")  # fmt: skip
+        cells.append(cell)
     page.table(["in PEFT, on an H200", "AdamW, sensitivity: ms", "kernels",
                 "`ivon-opt`, snr: ms", "kernels", "of AdamW's time"], cells)  # fmt: skip
+
+
+def spread(values: list[float], digits: int) -> str:
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"

@@ -36,11 +36,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora-adamw-1e-3": {"method": "lora", "lr": 1e-3},
     "lora-ivon": {"method": "lora", "optimizer": "ivon"},
     "adalora-adamw": {"optimizer": "adamw"},
+    "adalora-adamw-4e-3": {"optimizer": "adamw", "lr": 4e-3},
     **{f"adalora-ivon-{c}": {"criterion": c} for c in ("snr", "magnitude", "sensitivity")},
     **{f"blora-{m}": {"method": "blora", "blora_mode": m} for m in ("both", "rank", "quant")},
 }
 """The presets' rates of AdamW are those of the lowest NLL, IVON's those of the best accuracy
-(docs/choices.md, "Learning rates"); `lora-adamw-1e-3` has AdamW's rate of the best accuracy."""
+(docs/choices.md, "Learning rates"); `lora-adamw-1e-3` and `adalora-adamw-4e-3` have AdamW's of the
+best accuracy."""
 PENALTIES = {
     "blora-both-rank-1e-1": {"lambda_rank": 0.1, "lambda_quant": 1e-3},
     "blora-both-rank-1e-3": {"lambda_rank": 1e-3, "lambda_quant": 1e-4},

@@ -192,7 +192,7 @@ def main() -> None:
         if failed:
             reasons = Counter(text.strip().splitlines()[-1] for text in failed.values())
             page.write(f"Jobs that failed: {page.number(f'{name}/failed', str(len(failed)))}.")
-            page.write(*(f"- {count} times: `{text}`" for text, count in reasons.items()))
+            page.write(*(f"- {count} of them: `{text}`" for text, count in reasons.items()))
     parts_of_page = {"the posterior": "\n".join(page.text)} if page.text else {}
     if typed.speed:
         page.text = []

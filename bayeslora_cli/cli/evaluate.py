@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +23,7 @@ from bayeslora_cli.cli.help.shared_options import (
     Temperature,
     TrustRemoteCode,
     Verify,
+    refuse,
     typed_names,
 )
 from bayeslora_cli.cli.progress import logger, set_up_logging
@@ -184,12 +186,11 @@ def evaluate(
     if runs and precision is not None:
         raise UserError(f"--precision {precision}: it is for a --model without a run; leave it out")
     if runs and (len(runs) > 1 or holds_runs(runs[0]) or typed & _OF_TABLE):
-        anew = sorted(typed - _OF_TABLE - {"runs", "as_json"})
-        if anew:
-            raise UserError(
-                f"--{anew[0].replace('_', '-')}: it is for evaluating one run; leave it out "
-                "for the table of several runs, which shows the results they have"
-            )
+        refuse(
+            typed - _OF_TABLE - {"runs", "as_json"},
+            "it is for evaluating one run; leave it out for the table of several runs, which shows "
+            "the results they have",
+        )
         forms = {"json": as_json, "markdown": markdown, "latex": latex, "csv": as_csv}
         print_table(runs, at=at, forms=forms, reference=reference, paired=paired)
         return
@@ -199,50 +200,35 @@ def evaluate(
     figure = None if reliability == Path("-") else reliability
     if figure is not None:
         check_figure(figure, OPTION, WITHOUT)
+    asked: dict[str, Any] = {
+        "split": split,
+        "task": task,
+        "choices": choices,
+        "shots": shots,
+        "data": data,
+        "file": eval_file,
+        "ood": ood,
+        "reliability": reliability is not None,
+        "predictions": predictions,
+        "batch_size": batch_size,
+        "base_precision": base_precision,
+    }
     if runs:
         opened = Run(
             runs[0], device=device, trust_remote_code=trust_remote_code, model=model, verify=verify
         )
         evaluation = opened.evaluate(
-            split,
-            task=task,
-            choices=choices,
-            shots=shots,
-            samples=samples,
-            temperature=temperature,
-            seed=seed,
-            ood=ood,
-            data=data,
-            file=eval_file,
-            reliability=reliability is not None,
-            predictions=predictions,
-            submission=submission,
-            batch_size=batch_size,
-            base_precision=base_precision,
+            samples=samples, temperature=temperature, seed=seed, submission=submission, **asked
         )
     else:
         assert model is not None
-        idle = sorted(typed & _OF_RUNS)
-        if idle:
-            raise UserError(
-                f"--{idle[0].replace('_', '-')}: it is for a run; name one, or leave it out"
-            )
+        refuse(typed & _OF_RUNS, "it is for a run; name one, or leave it out")
         evaluation = evaluate_model(
             model,
-            task=task,
-            choices=choices,
-            shots=shots,
-            split=split,
-            data=data,
-            file=eval_file,
             precision=precision or PRECISIONS[0],
-            base_precision=base_precision,
-            ood=ood,
-            reliability=reliability is not None,
-            predictions=predictions,
             device=device,
-            batch_size=batch_size,
             trust_remote_code=trust_remote_code,
+            **asked,
         )
     found = evaluation.to_json()
     note = (found.get("posterior") or {}).get("note")
@@ -254,13 +240,18 @@ def evaluate(
     if as_json:
         print(json.dumps(found, allow_nan=False))
         return
-    if found["metrics"] or "ood" in found:
-        say(evaluation_text(found))
-    if reliability is not None:
-        say(text_diagram(found["reliability"]))
+    _print_evaluation(found)
     for path in (figure, predictions, submission):
         if path is not None:
             say_path(path)
+
+
+def _print_evaluation(found: Mapping[str, Any]) -> None:
+    """Print metrics and reliability, those that were computed."""
+    if found["metrics"] or "ood" in found:
+        say(evaluation_text(found))
+    if "reliability" in found:
+        say(text_diagram(found["reliability"]))
 
 
 _OF_CUTS = {
@@ -273,9 +264,7 @@ def _print_cuts(
     ctx: typer.Context, runs: list[Path] | None, cut: str | None, by: str | None, *, as_json: bool
 ) -> None:
     """Print the table of metrics against kept rank."""
-    idle = sorted(typed_names(ctx) - _OF_CUTS)
-    if idle:
-        raise UserError(f"--{idle[0].replace('_', '-')}: it has no effect on --cut; leave it out")
+    refuse(typed_names(ctx) - _OF_CUTS, "it has no effect on --cut; leave it out")
     if cut is None or not runs:
         missing = "a finished RUN" if cut is not None else "--cut RANKS, such as --cut 2,1,0.5"
         raise UserError(f"--by and --cut cut a run's ranks; give {missing}")

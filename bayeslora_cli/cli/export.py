@@ -10,7 +10,7 @@ import typer
 
 from bayeslora_cli.api.cuts import cut_adapter, is_adapter
 from bayeslora_cli.api.run import Run
-from bayeslora_cli.cli.help.shared_options import NEW_PLACE, typed_names
+from bayeslora_cli.cli.help.shared_options import NEW_PLACE, refuse, typed_names
 from bayeslora_cli.cli.progress import set_up_logging
 from bayeslora_cli.config.catalogue_text import described_formats
 from bayeslora_cli.errors import UserError
@@ -187,9 +187,7 @@ def _cut(
     output: Path | None, *, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Cut an adapter from elsewhere, which no run and no data belong to."""
-    idle = sorted(typed_names(ctx) - _OF_ADAPTERS)
-    if idle:
-        raise UserError(f"--{idle[0].replace('_', '-')}: it is for a run, and {adapter} is none")
+    refuse(typed_names(ctx) - _OF_ADAPTERS, f"it is for a run, and {adapter} is none")
     if form != "lora" or target_rank is None or by not in (None, "singular-values"):
         raise UserError(
             f"{adapter}: an adapter without a run can be cut by the singular values of its "

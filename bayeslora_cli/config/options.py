@@ -40,7 +40,7 @@ def beside(name: str, *values: Any) -> Condition:
 
 def beside_any(name: str) -> Condition:
     """Make the condition that `name` has any value."""
-    return Condition(name, lambda value: value is not None, _flag(name))
+    return Condition(name, lambda value: value is not None, flag_of(name))
 
 
 def unless(name: str, *needed: Any) -> Condition:
@@ -119,7 +119,7 @@ class Option:
     @property
     def flag(self) -> str:
         """The flag that users type; in parentheses if the option cannot be typed."""
-        return (self.typed_as or _flag(self.name)) if self.typed else f"({self.name})"
+        return (self.typed_as or flag_of(self.name)) if self.typed else f"({self.name})"
 
     @property
     def is_final(self) -> bool:
@@ -187,7 +187,8 @@ def listed(names: Collection[str]) -> str:
     return " or ".join(filter(None, (", ".join(noted[:-1]), *noted[-1:])))
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """Return the flag of an option by the name of its field or parameter."""
     return f"--{name.replace('_', '-')}"
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bayeslora_cli.config.catalogue import FORMATS, METHODS, formats_of, implementation
+from bayeslora_cli.config.options import flag_of
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.export.hub_upload import check_name
@@ -86,16 +87,7 @@ def check_options(options: ExportOptions, config: RunConfig, push_to_hub: str | 
     if options.precision not in PRECISIONS:
         raise UserError(f"--precision {options.precision}: choose {' or '.join(PRECISIONS)}")
     _check_variant(options)
-    if options.by is not None and options.target_rank is None:
-        raise UserError(f"--by {options.by}: it orders what --target-rank R prunes; give R as well")
-    if options.target_rank is not None:
-        if options.by is None and not METHODS[method].allocates_ranks:
-            other = "; --by singular-values needs none" if METHODS[method].fixed_rank else ""
-            raise UserError(
-                f"--target-rank: a run of --method {method} has no scores to prune by{other}"
-            )
-        if options.check_inputs == "random":
-            raise UserError("--target-rank measures on data: leave out --check-inputs random")
+    _check_pruning(options, method)
     if push_to_hub is not None:
         check_name(push_to_hub)
 
@@ -109,11 +101,29 @@ def _check_variant(options: ExportOptions) -> None:
     }
     for field, given in asked.items():
         if given and field not in FORMATS[options.format].options:
-            flag = f"--{field.replace('_', '-')}"
             takers = ", ".join(n for n, entry in FORMATS.items() if field in entry.options)
-            raise UserError(f"{flag} works only with --format {takers}, not {options.format}")
+            raise UserError(
+                f"{flag_of(field)} works only with --format {takers}, not {options.format}"
+            )
     if options.patterns and options.uniform_rank:
         raise UserError("--patterns: not together with --uniform-rank, which is one rank for all")
+
+
+def _check_pruning(options: ExportOptions, method: str) -> None:
+    """Refuse to prune without scores or data, and an order of ranks without their number."""
+    if options.target_rank is None:
+        if options.by is not None:
+            raise UserError(
+                f"--by {options.by}: it orders what --target-rank R prunes; give R as well"
+            )
+        return
+    if options.by is None and not METHODS[method].allocates_ranks:
+        other = "; --by singular-values needs none" if METHODS[method].fixed_rank else ""
+        raise UserError(
+            f"--target-rank: a run of --method {method} has no scores to prune by{other}"
+        )
+    if options.check_inputs == "random":
+        raise UserError("--target-rank measures on data: leave out --check-inputs random")
 
 
 def _check_packages(name: str) -> None:

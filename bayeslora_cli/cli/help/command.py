@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from typer.core import TyperCommand, TyperGroup
 
 from bayeslora_cli.config.files.foreign_names import hint
+from bayeslora_cli.config.options import flag_of
 from bayeslora_cli.errors import ConfigError
 from bayeslora_cli.reports.terminal_text import harmless
 
@@ -84,7 +85,9 @@ class Command(TyperCommand):
         flags = {flag for parameter in self.params for flag in parameter.opts}
         typed = [word.partition("=")[0] for word in words if word.startswith("--")]
         found = {
-            name: hint(name, lambda n, v: f"{_flag(n)} {v}".strip(), lambda n: _flag(n) in flags)
+            name: hint(
+                name, lambda n, v: f"{flag_of(n)} {v}".strip(), lambda n: flag_of(n) in flags
+            )
             for name in typed
             if name not in flags
         }
@@ -103,7 +106,3 @@ class Command(TyperCommand):
         if self.rare and not full:
             lines += ["", f"{ctx.command_path} {FULL_HELP} shows {len(self.rare)} more options."]
         formatter.write("\n".join([*lines, ""]))
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

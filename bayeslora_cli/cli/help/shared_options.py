@@ -1,12 +1,15 @@
-"""Options that several commands have, and which of a command's options were typed."""
+"""Options that several commands have; which were typed, and which of those are refused."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
 
 from bayeslora_cli.config.catalogue import BASE_PRECISIONS
+from bayeslora_cli.config.options import flag_of
+from bayeslora_cli.errors import UserError
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Hash the pretrained model's weights anew.")]
@@ -46,3 +49,13 @@ def typed_names(ctx: typer.Context) -> set[str]:
     """Return the names of the parameters that were given on the command line."""
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def refuse(names: Iterable[str], why: str) -> None:
+    """Refuse parameters that were given; the message names the first of them.
+
+    Raises:
+        UserError: there are any.
+    """
+    for name in sorted(names):
+        raise UserError(f"{flag_of(name)}: {why}")

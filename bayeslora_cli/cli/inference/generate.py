@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,12 +99,7 @@ def generate(
     A run's adapters are at the posterior's mean, or at each of --samples.
     """
     set_up_logging(quiet=False, verbose=False)
-    if not prompt:
-        raise UserError("--prompt TEXT is missing; --prompt - reads it from standard input")
-    if prompt.count("-") > 1:
-        raise UserError("--prompt -: standard input can be read only once")
-    # without the newline that `echo` ends with: the model would answer it too
-    prompts = [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in prompt]
+    prompts = _read_prompts(prompt)
     common: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -138,14 +134,31 @@ def generate(
         texts = [asdict(generation) for generation in found]
         print(json.dumps({**facts, **common, "generations": texts}))
         return
+    _print_texts(found, sampled=samples is not None)
+    finished = [whole for generation in found for whole in generation.finished]
+    if not all(finished):
+        logger.info(
+            "%d of %d texts are cut off at --max-new-tokens %d",
+            finished.count(False), len(finished), max_new_tokens,
+        )  # fmt: skip
+
+
+def _read_prompts(typed: Sequence[str] | None) -> list[str]:
+    """Return the prompts, with standard input in the place of `-`."""
+    if not typed:
+        raise UserError("--prompt TEXT is missing; --prompt - reads it from standard input")
+    if typed.count("-") > 1:
+        raise UserError("--prompt -: standard input can be read only once")
+    # without the newline that `echo` ends with: the model would answer it too
+    return [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in typed]
+
+
+def _print_texts(found: Sequence[Any], *, sampled: bool) -> None:
+    """Print `Generation`s: below the prompt if there are several, below the number of a sample."""
     for generation in found:
         if len(found) > 1:
             say(f"> {generation.prompt.rstrip()}")
         for number, text in enumerate(generation.texts, 1):
-            if samples is not None:
+            if sampled:
                 say(f"--- sample {number}")
             say(text)
-    cut = sum(not finished for generation in found for finished in generation.finished)
-    if cut:
-        count = sum(len(generation.texts) for generation in found)
-        logger.info("%d of %d texts are cut off at --max-new-tokens %d", cut, count, max_new_tokens)

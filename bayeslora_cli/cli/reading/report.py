@@ -8,12 +8,17 @@ from typing import Annotated
 import typer
 
 from bayeslora_cli.api.reading import report as api
-from bayeslora_cli.cli.help.shared_options import Device, TrustRemoteCode
+from bayeslora_cli.cli.help.shared_options import (
+    Device,
+    TrustRemoteCode,
+    refuse,
+    typed_names,
+)
 from bayeslora_cli.cli.progress import logger, set_up_logging
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.reports.terminal_text import say, say_path
 
-_OF_THE_PAGE = ("output", "no_evaluate", "samples", "data", "model", "device", "trust_remote_code")
+_OF_THE_PAGE = {"output", "no_evaluate", "samples", "data", "model", "device", "trust_remote_code"}
 
 
 def report(
@@ -75,11 +80,9 @@ def report(
     """
     set_up_logging(quiet=False, verbose=False)
     if live:
-        for name in _OF_THE_PAGE:
-            source = ctx.get_parameter_source(name)
-            if source is not None and source.name == "COMMANDLINE":
-                flag = f"--{name.replace('_', '-')}"
-                raise UserError(f"{flag}: --live reads only files and writes none; leave it out")
+        refuse(
+            typed_names(ctx) & _OF_THE_PAGE, "--live reads only files and writes none; leave it out"
+        )
         api.watch(*runs, at=at, port=port or 0, started=_started)
         return
     if port is not None:

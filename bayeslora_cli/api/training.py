@@ -165,29 +165,42 @@ class Plan:
 
 
 @_takes_options
-def plan(*, preset: str | Path | None = None, **options: Any) -> Plan:
+def plan(
+    *, preset: str | Path | None = None, gpu_memory: float | None = None, **options: Any
+) -> Plan:
     """Describe a run before it is trained: options, data, schedule, sizes, memory.
 
     Args:
         preset, options: as for `train`.
+        gpu_memory: GiB of the GPU that the run is meant for; None: that of this machine's GPU, if
+            it has one.
     Raises:
         UserError: an error that `train` would raise before its first step.
     """
-    return plan_resolved(_resolved(options, preset))
+    return plan_resolved(_resolved(options, preset), gpu_memory=gpu_memory)
 
 
 def plan_resolved(
-    resolved: Resolved, *, workspace: Workspace | None = None, processes: int = 1
+    resolved: Resolved,
+    *,
+    workspace: Workspace | None = None,
+    processes: int = 1,
+    gpu_memory: float | None = None,
 ) -> Plan:
     """Describe a run with resolved options before it is trained.
 
     Args:
         workspace: keeps rows and tokens of earlier plans.
         processes: number of processes that share the batches; the memory is that of one.
+        gpu_memory: as for `plan`.
+    Raises:
+        ConfigError: `gpu_memory` is not above 0.
     """
     from bayeslora_cli.training.plan import dry_run
     from bayeslora_cli.training.preparation import prepare
 
+    if gpu_memory is not None and not 0 < gpu_memory < float("inf"):
+        raise ConfigError([f"--gpu-memory {gpu_memory:g}: must be above 0, in GiB"])
     prepared = prepare(resolved, None if workspace is None else workspace.examples)
-    facts = dry_run(prepared, resolved, processes)
+    facts = dry_run(prepared, resolved, processes, gpu_memory)
     return Plan(config=prepared.config, path=prepared.run.path, facts=facts)

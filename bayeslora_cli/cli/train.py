@@ -74,6 +74,16 @@ def train(
             rich_help_panel=PRINTED,
         ),
     ] = False,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GIB",
+            help="With --dry-run: memory of the GPU that the run is meant for (default: of this "
+            "machine's GPU).",
+            rich_help_panel=PRINTED,
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -114,6 +124,8 @@ def train(
         typed["seed"] = seeds
     if jobs is not None and jobs < 1:
         raise ConfigError([f"--jobs {jobs}: must be at least 1"])
+    if gpu_memory is not None and not dry_run:
+        raise ConfigError([f"--gpu-memory {gpu_memory:g}: only together with --dry-run"])
     with listening() as stop, joined(place(), stop) as processes:
         with processes.all_or_none():
             sweep = expand(typed, preset)
@@ -129,7 +141,7 @@ def train(
                 print(planned.command())
         elif dry_run:
             with processes.all_or_none():
-                _print_plans(sweep, processes.world, as_json=as_json)
+                _print_plans(sweep, processes.world, gpu_memory, as_json=as_json)
         elif len(sweep.runs) > 1:
             from bayeslora_cli.sweeps.runner import run_sweep
 
@@ -162,11 +174,11 @@ def _print_run(run: Run, *, as_json: bool) -> None:
     say_path(run.path)
 
 
-def _print_plans(sweep: Sweep, processes: int, *, as_json: bool) -> None:
+def _print_plans(sweep: Sweep, processes: int, gpu_memory: float | None, *, as_json: bool) -> None:
     """Print what each run would be; in JSON one object, or a list for several runs."""
     kept = workspace()
     found = [
-        plan_resolved(planned.resolved, workspace=kept, processes=processes)
+        plan_resolved(planned.resolved, workspace=kept, processes=processes, gpu_memory=gpu_memory)
         for planned in sweep.runs
     ]
     if as_json:

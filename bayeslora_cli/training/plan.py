@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bayeslora_cli.config.catalogue import OBJECTIVES, OPTIMIZERS, RECOMPUTED
+from bayeslora_cli.config.catalogue import OBJECTIVES, OPTIMIZERS
 from bayeslora_cli.config.resolution import Resolved
 from bayeslora_cli.config.run_config import OPTIONS, SCHEDULED, RunConfig, flag
 from bayeslora_cli.data.batching import largest_batch, steps_per_epoch
@@ -26,7 +26,8 @@ from bayeslora_cli.tasks.class_balance import weights_text
 from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.tasks.task import Task
 from bayeslora_cli.training.evaluations import evaluations_of
-from bayeslora_cli.training.memory.alternatives import Alternative, alternatives, cheapest
+from bayeslora_cli.training.memory.alternatives import Alternative, alternatives
+from bayeslora_cli.training.memory.described import memory_text, on_gpu
 from bayeslora_cli.training.memory.estimate import estimate
 from bayeslora_cli.training.preparation import PreparedRun, learning_rate
 from bayeslora_cli.training.start.warm_start import find_start
@@ -44,11 +45,15 @@ LONGEST = 24
 """Characters of an option's value up to which sources are aligned behind it."""
 
 
-def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> dict[str, Any]:
+def dry_run(
+    prepared: PreparedRun, resolved: Resolved, processes: int = 1, gpu_memory: float | None = None
+) -> dict[str, Any]:
     """Describe a run before it begins, as a JSON object: options, data, schedule, sizes.
 
     Args:
         processes: number of processes that share the batches; the memory is that of one.
+        gpu_memory: GiB of the GPU that the run is meant for; None: that of this machine's GPU, if
+            it has one.
     Raises:
         UserError: the backbone cannot be loaded, or there is no such device.
     """
@@ -71,10 +76,14 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
     check_tokens(network.module, config.model, prepared.tokens().values())
     start = find_start(config, network).describe() if config.start_from is not None else None
     batch = largest_batch(train, largest, device)
-    on_gpu = device.type == "cuda"
-    needed = estimate(network, config, batch=batch, device=device, whole_step=on_gpu)
+    room: int | None = None
+    if gpu_memory is not None:
+        room = round(gpu_memory * 2**30) - RESERVED
+    elif device.type == "cuda":
+        room = torch.cuda.get_device_properties(device).total_memory - RESERVED
+    needed = estimate(network, config, batch=batch, device=device, whole_step=room is not None)
     ways: list[Alternative] = []
-    if on_gpu and needed.peak is not None and network.adapters:
+    if room is not None and needed.peak is not None and network.adapters:
         ways = alternatives(config, build, batch=batch, device=device, processes=max(2, processes))
     course = find_method(config.method).dry_run(config, needed.matrices, needed.trainable)
     operations = None
@@ -115,27 +124,12 @@ def dry_run(prepared: PreparedRun, resolved: Resolved, processes: int = 1) -> di
             "trained_and_optimizer": needed.trained,
             "activations": needed.activations,
         },
-        **({} if needed.peak is None else _on_gpu(config, needed.peak, ways, device, processes)),
-    }
-
-
-def _on_gpu(
-    config: RunConfig, peak: int, ways: list[Alternative], device: torch.device, processes: int
-) -> dict[str, Any]:
-    """Return the peak of a step on a GPU, and that of every way to save memory."""
-    room = torch.cuda.get_device_properties(device).total_memory - RESERVED
-    mine = config.gradient_checkpointing, config.base_precision, config.shard
-    for way in ways:
-        if (way.gradient_checkpointing, way.base_precision, way.shard) == mine:
-            peak = way.bytes
-    fitting = None if peak <= room else cheapest(ways, room, shards=processes > 1)
-    return {
-        "peak_bytes": peak,
-        "device_bytes": room,
-        "fits": peak <= room,
-        "cheapest_that_fits": None if fitting is None else fitting.flags(),
-        "ways_to_save_memory": [asdict(way) | {"options": way.flags()} for way in ways],
-        "divided_among": max(2, processes),
+        **(
+            {}
+            if room is None or needed.peak is None
+            else on_gpu(config, needed.peak, ways, room, processes)
+        ),
+        "without_gpu": device.type != "cuda",
     }
 
 
@@ -185,7 +179,7 @@ def describe_plan(found: dict[str, Any]) -> str:
         _stopping_text(found.get("early_stopping")),
         _phases_text(found.get("phases", ()), found["config"]["--method"]["value"]),
         _operations_text(found.get("bit_operations")),
-        _memory_text(found),
+        memory_text(found, head=OBJECTIVES[_task(found).objective].head),
         [f"Nothing was trained. The run would be in {found['run']}"],
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block)
@@ -205,7 +199,7 @@ def _options_text(options: dict[str, Any], width: int) -> list[str]:
 
 
 def _data_text(found: dict[str, Any], width: int) -> list[str]:
-    task = Task.from_json(found["task"], "the plan")
+    task = _task(found)
     return [
         "Data",
         *(f"  {name:{width}}  {rows:,} rows" for name, rows in found["rows"].items()),
@@ -227,6 +221,10 @@ def _data_text(found: dict[str, Any], width: int) -> list[str]:
             else []
         ),
     ]
+
+
+def _task(found: dict[str, Any]) -> Task:
+    return Task.from_json(found["task"], "the plan")
 
 
 def _matrices_text(matrices: list[dict[str, Any]]) -> list[str]:
@@ -286,45 +284,6 @@ def _operations_text(found: dict[str, Any] | None) -> list[str]:
     lines = ["Bit operations per token", "                          first, 32 bits       at least"]
     for name, title in _OPERATIONS.items():
         lines.append(f"  {title:24}{found[name]:14,}  {found[f'{name}_least']:13.2%}")
-    return lines
-
-
-def _memory_text(found: dict[str, Any]) -> list[str]:
-    sizes, peak = found["memory_bytes"], found.get("peak_bytes")
-    lines = ["Memory at a step's peak" + ", at least" * (peak is None)]
-    for name, size in sizes.items():
-        shown = "not known" if size is None else f"{size / 2**20:10,.1f} MiB"
-        lines.append(f"  {name.replace('_', ' '):24} {shown}")
-    known = [size for size in sizes.values() if size is not None]
-    if peak is not None:
-        lines.append(f"  {'with temporary tensors':24} {peak / 2**20:10,.1f} MiB")
-        return lines + _ways_text(found)
-    if len(known) == len(sizes):
-        lines.append(f"  {'together':24} {sum(known) / 2**20:10,.1f} MiB")
-    return lines
-
-
-def _ways_text(found: dict[str, Any]) -> list[str]:
-    """Tabulate the peaks of all combinations; say whether this run fits, and if not, what would."""
-    ways, room = found["ways_to_save_memory"], found["device_bytes"] / 2**30
-    lines = []
-    if not found["fits"]:
-        options = found["cheapest_that_fits"]
-        lines.append(f"  This is more than the GPU has, {room:,.1f} GiB. " + (
-            f"The fastest that fits: {options}" if options else "Nothing below fits on it: take "
-            "more --grad-accum, a lower --max-length, or more GPUs with --shard"
-        ))  # fmt: skip
-    bases = list(dict.fromkeys(way["base_precision"] for way in ways))
-    for shard in (False, True) if ways else ():
-        title = f"--shard, {found['divided_among']} processes" if shard else "GiB of each process"
-        lines.append(f"  {title:24}" + "".join(f"{base or 'as it is':>10}" for base in bases))
-        for what in RECOMPUTED:
-            sizes = {
-                way["base_precision"]: f"{way['bytes'] / 2**30:10,.2f}" for way in ways
-                if (way["gradient_checkpointing"], way["shard"]) == (what, shard)
-            }  # fmt: skip
-            cells = "".join(sizes.get(base, f"{'-':>10}") for base in bases)
-            lines.append(f"    recomputed: {what:10}" + cells)
     return lines
 
 

@@ -225,6 +225,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--threads", type=int, default=2, help="of a CPU")
     parser.add_argument("--profile", type=int, default=0, help="list so many kernels of our rows")
+    parser.add_argument("--gaps", action="store_true", help="when the GPU waits in a turn")
     parser.add_argument("--json", type=Path, help="write all figures here as well")
     add_option(parser)
     options = parser.parse_args()
@@ -270,6 +271,12 @@ def main() -> None:
         + table(rows, tokens),
         flush=True,
     )
+    if options.gaps:
+        from decoder_block import gaps_of
+
+        for row in rows:
+            if row.key in OF_THIS_ENGINE:
+                print(f"\n{row.label}, a turn:\n{gaps_of(row.turn)}")
     if options.profile:
         from decoder_block import kernels_of
 

@@ -208,6 +208,38 @@ def kernels_of(call: Run, count: int, most: int) -> str:
     return "\n".join([head, *lines])
 
 
+def gaps_of(call: Run, least: float = 50.0) -> str:
+    """When the GPU waited during a call, and what the host launched when, in microseconds.
+
+    Args:
+        least: shorter gaps are only added up.
+    """
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        call()
+        torch.cuda.synchronize()
+    kernels, lines = [], []
+    for event in seen.events():
+        place = event.time_range.start, event.time_range.end
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            kernels.append((*place, event.name))
+        elif event.name.startswith(("cudaGraphLaunch", "cudaStreamSync", "cudaDeviceSync")):
+            lines.append((place[0], f"host: {event.name}, {place[1] - place[0]:.0f}"))
+    kernels.sort()
+    begin, end, last, busy, short = kernels[0][0], kernels[0][0], "", 0.0, 0.0
+    for start, stop, name in kernels:
+        gap = start - end
+        if gap >= least:
+            lines.append((end, f"nothing runs for {gap:.0f}: {last[:50]} .. {name[:50]}"))
+        elif gap > 0:
+            short += gap
+        busy += max(0.0, stop - max(start, end))
+        if stop > end:
+            end, last = stop, name
+    head = f"  {end - begin:.0f} us in all, {busy:.0f} busy, {short:.0f} in short gaps"
+    return "\n".join([head, *(f"  {at - begin:9.0f}  {what}" for at, what in sorted(lines))])
+
+
 def tune(size: Size, device: torch.device) -> None:
     """Times of the gated MLP's kernels by their tiles, and of products that could replace them."""
     from bayeslora_cli.models.kernels.decoder import gated_mlp_triton as kernels

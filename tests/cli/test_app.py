@@ -367,8 +367,16 @@ def test_dry_run_trains_nothing(own, typed, tmp_path):
     assert re.search(r"--alpha +32\.0 +preset custom\n", out)
     assert "Nothing was trained." in out
     assert not (tmp_path / "out").exists()
+    assert "--gpu-memory" not in out  # small enough for any
     _, out, _ = typed_ok(typed, *own, "--dry-run", "--json")
     assert json.loads(out)["steps"] == 3
+    for arguments, message in (
+        (["--gpu-memory", 8], "--gpu-memory 8: only together with --dry-run"),
+        (["--dry-run", "--gpu-memory", -1], "--gpu-memory -1: must be above 0"),
+    ):
+        code, _, err = typed(*own, *arguments)
+        assert code == 2
+        assert message in err
 
 
 def test_json_is_all_there_is_on_stdout(own, typed):
@@ -430,7 +438,7 @@ def test_every_option_of_a_run_can_be_typed():
     typed_names = set(inspect.signature(train).parameters)
     others = {
         "preset", "list_presets", "dry_run", "as_json", "quiet", "verbose", "seeds", "jobs",
-        "print_commands", "ctx",
+        "print_commands", "gpu_memory", "ctx",
     }  # fmt: skip
     assert typed_names - others == OPTIONS.keys() - {"schedule_steps"}
 

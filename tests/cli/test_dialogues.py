@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from bayeslora_cli.training.plan import RESERVED
 from tests.support.chats import STRICT, byte_tokenizer
 
 
@@ -58,6 +59,25 @@ def test_a_dry_run_shows_what_counts(own, typed):
     assert re.search(r"<\|user\|>\n  (\d+) and 1\?<\|end\|>\n  <\|assistant\|>\n  \[\[", data)
     assert re.search(r"\[\[\d+\.<\|end\|>\]\]", data)
     assert all(len(line) <= 80 for line in data.splitlines())
+    assert "Whether it fits on a GPU of 80 GiB, and what would: --gpu-memory 80" in out
+
+
+def test_a_dry_run_for_a_gpu_that_is_not_here(own, typed):
+    """Its memory is enough for some ways to save it, and the fastest of these is named."""
+    found = {}
+    for size in (0.5, 80):
+        code, out, err = typed(*own, "--dry-run", "--gpu-memory", size, "--json")
+        assert code == 0, err
+        found[size] = json.loads(out)
+    assert found[80]["fits"]
+    assert not found[0.5]["fits"]
+    assert found[0.5]["cheapest_that_fits"] is None
+    sizes = [way["bytes"] for way in found[80]["ways_to_save_memory"]]
+    assert min(sizes) < found[80]["peak_bytes"]
+    room = (min(sizes) + RESERVED) / 2**30
+    _, out, _ = typed(*own, "--dry-run", "--gpu-memory", room)
+    assert re.search(r"more than the GPU has, 0.0 GiB. The fastest that fits: --", out)
+    assert "A CPU's pass, as no GPU is here" in out
 
 
 def test_a_run_on_chats_evaluates_what_it_held_out(own, typed, tmp_path):

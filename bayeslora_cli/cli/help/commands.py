@@ -14,7 +14,7 @@ class TrainCommand(Command):
 
     rare = frozenset(
         {name for name, option in OPTIONS.items() if option.typed and option.deep}
-        | {"list_presets", "print_commands", "quiet", "verbose"}
+        | {"list_presets", "print_commands", "gpu_memory", "quiet", "verbose"}
     )
     examples = (
         "bayeslora train --task demo",

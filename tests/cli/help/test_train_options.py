@@ -29,7 +29,7 @@ FLAGS = {
     "--compile --packing --gradient-checkpointing --shard --eval-batch-size --checkpoint-every "
     "--output --overwrite",
     "Several runs": "--seeds --jobs --print-commands",
-    "What is printed": "--dry-run --json --quiet --verbose --log-every --log-to",
+    "What is printed": "--dry-run --gpu-memory --json --quiet --verbose --log-every --log-to",
 }
 SWITCHES = {
     "--list-presets", "--trust-remote-code", "--quantize-base", "--group-by-length",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bayeslora_cli.data.batching import largest_batch
-from bayeslora_cli.training import plan
 from bayeslora_cli.training.memory.alternatives import Alternative, alternatives, cheapest
+from bayeslora_cli.training.memory.described import memory_text, on_gpu
 from bayeslora_cli.training.memory.estimate import estimate, peak_bytes
 from bayeslora_cli.training.memory.live_bytes import BLOCK, LiveBytes
 from tests.support.decoders import CAUSAL, token_rows
@@ -111,7 +110,7 @@ def test_every_combination_has_a_size_and_the_fastest_that_fits_is_named(backbon
     assert by["blocks", "nf4", False] == own.peak
 
 
-def test_the_plan_names_what_fits(monkeypatch):
+def test_the_plan_names_what_fits():
     ways = [
         Alternative(gradient_checkpointing=what, base_precision=base, shard=shard, bytes=size)
         for what, base, shard, size in (
@@ -119,18 +118,16 @@ def test_the_plan_names_what_fits(monkeypatch):
             ("off", None, True, 25 * 2**30), ("blocks", "nf4", False, 20 * 2**30),
         )
     ]  # fmt: skip
-    card = SimpleNamespace(total_memory=26 * 2**30)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     config = config_for("x")
     for processes, wanted in (
         (1, "--gradient-checkpointing blocks --base-precision nf4"),
         (2, "--shard"),
     ):
-        found = plan._on_gpu(config, 0, ways, torch.device("cuda"), processes)
+        found = on_gpu(config, 0, ways, 26 * 2**30, processes)
         assert found["peak_bytes"] == 40 * 2**30
         assert not found["fits"]
         assert found["cheapest_that_fits"] == wanted
-        text = plan._memory_text({"memory_bytes": {"weights": 2**20}, **found})
+        text = memory_text({"memory_bytes": {"weights": 2**20}, **found}, head=False)
         assert f"The fastest that fits: {wanted}" in "\n".join(text)
         assert text[0] == "Memory at a step's peak"
         assert text[-3:] == [

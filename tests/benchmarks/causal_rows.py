@@ -24,7 +24,6 @@ from bayeslora_cli.execution.compilation import compile_blocks
 from bayeslora_cli.execution.cuda_graphs import GraphRunner, run_eagerly
 from bayeslora_cli.methods.building import build_network
 from bayeslora_cli.methods.method import find_method
-from bayeslora_cli.models.kernels.decoder.fp8_output import quantized_output
 from bayeslora_cli.tasks.objectives.objective import build_objective
 from bayeslora_cli.training.preparation import learning_rate
 from bayeslora_cli.training.step import TrainStep
@@ -58,14 +57,11 @@ class Setting:
 
 def engine(
     method: str, optimizer: str, criterion: str | None, *, captured: bool = True,
-    compiled: bool = True, precision: str | None = None, fp8_output: str | None = None,
-    **options: Any,
+    compiled: bool = True, precision: str | None = None, **options: Any,
 ) -> Callable[[Setting], Step]:  # fmt: skip
     """The engine's step, built as a run builds it; on a GPU in graphs, its blocks compiled.
 
-    Args:
-        fp8_output: the output layer's products of fp8 numbers: "slopes" or "all".
-        options: further ones of the run.
+    `options`: further ones of the run.
     """
 
     def build(s: Setting) -> Step:
@@ -83,9 +79,6 @@ def engine(
             posterior=OPTIMIZERS[optimizer].posterior, device=s.device,
         )  # fmt: skip
         assert network.packed
-        if fp8_output is not None:
-            layer = network.module.get_output_embeddings()
-            layer.quantized = quantized_output(layer.weight, logits=fp8_output == "all")
         noise = torch.Generator(s.device).manual_seed(0)
         maker, on_gpu = find_method(method), s.device.type == "cuda"
         step = TrainStep(
@@ -254,13 +247,6 @@ ROWS: dict[str, tuple[str, Callable[[Setting], Step]]] = {
                 {"gradient_checkpointing": "selective", "compiled": False},
             ),
         )
-    },
-    **{
-        f"adalora-ivon-fp8-{which}": (
-            f"bayeslora AdaLoRA + IVON, snr, --base-precision fp8, output layer's {which}",
-            engine("adalora", "ivon", "snr", base_precision="fp8", fp8_output=which),
-        )
-        for which in ("slopes", "all")
     },
     "adalora-ivon-in-bf16": (
         "bayeslora AdaLoRA + IVON, snr, --precision bf16",

@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 from bayeslora_cli.models.backbones.packing import ATTENTION, takes_packed_rows
 from bayeslora_cli.models.decoders.packed_attention import without_masks
-from bayeslora_cli.models.kernels.decoder.fp8_output import Fp8Output
 from bayeslora_cli.models.kernels.decoder.token_log_likelihood import (
     CHUNK,
     PADDING,
@@ -63,7 +62,6 @@ def log_likelihoods(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
         batch["targets"],
         scale=output.scale,
         softcap=output.softcap,
-        output=output.quantized,
     )
 
 
@@ -73,7 +71,6 @@ class _Output:
     bias: Tensor | None
     scale: float
     softcap: float | None
-    quantized: Fp8Output | None
 
 
 def _output_is_known(module: Any) -> bool:
@@ -95,7 +92,6 @@ def _output_of(module: Any) -> _Output:
         bias=getattr(layer, "bias", None),
         scale=(1.0 if factor is None else factor) / (1.0 if divisor is None else divisor),
         softcap=getattr(config, "final_logit_softcapping", None),  # Gemma's
-        quantized=getattr(layer, "quantized", None),
     )
 
 

@@ -16,8 +16,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
-from bayeslora_cli.models.kernels.decoder.fp8_output import Fp8Output, log_likelihood_and_slope
-
 PADDING = -100
 """The target of tokens that do not count: their log-likelihood is 0 and has no gradient."""
 CHUNK = 2**25
@@ -37,7 +35,6 @@ def token_log_likelihood(
     *,
     scale: float = 1.0,
     softcap: float | None = None,
-    output: Fp8Output | None = None,
 ) -> Tensor:
     """Compute log softmax(z)[target] of each token, with z = cap tanh(scale (h W' + bias) / cap).
 
@@ -52,12 +49,11 @@ def token_log_likelihood(
         targets: (n,) int64; `PADDING` for tokens that do not count.
         scale: factor of the logits.
         softcap: the cap; None: z are the scaled logits.
-        output: W in fp8, for products where the gradient of `hidden` is needed and no other.
     Returns:
         (n,) fp32
     """
     apply: Any = _TokenLogLikelihood.apply
-    found: Tensor = apply(hidden, weight, bias, targets, scale, softcap, output)
+    found: Tensor = apply(hidden, weight, bias, targets, scale, softcap)
     return found
 
 
@@ -71,14 +67,8 @@ class _TokenLogLikelihood(torch.autograd.Function):
         targets: Tensor,
         scale: float,
         softcap: float | None,
-        output: Fp8Output | None,
     ) -> Tensor:
         needed, *trained = ctx.needs_input_grad[:3]
-        if output is not None and needed and not any(trained) and bias is None:
-            given = hidden, weight, output, targets, scale, softcap
-            found, of_hidden = log_likelihood_and_slope(*given)
-            ctx.save_for_backward(of_hidden, None, None, None, None)
-            return found
         found = hidden.new_empty(len(hidden), dtype=torch.float32)
         slope = torch.empty_like(hidden) if needed else None
         for rows in _chunks(hidden, weight):
@@ -99,7 +89,7 @@ class _TokenLogLikelihood(torch.autograd.Function):
             to_hidden = slope * grad[:, None].to(slope.dtype)
         if weight is not None:
             to_weight, to_bias = _to_layer(grad, hidden, weight, bias, targets, ctx)
-        return to_hidden, to_weight, to_bias, None, None, None, None
+        return to_hidden, to_weight, to_bias, None, None, None
 
 
 def _to_layer(

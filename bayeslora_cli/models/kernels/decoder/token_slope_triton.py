@@ -13,7 +13,6 @@ from torch import Tensor
 
 WIDTH, WARPS = 4096, 8
 """Logits that a program reads at once, and its warps."""
-LARGEST_CODE, LEAST_STEP = tl.constexpr(448.0), tl.constexpr(1e-30)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -58,46 +57,6 @@ def _token(  # type: ignore[no-untyped-def]
             tl.store(logits + place, slope.to(logits.dtype.element_ty), place < vocabulary)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _coded(  # type: ignore[no-untyped-def]
-    logits, targets, scales, largest, found, codes, steps, owns, vocabulary, scale, cap,  # noqa: ANN001
-    CAPPED: tl.constexpr, WIDTH: tl.constexpr,
-) -> None:  # fmt: skip
-    """As `_token`, with the slopes of all tokens but the target as codes, in steps of a row."""
-    row = tl.program_id(0).to(tl.int64)
-    target = tl.load(targets + row)
-    counts = target >= 0
-    logits += row * vocabulary
-    codes += row * vocabulary
-    most = tl.full((), float("-inf"), tl.float32)
-    others = tl.full((), float("-inf"), tl.float32)
-    total = tl.zeros((), tl.float32)
-    for start in range(0, vocabulary, WIDTH):
-        place = start + tl.arange(0, WIDTH)
-        value, _ = _bent(logits, place, place < vocabulary, scale, cap, CAPPED)
-        higher = tl.maximum(most, tl.max(value, 0))
-        total = total * tl.exp(most - higher) + tl.sum(tl.exp(value - higher), 0)
-        most = higher
-        others = tl.maximum(others, tl.max(tl.where(place == target, float("-inf"), value), 0))
-    aim = tl.maximum(target, 0) + tl.zeros((1,), tl.int64)
-    own, own_slope = _bent(logits, aim, aim >= 0, scale, cap, CAPPED)
-    norm = most + tl.log(total)
-    tl.store(found + row, tl.where(counts, tl.sum(own, 0) - norm, 0.0))
-    tl.store(owns + row, tl.where(counts, tl.sum(own_slope * (1 - tl.exp(own - norm)), 0), 0.0))
-    # the largest slope that there can be, times the largest scale, becomes the largest code
-    step = tl.exp(others - norm) * tl.abs(scale) * tl.load(largest) / LARGEST_CODE
-    step = tl.maximum(step, LEAST_STEP)
-    tl.store(steps + row, step)
-    unit = tl.where(counts, -1.0 / step, 0.0)
-    for start in range(0, vocabulary, WIDTH):
-        place = start + tl.arange(0, WIDTH)
-        inside = place < vocabulary
-        value, slope = _bent(logits, place, inside, scale, cap, CAPPED)
-        slope *= unit * tl.exp(value - norm) * tl.load(scales + place, inside, 0.0)
-        slope = tl.where(place == target, 0.0, slope)
-        tl.store(codes + place, slope.to(codes.dtype.element_ty), inside)
-
-
 def log_softmax_at(
     logits: Tensor, targets: Tensor, scale: float, softcap: float | None, *, slope: bool
 ) -> Tensor:
@@ -115,27 +74,3 @@ def log_softmax_at(
             softcap is not None, slope, WIDTH, num_warps=WARPS,
         )  # fmt: skip
     return found
-
-
-def coded_slopes(
-    logits: Tensor, targets: Tensor, scales: Tensor, largest: Tensor, scale: float,
-    softcap: float | None, dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Compute log softmax(z) at the targets, and its slope in codes; see `fp8_output._slopes`.
-
-    Args:
-        logits: (n, v), contiguous.
-        targets: (n,) int64.
-        scales: (v,) fp32, positive, and `largest` of them, ().
-        softcap: None: z = scale x.
-        dtype: of the codes.
-    """
-    count, vocabulary = logits.shape
-    codes = torch.empty(count, vocabulary, device=logits.device, dtype=dtype)
-    found, step, own = torch.empty(3, count, device=logits.device, dtype=torch.float32)
-    if count:
-        _coded[(count,)](
-            logits, targets, scales, largest, found, codes, step, own, vocabulary, scale,
-            softcap or 1.0, softcap is not None, WIDTH, num_warps=WARPS,
-        )  # fmt: skip
-    return found, codes, step[:, None], own[:, None]

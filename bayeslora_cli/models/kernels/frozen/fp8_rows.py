@@ -36,7 +36,7 @@ def quantize_rows(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Ten
 
 def scaled_product(
     codes: Tensor, scale: Tensor, weight: Tensor, of_weight: Tensor, dtype: torch.dtype,
-    bias: Tensor | None = None, *, fast: bool = True,
+    bias: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Compute (scale codes) (of_weight weight)' + bias, summed in fp32.
 
@@ -47,7 +47,6 @@ def scaled_product(
         of_weight: (m,), fp32.
         dtype: type of the result; a GPU rounds it to bf16 first.
         bias: (m,).
-        fast: let the matrix units keep the sums, in some 14 bits; False: add them up in fp32.
     Returns:
         (n, m), a tensor of its own.
     """
@@ -55,7 +54,7 @@ def scaled_product(
         within = bias if bias is not None and _takes(bias) else None
         out = torch._scaled_mm(
             codes, weight.t(), scale_a=scale, scale_b=of_weight[None], bias=within,
-            out_dtype=torch.bfloat16, use_fast_accum=fast,
+            out_dtype=torch.bfloat16, use_fast_accum=True,
         ).to(dtype)  # fmt: skip
         bias = bias if within is None else None
     else:

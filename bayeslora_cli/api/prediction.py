@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from bayeslora_cli.config.run_config import RunConfig
     from bayeslora_cli.evaluation.run_loading import LoadedRun
     from bayeslora_cli.evaluation.streaming.columns import PredictedRows
+    from bayeslora_cli.evaluation.streaming.writers import RowWriter
     from bayeslora_cli.tasks.task import Task
 
 logger = logging.getLogger("bayeslora")
@@ -144,67 +146,78 @@ def predict_file(
         StorageError: the output cannot be written.
         BrokenPipeError: nobody reads standard output any more.
     """
-    from bayeslora_cli.evaluation.streaming.writers import (
-        LineWriter,
-        ParquetWriter,
-        RowWriter,
-        form_of,
-        to_descriptor,
-    )
     from bayeslora_cli.execution.signals import deferred
 
-    if output is not None:
-        output = Path(output)
-        form = form_of(output)
-        if output_format is not None:
-            raise UserError(
-                f"--output-format {output_format}: --output {output} is written as its ending says"
-            )
-        if output.exists() and os.path.exists(source) and os.path.samefile(source, output):
-            raise UserError(f"--output {output}: is the input; give another file")
-    else:
+    if output is None:
         form = output_format or _as_input(str(source), options.get("input_format"))
         if form not in OUTPUT_FORMS:
             raise UserError(f"--output-format {form}: give one of {', '.join(OUTPUT_FORMS)}")
+    else:
+        output = Path(output)
+        form = _form_of_file(output, source, output_format)
     windows = predicted_windows(run, source, **options)
     written = 0
-    descriptor: int | None = None
-    writer: RowWriter | None = None
-    try:
-        for found in windows:
-            if writer is None:  # a file is replaced only when there is something to write
-                if form == "parquet":
-                    assert output is not None
-                    writer = ParquetWriter(output)
-                else:
-                    name = output or Path("standard output")
-                    descriptor = _opened(output)
-                    writer = LineWriter(form, to_descriptor(descriptor, name))
-            with deferred():
-                writer.write(found.columns, ours=found.ours)
-            written += found.rows
-            progress(written)
-    except (BayesloraError, KeyboardInterrupt):
-        if written:
-            place = output or "standard output"
-            logger.warning("rows written to %s: %s", place, f"{written:,}")
-        raise
-    finally:
-        if writer is not None:
-            writer.close()
-        if descriptor is not None and output is not None:
-            os.close(descriptor)
+    with ExitStack() as stack:
+        writer: RowWriter | None = None
+        try:
+            for found in windows:
+                if writer is None:  # a file is replaced only when there is something to write
+                    writer = stack.enter_context(_writing(form, output))
+                with deferred():
+                    writer.write(found.columns, ours=found.ours)
+                written += found.rows
+                progress(written)
+        except (BayesloraError, KeyboardInterrupt):
+            if written:
+                place = output or "standard output"
+                logger.warning("rows written to %s: %s", place, f"{written:,}")
+            raise
     return written
 
 
-def _opened(output: Path | None) -> int:
+def _form_of_file(output: Path, source: str | Path, output_format: str | None) -> str:
+    """Return the form that the ending of an output names; it must not be the input."""
+    from bayeslora_cli.evaluation.streaming.writers import form_of
+
+    form = form_of(output)
+    if output_format is not None:
+        raise UserError(
+            f"--output-format {output_format}: --output {output} is written as its ending says"
+        )
+    if output.exists() and os.path.exists(source) and os.path.samefile(source, output):
+        raise UserError(f"--output {output}: is the input; give another file")
+    return form
+
+
+@contextmanager
+def _writing(form: str, output: Path | None) -> Iterator[RowWriter]:
+    """Open the output, and close it with what its form needs behind the last row.
+
+    Args:
+        output: a file, which is replaced; None: standard output, which stays open.
+    """
+    from bayeslora_cli.evaluation.streaming.writers import LineWriter, ParquetWriter, to_descriptor
+
+    if form == "parquet":
+        assert output is not None
+        with closing(ParquetWriter(output)) as writer:
+            yield writer
+        return
     if output is None:
         sys.stdout.flush()
-        return sys.stdout.fileno()
+        descriptor = sys.stdout.fileno()
+    else:
+        try:
+            descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        except OSError as error:
+            raise StorageError(output, error) from error
+    name = output or Path("standard output")
     try:
-        return os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    except OSError as error:
-        raise StorageError(output, error) from error
+        with closing(LineWriter(form, to_descriptor(descriptor, name))) as writer:
+            yield writer
+    finally:
+        if output is not None:
+            os.close(descriptor)
 
 
 def _as_input(source: str, typed: str | None) -> str:

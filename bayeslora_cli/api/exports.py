@@ -19,6 +19,6 @@ class Export:
 
     def describe(self, *, warned: bool = True) -> str:
         """Return the measurements as text, one line each; `warned`: also what it warned of."""
-        from bayeslora_cli.export.exporter import describe_export
+        from bayeslora_cli.export.findings import describe_export
 
         return "\n".join(describe_export(dict(self.manifest), warned=warned))

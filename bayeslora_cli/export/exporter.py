@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,11 @@ from bayeslora_cli.data.tokenised_split import TokenisedSplit
 from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.evaluation.cutting.gradients import gradient_averages, training_rows
-from bayeslora_cli.evaluation.forward_passes import Metrics, describe, evaluate_splits
+from bayeslora_cli.evaluation.forward_passes import Metrics, evaluate_splits
 from bayeslora_cli.evaluation.run_loading import load_run, of_the_training, split_names
 from bayeslora_cli.export.card import export_card
 from bayeslora_cli.export.findings import (
     BaseChange,
-    Check,
     Findings,
     QuantizationLoss,
     RoundingLoss,
@@ -52,7 +51,7 @@ from bayeslora_cli.runs.atomic_write import replacing, write_json
 from bayeslora_cli.runs.directory import RunDir
 from bayeslora_cli.runs.environment import now, versions
 from bayeslora_cli.runs.model_card import measured_in
-from bayeslora_cli.tasks.objectives.objective import Objective, objective_of
+from bayeslora_cli.tasks.objectives.objective import objective_of
 from bayeslora_cli.tasks.sources.comparison_rows import check_data_is_read, load_file
 from bayeslora_cli.tasks.sources.loading import load_examples
 from bayeslora_cli.tasks.task import Examples, Task
@@ -103,8 +102,7 @@ def export_run(
     examples = _examples(run, options, config, task)
     its_data = replace(config, data=options.data or config.data)
     training = training_rows(run, its_data, task, filter(None, [options.by]))
-    entry = FORMATS[options.format]
-    form: Format = implementation(entry.implementation)
+    form: Format = implementation(FORMATS[options.format].implementation)
 
     length, objective = config.max_length, objective_of(task)
     network, tokenizer, kept = load_run(run, config, objective, options.device, verify=verify)
@@ -117,22 +115,7 @@ def export_run(
     inputs, first, rows = _inputs(options, config, task, tokenizer, examples)
     check_tokens(network.module, config.model, [rows])
     batches = batches_of(rows)
-    loss = drop_unsupported_quantizers(network, form.keeps, batches)
-    loss = loss or unrounded_rows(network, batches)
-    if loss is not None:
-        logger.warning("--format %s: %s", options.format, loss)
-    expected = run_logits(network, batches)
-    base = None
-    if config.base_precision != trained.base_precision:
-        before = _on_trained_weights(run, trained, network, objective, options, batches)
-        base = base_change(network, str(trained.base_precision), batches, before, expected)
-        logger.warning("--format %s: %s", options.format, base)
-    less_exact = None
-    if (rounded := form.round(network, options)) is not None:
-        exact, expected = expected, run_logits(network, batches)
-        less_exact = rounding_loss(network, rounded, batches, exact, expected)
-    # measured before it is known whether it is needed: merging changes the network
-    rounding = rounding_of(network, batches, expected) if entry.bound > 0 else 0.0
+    expected = _expected(form, options, run, trained, network, batches)
 
     with _writing(output) as directory:
         directory.mkdir()
@@ -145,17 +128,17 @@ def export_run(
         reopened = form.reopen(directory, config, task, network.bank.theta.device)
         findings = Findings(
             check=compare(
-                expected,
+                expected.logits,
                 reopened,
                 theirs,
-                bound=entry.bound,
+                bound=FORMATS[options.format].bound,
                 inputs=inputs,
-                rounding=rounding,
+                rounding=expected.rounding,
                 advice=form.advice,
             ),
-            loss=loss,
-            rounding=less_exact,
-            base=base,
+            loss=expected.loss,
+            rounding=expected.less_exact,
+            base=expected.base,
             run=result["best_at_budget"]["metrics"],
             run_precision=measured_in(trained),
             pruned=pruned,
@@ -171,25 +154,6 @@ def export_run(
     if push_to_hub is not None:
         upload(output, push_to_hub)
     return output, manifest
-
-
-def describe_export(manifest: dict[str, Any], *, warned: bool = True) -> list[str]:
-    """Say what was measured, one line each; `warned`: also what `export_run` warned of."""
-    metrics, precision = manifest["metrics"], manifest["precision"]["export"]
-    lines = []
-    if metrics["before_pruning"] is not None:
-        lines = [
-            f"before pruning, in {precision}: {describe(metrics['before_pruning'])}",
-            f"after pruning to rank {manifest['options']['target_rank']}, in {precision}: "
-            f"{describe(metrics['after_pruning'])}",
-        ]
-    if warned and manifest["lost"] is not None:
-        lines.append(str(QuantizationLoss(**manifest["lost"])))
-    if warned and "base" in manifest:
-        lines.append(str(BaseChange(**manifest["base"])))
-    if "rounding" in manifest:
-        lines.append(str(RoundingLoss.from_json(manifest["rounding"])))
-    return [*lines, str(Check(**manifest["check"]))]
 
 
 def _examples(
@@ -238,12 +202,52 @@ def _inputs(
 # ---- the parts of an export
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Expected:
+    """The logits that the reopened export must give, and what the format changes in the run's."""
+
+    logits: list[Tensor]
+    rounding: float
+    """What rounding in fp32 alone changes."""
+    loss: QuantizationLoss | None
+    base: BaseChange | None
+    less_exact: RoundingLoss | None
+
+
+def _expected(
+    form: Format, options: ExportOptions, run: RunDir, trained: RunConfig, network: Network,
+    batches: Sequence[dict[str, Tensor]],
+) -> _Expected:  # fmt: skip
+    """Change the network into what the format holds, warn of what is lost, and compute the logits.
+
+    Args:
+        trained: the run's configuration; the network's frozen weights may have another precision.
+    """
+    loss = drop_unsupported_quantizers(network, form.keeps, batches)
+    loss = loss or unrounded_rows(network, batches)
+    if loss is not None:
+        logger.warning("--format %s: %s", options.format, loss)
+    logits, base, less_exact = run_logits(network, batches), None, None
+    if FORMATS[options.format].needs_base and trained.base_precision is not None:
+        before = _on_trained_weights(run, trained, network, options, batches)
+        base = base_change(network, trained.base_precision, batches, before, logits)
+        logger.warning("--format %s: %s", options.format, base)
+    if (rounded := form.round(network, options)) is not None:
+        exact, logits = logits, run_logits(network, batches)
+        less_exact = rounding_loss(network, rounded, batches, exact, logits)
+    # measured before it is known whether it is needed: merging changes the network
+    bound = FORMATS[options.format].bound
+    rounding = rounding_of(network, batches, logits) if bound > 0 else 0.0
+    return _Expected(logits=logits, rounding=rounding, loss=loss, base=base, less_exact=less_exact)
+
+
 def _on_trained_weights(
-    run: RunDir, trained: RunConfig, network: Network, objective: Objective,
-    options: ExportOptions, batches: Sequence[dict[str, Tensor]],
+    run: RunDir, trained: RunConfig, network: Network, options: ExportOptions,
+    batches: Sequence[dict[str, Tensor]],
 ) -> list[Tensor]:  # fmt: skip
     """Compute the run's logits on the frozen weights that it was trained on, in fp32."""
-    other = load_run(run, replace(trained, precision="fp32"), objective, options.device).network
+    config = replace(trained, precision="fp32")
+    other = load_run(run, config, network.objective, options.device).network
     other.bank.mask.copy_(network.bank.mask)
     return run_logits(other, batches)
 

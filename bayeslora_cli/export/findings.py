@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bayeslora_cli.evaluation.forward_passes import Metrics
+from bayeslora_cli.evaluation.forward_passes import Metrics, describe
 from bayeslora_cli.export.formats.bf16_rounding import KeptUpdate
 
 
@@ -120,3 +120,22 @@ class Findings:
     def metrics_precision(self) -> str:
         """Precision in which `metrics` were measured."""
         return self.run_precision if self.pruned is None else self.precision
+
+
+def describe_export(manifest: dict[str, Any], *, warned: bool = True) -> list[str]:
+    """Say what was measured, one line each; `warned`: also what `export_run` warned of."""
+    metrics, precision = manifest["metrics"], manifest["precision"]["export"]
+    lines = []
+    if metrics["before_pruning"] is not None:
+        lines = [
+            f"before pruning, in {precision}: {describe(metrics['before_pruning'])}",
+            f"after pruning to rank {manifest['options']['target_rank']}, in {precision}: "
+            f"{describe(metrics['after_pruning'])}",
+        ]
+    if warned and manifest["lost"] is not None:
+        lines.append(str(QuantizationLoss(**manifest["lost"])))
+    if warned and "base" in manifest:
+        lines.append(str(BaseChange(**manifest["base"])))
+    if "rounding" in manifest:
+        lines.append(str(RoundingLoss.from_json(manifest["rounding"])))
+    return [*lines, str(Check(**manifest["check"]))]

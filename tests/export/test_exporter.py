@@ -22,7 +22,8 @@ from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.errors import BayesloraError, DataError, ModelError, RunDirError, UserError
 from bayeslora_cli.evaluation.run_loading import load_run
 from bayeslora_cli.export import exporter
-from bayeslora_cli.export.exporter import ExportOptions, describe_export, export_run
+from bayeslora_cli.export.exporter import ExportOptions, export_run
+from bayeslora_cli.export.findings import describe_export
 from bayeslora_cli.export.formats import lora_files
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.runs.directory import RunDir

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.export.exporter import describe_export, export_run
-from bayeslora_cli.export.findings import RoundingLoss
+from bayeslora_cli.export.exporter import export_run
+from bayeslora_cli.export.findings import RoundingLoss, describe_export
 from bayeslora_cli.export.formats.bf16_rounding import UpdateMeter, bf16
 from bayeslora_cli.export.formats.merged_model import MERGED, merge
 from bayeslora_cli.export.request import ExportOptions

@@ -13,7 +13,8 @@ from transformers import AutoModelForSequenceClassification
 
 from bayeslora_cli.errors import BayesloraError, RunDirError, UserError
 from bayeslora_cli.evaluation.run_loading import load_run
-from bayeslora_cli.export.exporter import describe_export, export_run
+from bayeslora_cli.export.exporter import export_run
+from bayeslora_cli.export.findings import describe_export
 from bayeslora_cli.export.formats import integer_codes
 from bayeslora_cli.export.formats.integer_codes import CODES, FACTS, load_quantized
 from bayeslora_cli.export.request import ExportOptions

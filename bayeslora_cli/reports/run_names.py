@@ -41,9 +41,15 @@ def names_of(settings: Sequence[Mapping[str, Any]]) -> tuple[RunName | None, ...
     if not all(_is_known(found) for found in settings):
         return (None,) * len(settings)
     bases = [(_task(found), _method(found)) for found in settings]
+    # two criteria of one method and optimizer may differ in more than the criterion: both are told
+    # the settings that either needs
+    kinds = [(found["method"], found["optimizer"]) for found in settings]
+    telling_of: dict[tuple[str, str], dict[str, None]] = {kind: {} for kind in kinds}
+    for kind, (_, method) in zip(kinds, bases, strict=True):
+        telling_of[kind] |= dict.fromkeys(_differing(method, bases, settings))
     named = []
-    for (task, method), found in zip(bases, settings, strict=True):
-        whole = ", ".join([method, *_told(_differing(method, bases, settings), found)])
+    for kind, (task, method), found in zip(kinds, bases, settings, strict=True):
+        whole = ", ".join([method, *_told([*telling_of[kind]], found)])
         named.append(RunName(task=task, method=whole, place=(*_place(found), task, whole)))
     if max(Counter((name.task, name.method) for name in named).values(), default=1) > 1:
         return (None,) * len(settings)

@@ -34,6 +34,10 @@ def test_settings_are_told_where_they_tell_runs_apart():
     name = "AdaLoRA + IVON, snr"
     assert methods({"lr": 0.5}, {"method": "lora"}) == [name, "LoRA + AdamW"]
     assert methods({"lr": 0.5}, {"lr": 1.0}) == [f"{name}, lr 0.5", f"{name}, lr 1"]
+    # a criterion beside them has that setting told too
+    other = "AdaLoRA + IVON, magnitude, lr 0.5"
+    rows = [{"lr": 0.5}, {"lr": 1.0}, {"lr": 0.5, "criterion": "magnitude"}, {"optimizer": "adamw"}]
+    assert methods(*rows)[2:] == [other, "AdaLoRA + AdamW, sensitivity"]
     assert methods({"target_rank": 2}, {"target_rank": 4}) == [f"{name}, rank 2", f"{name}, rank 4"]
     assert methods({"t_init": 7}, {"t_init": 8}) == [f"{name}, t init 7", f"{name}, t init 8"]
     # a setting that differs between tasks only, as in presets, is no method of its own

@@ -10,10 +10,13 @@ from scipy import stats
 
 from bayeslora_cli.tasks.sources.glue import TASKS, read_tsv
 from bayeslora_cli.tasks.sources.own_files import hold_out
-from tests.benchmarks.posterior import check, compared_tables
+from tests.benchmarks.posterior import check, compared_tables, page
 from tests.benchmarks.posterior.page_text import Page
 from tests.benchmarks.posterior.protocol import PROTOCOL, options_of, trials, write_parts
 from tests.benchmarks.posterior.search import choose
+
+ROOT = Path(__file__).parents[1]
+MEASURED = ROOT / "tests" / "benchmarks" / "posterior" / "measured"
 
 
 def _lines(family, number, value, nll, sigma=None):
@@ -78,17 +81,19 @@ def test_both_scripts_agree_on_tests_and_corrections():
 
 
 def test_a_table_of_differences_has_tasks_and_corrected_p():
-    page = Page()
+    written = Page()
     low = {("a", seed): -0.5 - seed for seed in range(6)} | {("b", seed): -7.0 for seed in range(6)}
     none = {("a", seed): (-1.0) ** seed * (seed + 1) for seed in range(6)}
     none |= {("b", seed): -value / 2 for (_, seed), value in none.items()}
-    compared_tables.table_of(page, [""], [(["low"], "x", low, 1), (["none"], "y", none, 1)])
-    assert (page.numbers["x/pairs"], page.numbers["x/difference"]) == ("12", "-5.0")
-    assert page.numbers["x/tasks"] == "-7.0 to -3.0"
-    assert page.numbers["x/over-tasks"] == check.summary([-3.0, -7.0], 1, "interval")
-    assert page.numbers["x/p"] == compared_tables.p_text(check.wilcoxon([*low.values()]))
-    assert float(page.numbers["x/holm"]) == pytest.approx(2 * float(page.numbers["x/p"]), abs=1e-3)
-    assert float(page.numbers["y/holm"]) == float(page.numbers["y/p"]) > 0.5
+    compared_tables.table_of(written, [""], [(["low"], "x", low, 1), (["none"], "y", none, 1)])
+    assert (written.numbers["x/pairs"], written.numbers["x/difference"]) == ("12", "-5.0")
+    assert written.numbers["x/tasks"] == "-7.0 to -3.0"
+    assert written.numbers["x/over-tasks"] == check.summary([-3.0, -7.0], 1, "interval")
+    assert written.numbers["x/p"] == compared_tables.p_text(check.wilcoxon([*low.values()]))
+    assert float(written.numbers["x/holm"]) == pytest.approx(
+        2 * float(written.numbers["x/p"]), abs=1e-3
+    )
+    assert float(written.numbers["y/holm"]) == float(written.numbers["y/p"]) > 0.5
 
 
 @pytest.mark.parametrize(
@@ -104,6 +109,17 @@ def test_a_table_of_differences_has_tasks_and_corrected_p():
 )
 def test_numbers_may_differ_by_one_in_the_last_digit(printed, found, agree):
     assert check.same(printed, found) is agree
+
+
+def test_the_page_is_what_its_script_writes(tmp_path, monkeypatch):
+    committed = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    (tmp_path / "page.md").write_text(committed, encoding="utf-8")
+    files = {name: str(MEASURED / f"{name}.jsonl") for name in ("search", "judge", "causal")}
+    files |= {"baselines": str(MEASURED / "baselines.jsonl"), "speed": str(MEASURED / "speed.json")}
+    options = [text for name, path in files.items() for text in (f"--{name}", path)]
+    monkeypatch.setattr("sys.argv", ["page.py", *options, "--page", str(tmp_path / "page.md")])
+    page.main()
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == committed
 
 
 def test_the_second_script_imports_nothing_of_ours():

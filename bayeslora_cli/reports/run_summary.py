@@ -186,19 +186,32 @@ def cut_text(found: dict[str, Any]) -> str:
 
     Metrics over samples follow those at the mean; singular values have none.
     """
-    orders = list(dict.fromkeys(row["by"] for row in found["cuts"]))
-    ranks = sorted({row["rank"] for row in found["cuts"]}, reverse=True)
-    at = {(row["by"], row["rank"]): row for row in found["cuts"]}
     lines = []
     for kind, title in (("metrics", ""), ("sampled", ", over samples")):
-        shown = [by for by in orders if kind in at[by, ranks[0]]]
-        for split, metrics in found["whole"].get(kind, {}).items() if shown else ():
-            for name, value in metrics.items():
-                lines.append(f"{split} {name}{title}")
-                lines.append("  mean rank".ljust(12) + "".join(f"{by:>17}" for by in shown))
-                whole = f"{value:>17.4f}" * len(shown)
-                lines.append(f"  {found['whole']['rank']:<10.4g}{whole}  as trained")
-                for rank in ranks:
-                    cells = "".join(f"{at[by, rank][kind][split][name]:>17.4f}" for by in shown)
-                    lines.append(f"  {rank:<10.4g}{cells}")
+        cuts = [row for row in found["cuts"] if kind in row]
+        splits = found["whole"].get(kind, {}) if cuts else {}
+        for split, name in ((split, name) for split, own in splits.items() for name in own):
+            at = {(row["by"], row["rank"]): row[kind][split][name] for row in cuts}
+            lines.append(f"{split} {name}{title}")
+            lines += _cut_lines(at, found["whole"]["rank"], splits[split][name])
     return "\n".join(lines)
+
+
+def _cut_lines(at: Mapping[tuple[str, float], float], own: float, whole: float) -> list[str]:
+    """Write one metric of cuts.
+
+    Args:
+        at: its values, by order and rank.
+        own: the rank without a cut.
+        whole: the value there.
+    """
+    orders = list(dict.fromkeys(by for by, _ in at))
+    ranks = sorted({rank for _, rank in at}, reverse=True)
+    return [
+        "  mean rank".ljust(12) + "".join(f"{by:>17}" for by in orders),
+        f"  {own:<10.4g}{f'{whole:>17.4f}' * len(orders)}  as trained",
+        *(
+            f"  {rank:<10.4g}" + "".join(f"{at[by, rank]:>17.4f}" for by in orders)
+            for rank in ranks
+        ),
+    ]

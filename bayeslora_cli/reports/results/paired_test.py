@@ -139,20 +139,17 @@ def describe(found: dict[str, Any]) -> str:
     """Write the outcome: one line per task, one for all together, and a sentence."""
     parts = {**found["tasks"], "together": found} if len(found["tasks"]) > 1 else found["tasks"]
     width = max(map(len, parts))
-    smaller = found["smaller_is_better"]
-    decimals = 4 if smaller else 2
-    of = ", of scores of which less is better" if smaller else ""
+    form, of = "+.2f", ""
+    if found["smaller_is_better"]:
+        form, of = "+.4f", ", of scores of which less is better"
     lines = [f"{found['a']} minus {found['b']}{of}"]
     lines.append(f"{'':{width}}  pairs  difference  95% interval       Wilcoxon p  t-test p")
     for name, test in parts.items():
-        low_high = (
-            "-"
-            if test["interval"] is None
-            else " to ".join(f"{end:+.{decimals}f}" for end in test["interval"])
-        )
+        difference = format(test["difference"], form)
+        low_high = " to ".join(format(end, form) for end in test["interval"] or ()) or "-"
         lines.append(
-            f"{name:{width}}  {test['pairs']:5}  {test['difference']:+10.{decimals}f}  "
-            f"{low_high:17}  {_p(test['wilcoxon']):>10}  {_p(test['t']):>8}"
+            f"{name:{width}}  {test['pairs']:5}  {difference:>10}  {low_high:17}  "
+            f"{_p(test['wilcoxon']):>10}  {_p(test['t']):>8}"
         )
     lines.append(verdict(found))
     return "\n".join(lines)

@@ -251,8 +251,8 @@ def _divided(
 ) -> tuple[tuple[str, ...], dict[Any, list[Outcome]]]:
     """Return the settings that differ between runs of one data set, and the rows by their values.
 
-    The values are those of `settings`, which leave out what presets add, or those of the runs if
-    they make fewer rows, as in a grid one of whose values is a task's preset.
+    Rows are told apart by the values in `settings`, which leave out what presets add; or by the
+    runs' own values if these make fewer rows, as in a grid of which a value is a task's preset.
     """
     names = dict.fromkeys(name for found in settings.values() for name in found)
     data = grouped(outcomes, lambda o: o.column).values()

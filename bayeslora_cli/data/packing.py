@@ -100,29 +100,43 @@ def pack(
             batch["weights"] = split.weights[picked]
     if split.token_types is not None and not decoder:
         inputs["token_type_ids"] = split.token_types.index_select(0, places).long()
+    inputs["position_ids"] = position
     if fixed:
         size = bucket(tokens, least=64, per_octave=8)
-        more = size - tokens
-        for name, pad in (("input_ids", split.pad_id), ("token_type_ids", split.pad_type_id)):
-            if name in inputs:
-                inputs[name] = F.pad(inputs[name], (0, more), value=pad)
-        # no position that no row has: tables of positions end, and some rotary angles change there
-        position = torch.cat((position, torch.arange(more) % lengths.max()))
-        if decoder:
-            rows = bucket(len(indices), least=1, per_octave=4) + 1 - len(indices)
-            ends = offsets.new_full((rows,), size)
-            longest = bucket(max(int(lengths.max()), more), least=64, per_octave=1)
-        else:  # rows as long as the others: with dropout a GPU pads them all to the longest
-            longest = bucket(int(lengths.max()), least=32, per_octave=2)
-            rows = -(-max(64, size // 8) // longest)  # `more` is below the `bucket`'s unit
-            ends = (tokens + longest * torch.arange(1, rows + 1)).clamp(max=size)
+        _fill(inputs, split, lengths, size - tokens)
+        ends, longest = _filling_rows(lengths, size, decoder=decoder)
         offsets = torch.cat((offsets, ends))
         batch["longest"] = torch.empty(0, longest)
-        if even and decoder and not more and bool((lengths == lengths[0]).all()):
+        if even and decoder and size == tokens and bool((lengths == lengths[0]).all()):
             batch["longest"] = torch.zeros(1, int(lengths[0]))
-    inputs["position_ids"] = position
     batch |= {name: value[None] for name, value in inputs.items()}
     return batch | {"row_offsets": offsets.int()}
+
+
+def _fill(inputs: dict[str, Tensor], split: TokenisedSplit, lengths: Tensor, more: int) -> None:
+    """Append `more` tokens of padding to the inputs of packed rows, in place."""
+    for name, pad in (("input_ids", split.pad_id), ("token_type_ids", split.pad_type_id)):
+        if name in inputs:
+            inputs[name] = F.pad(inputs[name], (0, more), value=pad)
+    # no position that no row has: tables of positions end, and some rotary angles change there
+    filled = torch.arange(more) % lengths.max()
+    inputs["position_ids"] = torch.cat((inputs["position_ids"], filled))
+
+
+def _filling_rows(lengths: Tensor, size: int, *, decoder: bool) -> tuple[Tensor, int]:
+    """Return the ends of the rows that fill packed rows up to `size` tokens, and a longest length.
+
+    Their number and that length, which no row exceeds, take few values.
+    """
+    longest, tokens = int(lengths.max()), int(lengths.sum())
+    if decoder:
+        rows = bucket(len(lengths), least=1, per_octave=4) + 1 - len(lengths)
+        longest = bucket(max(longest, size - tokens), least=64, per_octave=1)
+        return lengths.new_full((rows,), size), longest
+    # rows as long as the others: with dropout a GPU pads them all to the longest
+    longest = bucket(longest, least=32, per_octave=2)
+    rows = -(-max(64, size // 8) // longest)  # what is filled is below the unit of `bucket`
+    return (tokens + longest * torch.arange(1, rows + 1)).clamp(max=size), longest
 
 
 def bucket(size: int, *, least: int, per_octave: int) -> int:

@@ -7,7 +7,7 @@ where they are needed, since that takes seconds: a finished run names its layers
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -20,6 +20,8 @@ from bayeslora_cli.errors import ModelError
 
 logger = logging.getLogger("bayeslora")
 
+ALL_LINEAR = "all-linear"
+"""PEFT's name for all linear layers but the output layer of a language model."""
 # what transformers calls them; `sequence_summary` is XLM's and Flaubert's
 HEADS = ("classifier", "score", "classification_head", "sequence_summary")
 
@@ -107,36 +109,12 @@ def match_targets(module: Any, head: Sequence[str], wanted: Sequence[str] | None
     Raises:
         ModelError: no layer matches, or a named one is not a linear layer.
     """
-    kind = module.config.model_type
-    named = wanted is not None and list(wanted) != ["all-linear"]
+    named = wanted is not None and list(wanted) != [ALL_LINEAR]
     linear = {n: m for n, m in module.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
-    output = module.get_output_embeddings()  # None: this is no language model
-    within = [n for n, layer in linear.items() if layer is not output]
-    if wanted is None and output is not None:
-        within = _of_the_blocks(module, within)
-        wanted = ("all-linear",)
-    elif wanted is None:
-        from peft.utils.constants import TRANSFORMERS_MODELS_TO_ADALORA_TARGET_MODULES_MAPPING
-
-        wanted = TRANSFORMERS_MODELS_TO_ADALORA_TARGET_MODULES_MAPPING.get(kind)
-        if wanted is None:
-            logger.info("PEFT knows no AdaLoRA targets for %s: adapting all linear layers", kind)
-            wanted = ("all-linear",)
-    if isinstance(wanted, str):
-        wanted = (wanted,)
-    if list(wanted) == ["all-linear"]:
-        names = within
-    else:
-        from peft import AdaLoraConfig
-        from peft.tuners.tuners_utils import check_target_module_exists
-
-        config = AdaLoraConfig(target_modules=list(wanted), total_step=1)
-        names = [
-            n for n, _ in module.named_modules() if n and check_target_module_exists(config, n)
-        ]
-    names = [n for n in names if not inside(n, head)]
+    endings, matching = _matching(module, linear, wanted)
+    names = [n for n in matching if not inside(n, head)]
     other = [n for n in names if not is_adaptable(linear.get(n))]
-    flag = f"--target-modules {','.join(wanted)}"
+    flag = f"--target-modules {','.join(endings)}"
     if other and not named:
         skipped, names = other, [n for n in names if n not in set(other)]
         if not names:
@@ -157,9 +135,42 @@ def match_targets(module: Any, head: Sequence[str], wanted: Sequence[str] | None
             "--method full trains it whole"
         )
     if not names:
-        endings = sorted({n.rpartition(".")[2] for n in linear if not inside(n, head)})
-        raise ModelError(f"{flag}: no layer of {kind} matches; it has {', '.join(endings)}")
+        kind = module.config.model_type
+        has = sorted({n.rpartition(".")[2] for n in linear if not inside(n, head)})
+        raise ModelError(f"{flag}: no layer of {kind} matches; it has {', '.join(has)}")
     return names
+
+
+def _matching(
+    module: Any, linear: Mapping[str, Any], wanted: Sequence[str] | None
+) -> tuple[Sequence[str], list[str]]:
+    """Return the wanted endings, those that None stands for too, and the names that they match.
+
+    Args:
+        linear: the linear layers by name.
+    """
+    output = module.get_output_embeddings()  # None: this is no language model
+    within = [n for n, layer in linear.items() if layer is not output]
+    if wanted is None and output is not None:
+        return [ALL_LINEAR], _of_the_blocks(module, within)
+    if wanted is None:
+        from peft.utils.constants import TRANSFORMERS_MODELS_TO_ADALORA_TARGET_MODULES_MAPPING
+
+        kind = module.config.model_type
+        wanted = TRANSFORMERS_MODELS_TO_ADALORA_TARGET_MODULES_MAPPING.get(kind)
+        if wanted is None:
+            logger.info("PEFT knows no AdaLoRA targets for %s: adapting all linear layers", kind)
+            wanted = [ALL_LINEAR]
+    endings = [wanted] if isinstance(wanted, str) else list(wanted)
+    if endings == [ALL_LINEAR]:
+        return endings, within
+    from peft import AdaLoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    config = AdaLoraConfig(target_modules=endings, total_step=1)
+    return endings, [
+        n for n, _ in module.named_modules() if n and check_target_module_exists(config, n)
+    ]
 
 
 def quantizable(module: Any, head: Sequence[str]) -> list[str]:

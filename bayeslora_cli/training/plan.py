@@ -90,6 +90,7 @@ def dry_run(
     if not network.objective.entry.head:
         others = FLOAT_BITS**2 * plain_products(network.module)
         operations = find_method(config.method).bit_operations(config, needed.matrices, others)
+    told = room is not None or not network.objective.entry.head
     phases = [
         {"phase": name, "first": first, "last": stop - 1}
         for name, first, stop in course.phases or ()
@@ -129,7 +130,8 @@ def dry_run(
             if room is None or needed.peak is None
             else on_gpu(config, needed.peak, ways, room, processes)
         ),
-        "without_gpu": device.type != "cuda",
+        # said of a GPU that is asked about, and of models that are often larger than one
+        **({"without_gpu": True} if told and device.type != "cuda" else {}),
     }
 
 

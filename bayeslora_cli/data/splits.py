@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,11 +46,7 @@ class Batches:
         whole, order = order, order[processes.rank :: processes.world]
         predicted = order
         if split.items is not None:
-            assert split.counted is not None
-            words = row_sums(split.counted, split.offsets)
-            self.total = int(words.sum())
-            of_rows = torch.split(torch.arange(self.total), words.tolist())
-            predicted = [torch.cat([of_rows[row] for row in rows.tolist()]) for rows in order]
+            self.total, predicted = _items(split, order)
         self.rows = torch.cat((*predicted, torch.empty(0, dtype=torch.int64)))
         """int64: index in the split of each row of the concatenated batches, or of each item."""
         self.sizes = [len(indices) for indices in predicted]
@@ -65,31 +61,40 @@ class Batches:
                 return token_batch(split, indices, width(indices), device)
             return split.batch(indices, width(indices))
 
-        self.inputs = [
-            {name: x.to(device) for name, x in collate(indices).items() if name != "labels"}
-            for indices in order
-        ]
-        self.spare = self.inputs[0] if self.inputs else {}
+        def moved(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: x.to(device) for name, x in batch.items() if name != "labels"}
+
+        self.inputs = [moved(collate(indices)) for indices in order]
+        self.spare = self.inputs[0] if order else moved(collate(whole[0]))
         """A batch for rounds in which this process has none, but has to take part."""
-        if not order:
-            found = collate(whole[0]).items()
-            self.spare = {name: x.to(device) for name, x in found if name != "labels"}
         self.few = self.inputs[:1]
         """The first batch, or a few of its rows, padded as other programs take them; [] if this
         process has no batch."""
         if split.packed and order:
-            rows = order[0]
-            if split.counted is not None:
-                # the longest rows come first, and of rows that were cut the answer may be gone
-                empty = row_sums(split.counted, split.offsets)[rows] == 0
-                rows = rows[empty.int().argsort(stable=True)][:FEW]
-            few = split.batch(rows)
-            self.few = [{n: tensor.to(device) for n, tensor in few.items() if n != "labels"}]
+            self.few = [moved(split.batch(_few(split, order[0])))]
         most = [rows_of(batch, items=split.items is not None) for batch in self.inputs]
         self.most = max(most, default=0)
         """Most rows or items of a batch, those included that only fill it."""
         self.place = torch.empty(0, device=device)
         """(b, outputs): buffer for what a pass keeps, the same in all passes."""
+
+
+def _items(split: TokenisedSplit, order: Sequence[Tensor]) -> tuple[int, list[Tensor]]:
+    """Return the number of items of a split, and the indices of those of each batch of rows."""
+    assert split.counted is not None
+    words = row_sums(split.counted, split.offsets)
+    total = int(words.sum())
+    of_rows = torch.split(torch.arange(total), words.tolist())
+    return total, [torch.cat([of_rows[row] for row in rows.tolist()]) for rows in order]
+
+
+def _few(split: TokenisedSplit, rows: Tensor) -> Tensor:
+    """Return the first rows of a batch, or all where a row is predicted as a whole."""
+    if split.counted is None:
+        return rows
+    # the longest rows come first, and of rows that were cut the answer may be gone
+    empty = row_sums(split.counted, split.offsets)[rows] == 0
+    return rows[empty.int().argsort(stable=True)][:FEW]
 
 
 class Data:

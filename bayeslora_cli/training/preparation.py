@@ -113,21 +113,11 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
     cache = cache or ExampleCache()
     task, examples = cache.examples(resolved.config)
     task = selected_by(task, resolved.config.select)
-    kinds = OBJECTIVES[task.objective].predicts
-    if task.classes and OBJECTIVES[task.objective].head:  # else they are places of choices
-        kinds = f"{len(task.classes)} classes"
-    logger.info(
-        "%s: %d training rows, %s predicted from %s",
-        task.name, len(examples["train"]), kinds, listed(task.text_columns),
-    )  # fmt: skip
-    own_rows = resolved.config.train_file is not None
-    advised = own_rows and resolved.config.select is None and objective_of(task).weighs_classes
-    if advised and (line := advice(task, examples["train"].labels or ())) is not None:
-        logger.info("%s", line)
+    _tell_rows(resolved.config, task, examples["train"])
     trust = resolved.config.trust_remote_code
     kind = OBJECTIVES[task.objective]
     # of a task by name --task-type changes nothing
-    instead = kind.instead if own_rows else ""
+    instead = kind.instead if resolved.config.train_file is not None else ""
     check_architecture(
         resolved.config.model, kind.auto_class, trust_remote_code=trust, instead=instead
     )
@@ -147,17 +137,7 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
     warning = find_method(config.method).warning(config)
     if warning:
         logger.warning("%s", warning)
-    run = RunDir(Path(config.output) / run_name(resolved))
-    moved: tuple[str, ...] = ()
-    if not config.overwrite:
-        run, moved = _find_moved(run, config, cache)
-        run.check(config, moved)
-        _check_configuration(run, config)
-        if run.task.is_file() and (what := _others(run.read_task(), task)) is not None:
-            raise RunDirError(
-                f"{run.path} holds a run on other {what} of these files. "
-                "Use --overwrite to replace it, or another --output"
-            )
+    run, moved = _directory(resolved, config, task, cache)
     prepared = PreparedRun(
         config=with_packing(config, run, objective_of(task)),
         task=task,
@@ -170,6 +150,46 @@ def prepare(resolved: Resolved, cache: ExampleCache | None = None) -> PreparedRu
     if weights := prepared.class_weights():
         logger.info("weights in the loss: %s", weights_text(weights))
     return prepared
+
+
+def _tell_rows(config: RunConfig, task: Task, train: Examples) -> None:
+    """Log what is predicted from how many rows, and what helps if their classes are uneven."""
+    entry = OBJECTIVES[task.objective]
+    kinds = entry.predicts
+    if task.classes and entry.head:  # else they are places of choices
+        kinds = f"{len(task.classes)} classes"
+    logger.info(
+        "%s: %d training rows, %s predicted from %s",
+        task.name, len(train), kinds, listed(task.text_columns),
+    )  # fmt: skip
+    advised = config.train_file is not None and config.select is None
+    advised = advised and objective_of(task).weighs_classes
+    if advised and (line := advice(task, train.labels or ())) is not None:
+        logger.info("%s", line)
+
+
+def _directory(
+    resolved: Resolved, config: RunConfig, task: Task, cache: ExampleCache
+) -> tuple[RunDir, tuple[str, ...]]:
+    """Return the run's directory, which is free or holds this very run, and what has moved.
+
+    Args:
+        config: the final configuration.
+    Raises:
+        RunDirError: it holds another run.
+    """
+    run = RunDir(Path(config.output) / run_name(resolved))
+    if config.overwrite:
+        return run, ()
+    run, moved = _find_moved(run, config, cache)
+    run.check(config, moved)
+    _check_configuration(run, config)
+    if run.task.is_file() and (what := _others(run.read_task(), task)) is not None:
+        raise RunDirError(
+            f"{run.path} holds a run on other {what} of these files. "
+            "Use --overwrite to replace it, or another --output"
+        )
+    return run, moved
 
 
 def with_packing(config: RunConfig, run: RunDir, objective: Objective) -> RunConfig:

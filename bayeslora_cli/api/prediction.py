@@ -104,7 +104,7 @@ def predicted_windows(
     else:
         tables = object_windows(source, name, plain)
     windows = read_windows(tables, config, task, asked)
-    if name != STDIN:  # a pipe's first row may come late, when the model should be ready
+    if name != STDIN:  # a pipe's first row may come late: the model is loaded before it is read
         first = next(windows, None)
         if first is None:
             raise UserError(f"{name}: found no rows")

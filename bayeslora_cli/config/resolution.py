@@ -93,15 +93,12 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
 
     untyped: dict[str, Any] = {name: option.default for name, option in OPTIONS.items()} | row
     untyped |= _merged([row_values(table, method, optimizer, criterion) for _, table in own])
+    # a typed step number does not scale, an equal one of the preset does
+    fixed = typed.keys() & from_presets.keys() & set(SCHEDULED)
     changed = {
         name: getattr(config, name)
         for name, option in OPTIONS.items()
-        if option.affects_result
-        # a typed step number does not scale, an equal one of the preset does
-        and (
-            (name in typed and name in SCHEDULED and name in from_presets)
-            or getattr(config, name) != untyped[name]
-        )
+        if option.affects_result and (name in fixed or getattr(config, name) != untyped[name])
     }
     return Resolved(config=config, sources=sources, changed=changed, notices=notices)
 

@@ -45,7 +45,7 @@ BESIDE_INPUTS = ("labels", "count", "columns", "weights")
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(Presentation, ABC):
-    """A kind of task, applied to the classes of one task; `Presentation` is its further part."""
+    """A kind of task, applied to the classes of one task; `Presentation` says how it is shown."""
 
     table_metrics: ClassVar[tuple[str, ...]]
     """Metrics of a task that is made from a user's table, by names that `metrics` knows."""

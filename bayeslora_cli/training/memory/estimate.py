@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -88,26 +88,9 @@ def estimate(
         factors, frozen = _factors(network, device)
         if network.operands is not None:
             network.operands.publish_shapes(device)
-        activations: int | None = None
-        passing: int | None = None
-        try:
-            logits, own, inputs = _fake(network, batch, device)
-            loss, frozen = network.objective.loss, [*own, *frozen]
-            activations = saved_bytes(logits, loss, [*frozen, *factors], inputs)
-            if whole_step:
-
-                def then(found: Tensor) -> None:
-                    value = loss(found, inputs)
-                    del found  # as in a step
-                    value.backward()  # type: ignore[no-untyped-call]
-
-                # blocks that are recomputed look for their weights in the backward pass
-                step = partial(logits, inputs, then)
-                passing = peak_bytes(step, [*frozen, *inputs.values()], factors)
-        # an operation that needs a value, or has no fake kernel
-        except (RuntimeError, ModelError) as error:
-            what = "the activations" if activations is None else "the peak"
-            logger.info("no estimate of %s: %s", what, str(error).partition("\n")[0])
+        activations, passing = _passed_bytes(
+            network, batch, device, factors, frozen, whole_step=whole_step
+        )
         state = _state(config, network, device)
     banked = [t for t in vars(bank).values() if isinstance(t, Tensor)]
     adapters = sum(s.stop - s.offset for s in bank.segments.values() if s.role == "adapter")
@@ -136,6 +119,44 @@ def estimate(
             for tensor in form.stored()
         ),
     )
+
+
+def _passed_bytes(
+    network: Network,
+    batch: Mapping[str, Tensor],
+    device: torch.device,
+    factors: Sequence[Tensor],
+    frozen: Sequence[Tensor],
+    *,
+    whole_step: bool,
+) -> tuple[int | None, int | None]:
+    """Count what a step's passes keep and need; call under a FakeTensorMode.
+
+    Args:
+        factors, frozen: what `_factors` returned.
+    Returns:
+        Bytes that a forward pass keeps, and those that both passes add at their peak; None: not
+        asked for, or an operation needs a value or has no fake kernel.
+    """
+    activations = passing = None
+    try:
+        logits, own, inputs = _fake(network, batch, device)
+        loss, known = network.objective.loss, [*own, *frozen]
+        activations = saved_bytes(logits, loss, [*known, *factors], inputs)
+        if whole_step:
+
+            def then(found: Tensor) -> None:
+                value = loss(found, inputs)
+                del found  # as in a step
+                value.backward()  # type: ignore[no-untyped-call]
+
+            # blocks that are recomputed look for their weights in the backward pass
+            step = partial(logits, inputs, then)
+            passing = peak_bytes(step, [*known, *inputs.values()], factors)
+    except (RuntimeError, ModelError) as error:
+        what = "the activations" if activations is None else "the peak"
+        logger.info("no estimate of %s: %s", what, str(error).partition("\n")[0])
+    return activations, passing
 
 
 def _halves(network: Network, config: RunConfig, device: torch.device) -> int:

@@ -37,8 +37,8 @@ def is_able(gpu: torch.device) -> bool:
 
 
 def _matrix_units(device: torch.device) -> tuple[int, int]:
-    # torch's compiler takes these for constants, `get_device_capability` it does not, and it warns
-    # of functions that keep their results; torch keeps these itself
+    # torch's compiler takes these properties for constants, but not `get_device_capability`; of a
+    # cache here it would warn, and torch has one of its own
     found = torch.cuda.get_device_properties(device)
     return found.major, found.minor
 

@@ -45,6 +45,9 @@ class Predicting(Protocol):
     def loaded(self) -> LoadedRun:
         """The network, at the posterior's mean, its tokenizer and the posterior."""
 
+    def load(self, base_precision: str | None = None) -> LoadedRun:
+        """Load it anew, with frozen weights in another precision."""
+
 
 def predicted_windows(
     run: Predicting,
@@ -58,6 +61,7 @@ def predicted_windows(
     text_columns: Sequence[str] | None = None,
     input_format: str | None = None,
     batch_size: int | None = None,
+    base_precision: str | None = None,
 ) -> Iterator[PredictedRows]:
     """Yield the columns of some thousand rows at a time: those of the input, and the predictions.
 
@@ -69,6 +73,7 @@ def predicted_windows(
         text_columns: columns that hold the texts; None: those of the run's task, or usual names.
         input_format: one of `FORMS`; None: by the file's ending, or found.
         batch_size: rows per forward pass; None: as in training.
+        base_precision: of the frozen weights, as for `Run.evaluate`.
     Raises:
         UserError: options do not fit the run, or a row is not as expected.
     """
@@ -109,7 +114,9 @@ def predicted_windows(
         if first is None:
             raise UserError(f"{name}: found no rows")
         windows = chain((first,), windows)
-    return predict_windows(run.loaded, config, windows, asked)
+    another = base_precision not in (None, config.base_precision)
+    loaded = run.load(base_precision) if another else run.loaded
+    return predict_windows(loaded, config, windows, asked)
 
 
 def predicted_rows(

@@ -54,6 +54,17 @@ def test_rows_are_those_of_predict(run, pairs, samples):
     assert all(row["entropy"] >= 0 for row in rows)
 
 
+def test_rows_on_frozen_weights_of_another_precision(run, pairs):
+    """Those of the run on such weights, which rounds them to 8 significant bits."""
+    found = list(run.predict_rows(iter(pairs), base_precision="bf16"))
+    usual = list(run.predict_rows(iter(pairs)))
+    name = f"p({run.task.classes[0]})"
+    off = [abs(row[name] - other[name]) for row, other in zip(found, usual, strict=True)]
+    assert 0 < max(off) < 0.02
+    with pytest.raises(bl.errors.UserError, match="--base-precision int3: choose one of"):
+        list(run.predict_rows(iter(pairs), base_precision="int3"))
+
+
 def test_they_come_as_they_are_asked_for(run, pairs):
     read = []
 

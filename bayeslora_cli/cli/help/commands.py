@@ -125,7 +125,7 @@ class PredictCommand(Command):
 
     rare = frozenset(
         {"temperature", "seed", "text_columns", "batch_size", "model", "verify"}
-        | {"trust_remote_code"}
+        | {"trust_remote_code", "base_precision"}
     )
     examples = (
         "bayeslora predict RUN texts.txt > predicted.jsonl",

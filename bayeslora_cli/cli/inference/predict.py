@@ -15,6 +15,7 @@ import typer
 from bayeslora_cli.api.prediction import FORMS, OUTPUT_FORMS, STDIN, predict_file
 from bayeslora_cli.api.run import Run
 from bayeslora_cli.cli.help.shared_options import (
+    BasePrecision,
     BatchSize,
     Device,
     ModelPlace,
@@ -93,6 +94,7 @@ def predict(
     temperature: Temperature = None,
     seed: SampleSeed = None,
     batch_size: BatchSize = None,
+    base_precision: BasePrecision = None,
     model: ModelPlace = None,
     device: Device = "auto",
     verify: Verify = False,
@@ -124,6 +126,7 @@ def predict(
                 text_columns=_names(text_columns),
                 input_format=input_format,
                 batch_size=batch_size,
+                base_precision=base_precision,
             )
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -13,7 +13,6 @@ DeBERTaV3-base's shapes, random weights.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable
 from copy import deepcopy
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 from gpu_step import ARCHITECTURE, comma_list
-from measure import describe, environment
+from measure import describe, environment, replayed
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import DebertaV2Config
@@ -135,7 +134,7 @@ def outcome(layer: nn.Module, mask: str, batch: Batch, dtype: torch.dtype) -> li
     ]
 
 
-def replayed(
+def both_ways(
     run: Run, batch: Batch, dtype: torch.dtype, repeats: int, *, packed: bool = False
 ) -> float:
     """Milliseconds forward and backward."""
@@ -147,22 +146,7 @@ def replayed(
     def call() -> None:
         torch.autograd.grad(run(x), x, gradient)
 
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-        for _ in range(CALLS):
-            call()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) / CALLS)
-    return statistics.median(times)
+    return replayed([call] * CALLS, x.device, repeats=repeats)
 
 
 def compare(rows: int, lengths: list[int], precisions: list[str]) -> None:
@@ -221,7 +205,7 @@ def time_all(rows: int, lengths: list[int], precisions: list[str], repeats: int)
                 module.to(dtype).train(mode=train)
                 run = batch.through(layer, mask, dtype)
                 packed = mask is batch.rows
-                cells.append(f"{replayed(run, batch, dtype, repeats, packed=packed):.3f}")
+                cells.append(f"{both_ways(run, batch, dtype, repeats, packed=packed):.3f}")
             print(f"| {' | '.join(cells)} |", flush=True)
 
 

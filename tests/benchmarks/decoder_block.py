@@ -12,7 +12,6 @@ alone" is the time of the seven frozen products, forward and to their input, and
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections import Counter
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 from decoder_sizes import SIZES, Size
-from measure import describe, environment, synchronize
+from measure import describe, environment, replayed, synchronize
 from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -130,31 +129,6 @@ def allocated(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
-def replayed(call: Run, device: torch.device, repeats: int = 20) -> float:
-    """Milliseconds of a call: in a graph on a GPU."""
-    for _ in range(3):
-        call()
-    synchronize(device)
-    if device.type != "cuda":
-        start = time.perf_counter()
-        call()
-        return 1e3 * (time.perf_counter() - start)
-    graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.current_stream()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        call()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    del graph
-    return statistics.median(times)
-
-
 def products_alone(size: Size, device: torch.device) -> float:
     """Milliseconds of one block's frozen products, forward and to the input."""
     o, tokens = size.options, size.rows * size.tokens
@@ -178,7 +152,7 @@ def products_alone(size: Size, device: torch.device) -> float:
         for x, w in pairs:
             (x @ w.t()) @ w
 
-    return replayed(call, device)
+    return replayed([call], device)
 
 
 def kernels_of(call: Run, count: int, most: int) -> str:
@@ -260,7 +234,7 @@ def tune(size: Size, device: torch.device) -> None:
         "[dg, du] up": lambda: kept @ up,  # type: ignore[dict-item, return-value]
     }
     for name, other in others.items():
-        print(f"  {name}: {replayed(other, device):.3f} ms")
+        print(f"  {name}: {replayed([other], device):.3f} ms")
     kept.normal_()
     for tiles in TILES:
         kernels.AHEAD = kernels.BACK = kernels.Tiles(*tiles)
@@ -270,7 +244,7 @@ def tune(size: Size, device: torch.device) -> None:
             lambda: kernels.backward(to_product, to_h_2, kept, h, up, down, 12),
         ):
             try:
-                cells.append(f"{replayed(call, device):.3f}")  # type: ignore[arg-type]
+                cells.append(f"{replayed([call], device):.3f}")  # type: ignore[arg-type]
             except Exception as error:
                 cells.append(type(error).__name__)
         print(f"  rows, columns, warps, stages, registers {tiles}: {', '.join(cells)}", flush=True)
@@ -345,7 +319,9 @@ def attentions(size: Size, device: torch.device) -> None:
                 float((a - b).detach().float().norm() / b.detach().float().norm())
                 for a, b in zip(found, exact, strict=True)
             )
-            print(f"  {name}: {1e3 * replayed(both, device):.0f} us, off by {far:.1e}", flush=True)
+            print(
+                f"  {name}: {1e3 * replayed([both], device):.0f} us, off by {far:.1e}", flush=True
+            )
         except Exception as error:
             print(f"  {name}: {type(error).__name__} {str(error)[:120]}")
 
@@ -406,7 +382,7 @@ def main() -> None:
         blocks()
         synchronize(device)
         first = time.perf_counter() - start
-        ms = replayed(blocks, device) / options.layers
+        ms = replayed([blocks], device) / options.layers
         print(
             f"  {name}: {ms:.3f} ms, keeps {blocks.kept / 2**20:.0f} MiB, first {first:.0f} s",
             flush=True,

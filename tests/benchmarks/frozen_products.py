@@ -16,9 +16,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from decoder_block import replayed
 from decoder_sizes import SIZES, Size
-from measure import describe, environment
+from measure import describe, environment, replayed
 from torch import Tensor
 
 from bayeslora_cli.config.catalogue import BASE_PRECISIONS, implementation
@@ -113,7 +112,7 @@ def main() -> None:
         for name in (DENSE, *(n for n, e in BASE_PRECISIONS.items() if e.quantized)):
             cells = []
             for what, call in parts(name, weight, rows, grad).items():
-                us = 1e3 * replayed(call, device)
+                us = 1e3 * replayed([call], device)
                 cells.append(f"{what} {us:.0f}")
                 if what in ("forward", "back"):
                     totals[name] = totals.get(name, 0.0) + us

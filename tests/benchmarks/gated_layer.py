@@ -13,9 +13,8 @@ import argparse
 from collections import Counter
 
 import torch
-from decoder_block import replayed
 from decoder_sizes import SIZES
-from measure import describe, environment
+from measure import describe, environment, replayed
 from torch import Tensor
 
 from bayeslora_cli.models.kernels import gated_linear_triton as kernels
@@ -67,12 +66,12 @@ def main() -> None:
         e = torch.ones(layers, RANK, device=device)
         by = [quantizers_of(layers, device) for _ in "xah"]
         p, _ = kernels.forward(x, a, e, *by)
-        found = {"forward": 1e3 * replayed(lambda: kernels.forward(x, a, e, *by), device)}  # noqa: B023
+        found = {"forward": 1e3 * replayed([lambda: kernels.forward(x, a, e, *by)], device)}  # noqa: B023
         for tiles in TILES:
             found[str(tuple(tiles))] = 1e3 * replayed(
-                lambda: kernels.backward(
+                [lambda: kernels.backward(
                     grad, heights, x, p, a, e, b, by[0], by[1], by[2].constants, tiles  # noqa: B023
-                ),
+                )],
                 device,
             )  # fmt: skip
         total.update(found)

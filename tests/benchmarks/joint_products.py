@@ -15,13 +15,11 @@ split kernel by its tiles, the fastest first.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from measure import synchronize
+from measure import replayed
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -171,32 +169,9 @@ def choices(s: Operands) -> Iterator[tuple[str, str, Run]]:
         yield "dx", f"{tuple(tiles)}", backward
 
 
-def replayed(calls: list[Run], device: torch.device, repeats: int = 9) -> float:
-    """Microseconds per call, of calls with different operands, in a graph on a GPU."""
-    for call in calls:
-        call()
-    synchronize(device)
-    if device.type != "cuda":
-        start = time.perf_counter()
-        calls[0]()
-        return 1e6 * (time.perf_counter() - start)
-    rounds = 3 if len(calls) > 1 else 1
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(
-        graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
-    ):
-        for _ in range(rounds):
-            for call in calls:
-                call()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return 1e3 * statistics.median(times) / rounds / len(calls)
+def microseconds(calls: list[Run], device: torch.device) -> float:
+    """Microseconds per call, of calls with different operands."""
+    return 1e3 * replayed(calls * 3 if len(calls) > 1 else calls, device)
 
 
 def measure(
@@ -210,12 +185,12 @@ def measure(
     cells: dict[str, list[str]] = {}
     for found in zip(*(ways(s) for s in sets), strict=True):
         what, how = found[0][:2]
-        us = replayed([call for *_, call in found], device)
+        us = microseconds([call for *_, call in found], device)
         cells.setdefault(what, []).append(f"{how} {us:.1f}")
     tuned: dict[str, list[tuple[float, str]]] = {}
     for found in zip(*(choices(s) for s in sets), strict=True) if tune else ():
         what, how = found[0][:2]
-        us = replayed([call for *_, call in found], device)
+        us = microseconds([call for *_, call in found], device)
         tuned.setdefault(what, []).append((us, how))
     for what, texts in cells.items():
         best = [f"{how} {us:.1f}" for us, how in sorted(tuned.get(what, []))]

@@ -12,13 +12,12 @@ kernels, one at a time; several processes, each with one kernel, compile at the 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable
 
 import torch
 from gpu_step import comma_list, lengths_of
-from measure import describe, environment
+from measure import describe, environment, replayed
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -28,7 +27,7 @@ from bayeslora_cli.models.kernels.row_attention import row_attention as operator
 from bayeslora_cli.models.kernels.row_attention import tiles
 from bayeslora_cli.models.kernels.row_attention.tiles import Plan, Tiles
 
-HEADS, SIZE, CALLS, REPEATS = 12, 64, 10, 9
+HEADS, SIZE, CALLS = 12, 64, 10
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CUTS = [
     Tiles(64, 64, 4, 1), Tiles(64, 64, 4, 2), Tiles(64, 64, 8, 2), Tiles(64, 32, 4, 1),
@@ -77,34 +76,19 @@ class Case:
         return lambda: torch.autograd.grad(forward(), given, self.slope) and None
 
 
-def replayed(call: Callable[[], object]) -> float:
+def milliseconds(call: Callable[[], object]) -> float:
     """Milliseconds of a call, in a graph of `CALLS`."""
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-        for _ in range(CALLS):
-            call()
-    times = []
-    for _ in range(REPEATS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) / CALLS)
-    return statistics.median(times)
+    return replayed([call] * CALLS, torch.device("cuda"))
 
 
 def time_case(case: Case, dtype: torch.dtype) -> list[str]:
     """The cells of a line: with dropout, forward alone with it, without it, torch's kernel."""
-    cells = [replayed(case.both_ways(lambda: case.ours(0.1)))]
+    cells = [milliseconds(case.both_ways(lambda: case.ours(0.1)))]
     with torch.no_grad():
-        cells.append(replayed(lambda: case.ours(0.1)))
-    cells.append(replayed(case.both_ways(lambda: case.ours(0.0))))
+        cells.append(milliseconds(lambda: case.ours(0.1)))
+    cells.append(milliseconds(case.both_ways(lambda: case.ours(0.0))))
     if varlen_attn is not None and dtype != torch.float32:
-        cells.append(replayed(case.both_ways(case.torchs)))
+        cells.append(milliseconds(case.both_ways(case.torchs)))
     return [f"{cell:.4f}" for cell in cells]
 
 
@@ -131,7 +115,7 @@ def tune(case: Case, dtype: torch.dtype, fields: list[str]) -> None:
                 continue
             setattr(tiles, name, plan._replace(**{field: cut}))
             try:
-                print(f"    {field:10} {tuple(cut)!s:18} {replayed(call):.4f}", flush=True)
+                print(f"    {field:10} {tuple(cut)!s:18} {milliseconds(call):.4f}", flush=True)
             except Exception as error:  # too much shared memory, say
                 print(f"    {field:10} {tuple(cut)!s:18} {type(error).__name__}", flush=True)
     setattr(tiles, name, plan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from bayeslora_cli.config.catalogue import FORMATS, implementation
 from bayeslora_cli.errors import BayesloraError, ModelError, NonFiniteError
 from bayeslora_cli.export.formats.lora_files import save_patterned_adapter
 from bayeslora_cli.export.formats.onnx_model import write_onnx
@@ -22,6 +22,7 @@ from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.export.verification import batches_of, compare, random_rows, run_logits
 from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.tasks.sources.demo import DEMO
+from tests.support import written_exports
 from tests.support.networks import build
 
 KINDS = ["bert", "deberta-v2", "roberta", "distilbert", "gpt2", "llama"]
@@ -52,18 +53,7 @@ def make(model, pattern, **changes):
     return network, config
 
 
-def export(network, config, options, directory):
-    """Write and reopen: the check, as the command makes it."""
-    tokenizer = load_tokenizer(config.model)
-    batches = batches_of(random_rows(tokenizer, 9, 40))
-    expected = run_logits(network, batches)
-    entry = FORMATS[options.format]
-    form = implementation(entry.implementation)
-    directory.mkdir()
-    form.write(directory, network, config, tokenizer, options)
-    tokenizer.save_pretrained(directory)
-    reopened = form.reopen(directory, config, DEMO, network.bank.theta.device)
-    return compare(expected, reopened, batches, bound=entry.bound, inputs="random")
+export = partial(written_exports.export, task=DEMO, rows=9)
 
 
 @pytest.mark.parametrize("kind", KINDS)

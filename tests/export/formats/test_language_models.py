@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,23 +16,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from bayeslora_cli.config.catalogue import FORMATS, implementation
 from bayeslora_cli.export.formats.peft_adapter import PeftAdapter
 from bayeslora_cli.export.request import ExportOptions
 from bayeslora_cli.export.verification import (
     LAST_TOKENS,
     batches_of,
     beginnings,
-    compare,
     compared,
     drop_unsupported_quantizers,
-    random_rows,
-    run_logits,
 )
 from bayeslora_cli.models.adapters.plain_lora import kind_of
-from bayeslora_cli.models.backbones.loading import load_tokenizer
 from bayeslora_cli.tasks.objectives.objective import build_objective
 from bayeslora_cli.tasks.task import Task
+from tests.support import written_exports
 from tests.support.decoders import CAUSAL, save_decoder, token_rows
 from tests.support.networks import build, randomise
 
@@ -55,17 +52,7 @@ FORMS = {
 }
 
 
-def export(network, config, options, directory):
-    tokenizer = load_tokenizer(config.model)
-    batches = batches_of(random_rows(tokenizer, 6, 40))
-    expected = run_logits(network, batches)
-    entry = FORMATS[options.format]
-    form = implementation(entry.implementation)
-    directory.mkdir()
-    form.write(directory, network, config, tokenizer, options)
-    tokenizer.save_pretrained(directory)
-    reopened = form.reopen(directory, config, TASK, network.bank.theta.device)
-    return compare(expected, reopened, batches, bound=entry.bound, inputs="random")
+export = partial(written_exports.export, task=TASK, rows=6)
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -30,7 +30,7 @@ from tests.gpu.test_causal import (  # noqa: F401
 from tests.gpu.test_step import strict  # noqa: F401
 from tests.support.decoders import CAUSAL, token_rows
 from tests.support.evaluation import evaluated
-from tests.support.quantized import as_near
+from tests.support.quantized import as_near, check_spoilt_rows
 from tests.training.test_step import T_FINAL, T_INIT, TOTAL, make_step
 
 pytest.importorskip("bitsandbytes")
@@ -91,6 +91,13 @@ def test_dense_weights_of_integer_codes(dtype):
     scale, out = torch.rand(129, device=GPU), torch.empty(129, 4112, device=GPU, dtype=dtype)
     ARITHMETICS["int8"].dequantize([codes, scale], out)
     assert torch.equal(out, (codes * scale[:, None]).to(dtype))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_rows_that_are_none_or_not_finite(base):
+    layer = torch.nn.Linear(64, 48, device=GPU, dtype=torch.bfloat16).requires_grad_(False)
+    form = implementation(BASE_PRECISIONS[base].implementation)(layer, torch.bfloat16)
+    check_spoilt_rows(form, GPU, torch.bfloat16)
 
 
 @pytest.mark.parametrize("base", BASES)

@@ -97,3 +97,19 @@ def as_near(codes: Tensor, others: Tensor, x: Tensor, scale: Tensor) -> bool:
     wanted = x.double() / scale.double()
     far, most = ((found.double() - wanted).abs() for found in (codes, others))
     return bool((far <= most + 1e-6 * wanted.abs()).all())
+
+
+def check_spoilt_rows(form, device="cpu", dtype=torch.float32):
+    """A row that is not finite has such a result and gradient, and the others keep theirs."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(4, form.in_features, generator=generator).to(device, dtype)
+    expected = form(x)
+    assert form(x[:0]).shape == (0, form.out_features)
+    for value in (torch.nan, torch.inf):
+        spoilt = x.clone()
+        spoilt[1, 5] = value
+        out = form(spoilt.requires_grad_())
+        assert not out[1].isfinite().all()
+        assert torch.equal(out[[0, 2, 3]], expected[[0, 2, 3]])
+        (to_x,) = torch.autograd.grad(out, spoilt, torch.full_like(out, value))
+        assert not to_x.isfinite().any()

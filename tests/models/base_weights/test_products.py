@@ -14,6 +14,7 @@ from bayeslora_cli.models.adapters.layer import join
 from bayeslora_cli.models.base_weights.quantized_linear import FrozenLinear, QuantizedLinear
 from tests.support.quantized import (
     LAYERS,
+    check_spoilt_rows,
     dense_twin,
     gradient_of,
     moved,
@@ -63,6 +64,11 @@ def test_a_product_is_that_of_the_dense_weight(base, bias):
     torch.testing.assert_close(out, right, rtol=1e-5, atol=1e-5)
     wanted = torch.autograd.grad(right.sin().sum(), (x, down, up))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("base", BASE_PRECISIONS)
+def test_rows_that_are_none_or_not_finite(base):
+    check_spoilt_rows(form_of(base)[0])
 
 
 def test_fp8_quantizes_rows_and_gradients_by_row():

@@ -50,7 +50,7 @@ def scaled_product(
     Returns:
         (n, m), a tensor of its own.
     """
-    if codes.is_cuda:
+    if codes.is_cuda and len(codes):
         within = bias if bias is not None and _takes(bias) else None
         out = torch._scaled_mm(
             codes, weight.t(), scale_a=scale, scale_b=of_weight[None], bias=within,

@@ -31,8 +31,9 @@ class Halves(NamedTuple):
 
 def halves_of(weight: Tensor) -> Halves:
     """Split a weight (out, in) of finite numbers in fp32."""
-    exponent = weight.abs().max().frexp().exponent - 1
-    unit = torch.ones_like(weight[0, 0]).ldexp(exponent - tiles.LARGEST_HALF)
+    exponent = weight.abs().max().frexp().exponent - 1 - tiles.LARGEST_HALF
+    # a GPU may take smaller powers, which are not normal numbers of fp32, as 0
+    unit = torch.ones_like(weight[0, 0]).ldexp(exponent.clamp(min=-126))
     scaled = weight.contiguous() / unit
     upper = scaled.half()
     return Halves(torch.stack((upper, (scaled - upper.float()).half())), unit)

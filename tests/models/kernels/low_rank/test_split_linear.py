@@ -78,6 +78,9 @@ def test_halves():
         apart = (upper.double() + lower.double()) * unit - weight.double()
         assert (apart.abs() <= weight.abs() * 2**-22 + weight.abs().max() * 2**-38).all()
     assert halves_of(torch.zeros(2, 8))[0].eq(0).all()
+    values, unit = halves_of(torch.full((2, 8), 1e-40))
+    assert values.isfinite().all()
+    assert unit == 2.0**-126
 
 
 def test_as_an_operator():

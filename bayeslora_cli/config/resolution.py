@@ -50,14 +50,7 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
         chain = own + chain
     chain = chain or own
 
-    top = _top(chain) | typed
-    method = top.get("method", OPTIONS["method"].default)
-    entry = METHODS.get(method)
-    usual = OPTIONS["optimizer"].default if entry is None else entry.default_optimizer
-    optimizer = top.get("optimizer", usual)
-    known = entry is not None and optimizer in OPTIMIZERS
-    allowed = criteria_of(method, optimizer) if known else ()
-    criterion = top.get("criterion", allowed[0] if allowed else None)
+    method, optimizer, criterion = _method(_top(chain) | typed)
     row: dict[str, Any] = {
         "task": task, "method": method, "optimizer": optimizer, "criterion": criterion,
     }  # fmt: skip
@@ -78,11 +71,9 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
     if start is not None and (model := model_of(start, typed.get("model"))) is not None:
         from_presets["model"] = model
     values = from_presets | typed | row
-    target_rank = values.get("target_rank", OPTIONS["target_rank"].default)
-    row["init_rank"] = target_rank if entry is None else entry.initial_rank(target_rank)
-    if entry is not None and entry.free_rank is not None:
-        row["init_rank"] = values.get("init_rank", entry.free_rank)
-        row["target_rank"] = values["target_rank"] = row["init_rank"]
+    row |= _ranks(method, values)
+    if "target_rank" in row:
+        values["target_rank"] = row["target_rank"]
     # absolute, though it need not exist yet: a run that begins anew has the same config.toml
     values["output"] = str(_absolute("output", values.get("output", OPTIONS["output"].default)))
     config = RunConfig(**row | values)
@@ -101,6 +92,28 @@ def resolve(typed: Mapping[str, Any], preset: str | None = None) -> Resolved:
         if option.affects_result and (name in fixed or getattr(config, name) != untyped[name])
     }
     return Resolved(config=config, sources=sources, changed=changed, notices=notices)
+
+
+def _method(top: Mapping[str, Any]) -> tuple[str, str, str | None]:
+    """Return method, optimizer and criterion, by default those that go together."""
+    method = top.get("method", OPTIONS["method"].default)
+    entry = METHODS.get(method)
+    usual = OPTIONS["optimizer"].default if entry is None else entry.default_optimizer
+    optimizer = top.get("optimizer", usual)
+    known = entry is not None and optimizer in OPTIMIZERS
+    allowed = criteria_of(method, optimizer) if known else ()
+    return method, optimizer, top.get("criterion", allowed[0] if allowed else None)
+
+
+def _ranks(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the initial rank that a target rank implies; of a method that finds its ranks from the
+    initial one on, both."""
+    entry = METHODS.get(method)
+    if entry is not None and entry.free_rank is not None:
+        rank = values.get("init_rank", entry.free_rank)
+        return {"init_rank": rank, "target_rank": rank}
+    target = values.get("target_rank", OPTIONS["target_rank"].default)
+    return {"init_rank": target if entry is None else entry.initial_rank(target)}
 
 
 def _merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -64,29 +64,45 @@ def _beside_others(v: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     method, optimizer = METHODS.get(v["method"]), OPTIMIZERS.get(v["optimizer"])
     if method is not None and optimizer is not None:
         yield from _criterion(v)
-    if (v["task"] == "custom") != (v["train_file"] is not None):
-        fix = "--task custom takes its examples from --train-file, other tasks have their own"
-        yield "train_file", fix
-    if v["eval_file"] is not None and v["train_file"] is None:
-        yield "eval_file", "needs --train-file"
-    if v["target_rank"] > v["init_rank"]:
-        fix = f"must not exceed the initial rank ({v['init_rank']}): raise --init-rank"
-        yield "target_rank", fix
-    if method is not None and method.fixed_rank and v["init_rank"] != v["target_rank"]:
-        fix = f"--method {v['method']} keeps one rank, --target-rank ({v['target_rank']})"
-        yield "init_rank", fix
+    yield from _files(v)
+    yield from _ranks(v, method)
     if v["grad_accum"] >= 1 and v["batch_size"] % v["grad_accum"]:
         yield "grad_accum", f"must divide --batch-size ({v['batch_size']})"
     if v["train_samples"] != 1 and not (optimizer is not None and optimizer.posterior):
         yield "train_samples", f"only --optimizer {posterior_optimizers()} samples weights"
     if (base := BASE_PRECISIONS.get(v["base_precision"])) is not None:
         yield from _base_precision(v, method, quantized=base.quantized)
-    if v["shard"] and method is not None and not method.has_ranks:
-        yield "shard", f"--method {v['method']} trains the weights, and divides none"
-    if v["shard"] and v["quantize_base"]:
-        yield "shard", "not together with --quantize-base, which rounds whole frozen weights"
+    if v["shard"]:
+        yield from _shards(v, method)
     if v["lr_schedule"] == "boost" and v["boost_lr"] is None:
         yield "lr_schedule", "needs --boost-lr and --boost-until-step"
+
+
+def _files(v: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield files that do not fit the task, or each other."""
+    if (v["task"] == "custom") != (v["train_file"] is not None):
+        fix = "--task custom takes its examples from --train-file, other tasks have their own"
+        yield "train_file", fix
+    if v["eval_file"] is not None and v["train_file"] is None:
+        yield "eval_file", "needs --train-file"
+
+
+def _ranks(v: Mapping[str, Any], method: MethodEntry | None) -> Iterator[tuple[str, str]]:
+    """Yield ranks that do not fit each other."""
+    if v["target_rank"] > v["init_rank"]:
+        fix = f"must not exceed the initial rank ({v['init_rank']}): raise --init-rank"
+        yield "target_rank", fix
+    if method is not None and method.fixed_rank and v["init_rank"] != v["target_rank"]:
+        fix = f"--method {v['method']} keeps one rank, --target-rank ({v['target_rank']})"
+        yield "init_rank", fix
+
+
+def _shards(v: Mapping[str, Any], method: MethodEntry | None) -> Iterator[tuple[str, str]]:
+    """Yield what does not fit divided weights."""
+    if method is not None and not method.has_ranks:
+        yield "shard", f"--method {v['method']} trains the weights, and divides none"
+    if v["quantize_base"]:
+        yield "shard", "not together with --quantize-base, which rounds whole frozen weights"
 
 
 def _base_precision(

@@ -260,27 +260,17 @@ def _evaluated(
     rows, predictives = predict(
         network, tokenizer, kept, config, examples, asked.sampling, batch_size
     )
-    if asked.other is not None:
-        (split,) = (name for name in examples if name != OUTSIDE)
-        about = {"split": split, "choices": asked.other.form, "shots": asked.shots}
-    else:
-        about = {"split": asked.file or asked.split or "validation"}
     result = {
         "run": asked.name,
         "task": asked.task.name,
-        **about,
+        **_rows_facts(asked, examples),
         "precision": config.precision,
         **base_facts(config),
         **scores(asked, rows, predictives),
         **scores_by_group(asked, examples, rows, predictives),
         **objective_of(asked.task).metric_facts,
+        **_run_facts(asked),
     }
-    if asked.sampling is not None and asked.run is not None:
-        posterior = asked.run.read_result().get("posterior")
-        result |= {**asdict(asked.sampling), "posterior": posterior}
-    cost = {} if asked.run is None else asked.run.read_result().get("cost", {})
-    if "model" in cost:  # of a language model; elsewhere the run's own result says it
-        result["cost"] = cost
     write_files(asked, rows, predictives)
     inside = {
         at: {name: found for name, found in by_split.items() if name != OUTSIDE}
@@ -293,6 +283,26 @@ def _evaluated(
         over_samples=inside.get("sampled"),
         examples={name: rows for name, rows in examples.items() if name != OUTSIDE},
     )
+
+
+def _rows_facts(asked: EvaluationRequest, examples: Mapping[str, Examples]) -> dict[str, Any]:
+    """Say which rows were evaluated and, of another task, in which form."""
+    if asked.other is None:
+        return {"split": asked.file or asked.split or "validation"}
+    (split,) = (name for name in examples if name != OUTSIDE)
+    return {"split": split, "choices": asked.other.form, "shots": asked.shots}
+
+
+def _run_facts(asked: EvaluationRequest) -> dict[str, Any]:
+    """Say how a run's posterior was sampled, and what a language model costs."""
+    if asked.run is None:
+        return {}
+    found, trained = {}, asked.run.read_result()
+    if asked.sampling is not None:
+        found = {**asdict(asked.sampling), "posterior": trained.get("posterior")}
+    if "model" in trained.get("cost", {}):  # elsewhere the run's own result says it
+        found["cost"] = trained["cost"]
+    return found
 
 
 def predict(

@@ -132,21 +132,41 @@ def check_uncertainty(asked: EvaluationRequest) -> None:
 
 
 def collect(asked: EvaluationRequest) -> dict[str, Examples]:
-    """Read the rows by split, as text; out-of-distribution rows under `OUTSIDE`."""
+    """Read the rows by split, as text; out-of-distribution rows under `OUTSIDE`.
+
+    Raises:
+        UserError: rows are missing, are other ones than in the training, or lack labels that are
+            needed.
+    """
+    examples = _read_rows(asked)
+    _check_labels(asked, examples)
+    if asked.outside is None:
+        return examples
+    outside = load_outside(asked.outside, asked.config, asked.task, own_rows=asked.file is None)
+    return {**examples, OUTSIDE: outside}
+
+
+def _read_rows(asked: EvaluationRequest) -> dict[str, Examples]:
+    """Read the rows to evaluate on: of another task, of the run's own splits, or of a file."""
     task, config = asked.task, asked.config
     if asked.other is not None:
         data = asked.data or config.data
         where = None if data is None else Path(data)
-        examples = load_to_score(asked.other, where, asked.split, shots=asked.shots)
-    elif asked.file is None:
-        assert asked.run is not None
-        given = ["--train-file", "--eval-file", *(["--data"] if asked.data is None else [])]
-        with of_the_training(asked.run, *given):
-            splits = split_names(task, asked.split or "validation")
-            examples = load_examples(config, splits, task=task)[1]
-        _check_rows(asked, asked.run, examples)
-    else:
-        examples = load_file(asked.file, task, config.loss_on)
+        return load_to_score(asked.other, where, asked.split, shots=asked.shots)
+    if asked.file is not None:
+        return load_file(asked.file, task, config.loss_on)
+    assert asked.run is not None
+    given = ["--train-file", "--eval-file", *(["--data"] if asked.data is None else [])]
+    with of_the_training(asked.run, *given):
+        splits = split_names(task, asked.split or "validation")
+        examples = load_examples(config, splits, task=task)[1]
+    _check_rows(asked, asked.run, examples)
+    return examples
+
+
+def _check_labels(asked: EvaluationRequest, examples: Mapping[str, Examples]) -> None:
+    """Refuse rows without labels where they are needed, and submissions of other rows."""
+    task = asked.task
     of_tests = task.name in TASKS and examples.keys() <= set(task.test_splits)
     if asked.submission is not None and not of_tests:
         raise DataError(
@@ -161,10 +181,6 @@ def collect(asked: EvaluationRequest) -> dict[str, Examples]:
             raise DataError(
                 f"{beginning} to score; --predictions FILE writes what the run predicts"
             )
-    if asked.outside is None:
-        return examples
-    outside = load_outside(asked.outside, config, task, own_rows=asked.file is None)
-    return {**examples, OUTSIDE: outside}
 
 
 def _check_rows(asked: EvaluationRequest, run: RunDir, examples: Mapping[str, Examples]) -> None:

@@ -31,21 +31,22 @@ def resolved_preset(name: str, typed: Mapping[str, Any]) -> str:
         raise ConfigError([f"preset {name} names no task: give --task as well"])
     own_rows = task == "custom" and not any("train_file" in top for top in tops)
     resolved = resolve({**typed, **({"train_file": "FILE"} if own_rows else {})}, name)
-    config = resolved.config
-    idle = without_effect(config.method, config.optimizer, asdict(config))
+    config, sources = resolved.config, dict(resolved.sources)
+    for option, why in without_effect(config.method, config.optimizer, asdict(config)).items():
+        sources[option] += f"; no effect with {why}"
+    values = {n: value for n, value in asdict(config).items() if value is not None}
+    if own_rows:
+        del values["train_file"]
     lines = [f"# preset {name}, resolved for {_row(resolved)}"]
     for panel in PANELS:
         mine = [o for o in OPTIONS.values() if o.panel == panel and not o.typed_only]
         lines += ["", f"# {panel}"] * bool(mine)
-        for option in mine:
-            value = getattr(config, option.name)
-            source = resolved.sources[option.name]
-            if option.name in idle:
-                source += f"; no effect with {idle[option.name]}"
-            if value is None or (own_rows and option.name == "train_file"):
-                lines.append(f"# {option.name}: {option.text()}")
-            else:
-                lines.append(f"{option.name} = {_toml(value)}  # {source}")
+        lines += [
+            f"{o.name} = {_toml(values[o.name])}  # {sources[o.name]}"
+            if o.name in values
+            else f"# {o.name}: {o.text()}"
+            for o in mine
+        ]
     return "\n".join([*lines, ""])
 
 

@@ -157,7 +157,7 @@ def _none_empty(found: dict[str, Tensor], tokenizer: Any) -> dict[str, Tensor]:
     offsets = torch.cat([found["offsets"][:1], lengths.clamp(min=1).cumsum(0)])
     kept = torch.ones(int(offsets[-1]), dtype=torch.bool)
     kept[offsets[empty]] = False
-    filled = {"offsets": offsets, "whole": found["whole"].clamp(min=1)}
+    filled = found | {"offsets": offsets, "whole": found["whole"].clamp(min=1)}
     pads = {
         "tokens": tokenizer.pad_token_id,
         "token_types": tokenizer.pad_token_type_id,

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayeslora_cli.data import tokenization
+from bayeslora_cli.data.encodings.parts import encode_pairs
 from bayeslora_cli.data.splits import truncation_notice
 from bayeslora_cli.data.tokenization import tokenise
 from bayeslora_cli.errors import UserError
@@ -172,17 +173,22 @@ def test_a_real_tokenizer():
         check_against_tokenizer(split, examples, tokenizer, 32, [3, 0, 2, 1])
 
 
-def test_a_row_without_tokens_gets_one_padding_token(caplog):
-    """As an empty text gives where the tokenizer adds no tokens of its own (GPT-2, Qwen)."""
+@pytest.fixture
+def bare_tokenizer():
+    """One that adds no tokens of its own, as those of GPT-2 and Qwen."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     inner = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1, "a": 2, "b": 3}, "[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )  # fmt: skip
+
+
+def test_a_row_without_tokens_gets_one_padding_token(caplog, bare_tokenizer):
+    tokenizer = bare_tokenizer
     with caplog.at_level("WARNING", "bayeslora"):
         split = tokenise(Examples(["a b", "", "b", " "], None, None), tokenizer, 8, TWO_CLASSES)
     assert "2 of 4 rows have no tokens, row 2 for one" in caplog.text
@@ -193,3 +199,11 @@ def test_a_row_without_tokens_gets_one_padding_token(caplog):
     assert batch["input_ids"].tolist() == [[1], [1]]
     assert batch["attention_mask"].tolist() == [[1], [1]]
     assert split.batch(torch.tensor([0, 1]))["attention_mask"].tolist() == [[1, 1], [1, 0]]
+
+
+def test_an_empty_text_stays_a_part_of_its_row(bare_tokenizer):
+    pairs = Examples(["a b", "b"], ['["", "a"]', '["a", " "]'], None)
+    split = tokenise(pairs, bare_tokenizer, 8, TWO_CLASSES, encode=encode_pairs)
+    batch = split.batch(torch.tensor([1, 0]))
+    assert batch["input_ids"].tolist() == [[[3, 1], [2, 1], [1, 1]], [[2, 3], [1, 1], [2, 1]]]
+    assert batch["attention_mask"].sum(-1).tolist() == [[1, 1, 1], [2, 1, 1]]

@@ -111,7 +111,7 @@ def first_row(path: str) -> Mapping[str, Any]:
         return _row(names.rstrip("\r").split("\t"), values.rstrip("\r").split("\t"))
     try:
         row, _ = json.JSONDecoder().raw_decode(text.removeprefix("[").lstrip())
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return row if isinstance(row, dict) else {}
 

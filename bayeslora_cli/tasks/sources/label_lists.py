@@ -19,7 +19,7 @@ def as_list(value: object) -> list[Any] | None:
     if isinstance(value, str) and value.strip().startswith("["):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     return list(value) if isinstance(value, list | tuple) else None
 

@@ -71,7 +71,15 @@ def test_columns_of_every_format(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"[", b"\xff\xfe", b"{", b"3", pytest.param(b"x" * 2**18, id="a field without an end")],
+    [
+        b"",
+        b"[",
+        b"\xff\xfe",
+        b"{",
+        b"3",
+        pytest.param(b"x" * 2**18, id="a field without an end"),
+        pytest.param(b"[" * 5000, id="nested too deeply"),
+    ],
 )
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv"])
 def test_files_that_cannot_be_read_have_no_columns_that_count(tmp_path, content, suffix):

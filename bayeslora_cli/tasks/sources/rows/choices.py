@@ -177,7 +177,7 @@ def _choices(table: Table, row: int, value: Any) -> tuple[list[str], list[str]]:
     if isinstance(value, str):  # csv holds lists as JSON
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{where}: found {short(value)} as choices; expected a list of texts, in csv as "
                 "JSON"

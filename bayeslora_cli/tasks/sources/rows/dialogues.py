@@ -171,7 +171,7 @@ def _tools(table: Table) -> list[Turn | None]:
         if isinstance(value, str) and value:
             try:
                 value = json.loads(value)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(
                     f"{table.where(row)}: the column {TOOLS!r} is no list in JSON ({error})"
                 ) from error
@@ -216,7 +216,7 @@ def _turns(table: Table, row: int, name: str, messages: Any) -> list[Turn]:
     if isinstance(messages, str) and (table.spelled or messages.startswith("[")):
         try:
             messages = json.loads(messages)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where} is no list of messages in JSON ({error})") from error
     if not isinstance(messages, list) or not messages:
         raise DataError(f"{where} holds {short(messages)}; expected a list of messages")

@@ -71,6 +71,7 @@ def test_other_tables_are_not_taken(tmp_path, columns):
         ({"choices": ["a"] * 27}, "found 27 choices"),
         ({"choices": ["a", "a"]}, "found the choice 'a' twice"),
         ({"choices": "red"}, "found 'red' as choices; expected a list of texts"),
+        ({"choices": "[" * 5000}, r"found '\[.* as choices; expected a list of texts"),
         ({"choices": [1, 2]}, r"found \[1, 2\] as choices; expected a list of texts"),
         ({"answer": 2}, r"found the answer 2 .* none of its 2 choices; .* letter \(A to B\)"),
         ({"answer": "C"}, "found the answer 'C' in the column 'answer', which is none of its 2"),

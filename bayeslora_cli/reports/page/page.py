@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ from typing import Any
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.reports.page.html import Html, element, join, script_json
 from bayeslora_cli.reports.page.predictions import RunPredictions
-from bayeslora_cli.reports.page.records import RunRecord
+from bayeslora_cli.reports.page.records import RunRecord, detailed
 from bayeslora_cli.reports.page.sections.bits import bit_widths
 from bayeslora_cli.reports.page.sections.comparison import comparison
 from bayeslora_cli.reports.page.sections.curves import curves
@@ -28,6 +29,8 @@ from bayeslora_cli.reports.results.rows import Results
 from bayeslora_cli.runs.atomic_write import replacing
 
 HERE = Path(__file__).parent
+DETAILED = 100
+"""Largest number of runs that have curves, ranks, scores and settings in the page."""
 _ICON = "data:,"  # none: else the browser asks for /favicon.ico
 
 
@@ -35,28 +38,36 @@ def sections(
     records: Sequence[RunRecord],
     results: Results,
     predicted: Mapping[str, RunPredictions] | None = None,
-    notes: Mapping[str, str] | None = None,
+    notes: Mapping[str, int] | None = None,
+    most: int = DETAILED,
 ) -> list[Section]:
     """Return the parts of the page that these runs have.
 
+    The results are those of all runs; what comes after them is shown of at most `most`.
+
     Args:
         predicted: predictions of runs, by `RunRecord.anchor`.
-        notes: why runs have none, by `RunRecord.name`.
+        notes: why runs have none, with the number of these runs.
     """
-    found = [(r, predicted[r.anchor]) for r in records if predicted and r.anchor in predicted]
+    shown = detailed(records, most)
+    found = [(r, predicted[r.anchor]) for r in shown if predicted and r.anchor in predicted]
+    whole = [summary(records, results, shown), comparison(results)]
     parts = [
-        summary(records, results),
-        comparison(results),
-        curves(records),
-        ranks(records),
-        bit_widths(records),
-        scores(records),
+        curves(shown),
+        ranks(shown),
+        bit_widths(shown),
+        scores(shown),
         calibration(found),
-        posteriors(records),
+        posteriors(shown),
         examples(found, notes or {}),
-        repeat(records),
+        repeat(shown),
     ]
-    return [part for part in parts if part is not None]
+    if len(shown) < len(records):
+        note = element("p", f"{len(shown)} of {len(records)} runs: ",
+                       element("a", "which, and how to see others", href="#detailed"),
+                       class_="note")  # fmt: skip
+        parts = [part and replace(part, body=join([note, part.body])) for part in parts]
+    return [part for part in (*whole, *parts) if part is not None]
 
 
 def content(parts: Sequence[Section]) -> tuple[dict[str, Html], dict[str, Any]]:

@@ -15,7 +15,7 @@ from bayeslora_cli.config.run_config import METHOD_ROW, RunConfig
 from bayeslora_cli.errors import RunDirError, UserError
 from bayeslora_cli.reports.ranks.history import Ints
 from bayeslora_cli.reports.ranks.history_reading import parse_changes
-from bayeslora_cli.reports.results.outcomes import AT
+from bayeslora_cli.reports.results.outcomes import AT, load_outcomes
 from bayeslora_cli.reports.results.rows import Results, load_results
 from bayeslora_cli.runs.directory import RunDir, runs_below
 from bayeslora_cli.runs.file_lock import holder
@@ -130,19 +130,53 @@ def _runs(path: Path) -> Iterator[RunDir]:
         return
     problem: UserError = RunDirError(f"{path}: not a run directory, and there is no run below it")
     found = False
+    left_out: dict[Path, UserError] = {}
     for run in runs_below(path):
         try:
             RunDir.open(run.path).read_config()
             if run.finished:
-                load_results([run.path])
+                list(load_outcomes(run.path, AT[0]))
         except UserError as error:
-            logger.warning("%s is left out: %s", run.path, error)
-            problem = error
+            problem = left_out[run.path] = error
         else:
             found = True
             yield run
+    for reason, runs in by_reason(left_out).items():
+        logger.warning("%s left out: %s", counted(runs), reason)
     if not found:
         raise problem
+
+
+def by_reason(problems: Mapping[Path, UserError]) -> dict[str, list[Path]]:
+    """Put the runs that have the same problem together; its text leaves out the run's own path."""
+    found: dict[str, list[Path]] = {}
+    for path, error in problems.items():
+        reason = str(error).replace(f"{path}/", "").removeprefix(f"{path} ")
+        found.setdefault(reason, []).append(path)
+    return found
+
+
+def counted(runs: Sequence[Path]) -> str:
+    """Return the subject of a warning about these runs, with its verb."""
+    first, *others = runs
+    return f"{len(runs)} runs ({first} and others) are" if others else f"{first} is"
+
+
+def detailed(records: Sequence[RunRecord], most: int) -> list[RunRecord]:
+    """Choose at most about `most` runs: of each group on each data set equally many first seeds.
+
+    If there are more groups than that, only those that come first have a run in it.
+    """
+    places: dict[tuple[str, str], list[RunRecord]] = {}
+    for record in records:
+        places.setdefault((record.column, record.group), []).append(record)
+    counts = [len(members) for members in places.values()]
+    seeds = max(counts)
+    while seeds > 1 and sum(min(seeds, count) for count in counts) > most:
+        seeds -= 1
+    chosen = [r for members in places.values() for r in members[:seeds]][:most]
+    kept = {record.anchor for record in chosen}
+    return [record for record in records if record.anchor in kept]
 
 
 def _record(run: RunDir, config: RunConfig, group: str, column: str, series: int) -> RunRecord:

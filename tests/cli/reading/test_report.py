@@ -33,7 +33,7 @@ def test_runs_whose_data_are_gone_are_shown_without_predictions(typed, tmp_path)
     code, _, err = typed("report", run, "--output", output, "--device", "cpu")
     assert code == 0
     assert "shown without predictions" in err
-    assert "no predictions: " in output.read_text(encoding="utf-8")
+    assert "without predictions: " in output.read_text(encoding="utf-8")
 
 
 def test_files_only(typed, tmp_path):

@@ -66,7 +66,7 @@ def shown(sweep, **changes):
     records, results = sweep
     records = [replace(r, **changes) for r in records]
     predicted = {r.anchor: predictions() for r in records if r.result is not None}
-    bodies, figures = content(sections(records, results, predicted, {"a run": "no data"}))
+    bodies, figures = content(sections(records, results, predicted, {"no data": 2}))
     return Page(join([*bodies.values(), script_json(figures, "figures")]))
 
 
@@ -213,7 +213,7 @@ def test_names_and_texts_from_elsewhere_stay_text(few, name, text, label):
         for record in records
     ]
     predicted = {r.anchor: predictions(text, label) for r in changed if r.result is not None}
-    bodies, figures = content(sections(changed, results, predicted, {name: text}))
+    bodies, figures = content(sections(changed, results, predicted, {text: 1}))
     found = Page(join([*bodies.values(), script_json(figures, "figures")]))
     assert not found.open
     assert set(found.tags) <= set(few.usual.tags)

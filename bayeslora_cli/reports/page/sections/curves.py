@@ -12,6 +12,7 @@ from bayeslora_cli.reports.page.sections.section import (
     Figure,
     Section,
     by_column,
+    by_data_set,
     colour,
     dash,
     figure,
@@ -29,7 +30,7 @@ LOGGED = {
     "lr": "learning rate",
 }
 """Keys of log intervals that are drawn, with their titles."""
-POINTS = 20_000
+POINTS = 10_000
 """Largest number of points of all curves together; longer logs are thinned."""
 
 Curve = tuple[list[int], list[float]]
@@ -42,16 +43,12 @@ def curves(records: Sequence[RunRecord]) -> Section | None:
     if not logged:
         return None
     figures: dict[str, Figure] = {}
-    parts: list[object] = []
+    parts: dict[str, list[object]] = {}
     columns = by_column(logged)
     most = max(5, POINTS // len(logged) // 8)
     for place, (column, runs) in enumerate(columns.items()):
         end = max(r.steps_planned or r.steps_done for r in runs)
         whole = {"range": [0, 1.02 * max(end, 1)]}
-        if len(columns) > 1:
-            parts.append(element("h3", column))
-        if (shown := legend(runs)) is not None:
-            parts.append(shown)
         panels: list[Html] = []
         for key, title, found in _quantities(runs):
             name = f"curve-{place}-{len(panels)}"
@@ -65,8 +62,10 @@ def curves(records: Sequence[RunRecord]) -> Section | None:
             )
             panels.append(figure(name, title, _described(key, title, found), numbers,
                                  height=HEIGHT))  # fmt: skip
-        parts.append(element("div", *panels, class_="panels"))
-    return Section(anchor="curves", title="Learning curves", body=join(parts), figures=figures)
+        named, drawn = legend(runs), element("div", *panels, class_="panels")
+        parts[column] = [drawn] if named is None else [named, drawn]
+    body = join(by_data_set("curves", parts, len(logged)))
+    return Section(anchor="curves", title="Learning curves", body=body, figures=figures)
 
 
 def _quantities(

@@ -47,7 +47,8 @@ def calibration(found: Found) -> Section | None:
         panels.append(
             figure(f"{name}-rows", f"How sure, {column}, {split}",
                    "Share of the rows in each bin of confidence; the numbers are those of the "
-                   "figure before.", _bins(runs, split), height=HEIGHT)
+                   "figure before.", element("p", "The numbers are those of the figure before."),
+                   height=HEIGHT)
         )  # fmt: skip
     diagrams = [
         element(
@@ -175,11 +176,11 @@ def _metrics(found: Found) -> Html:
 # ---- examples
 
 
-def examples(found: Found, notes: Mapping[str, str]) -> Section | None:
+def examples(found: Found, notes: Mapping[str, int]) -> Section | None:
     """Show rows that a run is least sure of, and most wrong about; of each group the first seed.
 
     Args:
-        notes: for runs without predictions, by name, why there are none.
+        notes: why runs have no predictions, with the number of these.
     """
     parts: list[object] = []
     seen = set()
@@ -200,7 +201,11 @@ def examples(found: Found, notes: Mapping[str, str]) -> Section | None:
             details(element("h3", record.name), *tables, class_="run",
                     id=f"examples-{record.anchor}", open=not parts)
         )  # fmt: skip
-    parts += [element("p", f"{name}: {note}", class_="note") for name, note in notes.items()]
+    parts += [
+        element("p", f"{count} {'runs' if count > 1 else 'run'} without predictions: {reason}",
+                class_="note")
+        for reason, count in notes.items()
+    ]  # fmt: skip
     if not parts:
         return None
     return Section(anchor="examples", title="Examples", body=join(parts))

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from bayeslora_cli.errors import UserError
-from bayeslora_cli.reports.page.html import Html, element, join, number, table
+from bayeslora_cli.reports.page.html import Html, details, element, join, number, table
 from bayeslora_cli.reports.page.records import RunRecord
 from bayeslora_cli.reports.page.sections.section import (
+    FOLDED,
     Figure,
     Section,
+    by_data_set,
     colour,
     figure,
     layout,
@@ -32,16 +34,17 @@ HEIGHT = 280
 def scores(records: Sequence[RunRecord]) -> Section | None:
     """Draw the distribution of the scores of each group; None if no run has scores."""
     figures: dict[str, Figure] = {}
-    panels: list[Html] = []
+    panels: dict[str, list[Html]] = {}
     for (column, group), members in _groups(records).items():
         found = _load(members)
         if found is None or np.ptp(found.values) == 0:  # one score for all: nothing was chosen
             continue
-        name = f"scores-{len(panels)}"
+        name = f"scores-{len(figures)}"
         title = f"{column}, {group}" + (f", {len(members)} seeds" if len(members) > 1 else "")
         spec, text = _drawn(found, title)
         figures[name] = spec
-        panels.append(figure(name, title, text, _table(found, title), height=HEIGHT))
+        own = panels.setdefault(column, [])
+        own.append(figure(name, title, text, _table(found, title), height=HEIGHT))
     if not panels:
         return None
     body = join(
@@ -55,7 +58,12 @@ def scores(records: Sequence[RunRecord]) -> Section | None:
             element("ul", element("li", element("span", class_="swatch kept"), "kept"),
                     element("li", element("span", class_="swatch pruned"), "pruned"),
                     class_="legend"),
-            element("div", *panels, class_="panels wide"),
+            *by_data_set(
+                "scores",
+                {column: [element("div", *own, class_="panels wide")]
+                 for column, own in panels.items()},
+                len(figures),
+            ),
         ]
     )  # fmt: skip
     return Section(anchor="scores", title="Scores and threshold", body=body, figures=figures)
@@ -188,6 +196,10 @@ def posteriors(records: Sequence[RunRecord]) -> Section | None:
     text = "Ranges from 5% to 95% of the Hessian over its start: " + "; ".join(
         f"{r.name}: {_spoken(p)}" for r, p in found[:8]
     )
+    drawn = figure(
+        "posterior", "The Hessian over its start, 5% to 95%", text,
+        element("p", "The numbers are in the table above."), height=height,
+    )  # fmt: skip
     body = join(
         [
             element(
@@ -197,10 +209,9 @@ def posteriors(records: Sequence[RunRecord]) -> Section | None:
                 "scores by snr and by magnitude: at 1 sigma changes no order.",
             ),
             numbers,
-            figure(
-                "posterior", "The Hessian over its start, 5% to 95%", text,
-                element("p", "The numbers are in the table above."), height=height,
-            ),
+            details("Figure of all runs", drawn, id="posterior-figure")
+            if len(found) > FOLDED
+            else drawn,
             *(element("p", f"{', '.join(runs)}: {note}", class_="note")
               for note, runs in notes.items()),
         ]

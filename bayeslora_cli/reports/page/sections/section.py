@@ -17,6 +17,8 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
 ROW_LETTERS = 28
 """Letters in a line of a name beside the rows of a figure."""
+FOLDED = 12
+"""From more runs or figures than this on, the parts of a section on each data set are folded up."""
 COLOURS = 8
 """Number of colours for groups of runs; dashes and symbols tell more groups apart."""
 
@@ -121,6 +123,24 @@ def legend(records: Sequence[RunRecord]) -> Html | None:
         ),
         class_="legend",
     )
+
+
+def by_data_set(anchor: str, parts: Mapping[str, Sequence[object]], count: int) -> list[object]:
+    """Put a heading before what is shown of each data set; fold all but the first, if it is much.
+
+    Args:
+        anchor: of the section.
+        parts: what is shown, by the data set's name.
+        count: number of runs or figures in them all.
+    """
+    if len(parts) < 2:
+        return [part for own in parts.values() for part in own]
+    if count <= FOLDED:
+        return [part for name, own in parts.items() for part in (element("h3", name), *own)]
+    return [
+        details(element("h3", name), *own, class_="run", id=f"{anchor}-{i}", open=i == 0)
+        for i, (name, own) in enumerate(parts.items())
+    ]
 
 
 def by_column(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:

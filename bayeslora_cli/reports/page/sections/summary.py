@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from bayeslora_cli.config.entries.metrics import smaller_is_better
@@ -16,13 +16,19 @@ from bayeslora_cli.reports.results.outcomes import AT, ROW
 from bayeslora_cli.reports.results.rows import Results
 from bayeslora_cli.reports.results.table import COUNTED, Table
 
+LISTED = 1_000
+"""Largest number of rows of a table of runs."""
 SHORT = 12
 """Up to this many runs the table of all metrics is unfolded."""
 MARKS = {"best": "best", "second": "second", "": None}
 
 
-def summary(records: Sequence[RunRecord], results: Results) -> Section:
-    """Write the numbers of one run as tiles and a table, or those of many runs as tables."""
+def summary(records: Sequence[RunRecord], results: Results, shown: Sequence[RunRecord]) -> Section:
+    """Write the numbers of one run as tiles and a table, or those of many runs as tables.
+
+    Args:
+        shown: the runs that the page shows in detail.
+    """
     if len(records) == 1:
         (record,) = records
         parts: list[object] = [_tiles(record, results.at)]
@@ -30,8 +36,14 @@ def summary(records: Sequence[RunRecord], results: Results) -> Section:
             parts.append(_metrics(record))
     else:
         parts = [_results(results)] if results.rows else []
-        parts.append(_runs(records, results.at))
-        parts += [_all_metrics(records, results.at)] if results.rows else []
+        if len(shown) < len(records):
+            parts.append(_left_out(records, shown))
+        listed, links = records[:LISTED], {record.anchor for record in shown}
+        runs = _runs(listed, results.at, links)
+        if len(records) > SHORT and results.rows:
+            runs = details(f"All {len(records)} runs", runs, id="all-runs")
+        parts.append(runs)
+        parts += [_all_metrics(listed, results.at, links)] if results.rows else []
     return Section(anchor="summary", title="Results", body=join(parts))
 
 
@@ -56,6 +68,24 @@ def lead(records: Sequence[RunRecord]) -> Html:
     told = ", ".join(f"{count} {state}" for state, count in states.items())
     models = ", ".join(dict.fromkeys(r.config.model for r in records))
     return element("p", f"{told}; trained from {models}.", class_="lead")
+
+
+def _left_out(records: Sequence[RunRecord], shown: Sequence[RunRecord]) -> Html:
+    """Say which runs the page shows in detail, and how to see the others."""
+    groups, of = (Counter((r.column, r.group) for r in some) for some in (shown, records))
+    seeds = max(groups.values())
+    which = "the first seed" if seeds == 1 else f"the first {seeds} seeds"
+    which += " of each method on each data set"
+    if len(groups) < len(of):
+        which += f" as far as there is room ({len(groups)} of {len(of)})"
+    parts = [
+        f"The table above counts all {len(records)} runs. Curves, ranks, scores and settings below "
+        f"are those of {len(shown)} runs, {which}, so that the page stays "
+        "small. To see others, name their directories, which the table of runs has: ",
+        element("code", "bayeslora report DIRECTORY …"),
+        f". Tables of runs end after the first {LISTED:,}." if len(records) > LISTED else "",
+    ]
+    return element("p", *parts, class_="note", id="detailed")
 
 
 def _tiles(record: RunRecord, at: str) -> Html:
@@ -120,12 +150,16 @@ def _metrics(record: RunRecord) -> Html:
     return table(caption, ["evaluation", "step", *(_named(n, names) for n in names)], rows)
 
 
-def _all_metrics(records: Sequence[RunRecord], at: str) -> Html:
+def _all_metrics(records: Sequence[RunRecord], at: str, links: Container[str]) -> Html:
     """Write every metric of each finished run."""
     done = [(r, r.result[at]) for r in records if r.result is not None]
     names = _metric_names([entry for _, entry in done])
     rows = [
-        [_linked(r, r.name), entry["step"] + 1, *(number(_value(entry, *name)) for name in names)]
+        [
+            _linked(r, r.name, links),
+            entry["step"] + 1,
+            *(number(_value(entry, *name)) for name in names),
+        ]
         for r, entry in done
     ]
     caption = f"All metrics of each run: {COUNTED[at]}"
@@ -173,8 +207,9 @@ def _results(results: Results) -> Html:
     return join([*parts, element("p", note, class_="note")])
 
 
-def _runs(records: Sequence[RunRecord], at: str) -> Html:
-    """Write one line per run, with a link to how it was trained."""
+def _runs(records: Sequence[RunRecord], at: str, links: Container[str]) -> Html:
+    """Write one line per run, with a link to how it was trained, or else its directory."""
+    whole = all(r.anchor in links for r in records)
     rows = []
     for r in records:
         result = r.result or {}
@@ -183,7 +218,7 @@ def _runs(records: Sequence[RunRecord], at: str) -> Html:
         steps = f"{r.steps_done:,}" + (f" of {planned:,}" if planned else "")
         rows.append(
             [
-                _linked(r, f"{r.group}, seed {r.config.seed}"),
+                _linked(r, f"{r.group}, seed {r.config.seed}", links),
                 r.column,
                 r.config.seed,
                 r.state if r.state == FINISHED else element("strong", r.state),
@@ -192,12 +227,16 @@ def _runs(records: Sequence[RunRecord], at: str) -> Html:
                 steps,
                 duration(result["seconds"]) if "seconds" in result else "",
                 "" if r.report is None else r.report.budget,
+                *([] if whole else [element("code", r.run.path)]),
             ]
         )
-    heads = ["run", "data", "seed", "state", "chosen by", "value", "steps", "time", "ranks in use"]
+    heads = ["run", "data", "seed", "state", "chosen by", "value", "steps", "time", "ranks in use",
+             *([] if whole else ["directory"])]  # fmt: skip
     return table("The runs", heads, rows)
 
 
-def _linked(record: RunRecord, name: str) -> Html:
+def _linked(record: RunRecord, name: str, links: Container[str]) -> Html:
+    """Write a run's name, as a link to its settings if the page has them."""
     swatch = element("span", class_=f"swatch series-{record.series % COLOURS}")
-    return join([swatch, element("a", name, href=f"#{record.anchor}")])
+    there = record.anchor in links
+    return join([swatch, element("a", name, href=f"#{record.anchor}") if there else name])

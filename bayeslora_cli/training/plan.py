@@ -18,7 +18,8 @@ from bayeslora_cli.data.counted_rows import counted_facts, counted_text, example
 from bayeslora_cli.data.splits import check_tokens
 from bayeslora_cli.execution.device import pick_device
 from bayeslora_cli.methods.building import build_network
-from bayeslora_cli.methods.method import find_method
+from bayeslora_cli.methods.method import DryRunFacts, find_method
+from bayeslora_cli.methods.network import Network
 from bayeslora_cli.methods.schedules import RankBudget
 from bayeslora_cli.models.backbones.targets import plain_products
 from bayeslora_cli.runs.rank_report import FLOAT_BITS, kinds_of
@@ -28,7 +29,7 @@ from bayeslora_cli.tasks.task import Task
 from bayeslora_cli.training.evaluations import evaluations_of
 from bayeslora_cli.training.memory.alternatives import Alternative, alternatives
 from bayeslora_cli.training.memory.described import memory_text, on_gpu
-from bayeslora_cli.training.memory.estimate import estimate
+from bayeslora_cli.training.memory.estimate import Estimate, estimate
 from bayeslora_cli.training.preparation import PreparedRun, learning_rate
 from bayeslora_cli.training.start.warm_start import find_start
 
@@ -76,25 +77,13 @@ def dry_run(
     check_tokens(network.module, config.model, prepared.tokens().values())
     start = find_start(config, network).describe() if config.start_from is not None else None
     batch = largest_batch(train, largest, device)
-    room: int | None = None
-    if gpu_memory is not None:
-        room = round(gpu_memory * 2**30) - RESERVED
-    elif device.type == "cuda":
-        room = torch.cuda.get_device_properties(device).total_memory - RESERVED
+    room = _room(device, gpu_memory)
     needed = estimate(network, config, batch=batch, device=device, whole_step=room is not None)
     ways: list[Alternative] = []
     if room is not None and needed.peak is not None and network.adapters:
         ways = alternatives(config, build, batch=batch, device=device, processes=max(2, processes))
     course = find_method(config.method).dry_run(config, needed.matrices, needed.trainable)
-    operations = None
-    if not network.objective.entry.head:
-        others = FLOAT_BITS**2 * plain_products(network.module)
-        operations = find_method(config.method).bit_operations(config, needed.matrices, others)
     told = room is not None or not network.objective.entry.head
-    phases = [
-        {"phase": name, "first": first, "last": stop - 1}
-        for name, first, stop in course.phases or ()
-    ]
     return {
         "run": str(prepared.run.path),
         "config": _options(config, resolved),
@@ -111,8 +100,8 @@ def dry_run(
         "steps": config.total_steps,
         "steps_per_epoch": steps_per_epoch(rows["train"], config.batch_size),
         "schedule": _schedule(config, course.budget),
-        **({} if course.phases is None else {"phases": phases}),
-        **({} if operations is None else {"bit_operations": dict(operations)}),
+        **_phases(course),
+        **_bit_operations(config, network, needed),
         "matrices": [dict(zip(("name", "in", "out"), m, strict=True)) for m in needed.matrices],
         **({} if start is None else {"start": start}),
         "parameters": {
@@ -133,6 +122,36 @@ def dry_run(
         # said of a GPU that is asked about, and of models that are often larger than one
         **({"without_gpu": True} if told and device.type != "cuda" else {}),
     }
+
+
+def _room(device: torch.device, gpu_memory: float | None) -> int | None:
+    """Return the bytes that a run may take of the GPU that it is meant for; None: of no GPU."""
+    if gpu_memory is not None:
+        return round(gpu_memory * 2**30) - RESERVED
+    if device.type == "cuda":
+        total: int = torch.cuda.get_device_properties(device).total_memory
+        return total - RESERVED
+    return None
+
+
+def _phases(course: DryRunFacts) -> dict[str, Any]:
+    """Describe the phases by their first and last steps; {}: the method has none."""
+    if course.phases is None:
+        return {}
+    return {
+        "phases": [
+            {"phase": name, "first": first, "last": stop - 1} for name, first, stop in course.phases
+        ]
+    }
+
+
+def _bit_operations(config: RunConfig, network: Network, needed: Estimate) -> dict[str, Any]:
+    """Count the bit operations of a language model; {}: the method counts none."""
+    if network.objective.entry.head:
+        return {}
+    others = FLOAT_BITS**2 * plain_products(network.module)
+    found = find_method(config.method).bit_operations(config, needed.matrices, others)
+    return {} if found is None else {"bit_operations": dict(found)}
 
 
 def _options(config: RunConfig, resolved: Resolved) -> dict[str, dict[str, Any]]:

@@ -49,20 +49,8 @@ def predicted_columns(
     objective, values = found.objective, found.values.float()
     columns: dict[str, list[Any]] = {objective.column: objective.spell(objective.decide(values))}
     classes = objective.classes
-    shares = bool(classes) and values.ndim == 2 and values.shape[1] == len(classes)
-    if shares and top is None and len(classes) > MOST_CLASSES:
-        top = USUAL_TOP
-    if shares and top is None:
-        columns |= dict(
-            zip([f"p({name})" for name in classes], shortest_numbers(values.t()), strict=True)
-        )
-    elif shares:
-        assert top is not None
-        best = values.sort(dim=-1, descending=True, stable=True)
-        for place in range(min(top, len(classes))):
-            named = [classes[index] for index in best.indices[:, place].tolist()]
-            columns[f"top{place + 1}"] = named
-            columns[f"p(top{place + 1})"] = shortest_numbers(best.values[:, place])
+    if classes and values.ndim == 2 and values.shape[1] == len(classes):
+        columns |= _shares(values, classes, top)
     for name, measure in found.measures(sampled=sampled).items():
         columns[name] = shortest_numbers(measure.float())
     if items is None:
@@ -73,6 +61,22 @@ def predicted_columns(
         name: [column[start:end] for start, end in zip(starts, ends, strict=True)]
         for name, column in columns.items()
     }
+
+
+def _shares(values: Tensor, classes: Sequence[str], top: int | None) -> dict[str, list[Any]]:
+    """Return the columns of probabilities (n, classes): of all classes, or of the likeliest."""
+    if top is None and len(classes) > MOST_CLASSES:
+        top = USUAL_TOP
+    if top is None:
+        names = [f"p({name})" for name in classes]
+        return dict(zip(names, shortest_numbers(values.t()), strict=True))
+    columns: dict[str, list[Any]] = {}
+    best = values.sort(dim=-1, descending=True, stable=True)
+    for place in range(min(top, len(classes))):
+        named = [classes[index] for index in best.indices[:, place].tolist()]
+        columns[f"top{place + 1}"] = named
+        columns[f"p(top{place + 1})"] = shortest_numbers(best.values[:, place])
+    return columns
 
 
 def beside(

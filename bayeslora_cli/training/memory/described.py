@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from bayeslora_cli.config.catalogue import RECOMPUTED
+from bayeslora_cli.config.catalogue import BASE_PRECISIONS, RECOMPUTED, implementation
 from bayeslora_cli.config.run_config import RunConfig
 from bayeslora_cli.training.memory.alternatives import Alternative, cheapest
 
@@ -49,12 +49,24 @@ def memory_text(found: dict[str, Any], *, head: bool) -> list[str]:
         lines.append(f"  {'with temporary tensors':24} {peak / 2**20:10,.1f} MiB")
         if found.get("without_gpu"):
             lines.append("  A CPU's pass, as no GPU is here: some 5% more than a GPU's at most")
+            lines += _needs_text(found)
         return lines + _ways_text(found)
     if len(known) == len(sizes):
         lines.append(f"  {'together':24} {sum(known) / 2**20:10,.1f} MiB")
     if found.get("without_gpu") and not head:
         lines.append("  Whether it fits on a GPU of 80 GiB, and what would: --gpu-memory 80")
     return lines
+
+
+def _needs_text(found: dict[str, Any]) -> list[str]:
+    """Tell which precisions not every GPU computes with."""
+    bases = dict.fromkeys(way["base_precision"] for way in found["ways_to_save_memory"])
+    forms = {n: implementation(BASE_PRECISIONS[n].implementation) for n in bases if n is not None}
+    needs = {n: form.least_capability for n, form in forms.items() if form.least_capability}
+    return [
+        f"  {name} needs a GPU of compute capability {'.'.join(map(str, least))} or later"
+        for name, least in needs.items()
+    ]
 
 
 def _ways_text(found: dict[str, Any]) -> list[str]:

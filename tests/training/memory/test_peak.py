@@ -116,6 +116,7 @@ def test_the_plan_names_what_fits():
         for what, base, shard, size in (
             ("off", None, False, 40 * 2**30), ("selective", None, False, 30 * 2**30),
             ("off", None, True, 25 * 2**30), ("blocks", "nf4", False, 20 * 2**30),
+            ("off", "fp8", False, 28 * 2**30),
         )
     ]  # fmt: skip
     config = config_for("x")
@@ -131,7 +132,10 @@ def test_the_plan_names_what_fits():
         assert f"The fastest that fits: {wanted}" in "\n".join(text)
         assert text[0] == "Memory at a step's peak"
         assert text[-3:] == [
-            "    recomputed: off            25.00         -",
-            "    recomputed: blocks             -         -",
-            "    recomputed: selective          -         -",
+            "    recomputed: off            25.00         -         -",
+            "    recomputed: blocks             -         -         -",
+            "    recomputed: selective          -         -         -",
         ]
+        facts = {"memory_bytes": {"weights": 2**20}, "without_gpu": True, **found}
+        lines = memory_text(facts, head=False)
+        assert "  fp8 needs a GPU of compute capability 8.9 or later" in lines

@@ -17,8 +17,8 @@ from decoder_sizes import SIZES
 from measure import describe, environment, replayed
 from torch import Tensor
 
-from bayeslora_cli.models.kernels import gated_linear_triton as kernels
-from bayeslora_cli.models.kernels.gated_linear_triton import BACK, Tiles
+from bayeslora_cli.models.kernels.gated import gated_linear_triton as kernels
+from bayeslora_cli.models.kernels.gated.gated_linear_triton import BACK, Tiles
 from bayeslora_cli.models.kernels.quantize import Quantizers, intervals, quantizers
 
 RANK, LADDER = 16, (2, 4, 8, 16)

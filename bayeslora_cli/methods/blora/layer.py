@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bayeslora_cli.methods.blora.gates import BASE
 from bayeslora_cli.models.adapters.adapted_linear import AdaptedLinear
 from bayeslora_cli.models.adapters.layer import ADALORA_STD, JointLinear, LowRankLinear
-from bayeslora_cli.models.kernels.gated_linear import gated_product
+from bayeslora_cli.models.kernels.gated.gated_base import gated_base_product
+from bayeslora_cli.models.kernels.gated.gated_linear import gated_product
 from bayeslora_cli.models.kernels.quantize import Quantizers, is_fused, quantize
 
 
@@ -34,7 +36,7 @@ class Operands(NamedTuple):
 
 
 class JointOperands(NamedTuple):
-    """Operands of m layers that see the same input, as `gated_product` takes them."""
+    """Operands of m layers that see the same input, as one operator takes them."""
 
     a: Tensor
     """(m, r, in)."""
@@ -46,6 +48,16 @@ class JointOperands(NamedTuple):
     """One for each layer, (m, 1 + L) and (m, 2 + L); so are the next two."""
     of_a: Quantizers
     of_h: Quantizers
+    of_base: Quantizers | None = None
+
+    def product(
+        self, rows: Tensor, weight: Tensor, bias: Tensor | None, heights: Sequence[int]
+    ) -> Tensor:
+        """Compute the layers, of `heights` outputs, by one operator: (n, in) -> (n, outputs)."""
+        a, e, b, of_x, of_a, of_h, of_base = self
+        if of_base is None:
+            return gated_product(rows, weight, bias, a, e, b, of_x, of_a, of_h, heights)
+        return gated_base_product(rows, weight, bias, a, e, b, of_x, of_a, of_h, of_base, heights)
 
 
 class GatedJoint(JointLinear):
@@ -80,10 +92,7 @@ class GatedJoint(JointLinear):
         by, frozen = self.operands, self.base_layer.weight_and_bias()
         assert by is not None
         assert frozen is not None
-        heights = [layer.out_features for layer in self.layers]
-        return gated_product(
-            rows, *frozen, by.a, by.e, by.b, by.of_input, by.of_a, by.of_h, heights
-        )
+        return by.product(rows, *frozen, [layer.out_features for layer in self.layers])
 
     def _has_operator(self, rows: Tensor) -> bool:
         stored = self.base_layer.weight_and_bias() is not None
@@ -138,16 +147,16 @@ class GatedLinear(LowRankLinear):
 
     def _whole(self, rows: Tensor, by: Operands) -> Tensor | None:
         """Compute the layer by one operator; None: there is none for these operands."""
-        if by.of_base is not None:
-            return None
         of_x, of_a, of_h = by.of_input, by.of_a, by.of_h
-        if of_x is None and of_a is None and of_h is None:
+        if of_x is None and of_a is None and of_h is None and by.of_base is None:
             return self.base_layer.product(rows, by.a * by.e[:, None].to(by.a.dtype), by.b)
         frozen = self.base_layer.weight_and_bias()
         if of_x is None or of_a is None or of_h is None or not is_fused(rows) or frozen is None:
             return None
-        a, e = by.a[None], by.e[None]
-        return gated_product(rows, *frozen, a, e, by.b, of_x, of_a, of_h, [self.out_features])
+        if by.of_base is not None and not frozen[0].is_contiguous():
+            return None
+        whole = JointOperands(by.a[None], by.e[None], by.b, of_x, of_a, of_h, by.of_base)
+        return whole.product(rows, *frozen, [self.out_features])
 
     def _base(self, rows: Tensor, quantized: Tensor, by: Operands) -> Tensor:
         base = self.base_layer
@@ -192,6 +201,8 @@ class Joints:
             parts: the quantizers in use, by operand.
         """
         by = [parts.get(name) for name in ("x", "a", "h")]
+        if BASE in parts:
+            by.append(parts[BASE])
         if not self._joints or not is_fused(e) or None in by:
             for joint in self._joints:
                 joint.operands = None
@@ -221,21 +232,24 @@ class Joints:
 
 
 def _stacked(operands: Sequence[Operands]) -> JointOperands | None:
-    """Stack the operands of several layers; None: `gated_product` does not take such."""
+    """Stack the operands of several layers; None: no operator takes such."""
+    if not operands:
+        return None
     quantizers = []
-    for by in zip(*((x.of_input, x.of_a, x.of_h) for x in operands), strict=True):
+    for by in zip(*((x.of_input, x.of_a, x.of_h, x.of_base) for x in operands), strict=True):
         found = [own for own in by if own is not None]
-        if len(found) < len(by):
-            return None
-        quantizers.append(Quantizers(*map(torch.cat, zip(*found, strict=True))))
-    if not quantizers or any(x.of_base is not None for x in operands):
+        stacked = Quantizers(*map(torch.cat, zip(*found, strict=True))) if found else None
+        quantizers.append(stacked)
+    *activations, of_base = quantizers
+    of_x, of_a, of_h = activations
+    if of_x is None or of_a is None or of_h is None:
         return None
     return JointOperands(
         torch.stack([x.a for x in operands]),
         torch.stack([x.e for x in operands]),
         torch.cat([x.b for x in operands]),
-        *quantizers,
-    )
+        of_x, of_a, of_h, of_base,
+    )  # fmt: skip
 
 
 def _quantized(x: Tensor, by: Quantizers) -> Tensor:

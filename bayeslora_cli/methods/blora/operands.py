@@ -142,7 +142,7 @@ class OperandPublisher:
             *(rows.get(name, none) for name in ("x", "a", "h", BASE)), strict=True,
         ):  # fmt: skip
             layer.operands = Operands(*operands)
-        self._joints.publish(a, e, b, {} if BASE in parts else parts)
+        self._joints.publish(a, e, b, parts)
 
     def publish_shapes(self, device: torch.device) -> None:
         """Give every layer empty operands of the learning phase, which needs the most memory."""

@@ -11,7 +11,7 @@ from bayeslora_cli.methods.blora import layer
 from bayeslora_cli.methods.blora.layer import GatedJoint
 from bayeslora_cli.methods.blora.range_calibration import measure
 from tests.methods.test_packed_rows import text_rows
-from tests.models.kernels.test_gated_linear import plain
+from tests.models.kernels.gated.test_gated_linear import plain
 from tests.support.decoders import CAUSAL, save_decoder, token_rows
 from tests.training.test_step import make_step
 
@@ -46,27 +46,28 @@ def together(monkeypatch):
 
     monkeypatch.setattr(layer, "is_fused", lambda _: True)
     monkeypatch.setattr(layer, "gated_product", product)
+    monkeypatch.setattr(layer, "gated_base_product", product)
     return calls
 
 
 @pytest.mark.parametrize("mode", ["learning", "fixed"])
-def test_joints_are_their_layers(mode, model, monkeypatch):
-    loss, gradient, network = outcome(model, mode)
+@pytest.mark.parametrize("base", [False, True])
+def test_joints_are_their_layers(mode, base, model, monkeypatch):
+    loss, gradient, network = outcome(model, mode, quantize_base=base)
     assert [len(joint.layers) for joint in network.joints] == [3, 2, 3, 2]
     assert all(type(joint) is GatedJoint for joint in network.joints)
     calls = together(monkeypatch)
-    other, found, _ = outcome(model, mode)
+    other, found, _ = outcome(model, mode, quantize_base=base)
     assert sorted(calls) == [1, 1, 1, 1, 2, 2, 3, 3]
     assert float(other) == pytest.approx(float(loss), rel=1e-5)
     torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{"quantize_base": True}, {"blora_mode": "rank"}])
-def test_layers_that_no_operator_takes_together(changes, model, monkeypatch):
-    """Those of a quantized base, whose products take each its own input, and gates over ranks."""
-    loss, gradient, _ = outcome(model, "learning", **changes)
+def test_layers_that_no_operator_takes_together(model, monkeypatch):
+    """Those whose ranks have gates, without quantizers."""
+    loss, gradient, _ = outcome(model, "learning", blora_mode="rank")
     calls = together(monkeypatch)
-    other, found, network = outcome(model, "learning", **changes)
+    other, found, network = outcome(model, "learning", blora_mode="rank")
     assert calls == []
     assert all(joint.operands is None for joint in network.joints)
     assert torch.equal(other, loss)
@@ -115,7 +116,7 @@ def test_the_joints_of_deberta_are_their_layers(mode, changes, backbone, monkeyp
     on_a_gpu(monkeypatch)
     measured, other, found, network = encoder_outcome(model, mode, **changes)
     assert [len(joint.layers) for joint in network.joints] == [3, 3]
-    taken = mode != "float" and not changes
+    taken = mode != "float" and "blora_mode" not in changes
     assert calls.count(3) == 2 * taken
     assert torch.equal(measured, extremes)
     assert float(other) == pytest.approx(float(loss), rel=1e-5)

@@ -80,8 +80,8 @@ def _through(p, e, learned_a, constants_a, constants_h, kind: tl.constexpr, L: t
 @triton.jit(do_not_specialize=_COUNTS, do_not_specialize_on_alignment=_OF_ALL)  # type: ignore[untyped-decorator]
 def _forward(  # type: ignore[no-untyped-def]
     x, a, e, learned_x, constants_x, learned_a, constants_a, learned_h, constants_h, p, h,  # noqa: ANN001
-    rows, width, R: tl.constexpr, L: tl.constexpr,  # noqa: ANN001
-    ROWS: tl.constexpr, DEPTH: tl.constexpr, COLUMNS: tl.constexpr,
+    kept, rows, width, R: tl.constexpr, L: tl.constexpr,  # noqa: ANN001
+    ROWS: tl.constexpr, DEPTH: tl.constexpr, COLUMNS: tl.constexpr, KEEP: tl.constexpr,
 ) -> None:  # fmt: skip
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = tl.arange(0, COLUMNS)
@@ -97,12 +97,16 @@ def _forward(  # type: ignore[no-untyped-def]
     constants_h += layer * (2 + L)
     p += layer * rows * R
     h += layer * rows * R
+    kept += layer * rows * width
     found = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, width, DEPTH):
         k = start + tl.arange(0, DEPTH)
         inside = (row[:, None] < rows) & (k[None, :] < width)
-        value = tl.load(x + row[:, None] * width + k[None, :], inside, 0.0).to(tl.float32)
+        place = row[:, None] * width + k[None, :]
+        value = tl.load(x + place, inside, 0.0).to(tl.float32)
         taken = mixed(clipped(value, constants_x), learned_x, constants_x, L).to(kind)
+        if KEEP:
+            tl.store(kept + place, taken, inside)
         inside = (column[None, :] < R) & (k[:, None] < width)
         down = tl.load(a + column[None, :] * width + k[:, None], inside, 0.0)
         found = tl.dot(taken, down, found, input_precision="ieee")
@@ -169,12 +173,16 @@ def _back_to_p(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=_COUNTS, do_not_specialize_on_alignment=_OF_ALL)  # type: ignore[untyped-decorator]
 def _back_to_x(  # type: ignore[no-untyped-def]
-    x, of_p, a, learned_x, constants_x, of_x, parts_a, sums,  # noqa: ANN001
+    x, of_p, slopes, a, learned_x, constants_x, of_x, parts_a, sums,  # noqa: ANN001
     rows, width, chunk, R: tl.constexpr, L: tl.constexpr, LAYERS: tl.constexpr,  # noqa: ANN001
     TALL: tl.constexpr, WIDE: tl.constexpr, COLUMNS: tl.constexpr, FAST: tl.constexpr,
+    GIVEN: tl.constexpr,
 ) -> None:  # fmt: skip
     """Compute x's gradient for a chunk of rows and some columns, added up over the layers, and
-    their part of each a's gradient and of each Qx's sums."""
+    their part of each a's gradient and of each Qx's sums.
+
+    `GIVEN`: the gradients of Qx(x) are read from `slopes`; else they are those of p times a.
+    """
     k = tl.program_id(0) * WIDE + tl.arange(0, WIDE)
     column = tl.arange(0, COLUMNS)
     kind = of_x.dtype.element_ty
@@ -193,9 +201,12 @@ def _back_to_x(  # type: ignore[no-untyped-def]
             row = (start + tl.arange(0, TALL)).to(tl.int64)
             own = (row[:, None] < rows) & (column[None, :] < R)
             to_p = tl.load(of_p + row[:, None] * R + column[None, :], own, 0.0)
-            slope = tl.dot(to_p, down, input_precision="ieee").to(kind).to(tl.float32)
             inside = (row[:, None] < rows) & (k[None, :] < width)
             place = row[:, None] * width + k[None, :]
+            if GIVEN:
+                slope = tl.load(slopes + place, inside, 0.0).to(tl.float32)
+            else:
+                slope = tl.dot(to_p, down, input_precision="ieee").to(kind).to(tl.float32)
             value = tl.load(x + place, inside, 0.0).to(tl.float32)
             value_in = tl.clamp(value, low, high, propagate_nan=tl.PropagateNan.ALL)
             passed = slope * (value_in == value).to(tl.float32)
@@ -213,6 +224,7 @@ def _back_to_x(  # type: ignore[no-untyped-def]
         for n in tl.static_range(1 + L):
             tl.store(sums + n, tl.sum(of_learned[n]))
         of_p += rows.to(tl.int64) * R
+        slopes += rows.to(tl.int64) * width
         a += R * width
         learned_x += 1 + L
         constants_x += 2 + L
@@ -269,16 +281,21 @@ def _tile(rank: int) -> tuple[int, int]:
 
 
 def forward(
-    x: Tensor, a: Tensor, e: Tensor, of_x: Quantizers, of_a: Quantizers, of_h: Quantizers
-) -> tuple[Tensor, Tensor]:
-    """Compute p and h (m, n, r) of m layers from x (n, in), a (m, r, in) and e (m, r)."""
+    x: Tensor, a: Tensor, e: Tensor, of_x: Quantizers, of_a: Quantizers, of_h: Quantizers,
+    kept: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Compute p and h (m, n, r) of m layers from x (n, in), a (m, r, in) and e (m, r).
+
+    Args:
+        kept: gets Qx(x) of each layer, (m, n, in), contiguous.
+    """
     (rows, width), (layers, rank) = x.shape, e.shape
     columns, depth = _tile(rank)
     p, h = (torch.empty(layers, rows, rank, dtype=x.dtype, device=x.device) for _ in range(2))
     _forward[(triton.cdiv(rows, ROWS), layers)](
-        x, a.contiguous(), e.contiguous(), *_plain(of_x), *_plain(of_a), *_plain(of_h), p, h, rows,
-        width, R=rank, L=of_a.learned.shape[-1] - 1, ROWS=ROWS, DEPTH=depth, COLUMNS=columns,
-        enable_fp_fusion=False,
+        x, a.contiguous(), e.contiguous(), *_plain(of_x), *_plain(of_a), *_plain(of_h), p, h,
+        p if kept is None else kept, rows, width, R=rank, L=of_a.learned.shape[-1] - 1, ROWS=ROWS,
+        DEPTH=depth, COLUMNS=columns, KEEP=kept is not None, enable_fp_fusion=False,
     )  # fmt: skip
     return p, h
 
@@ -295,20 +312,44 @@ def backward(
         heights: outputs of each layer.
         b: the layers' b, stacked: (outputs, r).
     """
-    (rows, width), (layers, rank) = x.shape, e.shape
+    to_p, sums_p = back_to_p(grad, heights, p, e, b, of_a, constants_h)
+    return back_to_x(x, to_p, sums_p, a, of_x, tiles=tiles)
+
+
+def back_to_p(
+    grad: Tensor, heights: Sequence[int], p: Tensor, e: Tensor, b: Tensor, of_a: Quantizers,
+    constants_h: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Compute p's gradient (m, n, r), and partial sums of those of Qa, Qh and e."""
+    layers, rows, rank = p.shape
     widths, (columns, depth) = of_a.learned.shape[-1] - 1, _tile(rank)
-    a, e = a.contiguous(), e.contiguous()
+    programs = triton.cdiv(rows, ROWS)
+    to_p = torch.empty_like(p)
+    sums = torch.empty(layers, programs, 2 * (1 + widths) + rank, device=p.device)
+    _back_to_p[(programs, layers)](
+        grad, b.contiguous(), p, e.contiguous(), *_plain(of_a), constants_h.contiguous(), to_p,
+        sums, rows, *heights, *(LAYERS - layers) * [0], R=rank, L=widths, ROWS=ROWS, DEPTH=depth,
+        COLUMNS=columns, enable_fp_fusion=False,
+    )  # fmt: skip
+    return to_p, sums
+
+
+def back_to_x(
+    x: Tensor, to_p: Tensor, sums_p: Tensor, a: Tensor, of_x: Quantizers,
+    slopes: Tensor | None = None, tiles: Tiles = BACK,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Compute what `backward` returns, from what `back_to_p` returns.
+
+    Args:
+        slopes: gradients of Qx(x) of each layer, (m, n, in); None: p's gradient times a.
+    """
+    (rows, width), (layers, rank) = x.shape, a.shape[:2]
+    widths, (columns, _) = of_x.learned.shape[-1] - 1, _tile(rank)
+    a = a.contiguous()
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, device=x.device)
 
-    programs, rest = triton.cdiv(rows, ROWS), 2 * (1 + widths) + rank
-    to_p, sums_p = torch.empty_like(p), empty(layers, programs, rest)
-    common = {"R": rank, "L": widths, "COLUMNS": columns, "enable_fp_fusion": False}
-    _back_to_p[(programs, layers)](
-        grad, b.contiguous(), p, e, *_plain(of_a), constants_h.contiguous(), to_p, sums_p, rows,
-        *heights, *(LAYERS - layers) * [0], ROWS=ROWS, DEPTH=depth, **common,
-    )  # fmt: skip
     wide = max(16, min(tiles.columns, tiles.columns * 64 // columns))  # narrower above 64 ranks
     across = triton.cdiv(width, wide)
     parts = max(CHUNKS, min(triton.cdiv(tiles.programs, across), rows // CHUNK))
@@ -317,10 +358,12 @@ def backward(
     to_x, parts_a = torch.empty_like(x), empty(layers, grid[1], rank * width)
     sums_x = empty(layers, grid[0] * grid[1], 1 + widths)
     _back_to_x[grid](
-        x, to_p, a, *_plain(of_x), to_x, parts_a, sums_x, rows, width, chunk,
-        LAYERS=layers, TALL=tiles.rows, WIDE=wide, FAST=FAST, num_stages=1,
-        num_warps=tiles.warps, **common,
+        x, to_p, to_p if slopes is None else slopes, a, *_plain(of_x), to_x, parts_a, sums_x,
+        rows, width, chunk, R=rank, L=widths, LAYERS=layers, TALL=tiles.rows, WIDE=wide,
+        COLUMNS=columns, FAST=FAST, GIVEN=slopes is not None, num_stages=1, num_warps=tiles.warps,
+        enable_fp_fusion=False,
     )  # fmt: skip
+    programs, rest = sums_p.shape[1:]
     found_a, found_x, found = torch.empty_like(a), empty(layers, 1 + widths), empty(layers, rest)
     together, of_sums = (triton.next_power_of_2(size) for size in (rest, 1 + widths))
     _finish[(triton.cdiv(rank * width, PIECE) + 2, layers)](

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bayeslora_cli.models.kernels import gated_linear
-from bayeslora_cli.models.kernels.gated_linear import gated_product
+from bayeslora_cli.models.kernels.gated import gated_linear
+from bayeslora_cli.models.kernels.gated.gated_base import gated_base_product
+from bayeslora_cli.models.kernels.gated.gated_linear import gated_product
 from bayeslora_cli.models.kernels.low_rank import tiles
 from bayeslora_cli.models.kernels.quantize import Quantizers, intervals, quantize, quantizers
 
@@ -28,8 +29,11 @@ def quantizers_of(layers, widths, generator, *, signed, beta):
     return quantizers(ranges, signs, divisors.expand(shares.shape), shares)
 
 
-def operands(heights, width, dtype, widths, *, rows=37, rank=5):
-    """A few rows more than whole tiles, a rank that fills none; some values are clipped."""
+def operands(heights, width, dtype, widths, *, rows=37, rank=5, base=False):
+    """A few rows more than whole tiles, a rank that fills none; some values are clipped.
+
+    `base`: with quantizers of the frozen weights.
+    """
     g, m = torch.Generator().manual_seed(0), len(heights)
 
     def drawn(*shape):
@@ -37,15 +41,16 @@ def operands(heights, width, dtype, widths, *, rows=37, rank=5):
 
     by = [
         quantizers_of(m, widths, g, signed=signed, beta=beta)
-        for signed, beta in ((True, 2.5), (True, 8.0), (False, 8.0))
+        for signed, beta in ((True, 2.5), (True, 8.0), (False, 8.0), (True, 2.0))[: 3 + base]
     ]
     e = torch.randn(m, rank, generator=g)
     return [drawn(rows, width), drawn(sum(heights), width), drawn(sum(heights)),
             drawn(m, rank, width), e, drawn(sum(heights), rank), *by]  # fmt: skip
 
 
-def plain(rows, weight, bias, a, e, b, of_x, of_a, of_h, heights):
+def plain(rows, weight, bias, a, e, b, of_x, of_a, of_h, *rest):
     """One layer after the other, by torch's operators."""
+    *of_base, heights = rest
 
     def q(value, by, i):
         own = Quantizers(*(part[i : i + 1] for part in by))
@@ -55,8 +60,10 @@ def plain(rows, weight, bias, a, e, b, of_x, of_a, of_h, heights):
     for i, (w, own, up) in enumerate(
         zip(*(x.split(heights) for x in (weight, bias, b)), strict=True)
     ):
-        h = q(q(rows, of_x, i) @ a[i].t(), of_a, i) * e[i].to(rows.dtype)
-        found.append(F.linear(rows, w, own) + q(h, of_h, i) @ up.t())
+        taken = q(rows, of_x, i)
+        frozen = F.linear(taken, q(w, *of_base, i), own) if of_base else F.linear(rows, w, own)
+        h = q(taken @ a[i].t(), of_a, i) * e[i].to(rows.dtype)
+        found.append(frozen + q(h, of_h, i) @ up.t())
     return torch.cat(found, 1)
 
 
@@ -68,17 +75,18 @@ def outcome(function, given, heights):
     out = function(leaves[0], weight, bias, *leaves[1:], *by, heights)
     slope = torch.linspace(-1, 1, out.numel(), device=out.device).view_as(out).to(out.dtype)
     found = torch.autograd.grad(out, [*leaves, *(q.learned for q in by)], slope)
-    names = ("rows", "a", "e", "b", "Qx", "Qa", "Qh")
+    names = ("rows", "a", "e", "b", "Qx", "Qa", "Qh", "Qw")[: len(found)]
     return {"out": out.detach(), **dict(zip(names, found, strict=True))}
 
 
-def check(dtype, heights, width, widths, device, **sizes):
+def check(dtype, heights, width, widths, device, *, base=False, **sizes):
     """No further from torch's operators than two orders of a sum are, or a code's step."""
     given = [
         Quantizers(*(part.to(device) for part in x)) if isinstance(x, Quantizers) else x.to(device)
-        for x in operands(heights, width, dtype, widths, **sizes)
+        for x in operands(heights, width, dtype, widths, base=base, **sizes)
     ]
-    found, expected = (outcome(f, given, heights) for f in (gated_product, plain))
+    function = gated_base_product if base else gated_product
+    found, expected = (outcome(f, given, heights) for f in (function, plain))
     for name, value in found.items():
         truth = expected[name]
         far = float((value.double() - truth.double()).norm() / truth.double().norm())

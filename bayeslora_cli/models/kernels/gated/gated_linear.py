@@ -56,7 +56,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the result (n, outputs), p = Qx(rows) a' (m, n, r), and h (m, n, r), which multiplies
     b'."""
-    from bayeslora_cli.models.kernels import gated_linear_triton
+    from bayeslora_cli.models.kernels.gated import gated_linear_triton
 
     rows = rows.contiguous()
     p, h = gated_linear_triton.forward(
@@ -71,7 +71,7 @@ def _forward(
         )
         return added_triton.added(rows, weight, h, b, bias, heights, cut), p, h
     out = F.linear(rows, weight, bias)
-    for own, h_of, b_of in zip(_columns(heights), h, torch.split(b, [*heights]), strict=True):
+    for own, h_of, b_of in zip(columns_of(heights), h, torch.split(b, [*heights]), strict=True):
         out[:, own].addmm_(h_of, b_of.t())
     return out, p, h
 
@@ -82,7 +82,7 @@ def _backward(
     constants_h: Tensor, p: Tensor, h: Tensor, heights: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return gradients of rows (empty unless `needed`), Qx, a, b, and one tensor for Qa, Qh, e."""
-    from bayeslora_cli.models.kernels import gated_linear_triton
+    from bayeslora_cli.models.kernels.gated import gated_linear_triton
 
     grad = grad.contiguous()
     of_rows, of_x, of_a, rest = gated_linear_triton.backward(
@@ -90,14 +90,21 @@ def _backward(
         Quantizers(learned_x, constants_x), Quantizers(learned_a, constants_a), constants_h,
     )  # fmt: skip
     of_rows = of_rows.addmm_(grad, weight) if needed else grad.new_empty(0)
+    return of_rows, of_x, of_a, up_gradient(h, grad, weight, b, heights), rest
+
+
+def up_gradient(
+    h: Tensor, grad: Tensor, weight: Tensor, b: Tensor, heights: Sequence[int]
+) -> Tensor:
+    """Return the gradient of b, (outputs, r), by one kernel where there is one."""
     if is_added(grad, weight, b, heights):
         from bayeslora_cli.models.kernels.low_rank import gradients_triton
 
-        return of_rows, of_x, of_a, gradients_triton.up_gradient(h, grad, heights), rest
+        return gradients_triton.up_gradient(h, grad, heights)
     of_b = b.new_empty(b.shape[1], b.shape[0])
-    for own, h_of in zip(_columns(heights), h, strict=True):
+    for own, h_of in zip(columns_of(heights), h, strict=True):
         torch.mm(h_of.t(), grad[:, own], out=of_b[:, own])
-    return of_rows, of_x, of_a, of_b.t(), rest
+    return of_b.t()
 
 
 def is_added(rows: Tensor, weight: Tensor, b: Tensor, heights: Sequence[int]) -> bool:
@@ -113,7 +120,7 @@ def is_added(rows: Tensor, weight: Tensor, b: Tensor, heights: Sequence[int]) ->
     )
 
 
-def _columns(heights: Sequence[int]) -> list[slice]:
+def columns_of(heights: Sequence[int]) -> list[slice]:
     """Return the columns of each layer's outputs."""
     ends = [*accumulate(heights)]
     return [slice(end - height, end) for end, height in zip(ends, heights, strict=True)]

@@ -1,0 +1,162 @@
+"""B-LoRA's layers with quantized frozen weights: one operator forward, one backward, on a GPU.
+
+Both products use Qx(x), which is kept for the gradients of the weights' quantizers. Those need the
+product grad' Qx(x), as large as the weight, of which only sums over all elements are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bayeslora_cli.models.kernels.gated.gated_linear import columns_of, up_gradient
+from bayeslora_cli.models.kernels.operators import register
+from bayeslora_cli.models.kernels.quantize import Quantizers
+
+
+def gated_base_product(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, e: Tensor, b: Tensor,
+    of_input: Quantizers, of_a: Quantizers, of_h: Quantizers, of_base: Quantizers,
+    heights: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """Compute m layers Qx(rows) Qw(W)' + bias + Qh(Qa(Qx(rows) a') * e) b', side by side.
+
+    Differentiable except in W and bias.
+
+    Args:
+        rows: (n, in).
+        weight: the layers' W, stacked: (outputs, in), frozen, contiguous.
+        bias, a, e, b, of_input, of_a, of_h, heights: as in `gated_product`.
+        of_base: Qw of each layer, (m, 1 + L) and (m, 2 + L).
+    Returns:
+        (n, outputs)
+    """
+    out: Tensor = torch.ops.bayeslora.gated_base_product(
+        rows, weight, bias, a, e, b, *of_input, *of_a, *of_h, *of_base, heights
+    )[0]
+    return out
+
+
+def _forward(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, e: Tensor, b: Tensor,
+    learned_x: Tensor, constants_x: Tensor, learned_a: Tensor, constants_a: Tensor,
+    learned_h: Tensor, constants_h: Tensor, learned_w: Tensor, constants_w: Tensor,
+    heights: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the result (n, outputs), p and h (m, n, r), Qx(rows) (m, n, in) and Qw(W)."""
+    from bayeslora_cli.models.kernels import quantize_triton
+    from bayeslora_cli.models.kernels.gated import gated_linear_triton
+
+    rows = rows.contiguous()
+    taken = rows.new_empty(len(a), *rows.shape)
+    p, h = gated_linear_triton.forward(
+        rows, a, e, Quantizers(learned_x, constants_x), Quantizers(learned_a, constants_a),
+        Quantizers(learned_h, constants_h), taken,
+    )  # fmt: skip
+    base = torch.cat([
+        quantize_triton.forward(own.reshape(1, -1), learned_w[i : i + 1], constants_w[i : i + 1])
+        for i, own in enumerate(torch.split(weight, [*heights]))
+    ], 1).view(weight.shape)  # fmt: skip
+    out = rows.new_empty(len(rows), len(weight))
+    offsets = None if bias is None else torch.split(bias, [*heights])
+    for i, (own, of_base, of_b) in enumerate(
+        zip(columns_of(heights), *(torch.split(x, [*heights]) for x in (base, b)), strict=True)
+    ):
+        out[:, own] = F.linear(taken[i], of_base, None if offsets is None else offsets[i])
+        out[:, own].addmm_(h[i], of_b.t())
+    return out, p, h, taken, base
+
+
+def _backward(
+    grad: Tensor, rows: Tensor, weight: Tensor, a: Tensor, e: Tensor, b: Tensor,
+    learned_x: Tensor, constants_x: Tensor, learned_a: Tensor, constants_a: Tensor,
+    constants_h: Tensor, constants_w: Tensor, p: Tensor, h: Tensor, taken: Tensor, base: Tensor,
+    heights: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return gradients of rows, Qx, a, b, one tensor for Qa, Qh, e, and that of Qw."""
+    from bayeslora_cli.models.kernels import quantize_triton
+    from bayeslora_cli.models.kernels.gated import gated_linear_triton
+
+    grad = grad.contiguous()
+    to_p, sums = gated_linear_triton.back_to_p(
+        grad, heights, p, e, b, Quantizers(learned_a, constants_a), constants_h
+    )
+    slopes, of_w = torch.empty_like(taken), []
+    for i, (own, of_base, own_weight) in enumerate(
+        zip(columns_of(heights), *(torch.split(x, [*heights]) for x in (base, weight)), strict=True)
+    ):
+        torch.mm(grad[:, own], of_base, out=slopes[i])
+        slopes[i].addmm_(to_p[i], a[i])
+        to_base = torch.mm(grad[:, own].t(), taken[i])
+        of_w.append(
+            quantize_triton.backward(
+                own_weight.reshape(1, -1), to_base.view(1, -1), constants_w[i : i + 1]
+            )[1]
+        )
+    of_rows, of_x, of_a, rest = gated_linear_triton.back_to_x(
+        rows.contiguous(), to_p, sums, a, Quantizers(learned_x, constants_x), slopes
+    )
+    of_b = up_gradient(h, grad, weight, b, heights)
+    return of_rows, of_x, of_a, of_b, rest, torch.cat(of_w)
+
+
+def _forward_shapes(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    (n, width), (layers, rank) = rows.shape, a.shape[:2]
+    p, taken = rows.new_empty(layers, n, rank), rows.new_empty(layers, n, width)
+    out = rows.new_empty(n, len(weight))
+    return out, p, torch.empty_like(p), taken, weight.new_empty(weight.shape)
+
+
+def _backward_shapes(
+    grad: Tensor, rows: Tensor, weight: Tensor, a: Tensor, e: Tensor, b: Tensor,
+    learned_x: Tensor, *_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return (
+        rows.new_empty(rows.shape),
+        learned_x.new_empty(learned_x.shape),
+        a.new_empty(a.shape),
+        b.new_empty(b.shape[1], b.shape[0]).t(),
+        e.new_empty(len(e), 2 * learned_x.shape[-1] + e.shape[1]),
+        learned_x.new_empty(learned_x.shape),
+    )
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    # the backward pass needs the ranges of Qh and Qw, and not their factors
+    rows, weight, _, a, e, b, *by, _, constants_h, _, constants_w, ctx.heights = inputs
+    ctx.save_for_backward(rows, weight, a, e, b, *by, constants_h, constants_w, *output[1:])
+    ctx.set_materialize_grads(False)  # the other outputs have no gradients
+
+
+def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    of_rows, of_x, of_a, of_b, sums, of_w = torch.ops.bayeslora.gated_base_product_backward(
+        grad, *ctx.saved_tensors, ctx.heights
+    )
+    width = of_x.shape[1]
+    return (
+        of_rows, None, None, of_a, sums[:, 2 * width :], of_b,
+        of_x, None, sums[:, :width], None, sums[:, width : 2 * width], None, of_w, None, None,
+    )  # fmt: skip
+
+
+_QUANTIZERS = ", ".join(f"Tensor learned_{n}, Tensor constants_{n}" for n in "xahw")
+register(
+    "gated_base_product",
+    "(Tensor rows, Tensor weight, Tensor? bias, Tensor a, Tensor e, Tensor b,"
+    f" {_QUANTIZERS}, int[] heights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _forward, _forward_shapes, keep=_keep, differentiate=_differentiate,
+)  # fmt: skip
+register(
+    "gated_base_product_backward",
+    "(Tensor grad, Tensor rows, Tensor weight, Tensor a, Tensor e, Tensor b,"
+    " Tensor learned_x, Tensor constants_x, Tensor learned_a, Tensor constants_a,"
+    " Tensor constants_h, Tensor constants_w, Tensor p, Tensor h, Tensor taken, Tensor base,"
+    " int[] heights) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward, _backward_shapes,
+)  # fmt: skip

@@ -185,16 +185,17 @@ class Joints:
         self._joints = [joint for joint in joints if isinstance(joint, GatedJoint)]
         self._members = [[number[id(layer)] for layer in x.layers] for x in self._joints]
         """Indices of each joint's layers."""
+        self.members = frozenset(index for ids in self._members for index in ids)
         self._order = torch.tensor(
             [index for ids in self._members for index in ids], dtype=torch.long, device=device
         )
 
     def publish(
         self, a: list[Tensor], e: Tensor, b: list[Tensor], parts: Mapping[str, Quantizers]
-    ) -> None:
+    ) -> bool:
         """Stack the operands of the next pass, by a few kernels for all joints.
 
-        Where no operator takes them stacked, the layers are computed one by one.
+        Return whether joints compute their layers; else no operator takes operands stacked.
 
         Args:
             a, e, b: of each layer.
@@ -206,7 +207,7 @@ class Joints:
         if not self._joints or not is_fused(e) or None in by:
             for joint in self._joints:
                 joint.operands = None
-            return
+            return False
         sizes = [len(ids) for ids in self._members]
         per_layer = [e, *(part for own in by if own is not None for part in own)]
         rows = [torch.split(part.index_select(0, self._order), sizes) for part in per_layer]
@@ -218,6 +219,7 @@ class Joints:
                 down.view(count, own_e.shape[1], -1), own_e, up.view(-1, own_e.shape[1]),
                 *map(Quantizers, own[::2], own[1::2]),
             )  # fmt: skip
+        return True
 
     def _side_by_side(self, matrices: list[Tensor]) -> tuple[Tensor, ...]:
         """Copy each joint's matrices one after the other: a flat tensor for each joint."""

@@ -5,7 +5,7 @@ A few kernels serve all layers. Nothing here reads a value from the device, exce
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -84,6 +84,9 @@ class OperandPublisher:
         self._order = torch.tensor(members, dtype=torch.long, device=device)
         self._members, self._sizes = members, [len(group.members) for group in bank.groups]
         self._joints = Joints(self.layers, self._plain.joints, device)
+        self._alone = [i for i in range(len(self.layers)) if i not in self._joints.members]
+        """Indices of the layers in no joint."""
+        self._apart = torch.tensor(self._alone, dtype=torch.long, device=device)
         self._divisors = torch.tensor(
             intervals(self.plan.ladder), dtype=torch.float32, device=device
         )
@@ -135,14 +138,16 @@ class OperandPublisher:
         a, b = self._quantized("A", parts), self._quantized("B", parts)
         e = quantize(self._e, parts["E"]) if "E" in parts else self._e
         e = self._filled(e * self._rank_gates(u.get("ranks")), along=-1)
-        rows = {name: _rows(parts[name]) for name in ("x", "a", "h", BASE) if name in parts}
+        joined = self._joints.publish(a, e, b, parts)
+        rows = {
+            name: self._rows(parts[name], joined) for name in ("x", "a", "h", BASE) if name in parts
+        }
         none: list[None] = [None] * len(self.layers)
         for layer, *operands in zip(
-            self.layers, a, e.unbind(0), b,
+            self.layers, a, self._per_layer(e, joined), b,
             *(rows.get(name, none) for name in ("x", "a", "h", BASE)), strict=True,
         ):  # fmt: skip
             layer.operands = Operands(*operands)
-        self._joints.publish(a, e, b, parts)
 
     def publish_shapes(self, device: torch.device) -> None:
         """Give every layer empty operands of the learning phase, which needs the most memory."""
@@ -188,7 +193,7 @@ class OperandPublisher:
         if not self.plan.base or BASE not in self.quantized:
             return {}
         thresholded = self.parameters.thresholded(flat.to(self.bank.theta.device))
-        by = _rows(self._by_operand(thresholded)[BASE])
+        by = self._rows(self._by_operand(thresholded)[BASE], joined=False)
         return {
             name: quantize(layer.base_layer.dense()[None], own)[0]
             for name, layer, own in zip(self.names, self.layers, by, strict=True)
@@ -263,6 +268,24 @@ class OperandPublisher:
         order = sorted(range(len(found)), key=self._members.__getitem__)
         return [found[place] for place in order]
 
+    def _per_layer(self, values: Tensor, joined: bool) -> Sequence[Tensor]:
+        """Split into one tensor per layer.
+
+        Args:
+            values: stacked, one for each layer.
+            joined: joints compute their layers by stacked tensors. Views that nothing then uses
+                are made one by one: of `unbind` each would have a gradient, filled with zeros.
+        """
+        if not joined:
+            return values.unbind(0)
+        alone = dict(zip(self._alone, values.index_select(0, self._apart).unbind(0), strict=True))
+        return [alone[i] if i in alone else values[i] for i in range(len(values))]
+
+    def _rows(self, by: Quantizers, joined: bool) -> list[Quantizers]:
+        """Split into one quantizer per layer, each (1, 1 + L) and (1, 2 + L)."""
+        parts = self._per_layer(by.learned, joined), by.constants.unbind(0)
+        return [Quantizers(a[None], b[None]) for a, b in zip(*parts, strict=True)]
+
     def _filled(self, values: Tensor, *, along: int) -> Tensor:
         """Pad the ranks along an axis with zeros to `computed_rank`."""
         missing = self.computed_rank - self.rank
@@ -295,8 +318,3 @@ def _leaf(values: Tensor, gradient: Tensor) -> Tensor:
     leaf = values.detach().requires_grad_()
     leaf.grad = gradient
     return leaf
-
-
-def _rows(by: Quantizers) -> list[Quantizers]:
-    """Split into one quantizer per matrix, each (1, 1 + L) and (1, 2 + L)."""
-    return [Quantizers(a[None], b[None]) for a, b in zip(*(p.unbind(0) for p in by), strict=True)]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bayeslora_cli.models.kernels.gated.gated_linear import columns_of, up_gradient
+from bayeslora_cli.models.kernels.gated.gated_linear import columns_of, is_added, up_gradient
+from bayeslora_cli.models.kernels.low_rank import tiles
 from bayeslora_cli.models.kernels.operators import register
 from bayeslora_cli.models.kernels.quantize import Quantizers
 
@@ -48,7 +49,6 @@ def _forward(
     heights: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the result (n, outputs), p and h (m, n, r), Qx(rows) (m, n, in) and Qw(W)."""
-    from bayeslora_cli.models.kernels import quantize_triton
     from bayeslora_cli.models.kernels.gated import gated_linear_triton
 
     rows = rows.contiguous()
@@ -57,18 +57,35 @@ def _forward(
         rows, a, e, Quantizers(learned_x, constants_x), Quantizers(learned_a, constants_a),
         Quantizers(learned_h, constants_h), taken,
     )  # fmt: skip
-    base = torch.cat([
-        quantize_triton.forward(own.reshape(1, -1), learned_w[i : i + 1], constants_w[i : i + 1])
-        for i, own in enumerate(torch.split(weight, [*heights]))
-    ], 1).view(weight.shape)  # fmt: skip
+    base = _quantized(weight, Quantizers(learned_w, constants_w), heights)
+    if is_whole(rows, weight, b, heights):
+        from bayeslora_cli.models.kernels.low_rank import added_triton
+
+        cut = tiles.fused_tiles(
+            len(rows), len(weight), e.shape[1], rows.itemsize, tiles.gpu_of(rows.device)
+        )
+        return added_triton.added(taken, base, h, b, bias, heights, cut), p, h, taken, base
     out = rows.new_empty(len(rows), len(weight))
-    offsets = None if bias is None else torch.split(bias, [*heights])
-    for i, (own, of_base, of_b) in enumerate(
-        zip(columns_of(heights), *(torch.split(x, [*heights]) for x in (base, b)), strict=True)
+    offsets = len(heights) * [None] if bias is None else torch.split(bias, [*heights])
+    for i, (own, of_base, of_b, offset) in enumerate(
+        zip(columns_of(heights), *_parts(heights, base, b), offsets, strict=True)
     ):
-        out[:, own] = F.linear(taken[i], of_base, None if offsets is None else offsets[i])
+        out[:, own] = F.linear(taken[i], of_base, offset)
         out[:, own].addmm_(h[i], of_b.t())
     return out, p, h, taken, base
+
+
+def _quantized(weight: Tensor, by: Quantizers, heights: Sequence[int]) -> Tensor:
+    """Quantize the weights of several layers, stacked."""
+    from bayeslora_cli.models.kernels import quantize_triton
+
+    if len({*heights}) == 1:
+        found: Tensor = quantize_triton.forward(weight.view(len(heights), -1), *by)
+        return found.view(weight.shape)
+    return torch.cat([
+        quantize_triton.forward(own.reshape(1, -1), *(part[i : i + 1] for part in by)).view_as(own)
+        for i, own in enumerate(torch.split(weight, [*heights]))
+    ])  # fmt: skip
 
 
 def _backward(
@@ -78,30 +95,61 @@ def _backward(
     heights: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return gradients of rows, Qx, a, b, one tensor for Qa, Qh, e, and that of Qw."""
-    from bayeslora_cli.models.kernels import quantize_triton
     from bayeslora_cli.models.kernels.gated import gated_linear_triton
 
     grad = grad.contiguous()
     to_p, sums = gated_linear_triton.back_to_p(
         grad, heights, p, e, b, Quantizers(learned_a, constants_a), constants_h
     )
-    slopes, of_w = torch.empty_like(taken), []
-    for i, (own, of_base, own_weight) in enumerate(
-        zip(columns_of(heights), *(torch.split(x, [*heights]) for x in (base, weight)), strict=True)
-    ):
-        torch.mm(grad[:, own], of_base, out=slopes[i])
-        slopes[i].addmm_(to_p[i], a[i])
-        to_base = torch.mm(grad[:, own].t(), taken[i])
-        of_w.append(
-            quantize_triton.backward(
-                own_weight.reshape(1, -1), to_base.view(1, -1), constants_w[i : i + 1]
-            )[1]
+    if is_whole(grad, weight, b, heights):
+        from bayeslora_cli.models.kernels.gated import gated_base_triton
+
+        gpu, cut = tiles.gpu_of(grad.device), (len(grad), rows.shape[1], e.shape[1], grad.itemsize)
+        slopes = gated_base_triton.slopes(
+            grad, base, to_p, a.contiguous(), heights, tiles.fused_tiles(*cut, gpu)
         )
+        of_w = gated_base_triton.weight_sums(
+            grad, taken, weight, constants_w, heights,
+            gated_base_triton.weight_tiles(len(weight), weight.shape[1], gpu),
+        )  # fmt: skip
+    else:
+        slopes, of_w = _separate(grad, weight, a, constants_w, to_p, taken, base, heights)
     of_rows, of_x, of_a, rest = gated_linear_triton.back_to_x(
         rows.contiguous(), to_p, sums, a, Quantizers(learned_x, constants_x), slopes
     )
     of_b = up_gradient(h, grad, weight, b, heights)
-    return of_rows, of_x, of_a, of_b, rest, torch.cat(of_w)
+    return of_rows, of_x, of_a, of_b, rest, of_w
+
+
+def _separate(
+    grad: Tensor, weight: Tensor, a: Tensor, constants_w: Tensor, to_p: Tensor, taken: Tensor,
+    base: Tensor, heights: Sequence[int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of Qx(x), (m, n, in), and of Qw, by torch's products."""
+    from bayeslora_cli.models.kernels import quantize_triton
+
+    slopes, of_w = torch.empty_like(taken), []
+    for i, (own, of_base, own_weight) in enumerate(
+        zip(columns_of(heights), *_parts(heights, base, weight), strict=True)
+    ):
+        torch.mm(grad[:, own], of_base, out=slopes[i])
+        slopes[i].addmm_(to_p[i], a[i])
+        to_base = torch.mm(grad[:, own].t(), taken[i])
+        flat = own_weight.reshape(1, -1), to_base.view(1, -1)
+        of_w.append(quantize_triton.backward(*flat, constants_w[i : i + 1])[1])
+    return slopes, torch.cat(of_w)
+
+
+def is_whole(rows: Tensor, weight: Tensor, b: Tensor, heights: Sequence[int]) -> bool:
+    """Return whether kernels of our own compute the products of all layers at once."""
+    alone = len(heights) == 1
+    whole = alone or not any(height % tiles.LARGE.columns for height in heights)
+    return whole and is_added(rows, weight, b, heights)
+
+
+def _parts(heights: Sequence[int], *stacked: Tensor) -> list[tuple[Tensor, ...]]:
+    """Cut stacked tensors into those of each layer."""
+    return [torch.split(x, [*heights]) for x in stacked]
 
 
 def _forward_shapes(

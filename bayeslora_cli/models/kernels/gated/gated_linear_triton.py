@@ -21,8 +21,21 @@ from bayeslora_cli.models.kernels.quantize_triton import clipped, code, mixed, r
 
 ROWS = 16
 """Rows of x and h in a tile of the narrow products."""
-DEEPEST, AREA = 128, 8192
-"""Largest number of a row's elements read at once, and of elements in the tile of a or b."""
+AREA = 8192
+"""Most elements in the tile of a or b."""
+
+
+class Strips(NamedTuple):
+    """How `_forward` and `_back_to_p` read rows."""
+
+    depth: int
+    """Most elements of a row read at once, of 2 bytes; half as many of 4."""
+    warps: int
+    stages: int
+
+
+# few programs run at a time, so that each must have much to read and many threads
+FORWARD, TO_P = Strips(256, 8, 3), Strips(256, 4, 4)
 
 
 class Tiles(NamedTuple):
@@ -50,7 +63,7 @@ LAYERS = 3
 """Most layers that a call computes."""
 _OF_ALL = ["e", *(f"{what}_{operand}" for what in ("learned", "constants") for operand in "xah")]
 """Arguments that are rows of larger tensors: their alignment must not specialise the kernel."""
-_COUNTS = ["rows", "chunk", "chunks", "count_x", "count_p", "height_0", "height_1", "height_2"]
+_COUNTS = ["rows", "chunk", "chunks", "count_x", "count_p"]
 """Sizes that change with the batch or from layer to layer, which must not specialise it either."""
 
 
@@ -99,12 +112,18 @@ def _forward(  # type: ignore[no-untyped-def]
     h += layer * rows * R
     kept += layer * rows * width
     found = tl.zeros((ROWS, COLUMNS), tl.float32)
+    low, high = tl.load(constants_x), tl.load(constants_x + 1)
+    steps, inverses, factors = steps_of(learned_x, constants_x, L)
     for start in range(0, width, DEPTH):
         k = start + tl.arange(0, DEPTH)
         inside = (row[:, None] < rows) & (k[None, :] < width)
         place = row[:, None] * width + k[None, :]
         value = tl.load(x + place, inside, 0.0).to(tl.float32)
-        taken = mixed(clipped(value, constants_x), learned_x, constants_x, L).to(kind)
+        value_in = tl.clamp(value, low, high, propagate_nan=tl.PropagateNan.ALL)
+        mix = tl.zeros((ROWS, DEPTH), tl.float32)
+        for n in tl.static_range(L):
+            mix += rounded(value_in, steps[n], inverses[n]) * factors[n]
+        taken = mix.to(kind)
         if KEEP:
             tl.store(kept + place, taken, inside)
         inside = (column[None, :] < R) & (k[:, None] < width)
@@ -273,11 +292,18 @@ def _finish(  # type: ignore[no-untyped-def]
             tl.store(of_rest + place, _add(sums_p, count_p, size_p, place, PARTS), place < size_p)
 
 
-def _tile(rank: int) -> tuple[int, int]:
-    """Return the columns of a tile that holds all ranks (at least 16, for the matrix units), and
-    its depth."""
+def _columns(rank: int) -> int:
+    """Return the columns of a tile that holds all ranks, at least 16 for the matrix units."""
     columns: int = max(16, triton.next_power_of_2(rank))
-    return columns, max(16, min(DEEPEST, AREA // columns))
+    return columns
+
+
+def _cut(strips: Strips, rank: int, itemsize: int) -> dict[str, int]:
+    """Return what a kernel is told of how it reads rows of a type."""
+    columns = _columns(rank)
+    depth = max(16, min(strips.depth * 2 // itemsize, AREA // columns))
+    found = {"ROWS": ROWS, "DEPTH": depth, "COLUMNS": columns}
+    return found | {"num_warps": strips.warps, "num_stages": strips.stages}
 
 
 def forward(
@@ -290,12 +316,11 @@ def forward(
         kept: gets Qx(x) of each layer, (m, n, in), contiguous.
     """
     (rows, width), (layers, rank) = x.shape, e.shape
-    columns, depth = _tile(rank)
     p, h = (torch.empty(layers, rows, rank, dtype=x.dtype, device=x.device) for _ in range(2))
     _forward[(triton.cdiv(rows, ROWS), layers)](
         x, a.contiguous(), e.contiguous(), *_plain(of_x), *_plain(of_a), *_plain(of_h), p, h,
-        p if kept is None else kept, rows, width, R=rank, L=of_a.learned.shape[-1] - 1, ROWS=ROWS,
-        DEPTH=depth, COLUMNS=columns, KEEP=kept is not None, enable_fp_fusion=False,
+        p if kept is None else kept, rows, width, R=rank, L=of_a.learned.shape[-1] - 1,
+        KEEP=kept is not None, enable_fp_fusion=False, **_cut(FORWARD, rank, x.itemsize),
     )  # fmt: skip
     return p, h
 
@@ -322,14 +347,13 @@ def back_to_p(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Compute p's gradient (m, n, r), and partial sums of those of Qa, Qh and e."""
     layers, rows, rank = p.shape
-    widths, (columns, depth) = of_a.learned.shape[-1] - 1, _tile(rank)
-    programs = triton.cdiv(rows, ROWS)
+    widths, programs = of_a.learned.shape[-1] - 1, triton.cdiv(rows, ROWS)
     to_p = torch.empty_like(p)
     sums = torch.empty(layers, programs, 2 * (1 + widths) + rank, device=p.device)
     _back_to_p[(programs, layers)](
         grad, b.contiguous(), p, e.contiguous(), *_plain(of_a), constants_h.contiguous(), to_p,
-        sums, rows, *heights, *(LAYERS - layers) * [0], R=rank, L=widths, ROWS=ROWS, DEPTH=depth,
-        COLUMNS=columns, enable_fp_fusion=False,
+        sums, rows, *heights, *(LAYERS - layers) * [0], R=rank, L=widths,
+        enable_fp_fusion=False, **_cut(TO_P, rank, p.itemsize),
     )  # fmt: skip
     return to_p, sums
 
@@ -344,7 +368,7 @@ def back_to_x(
         slopes: gradients of Qx(x) of each layer, (m, n, in); None: p's gradient times a.
     """
     (rows, width), (layers, rank) = x.shape, a.shape[:2]
-    widths, (columns, _) = of_x.learned.shape[-1] - 1, _tile(rank)
+    widths, columns = of_x.learned.shape[-1] - 1, _columns(rank)
     a = a.contiguous()
 
     def empty(*shape: int) -> Tensor:

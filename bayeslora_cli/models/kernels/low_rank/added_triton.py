@@ -23,15 +23,22 @@ LAYERS = 3
 @triton.jit(do_not_specialize=["rows", "height_0", "height_1", "height_2"])  # type: ignore[untyped-decorator]
 def _added(  # type: ignore[no-untyped-def]
     left, matrix, h, b, bias, out, rows, width, depth, height_0, height_1, height_2,  # noqa: ANN001
-    R: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr, LAYERS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
+    R: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr, OWN: tl.constexpr,
+    LAYERS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Left and matrix are descriptors; beyond their tensors they read zeros."""
+    """Left and matrix are descriptors; beyond their tensors they read zeros.
+
+    `OWN`: each layer, of whole tiles, multiplies rows of its own.
+    """
     top, start = corner(rows, width, ROWS, COLUMNS, GROUP)
     found = tl.zeros((ROWS, COLUMNS), tl.float32)
+    above = top
+    if OWN:  # the rows below the layer's last are the next one's, and are not stored
+        above += ((start >= height_0).to(tl.int32) + (start >= height_0 + height_1)) * rows
     for k in range(0, depth, DEPTH):
         by = tl.trans(matrix.load([start, k]))
-        found = tl.dot(left.load([top, k]), by, found, input_precision="ieee")
+        found = tl.dot(left.load([above, k]), by, found, input_precision="ieee")
     row, column = top + tl.arange(0, ROWS), start + tl.arange(0, COLUMNS)
     rank = tl.arange(0, RANK)
     there, known = row[:, None] < rows, column[None, :] < width
@@ -60,7 +67,8 @@ def added(
     """Compute L M' + bias, plus H B' of each layer in the layer's columns.
 
     Args:
-        left: L, (n, k), contiguous, as are the others; all rows are of whole 16 bytes.
+        left: L, (n, k), contiguous, as are the others; all rows are of whole 16 bytes. Or one of
+            each layer, (layers, n, k), where layers are of whole tiles.
         matrix: M, (m, k).
         h: H of each of the layers, at most `LAYERS`: (layers, n, r).
         b: B of all layers, (m, r).
@@ -70,14 +78,14 @@ def added(
     Returns:
         (n, m)
     """
-    (rows, depth), (width, rank) = left.shape, b.shape
+    (rows, depth), (width, rank) = left.shape[-2:], b.shape
     out = left.new_empty(rows, width)
     _added[(triton.cdiv(rows, tiles.rows) * triton.cdiv(width, tiles.columns),)](
-        TensorDescriptor.from_tensor(left, [tiles.rows, tiles.depth]),
+        TensorDescriptor.from_tensor(left.view(-1, depth), [tiles.rows, tiles.depth]),
         TensorDescriptor.from_tensor(matrix, [tiles.columns, tiles.depth]),
         h, b, out if bias is None else bias, out, rows, width, depth,
         *heights, *(LAYERS - len(heights)) * [0],
-        rank, extent(rank), bias is not None, len(heights),
+        rank, extent(rank), bias is not None, left.dim() == 3, len(heights),
         tiles.rows, tiles.columns, tiles.depth, GROUP,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip

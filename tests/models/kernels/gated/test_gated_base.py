@@ -7,7 +7,9 @@ import os
 import pytest
 import torch
 
-from tests.models.kernels.gated.test_gated_linear import ADDED, CASES, check
+from bayeslora_cli.models.kernels.gated import gated_base, gated_linear
+from bayeslora_cli.models.kernels.low_rank import tiles
+from tests.models.kernels.gated.test_gated_linear import ADDED, CASES, H200, check
 
 
 @pytest.mark.gpu
@@ -36,3 +38,18 @@ def test_quantized_weights_of_whole_tiles(heights, width, rows):
 @pytest.mark.parametrize("widths", [1, 4])
 def test_quantized_weights_interpreted(dtype, heights, width, widths):
     check(dtype, heights, width, widths, "cpu", base=True)
+
+
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton and TRITON_INTERPRET=1"
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of places that nothing is read from
+@pytest.mark.parametrize(
+    ("heights", "width"), [([40], 24), ([128, 128, 128], 72), ([256, 128], 136)]
+)
+@pytest.mark.parametrize("rows", [1, 150])
+def test_quantized_weights_of_whole_tiles_interpreted(heights, rows, monkeypatch):
+    monkeypatch.setattr(gated_linear, "is_added", lambda *_: True)
+    monkeypatch.setattr(gated_base, "is_added", lambda *_: True)
+    monkeypatch.setattr(tiles, "gpu_of", lambda _: H200)
+    check(torch.float16, heights, 136, 4, "cpu", rows=rows, rank=8, base=True)

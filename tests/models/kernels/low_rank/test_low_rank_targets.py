@@ -42,8 +42,8 @@ def test_up_gradient(target):
 
 
 @pytest.mark.parametrize("tiles", [SMALL, LARGE])
-@pytest.mark.parametrize("layers", [1, 3])
-def test_added(tiles, layers):
+@pytest.mark.parametrize(("layers", "own"), [(1, False), (3, False), (3, True)])
+def test_added(tiles, layers, own):
     """For sm_90, whose engine copies tiles; no other GPU is given it."""
     from bayeslora_cli.models.kernels.low_rank import added_triton as kernels
 
@@ -54,7 +54,7 @@ def test_added(tiles, layers):
     }
     found = compiled(
         kernels._added, 90, signature,
-        {"R": 8, "RANK": 16, "BIAS": True, "LAYERS": layers, "ROWS": tiles.rows,
+        {"R": 8, "RANK": 16, "BIAS": True, "OWN": own, "LAYERS": layers, "ROWS": tiles.rows,
          "COLUMNS": tiles.columns, "DEPTH": tiles.depth, "GROUP": kernels.GROUP},
         warps=tiles.warps, stages=tiles.stages,
     )  # fmt: skip

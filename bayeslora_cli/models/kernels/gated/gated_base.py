@@ -95,7 +95,7 @@ def _backward(
     heights: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return gradients of rows, Qx, a, b, one tensor for Qa, Qh, e, and that of Qw."""
-    from bayeslora_cli.models.kernels.gated import gated_linear_triton
+    from bayeslora_cli.models.kernels.gated import gated_input_triton, gated_linear_triton
 
     grad = grad.contiguous()
     to_p, sums = gated_linear_triton.back_to_p(
@@ -114,7 +114,7 @@ def _backward(
         )  # fmt: skip
     else:
         slopes, of_w = _separate(grad, weight, a, constants_w, to_p, taken, base, heights)
-    of_rows, of_x, of_a, rest = gated_linear_triton.back_to_x(
+    of_rows, of_x, of_a, rest = gated_input_triton.back_to_x(
         rows.contiguous(), to_p, sums, a, Quantizers(learned_x, constants_x), slopes
     )
     of_b = up_gradient(h, grad, weight, b, heights)

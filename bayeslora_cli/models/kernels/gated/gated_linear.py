@@ -82,10 +82,10 @@ def _backward(
     constants_h: Tensor, p: Tensor, h: Tensor, heights: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return gradients of rows (empty unless `needed`), Qx, a, b, and one tensor for Qa, Qh, e."""
-    from bayeslora_cli.models.kernels.gated import gated_linear_triton
+    from bayeslora_cli.models.kernels.gated import gated_input_triton
 
     grad = grad.contiguous()
-    of_rows, of_x, of_a, rest = gated_linear_triton.backward(
+    of_rows, of_x, of_a, rest = gated_input_triton.backward(
         grad, heights, rows.contiguous(), p, a, e, b,
         Quantizers(learned_x, constants_x), Quantizers(learned_a, constants_a), constants_h,
     )  # fmt: skip

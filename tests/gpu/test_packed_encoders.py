@@ -60,10 +60,11 @@ def test_packed_steps_are_padded_steps(kind, backbone):
     torch.testing.assert_close(packed, padded, rtol=1e-3, atol=1e-4)
 
 
-def test_blora_joins_what_it_computes_apart(backbone, monkeypatch):
+@pytest.mark.parametrize("base", [False, True])
+def test_blora_joins_what_it_computes_apart(base, backbone, monkeypatch):
     """DeBERTa's queries, keys and values, in the learning phase, without dropout."""
     model, means = backbone("deberta-v2"), []
-    options = {"device": "cuda", "method": "blora", "packing": "on"}
+    options = {"device": "cuda", "method": "blora", "packing": "on", "quantize_base": base}
     joints = building._joints
     for place in (GPU, torch.device("cpu")):
         monkeypatch.setattr(

@@ -5,7 +5,8 @@
     python tests/benchmarks/start.py --device cpu --tiny        # compiled for the CPU: does it run?
 
 For each variant two processes run one after the other, with a cache folder of their own: the first
-finds it empty, the second finds what the first left. A process builds AdaLoRA + IVON + snr and runs
+finds it empty, the second finds what the first left; `--states here` is one process with the
+user's own cache, which earlier calls have filled. A process builds AdaLoRA + IVON + snr and runs
 three steps of each length, as a run's first steps are: an allocation at the second and third. Its
 table tells where the time went, by torch's own clocks; pieces that are compiled side by side
 overlap, so that parts can exceed the whole.
@@ -37,6 +38,7 @@ def child(options: argparse.Namespace) -> None:
 
     from bayeslora_cli.execution import compilation
     from bayeslora_cli.execution.device import set_precision
+    from bayeslora_cli.training.step import TrainStep
 
     device = torch.device(options.device)
     if device.type == "cuda":
@@ -48,6 +50,10 @@ def child(options: argparse.Namespace) -> None:
     gpu_rows.compile_blocks = lambda module, **_: compilation.compile_blocks(  # type: ignore[attr-defined]
         module, dynamic=dynamic
     )
+    if options.around == "update":
+        TrainStep.compile = lambda self: self.optimizer.compile()  # type: ignore[method-assign]
+    elif options.around == "nothing":
+        TrainStep.compile = lambda _: None  # type: ignore[method-assign]
     vocabulary = (gpu_step.TINY if options.tiny else gpu_step.ARCHITECTURE)["vocab_size"]
     architecture = gpu_step.ARCHITECTURE | (gpu_step.TINY if options.tiny else {})
     imported = time.perf_counter()
@@ -134,7 +140,11 @@ def main() -> None:
     parser.add_argument("--variants", default="static,symbols")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a tiny backbone")
-    parser.add_argument("--states", default="empty,warm", help="of the cache, one after the other")
+    parser.add_argument("--states", default="empty,warm", help="of the cache: empty,warm or here")
+    parser.add_argument(
+        "--around", choices=("all", "update", "nothing"), default="all",
+        help="what is compiled besides the blocks",
+    )  # fmt: skip
     parser.add_argument("--packing", default="off", choices=("off", "on"))
     parser.add_argument("--uncompiled", action="store_true", help="captured only")
     parser.add_argument("--one-by-one", action="store_true", help="kernels of ours, compiled")
@@ -150,12 +160,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as cache:
             names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
             places = {name: str(Path(cache) / name) for name in names}
+            if options.states == "here":
+                places = {}
             for state in options.states.split(","):
                 print(f"\n## {variant}, cache {state}", flush=True)
                 start = time.perf_counter()
                 command = [sys.executable, *sys.argv, "--child", "--variants", variant]
                 # a run waits if it finds nothing; the kernels of the second are those of the first
-                command += ["--kernels", "0"] if state == "warm" else ["--wait"]
+                command += ["--wait"] if state == "empty" else ["--kernels", "0"]
                 subprocess.run(command, env=os.environ | places, check=False)
                 print(f"the whole process {time.perf_counter() - start:.1f} s", flush=True)
 

@@ -28,8 +28,9 @@ from bayeslora_cli.models.kernels.quantize import Quantizers, intervals, quantiz
 
 LADDER = (2, 4, 8, 16)
 TILES = (
-    BACK, Tiles(16, 64, 4, 528), Tiles(16, 16, 1, 1056), Tiles(16, 32, 2, 1056),
-    Tiles(16, 32, 4, 528), Tiles(32, 16, 1, 1056), Tiles(32, 32, 2, 528), Tiles(32, 64, 8, 264),
+    BACK, Tiles(16, 16, 1, 2112, 2), Tiles(16, 16, 1, 2112, 3), Tiles(16, 16, 1, 3168),
+    Tiles(16, 32, 1, 1584, 2), Tiles(16, 32, 1, 2112), Tiles(16, 64, 4, 528),
+    Tiles(32, 16, 1, 1056, 2), Tiles(32, 32, 2, 1056, 2),
 )  # fmt: skip
 STRIPS = {
     "FORWARD": (FORWARD, Strips(128, 4, 3), Strips(128, 8, 3), Strips(256, 4, 3), Strips(256, 8, 2),

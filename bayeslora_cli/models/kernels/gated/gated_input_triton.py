@@ -22,13 +22,15 @@ from bayeslora_cli.models.kernels.quantize_triton import rounded, steps_of
 
 
 class Tiles(NamedTuple):
-    """How `_back_to_x` cuts x, where no tile is loaded ahead."""
+    """How `_back_to_x` cuts x."""
 
     rows: int
     columns: int
     warps: int
     programs: int
     """Programs that fill a GPU, where there are rows enough; more leave more parts to add up."""
+    stages: int = 1
+    """Tiles that are loaded ahead, and the present one."""
 
 
 BACK = Tiles(16, 16, 1, 2112)
@@ -204,8 +206,8 @@ def back_to_x(
     _back_to_x[grid](
         x, to_p, to_p if slopes is None else slopes, a, *plain(of_x), to_x, parts_a, sums_x,
         rows, width, chunk, R=rank, L=widths, LAYERS=layers, TALL=tiles.rows, WIDE=wide,
-        COLUMNS=columns, FAST=FAST, GIVEN=slopes is not None, num_stages=1, num_warps=tiles.warps,
-        enable_fp_fusion=False,
+        COLUMNS=columns, FAST=FAST, GIVEN=slopes is not None, num_stages=tiles.stages,
+        num_warps=tiles.warps, enable_fp_fusion=False,
     )  # fmt: skip
     programs, rest = sums_p.shape[1:]
     found_a, found_x, found = torch.empty_like(a), empty(layers, 1 + widths), empty(layers, rest)

@@ -10,6 +10,8 @@ import torch
 from bayeslora_cli.data.packing import collate, token_batch
 from bayeslora_cli.execution.cuda_graphs import GraphRunner, run_eagerly
 from bayeslora_cli.methods import building
+from bayeslora_cli.methods.blora import layer
+from tests.methods.blora.test_layer import encoder_outcome
 from tests.methods.test_packed_rows import text_rows
 from tests.support.objectives import TWO_CLASSES
 from tests.training.test_step import T_FINAL, T_INIT, TOTAL, make_step
@@ -19,7 +21,7 @@ pytestmark = [
     pytest.mark.usefixtures("a_gpu"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
 ]
-GPU = torch.device("cuda")
+GPU, CPU = torch.device("cuda"), torch.device("cpu")
 KINDS = ["bert", "deberta-v2"]
 
 
@@ -60,13 +62,12 @@ def test_packed_steps_are_padded_steps(kind, backbone):
     torch.testing.assert_close(packed, padded, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("base", [False, True])
-def test_blora_joins_what_it_computes_apart(base, backbone, monkeypatch):
+def test_blora_joins_what_it_computes_apart(backbone, monkeypatch):
     """DeBERTa's queries, keys and values, in the learning phase, without dropout."""
     model, means = backbone("deberta-v2"), []
-    options = {"device": "cuda", "method": "blora", "packing": "on", "quantize_base": base}
+    options = {"device": "cuda", "method": "blora", "packing": "on"}
     joints = building._joints
-    for place in (GPU, torch.device("cpu")):
+    for place in (GPU, CPU):
         monkeypatch.setattr(
             building, "_joints", lambda module, _, p=place, **more: joints(module, p, **more)
         )
@@ -78,6 +79,28 @@ def test_blora_joins_what_it_computes_apart(base, backbone, monkeypatch):
         assert step.bad_step() is None
         means.append(step.network.bank.mean.clone())
     torch.testing.assert_close(*means, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("base", [False, True])
+def test_gradients_of_blora_are_those_of_torchs_operators(base, backbone, monkeypatch):
+    """Of one pass in fp32, with gates half open: of joints, and of layers one by one, too."""
+    options = {"device": "cuda", "quantize_base": base}
+    joined, apart, plain = "joined", "apart", "plain"
+    found, joints = {}, building._joints
+    for way in (joined, apart, plain):
+        if way == apart:
+            monkeypatch.setattr(
+                building, "_joints", lambda module, _, **more: joints(module, CPU, **more)
+            )
+        if way == plain:
+            monkeypatch.setattr(layer, "is_fused", lambda _: False)
+        _, loss, gradient, network = encoder_outcome(backbone("deberta-v2"), "learning", **options)
+        assert len(network.joints) == 2 * (way == joined)
+        found[way] = loss, gradient
+    for way in (joined, apart):
+        for value, truth in zip(found[way], found[plain], strict=True):
+            atol = 1e-4 * float(truth.abs().max())
+            torch.testing.assert_close(value, truth, rtol=1e-3, atol=atol)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -75,13 +75,19 @@ def test_layers_that_no_operator_takes_together(model, monkeypatch):
 
 
 def encoder_outcome(model, mode, **changes):
-    """Extremes of the layers' inputs, loss and gradients of a pass of padded rows."""
+    """Extremes of the layers' inputs, loss and gradients of a pass of padded rows.
+
+    Gates are half open.
+    """
     step = make_step(model, "adamw", None, method="blora", init_rank=3, **changes)
     bank, operands = step.network.bank, step.network.operands
     draws = torch.Generator().manual_seed(0)
-    bank.mean.add_(torch.empty(bank.size).normal_(std=0.3, generator=draws))
-    operands.mode, operands.generator = mode, torch.Generator().manual_seed(1)
-    batch = text_rows().batch(torch.arange(5))
+    bank.mean.add_(torch.empty(bank.size).normal_(std=0.3, generator=draws).to(bank.mean))
+    device = bank.mean.device
+    if operands.bits is not None:
+        operands.bits.detach().copy_(torch.empty(operands.bits.shape).normal_(generator=draws))
+    operands.mode, operands.generator = mode, torch.Generator(device).manual_seed(1)
+    batch = {k: v.to(device) for k, v in text_rows().batch(torch.arange(5)).items()}
     batch["labels"] = batch["labels"] % 2
     extremes = measure(step.network, [batch])
     step.network.module.train()

@@ -16,9 +16,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from decoder_block import replayed
 from decoder_sizes import SIZES
-from measure import describe, environment
+from measure import describe, environment, replayed
 from torch import Tensor
 
 from bayeslora_cli.models.kernels.gated import gated_input_triton, gated_linear_triton
@@ -112,11 +111,11 @@ def measured(
     for name, (kernel, given) in kernels.items():
         for strips in STRIPS[name]:
             with patch.object(gated_linear_triton, name, strips):
-                us = 1e3 * replayed(lambda: kernel(*given), device)  # noqa: B023
+                us = 1e3 * replayed([lambda: kernel(*given)], device)  # noqa: B023
             found[f"{name.lower()} {tuple(strips)}"] = us
     for tiles in TILES:
         found[f"to_x {tuple(tiles)}"] = 1e3 * replayed(
-            lambda: gated_input_triton.back_to_x(x, gradient, sums, a, by[0], tiles=tiles),  # noqa: B023
+            [lambda: gated_input_triton.back_to_x(x, gradient, sums, a, by[0], tiles=tiles)],  # noqa: B023
             device,
         )
     return found

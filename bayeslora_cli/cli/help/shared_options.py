@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Annotated
 
 import typer
@@ -51,11 +51,11 @@ def typed_names(ctx: typer.Context) -> set[str]:
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
-def refuse(names: Iterable[str], why: str) -> None:
-    """Refuse parameters that were given; the message names the first of them.
+def refuse(names: Collection[str], why: str) -> None:
+    """Refuse parameters that were given; the message names the first one by the alphabet.
 
     Raises:
         UserError: there are any.
     """
-    for name in sorted(names):
-        raise UserError(f"{flag_of(name)}: {why}")
+    if names:
+        raise UserError(f"{flag_of(min(names))}: {why}")

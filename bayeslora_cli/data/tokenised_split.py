@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from bayeslora_cli.tasks.objectives.objective import Objective
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -56,6 +59,16 @@ class TokenisedSplit:
     that of each token (t,); None: 1 each."""
     left_out: int = 0
     """Number of rows that were left out, as nothing of them counts in the loss."""
+
+    def weighed(self, objective: Objective, weights: Sequence[float]) -> TokenisedSplit:
+        """Return this training split with the factors in the loss that follow from its classes.
+
+        Args:
+            weights: of each class, as `Objective.class_weights` returns them.
+        """
+        truth = self.labels if self.tags is None else self.tags
+        assert truth is not None
+        return replace(self, weights=objective.loss_weights(torch.tensor([*weights]), truth))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1 if self.parts is None else len(self.parts)

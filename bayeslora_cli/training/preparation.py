@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bayeslora_cli.config.catalogue import AUTO, OBJECTIVES
 from bayeslora_cli.config.effects import affecting
 from bayeslora_cli.config.resolution import Resolved, scale_schedule
@@ -72,11 +70,8 @@ class PreparedRun:
         found = self.cache.tokens(self.config, self.task, self.examples, self.tokenizer)
         if not (weights := self.class_weights()):
             return found
-        train = found["train"]
-        truth = train.labels if train.tags is None else train.tags
-        assert truth is not None
-        own = objective_of(self.task).loss_weights(torch.tensor(list(weights.values())), truth)
-        return {**found, "train": replace(train, weights=own)}
+        train = found["train"].weighed(objective_of(self.task), [*weights.values()])
+        return {**found, "train": train}
 
     def class_weights(self) -> dict[str, float]:
         """Return the weight of each class in the loss; {}: all count the same.

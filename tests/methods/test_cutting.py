@@ -132,6 +132,18 @@ def test_gradients_are_computed_where_the_run_kept_none(
     mean = sum(observed) / 3
     torch.testing.assert_close(found.sensitivity, mean)
     torch.testing.assert_close(found.uncertainty, sum((o - mean).abs() for o in observed) / 3)
+    # with the run's class weights: a row of the second class counts three times one of the first
+    asked = dataclasses.replace(config, class_weights=f"{run.task.classes[1]}=3")
+    factors = torch.tensor(network.objective.class_weights(asked.class_weights, rows.labels))
+    assert float(factors[1] / factors[0]) == pytest.approx(3)
+    split = dataclasses.replace(split, weights=factors[split.labels])
+    weighed = gradient_averages(network, tokenizer, asked, rows).sensitivity
+    assert not torch.allclose(weighed, mean)
+    by_hand = [
+        (posterior.mean * gradient)[: bank.adapter_end].abs()
+        for gradient in module.gradients(network, split, config.batch_size, 3)
+    ]
+    torch.testing.assert_close(weighed, sum(by_hand) / 3)
     kept = cut(run.directory, config, network, posterior, 1, "sensitivity", gradients=found)
     scores = bank.triplet_scores(found.sensitivity * found.uncertainty)
     assert kept.mask.sum() == len(kept.mask)

@@ -53,7 +53,8 @@ def training_rows(
 def gradient_averages(
     network: Network, tokenizer: Any, config: RunConfig, rows: Examples | None
 ) -> GradientAverages | None:
-    """Compute averages of training batches' gradients at the mean, without dropout.
+    """Compute averages of training batches' gradients at the mean, with the run's class weights but
+    without dropout.
 
     Args:
         network: of a finished run, at the posterior's mean.
@@ -65,6 +66,9 @@ def gradient_averages(
         return None
     split = tokenise(rows, tokenizer, config.max_length, network.objective, packed=network.packed)
     check_tokens(network.module, config.model, [split])
+    if config.class_weights is not None:
+        weights = network.objective.class_weights(config.class_weights, rows.labels or ())
+        split = split.weighed(network.objective, weights)
     size = max(1, config.batch_size // config.grad_accum)
     bank = network.bank
     batches = max(2, min(BATCHES, KEPT_BYTES // bank.adapters(bank.mean).nbytes))

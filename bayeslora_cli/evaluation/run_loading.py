@@ -111,7 +111,8 @@ def of_the_training(run: RunDir, *options: str) -> Iterator[None]:
         yield
     except UserError as error:
         if str(error).startswith(options):
-            raise type(error)(f"{run.path} was trained with {error}") from error
+            mend = "; name its new place with --model" if str(error).startswith("--model") else ""
+            raise type(error)(f"{run.path} was trained with {error}{mend}") from error
         raise
 
 

@@ -340,5 +340,5 @@ def _writing(output: Path) -> Iterator[Path]:
                 parent.rmdir()
         # an error of the system, not of a library
         if isinstance(error, OSError) and error.errno is not None:
-            raise RunDirError(f"--output: cannot write {output}: {error}") from error
+            raise RunDirError(f"--output: cannot write {output}: {error.strerror}") from error
         raise

@@ -198,6 +198,11 @@ def test_files_that_are_no_configuration(text):
         from_toml(text, "there/config.toml")
 
 
+def test_a_damaged_file_is_not_one_of_another_version():
+    with pytest.raises(UserError, match=r"^there/config\.toml is corrupt: "):
+        from_toml('task = "rt', "there/config.toml")
+
+
 def test_unknown_keys_are_named():
     with pytest.raises(UserError, match=r"there/config\.toml.*learning_rate"):
         from_toml(to_toml(RunConfig()) + "\nlearning_rate = 1\n", "there/config.toml")

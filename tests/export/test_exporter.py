@@ -443,6 +443,9 @@ def test_another_checkpoint_than_the_run_was_trained_on(backbone, rte, tmp_path)
         exported(run, "lora")
     with pytest.raises(ModelError, match=re.escape(message)):
         evaluated(run.path, device="cpu")
+    shutil.rmtree(base)
+    with pytest.raises(ModelError, match=r"no such directory; name its new place with --model$"):
+        evaluated(run.path, device="cpu")
     assert not run.exports.exists()
 
     save_backbone(base, "bert")

@@ -59,5 +59,7 @@ def from_toml(text: str, name: str) -> RunConfig:
         values = {k: from_file(k, v) if k in OPTIONS else v for k, v in values.items()}
         nothing = {"criterion": None}  # None is left out of the file, but is not the default
         return RunConfig(**(nothing | values))
-    except (tomllib.TOMLDecodeError, TypeError, RecursionError, ConfigError) as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UserError(f"{name} is corrupt: {error}; put the file back") from error
+    except (TypeError, ConfigError) as error:
         raise UserError(f"{name} is not a configuration of this version: {error}") from error

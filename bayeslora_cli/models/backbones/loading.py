@@ -93,6 +93,7 @@ def _cannot_load(name: str, what: str, error: Exception) -> str:
     if (found := explained(error)) is not None:  # it is the machine's fault, not the model's
         raise found from error
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    first = first.rstrip().removesuffix(" from one of:")  # transformers lists what it has tried
     mend = "give a directory that holds one, or a hub name that can be reached"
     if "trust_remote_code" in str(error):
         mend = "--trust-remote-code runs it, if you trust its author"

@@ -43,7 +43,7 @@ def recompute_blocks(module: Any, what: str, device: torch.device) -> None:
     options: dict[str, Any] = {"use_reentrant": False}
     if what == "selective":
         options["context_fn"] = partial(_contexts, device)
-    elif device.type == "cpu":
+    elif device.type in ("cpu", "meta"):
         options["context_fn"] = lambda: (nullcontext(), cpu_dropout(device))
     try:
         (renamed or module.gradient_checkpointing_enable)(options)
@@ -60,7 +60,7 @@ def _contexts(
 ) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Return the contexts of a block's forward pass and of its second one."""
     first, second = create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]
-    if device.type == "cpu":  # the second pass runs outside of `Network.logits`
+    if device.type in ("cpu", "meta"):  # the second pass runs outside of `Network.logits`
         second = _both(second, cpu_dropout(device))
     return first, second
 

@@ -24,8 +24,11 @@ def cpu_dropout(device: torch.device) -> AbstractContextManager[Any]:
 
     On other devices nothing changes. The bits come from torch's own generator, in an order that
     does not depend on the number of threads.
+
+    Args:
+        device: the tensors'; meta: of a network whose pass runs on fake tensors of any device.
     """
-    return _Mode() if device.type == "cpu" else nullcontext()
+    return _Mode() if device.type in ("cpu", "meta") else nullcontext()
 
 
 class _Mode(TorchFunctionMode):
@@ -41,7 +44,7 @@ class _Mode(TorchFunctionMode):
 
 def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     below = round(p * WHOLE)
-    if not training or inplace or not 0 < below < WHOLE:
+    if not training or inplace or not 0 < below < WHOLE or x.device.type != "cpu":
         return F.dropout(x, p, training, inplace)
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     kept = (bits.view(torch.int16)[: x.numel()] >= below - WHOLE // 2).view(x.shape)
@@ -52,7 +55,7 @@ def _attention(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
     is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
-    if not dropout_p or is_causal or enable_gqa:
+    if not dropout_p or is_causal or enable_gqa or q.device.type != "cpu":
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )

@@ -48,7 +48,10 @@ def memory_text(found: dict[str, Any], *, head: bool) -> list[str]:
     if peak is not None:
         lines.append(f"  {'with temporary tensors':24} {peak / 2**20:10,.1f} MiB")
         if found.get("without_gpu"):
-            lines.append("  A CPU's pass, as no GPU is here: some 5% more than a GPU's at most")
+            more = (
+                "on padded rows; a GPU needs less" if head else "some 5% more than a GPU's at most"
+            )
+            lines.append(f"  A CPU's pass, as no GPU is here: {more}")
             lines += _needs_text(found)
         return lines + _ways_text(found)
     if len(known) == len(sizes):

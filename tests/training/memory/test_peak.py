@@ -73,7 +73,13 @@ def _owners(network):
 
 @pytest.mark.parametrize(
     ("kind", "what"),
-    [("llama", "off"), ("llama", "selective"), ("llama", "blocks"), ("bert", "off")],
+    [
+        ("llama", "off"),
+        ("llama", "selective"),
+        ("llama", "blocks"),
+        ("bert", "off"),
+        ("bert", "blocks"),
+    ],
 )
 def test_the_peak_is_that_of_a_real_pass(kind, what, backbone):
     labels = LABELS if kind == "bert" else CAUSAL

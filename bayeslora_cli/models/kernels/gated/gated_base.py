@@ -18,6 +18,9 @@ from bayeslora_cli.models.kernels.low_rank import tiles
 from bayeslora_cli.models.kernels.operators import register
 from bayeslora_cli.models.kernels.quantize import Quantizers
 
+SUMS_OF_16_BITS = hasattr(torch.ops.aten.bmm, "dtype")
+"""Whether a product of 16 bits can have a result of 32, since torch 2.8."""
+
 
 def gated_base_product(
     rows: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, e: Tensor, b: Tensor,
@@ -101,43 +104,66 @@ def _backward(
     to_p, sums = gated_linear_triton.back_to_p(
         grad, heights, p, e, b, Quantizers(learned_a, constants_a), constants_h
     )
-    if is_whole(grad, weight, b, heights):
+    slopes = _slopes(grad, a, b, to_p, base, heights)
+    parts = _weight_sums(grad, weight, constants_w, taken, heights)
+    together = parts[0] if len(parts) == 1 else None
+    of_rows, of_x, of_a, rest, of_w = gated_input_triton.back_to_x(
+        rows.contiguous(), to_p, sums, a, Quantizers(learned_x, constants_x), slopes, together
+    )
+    if together is None:
+        of_w = torch.cat([part.sum(1) for part in parts])
+    return of_rows, of_x, of_a, up_gradient(h, grad, weight, b, heights), rest, of_w
+
+
+def _slopes(
+    grad: Tensor, a: Tensor, b: Tensor, to_p: Tensor, base: Tensor, heights: Sequence[int]
+) -> Tensor:
+    """Return the gradients of Qx(x), (m, n, in): grad Qw(W) + to_p a."""
+    if is_whole(grad, base, b, heights):
         from bayeslora_cli.models.kernels.gated import gated_base_triton
 
-        gpu, cut = tiles.gpu_of(grad.device), (len(grad), rows.shape[1], e.shape[1], grad.itemsize)
-        slopes = gated_base_triton.slopes(
-            grad, base, to_p, a.contiguous(), heights, tiles.fused_tiles(*cut, gpu)
-        )
-        of_w = gated_base_triton.weight_sums(
-            grad, taken, weight, constants_w, heights,
-            gated_base_triton.weight_tiles(len(weight), weight.shape[1], gpu),
-        )  # fmt: skip
-    else:
-        slopes, of_w = _separate(grad, weight, a, constants_w, to_p, taken, base, heights)
-    of_rows, of_x, of_a, rest = gated_input_triton.back_to_x(
-        rows.contiguous(), to_p, sums, a, Quantizers(learned_x, constants_x), slopes
-    )
-    of_b = up_gradient(h, grad, weight, b, heights)
-    return of_rows, of_x, of_a, of_b, rest, of_w
-
-
-def _separate(
-    grad: Tensor, weight: Tensor, a: Tensor, constants_w: Tensor, to_p: Tensor, taken: Tensor,
-    base: Tensor, heights: Sequence[int],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of Qx(x), (m, n, in), and of Qw, by torch's products."""
-    from bayeslora_cli.models.kernels import quantize_triton
-
-    slopes, of_w = torch.empty_like(taken), []
-    for i, (own, of_base, own_weight) in enumerate(
-        zip(columns_of(heights), *_parts(heights, base, weight), strict=True)
+        gpu, (_, rank, width) = tiles.gpu_of(grad.device), a.shape
+        cut = tiles.fused_tiles(len(grad), width, rank, grad.itemsize, gpu)
+        return gated_base_triton.slopes(grad, base, to_p, a.contiguous(), heights, cut)
+    found = grad.new_empty(len(a), len(grad), a.shape[2])
+    for i, (own, of_base) in enumerate(
+        zip(columns_of(heights), torch.split(base, [*heights]), strict=True)
     ):
-        torch.mm(grad[:, own], of_base, out=slopes[i])
-        slopes[i].addmm_(to_p[i], a[i])
-        to_base = torch.mm(grad[:, own].t(), taken[i])
-        flat = own_weight.reshape(1, -1), to_base.view(1, -1)
-        of_w.append(quantize_triton.backward(*flat, constants_w[i : i + 1])[1])
-    return slopes, torch.cat(of_w)
+        torch.mm(grad[:, own], of_base, out=found[i])
+        found[i].addmm_(to_p[i], a[i])
+    return found
+
+
+def _weight_sums(
+    grad: Tensor, weight: Tensor, constants_w: Tensor, taken: Tensor, heights: Sequence[int]
+) -> list[Tensor]:
+    """Return partial sums of Qw's gradients, (m, parts, 1 + L); (1, parts, 1 + L) of each layer
+    where their heights differ."""
+    from bayeslora_cli.models.kernels.gated import gated_base_triton
+
+    if len({*heights}) == 1:
+        stacked = grad.view(len(grad), len(heights), -1).permute(1, 2, 0)  # (m, out, n)
+        product = _product(stacked, taken)
+        of_layers = weight.view(product.shape)
+        return [gated_base_triton.weight_sums(product, of_layers, constants_w)]
+    found = []
+    for i, (own, of_layer) in enumerate(
+        zip(columns_of(heights), torch.split(weight, [*heights]), strict=True)
+    ):
+        product = _product(grad[:, own].t()[None], taken[i : i + 1])
+        constants = constants_w[i : i + 1]
+        found.append(gated_base_triton.weight_sums(product, of_layer[None], constants))
+    return found
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply batches of matrices, with a result in fp32 where that is possible.
+
+    The quantizers' sums over it cancel: rounded to 16 bits it would be coarse.
+    """
+    if left.is_cuda and left.itemsize == 2 and SUMS_OF_16_BITS:
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    return torch.bmm(left, right)
 
 
 def is_whole(rows: Tensor, weight: Tensor, b: Tensor, heights: Sequence[int]) -> bool:

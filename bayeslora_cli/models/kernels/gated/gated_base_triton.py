@@ -1,7 +1,7 @@
-"""Triton kernels of `gated_base`, for GPUs whose engine copies tiles: two products per layer.
+"""Triton kernels of `gated_base`.
 
-The gradient of Qx(x) is a frozen product with a low-rank one. That of Qw(W) is as large as W and is
-never written: a program adds up what its tile of it gives the quantizer.
+`slopes` computes the gradient of Qx(x), a frozen product with a low-rank one, on GPUs whose engine
+copies tiles. `weight_sums` adds up what the gradient of Qw(W) gives the quantizers.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bayeslora_cli.models.kernels.low_rank.tile_order_triton import GROUP, corner
-from bayeslora_cli.models.kernels.low_rank.tiles import Gpu, Tiles, extent
-from bayeslora_cli.models.kernels.quantize_triton import rounded
+from bayeslora_cli.models.kernels.low_rank.tiles import Tiles, extent
+from bayeslora_cli.models.kernels.quantize_triton import rounded, steps_of
 
-WIDE, NARROW = Tiles(64, 128, 64, 4, 4), Tiles(64, 64, 64, 4, 4)
-"""Tiles of the gradients of Qw(W): the narrow ones where wide ones do not fill the GPU."""
-UNALIGNED = ["learned", "constants"]
-"""Rows of larger tensors."""
+SIZE, BLOCKS, WARPS = 2048, 4, 8
+"""Elements of a weight that a program of so many warps adds at a time, and how often it does."""
 
 
 @triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
@@ -52,32 +50,32 @@ def _slopes(  # type: ignore[no-untyped-def]
     tl.store(out + far * width + column[None, :], found.to(out.dtype.element_ty), there & known)
 
 
-@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["constants"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize_on_alignment=["constants"])  # type: ignore[untyped-decorator]
 def _weight_sums(  # type: ignore[no-untyped-def]
-    grad, taken, weight, constants, sums, rows, height, width, height_0, height_1,  # noqa: ANN001
-    L: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    GROUP: tl.constexpr,
+    product, weight, constants, sums, size,  # noqa: ANN001
+    L: tl.constexpr, SIZE: tl.constexpr, BLOCKS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Grad and taken are descriptors. A tile of the weight lies in one layer."""
-    top, start = corner(height, width, ROWS, COLUMNS, GROUP)
-    layer = (top >= height_0).to(tl.int32) + (top >= height_0 + height_1)
-    slope = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for k in range(0, rows, DEPTH):  # beyond the layer's last row grad is 0
-        by = tl.trans(grad.load([k, top]))
-        slope = tl.dot(by, taken.load([layer * rows + k, start]), slope, input_precision="ieee")
-    row, column = top + tl.arange(0, ROWS), start + tl.arange(0, COLUMNS)
-    inside = (row[:, None] < height) & (column[None, :] < width)
-    place = row[:, None] * width + column[None, :]
-    value = tl.load(weight + place, inside, 0.0).to(tl.float32)
+    """Add up what some elements of a weight give its quantizer."""
+    layer = tl.program_id(1)
+    product += layer.to(tl.int64) * size
+    weight += layer.to(tl.int64) * size
     constants += layer * (2 + L)
     low, high = tl.load(constants), tl.load(constants + 1)
-    value_in = tl.clamp(value, low, high, propagate_nan=tl.PropagateNan.ALL)
-    sums += (top // ROWS * tl.cdiv(width, COLUMNS) + start // COLUMNS) * (1 + L)
-    tl.store(sums, tl.sum(tl.where(value_in == value, slope, 0.0) * value_in))
-    for n in tl.static_range(L):
-        step = tl.load(constants + 2 + n)
-        codes = rounded(value_in, step, tl.div_rn(1.0, step))
-        tl.store(sums + 1 + n, tl.sum(codes * slope))
+    steps, inverses, _ = steps_of(constants, constants, L)
+    found = (tl.zeros((SIZE,), tl.float32),) * (1 + L)
+    for block in range(BLOCKS):
+        place = (tl.program_id(0) * BLOCKS + block) * SIZE + tl.arange(0, SIZE)
+        value = tl.load(weight + place, place < size, 0.0).to(tl.float32)
+        slope = tl.load(product + place, place < size, 0.0).to(tl.float32)
+        value_in = tl.clamp(value, low, high, propagate_nan=tl.PropagateNan.ALL)
+        more = (found[0] + tl.where(value_in == value, slope, 0.0) * value_in,)
+        for n in tl.static_range(L):
+            own = rounded(value_in, steps[n], inverses[n]) * slope
+            more += (found[1 + n] + own,)  # type: ignore[assignment]
+        found = more
+    sums += (layer * tl.num_programs(0) + tl.program_id(0)) * (1 + L)
+    for n in tl.static_range(1 + L):
+        tl.store(sums + n, tl.sum(found[n]))
 
 
 def slopes(
@@ -105,38 +103,19 @@ def slopes(
     return out
 
 
-def weight_tiles(outputs: int, inputs: int, gpu: Gpu) -> Tiles:
-    """Choose the tiles of `weight_sums`."""
-    count = -(-outputs // WIDE.rows) * -(-inputs // WIDE.columns)
-    return WIDE if count >= gpu.multiprocessors else NARROW
-
-
-def weight_sums(
-    grad: Tensor, taken: Tensor, weight: Tensor, constants: Tensor, heights: Sequence[int],
-    tiles: Tiles,
-) -> Tensor:  # fmt: skip
-    """Compute the gradients of Qw of m layers, (m, 1 + L).
+def weight_sums(product: Tensor, weight: Tensor, constants: Tensor) -> Tensor:
+    """Compute partial sums of the gradients of Qw of m layers, (m, parts, 1 + L).
 
     Args:
-        grad: gradient of the layers' outputs, side by side: (n, outputs), contiguous, as all are.
-        taken: Qx(x) of each layer, (m, n, in).
-        weight: W of each layer, stacked: (outputs, in).
+        product: gradients of Qw(W), (m, out, in), contiguous.
+        weight: W of each layer, alike.
         constants: of Qw, (m, 2 + L).
-        heights: outputs of each layer; of several, multiples of the tiles' rows.
     """
-    (layers, rows, width), height = taken.shape, len(weight)
-    down, across = triton.cdiv(height, tiles.rows), triton.cdiv(width, tiles.columns)
-    widths = constants.shape[1] - 2
-    sums = torch.empty(down, across, 1 + widths, device=grad.device)
-    ends = [*heights[:2], *(2 - len(heights[:2])) * [height]]
-    _weight_sums[(down * across,)](
-        TensorDescriptor.from_tensor(grad, [tiles.depth, tiles.rows]),
-        TensorDescriptor.from_tensor(taken.view(-1, width), [tiles.depth, tiles.columns]),
-        weight, constants.contiguous(), sums, rows, height, width, *ends,
-        widths, tiles.rows, tiles.columns, tiles.depth, GROUP,
-        num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=False,
+    layers, size, widths = len(product), product[0].numel(), constants.shape[1] - 2
+    programs = triton.cdiv(size, SIZE * BLOCKS)
+    sums = torch.empty(layers, programs, 1 + widths, device=product.device)
+    _weight_sums[(programs, layers)](
+        product, weight, constants.contiguous(), sums, size,
+        L=widths, SIZE=SIZE, BLOCKS=BLOCKS, num_warps=WARPS, enable_fp_fusion=False,
     )  # fmt: skip
-    if len({*heights}) == 1:
-        return sums.view(layers, -1, 1 + widths).sum(1)
-    each = [triton.cdiv(own, tiles.rows) for own in heights]
-    return torch.stack([part.sum((0, 1)) for part in torch.split(sums, each)])
+    return sums

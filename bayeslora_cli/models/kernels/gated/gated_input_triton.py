@@ -44,7 +44,7 @@ PIECE = 256
 """Elements of a's gradient that one program adds up."""
 FAST = torch.version.cuda is not None and os.environ.get("TRITON_INTERPRET") != "1"
 """Whether kernels may use NVIDIA's instructions by name."""
-_COUNTS = ["rows", "chunk", "chunks", "count_x", "count_p"]
+_COUNTS = ["rows", "chunk", "chunks", "count_x", "count_w", "count_p"]
 """Sizes that change with the batch or from layer to layer, which must not specialise a kernel."""
 
 
@@ -136,32 +136,37 @@ def _add(parts, count, size, place, PARTS: tl.constexpr):  # type: ignore[no-unt
 
 @triton.jit(do_not_specialize=_COUNTS)  # type: ignore[untyped-decorator]
 def _finish(  # type: ignore[no-untyped-def]
-    parts_a, sums_x, sums_p, of_a, of_x, of_rest,  # noqa: ANN001
-    chunks, size_a, count_x, size_x, count_p, size_p,  # noqa: ANN001
+    parts_a, sums_x, sums_w, sums_p, of_a, of_x, of_w, of_rest,  # noqa: ANN001
+    chunks, size_a, count_x, count_w, size_x, count_p, size_p,  # noqa: ANN001
     CHUNKS: tl.constexpr, PIECE: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
-    PARTS_X: tl.constexpr, COLUMNS_X: tl.constexpr,
+    PARTS_X: tl.constexpr, COLUMNS_X: tl.constexpr, WEIGHTS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Add all partial sums of a layer: the first programs those of a's gradient, the last two the
-    others."""
+    """Add all partial sums of a layer: the first programs those of a's gradient, the last two, or
+    three with `WEIGHTS`, the others."""
     last = tl.num_programs(0) - 1
     layer = tl.program_id(1).to(tl.int64)
     parts_a += layer * chunks * size_a
     of_a += layer * size_a
     sums_x += layer * count_x * size_x
     of_x += layer * size_x
+    sums_w += layer * count_w * size_x
+    of_w += layer * size_x
     sums_p += layer * count_p * size_p
     of_rest += layer * size_p
-    if tl.program_id(0) < last - 1:
+    if tl.program_id(0) < last - 1 - WEIGHTS:
         piece = tl.program_id(0) * PIECE + tl.arange(0, PIECE)
         found = _add(parts_a, chunks, size_a, piece, CHUNKS)
         tl.store(of_a + piece, found.to(of_a.dtype.element_ty), piece < size_a)
     else:
-        if tl.program_id(0) < last:
-            own = tl.arange(0, COLUMNS_X)
-            tl.store(of_x + own, _add(sums_x, count_x, size_x, own, PARTS_X), own < size_x)
-        else:
+        own = tl.arange(0, COLUMNS_X)
+        if tl.program_id(0) == last:
             place = tl.arange(0, COLUMNS)
             tl.store(of_rest + place, _add(sums_p, count_p, size_p, place, PARTS), place < size_p)
+        else:
+            if tl.program_id(0) == last - 1:
+                tl.store(of_x + own, _add(sums_x, count_x, size_x, own, PARTS_X), own < size_x)
+            else:
+                tl.store(of_w + own, _add(sums_w, count_w, size_x, own, PARTS_X), own < size_x)
 
 
 def backward(
@@ -177,17 +182,20 @@ def backward(
         b: the layers' b, stacked: (outputs, r).
     """
     to_p, sums_p = back_to_p(grad, heights, p, e, b, of_a, constants_h)
-    return back_to_x(x, to_p, sums_p, a, of_x, tiles=tiles)
+    return back_to_x(x, to_p, sums_p, a, of_x, tiles=tiles)[:4]
 
 
 def back_to_x(
     x: Tensor, to_p: Tensor, sums_p: Tensor, a: Tensor, of_x: Quantizers,
-    slopes: Tensor | None = None, tiles: Tiles = BACK,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    slopes: Tensor | None = None, sums_w: Tensor | None = None, tiles: Tiles = BACK,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Compute what `backward` returns, from what `back_to_p` returns.
 
     Args:
         slopes: gradients of Qx(x) of each layer, (m, n, in); None: p's gradient times a.
+        sums_w: partial sums of the gradients of Qw of each layer, (m, parts, 1 + L).
+    Returns:
+        Last the gradients of Qw, (m, 1 + L); without `sums_w` nothing is in them.
     """
     (rows, width), (layers, rank) = x.shape, a.shape[:2]
     widths, columns = of_x.learned.shape[-1] - 1, columns_of(rank)
@@ -210,12 +218,15 @@ def back_to_x(
         num_warps=tiles.warps, enable_fp_fusion=False,
     )  # fmt: skip
     programs, rest = sums_p.shape[1:]
-    found_a, found_x, found = torch.empty_like(a), empty(layers, 1 + widths), empty(layers, rest)
+    found_a, found = torch.empty_like(a), empty(layers, rest)
+    found_x, found_w = empty(layers, 1 + widths), empty(layers, 1 + widths)
+    weights = sums_w is not None
     together, of_sums = (triton.next_power_of_2(size) for size in (rest, 1 + widths))
-    _finish[(triton.cdiv(rank * width, PIECE) + 2, layers)](
-        parts_a, sums_x, sums_p, found_a, found_x, found,
-        grid[1], rank * width, sums_x.shape[1], 1 + widths, programs, rest,
+    _finish[(triton.cdiv(rank * width, PIECE) + 2 + weights, layers)](
+        parts_a, sums_x, sums_x if sums_w is None else sums_w, sums_p,
+        found_a, found_x, found_w, found, grid[1], rank * width, sums_x.shape[1],
+        0 if sums_w is None else sums_w.shape[1], 1 + widths, programs, rest,
         CHUNKS=CHUNKS, PIECE=PIECE, PARTS=max(8, READ // together), COLUMNS=together,
-        PARTS_X=READ // of_sums, COLUMNS_X=of_sums,
+        PARTS_X=READ // of_sums, COLUMNS_X=of_sums, WEIGHTS=weights,
     )  # fmt: skip
-    return to_x, found_x, found_a, found
+    return to_x, found_x, found_a, found, found_w

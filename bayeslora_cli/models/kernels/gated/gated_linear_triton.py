@@ -101,6 +101,19 @@ def _forward(  # type: ignore[no-untyped-def]
     tl.store(h + places, mixed(h_in, learned_h, constants_h, L).to(kind), inside)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _both(a, b, more_a, more_b):  # noqa: ANN001, ANN202
+    """Add two sums at a time."""
+    return a + more_a, b + more_b
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _sums(a, b):  # noqa: ANN001, ANN202
+    """Return the sums of two tiles, which the threads exchange together."""
+    size: tl.constexpr = a.shape[0] * a.shape[1]
+    return tl.reduce((tl.reshape(a, (size,)), tl.reshape(b, (size,))), 0, _both)
+
+
 @triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=OF_ALL)  # type: ignore[untyped-decorator]
 def _back_to_p(  # type: ignore[no-untyped-def]
     grad, b, p, e, learned_a, constants_a, constants_h, of_p, sums,  # noqa: ANN001
@@ -143,14 +156,20 @@ def _back_to_p(  # type: ignore[no-untyped-def]
     to_h = slope * (h_in == h).to(tl.float32)
     to_a = (to_h * by).to(kind).to(tl.float32)
     to_p = to_a * (p_in == value).to(tl.float32)
+    # nothing is stored before all is computed: no load has to wait for a store
+    of_a, of_h = _sums(to_p * p_in, to_h * h_in)
+    all_a, all_h = (of_a,), (of_h,)
+    for n in tl.static_range(L):
+        of_a, of_h = _sums(code(p_in, constants_a, n) * to_a, code(h_in, constants_h, n) * slope)
+        all_a += (of_a,)  # type: ignore[assignment]
+        all_h += (of_h,)  # type: ignore[assignment]
+    of_e = tl.sum(to_h * a, 0)
     tl.store(of_p + places, to_p.to(kind), inside)
     sums += (layer * tl.num_programs(0) + tl.program_id(0)) * (2 * (1 + L) + R)
-    tl.store(sums, tl.sum(to_p * p_in))
-    tl.store(sums + 1 + L, tl.sum(to_h * h_in))
-    for n in tl.static_range(L):
-        tl.store(sums + 1 + n, tl.sum(code(p_in, constants_a, n) * to_a))
-        tl.store(sums + 2 + L + n, tl.sum(code(h_in, constants_h, n) * slope))
-    tl.store(sums + 2 * (1 + L) + column, tl.sum(to_h * a, 0), column < R)
+    for n in tl.static_range(1 + L):
+        tl.store(sums + n, all_a[n])
+        tl.store(sums + 1 + L + n, all_h[n])
+    tl.store(sums + 2 * (1 + L) + column, of_e, column < R)
 
 
 def columns_of(rank: int) -> int:

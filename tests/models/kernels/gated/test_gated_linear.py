@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bayeslora_cli.models.kernels.gated import gated_base, gated_linear
+from bayeslora_cli.models.kernels.gated import gated_linear
 from bayeslora_cli.models.kernels.gated.gated_base import gated_base_product
 from bayeslora_cli.models.kernels.gated.gated_linear import gated_product
 from bayeslora_cli.models.kernels.low_rank import tiles
@@ -110,7 +110,7 @@ def check(dtype, heights, width, widths, device, *, base=False, **sizes):
     ]
     function = gated_base_product if base else gated_product
     found, expected = (outcome(f, given, heights) for f in (function, plain))
-    if base and gated_base.is_whole(given[0], given[1], given[5], heights):
+    if base and device == "cuda":
         # its sums cancel, and torch's operators round the product before they add it up
         truth = of_weights(given, heights).float()
         assert float((found["Qw"] - truth).norm()) <= 1e-3 * float(truth.norm())

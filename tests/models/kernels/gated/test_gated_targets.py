@@ -65,20 +65,14 @@ def test_slopes(tiles):
     assert "wgmma.mma_async" in found.asm["ptx"]
 
 
-@pytest.mark.parametrize("name", ["WIDE", "NARROW"])
-def test_weight_sums(name):
-    """For sm_90 likewise."""
+@pytest.mark.parametrize("target", SHARED)
+def test_weight_sums(target):
     from bayeslora_cli.models.kernels.gated import gated_base_triton as kernels
 
-    tiles = getattr(kernels, name)
     found = compiled(
-        kernels._weight_sums, 90,
-        {"grad": f"tensordesc<bf16[{tiles.depth}, {tiles.rows}]>",
-         "taken": f"tensordesc<bf16[{tiles.depth}, {tiles.columns}]>",
-         **types("weight", "constants sums")},
-        {"L": 4, "ROWS": tiles.rows, "COLUMNS": tiles.columns, "DEPTH": tiles.depth,
-         "GROUP": kernels.GROUP},
-        warps=tiles.warps, stages=tiles.stages, even=("width", "height", *HEIGHTS),
+        kernels._weight_sums, target, types("weight", "product constants sums"),
+        {"L": 4, "SIZE": kernels.SIZE, "BLOCKS": kernels.BLOCKS}, warps=kernels.WARPS,
+        even=("size",),
     )  # fmt: skip
-    assert found.metadata.shared <= SHARED[90] * 1024
-    assert "wgmma.mma_async" in found.asm["ptx"]
+    assert found.metadata.shared <= SHARED[target] * 1024
+    assert "ld.global.b16" not in found.asm["ptx"], "it reads two bytes at a time"

@@ -101,14 +101,14 @@ def _forward(  # type: ignore[no-untyped-def]
     tl.store(h + places, mixed(h_in, learned_h, constants_h, L).to(kind), inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _both(a, b, more_a, more_b):  # noqa: ANN001, ANN202
+@triton.jit
+def _both(a, b, more_a, more_b):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Add two sums at a time."""
     return a + more_a, b + more_b
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _sums(a, b):  # noqa: ANN001, ANN202
+@triton.jit
+def _sums(a, b):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Return the sums of two tiles, which the threads exchange together."""
     size: tl.constexpr = a.shape[0] * a.shape[1]
     return tl.reduce((tl.reshape(a, (size,)), tl.reshape(b, (size,))), 0, _both)

@@ -25,7 +25,8 @@ def layers_of(shapes, rank, *, adaptive, seed):
     found = []
     for index, (height, width) in enumerate(shapes):
         base = DenseLinear(nn.Linear(width, height))
-        layer = LowRankLinear(base, rank, 0.5 + index, singular_values=adaptive)
+        # small scales: outputs far from 0 lose digits before their sine is taken
+        layer = LowRankLinear(base, rank, 0.5 + index / 8, singular_values=adaptive)
         for parameter in layer.parameters():
             parameter.data.normal_(std=0.5, generator=generator)
         layer.base_layer.requires_grad_(False)

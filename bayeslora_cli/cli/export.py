@@ -13,6 +13,7 @@ from bayeslora_cli.api.run import Run
 from bayeslora_cli.cli.help.shared_options import NEW_PLACE, refuse, typed_names
 from bayeslora_cli.cli.progress import set_up_logging
 from bayeslora_cli.config.catalogue_text import described_formats
+from bayeslora_cli.config.values import ranks_text
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.reports.terminal_text import say, say_path
 
@@ -201,7 +202,7 @@ def _cut(
         return
     ranks = found["ranks"].values()
     say(
-        f"{found['matrices']} matrices, ranks {min(ranks)} to {max(ranks)}; kept "
+        f"{found['matrices']} matrices, {ranks_text(ranks)}; kept "
         f"{found['kept']:.2%} of the products' squared norm"
     )
     say_path(output)

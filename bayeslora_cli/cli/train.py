@@ -215,5 +215,8 @@ def _print_sweep(runs: Sequence[PlannedRun], problems: Mapping[str, str], *, as_
         for path, _ in done:
             say_path(path)
     if problems:
-        lines = "\n".join(f"{label}: {problem}" for label, problem in problems.items())
+        causes: dict[str, list[str]] = {}
+        for label, problem in problems.items():
+            causes.setdefault(problem, []).append(label)
+        lines = "\n".join(f"{', '.join(labels)}: {cause}" for cause, labels in causes.items())
         raise BayesloraError(f"{len(problems)} of {len(runs)} runs failed\n{lines}")

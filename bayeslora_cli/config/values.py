@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +130,12 @@ def _numbers(text: str) -> Iterator[int]:
         if last - first >= MOST:
             raise ValueError(f"the range {part.strip()} has more than {MOST:,} numbers")
         yield from range(first, last + 1)
+
+
+def ranks_text(ranks: Collection[int]) -> str:
+    """Write the smallest and the largest of ranks: "rank 2", or "ranks 1 to 3"."""
+    least, most = min(ranks), max(ranks)
+    return f"rank {least}" if least == most else f"ranks {least} to {most}"
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Values of options as typed, and durations as printed."""
+"""Values of options as typed; durations and ranks as printed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bayeslora_cli.config.run_config import RunConfig
-from bayeslora_cli.config.values import Interval, duration, parse_interval
+from bayeslora_cli.config.values import Interval, duration, parse_interval, ranks_text
 from bayeslora_cli.errors import ConfigError
 
 
@@ -39,3 +39,10 @@ def test_anything_else_is_refused(text):
 )  # fmt: skip
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("ranks", "text"), [([2, 2], "rank 2"), ([3, 1, 2], "ranks 1 to 3"), ([0], "rank 0")]
+)
+def test_ranks_in_words(ranks, text):
+    assert ranks_text(ranks) == text

@@ -98,6 +98,16 @@ def test_what_is_done_is_skipped_and_what_fails_keeps_nobody_back(
     assert all("best_at_budget" in run for run in found)
 
 
+def test_one_cause_of_several_failures_is_said_once_at_the_end(typed, options, tmp_path, trained):
+    cause = "step 3: it diverged"
+    trained.fail = {1: NonFiniteError(cause), 2: NonFiniteError("else"), 3: NonFiniteError(cause)}
+    _, _, err = typed(*options, "--output", tmp_path, "--seeds", "1-3")
+    first, *last = err[err.rindex("error: ") :].splitlines()
+    assert first == "error: 3 of 3 runs failed"
+    assert [line.split("/")[-1] for line in last] == [f"seed-3: {cause}", "seed-2: else"]
+    assert "/seed-1, " in last[0]
+
+
 def test_a_finished_run_that_is_corrupt_is_one_of_the_failures(typed, options, tmp_path):
     options += ["--output", tmp_path]
     assert typed(*options, "--seeds", "1-2")[0] == 0

@@ -13,6 +13,7 @@ from bayeslora_cli.bayes.ivon import BankIVON
 from bayeslora_cli.bayes.optimizer import BankOptimizer
 from bayeslora_cli.config.catalogue import FROM, KEPT
 from bayeslora_cli.config.run_config import RunConfig
+from bayeslora_cli.config.values import ranks_text
 from bayeslora_cli.errors import UserError
 from bayeslora_cli.methods.adalora.rank_allocator import RankAllocator
 from bayeslora_cli.methods.allocation import Allocator
@@ -51,7 +52,7 @@ class Start:
                 f"{self.name}: the model's weights are those of there, and its adapters begin anew"
             )
         ranks = [self.rank(matrix) for matrix in self.factors]
-        shown = f", ranks {min(ranks)} to {max(ranks)}," if ranks else ""
+        shown = f", {ranks_text(ranks)}," if ranks else ""
         return (
             f"{self.name}: {len(ranks)} of {self.matrices} matrices{shown} and {len(self.others)} "
             f"other tensors begin as there{', which is also the prior' if self.is_prior else ''}"

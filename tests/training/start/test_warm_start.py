@@ -9,6 +9,7 @@ import torch
 
 import bayeslora_cli as bl
 from bayeslora_cli.config.files.start_sources import model_of
+from bayeslora_cli.config.values import ranks_text
 from tests.api.test_training import options
 
 PAIRS = [("w1 w2", "w1"), ("w3", "w4 w5 w6"), ("w7 w8", "w9")]
@@ -106,7 +107,7 @@ def test_a_dry_run_says_what_begins_and_refuses_what_does_not_fit(source, backbo
     given = options(backbone, rte, tmp_path / "next") | {"start_from": str(source.path)}
     del given["model"]
     ranks = [m.rank for m in source.ranks.matrices]
-    shown = f"{len(ranks)} of {len(ranks)} matrices, ranks {min(ranks)} to {max(ranks)}, and"
+    shown = f"{len(ranks)} of {len(ranks)} matrices, {ranks_text(ranks)}, and"
     assert shown in bl.plan(**given, init_rank=6).describe()
     with pytest.raises(bl.errors.UserError, match="has other parameters there"):
         bl.plan(**given, prior="from", init_rank=1, target_rank=1)

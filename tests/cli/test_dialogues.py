@@ -76,7 +76,7 @@ def test_a_dry_run_for_a_gpu_that_is_not_here(own, typed):
     assert min(sizes) < found[80]["peak_bytes"]
     room = (min(sizes) + RESERVED) / 2**30
     _, out, _ = typed(*own, "--dry-run", "--gpu-memory", room)
-    assert re.search(r"more than the GPU has, 0.0 GiB. The fastest that fits: --", out)
+    assert re.search(r"more than the GPU has for tensors, 0.0 GiB. The fastest that fits: --", out)
     assert "A CPU's pass, as no GPU is here" in out
 
 

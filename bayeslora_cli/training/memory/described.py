@@ -78,7 +78,7 @@ def _ways_text(found: dict[str, Any]) -> list[str]:
     lines = []
     if not found["fits"]:
         options = found["cheapest_that_fits"]
-        lines.append(f"  This is more than the GPU has, {room:,.1f} GiB. " + (
+        lines.append(f"  This is more than the GPU has for tensors, {room:,.1f} GiB. " + (
             f"The fastest that fits: {options}" if options else "Nothing below fits on it: take "
             "more --grad-accum, a lower --max-length, or more GPUs with --shard"
         ))  # fmt: skip
